@@ -1,0 +1,54 @@
+"""Run the FP32 graph over the calibration images and count what every tensor holds, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from calibration.histogram import Histogram
+
+BATCH = 2
+"""Always this size, whatever the shard: kernels may sum in another order for another batch."""
+
+
+def collect(model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[NDArray[np.float32]]) -> dict[str, Histogram]:
+    """Histograms of the named tensors over all batches of float32 (images, channels, height, width).
+
+    Only one batch's activations are in memory at a time.
+
+    Raises:
+        CalibrationError: a tensor holds NaN or infinite values; names it.
+    """
+    session = _session_with_outputs(model, tensors)
+    source = session.get_inputs()[0].name
+    histograms = {name: Histogram() for name in tensors}
+    inner = [name for name in tensors if name != source]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # counting releases the interpreter's lock
+        for batch in (piece for given in batches for piece in np.split(given, range(BATCH, len(given), BATCH))):
+            count = len(batch)
+            full = batch if count == BATCH else np.concatenate([batch, np.repeat(batch[-1:], BATCH - count, axis=0)])
+            values = {source: batch, **dict(zip(inner, (array[:count] for array in session.run(inner, {source: full})), strict=True))}
+            for _ in pool.map(lambda name, arrays=values: histograms[name].update(arrays[name], name), tensors):
+                pass
+    return histograms
+
+
+def _session_with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> ort.InferenceSession:
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    for value in (*exposed.graph.input, *exposed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del exposed.graph.value_info[:]
+    known = {value.name for value in (*exposed.graph.input, *exposed.graph.output)}
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    options.enable_mem_pattern = False  # a pattern keeps the buffers of a run alive for the next
+    return ort.InferenceSession(exposed.SerializeToString(), options, providers=["CPUExecutionProvider"])

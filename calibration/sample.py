@@ -1,0 +1,123 @@
+"""The pictures that are calibrated on: decoded beside the model's work, checked, and fingerprinted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from calibration.data import ImageSource
+from runtimes.errors import BadInput, CalibrationError
+from runtimes.preprocess import Preprocess
+
+FEWEST_IMAGES = 64
+LARGEST_UNREADABLE_SHARE = 0.01
+DECODERS, AHEAD = 2, 4
+NOISE_CORRELATION = 0.1
+DIGEST_BITS = 256
+
+
+@dataclass
+class Sample:
+    """Batches of a source, and what was learnt of the pictures while they went by.
+
+    Attributes:
+        images: pictures decoded so far.
+        unreadable: what was wrong with those that could not be.
+        fingerprint: sum of the pictures' sha256 digests modulo 2**256, in hex. It does not depend on their order, and the sum of two
+            shards' is the whole's.
+    """
+
+    source: ImageSource
+    preprocess: Preprocess
+    images: int = 0
+    unreadable: list[str] = field(default_factory=list)
+    _digests: int = 0
+    _distinct: set[bytes] = field(default_factory=set)
+    _correlations: list[float] = field(default_factory=list)
+
+    def batches(self, size: int, on_image: Callable[[], None] = lambda: None) -> Iterator[NDArray[np.float32]]:
+        """Preprocessed batches, float32 (size, channels, height, width), the last one perhaps smaller; decoding runs ahead in threads.
+
+        Raises:
+            CalibrationError: more than one picture in a hundred cannot be read; names some.
+        """
+        rows: list[NDArray[np.float32]] = []
+        for decoded in self._decoded(size * AHEAD):
+            on_image()
+            if isinstance(decoded, str):
+                self.unreadable.append(decoded)
+                if len(self.unreadable) > LARGEST_UNREADABLE_SHARE * self.source.count:
+                    raise CalibrationError(
+                        f"{len(self.unreadable)} of the {self.source.count} pictures cannot be read, more than 1 %: {'; '.join(self.unreadable[:3])}"
+                    )
+                continue
+            array, digest, correlation = decoded
+            self.images += 1
+            self._digests = (self._digests + int.from_bytes(digest, "big")) % (1 << DIGEST_BITS)
+            self._distinct.add(digest)
+            self._correlations.append(correlation)
+            rows.append(array)
+            if len(rows) == size:
+                yield np.stack(rows)
+                rows = []
+        if rows:
+            yield np.stack(rows)
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self._digests:0{DIGEST_BITS // 4}x}"
+
+    def check(self, *, allow_few: bool) -> None:
+        """Refuse pictures that no range can be measured from.
+
+        Raises:
+            CalibrationError: too few, one picture repeated, or noise.
+        """
+        if self.images < (1 if allow_few else FEWEST_IMAGES):
+            raise CalibrationError(
+                f"expected at least {FEWEST_IMAGES} calibration images, got {self.images}; give more, or --allow-few-images if that is all there is"
+            )
+        if self.images > 1 and len(self._distinct) == 1:
+            raise CalibrationError(f"all {self.images} calibration images are one picture repeated; give images like those the model will see")
+        if np.median(self._correlations) < NOISE_CORRELATION:
+            raise CalibrationError("the calibration images look like random noise (neighbouring pixels are unrelated); give real images")
+
+    def _decoded(self, ahead: int) -> Iterator[tuple[NDArray[np.float32], bytes, float] | str]:
+        with ThreadPoolExecutor(DECODERS) as pool:
+            waiting: deque[Future[tuple[NDArray[np.float32], bytes, float] | str]] = deque()
+            try:
+                for place in range(self.source.count):
+                    waiting.append(pool.submit(self._decode, place))
+                    if len(waiting) >= ahead:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _decode(self, place: int) -> tuple[NDArray[np.float32], bytes, float] | str:
+        try:
+            image = self.source.image(place)
+        except BadInput as error:
+            return str(error)
+        header = f"{image.mode} {image.size}".encode()
+        return self.preprocess(image), hashlib.sha256(header + image.tobytes()).digest(), neighbour_correlation(image)
+
+
+def neighbour_correlation(image: Image.Image) -> float:
+    """Correlation of horizontally adjacent grey values: near 1 for pictures, near 0 for noise; 1 for a picture of one colour or column."""
+    if image.width < 2:
+        return 1.0
+    grey = np.asarray(image.convert("L"), np.float32)
+    left, right = grey[:, :-1].ravel(), grey[:, 1:].ravel()
+    left, right = left - left.mean(), right - right.mean()
+    scale = float(np.sqrt((left * left).sum() * (right * right).sum()))
+    return float((left * right).sum()) / scale if scale > 0 else 1.0

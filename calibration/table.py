@@ -1,0 +1,163 @@
+"""`calibration.json`: what was measured of every tensor, of which model, on which images, by which versions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from calibration.histogram import Histogram, exponent_above
+from calibration.observers import find_observer, observers
+from calibration.sample import DIGEST_BITS
+from runtimes.errors import BadInput, CalibrationError, PlanError
+from runtimes.preprocess import Preprocess
+
+SCHEMA_VERSION = 1
+SIGNIFICANT_DIGITS = 9
+
+
+@dataclass(frozen=True)
+class TensorRange:
+    """One tensor: its largest magnitude, the threshold each calibrator chose, and the histogram they chose it from.
+
+    The histogram has 2048 equal bins over [0, 2**exponent); `counts` are its int64 counts, zlib-compressed, in base64.
+    """
+
+    largest: float
+    thresholds: dict[str, float]
+    exponent: int
+    counts: str
+
+    @property
+    def histogram(self) -> Histogram:
+        return Histogram.from_text(self.exponent, self.counts, self.largest)
+
+
+@dataclass(frozen=True)
+class CalibrationTable:
+    """Ranges of a model's tensors, and where they come from.
+
+    Attributes:
+        model_sha256: of the simplified FP32 graph that ran.
+        images: how many were measured.
+        fingerprint: of their content (see `calibration.sample.Sample`).
+        versions: of the packages that decode, run and count.
+        corrections: by calibrator, what was taken off the classifier's bias (see `exporter.calibrate.mean_error`); belongs to one run, and is
+            not there in a merged table.
+    """
+
+    schema_version: int
+    model_sha256: str
+    images: int
+    fingerprint: str
+    preprocess: Preprocess
+    versions: dict[str, str]
+    tensors: dict[str, TensorRange]
+    corrections: dict[str, list[float]] = field(default_factory=dict)
+
+    def thresholds(self, calibrator: str) -> dict[str, float]:
+        """The threshold of every tensor that `calibrator` chose.
+
+        Raises:
+            UnknownName: there is no such calibrator.
+        """
+        observer = find_observer(calibrator)
+        return {
+            name: tensor.thresholds[calibrator] if calibrator in tensor.thresholds else observer(tensor.histogram)
+            for name, tensor in self.tensors.items()
+        }
+
+    def json(self) -> bytes:
+        """Indented UTF-8 JSON; equal tables give equal bytes."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a table must agree with to be used."""
+
+    model_sha256: str
+    preprocess: Preprocess
+    versions: dict[str, str]
+
+    def check(self, table: CalibrationTable, where: str) -> None:
+        """Refuse a table of another model, preprocessing or version.
+
+        Raises:
+            CalibrationError: says what differs.
+        """
+        pairs: Mapping[str, tuple[object, object]] = {
+            "model_sha256": (self.model_sha256, table.model_sha256),
+            "preprocess": (self.preprocess, table.preprocess),
+            **{f"version of {name}": (number, table.versions.get(name)) for name, number in self.versions.items()},
+        }
+        for what, (expected, found) in pairs.items():
+            if expected != found:
+                raise CalibrationError(
+                    f"{where} was not measured on this: {what} is {found}, expected {expected}; leave --calibration out to measure again"
+                )
+
+
+def table_from_histograms(histograms: Mapping[str, Histogram], provenance: Provenance, *, images: int, fingerprint: str) -> CalibrationTable:
+    """The table of one run, with every calibrator's thresholds.
+
+    Raises:
+        CalibrationError: nothing was counted.
+    """
+    known = observers()
+    tensors = {}
+    for name, histogram in histograms.items():
+        if not histogram.counts.any():
+            raise CalibrationError(f"no value of '{name}' was seen; give calibration images")
+        thresholds = {kind: _rounded(observer(histogram)) for kind, observer in known.items()}
+        tensors[name] = TensorRange(histogram.largest, thresholds, histogram.exponent, histogram.text())
+    return CalibrationTable(SCHEMA_VERSION, provenance.model_sha256, images, fingerprint, provenance.preprocess, provenance.versions, tensors)
+
+
+def merged(tables: Sequence[CalibrationTable]) -> CalibrationTable:
+    """The table that one run over all the shards' images would have given, to the last bit.
+
+    Raises:
+        CalibrationError: the tables are of different models, preprocessing, versions or tensors.
+    """
+    first, *others = tables
+    provenance = Provenance(first.model_sha256, first.preprocess, first.versions)
+    histograms = {name: tensor.histogram for name, tensor in first.tensors.items()}
+    for place, table in enumerate(others, start=2):
+        provenance.check(table, f"table {place}")
+        if list(table.tensors) != list(histograms):
+            raise CalibrationError(f"table {place} has other tensors than the first; merge tables of one model")
+        histograms = {name: histogram.merged(table.tensors[name].histogram) for name, histogram in histograms.items()}
+    digests = sum(int(table.fingerprint, 16) for table in tables) % (1 << DIGEST_BITS)
+    return table_from_histograms(histograms, provenance, images=sum(table.images for table in tables), fingerprint=f"{digests:0{DIGEST_BITS // 4}x}")
+
+
+def table_from_file(path: Path) -> CalibrationTable:
+    """Read and validate a table.
+
+    Raises:
+        BadInput: the file is missing, no table, of another schema version, or damaged.
+    """
+    try:
+        table = msgspec.json.decode(path.read_bytes(), type=CalibrationTable)
+        int(table.fingerprint, 16)
+        for name, tensor in table.tensors.items():
+            numbers = (tensor.largest, *tensor.thresholds.values())
+            if not all(math.isfinite(number) and number >= 0 for number in numbers) or exponent_above(tensor.largest) > tensor.exponent:
+                raise ValueError(f"the range of '{name}' is damaged")
+            _ = tensor.histogram
+    except OSError as error:
+        raise BadInput(f"cannot read the calibration table {path}: {error.strerror}") from error
+    except (msgspec.DecodeError, ValueError, PlanError) as error:
+        raise BadInput(f"{path} is no calibration table: {error}") from error
+    if table.schema_version != SCHEMA_VERSION:
+        raise BadInput(f"{path}: expected schema_version {SCHEMA_VERSION}, got {table.schema_version}; calibrate again with this version")
+    return table
+
+
+def _rounded(value: float) -> float:
+    """Nine digits: what a float32 holds, and what a person can compare."""
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")

@@ -1,0 +1,1 @@
+"""The two command lines. Nothing heavy is imported until a command needs it."""

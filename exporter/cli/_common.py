@@ -1,0 +1,114 @@
+"""What both command lines share: one line for an error, the right exit code, and no half-written output."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+import click
+
+from runtimes.errors import ParityError, ResnetExportError
+
+if TYPE_CHECKING:
+    from runtimes.parity import Accuracy, ParityReport
+
+INTERRUPTED, TERMINATED, WRONG_USE = 130, 143, 2
+
+
+def run_command(command: click.Command) -> NoReturn:
+    """Run a command and leave with its exit code; what a user can cause is one line on stderr, never a traceback."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        command.main(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as help_wanted:
+        click.echo(help_wanted.format_message(), err=True)
+        sys.exit(WRONG_USE)
+    except click.ClickException as error:
+        _fail(error.format_message(), WRONG_USE)
+    except (click.Abort, KeyboardInterrupt):
+        _fail("interrupted; nothing was written", INTERRUPTED)
+    except ParityError as error:
+        click.echo("\n".join(parity_lines(error.report)), err=True)
+        _fail(str(error), error.exit_code)
+    except ResnetExportError as error:
+        _fail(str(error), error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe went away; python would complain once more at exit
+        sys.exit(0)
+    sys.exit(0)
+
+
+@contextmanager
+def status(*, quiet: bool) -> Iterator[Say]:
+    """What is being done, on stderr: on a terminal one line that moves, with a bar where it is long; in a log a line for each step."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    if not console.is_terminal:
+        yield lambda step, done=0, total=0: None if done else console.print(step)
+        return
+    speed = TextColumn("{task.fields[speed]}")
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("starting", total=None, speed="")
+
+        def say(step: str, done: int = 0, total: int = 0) -> None:
+            if step.startswith("left out"):  # stays on the screen; the moving line does not
+                return progress.console.print(step)
+            rate = progress.tasks[0].speed
+            progress.update(task, description=step, completed=done, total=total or None, speed=f"{rate:.0f} images/s" if total and rate else "")
+
+        yield say
+
+
+class Say(Protocol):
+    """Says what is being done."""
+
+    def __call__(self, step: str, done: int = 0, total: int = 0) -> None: ...
+
+
+def echo_json(value: object) -> None:
+    """One JSON object on stdout."""
+    click.echo(json.dumps(value, indent=2))
+
+
+def parity_lines(report: ParityReport) -> list[str]:
+    """A report as lines of text: a heading, and a line for each backend."""
+    lines = [f"{'parity':<12} {'max error':>10} {'mean':>10} {'p99':>10} {'cosine':>9} {'SQNR dB':>8} {'agreement':>10} {'top-5':>8} {'flips':>6}"]
+    for name, one in report.backends.items():
+        verdict = "ok" if one.ok else "OUT OF BUDGET"
+        lines.append(
+            f"{name:<12} {one.max_relative_error:>10.2e} {one.mean_relative_error:>10.2e} {one.p99_relative_error:>10.2e} {one.worst_cosine:>9.6f}"
+            f" {one.sqnr_db:>8.1f} {one.top1_agreement:>10.2%} {one.top5_overlap:>8.2%} {one.flips.total:>6}  {verdict}"
+        )
+    batches = ", ".join(map(str, report.batches))
+    return [*lines, f"{'':<12} errors relative to the largest reference logit; {report.images} images, batch {batches}"]
+
+
+def accuracy_line(measured: Accuracy) -> str:
+    """Top-1 with its interval, beside the reference's."""
+    low, high = measured.interval
+    return (
+        f"{'accuracy':<12} {measured.top1:.2%} (95 % interval {low:.2%} to {high:.2%}), PyTorch FP32 {measured.reference_top1:.2%},"
+        f" {measured.images} built-in test images"
+    )
+
+
+def size_text(count: int) -> str:
+    """Bytes for people: 46.8 MB."""
+    return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(TERMINATED)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)

@@ -1,0 +1,145 @@
+"""`resnet-deploy`: use a bundle where it will run. Needs neither torch nor onnx for a bundle on a device."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from exporter.cli._common import accuracy_line, echo_json, parity_lines, run_command, size_text
+from runtimes.errors import BackendUnavailable, BadInput
+
+if TYPE_CHECKING:
+    from exporter.qdq.lint import QdqReport
+    from runtimes.manifest import GraphFacts, Manifest
+
+EPILOG = """\b
+Exit codes: 0 done and within budget, 1 failed, 2 asked for wrongly,
+            3 something is not here, 4 out of the parity budget."""
+
+
+@click.group(epilog=EPILOG)
+@click.version_option(package_name="resnet-export")
+def command() -> None:
+    """Look into, run and check the bundles that resnet-export writes."""
+
+
+def main() -> None:
+    """Entry point of `resnet-deploy`."""
+    run_command(command)
+
+
+@command.command()
+@click.argument("path", metavar="BUNDLE|ONNX", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def inspect(path: Path, as_json: bool) -> None:
+    """Show what a bundle or an ONNX file holds: operators, types, parameters, work, size, and what was proven."""
+    if path.is_file():
+        return _inspect_onnx(path, as_json=as_json)
+    from runtimes import Bundle
+
+    manifest = Bundle.open(path).manifest
+    if as_json:
+        import msgspec
+
+        return echo_json({"bundle": str(path), **msgspec.to_builtins(manifest)})
+    click.echo("\n".join(_bundle_lines(path, manifest)))
+
+
+@command.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Classes to show for each picture.")
+@click.option("--backend", default="onnxruntime", show_default=True, help="What runs the model.")
+@click.option("--provider", help="Where it runs: cpu or cuda.  [default: the backend's]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def run(bundle: Path, images: tuple[Path, ...], top: int, backend: str, provider: str | None, as_json: bool) -> None:
+    """Classify pictures: the most likely classes of each IMAGE."""
+    from runtimes import Bundle, open_image, open_runtime
+    from runtimes.classify import classify
+
+    opened = Bundle.open(bundle)
+    pictures = [open_image(path) for path in images]
+    with open_runtime(opened, backend, provider=provider) as runtime:
+        found = classify(runtime, opened.manifest.preprocess, pictures, labels=opened.labels, top=top)
+    if as_json:
+        return echo_json({str(path): [asdict(one) for one in predictions] for path, predictions in zip(images, found, strict=True)})
+    for path, predictions in zip(images, found, strict=True):
+        click.echo(str(path))
+        for one in predictions:
+            click.echo(f"  {one.probability:>7.2%}  {one.label}")
+
+
+def _inspect_onnx(path: Path, *, as_json: bool) -> None:
+    try:
+        import onnx
+
+        from exporter.graph import graph_facts
+        from exporter.qdq.lint import lint
+    except ImportError as error:
+        raise BackendUnavailable("inspecting an ONNX file needs the package 'onnx'; pip install 'resnet-export[export]'") from error
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf's and onnx's own kinds, which share no base
+        raise BadInput(f"{path} is no ONNX model: {str(error).splitlines()[0]}") from error
+    facts, report = graph_facts(model), lint(model)
+    opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    if as_json:
+        return echo_json(
+            {
+                "file": str(path),
+                "bytes": path.stat().st_size,
+                "ir_version": model.ir_version,
+                "opset": opset,
+                "graph": asdict(facts),
+                "qdq": asdict(report) if report else None,
+            }
+        )
+    opsets = ", ".join(f"{domain} {number}" for domain, number in opset.items())
+    click.echo(f"{'file':<12} {path}, {size_text(path.stat().st_size)}\n{'format':<12} IR {model.ir_version}, opset {opsets}")
+    click.echo("\n".join([*_graph_lines(facts), *(_qdq_lines(report) if report else [])]))
+
+
+def _qdq_lines(report: QdqReport) -> list[str]:
+    verdict = "TensorRT refuses this graph" if report.refused else "TensorRT takes this graph"
+    (quantized, convolutions), (shortcuts, additions) = report.convolutions, report.shortcuts
+    lines = [f"{'quantized':<12} {quantized} of {convolutions} convolutions, {shortcuts} of {additions} residual shortcuts; {verdict}"]
+    return [*lines, *(f"{'':<12} {finding.kind}: {finding.node}: {finding.message}" for finding in report.findings)]
+
+
+def _bundle_lines(path: Path, manifest: Manifest) -> list[str]:
+    model = manifest.model
+    lines = [
+        f"{'bundle':<12} {path}",
+        f"{'model':<12} {model.name} ({model.source}, {model.variant}), {model.classes} classes",
+        f"{'weights':<12} {model.weights.kind}, sha256 {model.weights.sha256}",
+        f"{'precision':<12} {manifest.precision} for {manifest.target}, opset {manifest.opset}, batch {manifest.batch}",
+    ]
+    for kind, values in (("input", manifest.inputs), ("output", manifest.outputs)):
+        lines += [f"{kind:<12} {value.name} {value.dtype} {'x'.join(map(str, value.shape))}" for value in values]
+    steps = manifest.preprocess
+    lines.append(
+        f"{'preprocess':<12} resize {steps.resize} ({steps.interpolation}), crop {steps.crop[0]}x{steps.crop[1]},"
+        f" mean {_numbers(steps.mean)}, std {_numbers(steps.std)}"
+    )
+    lines += _graph_lines(manifest.graph)
+    lines += parity_lines(manifest.parity)
+    if manifest.accuracy is not None:
+        lines.append(accuracy_line(manifest.accuracy))
+    lines.append(f"{'files':<12} {', '.join(f'{name} {size_text(facts.bytes)}' for name, facts in manifest.files.items())}")
+    return [*lines, f"{'versions':<12} {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}"]
+
+
+def _graph_lines(facts: GraphFacts) -> list[str]:
+    lines = [f"{'graph':<12} {facts.nodes} nodes, {facts.parameters / 1e6:.2f} M parameters, {facts.macs / 1e9:.3f} GMACs an image"]
+    for operator, count in facts.operators.items():
+        types = ", ".join(f"{number} {name}" for name, number in facts.types[operator].items())
+        lines.append(f"{'':<12} {operator:<20} {count:>4}  {types}")
+    return lines
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,203 @@
+"""The order of steps from a plan to a bundle. The only module that writes files."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import numpy as np
+import onnx
+from PIL import Image
+
+from calibration.data import ImageSource, built_in, evenly_chosen, open_source
+from calibration.observers import find_observer
+from calibration.table import CalibrationTable
+from exporter import precisions
+from exporter.calibrate import calibrated, calibration_places, corrected, data_source
+from exporter.graph import graph_facts, tensor_specs
+from exporter.plan import CALIBRATED, CALIBRATOR, ExportPlan
+from exporter.simplify import simplified
+from exporter.trace import onnx_from_program, program_from_module, save_program
+from exporter.verify import Graphs, Images, Proof, prove
+from exporter.weights import LoadedModel, inputs_from_source, load_model
+from runtimes._plugins import load_plugin
+from runtimes.bundle import finish, staging_folder
+from runtimes.errors import BadInput
+from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, Manifest
+
+PROVEN_ON = ("onnxruntime",)
+PACKAGES = ("resnet-export", "torch", "torchvision", "onnx", "onnxscript", "onnxsim", "numpy", "pillow")
+FEWEST_IMAGES, LABELLED_IMAGES = 32, 2000
+SIMPLIFY_IMAGES = 2
+GOLDEN_IMAGES, GOLDEN_BYTES = (8, 32), 4 << 20
+
+
+@dataclass(frozen=True)
+class Export:
+    """A finished bundle: where it is, what its manifest says, and how long each step took."""
+
+    folder: Path
+    manifest: Manifest
+    seconds: dict[str, float]
+
+
+class Announce(Protocol):
+    """Told of each step as it begins and, in a long one, of how much of it is done."""
+
+    def __call__(self, step: str, done: int = 0, total: int = 0) -> None: ...
+
+
+def _silent(step: str, done: int = 0, total: int = 0) -> None:
+    pass
+
+
+class Steps:
+    """Times the steps and announces each one to `announce`."""
+
+    def __init__(self, announce: Announce) -> None:
+        self.seconds: dict[str, float] = {}
+        self.announce = announce
+
+    def left_out(self, problem: str) -> None:
+        """Say which picture is not taken, and why."""
+        self.announce(f"left out: {problem}")
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        self.announce(name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def export(plan: ExportPlan, announce: Announce = _silent) -> Export:
+    """Carry out a plan: the bundle at `plan.output` is complete and proven when this returns, and untouched when it raises.
+
+    Args:
+        plan: what to export.
+        announce: told of the steps.
+
+    Raises:
+        ResnetExportError: any of its kinds; see `runtimes.errors`.
+    """
+    steps = Steps(announce)
+    precision: Any = load_precision(plan.precision)
+    if plan.calibrator is not None:
+        find_observer(plan.calibrator)  # refused before the long work
+    with staging_folder(plan.output, force=plan.force) as folder:
+        with steps("weights"):
+            loaded = load_model(plan)
+            images = _images(loaded, plan, steps)
+        with steps("trace"):
+            program = program_from_module(loaded.module, loaded.preprocess.shape)
+            traced = onnx_from_program(program, opset=plan.opset, batch=plan.batch)
+        with steps("simplify"):
+            clean = simplified(traced, images.inputs[:SIMPLIFY_IMAGES])
+        table = _table(precision.observed(clean), clean, loaded, plan, steps)
+        with steps(f"lower to {plan.precision}"):
+            if table is None:
+                model = precision.lower(clean, {})
+            else:
+                model, table = corrected(precision, clean, table, loaded, plan)
+        with steps("save"):
+            onnx.save(model, folder / "model.onnx")
+            save_program(program, folder / "reference.pt2")
+        with steps("prove"):
+            graphs = Graphs(clean, precision.simulated(model))
+            proof = prove(folder, images, graphs, budget=precision.BUDGET, batch=plan.batch, backends=PROVEN_ON)
+        with steps("write"):
+            _write_rest(folder, plan, loaded, images, proof)
+            if table:
+                (folder / "calibration.json").write_bytes(table.json())
+            manifest = finish(folder, _manifest(plan, loaded, model, proof, table))
+    return Export(plan.output, manifest, steps.seconds)
+
+
+def load_precision(name: str) -> ModuleType:
+    """The plug-in of a precision, with its `BUDGET` and `lower`."""
+    return load_plugin(precisions, name, kind="precision", remedy="pip install 'resnet-export[export]'")
+
+
+def _table(tensors: Sequence[str], clean: onnx.ModelProto, loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> CalibrationTable | None:
+    if not tensors:
+        return None
+    with steps("calibrate"):
+        return calibrated(clean, tensors, loaded, plan, lambda done, total: steps.announce("calibrate", done, total), steps.left_out)
+
+
+def _images(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
+    """Pictures to prove with, others than those of the calibration where there are enough.
+
+    Where the model knows their labels, up to LABELLED_IMAGES of them; else enough to fill the largest batch.
+    """
+    if plan.precision in CALIBRATED and plan.calibration is None:
+        calibration_places(data_source(loaded, plan), plan)  # refused before the long work
+    source = open_source(plan.data) if plan.data is not None else built_in("test")
+    known = source.labels is not None and (source.classes is None or source.classes == loaded.labels) and source.labels.max() < loaded.facts.classes
+    fewest = max(FEWEST_IMAGES, plan.batch.max)
+    count = LABELLED_IMAGES if known else fewest
+    if plan.data is not None:
+        used = calibration_places(source, plan) if plan.precision in CALIBRATED else np.zeros(0, np.int64)
+        others = np.setdiff1d(np.arange(source.count), used)
+        source = source.chosen(others) if len(others) >= fewest else source
+        source = source.chosen(evenly_chosen(source, count, plan.seed))
+    source = _readable(source, count, steps)
+    inputs = inputs_from_source(source, loaded.preprocess, count)
+    return Images(inputs, source.labels[: len(inputs)] if known and source.labels is not None else None)
+
+
+def _readable(source: ImageSource, count: int, steps: Steps) -> ImageSource:
+    """The first `count` pictures that can be read, decoded."""
+    pictures: dict[int, Image.Image] = {}
+    for place in range(source.count):
+        if len(pictures) == count:
+            break
+        try:
+            pictures[place] = source.image(place)
+        except BadInput as error:
+            steps.left_out(str(error))
+    if not pictures:
+        raise BadInput(f"none of the {source.count} pictures of {source.name} can be read; give others")
+    return replace(source.chosen(np.array(list(pictures))), image=list(pictures.values()).__getitem__)
+
+
+def _write_rest(folder: Path, plan: ExportPlan, loaded: LoadedModel, images: Images, proof: Proof) -> None:
+    if not plan.reference:
+        (folder / "reference.pt2").unlink()
+    fewest, most = GOLDEN_IMAGES
+    count = min(most, max(fewest, GOLDEN_BYTES // images.inputs[0].nbytes))
+    golden = {"inputs": images.inputs[:count], "logits": proof.logits[:count]}
+    if images.labels is not None:
+        golden["labels"] = images.labels[:count]
+    np.savez_compressed(folder / "golden.npz", **golden)  # type: ignore[arg-type]  # numpy's stub takes the names for its own options
+    if loaded.labels is not None:
+        (folder / "labels.txt").write_text("".join(f"{label}\n" for label in loaded.labels), encoding="utf-8")
+
+
+def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, proof: Proof, table: CalibrationTable | None) -> Manifest:
+    import onnxruntime
+
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=plan.name,
+        precision=plan.precision,
+        target=plan.target,
+        opset=plan.opset,
+        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "onnxruntime": onnxruntime.__version__},
+        model=loaded.facts,
+        inputs=tensor_specs(model.graph.input),
+        outputs=tensor_specs(model.graph.output),
+        batch=plan.batch,
+        preprocess=loaded.preprocess,
+        graph=graph_facts(model),
+        parity=proof.report,
+        accuracy=proof.accuracy,
+        calibration=CalibrationFacts(plan.calibrator or CALIBRATOR, table.images, table.fingerprint) if table else None,
+    )

@@ -1,0 +1,138 @@
+"""Everything one export needs, refused here where it contradicts itself. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter import precisions
+from exporter.models import ModelSpec, find_model
+from runtimes._plugins import plugin_names
+from runtimes.errors import PlanError, UnknownName
+from runtimes.specs import BatchRange
+
+OPSET = 20
+"""The newest opset that TensorRT 10.3 (JetPack 6) and ONNX Runtime 1.17 read; FP16 scales of Q/DQ need 19."""
+OPSETS = (19, 20)
+TARGETS = ("tensorrt",)
+CALIBRATED = ("int8",)
+CALIBRATOR = "mse"
+SMALLEST_IMAGE = 8
+DEFAULT_BATCH = BatchRange(1, 8, 32)
+
+
+def precision_names() -> tuple[str, ...]:
+    """The precisions there is a file for."""
+    return plugin_names(precisions.__file__)
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What to export and where to; only its defaults are defaults.
+
+    Attributes:
+        model: a name from `--list`.
+        precision: fp32, fp16 or int8.
+        weights: `default`, `random`, or the path of a checkpoint.
+        classes: size of the head; None takes it from the weights.
+        labels: a text file with a class name a line.
+        image_size: (height, width) of the model's input; None takes the model's own.
+        mean, std: normalisation, one value or one per channel; None takes the model's own.
+        seed: for random weights.
+        data: pictures to prove with, and for int8 to calibrate on (see `calibration.data.open_source`); None takes the built-in ones.
+        calibrator: how int8 reads thresholds off what was measured.
+        calibration_images: how many pictures to calibrate on; None takes 512, or all where there are fewer.
+        calibration: a table to use in place of measuring.
+        allow_few_images: calibrate on fewer than 64 pictures.
+        reference: keep `reference.pt2` in the bundle.
+    """
+
+    model: str
+    output: Path
+    precision: str = "fp32"
+    weights: str = "default"
+    classes: int | None = None
+    labels: Path | None = None
+    image_size: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    batch: BatchRange = DEFAULT_BATCH
+    target: str = "tensorrt"
+    opset: int = OPSET
+    seed: int = 0
+    data: str | None = None
+    calibrator: str | None = None
+    calibration_images: int | None = None
+    calibration: Path | None = None
+    allow_few_images: bool = False
+    reference: bool = True
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        find_model(self.model)
+        if self.precision not in precision_names():
+            raise UnknownName("precision", self.precision, precision_names())
+        if self.target not in TARGETS:
+            raise UnknownName("target", self.target, TARGETS)
+        if self.opset not in OPSETS:
+            raise PlanError(f"expected an opset among {', '.join(map(str, OPSETS))}, got {self.opset}; TensorRT 10.3 reads none above 20")
+        if self.weights == "default" and self.classes is not None:
+            raise PlanError("--num-classes needs --weights random or FILE: the default weights come with their own classes")
+        if self.classes is not None and self.classes < 1:
+            raise PlanError(f"expected --num-classes of at least 1, got {self.classes}")
+        if self.image_size is not None and min(self.image_size) < SMALLEST_IMAGE:
+            raise PlanError(f"expected --image-size of at least {SMALLEST_IMAGE} pixels, got {self.image_size[0]}x{self.image_size[1]}")
+        if not 0 <= self.seed < 2**63:
+            raise PlanError(f"expected a --seed from 0 to 2^63-1, got {self.seed}")
+
+        self._check_calibration()
+
+    def _check_calibration(self) -> None:
+        given = {
+            "--calibrator": self.calibrator,
+            "--calibration-images": self.calibration_images,
+            "--calibration": self.calibration,
+            "--allow-few-images": self.allow_few_images,
+        }
+        unused = [option for option, value in given.items() if value] if self.precision not in CALIBRATED else []
+        if unused:
+            raise PlanError(f"{unused[0]} needs --int8: {self.precision} is not calibrated")
+        if self.calibration_images is not None and self.calibration_images < 1:
+            raise PlanError(f"expected --calibration-images of at least 1, got {self.calibration_images}")
+
+    @property
+    def spec(self) -> ModelSpec:
+        return find_model(self.model)
+
+    @property
+    def name(self) -> str:
+        """The bundle's name: model and precision."""
+        return f"{self.model}-{self.precision}"
+
+
+def size_from_text(text: str) -> tuple[int, int]:
+    """`224` or `224x320` (height x width).
+
+    Raises:
+        PlanError: neither.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdecimal() for part in parts):
+        raise PlanError(f"expected --image-size as N or HxW, got '{text}'; for example 224 or 224x320")
+    return int(parts[0]), int(parts[-1])
+
+
+def channels_from_text(text: str, option: str) -> tuple[float, ...]:
+    """Comma-separated numbers, one or one per channel.
+
+    Raises:
+        PlanError: not numbers.
+    """
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = (math.nan,)
+    if not all(math.isfinite(value) for value in values):
+        raise PlanError(f"expected {option} as numbers between commas, got '{text}'; for example 0.485,0.456,0.406")
+    return values

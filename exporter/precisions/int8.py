@@ -1,0 +1,34 @@
+"""INT8: convolutions on eight-bit integers between explicit Q/DQ pairs, everything else in FP16."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+
+from exporter.precisions._cast import cast_graph, rounded
+from exporter.qdq.insert import quantized
+from exporter.qdq.placement import placement_for_tensorrt
+from runtimes.parity import Budget
+
+BUDGET = Budget(own_error=0.05, min_agreement=0.98, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01)
+
+
+def observed(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The tensors that get a Q/DQ pair of their own range."""
+    return placement_for_tensorrt(model).observed
+
+
+def lower(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.ModelProto:
+    """The graph with Q/DQ pairs and an FP16 remainder, between two casts; weights are INT8 constants.
+
+    Raises:
+        CalibrationError: `thresholds` lacks a tensor.
+        LowerError: a bias or the classifier is beyond the FP16 range; names it.
+    """
+    return cast_graph(quantized(model, placement_for_tensorrt(model), thresholds), onnx.TensorProto.FLOAT16)
+
+
+def simulated(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph for the CPU that rounds what is not INT8 as FP16 arithmetic does."""
+    return rounded(model, onnx.TensorProto.FLOAT16)

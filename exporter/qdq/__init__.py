@@ -1,0 +1,1 @@
+"""Where Q/DQ pairs go, for each target, and how they are written."""

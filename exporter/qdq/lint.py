@@ -1,0 +1,152 @@
+"""Read any Q/DQ graph, ours or a stranger's, and say what TensorRT will refuse, and what it will not fuse.
+
+What is refused was tried on TensorRT-RTX's parser, which says the same as TensorRT's; what is not fused follows NVIDIA's placement rules
+(see `exporter.qdq.placement`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+
+from exporter.qdq.placement import shortcut_of
+
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know of a node: TensorRT refuses the graph for it, or leaves something unfused at it."""
+
+    kind: Literal["refused", "not fused"]
+    node: str
+    message: str
+
+
+@dataclass(frozen=True)
+class QdqReport:
+    """Counts, and what was found. `convolutions` and `shortcuts` are (quantized, all)."""
+
+    convolutions: tuple[int, int]
+    shortcuts: tuple[int, int]
+    findings: tuple[Finding, ...]
+
+    @property
+    def refused(self) -> bool:
+        return any(finding.kind == "refused" for finding in self.findings)
+
+
+def lint(model: onnx.ModelProto) -> QdqReport | None:
+    """What TensorRT makes of a quantized graph; None for one without quantization."""
+    graph = _Graph(model)
+    operators = {node.op_type for node in graph.nodes}
+    if not any(name in operators for name in (QUANTIZE, DEQUANTIZE)) and not any(
+        name.startswith("QLinear") or name.endswith("Integer") for name in operators
+    ):
+        return None
+    findings = [finding for node in graph.nodes for finding in _refusals(graph, node)]
+    convolutions = [node for node in graph.nodes if node.op_type == "Conv"]
+    additions = [node for node in graph.nodes if node.op_type == "Add" and not set(node.input) & set(graph.constants)]
+    quantized = [node for node in convolutions if graph.is_quantized(node.input[0]) and graph.is_quantized(node.input[1])]
+    shortcuts = 0
+    for node in convolutions:
+        findings += _convolution_findings(graph, node)
+    for node in additions:
+        place = shortcut_of(model.graph, node)
+        shortcuts += graph.is_quantized(node.input[place])
+        findings += _addition_findings(graph, node, place)
+    for node in graph.nodes:
+        if (
+            node.op_type == "MaxPool"
+            and not graph.is_quantized(node.input[0])
+            and any(user.op_type == QUANTIZE for user in graph.users(node.output[0]))
+        ):
+            findings.append(Finding("not fused", node.name, "the pool runs in float between INT8 layers; quantize its input"))
+        if node.op_type in ("GlobalAveragePool", "Gemm", "ReduceMean") and graph.is_quantized(node.input[0]):
+            findings.append(Finding("not fused", node.name, f"a quantized {node.op_type} gains little and costs accuracy; leave it in float"))
+    return QdqReport((len(quantized), len(convolutions)), (shortcuts, len(additions)), tuple(findings))
+
+
+class _Graph:
+    """A graph with what is asked of it most."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        inferred = onnx.shape_inference.infer_shapes(model)
+        self.nodes = list(model.graph.node)
+        self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._producers = {name: node for node in self.nodes for name in node.output}
+        self._users: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                self._users.setdefault(name, []).append(node)
+        self._types = {
+            value.name: value.type.tensor_type.elem_type for value in (*inferred.graph.value_info, *model.graph.input, *model.graph.output)
+        }
+
+    def users(self, name: str) -> list[onnx.NodeProto]:
+        return self._users.get(name, [])
+
+    def is_quantized(self, name: str) -> bool:
+        """Does the tensor come out of a DequantizeLinear?"""
+        node = self._producers.get(name)
+        return node is not None and str(node.op_type) == DEQUANTIZE
+
+    def elem_type(self, name: str) -> int:
+        if name in self.constants:
+            return int(self.constants[name].data_type)
+        return int(self._types.get(name, TensorProto.UNDEFINED))
+
+
+def _refusals(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
+    def refused(message: str) -> Finding:
+        return Finding("refused", node.name or node.op_type, message)
+
+    if node.op_type.startswith("QLinear") or node.op_type in ("ConvInteger", "MatMulInteger"):
+        return [refused(f"{node.op_type} is not supported; quantize to Q/DQ format")]
+    if node.op_type in (QUANTIZE, DEQUANTIZE):
+        found = []
+        if node.op_type == DEQUANTIZE and graph.elem_type(node.input[0]) == TensorProto.INT32:
+            found.append(refused(f"'{node.input[0]}' is INT32 (a quantized bias); leave biases in float"))
+        zero_point = graph.constants.get(node.input[2]) if len(node.input) > 2 else None
+        if zero_point is not None and np.any(numpy_helper.to_array(zero_point)):
+            found.append(refused(f"zero point '{zero_point.name}' is not zero; quantize symmetrically to INT8"))
+        scale = graph.constants.get(node.input[1])
+        if scale is not None and not np.all(numpy_helper.to_array(scale).astype(np.float32) > 0):
+            found.append(refused(f"scale '{scale.name}' is not positive; calibrate again"))
+        return found
+    if node.op_type in ("Conv", "Gemm"):
+        types = {graph.elem_type(name) for name in node.input if name} - {TensorProto.UNDEFINED}
+        if len(types) > 1:
+            names = " and ".join(sorted(str(TensorProto.DataType.Name(one)) for one in types))
+            return [refused(f"its inputs are {names}; input, weight and bias must share one type")]
+    return []
+
+
+def _convolution_findings(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
+    found = []
+    names = [what for what, name in (("input", node.input[0]), ("weight", node.input[1])) if not graph.is_quantized(name)]
+    if names:
+        found.append(Finding("not fused", node.name, f"runs in float: its {' and '.join(names)} {'is' if len(names) == 1 else 'are'} not quantized"))
+    for pair in graph.users(node.output[0]):
+        if pair.op_type == QUANTIZE:
+            after = {user.op_type for back in graph.users(pair.output[0]) for user in graph.users(back.output[0])}
+            if "Relu" in after:
+                found.append(
+                    Finding("not fused", node.name, f"'{pair.name or pair.op_type}' stands between it and its ReLU; quantize after the ReLU")
+                )
+    return found
+
+
+def _addition_findings(graph: _Graph, node: onnx.NodeProto, shortcut: int) -> list[Finding]:
+    sides = graph.is_quantized(node.input[shortcut]), graph.is_quantized(node.input[1 - shortcut])
+    message = {
+        (True, False): None,
+        (True, True): "both inputs are quantized, so the convolution before it cannot take it in; quantize the shortcut alone",
+        (False, True): "the convolution's branch is quantized in place of the shortcut; quantize the shortcut alone",
+        (False, False): "the shortcut is not quantized, so the addition runs in float; quantize it",
+    }[sides]
+    return [] if message is None else [Finding("not fused", node.name, message)]

@@ -1,0 +1,118 @@
+"""From a PyTorch module to a clean ONNX graph, and to the program that stays as its reference."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from exporter.graph import initializer_shapes
+from exporter.readable import make_readable
+from runtimes.errors import TraceError
+from runtimes.specs import BatchRange
+
+INPUT, OUTPUT, BATCH = "input", "logits", "batch"
+TRACED_BATCH = 2
+"""A batch of one is baked into the graph as a constant (pytorch#157621)."""
+IR_VERSION = 9
+"""The container version that belongs to opset 20 (onnx 1.15); ONNX Runtime 1.17 and TensorRT 10.3 read none above 9 and 10."""
+
+
+def program_from_module(module: nn.Module, shape: tuple[int, int, int]) -> ExportedProgram:
+    """Trace a module in evaluation mode, with a free batch dimension, for inputs of (channels, height, width).
+
+    Raises:
+        TraceError: torch.export refuses it, or fixes the batch size.
+    """
+    example = torch.zeros(TRACED_BATCH, *shape)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: Dim(BATCH, min=1)},))
+    except Exception as error:  # torch.export raises many kinds, most of them private
+        raise TraceError(f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}") from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    return program
+
+
+def onnx_from_program(program: ExportedProgram, *, opset: int, batch: BatchRange) -> onnx.ModelProto:
+    """The FP32 graph: weights inside, input `input`, output `logits`, readable names, free first dimension (or fixed, for a static batch).
+
+    Raises:
+        TraceError: torch.onnx fails, or its graph is not what the program is.
+    """
+    try:
+        exported = torch.onnx.export(
+            program, dynamo=True, opset_version=opset, input_names=[INPUT], output_names=[OUTPUT], external_data=False, verbose=False
+        )
+        assert exported is not None
+        model = exported.model_proto
+    except Exception as error:  # as above
+        raise TraceError(f"torch.onnx cannot export the traced program: {_first_line(error)}") from error
+    _check_opset(model, opset)
+    _check_batch_is_free(model)
+    _check_conv_biases(model)
+    make_readable(model)
+    model.ir_version = IR_VERSION
+    _name_batch(model, batch)
+    return model
+
+
+def save_program(program: ExportedProgram, path: Path) -> None:
+    """Write a `.pt2` file whose bytes depend on the program alone.
+
+    torch's own container differs from run to run (its folder is named after the file, and it carries a serialisation id and an example
+    input), so its entries are packed again, sorted, without dates, under a fixed name.
+    """
+    program._example_inputs = None  # the traced zeros: a megabyte that nothing reads
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    with zipfile.ZipFile(buffer) as original, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as packed:
+        for name in sorted(original.namelist()):
+            inner = name.split("/", 1)[1]
+            if inner != ".data/serialization_id":
+                packed.writestr(zipfile.ZipInfo(f"reference/{inner}"), original.read(name))
+
+
+def _check_opset(model: onnx.ModelProto, opset: int) -> None:
+    found = {entry.domain: entry.version for entry in model.opset_import}
+    if found.get("") != opset or any(domain for domain in found if domain):
+        raise TraceError(f"expected a graph of opset {opset} alone, got {found}; this build of torch cannot write it, choose another --opset")
+
+
+def _check_batch_is_free(model: onnx.ModelProto) -> None:
+    """A batch that became a number is silent in torch.onnx (pytorch#157621)."""
+    for value in (*model.graph.input, *model.graph.output):
+        if not value.type.tensor_type.shape.dim[0].dim_param:
+            size = value.type.tensor_type.shape.dim[0].dim_value
+            raise TraceError(f"expected '{value.name}' with a free batch dimension, got {size}; the model fixes its batch size when traced")
+
+
+def _check_conv_biases(model: onnx.ModelProto) -> None:
+    """torch 2.9 wrote convolution biases of impossible shape (pytorch#166797)."""
+    shapes = initializer_shapes(model)
+    for node in model.graph.node:
+        if node.op_type == "Conv" and len(node.input) == 3:
+            weight, bias = shapes.get(node.input[1]), shapes.get(node.input[2])
+            if weight and bias != (weight[0],):
+                raise TraceError(f"{node.name}: expected a bias of shape ({weight[0]},), got {bias}; torch {torch.__version__} exports it wrongly")
+
+
+def _name_batch(model: onnx.ModelProto, batch: BatchRange) -> None:
+    """Call the first dimension `batch` (torch calls it s77), or fix it; the shapes inside are inferred anew when the graph is simplified."""
+    for value in (*model.graph.input, *model.graph.output):
+        dimension = value.type.tensor_type.shape.dim[0]
+        if batch.is_static:
+            dimension.dim_value = batch.max
+        else:
+            dimension.dim_param = BATCH
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,134 @@
+"""Prove that a bundle's files compute what the FP32 PyTorch program does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from runtimes._open import backend_class
+from runtimes.backends.onnxruntime import OnnxRuntime
+from runtimes.base import Runtime
+from runtimes.errors import LowerError, ParityError
+from runtimes.parity import Accuracy, Budget, Comparison, ParityReport, accuracy, compare, sqnr_db
+from runtimes.specs import BatchRange
+
+REFERENCE, SIMULATION = "pytorch", "simulation"
+SIMULATED_IMAGES = 8
+"""Where no labels are known: errors of 8 images' logits are thousands of figures, and the simulation costs twice a plain run."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """What to feed: float32 (images, channels, height, width), and int64 labels (images,) where they are known."""
+
+    inputs: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """The simplified FP32 graph, and the lowered one rewritten to round on a CPU as a device does (None where a CPU does so anyway)."""
+
+    original: onnx.ModelProto
+    simulation: onnx.ModelProto | None
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the reference answered, float32 (images, classes), and the verdict."""
+
+    logits: NDArray[Any]
+    report: ParityReport
+    accuracy: Accuracy | None
+
+
+def prove(folder: Path, images: Images, graphs: Graphs, *, budget: Budget, batch: BatchRange, backends: Sequence[str]) -> Proof:
+    """Run `reference.pt2` and, on each backend, its model file, over the same images.
+
+    The smallest batch and the one in between run on the first images, the largest on all of them. The simulation
+    runs on all images with labels, or on the first few without. Top-1 is that of the simulation where there is one.
+
+    Raises:
+        LowerError: a tensor is beyond the precision's range; names it.
+        ParityError: a backend is out of budget; carries the report.
+    """
+    inputs = images.inputs
+    with _opened(folder, REFERENCE) as runtime:
+        logits = _logits(runtime, inputs, batch.opt)
+    compared: dict[str, Comparison] = {}
+    for backend in backends:
+        with _opened(folder, backend) as runtime:
+            parts = [_logits(runtime, inputs if size == batch.max else inputs[:size], size) for size in batch.checked]
+        compared[backend] = compare(np.concatenate([logits[: len(part)] for part in parts]), np.concatenate(parts), budget)
+        outputs = parts[-1]
+    simulation = graphs.simulation
+    if simulation is not None:
+        with OnnxRuntime.from_bytes(simulation.SerializeToString()) as runtime:
+            outputs = _logits(runtime, inputs if images.labels is not None else inputs[:SIMULATED_IMAGES], batch.max)
+        if not np.isfinite(outputs).all():
+            _name_overflow(simulation, inputs[:SIMULATED_IMAGES])
+        compared[SIMULATION] = compare(logits[: len(outputs)], outputs, budget)
+    report = ParityReport(all(one.ok for one in compared.values()), len(inputs), batch.checked, compared, budget)
+    measured = accuracy(logits, outputs, images.labels) if images.labels is not None else None
+    said = [f"{name}: {', '.join(one.violations)}" for name, one in compared.items() if not one.ok]
+    if measured is not None and budget.max_accuracy_drop is not None and measured.reference_top1 - measured.top1 > budget.max_accuracy_drop:
+        said.append(f"top-1 fell from {measured.reference_top1:.2%} to {measured.top1:.2%}, allowed {budget.max_accuracy_drop:.2%}")
+    if said:
+        where = worst_block(graphs, inputs[:SIMULATED_IMAGES])
+        raise ParityError(f"parity is out of budget over {len(inputs)} images, {'; '.join(said)}{where}; no bundle was written", report)
+    return Proof(logits, report, measured)
+
+
+def worst_block(graphs: Graphs, inputs: NDArray[Any]) -> str:
+    """Which residual block adds the most noise to the simulation, and what to try; empty without one.
+
+    Read off the first convolution and the sums at the blocks' ends: the largest fall of the signal-to-noise ratio from one to the next.
+    """
+    ends = [node.output[0] for node in graphs.original.graph.node if node.op_type == "Add"]
+    if graphs.simulation is None or not ends:
+        return ""
+    stem = next(node.output[0] for node in graphs.original.graph.node if node.op_type == "Conv")
+    exact = _exposed(graphs.original, [stem, *ends], inputs)
+    noisy = _exposed(graphs.simulation, [f"{name}.exact" for name in (stem, *ends)], inputs)
+    ratios = [sqnr_db(exact[name], noisy[f"{name}.exact"]) for name in (stem, *ends)]
+    worst = ends[int(np.argmin(np.diff(ratios)))].rsplit(".", 2)[0]
+    calibrated = any(node.op_type == "QuantizeLinear" for node in graphs.simulation.graph.node)
+    remedy = "try another --calibrator, more --data like what the model sees, or --fp16" if calibrated else "try --fp32"
+    return f"; the signal-to-noise ratio falls most in block {worst}; {remedy}"
+
+
+def _opened(folder: Path, backend: str) -> Runtime:
+    runtime = backend_class(backend)
+    return runtime.open(folder / runtime.FILE)
+
+
+def _logits(runtime: Runtime, inputs: NDArray[Any], size: int) -> NDArray[Any]:
+    """Outputs for all inputs, fed `size` at a time."""
+    name, result = runtime.inputs[0].name, runtime.outputs[0].name
+    return np.concatenate([runtime.run({name: inputs[start : start + size]})[result] for start in range(0, len(inputs), size)])
+
+
+def _name_overflow(simulation: onnx.ModelProto, inputs: NDArray[Any]) -> None:
+    """Raise LowerError for the first tensor of the simulation that is not finite."""
+    known = {value.name for value in simulation.graph.output}
+    names = [name for node in simulation.graph.node if node.op_type == "Cast" for name in node.output if name not in known]
+    values = _exposed(simulation, names, inputs)
+    for name in names:
+        if not np.isfinite(values[name]).all():
+            tensor = name.removesuffix(".wide")
+            raise LowerError(f"the values of '{tensor}' are beyond the precision's range on real images; export in bf16 or fp32")
+
+
+def _exposed(model: onnx.ModelProto, names: Sequence[str], inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Inner tensors of a graph, by name."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    with OnnxRuntime.from_bytes(exposed.SerializeToString()) as runtime:
+        return runtime.run({runtime.inputs[0].name: inputs})

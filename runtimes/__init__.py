@@ -1,0 +1,64 @@
+"""Run a model file: one interface over PyTorch, ONNX Runtime and TensorRT, the bundle, and the parity verdict.
+
+    with open_runtime("resnet50-fp16") as model:
+        logits = model.run({"input": images})["logits"]
+
+Needs numpy and Pillow alone; a backend's own package is imported when the backend is opened. Names below are imported on
+first use, so that a command's `--help` pays for none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtimes._open import available_backends, backend_names, open_runtime
+    from runtimes.base import Runtime
+    from runtimes.bundle import Bundle
+    from runtimes.manifest import Manifest
+    from runtimes.parity import Accuracy, Budget, Comparison, ParityReport, compare
+    from runtimes.preprocess import Preprocess, open_image
+    from runtimes.specs import BatchRange, TensorSpec
+
+_HOMES = {
+    "available_backends": "_open",
+    "backend_names": "_open",
+    "open_runtime": "_open",
+    "Runtime": "base",
+    "Bundle": "bundle",
+    "Manifest": "manifest",
+    "Accuracy": "parity",
+    "Budget": "parity",
+    "Comparison": "parity",
+    "ParityReport": "parity",
+    "compare": "parity",
+    "Preprocess": "preprocess",
+    "open_image": "preprocess",
+    "BatchRange": "specs",
+    "TensorSpec": "specs",
+}
+
+__all__ = [
+    "Accuracy",
+    "BatchRange",
+    "Budget",
+    "Bundle",
+    "Comparison",
+    "Manifest",
+    "ParityReport",
+    "Preprocess",
+    "Runtime",
+    "TensorSpec",
+    "available_backends",
+    "backend_names",
+    "compare",
+    "open_image",
+    "open_runtime",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'runtimes' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"runtimes.{_HOMES[name]}"), name)

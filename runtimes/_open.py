@@ -1,0 +1,69 @@
+"""Finding a backend and opening a model on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtimes import backends
+from runtimes._plugins import load_plugin, plugin_names
+from runtimes.base import Runtime
+from runtimes.bundle import Bundle
+from runtimes.errors import BackendUnavailable, BadInput
+
+REMEDIES = {
+    "pytorch": "pip install 'resnet-export[export]'",
+    "onnxruntime": "pip install 'resnet-export[export]' for the CPU or 'resnet-export[gpu]' for NVIDIA GPUs",
+}
+
+
+def backend_names() -> tuple[str, ...]:
+    """Every backend there is a file for, installed or not; imports nothing."""
+    return plugin_names(backends.__file__)
+
+
+def available_backends() -> tuple[str, ...]:
+    """The backends whose packages can be imported here."""
+    found = []
+    for name in backend_names():
+        try:
+            backend_class(name)
+        except BackendUnavailable:
+            continue
+        found.append(name)
+    return tuple(found)
+
+
+def backend_class(name: str) -> type[Runtime]:
+    """The `Runtime` of a backend.
+
+    Raises:
+        UnknownName: there is no such backend.
+        BackendUnavailable: its package is not installed.
+    """
+    module = load_plugin(backends, name, kind="backend", remedy=REMEDIES.get(name, f"pip install 'resnet-export[{name}]'"))
+    runtime: type[Runtime] = module.RUNTIME
+    return runtime
+
+
+def open_runtime(model: str | Path | Bundle, backend: str = "onnxruntime", *, provider: str | None = None) -> Runtime:
+    """Open a bundle, or a single model file, on a backend.
+
+    Args:
+        model: a bundle (its folder, verified file by file first) or a model file of the backend's own kind.
+        backend: a name from `backend_names()`.
+        provider: where it runs, for example `cpu` or `cuda`; None is the backend's default.
+
+    Raises:
+        UnknownName, BackendUnavailable: the backend or provider is not there.
+        BundleError: the bundle is not what its manifest says, or lacks the backend's file.
+        BadInput: the file is no model of this backend.
+    """
+    runtime = backend_class(backend)
+    if not isinstance(model, Bundle):
+        path = Path(model)
+        if path.is_file():
+            return runtime.open(path, provider=provider)
+        if not path.exists():
+            raise BadInput(f"{path} does not exist; give a bundle folder or a model file")
+        model = Bundle.open(path)
+    return runtime.open(model.file(runtime.FILE), provider=provider, batch=model.manifest.batch)

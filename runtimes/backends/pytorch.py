@@ -1,0 +1,108 @@
+"""PyTorch: runs `reference.pt2`, the FP32 program that was exported, as the reference of every parity check."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+
+from runtimes.base import Runtime
+from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.specs import BatchRange, TensorSpec
+
+INPUT, OUTPUT = "input", "logits"
+
+
+@final
+class PyTorchRuntime(Runtime):
+    """A `torch.export` program on the CPU or a GPU, in true FP32: TF32 is off while it runs."""
+
+    FILE = "reference.pt2"
+
+    def __init__(self, program: ExportedProgram, provider: str, batch: BatchRange | None) -> None:
+        inputs, outputs = _values(program)
+        names = [INPUT], [OUTPUT] if len(outputs) == 1 else [f"{OUTPUT}{place}" for place in range(len(outputs))]
+        super().__init__(
+            [_spec(name, value) for name, value in zip(names[0], inputs, strict=True)],
+            [_spec(name, value) for name, value in zip(names[1], outputs, strict=True)],
+            batch,
+        )
+        self._module = program.module().to(provider)
+        for parameter in self._module.parameters():
+            if parameter.ndim == 4:  # channels last is what convolutions on CPUs and GPUs are fastest in
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self._provider = provider
+
+    @classmethod
+    def open(cls, path: Path, *, provider: str | None = None, batch: BatchRange | None = None) -> PyTorchRuntime:
+        device = provider or "cpu"
+        if device not in ("cpu", "cuda"):
+            raise BackendUnavailable(f"pytorch has no provider '{device}' here; choose from cpu, cuda")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise BackendUnavailable("pytorch sees no CUDA device; use --provider cpu, or install a driver for this build of torch")
+        try:
+            with _silent_loader():
+                program = torch.export.load(path)
+        except Exception as error:  # torch.export.load raises whatever its parts raise: zip, json, pickle and runtime errors
+            raise BadInput(f"pytorch cannot load {path}: expected a torch.export program (.pt2), got {type(error).__name__}: {error}") from error
+        return cls(program, device, batch)
+
+    @property
+    def provider(self) -> str:
+        return self._provider
+
+    def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        tensors = [torch.from_numpy(_writable(feeds[spec.name])).to(self._provider) for spec in self.inputs]
+        with torch.inference_mode(), _true_fp32():
+            result = self._module(*tensors)
+        outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
+        return {spec.name: np.array(value.cpu().numpy()) for spec, value in zip(self.outputs, outputs, strict=True)}
+
+    def _close(self) -> None:
+        del self._module
+
+
+@contextmanager
+def _silent_loader() -> Iterator[None]:
+    """torch.export logs the traceback of an error that it then raises."""
+    logger = logging.getLogger("torch.export")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _true_fp32() -> Iterator[None]:
+    """cuDNN convolutions use TF32 unless told not to; matrix products do not since torch 1.12."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def _writable(array: NDArray[Any]) -> NDArray[Any]:
+    """torch warns about read-only memory, which it could write to; the program never does, but the copy is cheap."""
+    return array if array.flags.writeable else array.copy()
+
+
+def _values(program: ExportedProgram) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The program's user inputs and outputs, as the symbolic tensors of its graph."""
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+    signature = program.graph_signature
+    return [values[str(name)] for name in signature.user_inputs], [values[str(name)] for name in signature.user_outputs]
+
+
+def _spec(name: str, value: torch.Tensor) -> TensorSpec:
+    shape = tuple(size if isinstance(size, int) else "batch" for size in value.shape)
+    return TensorSpec(name, str(value.dtype).removeprefix("torch."), shape)
+
+
+RUNTIME = PyTorchRuntime

@@ -1,0 +1,113 @@
+"""One interface over every backend: open, run, close."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtimes.specs import BatchRange, TensorSpec, check_feeds
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
+
+
+class Runtime(ABC):
+    """A model that is loaded and can be run. Opened means usable; closed means gone.
+
+    What is fed is checked here, once for every backend; a batch above the range is split, and one below it is padded and
+    trimmed. The arrays that `run` returns belong to the caller: no later call changes them. An instance is used by one
+    thread at a time.
+    """
+
+    FILE: ClassVar[str]
+    """The file of a bundle that this backend runs."""
+
+    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batch: BatchRange | None) -> None:
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.batch = batch if batch is not None else _declared_batch(inputs)
+        self._fed = tuple(_with_free_batch(spec) for spec in inputs)
+        self._closed = False
+
+    @classmethod
+    @abstractmethod
+    def open(cls, path: Path, *, provider: str | None = None, batch: BatchRange | None = None) -> Self:
+        """Load the model file at `path` onto `provider` (None: the backend's default, always the CPU where it has one).
+
+        Raises:
+            BackendUnavailable: the provider is not here, or not the one that would run.
+            BadInput: the file is not a model of this backend.
+        """
+
+    @property
+    @abstractmethod
+    def provider(self) -> str:
+        """Where the model runs, for example `cpu` or `cuda`."""
+
+    @abstractmethod
+    def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs for checked, contiguous feeds of one batch inside the range; fresh arrays."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Let go of the model."""
+
+    @final
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Outputs by name for inputs by name, rows in the order fed.
+
+        Raises:
+            BadInput: names, dtypes or shapes are not the model's.
+            ValueError: the runtime is closed.
+        """
+        if self._closed:
+            raise ValueError("the runtime is closed; open it again")
+        count = check_feeds(self._fed, feeds)
+        # Backends read raw memory: one run of it, in this machine's byte order.
+        contiguous = {name: np.ascontiguousarray(array, array.dtype.newbyteorder("=")) for name, array in feeds.items()}
+        if self.batch is None or self.batch.min <= count <= self.batch.max:
+            return self._run(contiguous)
+        parts = [self._run_rows(contiguous, start, stop, self.batch.min) for start, stop in self.batch.chunks(count)]
+        return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.outputs}
+
+    @final
+    def _run_rows(self, feeds: dict[str, NDArray[Any]], start: int, stop: int, least: int) -> dict[str, NDArray[Any]]:
+        rows = {name: array[start:stop] for name, array in feeds.items()}
+        missing = least - (stop - start)
+        if missing <= 0:
+            return self._run(rows)
+        padded = {name: np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) for name, array in rows.items()}
+        return {name: array[: stop - start].copy() for name, array in self._run(padded).items()}
+
+    @final
+    def close(self) -> None:
+        """Let go of the model; harmless when done twice."""
+        if not self._closed:
+            self._closed = True
+            self._close()
+
+    @final
+    def __enter__(self) -> Self:
+        return self
+
+    @final
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _with_free_batch(spec: TensorSpec) -> TensorSpec:
+    """What may be fed where the model fixes its batch: any number of rows, since they are split and padded."""
+    return replace(spec, shape=("batch", *spec.shape[1:])) if spec.shape and isinstance(spec.shape[0], int) else spec
+
+
+def _declared_batch(inputs: Sequence[TensorSpec]) -> BatchRange | None:
+    """A model whose first dimension is a number runs at that batch size alone."""
+    first = inputs[0].shape[0] if inputs and inputs[0].shape else None
+    return BatchRange(first, first, first) if isinstance(first, int) else None

@@ -1,0 +1,108 @@
+"""Every exception a user can cause, and the exit code each one ends a command with.
+
+    ResnetExportError               1   it failed
+        ExportError                 1
+            TraceError              1   PyTorch could not trace the model, or the trace is wrong
+            SimplifyError           1   simplifying changed what the model computes
+            LowerError              1   a precision cannot hold the model's values
+            BuildError              1   an engine could not be built
+        CalibrationError            1   the calibration data or what it measured is unusable
+        BundleError                 1   a bundle cannot be read or written
+        UnknownName                 2   no such model, backend or precision; lists the nearest
+        PlanError                   2   options that contradict each other
+        BadInput                    2   a file or value that is not what it should be
+        BackendUnavailable          3   a package, driver or device is missing; names the remedy
+        WeightsUnavailable          3   pretrained weights could not be fetched
+        ParityError                 4   measured, and out of budget; carries the report
+
+Messages read: expected X, got Y; do Z. Programming mistakes stay TypeError and AssertionError.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtimes.parity import ParityReport
+
+
+class ResnetExportError(Exception):
+    """Base of all errors a user can cause; `exit_code` is the command's exit code."""
+
+    exit_code = 1
+
+
+class ExportError(ResnetExportError):
+    """A model file could not be made."""
+
+
+class TraceError(ExportError):
+    """PyTorch could not trace the model, or the traced graph is not what the model is."""
+
+
+class SimplifyError(ExportError):
+    """The simplified graph does not compute what the traced one did."""
+
+
+class LowerError(ExportError):
+    """The precision asked for cannot hold the model's values."""
+
+
+class BuildError(ExportError):
+    """TensorRT refused the graph or could not build an engine from it."""
+
+
+class CalibrationError(ResnetExportError):
+    """The calibration data, or the ranges measured from it, cannot be used."""
+
+
+class BundleError(ResnetExportError):
+    """A bundle cannot be read (missing, changed, malformed) or written."""
+
+
+class UnknownName(ResnetExportError):
+    """A name that is not in a table; the message lists the nearest ones."""
+
+    exit_code = 2
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.7)
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"choose from {', '.join(names)}"
+        super().__init__(f"unknown {kind} '{name}'; {hint}")
+
+
+class PlanError(ResnetExportError):
+    """Options that contradict each other or are out of range."""
+
+    exit_code = 2
+
+
+class BadInput(ResnetExportError):
+    """A file or value given by the user is not what it should be."""
+
+    exit_code = 2
+
+
+class BackendUnavailable(ResnetExportError):
+    """A backend's package, driver or device is missing; the message says how to get it."""
+
+    exit_code = 3
+
+
+class WeightsUnavailable(ResnetExportError):
+    """Pretrained weights could not be fetched."""
+
+    exit_code = 3
+
+
+class ParityError(ResnetExportError):
+    """A backend's outputs are outside the budget; `report` holds what was measured."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, report: ParityReport) -> None:
+        super().__init__(message)
+        self.report = report

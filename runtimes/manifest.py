@@ -1,0 +1,109 @@
+"""`manifest.json`: what a bundle holds and what was proven of it. Versioned, and validated field by field on reading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from runtimes.errors import BundleError, PlanError
+from runtimes.parity import Accuracy, ParityReport
+from runtimes.preprocess import Preprocess
+from runtimes.specs import BatchRange, TensorSpec
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class WeightsFacts:
+    """Where the weights came from. `sha256` is of the file; for random weights, of the tensors themselves."""
+
+    kind: Literal["default", "random", "shipped", "file"]
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What was exported: a model's name, the source that defines it, and its weights."""
+
+    name: str
+    source: str
+    variant: str
+    classes: int
+    weights: WeightsFacts
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What `model.onnx` is made of. `macs` are multiply-accumulates for one image; `types` counts nodes by operator and input type."""
+
+    nodes: int
+    parameters: int
+    macs: int
+    operators: dict[str, int]
+    types: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class CalibrationFacts:
+    """How the ranges of an INT8 graph were measured; `calibration.json` has them. `fingerprint` is of the images' content."""
+
+    calibrator: str
+    images: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """One file of the bundle: its content's sha256 (hex) and size."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a reader needs to run the model and to trust it. Field names are fixed: other tools read them too."""
+
+    schema_version: int
+    name: str
+    precision: str
+    target: str
+    opset: int
+    versions: dict[str, str]
+    model: ModelFacts
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batch: BatchRange
+    preprocess: Preprocess
+    graph: GraphFacts
+    parity: ParityReport
+    accuracy: Accuracy | None = None
+    calibration: CalibrationFacts | None = None
+    files: dict[str, FileFacts] = field(default_factory=dict)
+
+
+def json_from_manifest(manifest: Manifest) -> bytes:
+    """Indented UTF-8 JSON with a final newline; equal manifests give equal bytes."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
+def manifest_from_json(data: bytes, *, where: str) -> Manifest:
+    """Parse and validate; `where` is named in errors.
+
+    Raises:
+        BundleError: not JSON, another schema version, a missing field or one of the wrong type (named by its path).
+    """
+    try:
+        version = msgspec.json.decode(data, type=dict[str, object]).get("schema_version")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BundleError(f"{where}: expected a JSON object, got: {error}; export the bundle again") from error
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{where}: expected schema_version {SCHEMA_VERSION}, got {version!r}; export again with this version, or install the one that wrote it"
+        )
+    try:
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, PlanError) as error:
+        raise BundleError(f"{where}: {error}; export the bundle again") from error

@@ -1,0 +1,127 @@
+"""From an image file to the array a model takes. The steps are data: they stand in the manifest and travel with the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from runtimes.errors import BadInput, PlanError
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+MODES = {1: "L", 3: "RGB"}
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, crop the centre, scale to 0..1, normalise: torchvision's `ImageClassification` preset, without torchvision.
+
+    Attributes:
+        resize: the shorter side in pixels, or (height, width); None leaves the size alone.
+        crop: (height, width) of the model's input, cut from the centre; a smaller image is padded with black.
+        interpolation: nearest, bilinear, bicubic or lanczos.
+        antialias: filter before shrinking, as Pillow does. Without it, bicubic is sharper than torch's (Keys' a is -1, not -0.75).
+        mean, std: one value per channel, for pixels scaled to 0..1. Their count is the number of channels.
+    """
+
+    resize: int | tuple[int, int] | None
+    crop: tuple[int, int]
+    interpolation: str
+    antialias: bool
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        sizes = [*self.crop, *(self.resize if isinstance(self.resize, tuple) else [1 if self.resize is None else self.resize])]
+        if min(sizes) < 1:
+            raise PlanError(f"expected sizes of at least one pixel, got resize {self.resize} and crop {self.crop}")
+        if self.interpolation not in RESAMPLING:
+            raise PlanError(f"expected an interpolation among {', '.join(RESAMPLING)}, got '{self.interpolation}'")
+        if self.interpolation == "lanczos" and not self.antialias:
+            raise PlanError("expected lanczos with antialias, got it without; choose bilinear or bicubic")
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise PlanError(f"expected one mean and one standard deviation per channel, got {len(self.mean)} and {len(self.std)}")
+        if not all(math.isfinite(value) for value in self.mean) or not all(math.isfinite(value) and value > 0 for value in self.std):
+            raise PlanError(f"expected finite means and positive standard deviations, got mean {self.mean} and std {self.std}")
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one input."""
+        return (self.channels, *self.crop)
+
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
+        """One image as float32 (channels, height, width).
+
+        Raises:
+            BadInput: the model does not take pictures (it has neither one nor three channels).
+        """
+        if self.channels not in MODES:
+            raise BadInput(f"expected a model of 1 or 3 channels to feed pictures to, got {self.channels}; feed arrays instead")
+        pixels = np.asarray(self._cropped(self._resized(image.convert(MODES[self.channels]))), np.float32) / np.float32(255)
+        planes = pixels.reshape(*self.crop, self.channels).transpose(2, 0, 1)
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        return np.ascontiguousarray((planes - mean) / std)
+
+    def batch(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """Images as float32 (images, channels, height, width)."""
+        return np.stack([self(image) for image in images])
+
+    def _resized(self, image: Image.Image) -> Image.Image:
+        if self.resize is None:
+            return image
+        if isinstance(self.resize, tuple):
+            height, width = self.resize
+        else:
+            short, long = sorted(image.size)
+            scaled = int(self.resize * long / short)  # torchvision's rounding
+            width, height = (self.resize, scaled) if image.width <= image.height else (scaled, self.resize)
+        if (width, height) == image.size:
+            return image
+        if self.antialias:
+            return image.resize((width, height), RESAMPLING[self.interpolation])
+        # Pillow's `resize` always filters; an affine transform samples the four (or sixteen) nearest pixels.
+        return image.transform((width, height), Image.Transform.EXTENT, (0, 0, *image.size), RESAMPLING[self.interpolation])
+
+    def _cropped(self, image: Image.Image) -> Image.Image:
+        height, width = self.crop
+        if image.width < width or image.height < height:
+            left, top = max(0, (width - image.width) // 2), max(0, (height - image.height) // 2)
+            padded = Image.new(image.mode, (max(width, image.width), max(height, image.height)))
+            padded.paste(image, (left, top))
+            image = padded
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        return image.crop((left, top, left + width, top + height))
+
+
+def open_image(path: Path) -> Image.Image:
+    """The picture in a file, upright (EXIF) and in eight bits.
+
+    Raises:
+        BadInput: the file is missing or is no picture that Pillow reads.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            image.load()
+        image.info.pop("transparency", None)  # unused, and Pillow warns of some on converting
+    except Exception as error:  # a decoder raises whatever it stumbles over: OSError, SyntaxError, ValueError, RuntimeError (AVIF)
+        raise BadInput(f"cannot read the picture {path}: {error}") from error
+    if image.mode in ("F", "LAB"):
+        raise BadInput(f"{path}: expected whole numbers in grey or colour, got pixels of mode {image.mode}; save it as a PNG")
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255 instead of scaling
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    return image

@@ -1,0 +1,74 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Ran, run_main
+
+from exporter.cli import export as export_cli
+from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, FileFacts, GraphFacts, Manifest, ModelFacts, WeightsFacts
+from runtimes.parity import Accuracy, Budget, Comparison, Flips, ParityReport
+from runtimes.preprocess import Preprocess
+from runtimes.specs import BatchRange, TensorSpec
+
+# --- runtimes: one small model in each backend's own file, and a manifest that fits it ---
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `model.onnx` and `reference.pt2`: one small residual network, float32 (batch, 1, 28, 28) -> (batch, 10)."""
+    import onnx
+    import torch
+
+    from exporter.models.cifar import CifarResNet
+    from exporter.trace import onnx_from_program, program_from_module, save_program
+
+    folder = tmp_path_factory.mktemp("tiny")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        program = program_from_module(CifarResNet(1, 1, 10), (1, 28, 28))
+    onnx.save(onnx_from_program(program, opset=20, batch=BatchRange(1, 4, 8)), folder / "model.onnx")
+    save_program(program, folder / "reference.pt2")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def manifest() -> Manifest:
+    """Every field of a manifest filled, the optional ones too; names no files until `finish` has seen some."""
+    budget = Budget(0.01, max_relative_error=0.01, min_agreement=0.995, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01)
+    compared = Comparison(True, True, 0.002, 0.0005, 0.001, 0.9999, 60.0, 1.0, 0.98, Flips(1, 0))
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name="tiny-fp32",
+        precision="fp32",
+        target="tensorrt",
+        opset=20,
+        versions={"numpy": "2.0.0"},
+        model=ModelFacts("tiny", "tests", "cifar", 10, WeightsFacts("random", "0" * 64)),
+        inputs=(TensorSpec("input", "float32", ("batch", 1, 28, 28)),),
+        outputs=(TensorSpec("logits", "float32", ("batch", 10)),),
+        batch=BatchRange(2, 3, 4),
+        preprocess=Preprocess(28, (28, 28), "bilinear", True, (0.286,), (0.353,)),
+        graph=GraphFacts(2, 100, 1000, {"Conv": 2}, {"Conv": {"FLOAT": 2}}),
+        parity=ParityReport(True, 32, (2, 3, 4), {"onnxruntime": compared}, budget),
+        accuracy=Accuracy(32, 0.9, 0.9, (0.7, 1.0)),
+        calibration=CalibrationFacts("mse", 512, "0" * 64),
+        files={"model.onnx": FileFacts("0" * 64, 1)},
+    )
+
+
+# --- command lines ---
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """`resnet-export` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Ran:
+        return run_main(export_cli.main, arguments, capsys, monkeypatch)
+
+    return call

@@ -1,0 +1,105 @@
+"""`resnet-deploy`: looking into bundles and files, and classifying pictures."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import Ran, run_main
+from PIL import Image
+
+from calibration.data import built_in
+from exporter import ExportPlan, export
+from exporter.cli import deploy
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(ExportPlan("resnet20", tmp_path_factory.mktemp("deploy") / "resnet20-fp16", precision="fp16")).folder
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    def call(*arguments: object) -> Ran:
+        return run_main(deploy.main, arguments, capsys, monkeypatch)
+
+    return call
+
+
+def test_inspect_shows_a_bundle(run: Any, bundle: Path) -> None:
+    shown = run("inspect", bundle)
+    assert shown.code == 0
+    for said in (
+        "resnet20",
+        "shipped",
+        "fp16",
+        "batchx1x28x28",
+        "0.031 GMACs",
+        "0.27 M parameters",
+        "Conv",
+        "21 FLOAT16",
+        "onnxruntime",
+        "accuracy",
+        "model.onnx",
+    ):
+        assert said in shown.out, said
+    facts = run("inspect", bundle, "--json").json
+    assert facts["graph"]["types"]["Conv"] == {"FLOAT16": 21}
+    assert facts["bundle"] == str(bundle)
+
+
+def test_inspect_shows_an_onnx_file(run: Any, bundle: Path) -> None:
+    shown = run("inspect", bundle / "model.onnx")
+    assert "IR 9, opset ai.onnx 20" in shown.out
+    assert "21 FLOAT16" in shown.out
+    assert run("inspect", bundle / "model.onnx", "--json").json["graph"]["operators"]["Conv"] == 21
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "pytorch"])
+def test_run_names_what_is_in_the_pictures(run: Any, bundle: Path, tmp_path: Path, backend: str) -> None:
+    source = built_in("test")
+    assert source.labels is not None
+    assert source.classes is not None
+    paths = []
+    for place in range(20):
+        paths.append(tmp_path / f"{place}.png")
+        source.image(place).convert("RGB").save(paths[-1])
+    found = run("run", bundle, *paths, "--backend", backend, "--top", "3", "--json").json
+    first = [found[str(path)][0]["label"] for path in paths]
+    expected = [source.classes[label] for label in source.labels[:20]]
+    assert sum(one == other for one, other in zip(first, expected, strict=True)) >= 18
+    assert all(len(predictions) == 3 for predictions in found.values())
+    told = run("run", bundle, paths[0])
+    assert "Ankle boot" in told.out.splitlines()[1]
+
+
+def test_what_cannot_be_read_is_one_line(run: Any, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "junk.png").write_bytes(b"junk")
+    assert (run("run", bundle, tmp_path / "junk.png").code, run("run", bundle, tmp_path / "none.png").code) == (2, 2)
+    assert "junk.png" in run("run", bundle, tmp_path / "junk.png").error
+    assert "is no bundle" in run("inspect", tmp_path).error
+    assert "is no bundle" in run("inspect", tmp_path / "nowhere").error
+    assert "is no ONNX model" in run("inspect", tmp_path / "junk.png").error
+
+
+def test_an_unknown_backend_or_provider_is_refused(run: Any, bundle: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "grey.png"
+    Image.fromarray(np.zeros((28, 28), np.uint8)).save(picture)
+    unknown = run("run", bundle, picture, "--backend", "onnxrutime")
+    assert (unknown.code, "did you mean onnxruntime" in unknown.error) == (2, True)
+    absent = run("run", bundle, picture, "--provider", "cuda")
+    assert absent.code == 3
+
+
+def test_a_changed_bundle_is_refused_and_the_file_named(run: Any, bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    with (copy / "model.onnx").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"!")
+    ran = run("inspect", copy)
+    assert ran.code == 1
+    assert "model.onnx was changed" in ran.error

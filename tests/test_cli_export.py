@@ -1,0 +1,188 @@
+"""`resnet-export` as a stranger meets it: what it prints, what it refuses, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from exporter.models.cifar import CifarResNet
+from exporter.plan import precision_names
+from runtimes import Bundle, available_backends, open_runtime
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("checkpoint") / "c.pth"
+    torch.save(CifarResNet(3, 3, 4).state_dict(), path)
+    return path
+
+
+REFUSED = [
+    (["resnet5"], 2, "unknown model 'resnet5'; did you mean resnet5"),
+    (["alexnet"], 2, "unknown model 'alexnet'; choose from resnet101"),
+    ([], 2, ""),
+    (["resnet20", "--fp16", "--fp32"], 2, "expected one precision, got --fp16 and --fp32"),
+    (["resnet20", "--batch", "0"], 2, "1 <= min <= opt <= max, got 0:0:0"),
+    (["resnet20", "--batch", "8:4:2"], 2, "1 <= min <= opt <= max, got 8:4:2"),
+    (["resnet20", "--batch", "x"], 2, "expected a batch as N or MIN:OPT:MAX, got 'x'"),
+    (["resnet20", "--batch", "1:2"], 2, "expected a batch as N or MIN:OPT:MAX, got '1:2'"),
+    (["resnet20", "--opset", "21"], 2, "expected an opset among 19, 20, got 21"),
+    (["resnet20", "--target", "toaster"], 2, "unknown target 'toaster'"),
+    (["resnet20", "--image-size", "big"], 2, "expected --image-size as N or HxW, got 'big'"),
+    (["resnet20", "--image-size", "4"], 2, "at least 8 pixels, got 4x4"),
+    (["resnet20", "--mean", "a,b"], 2, "expected --mean as numbers between commas"),
+    (["resnet20", "--mean", "0.1,0.2"], 2, "expected --mean with 1 or 1 values, got 2"),
+    (["resnet20", "--std", "0"], 2, "positive standard deviations"),
+    (["resnet20", "--num-classes", "10"], 2, "--num-classes needs --weights random or FILE"),
+    (["resnet20", "--weights", "random", "--num-classes", "0"], 2, "--num-classes of at least 1"),
+    (["resnet20", "--weights", "random", "--seed", "-1"], 2, "expected a --seed from 0"),
+    (["resnet20", "--weights", "nothing.pth"], 2, "nothing.pth is not a file"),
+    (["resnet20", "--nonsense"], 2, "No such option"),
+    (["resnet20", "--output", "/proc/nothing/here"], 1, "cannot write /proc/nothing/here"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "says"), REFUSED, ids=[" ".join(case[0]) or "nothing" for case in REFUSED])
+def test_what_is_asked_for_wrongly_is_one_line_and_leaves_nothing(run: Any, tmp_path: Path, arguments: list[str], code: int, says: str) -> None:
+    ran = run(*arguments)
+    assert ran.code == code
+    if arguments:
+        assert says in ran.error
+    else:
+        assert "Usage: " in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_is_there_or_in_the_way_is_refused_before_any_work(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "is not a folder" in run("resnet20", "--output", "file").error
+    assert "cannot write file/below" in run("resnet20", "--output", "file/below").error
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("")
+    assert "holds something else than a bundle" in run("resnet20", "--output", "photos", "--force").error
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cat.jpg", "file", "photos"]
+
+
+def test_a_bundle_holds_what_the_design_says_and_runs_everywhere(run: Any, tmp_path: Path) -> None:
+    ran = run("resnet20", "--fp16", "--json")
+    assert ran.code == 0
+    assert set(ran.json) >= {"bundle", "seconds", "schema_version", "parity", "accuracy", "files", "preprocess", "versions"}
+    bundle = Bundle.open(tmp_path / "resnet20-fp16")
+    assert set(bundle.manifest.files) == {"model.onnx", "reference.pt2", "golden.npz", "labels.txt"}
+    assert bundle.manifest.accuracy is not None
+    assert bundle.manifest.accuracy.images == 2000
+    assert bundle.manifest.accuracy.top1 > 0.93
+    assert bundle.labels is not None
+    assert bundle.labels[0] == "T-shirt/top"
+    golden = np.load(bundle.file("golden.npz"))
+    for backend in available_backends():
+        with open_runtime(bundle, backend) as runtime:
+            logits = runtime.run({"input": golden["inputs"]})["logits"]
+        assert np.abs(logits - golden["logits"]).max() <= 1e-2 * np.abs(golden["logits"]).max()
+    exists = run("resnet20", "--fp16")
+    assert exists.code == 2
+    assert "give --force" in exists.error
+
+
+def test_a_checkpoint_is_exported_with_its_own_classes_channels_size_and_labels(run: Any, tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "labels.txt").write_text("ant\nbee\ncat\ndog\n")
+    options = ["--weights", checkpoint, "--labels", "labels.txt", "--image-size", "32x24", "--mean", "0.5", "--std", "0.2,0.3,0.4", "--batch", "4"]
+    ran = run("resnet20", *options, "--no-reference", "--output", "out", "--json", "--quiet")
+    assert ran.err == ""
+    facts = ran.json
+    assert facts["inputs"] == [{"name": "input", "dtype": "float32", "shape": [4, 3, 32, 24]}]
+    assert facts["outputs"][0]["shape"] == [4, 4]
+    assert facts["preprocess"]["mean"] == [0.5] * 3
+    assert facts["preprocess"]["std"] == [0.2, 0.3, 0.4]
+    assert facts["model"]["weights"]["kind"] == "file"
+    assert facts["precision"] == "fp32"
+    assert facts["batch"] == {"min": 4, "opt": 4, "max": 4}
+    assert "reference.pt2" not in facts["files"]
+    assert (tmp_path / "out" / "labels.txt").read_text() == "ant\nbee\ncat\ndog\n"
+
+
+def test_out_of_budget_ends_with_4_the_report_and_no_bundle(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter.precisions import fp16
+    from runtimes import Budget
+
+    monkeypatch.setattr(fp16, "BUDGET", Budget(own_error=0.0, max_relative_error=1e-7))
+    ran = run("resnet20", "--fp16", "--weights", "random", "--quiet")
+    assert ran.code == 4
+    assert "largest relative error" in ran.error
+    assert "OUT OF BUDGET" in ran.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_in_any_step_leaves_nothing(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from exporter import pipeline
+
+    for step in ("simplified", "prove", "finish"):
+
+        def full(*arguments: object, **options: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, step, full)
+            ran = run("resnet20", "--weights", "random", "--quiet")
+        assert ran.code == 1
+        assert "No space left on device; free some room" in ran.error
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_and_list_say_what_there_is_and_load_nothing_heavy(run: Any, tmp_path: Path) -> None:
+    planned = run("resnet50", "--fp16", "--dry-run", "--json")
+    assert planned.json["output"] == "resnet50-fp16"
+    assert "nothing was written" in run("resnet50", "--dry-run").out
+    listed = run("--list")
+    assert "resnext101_64x4d" in listed.out
+    assert run("--list", "--json").json["resnet20"]["size"] == 28
+    assert list(tmp_path.iterdir()) == []
+    probe = (
+        "import sys; sys.argv[1:] = {arguments!r}\n"
+        "from exporter.cli.export import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {{'torch', 'torchvision', 'onnx', 'onnxruntime', 'numpy', 'PIL', 'msgspec', 'rich.console'}} & set(sys.modules)\n"
+        "sys.exit(f'loaded {{heavy}}' if heavy else 0)"
+    )
+    for arguments in (["--help"], ["--list"], ["resnet50", "--fp16", "--dry-run"], ["resnet5"]):
+        done = subprocess.run([sys.executable, "-c", probe.format(arguments=arguments)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_help_names_every_precision_and_exit_code(run: Any) -> None:
+    helped = run("--help")
+    assert helped.code == 0
+    assert all(f"--{name}" in helped.out for name in precision_names())
+    assert "4 out of the parity budget" in helped.out
+    assert "resnet-export, version" not in helped.out
+    assert "version" in run("--version").out
+
+
+def test_json_is_one_object_on_stdout_whatever_else_is_said(run: Any) -> None:
+    ran = run("resnet20", "--weights", "random", "--json", "--output", "out")
+    assert isinstance(json.loads(ran.out), dict)
+    assert "prove" in ran.err
+
+
+def test_without_the_export_extra_the_command_names_it(tmp_path: Path) -> None:
+    """As in a base install: the packages of the extra cannot be imported."""
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['onnx', 'torch'], None))\n"
+        "sys.argv = ['resnet-export', 'resnet20']\n"
+        "from exporter.cli.export import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1] == "error: exporting needs the package 'onnx', which is not installed; pip install 'resnet-export[export]'"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,369 @@
+"""`resnet-export --int8` as a stranger meets it: a proven bundle from real images, or one line that says what to do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from calibration.collect import collect
+from calibration.data import built_in
+from calibration.observers import observers
+from calibration.table import table_from_file
+from exporter import ExportPlan
+from exporter.calibrate import CALIBRATION_IMAGES, calibrated
+from exporter.cli import export as export_cli
+from exporter.plan import CALIBRATOR
+from exporter.precisions import fp16, int8
+from exporter.simplify import simplified
+from exporter.trace import onnx_from_program, program_from_module
+from exporter.verify import Graphs, worst_block
+from exporter.weights import LoadedModel, load_model
+from runtimes import Bundle, available_backends, open_runtime
+from runtimes.errors import BadInput, CalibrationError
+
+BATCH = ("--batch", "1:4:16")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of 160 labelled pictures."""
+    source = built_in("train").chosen(np.arange(160))
+    path = tmp_path_factory.mktemp("data") / "pictures.npz"
+    np.savez(path, images=np.stack([np.asarray(source.image(place)) for place in range(160)]), labels=np.asarray(source.labels))
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """What `resnet-export resnet20 --int8 --data pictures.npz` writes."""
+    path = tmp_path_factory.mktemp("bundle") / "resnet20-int8"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["command", "resnet20", "--int8", "--data", str(pictures), "--output", str(path), "--quiet", *BATCH])
+        with pytest.raises(SystemExit) as left:
+            export_cli.main()
+    assert left.value.code == 0
+    return path
+
+
+def test_a_bundle_holds_the_table_and_its_manifest_says_what_was_measured(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    manifest = opened.manifest
+    assert set(manifest.files) == {"model.onnx", "reference.pt2", "golden.npz", "labels.txt", "calibration.json"}
+    table = table_from_file(opened.file("calibration.json"))
+    assert manifest.calibration is not None
+    assert (manifest.calibration.calibrator, manifest.calibration.images, manifest.calibration.fingerprint) == (CALIBRATOR, 160, table.fingerprint)
+    assert (table.images, table.preprocess) == (160, manifest.preprocess)
+    assert {name: table.versions[name] for name in ("numpy", "pillow", "onnxruntime")} == {
+        name: manifest.versions[name] for name in ("numpy", "pillow", "onnxruntime")
+    }
+    model = onnx.load(opened.file("model.onnx"))
+    scales = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for name, threshold in table.thresholds(CALIBRATOR).items():
+        assert scales[f"{name}.scale"] == np.float16(threshold / 127)
+    assert (manifest.precision, manifest.graph.operators["QuantizeLinear"], manifest.graph.operators["Cast"]) == ("int8", 21, 2)
+    assert manifest.files["model.onnx"].bytes < 0.35 * 4 * manifest.graph.parameters
+    assert manifest.parity.ok
+    assert manifest.accuracy is not None
+    assert manifest.accuracy.images == 160
+    assert manifest.accuracy.reference_top1 - manifest.accuracy.top1 <= 0.01
+    assert manifest.accuracy.reference_top1 > 0.9
+
+
+def test_it_runs_on_every_backend_within_its_budget(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    golden = np.load(opened.file("golden.npz"))
+    for backend in available_backends():
+        with open_runtime(opened, backend) as runtime:
+            logits = runtime.run({"input": golden["inputs"][:16]})["logits"]
+        expected = golden["logits"][:16]
+        cosines = (logits * expected).sum(1) / np.linalg.norm(logits, axis=1) / np.linalg.norm(expected, axis=1)
+        assert cosines.min() >= 0.99, backend
+
+
+def test_a_table_reused_gives_the_same_bundle_to_the_last_byte(run: Any, bundle: Path, pictures: Path, tmp_path: Path) -> None:
+    options = ["resnet20", "--int8", "--data", pictures, "--calibration", bundle / "calibration.json", "--quiet", "--output", "out", *BATCH]
+    assert run(*options).code == 0
+    again = tmp_path / "out"
+    for name in ("model.onnx", "calibration.json", "golden.npz", "manifest.json"):
+        assert (again / name).read_bytes() == (bundle / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> tuple[LoadedModel, onnx.ModelProto, ExportPlan]:
+    """The shipped model, its simplified graph, and a plan that reuses the bundle's table."""
+    plan = ExportPlan("resnet20", tmp_path_factory.mktemp("unused") / "x", precision="int8", calibration=bundle / "calibration.json")
+    loaded = load_model(plan)
+    traced = onnx_from_program(
+        program_from_module(loaded.module, loaded.preprocess.shape), opset=plan.opset, batch=Bundle.open(bundle).manifest.batch
+    )
+    return loaded, simplified(traced, np.zeros((1, 1, 28, 28), np.float32)), plan
+
+
+def reuse(loaded: LoadedModel, graph: onnx.ModelProto, plan: ExportPlan) -> object:
+    return calibrated(graph, int8.observed(graph), loaded, plan, lambda done, total: None, lambda problem: None)
+
+
+def changed_table(bundle: Path, folder: Path, **changes: Any) -> Path:
+    facts = json.loads((bundle / "calibration.json").read_text())
+    for key, value in changes.items():
+        facts[key] = {**facts[key], **value} if isinstance(value, dict) else value
+    path = folder / "edited.json"
+    path.write_text(json.dumps(facts))
+    return path
+
+
+def test_a_table_of_this_model_is_taken_with_and_without_its_images(shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], pictures: Path) -> None:
+    loaded, graph, plan = shipped
+    table = table_from_file(plan.calibration) if plan.calibration else None
+    assert reuse(loaded, graph, plan) == reuse(loaded, graph, replace(plan, data=str(pictures))) == table
+
+
+def test_a_table_of_another_model_data_set_version_or_preprocessing_is_refused_with_what_differs(
+    shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    loaded, graph, plan = shipped
+    other = onnx.ModelProto.FromString(graph.SerializeToString())
+    other.graph.initializer[0].raw_data = bytes(len(other.graph.initializer[0].raw_data))
+    digest = hashlib.sha256(other.SerializeToString(deterministic=True)).hexdigest()
+    with pytest.raises(CalibrationError, match=rf"model_sha256 is [0-9a-f]{{64}}, expected {digest}; leave --calibration out"):
+        reuse(loaded, other, plan)
+    with pytest.raises(CalibrationError, match="measured on other images than built-in: fingerprint"):
+        reuse(loaded, graph, replace(plan, data="built-in"))
+    with pytest.raises(CalibrationError, match="measured on other images than .*: fingerprint"):
+        reuse(loaded, graph, replace(plan, data=str(pictures), calibration_images=100))
+    brighter = replace(loaded, preprocess=replace(loaded.preprocess, mean=(0.25,)))
+    with pytest.raises(CalibrationError, match=r"preprocess is .*, expected .*mean=\(0\.25,\)"):
+        reuse(brighter, graph, plan)
+    older = changed_table(bundle, tmp_path, versions={"onnxruntime": "1.0.0"})
+    with pytest.raises(CalibrationError, match=r"edited\.json was not measured on this: version of onnxruntime is 1\.0\.0, expected"):
+        reuse(loaded, graph, replace(plan, calibration=older))
+    tensors = json.loads((bundle / "calibration.json").read_text())["tensors"]
+    tensors["renamed"] = tensors.pop("relu.out")
+    path = tmp_path / "renamed.json"
+    path.write_text(json.dumps({**json.loads((bundle / "calibration.json").read_text()), "tensors": tensors}))
+    with pytest.raises(BadInput, match=r"renamed\.json has no range for relu\.out; leave --calibration out"):
+        reuse(loaded, graph, replace(plan, calibration=path))
+
+
+def test_the_table_of_other_weights_is_refused_on_the_command_line_too(run: Any, bundle: Path, tmp_path: Path) -> None:
+    ran = run("resnet20", "--int8", "--weights", "random", "--calibration", bundle / "calibration.json", "--quiet")
+    assert ran.code == 1
+    assert "calibration.json was not measured on this: model_sha256 is" in ran.error
+    assert list(tmp_path.iterdir()) == []
+
+
+REFUSED = [
+    (["--int8", "--data", "nothing"], 2, "--data: nothing does not exist; give a folder of pictures"),
+    (["--int8", "--data", "empty"], 2, "--data: empty holds no pictures; expected .jpg"),
+    (["--int8", "--data", "text"], 2, "--data: text holds no pictures; expected .jpg"),
+    (["--int8", "--data", "text/notes.txt"], 2, "expected an IDX file of unsigned bytes"),
+    (["--int8", "--data", "torn"], 2, "none of the 1 pictures of torn can be read"),
+    (["--int8", "--data", "few", "--calibration-images", "5"], 2, "--calibration-images asks for 5, but few has 4; ask for fewer"),
+    (["--int8", "--calibration-images", "0"], 2, "expected --calibration-images of at least 1, got 0"),
+    (["--int8", "--calibration-images", "-1"], 2, "expected --calibration-images of at least 1, got -1"),
+    (["--int8", "--calibrator", "entrop"], 2, "unknown calibrator 'entrop'; did you mean entropy?"),
+    (["--int8", "--calibrator", "best"], 2, "unknown calibrator 'best'; choose from entropy, minmax, mse"),
+    (["--int8", "--fp16"], 2, "expected one precision, got --fp16 and --int8"),
+    (["--calibrator", "mse"], 2, "--calibrator needs --int8: fp32 is not calibrated"),
+    (["--fp16", "--calibration-images", "100"], 2, "--calibration-images needs --int8: fp16 is not calibrated"),
+    (["--fp16", "--calibration", "table.json"], 2, "--calibration needs --int8"),
+    (["--allow-few-images"], 2, "--allow-few-images needs --int8"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "says"), REFUSED, ids=[" ".join(case[0]) for case in REFUSED])
+def test_what_is_asked_for_wrongly_is_one_line_and_leaves_nothing(run: Any, tmp_path: Path, arguments: list[str], code: int, says: str) -> None:
+    for folder in ("empty", "text", "torn", "few"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "text" / "notes.txt").write_text("no picture")
+    (tmp_path / "torn" / "a.jpg").write_bytes(b"\xff\xd8\xff")
+    for place in range(4):
+        built_in("train").image(place).save(tmp_path / "few" / f"{place}.png")
+    before = sorted(tmp_path.rglob("*"))
+    ran = run("resnet20", *arguments, "--quiet")
+    assert (ran.code, says in ran.error) == (code, True), ran.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_more_calibration_images_than_built_in_ones_are_refused(run: Any, tmp_path: Path) -> None:
+    ran = run("resnet20", "--int8", "--calibration-images", "1001", "--quiet")
+    assert ran.code == 2
+    assert "--calibration-images asks for 1001, but built-in (train) has 1000; ask for fewer" in ran.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = load_model(ExportPlan("resnet20", Path("unused"), weights="random")).module.state_dict()
+    return state
+
+
+def test_a_checkpoint_of_ones_own_needs_ones_own_images(run: Any, tmp_path: Path) -> None:
+    torch.save(random_state(), tmp_path / "c.pth")
+    ran = run("resnet20", "--int8", "--weights", "c.pth", "--quiet")
+    assert ran.code == 2
+    assert "the built-in ones are not what resnet20 was trained on; give --data with a folder" in ran.error
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pth"]
+
+
+def test_activations_that_overflow_are_refused_with_the_tensor_that_holds_them(run: Any, pictures: Path, tmp_path: Path) -> None:
+    state = random_state()
+    for name in ("bn1.weight", "layer1.0.bn1.weight"):
+        state[name] = torch.full_like(state[name], 1e25)
+    torch.save(state, tmp_path / "c.pth")
+    ran = run("resnet20", "--int8", "--weights", "c.pth", "--data", pictures, "--quiet")
+    assert ran.code == 1
+    assert "'layer1.0.relu.out' holds NaN or infinite values on the calibration images" in ran.error
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pth"]
+
+
+def saved(folder: Path, count: int, broken: tuple[int, ...] = ()) -> Path:
+    folder.mkdir()
+    source = built_in("train")
+    for place in range(count):
+        path = folder / f"{place:03}.jpg"
+        source.image(place).save(path)
+        if place in broken:
+            path.write_bytes(path.read_bytes()[:50])
+    return folder
+
+
+def test_one_broken_picture_among_600_is_named_and_the_export_goes_on(run: Any, tmp_path: Path) -> None:
+    saved(tmp_path / "pictures", 600, broken=(3,))
+    ran = run("resnet20", "--int8", "--data", "pictures", "--calibration-images", "600", "--calibrator", "minmax", "--json", *BATCH)
+    assert ran.code == 0, ran.err
+    assert "left out: cannot read the picture pictures/003.jpg" in "".join(ran.err.splitlines()).replace("\n", "")
+    assert (ran.json["calibration"]["images"], ran.json["calibration"]["calibrator"]) == (599, "minmax")
+    assert ran.json["accuracy"] is None
+
+
+def test_a_hundred_broken_pictures_among_600_are_an_error(run: Any, tmp_path: Path) -> None:
+    saved(tmp_path / "pictures", 600, broken=tuple(range(100, 200)))
+    ran = run("resnet20", "--int8", "--data", "pictures", "--quiet", *BATCH)
+    assert ran.code == 1
+    assert f"of the {CALIBRATION_IMAGES} pictures cannot be read, more than 1 %: cannot read the picture pictures/1" in ran.error
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
+def unfit(kind: str) -> NDArray[np.uint8]:
+    chance = np.random.default_rng(0)
+    pixels: NDArray[np.uint8] = {
+        "few": lambda: np.stack([np.asarray(built_in("train").image(place)) for place in range(20)]),
+        "noise": lambda: chance.integers(0, 256, (64, 28, 28), np.uint8),
+        "one": lambda: np.repeat(np.asarray(built_in("train").image(0))[None], 64, axis=0),
+    }[kind]()
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"), [("few", "at least 64 calibration images, got 20"), ("noise", "look like random noise"), ("one", "one picture repeated")]
+)
+def test_images_that_no_range_can_be_measured_from_are_refused(
+    shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], tmp_path: Path, kind: str, says: str
+) -> None:
+    loaded, graph, plan = shipped
+    np.savez(tmp_path / "set.npz", images=unfit(kind))
+    own = replace(plan, calibration=None, data=str(tmp_path / "set.npz"))
+    with pytest.raises(CalibrationError, match=says):
+        reuse(loaded, graph, own)
+    if kind == "few":
+        assert reuse(loaded, graph, replace(own, allow_few_images=True)) is not None
+
+
+@pytest.mark.parametrize("name", observers())
+def test_every_calibrator_is_within_budget_on_the_shipped_model(
+    shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], bundle: Path, name: str
+) -> None:
+    from runtimes.backends.onnxruntime import OnnxRuntime
+    from runtimes.parity import compare
+
+    _, graph, plan = shipped
+    assert plan.calibration is not None
+    model = int8.lower(graph, table_from_file(plan.calibration).thresholds(name))
+    golden = np.load(bundle / "golden.npz")
+    with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
+        logits = runtime.run({"input": golden["inputs"][:16]})["logits"]
+    assert compare(golden["logits"][:16], logits, int8.BUDGET).violations == ()
+
+
+def test_an_interruption_while_calibrating_leaves_nothing(run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def interrupted(model: onnx.ModelProto, tensors: Any, batches: Any) -> Any:
+        def until() -> Iterator[Any]:
+            for batch in batches:
+                seen.append(batch)
+                if len(seen) == 5:
+                    signal.raise_signal(signal.SIGINT)
+                yield batch
+
+        return collect(model, tensors, until())
+
+    monkeypatch.setattr("exporter.calibrate.collect", interrupted)
+    ran = run("resnet20", "--int8", "--data", pictures, "--quiet")
+    assert ran.code == 130
+    assert "interrupted; nothing was written" in ran.error
+    assert len(seen) == 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_of_budget_ends_with_4_the_worst_block_and_what_to_try(run: Any, pictures: Path, bundle: Path, tmp_path: Path) -> None:
+    """One block's ranges are a hundredth of what they should be."""
+    table = json.loads((bundle / "calibration.json").read_text())
+    for name in table["tensors"]:
+        if name.startswith("layer2.1."):
+            table["tensors"][name]["thresholds"][CALIBRATOR] /= 100
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    ran = run("resnet20", "--int8", "--data", pictures, "--calibration", "table.json", "--quiet", *BATCH)
+    assert ran.code == 4
+    assert "OUT OF BUDGET" in ran.err
+    assert (
+        "the signal-to-noise ratio falls most in block layer2.1; try another --calibrator, more --data like what the model sees, or --fp16"
+        in ran.error
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
+
+
+@pytest.mark.parametrize("block", ["layer1.0", "layer1.1", "layer2.0", "layer3.2"])
+def test_the_block_whose_ranges_are_wrong_is_the_one_that_is_named(
+    shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], bundle: Path, block: str
+) -> None:
+    _, graph, plan = shipped
+    assert plan.calibration is not None
+    ranges = table_from_file(plan.calibration).thresholds(CALIBRATOR)
+    spoilt = {name: value / 100 if name.startswith(f"{block}.") else value for name, value in ranges.items()}
+    graphs = Graphs(graph, int8.simulated(int8.lower(graph, spoilt)))
+    assert f"the signal-to-noise ratio falls most in block {block}; try another --calibrator" in worst_block(
+        graphs, np.load(bundle / "golden.npz")["inputs"][:8]
+    )
+
+
+def test_what_to_try_depends_on_the_precision(shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], bundle: Path) -> None:
+    _, graph, _ = shipped
+    inputs = np.load(bundle / "golden.npz")["inputs"][:8]
+    assert worst_block(Graphs(graph, fp16.simulated(fp16.lower(graph, {}))), inputs).endswith("; try --fp32")
+    assert worst_block(Graphs(graph, None), inputs) == ""
+
+
+def test_colour_pictures_and_others_than_the_models_size_are_calibrated_on(
+    shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], tmp_path: Path
+) -> None:
+    loaded, graph, plan = shipped
+    sizes = [(20, 20), (28, 28), (60, 31), (5, 90)]
+    for place in range(64):
+        image = built_in("train").image(place).resize(sizes[place % 4]).convert(["L", "RGB", "RGBA", "P"][place // 4 % 4])
+        assert isinstance(image, Image.Image)
+        image.save(tmp_path / f"{place}.png")
+    table = reuse(loaded, graph, replace(plan, calibration=None, data=str(tmp_path)))
+    assert getattr(table, "images", 0) == 64

@@ -1,0 +1,115 @@
+"""The Q/DQ linter on our own graphs, on onnxruntime's quantizer's, and on the judge's verdict: TensorRT-RTX's parser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tensorrt_rtx as trt
+from onnx import numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from rtx import LOG
+
+from exporter import ExportPlan
+from exporter.precisions import int8
+from exporter.qdq.lint import QdqReport, lint
+from exporter.simplify import simplified
+from exporter.trace import onnx_from_program, program_from_module
+from exporter.weights import load_model
+
+INPUTS = np.random.default_rng(0).standard_normal((4, 1, 28, 28), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
+    plan = ExportPlan("resnet20", tmp_path_factory.mktemp("lint"), weights="random")
+    program = program_from_module(load_model(plan).module, (1, 28, 28))
+    return simplified(onnx_from_program(program, opset=20, batch=plan.batch), INPUTS)
+
+
+class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
+    """One batch."""
+
+    def __init__(self) -> None:
+        self.batches = iter([{"input": INPUTS}])
+
+    def get_next(self) -> Any:
+        return next(self.batches, None)
+
+
+def theirs(graph: onnx.ModelProto, folder: Path, **options: Any) -> onnx.ModelProto:
+    """The graph as onnxruntime's quantizer writes it."""
+    onnx.save(graph, folder / "float.onnx")
+    quantize_static(folder / "float.onnx", folder / "quantized.onnx", Reader(), **options)
+    return onnx.load(folder / "quantized.onnx")
+
+
+def is_parsed(model: onnx.ModelProto) -> bool:
+    """Does TensorRT-RTX's parser take the graph?"""
+    LOG.lines.clear()
+    network = trt.Builder(LOG).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    return bool(trt.OnnxParser(network, LOG).parse(model.SerializeToString()))
+
+
+def checked(model: onnx.ModelProto) -> QdqReport:
+    report = lint(model)
+    assert report is not None
+    assert report.refused != is_parsed(model)
+    return report
+
+
+def test_a_float_graph_has_no_report(graph: onnx.ModelProto) -> None:
+    assert lint(graph) is None
+
+
+def test_our_graph_is_taken_and_fused_everywhere(graph: onnx.ModelProto) -> None:
+    report = checked(int8.lower(graph, dict.fromkeys(int8.observed(graph), 4.0)))
+    assert (report.convolutions, report.shortcuts, report.findings) == ((21, 21), (9, 9), ())
+
+
+def test_onnxruntimes_defaults_are_refused_for_their_biases(graph: onnx.ModelProto, tmp_path: Path) -> None:
+    report = checked(theirs(graph, tmp_path))
+    messages = {finding.message for finding in report.findings if finding.kind == "refused"}
+    assert any("INT32 (a quantized bias)" in message for message in messages)
+    assert any("is not zero; quantize symmetrically" in message for message in messages)
+
+
+def test_onnxruntimes_symmetric_graph_is_taken_but_fused_badly(graph: onnx.ModelProto, tmp_path: Path) -> None:
+    extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False, "ForceQuantizeNoInputCheck": True}
+    report = checked(theirs(graph, tmp_path, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, per_channel=True, extra_options=extra))
+    said = {(finding.node, finding.message.split(";")[0]) for finding in report.findings}
+    assert ("layer1.0.add", "both inputs are quantized, so the convolution before it cannot take it in") in said
+    assert not report.refused
+    assert report.convolutions == (21, 21)
+
+
+def test_the_qoperator_format_is_refused(graph: onnx.ModelProto, tmp_path: Path) -> None:
+    report = checked(theirs(graph, tmp_path, quant_format=QuantFormat.QOperator))
+    assert any("QLinearConv is not supported" in finding.message for finding in report.findings)
+
+
+def test_a_bias_of_another_type_is_refused_by_its_convolutions_name(graph: onnx.ModelProto) -> None:
+    model = int8.lower(graph, dict.fromkeys(int8.observed(graph), 4.0))
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "layer1.0.conv1.bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias).astype(np.float32), bias.name))
+    report = checked(model)
+    assert [(finding.node, finding.kind) for finding in report.findings] == [("layer1.0.conv1", "refused")]
+    assert "FLOAT and FLOAT16" in report.findings[0].message
+
+
+def test_misplaced_pairs_are_named(graph: onnx.ModelProto) -> None:
+    model = int8.lower(graph, dict.fromkeys(int8.observed(graph), 4.0))
+    for node in model.graph.node:
+        if node.name == "layer1.0.add":  # the shortcut in float again
+            node.input[:] = [name.removesuffix(".dequantized") for name in node.input]
+        if node.name == "layer1.1.conv1":  # a convolution in float again
+            node.input[0] = node.input[0].removesuffix(".dequantized")
+    report = checked(model)
+    assert {finding.node: finding.message.split(";")[0].split(":")[0] for finding in report.findings} == {
+        "layer1.0.add": "the shortcut is not quantized, so the addition runs in float",
+        "layer1.1.conv1": "runs in float",
+    }
+    assert (report.convolutions, report.shortcuts) == ((20, 21), (8, 9))

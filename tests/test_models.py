@@ -1,0 +1,111 @@
+"""Every registered model, in every precision: exported, proven, and built by TensorRT-RTX. A model is tested by being listed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from rtx import CONVOLUTIONS, kernels_from_onnx
+
+from calibration.collect import collect
+from calibration.data import built_in
+from calibration.observers.mse import mse
+from exporter import ExportPlan, export
+from exporter.calibrate import mean_error, with_bias_less
+from exporter.graph import graph_facts
+from exporter.models import MODELS
+from exporter.pipeline import load_precision
+from exporter.plan import precision_names
+from exporter.precisions import int8
+from exporter.simplify import simplified
+from exporter.trace import onnx_from_program, program_from_module, save_program
+from exporter.verify import Graphs, Images, prove
+from exporter.weights import inputs_from_source, load_model
+from runtimes import BatchRange
+
+BATCH = BatchRange(1, 2, 4)
+TARGETS = ("sm86", "sm120")
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model's simplified FP32 graph, and what it is proven with."""
+
+    name: str
+    graph: onnx.ModelProto
+    images: Images
+    calibration: list[Any]
+    thresholds: dict[str, float]
+    folder: Path
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
+    folder = tmp_path_factory.mktemp(request.param)
+    plan = ExportPlan(request.param, folder / "unused", weights="random", batch=BATCH)
+    loaded = load_model(plan)
+    images = Images(inputs_from_source(built_in("test"), loaded.preprocess, 8), None)
+    program = program_from_module(loaded.module, loaded.preprocess.shape)
+    graph = simplified(onnx_from_program(program, opset=plan.opset, batch=plan.batch), images.inputs[:2])
+    save_program(program, folder / "reference.pt2")
+    batches = np.split(inputs_from_source(built_in("train"), loaded.preprocess, 8), 2)
+    thresholds = {name: mse(histogram) for name, histogram in collect(graph, int8.observed(graph), batches).items()}
+    yield Traced(request.param, graph, images, batches, thresholds, folder)
+    for path in folder.iterdir():
+        path.unlink()  # the eleven together are gigabytes
+
+
+@pytest.mark.parametrize("name", precision_names())
+def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_asked_for(traced: Traced, name: str) -> None:
+    precision: Any = load_precision(name)
+    lowered = precision.lower(traced.graph, traced.thresholds)
+    if name == "int8":
+        correction = mean_error(traced.graph, int8.simulated(lowered), traced.calibration)
+        biased = with_bias_less(traced.graph, correction.astype(np.float32))
+        assert biased is not None
+        lowered = int8.lower(biased, traced.thresholds)
+    onnx.checker.check_model(lowered, full_check=True)
+    onnx.save(lowered, traced.folder / "model.onnx")
+    proof = prove(
+        traced.folder,
+        traced.images,
+        Graphs(traced.graph, precision.simulated(lowered)),
+        budget=precision.BUDGET,
+        batch=BATCH,
+        backends=["onnxruntime"],
+    )
+    assert proof.report.ok
+    kernels = kernels_from_onnx((traced.folder / "model.onnx").read_bytes(), batch=(1, 8, 32), targets=TARGETS)
+    convolutions = [kernel for kernel in kernels if kernel.kind in CONVOLUTIONS]
+    assert convolutions
+    if name == "int8":  # every convolution is a kernel of its own that reads INT8; the classifier reads FP16
+        assert [kernel.reads for kernel in convolutions if kernel.kind == "correlation"] == [("Int8",)] * graph_facts(lowered).operators["Conv"]
+    else:
+        assert {read for kernel in convolutions for read in kernel.reads} == {{"fp32": "Float", "fp16": "Half"}[name]}
+
+
+def test_the_listed_facts_are_the_graphs(traced: Traced) -> None:
+    facts, spec = graph_facts(traced.graph), MODELS[traced.name]
+    assert (facts.parameters, facts.macs) == (spec.parameters, spec.macs)
+
+
+def test_names_are_those_of_the_modules(traced: Traced) -> None:
+    names = [node.name for node in traced.graph.graph.node]
+    assert len(set(names)) == len(names)
+    assert {"conv1", "relu", "layer1.0.conv1", "layer2.0.downsample.0", "layer3.1.add", "avgpool", "flatten", "fc"} <= set(names)
+    weights = {tensor.name for tensor in traced.graph.graph.initializer}
+    assert {"conv1.weight", "conv1.bias", "layer1.0.conv2.weight", "fc.weight", "fc.bias"} <= weights
+    assert {node.op_type for node in traced.graph.graph.node} <= {"Conv", "Relu", "MaxPool", "Add", "GlobalAveragePool", "Flatten", "Gemm"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", precision_names())
+@pytest.mark.parametrize("model", MODELS)
+def test_the_whole_export_is_in_budget(model: str, precision: str, tmp_path: Path) -> None:
+    result = export(ExportPlan(model, tmp_path / "bundle", precision=precision, weights="random"))
+    assert result.manifest.parity.ok

@@ -1,0 +1,349 @@
+"""From a picture to the array a model takes: equal to torchvision's own presets, for every kind of file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.models import get_model_weights
+from torchvision.transforms._presets import ImageClassification
+from torchvision.transforms.functional import center_crop
+
+from runtimes.errors import BadInput, PlanError
+from runtimes.preprocess import RESAMPLING, Preprocess, open_image
+
+PRESETS = {
+    "resnet50": "IMAGENET1K_V1",  # 256, 224, bilinear
+    "resnet152": "IMAGENET1K_V2",  # 232, 224, bilinear
+    "efficientnet_b0": "IMAGENET1K_V1",  # 256, 224, bicubic
+    "inception_v3": "IMAGENET1K_V1",  # 342, 299, bilinear
+    "regnet_y_16gf": "IMAGENET1K_SWAG_E2E_V1",  # 384, 384, bicubic
+}
+SIZES = {
+    "square": (300, 300),
+    "landscape": (240, 427),
+    "portrait": (427, 240),
+    "odd": (257, 333),
+    "exactly the crop": (224, 224),
+    "smaller than the crop": (101, 60),
+    "a strip": (12, 97),
+}
+PLAIN: dict[str, Any] = {"resize": None, "crop": (4, 6), "interpolation": "bilinear", "antialias": True, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+
+
+def noise(height: int, width: int, channels: int = 3) -> NDArray[np.uint8]:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng([height, width]).integers(0, 256, shape, np.uint8)
+
+
+def plain(**changes: Any) -> Preprocess:
+    return Preprocess(**{**PLAIN, **changes})
+
+
+def pixels(array: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The grey levels (height, width, channels) behind an array of mean 0 and standard deviation 1."""
+    return (array * 255).round().astype(np.uint8).transpose(1, 2, 0)
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("model", PRESETS)
+def test_a_picture_becomes_to_the_bit_what_torchvisions_preset_makes_of_it(model: str, size: tuple[int, int]) -> None:
+    preset = get_model_weights(model)[PRESETS[model]].transforms()
+    (resize,), (crop,) = preset.resize_size, preset.crop_size
+    ours = Preprocess(resize, (crop, crop), preset.interpolation.value, bool(preset.antialias), tuple(preset.mean), tuple(preset.std))
+    image = Image.fromarray(noise(*size))
+    np.testing.assert_array_equal(ours(image), preset(image).numpy(), strict=True)
+
+
+@pytest.mark.parametrize("size", [(28, 28), (20, 35), (31, 17)])
+def test_a_grey_picture_for_a_model_of_one_channel_becomes_what_torchvision_makes_of_it(size: tuple[int, int]) -> None:
+    preset = ImageClassification(crop_size=28, resize_size=32, mean=(0.286,), std=(0.353,))
+    image = Image.fromarray(noise(*size, channels=1))
+    np.testing.assert_array_equal(Preprocess(32, (28, 28), "bilinear", True, (0.286,), (0.353,))(image), preset(image).numpy(), strict=True)
+
+
+def test_crops_wider_or_higher_than_the_picture_are_padded_as_torchvision_does() -> None:
+    for height, width in ((3, 9), (9, 3), (4, 5), (2, 2), (4, 6), (5, 7)):
+        image = Image.fromarray(noise(height, width))
+        np.testing.assert_array_equal(pixels(plain()(image)), np.asarray(center_crop(image, [4, 6])))
+
+
+@pytest.mark.parametrize("target", [(32, 32), (80, 90), (20, 120)], ids=str)
+@pytest.mark.parametrize("size", [(50, 70), (100, 61)], ids=str)
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear"])
+def test_without_antialias_a_picture_is_sampled_as_torch_does_within_a_grey_level(
+    interpolation: str, size: tuple[int, int], target: tuple[int, int]
+) -> None:
+    source, mean, std = noise(*size), (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    ours = Preprocess(target, target, interpolation, False, mean, std)(Image.fromarray(source))
+    tensor = torch.from_numpy(source.astype(np.float32)).permute(2, 0, 1)[None]
+    if interpolation == "nearest":
+        sampled = torch.nn.functional.interpolate(tensor, target, mode="nearest-exact")[0]
+    else:
+        sampled = torch.nn.functional.interpolate(tensor, target, mode=interpolation, align_corners=False, antialias=False)[0]
+    expected = ((sampled / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]).numpy()
+    grey_levels = np.abs(ours - expected) * np.array(std)[:, None, None] * 255
+    assert grey_levels.max() <= 1.01  # Pillow rounds down to whole levels
+
+
+def test_without_antialias_bicubic_is_the_cubic_convolution_that_the_docstring_names() -> None:
+    source = noise(20, 20, channels=1) // 2 + 60  # no overshoot to clip
+    ours = plain(resize=(37, 41), crop=(37, 41), interpolation="bicubic", antialias=False, mean=(0.0,), std=(1.0,))(Image.fromarray(source))[0]
+    rows, columns = cubic_weights(20, 37, a=-1), cubic_weights(20, 41, a=-1)
+    np.testing.assert_allclose(ours * 255, (rows @ source @ columns.T).clip(0, 255), rtol=0, atol=1.01)
+
+
+def cubic_weights(size: int, target: int, *, a: float) -> NDArray[np.float64]:
+    """Cubic convolution (Keys 1981) as a matrix (target, size), edges repeated."""
+    weights = np.zeros((target, size))
+    for place in range(target):
+        centre = (place + 0.5) * size / target - 0.5
+        for tap in range(int(np.floor(centre)) - 1, int(np.floor(centre)) + 3):
+            x = abs(centre - tap)
+            near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+            weights[place, min(max(tap, 0), size - 1)] += near if x <= 1 else a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return weights
+
+
+def test_shrinking_with_and_without_antialias_differs() -> None:
+    image = Image.fromarray(noise(64, 64))
+    shrunk = [plain(resize=(8, 8), crop=(8, 8), antialias=antialias)(image) for antialias in (True, False)]
+    assert np.abs(shrunk[0] - shrunk[1]).max() > 0.1
+    assert shrunk[0].std() < shrunk[1].std() / 2  # a filter averages noise away
+
+
+def test_a_size_of_height_and_width_is_taken_as_such() -> None:
+    image = Image.fromarray(noise(10, 30))
+    expected = np.asarray(image.resize((6, 4), Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(pixels(plain(resize=(4, 6), interpolation="nearest")(image)), expected)
+
+
+def test_without_a_size_the_centre_is_cut_from_the_picture_as_it_is() -> None:
+    source = noise(10, 12)
+    np.testing.assert_array_equal(pixels(plain()(Image.fromarray(source))), source[3:7, 3:9])
+
+
+def test_a_batch_is_the_pictures_one_after_another() -> None:
+    images = [Image.fromarray(noise(9, 9)), Image.fromarray(noise(5, 11))]
+    batch = plain().batch(images)
+    assert batch.shape == (2, *plain().shape) == (2, 3, 4, 6)
+    assert batch.dtype == np.float32
+    for row, image in zip(batch, images, strict=True):
+        np.testing.assert_array_equal(row, plain()(image))
+
+
+def test_the_array_is_contiguous_for_those_who_read_raw_memory() -> None:
+    assert plain()(Image.fromarray(noise(9, 9))).flags.c_contiguous
+
+
+def test_a_model_of_two_channels_takes_no_pictures() -> None:
+    with pytest.raises(BadInput, match="expected a model of 1 or 3 channels to feed pictures to, got 2; feed arrays instead"):
+        plain(mean=(0.0, 0.0), std=(1.0, 1.0))(Image.fromarray(noise(4, 6)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": (0, 6)}, "expected sizes of at least one pixel, got resize None and crop (0, 6)"),
+        ({"crop": (4, -1)}, "expected sizes of at least one pixel"),
+        ({"resize": 0}, "expected sizes of at least one pixel, got resize 0"),
+        ({"resize": -3}, "expected sizes of at least one pixel, got resize -3"),
+        ({"resize": (4, 0)}, "expected sizes of at least one pixel, got resize (4, 0)"),
+        ({"interpolation": "cubic"}, "expected an interpolation among nearest, bilinear, bicubic, lanczos, got 'cubic'"),
+        ({"interpolation": "lanczos", "antialias": False}, "expected lanczos with antialias, got it without; choose bilinear or bicubic"),
+        ({"mean": (0.0,)}, "expected one mean and one standard deviation per channel, got 1 and 3"),
+        ({"mean": (), "std": ()}, "expected one mean and one standard deviation per channel, got 0 and 0"),
+        ({"mean": (0.0, 0.0, float("nan"))}, "expected finite means and positive standard deviations"),
+        ({"mean": (0.0, 0.0, float("inf"))}, "expected finite means and positive standard deviations"),
+        ({"std": (1.0, 0.0, 1.0)}, "expected finite means and positive standard deviations"),
+        ({"std": (1.0, -1.0, 1.0)}, "expected finite means and positive standard deviations"),
+        ({"std": (1.0, float("nan"), 1.0)}, "expected finite means and positive standard deviations"),
+        ({"std": (1.0, float("inf"), 1.0)}, "expected finite means and positive standard deviations"),
+    ],
+    ids=str,
+)
+def test_steps_that_cannot_be_taken_are_refused_when_they_are_made(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=re.escape(message)):
+        plain(**changes)
+
+
+@pytest.mark.parametrize(
+    ("interpolation", "antialias"), [(name, antialias) for name in RESAMPLING for antialias in (True, False) if name != "lanczos" or antialias]
+)
+def test_every_interpolation_keeps_a_picture_of_one_colour(interpolation: str, antialias: bool) -> None:
+    grey = Image.new("RGB", (21, 13), (51, 102, 204))
+    made = plain(resize=9, interpolation=interpolation, antialias=antialias)(grey)
+    np.testing.assert_array_equal(pixels(made), np.broadcast_to([51, 102, 204], (4, 6, 3)))
+
+
+# --- files ---
+
+COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]], [[255, 255, 255], [0, 0, 0], [51, 102, 204]]], np.uint8)
+
+
+def colours() -> Image.Image:
+    """Six patches of 8 x 8 pixels, a JPEG's block each."""
+    return Image.fromarray(COLOURS.repeat(8, axis=0).repeat(8, axis=1))
+
+
+def patches(image: Image.Image) -> NDArray[np.uint8]:
+    """The six colours of a picture opened again, as a model of three channels sees them."""
+    return pixels(plain(crop=(16, 24))(image))[4::8, 4::8]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+@pytest.mark.parametrize("kind", ["png", "tiff", "bmp"])
+def test_colours_survive_each_lossless_file(kind: str, mode: str, tmp_path: Path) -> None:
+    path = tmp_path / f"picture.{kind}"
+    colours().convert(mode, palette=Image.Palette.ADAPTIVE).save(path)
+    np.testing.assert_array_equal(patches(open_image(path)), COLOURS)
+
+
+def test_a_transparent_palette_gives_its_colours_without_a_warning(tmp_path: Path) -> None:
+    indexed = colours().convert("P", palette=Image.Palette.ADAPTIVE)
+    indexed.save(tmp_path / "one.png", transparency=0)
+    indexed.save(tmp_path / "each.png", transparency=bytes([0, 128, 255, 64, 32, 16]))
+    for name in ("one.png", "each.png"):
+        np.testing.assert_array_equal(patches(open_image(tmp_path / name)), COLOURS)
+
+
+def test_a_transparent_picture_keeps_the_colours_below_its_transparency_as_torchvision_does(tmp_path: Path) -> None:
+    image = colours().convert("RGBA")
+    image.putalpha(0)
+    image.save(tmp_path / "clear.png")
+    np.testing.assert_array_equal(patches(open_image(tmp_path / "clear.png")), COLOURS)
+
+
+def test_a_jpeg_for_print_becomes_red_green_and_blue(tmp_path: Path) -> None:
+    colours().convert("CMYK").save(tmp_path / "print.jpg", quality=100)
+    opened = open_image(tmp_path / "print.jpg")
+    assert opened.mode == "CMYK"
+    assert np.abs(patches(opened).astype(int) - COLOURS).max() <= 2
+
+
+def test_a_jpeg_becomes_its_colours(tmp_path: Path) -> None:
+    colours().save(tmp_path / "photo.jpg", quality=100, subsampling=0)
+    assert np.abs(patches(open_image(tmp_path / "photo.jpg")).astype(int) - COLOURS).max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1"])
+def test_a_grey_picture_has_three_equal_channels_for_a_model_of_three(mode: str, tmp_path: Path) -> None:
+    levels = np.array([[0, 255, 0], [255, 0, 255]], np.uint8)
+    Image.fromarray(levels.repeat(8, axis=0).repeat(8, axis=1)).convert(mode).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(patches(open_image(tmp_path / "grey.png")), np.repeat(levels[:, :, None], 3, axis=2))
+
+
+def test_a_coloured_picture_has_its_brightness_for_a_model_of_one_channel(tmp_path: Path) -> None:
+    colours().save(tmp_path / "colours.png")
+    grey = pixels(plain(crop=(16, 24), mean=(0.0,), std=(1.0,))(open_image(tmp_path / "colours.png")))[4::8, 4::8, 0]
+    brightness = COLOURS @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    np.testing.assert_allclose(grey, brightness, rtol=0, atol=0.51)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_sixteen_bits_are_scaled_to_eight_and_not_cut_off(kind: str, tmp_path: Path) -> None:
+    levels = np.array([[0, 257, 257 * 128], [257 * 200 + 128, 257 * 200 + 129, 65535]], np.uint16)
+    path = tmp_path / f"deep.{kind}"
+    Image.fromarray(levels).save(path)
+    np.testing.assert_array_equal(np.asarray(open_image(path)), [[0, 1, 128], [200, 201, 255]])
+
+
+def test_floating_point_pixels_are_refused_because_their_range_is_not_known(tmp_path: Path) -> None:
+    path = tmp_path / "float.tiff"
+    Image.fromarray(np.ones((4, 6), np.float32)).save(path)
+    with pytest.raises(BadInput, match=re.escape(f"{path}: expected whole numbers in grey or colour, got pixels of mode F; save it as a PNG")):
+        open_image(path)
+
+
+UPRIGHT = noise(16, 24)
+STORED = {
+    1: UPRIGHT,
+    2: UPRIGHT[:, ::-1],
+    3: UPRIGHT[::-1, ::-1],
+    4: UPRIGHT[::-1],
+    5: UPRIGHT.transpose(1, 0, 2),
+    6: np.rot90(UPRIGHT),  # shown after a quarter turn to the right
+    7: UPRIGHT[::-1, ::-1].transpose(1, 0, 2),
+    8: np.rot90(UPRIGHT, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_picture_is_turned_upright_as_its_camera_says(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation  # Exif 2.3, "Orientation"
+    Image.fromarray(np.ascontiguousarray(STORED[orientation])).save(tmp_path / "camera.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "camera.png")), UPRIGHT)
+
+
+def test_an_opened_picture_outlives_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "gone.png"
+    colours().save(path)
+    opened = open_image(path)
+    path.unlink()
+    np.testing.assert_array_equal(patches(opened), COLOURS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00",
+        b"no picture at all",
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff\xe0",
+        b"GIF89a",
+        b"II*\x00",
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning")  # Pillow's, of a TIFF's eight bytes
+def test_a_file_that_is_no_picture_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match=re.escape(f"cannot read the picture {path}")):
+        open_image(path)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "gif", "webp"])
+@pytest.mark.parametrize("share", [0.3, 0.7])
+def test_a_picture_that_was_cut_short_is_named(share: float, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"cut.{kind}"
+    Image.fromarray(noise(64, 64)).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(BadInput, match=re.escape(f"cannot read the picture {path}")):
+        open_image(path)
+
+
+def test_a_missing_picture_and_a_folder_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.png", tmp_path, tmp_path / ("x" * 300)):
+        with pytest.raises(BadInput, match=re.escape(f"cannot read the picture {path}")):
+            open_image(path)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of damaged metadata that it skips
+def test_a_damaged_picture_is_read_or_named_and_never_anything_else(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    path, exif = tmp_path / "damaged", Image.Exif()
+    exif[0x0112] = 6
+    refused = []
+    for kind in ("PNG", "JPEG", "TIFF", "WEBP", "GIF"):
+        Image.fromarray(noise(20, 30)).save(path, kind, exif=exif)
+        whole = np.frombuffer(path.read_bytes(), np.uint8)
+        for _ in range(60):
+            damaged = whole.copy()
+            damaged[random.integers(0, min(len(whole), 300), 8)] = random.integers(0, 256, 8)
+            path.write_bytes(damaged.tobytes())
+            try:
+                assert plain()(open_image(path)).shape == (3, 4, 6)
+            except BadInput as error:
+                refused.append(str(error))
+    assert len(refused) > 30
+    assert all(str(path) in message for message in refused)

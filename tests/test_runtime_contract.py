@@ -1,0 +1,402 @@
+"""What every backend promises. A backend is tested by lying in `runtimes/backends`; one that cannot run here is skipped with its reason."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from runtimes import Bundle, Manifest, Runtime, available_backends, backend_names, open_runtime
+from runtimes._open import backend_class
+from runtimes.backends.onnxruntime import OnnxRuntime
+from runtimes.bundle import finish
+from runtimes.errors import BackendUnavailable, BadInput, BundleError, UnknownName
+from runtimes.specs import BatchRange, TensorSpec
+
+INPUT, OUTPUT = "input", "logits"
+ROUNDING = 1e-5
+"""Of the largest logit: what another order of summation, as another batch size brings, may change in FP32."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend that can run here, on one provider, and the file of the small model that it takes."""
+
+    name: str
+    kind: type[Runtime]
+    path: Path
+    provider: str | None
+
+    def open(self, batch: BatchRange | None = None) -> Runtime:
+        return self.kind.open(self.path, provider=self.provider, batch=batch)
+
+
+def opened_or_skipped(name: str, provider: str | None, folder: Path) -> Backend:
+    try:
+        kind = backend_class(name)
+        backend = Backend(name, kind, folder / kind.FILE, provider)
+        backend.open().close()
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    return backend
+
+
+CASES = [pytest.param((name, None), id=name) for name in backend_names()]
+if torch.cuda.is_available():
+    CASES += [pytest.param((name, "cuda"), id=f"{name}-cuda", marks=pytest.mark.gpu) for name in backend_names()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine torch's threads wait for each other a hundred times longer than so small a model computes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def backend(request: pytest.FixtureRequest, tiny_model: Path) -> Backend:
+    name, provider = request.param
+    return opened_or_skipped(name, provider, tiny_model)
+
+
+@pytest.fixture(scope="module")
+def runtime(backend: Backend) -> Iterator[Runtime]:
+    """Opened once, with no batch range of its own; no test may close it."""
+    with backend.open() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def ranged(backend: Backend) -> Iterator[Runtime]:
+    """Opened once, for two to four rows; no test may close it."""
+    with backend.open(BatchRange(2, 3, 4)) as opened:
+        yield opened
+
+
+def images(count: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((count, 1, 28, 28), np.float32)
+
+
+def one_by_one(runtime: Runtime, inputs: NDArray[Any]) -> NDArray[Any]:
+    return np.concatenate([runtime.run({INPUT: row[None]})[OUTPUT] for row in inputs])
+
+
+def assert_same_rows(got: NDArray[Any], expected: NDArray[Any]) -> None:
+    """Equal but for rounding, where rows themselves are far apart: a row in the wrong place is found."""
+    largest = float(np.abs(expected).max())
+    distances = np.abs(expected[:, None] - expected[None]).max(-1) + np.eye(len(expected)) * largest
+    assert distances.min() > 100 * ROUNDING * largest
+    np.testing.assert_allclose(got, expected, rtol=0, atol=ROUNDING * largest)
+
+
+# --- opened means usable ---
+
+
+def test_inputs_and_outputs_are_told_with_names_dtypes_and_shapes(runtime: Runtime) -> None:
+    assert runtime.inputs == (TensorSpec(INPUT, "float32", ("batch", 1, 28, 28)),)
+    assert runtime.outputs == (TensorSpec(OUTPUT, "float32", ("batch", 10)),)
+
+
+def test_the_provider_that_runs_is_told(runtime: Runtime, backend: Backend) -> None:
+    assert runtime.provider == (backend.provider or runtime.provider) != ""
+
+
+def test_the_outputs_are_the_networks(runtime: Runtime, tiny_model: Path) -> None:
+    with torch.no_grad():
+        expected = torch.export.load(tiny_model / "reference.pt2").module()(torch.from_numpy(images(5))).numpy()
+    assert_same_rows(runtime.run({INPUT: images(5)})[OUTPUT], expected)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_outputs_are_what_the_specification_says_at_any_batch(runtime: Runtime, count: int) -> None:
+    outputs = runtime.run({INPUT: images(count)})
+    assert list(outputs) == [OUTPUT]
+    assert outputs[OUTPUT].shape == (count, 10)
+    assert outputs[OUTPUT].dtype.name == runtime.outputs[0].dtype
+
+
+def test_equal_inputs_give_equal_outputs(runtime: Runtime) -> None:
+    first, second = (runtime.run({INPUT: images(4)})[OUTPUT] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+# --- outputs belong to the caller, inputs stay the caller's ---
+
+
+@pytest.mark.parametrize("count", [3, 6, 1], ids=["inside the range", "split", "padded"])
+def test_outputs_survive_the_next_run_and_may_be_written_to(ranged: Runtime, count: int) -> None:
+    first = ranged.run({INPUT: images(count)})[OUTPUT]
+    kept = first.copy()
+    ranged.run({INPUT: images(count) + 1})
+    np.testing.assert_array_equal(first, kept)
+    assert first.flags.writeable
+    first[...] = -1
+    np.testing.assert_array_equal(ranged.run({INPUT: images(count)})[OUTPUT], kept)
+    assert (first == -1).all()
+
+
+def test_inputs_are_left_as_they_were(runtime: Runtime) -> None:
+    first, second = images(3), images(3) * 2
+    for fed in (first, second, first):
+        runtime.run({INPUT: fed})
+    np.testing.assert_array_equal(first, images(3))
+    np.testing.assert_array_equal(second, images(3) * 2)
+
+
+def strided(values: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """The same values, laid out in memory in ways that a backend which reads raw memory would get wrong."""
+    every_other = np.zeros((len(values) * 2, *values.shape[1:]), values.dtype)
+    every_other[::2] = values
+    frozen = values.copy()
+    frozen.flags.writeable = False
+    return {
+        "backwards": np.ascontiguousarray(values[:, :, ::-1])[:, :, ::-1],
+        "columns first": np.asfortranarray(values),
+        "every other row": every_other[::2],
+        "transposed": np.ascontiguousarray(values.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2),
+        "read-only": frozen,
+        "a repeated row": np.broadcast_to(values[:1], values.shape),
+        "not aligned": np.frombuffer(b"\x00" + values.tobytes(), values.dtype, offset=1).reshape(values.shape),
+        "the other byte order": values.astype(values.dtype.newbyteorder("S")),
+    }
+
+
+@pytest.mark.parametrize("layout", strided(images(1)))
+def test_any_layout_of_memory_gives_the_values_it_holds(runtime: Runtime, layout: str) -> None:
+    fed = strided(images(3))[layout]
+    assert not (fed.flags.c_contiguous and fed.flags.writeable and fed.flags.aligned and fed.dtype.isnative)
+    expected = runtime.run({INPUT: np.array(fed, np.float32, order="C")})[OUTPUT]
+    np.testing.assert_array_equal(runtime.run({INPUT: fed})[OUTPUT], expected)
+
+
+# --- what is fed is checked ---
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, r"expected inputs \['input'\], got \[\]"),
+        ({"image": images(2)}, r"expected inputs \['input'\], got \['image'\]"),
+        ({INPUT: images(2), "mask": images(2)}, r"expected inputs \['input'\], got \['input', 'mask'\]"),
+        ({INPUT: images(2).astype(np.float64)}, "expected float32, got float64"),
+        ({INPUT: images(2).astype(np.float16)}, "expected float32, got float16"),
+        ({INPUT: images(2).astype(np.uint8)}, "expected float32, got uint8"),
+        ({INPUT: images(2)[0]}, "expected shape batchx1x28x28, got 1x28x28"),
+        ({INPUT: images(2).repeat(3, axis=1)}, "expected shape batchx1x28x28, got 2x3x28x28"),
+        ({INPUT: images(2)[..., :27]}, "expected shape batchx1x28x28, got 2x1x28x27"),
+        ({INPUT: images(2)[:0]}, "expected shape batchx1x28x28, got 0x1x28x28"),
+        ({INPUT: np.float32(1).reshape(())}, "expected shape batchx1x28x28, got a scalar"),
+    ],
+    ids=["nothing", "another name", "one too many", "float64", "float16", "uint8", "no batch", "three channels", "narrow", "no rows", "scalar"],
+)
+def test_wrong_names_dtypes_and_shapes_are_refused_and_the_runtime_lives_on(runtime: Runtime, feeds: dict[str, NDArray[Any]], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        runtime.run(feeds)
+    assert runtime.run({INPUT: images(2)})[OUTPUT].shape == (2, 10)
+
+
+# --- the batch range ---
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(1, [2]), (2, [2]), (3, [3]), (4, [4]), (5, [4, 2]), (8, [4, 4]), (9, [4, 4, 2]), (11, [4, 4, 3])],
+)
+def test_a_batch_above_the_range_is_split_and_one_below_it_padded(
+    runtime: Runtime, ranged: Runtime, count: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    inner = ranged._run
+
+    def watched(feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        seen.append(len(feeds[INPUT]))
+        return inner(feeds)
+
+    monkeypatch.setattr(ranged, "_run", watched)
+    got = ranged.run({INPUT: images(count)})[OUTPUT]
+    assert seen == sizes
+    assert got.shape == (count, 10)
+    assert_same_rows(got, one_by_one(runtime, images(count)))
+
+
+def test_a_graph_of_a_fixed_batch_takes_any_number_of_rows(tiny_model: Path, tmp_path: Path) -> None:
+    model = onnx.load(tiny_model / "model.onnx")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 4
+    onnx.save(model, tmp_path / "model.onnx")
+    with OnnxRuntime.open(tmp_path / "model.onnx") as fixed, OnnxRuntime.open(tiny_model / "model.onnx") as free:
+        assert fixed.inputs[0].shape == (4, 1, 28, 28)
+        assert fixed.batch == BatchRange(4, 4, 4)
+        with pytest.raises(BadInput, match="expected shape batchx1x28x28, got 4x1x28x27"):
+            fixed.run({INPUT: images(4)[..., :27]})
+        np.testing.assert_array_equal(fixed.run({INPUT: images(4)})[OUTPUT], free.run({INPUT: images(4)})[OUTPUT])
+        for count in (1, 3, 5, 9):
+            assert_same_rows(fixed.run({INPUT: images(count)})[OUTPUT], one_by_one(free, images(count)))
+
+
+# --- closed means gone ---
+
+
+def test_a_closed_runtime_does_not_run_and_closing_twice_is_harmless(backend: Backend) -> None:
+    runtime = backend.open()
+    before = runtime.run({INPUT: images(2)})[OUTPUT]
+    kept = before.copy()
+    runtime.close()
+    runtime.close()
+    with pytest.raises(ValueError, match="the runtime is closed; open it again"):
+        runtime.run({INPUT: images(2)})
+    np.testing.assert_array_equal(before, kept)  # outputs outlive the runtime
+
+
+def test_leaving_the_block_closes_also_when_it_fails(backend: Backend) -> None:
+    runtime = backend.open()
+
+    def fail_inside() -> None:
+        with runtime as entered:
+            assert entered is runtime
+            raise KeyError("the caller's own")
+
+    with pytest.raises(KeyError, match="the caller's own"):
+        fail_inside()
+    with pytest.raises(ValueError, match="the runtime is closed"):
+        runtime.run({INPUT: images(1)})
+
+
+def test_closing_one_runtime_leaves_another_of_the_same_file_alone(backend: Backend, runtime: Runtime) -> None:
+    expected = runtime.run({INPUT: images(2)})[OUTPUT]
+    backend.open().close()
+    np.testing.assert_array_equal(runtime.run({INPUT: images(2)})[OUTPUT], expected)
+
+
+# --- what cannot be opened ---
+
+
+@pytest.mark.parametrize("name", backend_names())
+def test_an_unknown_provider_is_refused_by_name(name: str, tiny_model: Path) -> None:
+    backend = opened_or_skipped(name, None, tiny_model)
+    with pytest.raises(BackendUnavailable, match="'abacus'") as caught:
+        backend.kind.open(backend.path, provider="abacus")
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here; the contract runs on it")
+@pytest.mark.parametrize("name", backend_names())
+def test_without_a_gpu_asking_for_one_is_refused_and_never_answered_by_the_cpu(name: str, tiny_model: Path) -> None:
+    backend = opened_or_skipped(name, None, tiny_model)
+    with pytest.raises(BackendUnavailable, match=r"(?i)cuda"):
+        backend.kind.open(backend.path, provider="cuda")
+
+
+@pytest.mark.parametrize("name", backend_names())
+@pytest.mark.parametrize("content", [b"", b"junk" * 100, b"PK\x03\x04" + b"\x00" * 50, b"{}"], ids=["empty", "junk", "half an archive", "json"])
+def test_a_file_that_is_no_model_is_named_in_one_line(
+    name: str, content: bytes, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    backend = opened_or_skipped(name, None, tiny_model)
+    path = tmp_path / backend.kind.FILE
+    path.write_bytes(content)
+    capfd.readouterr()
+    with pytest.raises(BadInput, match=re.escape(str(path))) as caught:
+        backend.kind.open(path)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")  # no library's own traceback
+
+
+@pytest.mark.parametrize("name", backend_names())
+def test_a_model_cut_short_is_named(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    backend = opened_or_skipped(name, None, tiny_model)
+    path = tmp_path / backend.kind.FILE
+    path.write_bytes(backend.path.read_bytes()[:-1000])
+    with pytest.raises(BadInput, match=re.escape(str(path))):
+        backend.kind.open(path)
+
+
+@pytest.mark.parametrize("name", backend_names())
+def test_another_backends_file_is_named(name: str, tiny_model: Path) -> None:
+    backend = opened_or_skipped(name, None, tiny_model)
+    other = next(path for path in sorted(tiny_model.iterdir()) if path.name != backend.kind.FILE)
+    with pytest.raises(BadInput, match=re.escape(str(other))):
+        backend.kind.open(other)
+
+
+# --- finding and opening ---
+
+
+def test_backends_are_the_files_in_their_folder() -> None:
+    assert {"onnxruntime", "pytorch"} <= set(backend_names())
+    assert list(backend_names()) == sorted(backend_names())
+    assert set(available_backends()) <= set(backend_names())
+    assert {"onnxruntime", "pytorch"} <= set(available_backends())  # this file imports both
+
+
+def test_an_unknown_backend_is_refused_with_the_nearest(tiny_model: Path) -> None:
+    with pytest.raises(UnknownName, match="unknown backend 'onnx-runtime'; did you mean onnxruntime") as caught:
+        open_runtime(tiny_model / "model.onnx", "onnx-runtime")
+    assert caught.value.exit_code == 2
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_model: Path, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("contract") / "bundle"
+    shutil.copytree(tiny_model, folder)
+    finish(folder, replace(manifest, batch=BatchRange(2, 3, 4)))
+    return folder
+
+
+def test_a_bundle_opens_by_its_path_or_as_itself_with_its_batch_range(backend: Backend, bundle: Path) -> None:
+    for model in (bundle, str(bundle), Bundle.open(bundle)):
+        with open_runtime(model, backend.name, provider=backend.provider) as runtime:
+            assert runtime.batch == BatchRange(2, 3, 4)
+            assert runtime.run({INPUT: images(5)})[OUTPUT].shape == (5, 10)
+
+
+def test_a_single_file_opens_with_the_batch_it_declares(backend: Backend) -> None:
+    with open_runtime(backend.path, backend.name, provider=backend.provider) as runtime:
+        assert runtime.batch is None
+
+
+def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=re.escape(f"{tmp_path / 'nothing'} does not exist; give a bundle folder or a model file")):
+        open_runtime(tmp_path / "nothing")
+
+
+def test_a_folder_that_is_no_bundle_and_a_bundle_without_the_backends_file_are_refused(tmp_path: Path, tiny_model: Path, manifest: Manifest) -> None:
+    with pytest.raises(BundleError, match="is no bundle"):
+        open_runtime(tmp_path)
+    shutil.copy(tiny_model / "model.onnx", tmp_path)
+    finish(tmp_path, manifest)
+    with pytest.raises(BundleError, match="has no reference.pt2; it holds model.onnx"):
+        open_runtime(tmp_path, "pytorch")
+
+
+# --- ONNX Runtime's device buffers, on the one device that is always there ---
+
+
+def test_running_through_device_buffers_gives_what_a_plain_run_gives(tiny_model: Path) -> None:
+    with OnnxRuntime.open(tiny_model / "model.onnx") as runtime:
+        batches = [images(3), images(3) + 1, images(5), images(3) * 2]  # a buffer is made, used again, made for another size, used again
+        kept = [batch.copy() for batch in batches]
+        bound = [runtime._run_bound({INPUT: batch}, "cpu")[OUTPUT] for batch in batches]
+        for batch, before, got in zip(batches, kept, bound, strict=True):
+            np.testing.assert_array_equal(got, runtime.run({INPUT: before})[OUTPUT])
+            np.testing.assert_array_equal(batch, before)
+            assert got.flags.writeable
+
+
+def test_a_graph_that_lies_in_memory_runs_as_its_file_does(tiny_model: Path) -> None:
+    path = tiny_model / "model.onnx"
+    with OnnxRuntime.open(path) as from_file, OnnxRuntime.from_bytes(path.read_bytes()) as from_memory:
+        np.testing.assert_array_equal(from_memory.run({INPUT: images(2)})[OUTPUT], from_file.run({INPUT: images(2)})[OUTPUT])
+    with pytest.raises(BadInput, match="onnxruntime cannot run the graph"):
+        OnnxRuntime.from_bytes(b"junk")

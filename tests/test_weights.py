@@ -1,0 +1,188 @@
+"""Weights: random ones that behave, checkpoints in all their shapes, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from exporter import ExportPlan
+from exporter.models.cifar import CifarResNet
+from exporter.weights import LoadedModel, load_model, state_from_file
+from runtimes.errors import BadInput, PlanError, WeightsUnavailable
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    torch.manual_seed(3)
+    return CifarResNet(3, 1, 7).state_dict()
+
+
+def load(weights: str | Path, tmp_path: Path, model: str = "resnet20", **changes: Any) -> LoadedModel:
+    return load_model(ExportPlan(model, tmp_path / "out", weights=str(weights), **changes))
+
+
+def saved(value: object, path: Path) -> Path:
+    torch.save(value, path)
+    return path
+
+
+def test_random_weights_depend_on_the_seed_alone_and_leave_torchs_generator_alone(tmp_path: Path) -> None:
+    torch.manual_seed(11)
+    before = torch.random.get_rng_state()
+    one, same = load("random", tmp_path), load("random", tmp_path)
+    other = load("random", tmp_path, seed=1)
+    assert one.facts.weights.sha256 == same.facts.weights.sha256 != other.facts.weights.sha256
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_random_weights_have_a_trained_networks_scale(tmp_path: Path) -> None:
+    module = load("random", tmp_path, "resnet18").module
+    last = [block.bn2.weight for stage in (module.layer1, module.layer4) for block in stage]  # type: ignore[union-attr]  # torch types submodules loosely
+    assert all(torch.all(weight == 0.1) for weight in last)
+    with torch.inference_mode():
+        logits = module(torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
+    assert logits.abs().max() < 100
+
+
+def test_the_shipped_weights_come_with_labels_and_preprocessing(tmp_path: Path) -> None:
+    loaded = load("default", tmp_path)
+    assert loaded.facts.weights.kind == "shipped"
+    assert loaded.labels is not None
+    assert loaded.labels[9] == "Ankle boot"
+    assert loaded.preprocess.crop == (28, 28)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda state: state, lambda state: {"state_dict": state, "epoch": 3}, lambda state: {"model": state, "optimizer": {}}]
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_state_dict_is_found_bare_or_wrapped_with_or_without_prefix(state: dict[str, Tensor], tmp_path: Path, wrap: Any, prefix: str) -> None:
+    path = saved(wrap({f"{prefix}{key}": value for key, value in state.items()}), tmp_path / "c.pth")
+    loaded = load(path, tmp_path)
+    assert loaded.facts.classes == 7
+    assert loaded.facts.weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert all(torch.equal(value, state[key]) for key, value in loaded.module.state_dict().items())
+
+
+def test_safetensors_fp16_and_missing_batch_counters_are_read(state: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_file({key: value.half() for key, value in state.items() if not key.endswith("num_batches_tracked")}, path)
+    loaded = load(path, tmp_path)
+    assert {value.dtype for value in loaded.module.state_dict().values()} == {torch.float32, torch.int64}
+    assert not loaded.module.training
+
+
+def test_input_channels_are_the_checkpoints_own(tmp_path: Path) -> None:
+    path = saved(CifarResNet(3, 3, 10).state_dict(), tmp_path / "rgb.pt")
+    assert load(path, tmp_path).preprocess.channels == 3
+    assert load(path, tmp_path, mean=(0.5,), std=(0.1, 0.2, 0.3)).preprocess.mean == (0.5, 0.5, 0.5)
+    with pytest.raises(PlanError, match="expected --mean with 1 or 3 values, got 2"):
+        load(path, tmp_path, mean=(0.5, 0.5))
+
+
+def test_labels_must_be_as_many_as_classes(state: dict[str, Tensor], tmp_path: Path) -> None:
+    path, labels = saved(state, tmp_path / "c.pt"), tmp_path / "labels.txt"
+    labels.write_text("\n".join("abcdefg") + "\n")
+    assert load(path, tmp_path, labels=labels).labels == tuple("abcdefg")
+    labels.write_text("a\nb\n")
+    with pytest.raises(BadInput, match="expected 7 labels, one a line, got 2"):
+        load(path, tmp_path, labels=labels)
+    with pytest.raises(BadInput, match="cannot read the labels"):
+        load(path, tmp_path, labels=tmp_path / "none.txt")
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_with_the_keys_that_differ(state: dict[str, Tensor], tmp_path: Path) -> None:
+    path = saved(state, tmp_path / "c.pt")
+    with pytest.raises(BadInput, match=r"does not fit resnet18: \d+ missing: .*layer4.*; 30 unexpected: .*; \d+ of another shape: conv1.weight"):
+        load(path, tmp_path, "resnet18")
+    with pytest.raises(PlanError, match=r"--num-classes says 5, but .* has 7 classes"):
+        load(path, tmp_path, classes=5)
+
+
+class Evil:
+    """Touches a file when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_wants_to_run_code_is_refused_and_not_run(tmp_path: Path, zipped: bool) -> None:
+    trap, path = tmp_path / "owned", tmp_path / "evil.pth"
+    if zipped:
+        torch.save({"state_dict": Evil(trap)}, path)
+    else:
+        path.write_bytes(pickle.dumps({"state_dict": Evil(trap)}))
+    with pytest.raises(BadInput, match="not a checkpoint of plain tensors"):
+        load(path, tmp_path)
+    assert not trap.exists()
+
+
+def test_what_is_no_checkpoint_is_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+    whole = saved(state, tmp_path / "whole.pt").read_bytes()
+    cases = {
+        "truncated.pt": whole[: len(whole) // 2],
+        "empty.pt": b"",
+        "junk.pt": b"not a checkpoint at all",
+        "text.pth": b'{"json": true}',
+        "empty.safetensors": b"",
+        "junk.safetensors": os.urandom(64),
+        "truncated.safetensors": (8).to_bytes(8, "little"),
+    }
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadInput, match=name):
+            load(tmp_path / name, tmp_path)
+    with pytest.raises(BadInput, match="is not a file"):
+        load(tmp_path / "missing.pt", tmp_path)
+    with pytest.raises(BadInput, match="got list without tensors"):
+        load(saved([1, 2], tmp_path / "list.pt"), tmp_path)
+    with pytest.raises(BadInput, match="with 'conv1.weight' and 'fc.weight'"):
+        load(saved({"a": torch.zeros(1)}, tmp_path / "other.pt"), tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(state: dict[str, Tensor], tmp_path: Path, value: float) -> None:
+    broken = {**state, "layer2.0.bn1.bias": torch.full((32,), value)}
+    with pytest.raises(BadInput, match=r"'layer2\.0\.bn1\.bias' holds NaN or infinite values"):
+        state_from_file(saved(broken, tmp_path / "nan.pt"))
+
+
+def test_default_weights_are_downloaded_with_all_that_the_weights_object_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's own download, from a local file in place of its server."""
+    from torchvision.models import ResNet18_Weights, resnet18
+
+    served = saved(resnet18().state_dict(), tmp_path / "served.pth")
+    digest = hashlib.sha256(served.read_bytes()).hexdigest()
+    served = served.rename(tmp_path / f"resnet18-{digest[:8]}.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr(ResNet18_Weights.DEFAULT.value, "url", served.as_uri())
+    loaded = load("default", tmp_path, "resnet18")
+    assert loaded.facts.weights.kind == "default"
+    assert loaded.facts.weights.sha256 == digest
+    assert loaded.labels is not None
+    assert (len(loaded.labels), loaded.labels[0]) == (1000, "tench")
+    assert (loaded.preprocess.resize, loaded.preprocess.crop) == (256, (224, 224))
+
+
+def test_without_a_network_default_weights_fail_within_seconds_and_name_the_ways_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.models import ResNet18_Weights
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr(ResNet18_Weights.DEFAULT.value, "url", "https://127.0.0.1:1/resnet18-00000000.pth")
+    start = time.monotonic()
+    with pytest.raises(WeightsUnavailable, match=r"cannot fetch https://127.0.0.1:1/.*--weights random.*--weights FILE"):
+        load("default", tmp_path, "resnet18")
+    assert time.monotonic() - start < 15
