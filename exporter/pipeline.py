@@ -28,6 +28,7 @@ from exporter.trace import onnx_from_program, program_from_module, save_program
 from exporter.verify import Graphs, Images, Proof, prove
 from exporter.weights import LoadedModel, inputs_from_source, load_model
 from runtimes._plugins import load_plugin
+from runtimes.backends.onnxruntime import check_rounding
 from runtimes.bundle import finish, staging_folder
 from runtimes.errors import BadInput
 from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, Manifest
@@ -91,6 +92,8 @@ def export(plan: ExportPlan, announce: Announce = _silent) -> Export:
     precision: Any = load_precision(plan.precision)
     if plan.calibrator is not None:
         find_observer(plan.calibrator)  # refused before the long work
+    if plan.precision in CALIBRATED:
+        check_rounding()
     with staging_folder(plan.output, force=plan.force) as folder:
         with steps("weights"):
             loaded = load_model(plan)

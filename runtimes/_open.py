@@ -66,4 +66,5 @@ def open_runtime(model: str | Path | Bundle, backend: str = "onnxruntime", *, pr
         if not path.exists():
             raise BadInput(f"{path} does not exist; give a bundle folder or a model file")
         model = Bundle.open(path)
+    runtime.check_bundle(model.manifest, provider)
     return runtime.open(model.file(runtime.FILE), provider=provider, batch=model.manifest.batch)

@@ -17,6 +17,8 @@ from runtimes.specs import BatchRange, TensorSpec, check_feeds
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
 
+    from runtimes.manifest import Manifest
+
 
 class Runtime(ABC):
     """A model that is loaded and can be run. Opened means usable; closed means gone.
@@ -44,6 +46,14 @@ class Runtime(ABC):
         Raises:
             BackendUnavailable: the provider is not here, or not the one that would run.
             BadInput: the file is not a model of this backend.
+        """
+
+    @classmethod  # noqa: B027  (not abstract: most backends run every bundle)
+    def check_bundle(cls, manifest: Manifest, provider: str | None) -> None:
+        """Asked before a bundle's file is opened: would this backend, as it is installed here, run it wrongly?
+
+        Raises:
+            BackendUnavailable: yes; says why, and what would run it.
         """
 
     @property

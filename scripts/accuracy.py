@@ -14,6 +14,7 @@ NVIDIA ModelOpt wants an environment of its own (other versions of onnx and onnx
 from __future__ import annotations
 
 import contextlib
+import math
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from calibration.data import ImageSource, built_in, evenly_chosen, open_source
 from calibration.observers import observers
 from exporter import ExportPlan, export
 from exporter.calibrate import CORRECTION_IMAGES, mean_error, with_bias_less
+from exporter.plan import CALIBRATOR
 from exporter.precisions import fp16, int8
 from exporter.weights import inputs_from_source
 from runtimes.bundle import Bundle
@@ -217,16 +219,25 @@ def top1(outputs: Floats, labels: NDArray[np.int64]) -> str:
     return f"{correct / len(labels):.2%} [{low * 100:.2f}, {high * 100:.2f}]"
 
 
-def row(candidate: Candidate, reference: Floats, images: Images) -> str:
-    """A candidate's line of the table."""
+def row(candidate: Candidate, reference: Floats, images: Images) -> tuple[str, NDArray[np.bool_]]:
+    """A candidate's line of the table, and which images it gets right, exact."""
     levels = ort.GraphOptimizationLevel
     exact = logits(candidate.exact.SerializeToString(), images.test, levels.ORT_DISABLE_ALL)
     file = logits(candidate.file, images.test, levels.ORT_ENABLE_ALL)
     agreement = (exact.argmax(1) == reference.argmax(1)).mean()
-    return (
+    line = (
         f"| {candidate.name} | {top1(exact, images.labels)} | {agreement:.2%} | {sqnr_db(reference, exact):.1f} | "
         f"{(file.argmax(1) == images.labels).mean():.2%} | {sqnr_db(reference, file):.1f} | {len(candidate.file) / 1e6:.2f} |"
     )
+    return line, exact.argmax(1) == images.labels
+
+
+def paired(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> str:
+    """How many images each alone gets right, and how likely a split at least as uneven is if neither is better (McNemar 1947, exact)."""
+    alone, other = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
+    trials = alone + other
+    tail = sum(math.comb(trials, fewer) for fewer in range(min(alone, other) + 1)) / 2**trials
+    return f"{alone} to {other}, p = {min(1.0, 2 * tail):.2f}"
 
 
 def print_table(bundle: Bundle, images: Images, modelopt: Path | None) -> None:
@@ -238,8 +249,13 @@ def print_table(bundle: Bundle, images: Images, modelopt: Path | None) -> None:
     click.echo(f"| FP32 | {shown} | | | {shown.split()[0]} | | {path.stat().st_size / 1e6:.2f} |")
     with tempfile.TemporaryDirectory() as folder:
         rows = candidates(path, images, modelopt, Path(folder))
+        right = {}
         for candidate in track(rows, "measuring", console=Console(stderr=True), transient=True):
-            click.echo(row(candidate, reference, images))
+            line, right[candidate.name] = row(candidate, reference, images)
+            click.echo(line)
+    default = right[f"INT8, {CALIBRATOR}"]
+    others = [f"{name} {paired(default, theirs)}" for name, theirs in right.items() if not name.startswith(("FP16", "INT8"))]
+    click.echo(f"\nImages that {CALIBRATOR} alone gets right, to images that the other alone does: {'; '.join(others)}.")
     click.echo(
         f"\n{bundle.manifest.name}, {len(images.test)} test images, calibrated on {len(images.calibration)}; "
         f"onnxruntime {ort.__version__}; agreement and SQNR against FP32 in ONNX Runtime"

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import helper
 from PIL import Image
 
 from calibration.collect import collect
@@ -31,7 +33,8 @@ from exporter.trace import onnx_from_program, program_from_module
 from exporter.verify import Graphs, worst_block
 from exporter.weights import LoadedModel, load_model
 from runtimes import Bundle, available_backends, open_runtime
-from runtimes.errors import BadInput, CalibrationError
+from runtimes.backends.onnxruntime import OnnxRuntime, check_rounding
+from runtimes.errors import BackendUnavailable, BadInput, CalibrationError
 
 BATCH = ("--batch", "1:4:16")
 
@@ -90,6 +93,34 @@ def test_it_runs_on_every_backend_within_its_budget(bundle: Path) -> None:
         expected = golden["logits"][:16]
         cosines = (logits * expected).sum(1) / np.linalg.norm(logits, axis=1) / np.linalg.norm(expected, axis=1)
         assert cosines.min() >= 0.99, backend
+
+
+def test_onnxruntime_rounds_fp16_values_where_the_check_says_so() -> None:
+    """Before 1.30 its CPU kernel truncates (onnxruntime pull request 32452), and INT8 graphs lose 18 dB in silence."""
+    scale = np.float16(0.0371)
+    pair = [helper.make_node("QuantizeLinear", ["x", "scale"], ["q"], output_dtype=onnx.TensorProto.INT8)]
+    values = [helper.make_tensor_value_info(name, kind, [None]) for name, kind in (("x", onnx.TensorProto.FLOAT16), ("q", onnx.TensorProto.INT8))]
+    graph = helper.make_graph(pair, "pair", values[:1], values[1:], [onnx.numpy_helper.from_array(np.array(scale), "scale")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    x = np.linspace(-4, 4, 1001).astype(np.float16)
+    with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
+        right = bool((runtime.run({"x": x})["q"] == np.rint(x.astype(np.float32) / np.float32(scale))).mean() > 0.99)
+    if right:
+        check_rounding()
+    else:
+        with pytest.raises(BackendUnavailable, match="truncates"):
+            check_rounding()
+
+
+def test_an_onnxruntime_that_truncates_is_refused_before_any_work(run: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
+    ran = run("resnet20", "--int8", "--output", "out")
+    assert (ran.code, Path("out").exists()) == (3, False)
+    assert "onnxruntime 1.23.2 truncates" in ran.error
+    assert "expected 1.30 or newer" in ran.error
+    with pytest.raises(BackendUnavailable, match=r"onnxruntime 1\.23\.2 truncates"):
+        open_runtime(bundle)
+    assert run("resnet20", "--fp16", "--output", "half", "--quiet").code == 0  # FP16 has no pairs
 
 
 def test_a_table_reused_gives_the_same_bundle_to_the_last_byte(run: Any, bundle: Path, pictures: Path, tmp_path: Path) -> None:

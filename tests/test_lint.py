@@ -15,6 +15,7 @@ from rtx import LOG
 
 from exporter import ExportPlan
 from exporter.precisions import int8
+from exporter.qdq.blocks import blocks
 from exporter.qdq.lint import QdqReport, lint
 from exporter.simplify import simplified
 from exporter.trace import onnx_from_program, program_from_module
@@ -70,6 +71,39 @@ def test_our_graph_is_taken_and_fused_everywhere(graph: onnx.ModelProto) -> None
     assert (report.convolutions, report.shortcuts, report.findings) == ((21, 21), (9, 9), ())
 
 
+def test_every_block_has_its_line(graph: onnx.ModelProto) -> None:
+    report = checked(int8.lower(graph, dict.fromkeys(int8.observed(graph), 4.0)))
+    names = ["stem", *(f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2)), "head"]
+    assert [block.name for block in report.blocks] == names
+    assert [block.convolutions for block in report.blocks] == [
+        (1, 1),
+        *((3, 3) if name in ("layer2.0", "layer3.0") else (2, 2) for name in names[1:-1]),
+        (0, 0),
+    ]
+    assert [block.shortcut for block in report.blocks] == [None, *[True] * 9, None]
+
+
+def test_the_blocks_hold_every_node_once(graph: onnx.ModelProto, tmp_path: Path) -> None:
+    for model in (graph, int8.lower(graph, dict.fromkeys(int8.observed(graph), 4.0)), theirs(graph, tmp_path)):
+        places = [place for block in blocks(model.graph) for place in block.nodes]
+        assert sorted(places) == list(range(len(model.graph.node)))
+        inside = {model.graph.node[place].name for block in blocks(model.graph) if block.name == "layer2.0" for place in block.nodes}
+        relus = {node.name for node in model.graph.node if node.op_type == "Relu" and node.name.startswith("layer2.0")}  # onnxruntime folds them away
+        assert {"layer2.0.conv1", "layer2.0.conv2", "layer2.0.downsample.0", "layer2.0.add", *relus} <= inside
+
+
+def test_blocks_of_names_with_slashes_or_none_are_named_too(graph: onnx.ModelProto) -> None:
+    slashes, nameless = onnx.ModelProto(), onnx.ModelProto()
+    slashes.CopyFrom(graph)
+    nameless.CopyFrom(graph)
+    for node in slashes.graph.node:
+        node.name = "/" + node.name.replace(".", "/")
+    for node in nameless.graph.node:
+        node.name = ""
+    assert blocks(slashes.graph)[1].name == "/layer1/0"
+    assert blocks(nameless.graph)[1].name == next(node.output[0] for node in nameless.graph.node if node.op_type == "Add")
+
+
 def test_onnxruntimes_defaults_are_refused_for_their_biases(graph: onnx.ModelProto, tmp_path: Path) -> None:
     report = checked(theirs(graph, tmp_path))
     messages = {finding.message for finding in report.findings if finding.kind == "refused"}
@@ -113,3 +147,7 @@ def test_misplaced_pairs_are_named(graph: onnx.ModelProto) -> None:
         "layer1.1.conv1": "runs in float",
     }
     assert (report.convolutions, report.shortcuts) == ((20, 21), (8, 9))
+    assert {block.name: block.findings[0].node for block in report.blocks if block.findings} == {
+        "layer1.0": "layer1.0.add",
+        "layer1.1": "layer1.1.conv1",
+    }

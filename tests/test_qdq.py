@@ -15,8 +15,9 @@ from onnx import TensorProto, numpy_helper
 
 from exporter import ExportPlan
 from exporter.precisions import int8
+from exporter.qdq.blocks import shortcut_of
 from exporter.qdq.insert import SMALLEST_SCALE, channel_scales, quantized
-from exporter.qdq.placement import Placement, placement_for_tensorrt, shortcut_of
+from exporter.qdq.placement import Placement, placement_for_tensorrt
 from exporter.simplify import simplified
 from exporter.trace import onnx_from_program, program_from_module
 from exporter.weights import load_model

@@ -104,10 +104,18 @@ def _inspect_onnx(path: Path, *, as_json: bool) -> None:
 
 
 def _qdq_lines(report: QdqReport) -> list[str]:
+    """The verdict, a line for each block, and under it what keeps it from fusing."""
     verdict = "TensorRT refuses this graph" if report.refused else "TensorRT takes this graph"
     (quantized, convolutions), (shortcuts, additions) = report.convolutions, report.shortcuts
     lines = [f"{'quantized':<12} {quantized} of {convolutions} convolutions, {shortcuts} of {additions} residual shortcuts; {verdict}"]
-    return [*lines, *(f"{'':<12} {finding.kind}: {finding.node}: {finding.message}" for finding in report.findings)]
+    for block in report.blocks:
+        parts = [f"{block.convolutions[0]} of {block.convolutions[1]} convolutions INT8"] if block.convolutions[1] else ["no convolution"]
+        if block.shortcut is not None:
+            parts.append(f"shortcut {'INT8' if block.shortcut else 'float'}")
+        parts.append("not as it should be:" if block.findings else "fuses" if block.convolutions[1] else "in float")
+        lines.append(f"{'':<12} {block.name:<20} {', '.join(parts)}")
+        lines += [f"{'':<15}{finding.kind}: {finding.node}: {finding.message}" for finding in block.findings]
+    return lines
 
 
 def _bundle_lines(path: Path, manifest: Manifest) -> list[str]:

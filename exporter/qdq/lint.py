@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from exporter.qdq.placement import shortcut_of
+from exporter.qdq.blocks import Block, blocks, residual_additions, shortcut_of
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
@@ -28,12 +28,42 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class QdqReport:
-    """Counts, and what was found. `convolutions` and `shortcuts` are (quantized, all)."""
+class BlockReport:
+    """What TensorRT makes of the stem, a residual block or the head.
 
+    Attributes:
+        name: `layer1.0`, say.
+        convolutions: (those that run in INT8, all).
+        shortcut: is the shortcut of its addition INT8? None without an addition.
+        findings: what is refused or not fused in it; empty where everything fuses.
+    """
+
+    name: str
     convolutions: tuple[int, int]
-    shortcuts: tuple[int, int]
+    shortcut: bool | None
     findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True)
+class QdqReport:
+    """A quantized graph, block by block."""
+
+    blocks: tuple[BlockReport, ...]
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return tuple(finding for block in self.blocks for finding in block.findings)
+
+    @property
+    def convolutions(self) -> tuple[int, int]:
+        """(Those that run in INT8, all) of the whole graph."""
+        return sum(block.convolutions[0] for block in self.blocks), sum(block.convolutions[1] for block in self.blocks)
+
+    @property
+    def shortcuts(self) -> tuple[int, int]:
+        """(Those in INT8, all) of the whole graph."""
+        known = [block.shortcut for block in self.blocks if block.shortcut is not None]
+        return sum(known), len(known)
 
     @property
     def refused(self) -> bool:
@@ -48,27 +78,25 @@ def lint(model: onnx.ModelProto) -> QdqReport | None:
         name.startswith("QLinear") or name.endswith("Integer") for name in operators
     ):
         return None
-    findings = [finding for node in graph.nodes for finding in _refusals(graph, node)]
-    convolutions = [node for node in graph.nodes if node.op_type == "Conv"]
-    additions = [node for node in graph.nodes if node.op_type == "Add" and not set(node.input) & set(graph.constants)]
+    return QdqReport(tuple(_block_report(graph, block) for block in blocks(model.graph)))
+
+
+def _block_report(graph: _Graph, block: Block) -> BlockReport:
+    nodes = [graph.nodes[place] for place in block.nodes]
+    findings = [finding for node in nodes for finding in _refusals(graph, node)]
+    convolutions = [node for node in nodes if node.op_type == "Conv"]
     quantized = [node for node in convolutions if graph.is_quantized(node.input[0]) and graph.is_quantized(node.input[1])]
-    shortcuts = 0
     for node in convolutions:
         findings += _convolution_findings(graph, node)
-    for node in additions:
-        place = shortcut_of(model.graph, node)
-        shortcuts += graph.is_quantized(node.input[place])
-        findings += _addition_findings(graph, node, place)
-    for node in graph.nodes:
-        if (
-            node.op_type == "MaxPool"
-            and not graph.is_quantized(node.input[0])
-            and any(user.op_type == QUANTIZE for user in graph.users(node.output[0]))
-        ):
-            findings.append(Finding("not fused", node.name, "the pool runs in float between INT8 layers; quantize its input"))
-        if node.op_type in ("GlobalAveragePool", "Gemm", "ReduceMean") and graph.is_quantized(node.input[0]):
-            findings.append(Finding("not fused", node.name, f"a quantized {node.op_type} gains little and costs accuracy; leave it in float"))
-    return QdqReport((len(quantized), len(convolutions)), (shortcuts, len(additions)), tuple(findings))
+    shortcut = None
+    if block.addition is not None:
+        addition = graph.nodes[block.addition]
+        place = graph.shortcuts[addition.output[0]]
+        shortcut = graph.is_quantized(addition.input[place])
+        findings += _addition_findings(graph, addition, place)
+    for node in nodes:
+        findings += _other_findings(graph, node)
+    return BlockReport(block.name, (len(quantized), len(convolutions)), shortcut, tuple(findings))
 
 
 class _Graph:
@@ -76,6 +104,7 @@ class _Graph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         inferred = onnx.shape_inference.infer_shapes(model)
+        self.shortcuts = {node.output[0]: shortcut_of(model.graph, node) for node in residual_additions(model.graph)}
         self.nodes = list(model.graph.node)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self._producers = {name: node for node in self.nodes for name in node.output}
@@ -150,3 +179,11 @@ def _addition_findings(graph: _Graph, node: onnx.NodeProto, shortcut: int) -> li
         (False, False): "the shortcut is not quantized, so the addition runs in float; quantize it",
     }[sides]
     return [] if message is None else [Finding("not fused", node.name, message)]
+
+
+def _other_findings(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
+    if node.op_type == "MaxPool" and not graph.is_quantized(node.input[0]) and any(user.op_type == QUANTIZE for user in graph.users(node.output[0])):
+        return [Finding("not fused", node.name, "the pool runs in float between INT8 layers; quantize its input")]
+    if node.op_type in ("GlobalAveragePool", "Gemm", "ReduceMean") and graph.is_quantized(node.input[0]):
+        return [Finding("not fused", node.name, f"a quantized {node.op_type} gains little and costs accuracy; leave it in float")]
+    return []

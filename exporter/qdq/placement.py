@@ -12,11 +12,11 @@ The rules (NVIDIA, "Working with Quantized Types", Q/DQ placement recommendation
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
+
+from exporter.qdq.blocks import residual_additions, shortcut_of
 
 Edge = tuple[str, int]
 
@@ -53,12 +53,11 @@ def placement_for_tensorrt(model: onnx.ModelProto) -> Placement:
     edges = {(node.name, 0) for node in convolutions}
     pools = [node for node in graph.node if node.op_type == "MaxPool" and node.output[0] in fed_to_convolution]
     edges |= {(node.name, 0) for node in pools}
-    for node in graph.node:
-        if node.op_type == "Add" and not set(node.input) & constants:
-            shortcut = shortcut_of(graph, node)
-            main = producers.get(node.input[1 - shortcut])
-            if main is not None and main.op_type == "Conv":
-                edges.add((node.name, shortcut))
+    for node in residual_additions(graph):
+        shortcut = shortcut_of(graph, node)
+        main = producers.get(node.input[1 - shortcut])
+        if main is not None and main.op_type == "Conv":
+            edges.add((node.name, shortcut))
     tensors = {node.input[place] for node in graph.node for place in range(len(node.input)) if (node.name, place) in edges}
     ordered = [name for name in (*(value.name for value in graph.input), *producers) if name in tensors]
     ranges = {name: name for name in ordered}
@@ -66,24 +65,3 @@ def placement_for_tensorrt(model: onnx.ModelProto) -> Placement:
         if node.output[0] in ranges:
             ranges[node.output[0]] = ranges[node.input[0]]
     return Placement(frozenset(edges), tuple(ordered), ranges, tuple(node.name for node in convolutions))
-
-
-def shortcut_of(graph: onnx.GraphProto, add: onnx.NodeProto) -> int:
-    """Which input of a residual addition is the shortcut: the one with fewer convolutions back to where the two branches parted."""
-    distances = [_convolutions_back(graph.node, name) for name in add.input[:2]]
-    common = [name for name in distances[0] if name in distances[1]]
-    if not common:
-        return 1
-    parted = min(common, key=lambda name: distances[0][name] + distances[1][name])
-    return 0 if distances[0][parted] < distances[1][parted] else 1
-
-
-def _convolutions_back(nodes: Sequence[onnx.NodeProto], start: str) -> dict[str, int]:
-    """For every tensor that `start` is computed from: the most convolutions between the two. Nodes are in topological order."""
-    furthest: defaultdict[str, int] = defaultdict(lambda: -1, {start: 0})
-    for node in reversed(nodes):
-        reached = max((furthest[name] for name in node.output if name in furthest), default=-1)
-        if reached >= 0:
-            for name in node.input:
-                furthest[name] = max(furthest[name], reached + (node.op_type == "Conv"))
-    return dict(furthest)

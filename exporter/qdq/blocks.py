@@ -1,0 +1,108 @@
+"""Residual blocks of a graph, found by its additions; for graphs of any origin, whatever their nodes are called."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+import onnx
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stretch of the graph: the stem, a residual block, or the head.
+
+    Attributes:
+        name: what its convolutions' names begin with, `layer1.0`; `stem` and `head` at the ends.
+        nodes: places in the graph's list of nodes, ascending.
+        addition: the residual addition that ends it, as a place in that list; None for the stem and the head.
+    """
+
+    name: str
+    nodes: tuple[int, ...]
+    addition: int | None
+
+
+def residual_additions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The additions of two computed tensors; one of a constant is a bias."""
+    constants = {tensor.name for tensor in graph.initializer}
+    return [node for node in graph.node if node.op_type == "Add" and not set(node.input) & constants]
+
+
+def blocks(graph: onnx.GraphProto) -> tuple[Block, ...]:
+    """Every node in exactly one block, in the graph's order; nodes must be in topological order."""
+    producers = {name: place for place, node in enumerate(graph.node) for name in node.output}
+    left = set(range(len(graph.node)))
+
+    def taken(tensor: str) -> list[int]:
+        """What `tensor` is computed from and no block has yet."""
+        found, tensors = [], [tensor]
+        while tensors:
+            place = producers.get(tensors.pop())
+            if place in left:
+                left.remove(place)
+                found.append(place)
+                tensors += graph.node[place].input
+        return found
+
+    members: list[list[int]] = [[]]
+    additions = residual_additions(graph)
+    for addition in additions:
+        parted = parting(graph, addition)
+        if parted is not None:
+            members[-1] += taken(parted)
+        members.append(taken(addition.output[0]))
+    if additions:
+        members[-1] += _until_next_fork(graph, additions[-1].output[0], left)
+    members.append(list(left))
+    ends = [None, *(producers[addition.output[0]] for addition in additions), None]
+    names = ["stem", *(_name(graph, places, end) for places, end in zip(members[1:-1], ends[1:-1], strict=True)), "head"]
+    return tuple(Block(name, tuple(sorted(places)), end) for name, places, end in zip(names, members, ends, strict=True))
+
+
+def parting(graph: onnx.GraphProto, addition: onnx.NodeProto) -> str | None:
+    """The tensor where the two branches of a residual addition part; None where they share nothing."""
+    distances = [convolutions_back(graph.node, name) for name in addition.input[:2]]
+    common = [name for name in distances[0] if name in distances[1]]
+    return min(common, key=lambda name: distances[0][name] + distances[1][name], default=None)
+
+
+def shortcut_of(graph: onnx.GraphProto, addition: onnx.NodeProto) -> int:
+    """Which input of a residual addition is the shortcut: the one with fewer convolutions back to where the two branches parted."""
+    parted = parting(graph, addition)
+    if parted is None:
+        return 1
+    first, second = (convolutions_back(graph.node, name)[parted] for name in addition.input[:2])
+    return 0 if first < second else 1
+
+
+def convolutions_back(nodes: Sequence[onnx.NodeProto], start: str) -> dict[str, int]:
+    """For every tensor that `start` is computed from: the most convolutions between the two. Nodes are in topological order."""
+    furthest: defaultdict[str, int] = defaultdict(lambda: -1, {start: 0})
+    for node in reversed(nodes):
+        reached = max((furthest[name] for name in node.output if name in furthest), default=-1)
+        if reached >= 0:
+            for name in node.input:
+                furthest[name] = max(furthest[name], reached + (node.op_type == "Conv"))
+    return dict(furthest)
+
+
+def _until_next_fork(graph: onnx.GraphProto, tensor: str, left: set[int]) -> list[int]:
+    """The activation behind the last addition, which belongs to its block as the others' do."""
+    users = [place for place, node in enumerate(graph.node) if tensor in node.input]
+    if len(users) != 1 or graph.node[users[0]].op_type != "Relu":
+        return []
+    left.discard(users[0])
+    return users
+
+
+def _name(graph: onnx.GraphProto, places: Sequence[int], addition: int | None) -> str:
+    """What the convolutions' names have in common, part by part; else the addition's own name."""
+    names = [graph.node[place].name for place in places if graph.node[place].op_type == "Conv"]
+    separator = "/" if any("/" in name for name in names) else "."
+    parts = zip(*(name.split(separator)[:-1] for name in names), strict=False)
+    common = separator.join(part[0] for part in takewhile(lambda part: len(set(part)) == 1, parts))
+    assert addition is not None
+    return common or graph.node[addition].name or graph.node[addition].output[0]
