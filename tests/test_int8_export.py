@@ -342,7 +342,11 @@ def test_an_interruption_while_calibrating_leaves_nothing(run: Any, pictures: Pa
         return collect(model, tensors, until())
 
     monkeypatch.setattr("exporter.calibrate.collect", interrupted)
-    ran = run("resnet20", "--int8", "--data", pictures, "--quiet")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background with SIGINT ignored
+    try:
+        ran = run("resnet20", "--int8", "--data", pictures, "--quiet")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ran.code == 130
     assert "interrupted; nothing was written" in ran.error
     assert len(seen) == 5
