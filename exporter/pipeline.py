@@ -33,7 +33,6 @@ from runtimes.bundle import finish, staging_folder
 from runtimes.errors import BadInput
 from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, Manifest
 
-PROVEN_ON = ("onnxruntime",)
 PACKAGES = ("resnet-export", "torch", "torchvision", "onnx", "onnxscript", "onnxsim", "numpy", "pillow")
 FEWEST_IMAGES, LABELLED_IMAGES = 32, 2000
 SIMPLIFY_IMAGES = 2
@@ -110,11 +109,13 @@ def export(plan: ExportPlan, announce: Announce = _silent) -> Export:
             else:
                 model, table = corrected(precision, clean, table, loaded, plan)
         with steps("save"):
+            onnx.helper.set_model_props(model, {"precision": plan.precision})  # read by who gets no more than the file
             onnx.save(model, folder / "model.onnx")
             save_program(program, folder / "reference.pt2")
         with steps("prove"):
-            graphs = Graphs(clean, precision.simulated(model))
-            proof = prove(folder, images, graphs, budget=precision.BUDGET, batch=plan.batch, backends=PROVEN_ON)
+            # What no backend here runs is read back, so that the simulation is of what was written.
+            graphs = Graphs(clean, precision.simulated(model if precision.RUNS_ON else onnx.load(folder / "model.onnx")))
+            proof = prove(folder, images, graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON)
         with steps("write"):
             _write_rest(folder, plan, loaded, images, proof)
             if table:

@@ -12,9 +12,10 @@ from runtimes._plugins import plugin_names
 from runtimes.errors import PlanError, UnknownName
 from runtimes.specs import BatchRange
 
-OPSET = 20
-"""The newest opset that TensorRT 10.3 (JetPack 6) and ONNX Runtime 1.17 read; FP16 scales of Q/DQ need 19."""
 OPSETS = (19, 20)
+"""20 is the newest opset that TensorRT 10.3 (JetPack 6) and ONNX Runtime 1.17 read; FP16 scales of Q/DQ need 19."""
+BF16_OPSET = 22
+"""The first whose Conv, MaxPool and GlobalAveragePool take BF16."""
 TARGETS = ("tensorrt",)
 CALIBRATED = ("int8",)
 CALIBRATOR = "mse"
@@ -33,12 +34,13 @@ class ExportPlan:
 
     Attributes:
         model: a name from `--list`.
-        precision: fp32, fp16 or int8.
+        precision: fp32, fp16, bf16 or int8.
         weights: `default`, `random`, or the path of a checkpoint.
         classes: size of the head; None takes it from the weights.
         labels: a text file with a class name a line.
         image_size: (height, width) of the model's input; None takes the model's own.
         mean, std: normalisation, one value or one per channel; None takes the model's own.
+        opset: of the ONNX graph; 0 takes the newest that the precision may have, and is that number from then on.
         seed: for random weights.
         data: pictures to prove with, and for int8 to calibrate on (see `calibration.data.open_source`); None takes the built-in ones.
         calibrator: how int8 reads thresholds off what was measured.
@@ -59,7 +61,7 @@ class ExportPlan:
     std: tuple[float, ...] | None = None
     batch: BatchRange = DEFAULT_BATCH
     target: str = "tensorrt"
-    opset: int = OPSET
+    opset: int = 0
     seed: int = 0
     data: str | None = None
     calibrator: str | None = None
@@ -75,8 +77,7 @@ class ExportPlan:
             raise UnknownName("precision", self.precision, precision_names())
         if self.target not in TARGETS:
             raise UnknownName("target", self.target, TARGETS)
-        if self.opset not in OPSETS:
-            raise PlanError(f"expected an opset among {', '.join(map(str, OPSETS))}, got {self.opset}; TensorRT 10.3 reads none above 20")
+        self._settle_opset()
         if self.weights == "default" and self.classes is not None:
             raise PlanError("--num-classes needs --weights random or FILE: the default weights come with their own classes")
         if self.classes is not None and self.classes < 1:
@@ -85,8 +86,16 @@ class ExportPlan:
             raise PlanError(f"expected --image-size of at least {SMALLEST_IMAGE} pixels, got {self.image_size[0]}x{self.image_size[1]}")
         if not 0 <= self.seed < 2**63:
             raise PlanError(f"expected a --seed from 0 to 2^63-1, got {self.seed}")
-
         self._check_calibration()
+
+    def _settle_opset(self) -> None:
+        allowed = (BF16_OPSET,) if self.precision == "bf16" else OPSETS
+        if self.opset == 0:
+            object.__setattr__(self, "opset", allowed[-1])
+        elif self.opset not in allowed and self.precision == "bf16":
+            raise PlanError(f"expected opset {BF16_OPSET} for bf16, got {self.opset}; ONNX has no BF16 convolution before it, leave --opset out")
+        elif self.opset not in allowed:
+            raise PlanError(f"expected an opset among {', '.join(map(str, OPSETS))}, got {self.opset}; TensorRT 10.3 reads none above 20")
 
     def _check_calibration(self) -> None:
         given = {

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from exporter.precisions._cast import wider_precisions
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.base import Runtime
@@ -52,30 +53,36 @@ def prove(folder: Path, images: Images, graphs: Graphs, *, budget: Budget, batch
     """Run `reference.pt2` and, on each backend, its model file, over the same images.
 
     The smallest batch and the one in between run on the first images, the largest on all of them. The simulation
-    runs on all images with labels, or on the first few without. Top-1 is that of the simulation where there is one.
+    runs on all images with labels, or on the first few without; where no backend runs the file, it runs as a backend
+    would, and onnx's checker reads the file. Top-1 is that of the simulation where there is one.
 
     Raises:
         LowerError: a tensor is beyond the precision's range; names it.
         ParityError: a backend is out of budget; carries the report.
     """
-    inputs = images.inputs
+    inputs, simulation = images.inputs, graphs.simulation
+    if not backends and simulation is None:
+        raise ValueError("expected a backend or a simulation to prove the file with, got neither")
     with _opened(folder, REFERENCE) as runtime:
         logits = _logits(runtime, inputs, batch.opt)
     compared: dict[str, Comparison] = {}
     for backend in backends:
         with _opened(folder, backend) as runtime:
-            parts = [_logits(runtime, inputs if size == batch.max else inputs[:size], size) for size in batch.checked]
-        compared[backend] = compare(np.concatenate([logits[: len(part)] for part in parts]), np.concatenate(parts), budget)
-        outputs = parts[-1]
-    simulation = graphs.simulation
+            parts = _at_each_batch(runtime, inputs, batch)
+        compared[backend] = _compared(logits, parts, budget)
     if simulation is not None:
+        if not backends:
+            onnx.checker.check_model(folder / OnnxRuntime.FILE, full_check=True)
         with OnnxRuntime.from_bytes(simulation.SerializeToString()) as runtime:
-            outputs = _logits(runtime, inputs if images.labels is not None else inputs[:SIMULATED_IMAGES], batch.max)
-        if not np.isfinite(outputs).all():
+            if backends:
+                parts = [_logits(runtime, inputs if images.labels is not None else inputs[:SIMULATED_IMAGES], batch.max)]
+            else:
+                parts = _at_each_batch(runtime, inputs, batch)
+        if not all(np.isfinite(part).all() for part in parts):
             _name_overflow(simulation, inputs[:SIMULATED_IMAGES])
-        compared[SIMULATION] = compare(logits[: len(outputs)], outputs, budget)
+        compared[SIMULATION] = _compared(logits, parts, budget)
     report = ParityReport(all(one.ok for one in compared.values()), len(inputs), batch.checked, compared, budget)
-    measured = accuracy(logits, outputs, images.labels) if images.labels is not None else None
+    measured = accuracy(logits, parts[-1], images.labels) if images.labels is not None else None
     said = [f"{name}: {', '.join(one.violations)}" for name, one in compared.items() if not one.ok]
     if measured is not None and budget.max_accuracy_drop is not None and measured.reference_top1 - measured.top1 > budget.max_accuracy_drop:
         said.append(f"top-1 fell from {measured.reference_top1:.2%} to {measured.top1:.2%}, allowed {budget.max_accuracy_drop:.2%}")
@@ -100,12 +107,24 @@ def worst_block(graphs: Graphs, inputs: NDArray[Any]) -> str:
     worst = ends[int(np.argmin(np.diff(ratios)))].rsplit(".", 2)[0]
     calibrated = any(node.op_type == "QuantizeLinear" for node in graphs.simulation.graph.node)
     remedy = "try another --calibrator, more --data like what the model sees, or --fp16" if calibrated else "try --fp32"
+    if _narrow_type(graphs.simulation) == onnx.TensorProto.BFLOAT16:
+        remedy = "try --fp16 or --fp32"
     return f"; the signal-to-noise ratio falls most in block {worst}; {remedy}"
 
 
 def _opened(folder: Path, backend: str) -> Runtime:
     runtime = backend_class(backend)
     return runtime.open(folder / runtime.FILE)
+
+
+def _at_each_batch(runtime: Runtime, inputs: NDArray[Any], batch: BatchRange) -> list[NDArray[Any]]:
+    """Outputs for each batch size that is checked; for the largest, which comes last, of all inputs."""
+    return [_logits(runtime, inputs if size == batch.max else inputs[:size], size) for size in batch.checked]
+
+
+def _compared(logits: NDArray[Any], parts: list[NDArray[Any]], budget: Budget) -> Comparison:
+    """All parts, each of which answers the first inputs, against the reference's logits."""
+    return compare(np.concatenate([logits[: len(part)] for part in parts]), np.concatenate(parts), budget)
 
 
 def _logits(runtime: Runtime, inputs: NDArray[Any], size: int) -> NDArray[Any]:
@@ -116,13 +135,19 @@ def _logits(runtime: Runtime, inputs: NDArray[Any], size: int) -> NDArray[Any]:
 
 def _name_overflow(simulation: onnx.ModelProto, inputs: NDArray[Any]) -> None:
     """Raise LowerError for the first tensor of the simulation that is not finite."""
-    known = {value.name for value in simulation.graph.output}
-    names = [name for node in simulation.graph.node if node.op_type == "Cast" for name in node.output if name not in known]
+    # Each rounded tensor is read as its `.wide` copy: numpy has no BF16.
+    names = [name for node in simulation.graph.node if node.op_type == "Cast" for name in node.output if name.endswith(".wide")]
     values = _exposed(simulation, names, inputs)
     for name in names:
         if not np.isfinite(values[name]).all():
-            tensor = name.removesuffix(".wide")
-            raise LowerError(f"the values of '{tensor}' are beyond the precision's range on real images; export in bf16 or fp32")
+            tensor, wider = name.removesuffix(".wide"), wider_precisions(_narrow_type(simulation))
+            raise LowerError(f"the values of '{tensor}' are beyond the precision's range on real images; export in {wider}")
+
+
+def _narrow_type(simulation: onnx.ModelProto) -> int:
+    """The type that a simulation's first cast, that of the input, rounds to."""
+    types = (attribute.i for node in simulation.graph.node if node.op_type == "Cast" for attribute in node.attribute)
+    return next(int(kind) for kind in types if kind != onnx.TensorProto.FLOAT)
 
 
 def _exposed(model: onnx.ModelProto, names: Sequence[str], inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:

@@ -11,6 +11,7 @@ from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput
 
 REMEDIES = {
+    "tensorrt": "on a Jetson use JetPack's own, in a venv made with --system-site-packages; elsewhere pip install 'resnet-export[tensorrt]'",
     "pytorch": "pip install 'resnet-export[export]'",
     "onnxruntime": "pip install 'resnet-export[export]' for the CPU or 'resnet-export[gpu]' for NVIDIA GPUs",
 }
@@ -22,11 +23,11 @@ def backend_names() -> tuple[str, ...]:
 
 
 def available_backends() -> tuple[str, ...]:
-    """The backends whose packages can be imported here."""
+    """The backends whose packages can be imported here, and whose devices are here."""
     found = []
     for name in backend_names():
         try:
-            backend_class(name)
+            backend_class(name).check_here()
         except BackendUnavailable:
             continue
         found.append(name)
@@ -40,9 +41,14 @@ def backend_class(name: str) -> type[Runtime]:
         UnknownName: there is no such backend.
         BackendUnavailable: its package is not installed.
     """
-    module = load_plugin(backends, name, kind="backend", remedy=REMEDIES.get(name, f"pip install 'resnet-export[{name}]'"))
+    module = load_plugin(backends, name, kind="backend", remedy=remedy_for(name))
     runtime: type[Runtime] = module.RUNTIME
     return runtime
+
+
+def remedy_for(name: str) -> str:
+    """How to get a backend's package."""
+    return REMEDIES.get(name, f"pip install 'resnet-export[{name}]'")
 
 
 def open_runtime(model: str | Path | Bundle, backend: str = "onnxruntime", *, provider: str | None = None) -> Runtime:
@@ -67,4 +73,4 @@ def open_runtime(model: str | Path | Bundle, backend: str = "onnxruntime", *, pr
             raise BadInput(f"{path} does not exist; give a bundle folder or a model file")
         model = Bundle.open(path)
     runtime.check_bundle(model.manifest, provider)
-    return runtime.open(model.file(runtime.FILE), provider=provider, batch=model.manifest.batch)
+    return runtime.open(runtime.file_of(model), provider=provider, batch=model.manifest.batch)

@@ -17,6 +17,7 @@ from runtimes.specs import BatchRange, TensorSpec, check_feeds
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
 
+    from runtimes.bundle import Bundle
     from runtimes.manifest import Manifest
 
 
@@ -46,6 +47,24 @@ class Runtime(ABC):
         Raises:
             BackendUnavailable: the provider is not here, or not the one that would run.
             BadInput: the file is not a model of this backend.
+        """
+
+    @classmethod
+    def file_of(cls, bundle: Bundle) -> Path:
+        """The file of a bundle that this backend opens.
+
+        Raises:
+            BundleError: the bundle does not have it.
+            BackendUnavailable: it has none for this machine.
+        """
+        return bundle.file(cls.FILE)
+
+    @classmethod  # noqa: B027  (not abstract: a package that can be imported is mostly all that is needed)
+    def check_here(cls) -> None:
+        """Can this machine run it at all?
+
+        Raises:
+            BackendUnavailable: no, for want of a driver, say.
         """
 
     @classmethod  # noqa: B027  (not abstract: most backends run every bundle)

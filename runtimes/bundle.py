@@ -91,6 +91,23 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def write_in_one_step(path: Path, data: bytes) -> None:
+    """Write a file beside its place and rename it into it: at every moment it is the old one or the new one, whole.
+
+    Raises:
+        OSError: it cannot be written; nothing is left.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @contextmanager
 def staging_folder(destination: Path, *, force: bool) -> Iterator[Path]:
     """A new folder beside `destination` that takes its place when the block ends well, and is removed when it does not.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import tensorrt_rtx as trt
 
@@ -22,14 +21,14 @@ class Kernel:
     reads: tuple[str, ...]
 
 
-class Log(trt.ILogger):  # type: ignore[misc]  # the bindings ship no types
+class Log(trt.ILogger):
     """Keeps every line. One for the process: TensorRT ignores a second logger."""
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
-        self.lines: list[tuple[Any, str]] = []
+        self.lines: list[tuple[trt.ILogger.Severity, str]] = []
 
-    def log(self, severity: Any, message: str) -> None:
+    def log(self, severity: trt.ILogger.Severity, message: str) -> None:
         self.lines.append((severity, message))
 
 

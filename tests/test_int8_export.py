@@ -32,7 +32,7 @@ from exporter.simplify import simplified
 from exporter.trace import onnx_from_program, program_from_module
 from exporter.verify import Graphs, worst_block
 from exporter.weights import LoadedModel, load_model
-from runtimes import Bundle, available_backends, open_runtime
+from runtimes import Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime, check_rounding
 from runtimes.errors import BackendUnavailable, BadInput, CalibrationError
 
@@ -87,7 +87,7 @@ def test_a_bundle_holds_the_table_and_its_manifest_says_what_was_measured(bundle
 def test_it_runs_on_every_backend_within_its_budget(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     golden = np.load(opened.file("golden.npz"))
-    for backend in available_backends():
+    for backend in ("onnxruntime", "pytorch"):
         with open_runtime(opened, backend) as runtime:
             logits = runtime.run({"input": golden["inputs"][:16]})["logits"]
         expected = golden["logits"][:16]

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from rtx import CONVOLUTIONS, kernels_from_onnx
+from torch.export import ExportedProgram
 
 from calibration.collect import collect
 from calibration.data import built_in
@@ -37,11 +38,18 @@ class Traced:
     """A model's simplified FP32 graph, and what it is proven with."""
 
     name: str
+    program: ExportedProgram
     graph: onnx.ModelProto
     images: Images
     calibration: list[Any]
     thresholds: dict[str, float]
     folder: Path
+
+    def in_opset(self, opset: int) -> onnx.ModelProto:
+        """The graph, traced again where a precision needs another opset."""
+        if self.graph.opset_import[0].version == opset:
+            return self.graph
+        return simplified(onnx_from_program(self.program, opset=opset, batch=BATCH), self.images.inputs[:2])
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -55,7 +63,7 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     save_program(program, folder / "reference.pt2")
     batches = np.split(inputs_from_source(built_in("train"), loaded.preprocess, 8), 2)
     thresholds = {name: mse(histogram) for name, histogram in collect(graph, int8.observed(graph), batches).items()}
-    yield Traced(request.param, graph, images, batches, thresholds, folder)
+    yield Traced(request.param, program, graph, images, batches, thresholds, folder)
     for path in folder.iterdir():
         path.unlink()  # the eleven together are gigabytes
 
@@ -63,10 +71,12 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("name", precision_names())
 def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_asked_for(traced: Traced, name: str) -> None:
     precision: Any = load_precision(name)
-    lowered = precision.lower(traced.graph, traced.thresholds)
+    plan = ExportPlan(traced.name, traced.folder / "unused", precision=name, weights="random", batch=BATCH)
+    graph = traced.in_opset(plan.opset)
+    lowered = precision.lower(graph, traced.thresholds)
     if name == "int8":
-        correction = mean_error(traced.graph, int8.simulated(lowered), traced.calibration)
-        biased = with_bias_less(traced.graph, correction.astype(np.float32))
+        correction = mean_error(graph, int8.simulated(lowered), traced.calibration)
+        biased = with_bias_less(graph, correction.astype(np.float32))
         assert biased is not None
         lowered = int8.lower(biased, traced.thresholds)
     onnx.checker.check_model(lowered, full_check=True)
@@ -74,19 +84,20 @@ def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_as
     proof = prove(
         traced.folder,
         traced.images,
-        Graphs(traced.graph, precision.simulated(lowered)),
+        Graphs(graph, precision.simulated(lowered)),
         budget=precision.BUDGET,
         batch=BATCH,
-        backends=["onnxruntime"],
+        backends=precision.RUNS_ON,
     )
     assert proof.report.ok
+    assert lowered.opset_import[0].version == plan.opset
     kernels = kernels_from_onnx((traced.folder / "model.onnx").read_bytes(), batch=(1, 8, 32), targets=TARGETS)
     convolutions = [kernel for kernel in kernels if kernel.kind in CONVOLUTIONS]
     assert convolutions
     if name == "int8":  # every convolution is a kernel of its own that reads INT8; the classifier reads FP16
         assert [kernel.reads for kernel in convolutions if kernel.kind == "correlation"] == [("Int8",)] * graph_facts(lowered).operators["Conv"]
     else:
-        assert {read for kernel in convolutions for read in kernel.reads} == {{"fp32": "Float", "fp16": "Half"}[name]}
+        assert {read for kernel in convolutions for read in kernel.reads} == {{"fp32": "Float", "fp16": "Half", "bf16": "BFloat16"}[name]}
 
 
 def test_the_listed_facts_are_the_graphs(traced: Traced) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from exporter import precisions
+from calibration.data import built_in
+from exporter import ExportPlan, precisions
 from exporter.models.cifar import CifarResNet
 from exporter.precisions import fp16
 from exporter.precisions._cast import cast_graph
 from exporter.simplify import simplified
 from exporter.trace import onnx_from_program, program_from_module
 from exporter.verify import _name_overflow
-from runtimes import BatchRange
+from exporter.weights import inputs_from_source, load_model
+from runtimes import BatchRange, backend_names, open_runtime
 from runtimes._plugins import plugin_names
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import LowerError, SimplifyError
@@ -31,7 +35,11 @@ def module() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def graph(module: torch.nn.Module) -> onnx.ModelProto:
-    return simplified(onnx_from_program(program_from_module(module, (1, 28, 28)), opset=20, batch=BatchRange(1, 8, 32)), INPUTS)
+    return graph_in_opset(module, 20)
+
+
+def graph_in_opset(module: torch.nn.Module, opset: int) -> onnx.ModelProto:
+    return simplified(onnx_from_program(program_from_module(module, (1, 28, 28)), opset=opset, batch=BatchRange(1, 8, 32)), INPUTS)
 
 
 def logits(model: onnx.ModelProto, inputs: np.ndarray = INPUTS) -> np.ndarray:
@@ -40,9 +48,10 @@ def logits(model: onnx.ModelProto, inputs: np.ndarray = INPUTS) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", plugin_names(precisions.__file__))
-def test_every_precision_keeps_names_and_interface_and_leaves_its_argument_alone(graph: onnx.ModelProto, name: str) -> None:
+def test_every_precision_keeps_names_and_interface_and_leaves_its_argument_alone(module: torch.nn.Module, name: str, tmp_path: Path) -> None:
     from exporter.pipeline import load_precision
 
+    graph = graph_in_opset(module, ExportPlan("resnet20", Path("unused"), precision=name).opset)
     before = graph.SerializeToString(deterministic=True)
     precision = load_precision(name)
     lowered = precision.lower(graph, dict.fromkeys(precision.observed(graph), 4.0))
@@ -52,6 +61,13 @@ def test_every_precision_keeps_names_and_interface_and_leaves_its_argument_alone
         assert [(value.name, value.type) for value in values] == [(value.name, value.type) for value in original]
     assert {node.name for node in graph.graph.node} <= {node.name for node in lowered.graph.node}
     assert precision.BUDGET.own_error > 0
+    assert set(precision.RUNS_ON) <= set(backend_names())
+    simulation = precision.simulated(lowered)
+    assert precision.RUNS_ON or simulation is not None  # or there would be nothing to prove it with
+    onnx.save(lowered, tmp_path / "model.onnx")
+    for backend in precision.RUNS_ON:
+        with open_runtime(tmp_path / "model.onnx", backend) as runtime:
+            assert np.isfinite(runtime.run({"input": INPUTS})["logits"]).all()
 
 
 def test_fp16_types_every_tensor_between_one_cast_at_each_end(graph: onnx.ModelProto) -> None:
@@ -70,7 +86,7 @@ def test_a_weight_beyond_fp16_is_an_error_that_names_it(graph: onnx.ModelProto) 
     values = numpy_helper.to_array(weight).copy()
     values[0, 0, 0, 0] = 7e4
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-    with pytest.raises(LowerError, match=r"'layer1\.0\.conv1\.weight' holds 7e\+04, beyond the range of float16"):
+    with pytest.raises(LowerError, match=r"'layer1\.0\.conv1\.weight' holds 7e\+04, beyond the range of float16; export in bf16 or fp32"):
         fp16.lower(heavy, {})
 
 
@@ -85,7 +101,7 @@ def test_an_activation_beyond_fp16_is_invisible_to_a_plain_cpu_run_but_named_by_
     assert np.isfinite(logits(lowered)).all()  # onnxruntime computes FP16 graphs in FP32 on this CPU
     simulation = fp16.simulated(lowered)
     assert not np.isfinite(logits(simulation)).all()
-    with pytest.raises(LowerError, match=r"'layer1\.0\.add\.out' are beyond the precision's range"):
+    with pytest.raises(LowerError, match=r"'layer1\.0\.add\.out' are beyond the precision's range on real images; export in bf16 or fp32"):
         _name_overflow(simulation, INPUTS)
 
 
@@ -94,26 +110,46 @@ def test_the_simulation_rounds_as_pytorch_does_in_half_precision(module: torch.n
     lowered = fp16.lower(graph, {})
     # From the folded graph's weights, as PyTorch's own half() would round the batch norms apart from the convolutions.
     with torch.inference_mode():
-        half = folded_half(module)(torch.from_numpy(INPUTS).half()).float().numpy()
+        half = folded(module).half()(torch.from_numpy(INPUTS).half()).float().numpy()
     largest = np.abs(exact).max()
     simulated, plain = logits(fp16.simulated(lowered)), logits(lowered)
     assert np.abs(simulated - half).max() / largest < 1e-3
     assert np.abs(simulated - exact).mean() > 1.2 * np.abs(plain - exact).mean()  # what the plain run does not see
 
 
-def folded_half(module: torch.nn.Module) -> torch.nn.Module:
-    """The module with its batch norms folded into the convolutions, in half precision."""
+@pytest.mark.parametrize(("name", "dtype", "step"), [("fp16", torch.float16, 2**-10), ("bf16", torch.bfloat16, 2**-7)], ids=["fp16", "bf16"])
+def test_the_simulation_of_a_trained_resnet20_is_pytorchs_own_narrow_module(name: str, dtype: torch.dtype, step: float) -> None:
+    """But for the order of sums, which moves a value that lies between two to the other one now and then."""
+    from exporter.pipeline import load_precision
+
+    precision = load_precision(name)
+    plan = ExportPlan("resnet20", Path("unused"), precision=name)
+    loaded = load_model(plan)
+    inputs = inputs_from_source(built_in("test"), loaded.preprocess, 256)
+    graph = onnx_from_program(program_from_module(loaded.module, loaded.preprocess.shape), opset=plan.opset, batch=plan.batch)
+    simulated = logits(precision.simulated(precision.lower(simplified(graph, inputs[:2]), {})), inputs)
+    with torch.inference_mode():
+        exact = loaded.module(torch.from_numpy(inputs)).numpy()
+        narrow = folded(loaded.module).to(dtype)(torch.from_numpy(inputs).to(dtype)).float().numpy()
+    largest = np.abs(exact).max()
+    assert np.abs(simulated - narrow).max() <= step * largest
+    assert np.abs(simulated - narrow).mean() < 0.25 * np.abs(narrow - exact).mean()
+    assert (simulated == narrow).mean() > 0.5
+
+
+def folded(module: torch.nn.Module) -> torch.nn.Module:
+    """The module with its batch norms folded into the convolutions."""
     import copy
 
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-    folded = copy.deepcopy(module)
-    for parent in list(folded.modules()):
+    result = copy.deepcopy(module)
+    for parent in list(result.modules()):
         for conv, norm in (("conv1", "bn1"), ("conv2", "bn2"), ("0", "1")):
             if isinstance(getattr(parent, norm, None), torch.nn.BatchNorm2d):
                 setattr(parent, conv, fuse_conv_bn_eval(getattr(parent, conv), getattr(parent, norm)))
                 setattr(parent, norm, torch.nn.Identity())
-    return folded.half()
+    return result
 
 
 def test_inputs_that_an_operator_takes_in_fp32_alone_stay_fp32() -> None:

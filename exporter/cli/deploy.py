@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from exporter.cli._build import build, engine_lines
 from exporter.cli._common import accuracy_line, echo_json, parity_lines, run_command, size_text
 from runtimes.errors import BackendUnavailable, BadInput
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from exporter.qdq.lint import QdqReport
     from runtimes.manifest import GraphFacts, Manifest
 
+ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 EPILOG = """\b
 Exit codes: 0 done and within budget, 1 failed, 2 asked for wrongly,
             3 something is not here, 4 out of the parity budget."""
@@ -23,7 +25,7 @@ Exit codes: 0 done and within budget, 1 failed, 2 asked for wrongly,
 @click.group(epilog=EPILOG)
 @click.version_option(package_name="resnet-export")
 def command() -> None:
-    """Look into, run and check the bundles that resnet-export writes."""
+    """Look into, build and run the bundles that resnet-export writes."""
 
 
 def main() -> None:
@@ -31,11 +33,16 @@ def main() -> None:
     run_command(command)
 
 
+command.add_command(build)
+
+
 @command.command()
-@click.argument("path", metavar="BUNDLE|ONNX", type=click.Path(path_type=Path))
+@click.argument("path", metavar="BUNDLE|ONNX|ENGINE", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def inspect(path: Path, as_json: bool) -> None:
-    """Show what a bundle or an ONNX file holds: operators, types, parameters, work, size, and what was proven."""
+    """Show what a bundle, an ONNX file or an engine holds: operators, types, parameters, work, size, and what was proven."""
+    if path.suffix in ENGINE_SUFFIXES:
+        return _inspect_engine(path, as_json=as_json)
     if path.is_file():
         return _inspect_onnx(path, as_json=as_json)
     from runtimes import Bundle
@@ -70,6 +77,17 @@ def run(bundle: Path, images: tuple[Path, ...], top: int, backend: str, provider
         click.echo(str(path))
         for one in predictions:
             click.echo(f"  {one.probability:>7.2%}  {one.label}")
+
+
+def _inspect_engine(path: Path, *, as_json: bool) -> None:
+    import msgspec
+
+    from runtimes.engine import facts_of
+
+    facts = facts_of(path)
+    if as_json:
+        return echo_json({"file": str(path), **msgspec.to_builtins(facts)})
+    click.echo("\n".join(engine_lines(path, facts)))
 
 
 def _inspect_onnx(path: Path, *, as_json: bool) -> None:

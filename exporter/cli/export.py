@@ -12,7 +12,7 @@ import click
 
 from exporter.cli._common import accuracy_line, echo_json, parity_lines, run_command, size_text, status
 from exporter.models import MODELS
-from exporter.plan import CALIBRATOR, OPSET, ExportPlan, channels_from_text, precision_names, size_from_text
+from exporter.plan import BF16_OPSET, CALIBRATOR, OPSETS, ExportPlan, channels_from_text, precision_names, size_from_text
 from runtimes._plugins import OWN_PACKAGES
 from runtimes.errors import BackendUnavailable, PlanError
 from runtimes.specs import BatchRange
@@ -56,7 +56,12 @@ def _precision_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--calibration-images", type=int, metavar="N", help="How many of them.  [default: 512, or all]")
 @click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE", help="Use this calibration.json in place of measuring.")
 @click.option("--allow-few-images", is_flag=True, help="Calibrate on fewer than 64 pictures.")
-@click.option("--opset", type=int, default=OPSET, show_default=True, help="ONNX opset; 20 is the newest that TensorRT 10.3 reads.")
+@click.option(
+    "--opset",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"ONNX opset.  [default: {OPSETS[-1]}, the newest that TensorRT 10.3 reads; {BF16_OPSET} for --bf16]",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="For random weights.")
 @click.option("--no-reference", is_flag=True, help="Leave reference.pt2 out of the bundle.")
 @click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="The bundle's folder.  [default: MODEL-PRECISION]")
@@ -120,7 +125,7 @@ def _plan(options: dict[str, Any]) -> ExportPlan:
         std=channels_from_text(options["std"], "--std") if options["std"] else None,
         batch=BatchRange.parse(options["batch"]),
         target=options["target"],
-        opset=options["opset"],
+        opset=options["opset"] or 0,
         seed=options["seed"],
         data=options["data"],
         calibrator=options["calibrator"],

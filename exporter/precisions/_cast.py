@@ -73,6 +73,11 @@ def rounded(model: onnx.ModelProto, elem_type: int) -> onnx.ModelProto:
     return result
 
 
+def wider_precisions(elem_type: int) -> str:
+    """What to export in where a value is beyond a type's range, in words: BF16's is FP32's."""
+    return "fp32" if elem_type == TensorProto.BFLOAT16 else "bf16 or fp32"
+
+
 def _fixed_inputs(model: onnx.ModelProto) -> set[str]:
     """Names fed where the operator takes FP32 alone, as Resize does for its scales."""
     version = next(entry.version for entry in model.opset_import if not entry.domain)
@@ -93,7 +98,8 @@ def _cast_tensor(tensor: TensorProto, name: str, elem_type: int) -> TensorProto:
     if lost.any():
         worst = np.abs(values[lost]).max()
         raise LowerError(
-            f"'{name}' holds {worst:.3g}, beyond the range of {dtype.name}; export in fp32, or scale the layer down before training goes on"
+            f"'{name}' holds {worst:.3g}, beyond the range of {dtype.name}; export in {wider_precisions(elem_type)}, "
+            "or scale the layer down before training goes on"
         )
     return numpy_helper.from_array(narrow, name)
 

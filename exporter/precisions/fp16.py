@@ -10,6 +10,7 @@ from exporter.precisions._cast import cast_graph, rounded
 from runtimes.parity import Budget
 
 BUDGET = Budget(own_error=1e-2, max_relative_error=1e-2, min_agreement=0.995)
+RUNS_ON = ("onnxruntime",)
 
 
 def observed(model: onnx.ModelProto) -> tuple[str, ...]:

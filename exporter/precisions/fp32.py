@@ -9,6 +9,7 @@ import onnx
 from runtimes.parity import Budget
 
 BUDGET = Budget(own_error=1e-5, max_relative_error=1e-5)
+RUNS_ON = ("onnxruntime",)
 
 
 def observed(model: onnx.ModelProto) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from exporter.qdq.placement import placement_for_tensorrt
 from runtimes.parity import Budget
 
 BUDGET = Budget(own_error=0.05, min_agreement=0.98, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01)
+RUNS_ON = ("onnxruntime",)
 
 
 def observed(model: onnx.ModelProto) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from runtimes.backends import _tensorrt_provider as tensorrt_provider
 from runtimes.base import Runtime
 from runtimes.errors import BackendUnavailable, BadInput
 from runtimes.manifest import Manifest
@@ -18,6 +19,7 @@ from runtimes.specs import BatchRange, TensorSpec
 PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     "cpu": ("CPUExecutionProvider", {}),
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}),
+    "tensorrt": (tensorrt_provider.NAME, {}),
 }
 NUMPY_FROM_ORT = {
     "tensor(float)": "float32",
@@ -65,8 +67,12 @@ class OnnxRuntime(Runtime):
 
     @classmethod
     def check_bundle(cls, manifest: Manifest, provider: str | None) -> None:
-        if provider in (None, "cpu") and "FLOAT16" in manifest.graph.types.get("QuantizeLinear", {}):
-            check_rounding()
+        if provider in (None, "cpu"):
+            types = manifest.graph.types
+            if "BFLOAT16" in types.get("Conv", {}):
+                raise BackendUnavailable("onnxruntime has no BF16 convolution on the CPU; use --backend pytorch, build an engine, or export in fp16")
+            if "FLOAT16" in types.get("QuantizeLinear", {}):
+                check_rounding()
 
     @classmethod
     def from_bytes(cls, model: bytes) -> OnnxRuntime:
@@ -77,7 +83,7 @@ class OnnxRuntime(Runtime):
     def _opened(cls, model: Path | bytes, where: str, wanted: str, batch: BatchRange | None) -> OnnxRuntime:
         if wanted not in PROVIDERS:
             raise BackendUnavailable(f"onnxruntime has no provider '{wanted}'; choose from {', '.join(PROVIDERS)}")
-        name, settings = PROVIDERS[wanted]
+        name, _ = PROVIDERS[wanted]
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -89,7 +95,7 @@ class OnnxRuntime(Runtime):
         if name not in ort.get_available_providers():
             raise BackendUnavailable(f"this onnxruntime was built without {name}; uninstall onnxruntime and install resnet-export[gpu]")
         try:
-            session = ort.InferenceSession(model, options, providers=[(name, settings)], enable_fallback=0)
+            session = ort.InferenceSession(model, options, providers=_providers(wanted, model, batch), enable_fallback=0)
         except Exception as error:  # onnxruntime's own errors share no base class below this one
             if wanted != "cpu":
                 raise BackendUnavailable(f"onnxruntime cannot run {where} on {name}: {_first_line(error)}") from error
@@ -108,7 +114,7 @@ class OnnxRuntime(Runtime):
         if self._provider == "cpu":
             names = [spec.name for spec in self.outputs]
             return dict(zip(names, self._session.run(names, feeds), strict=True))
-        return self._run_bound(feeds, self._provider)
+        return self._run_bound(feeds, "cuda")
 
     def _run_bound(self, feeds: dict[str, NDArray[Any]], device: str) -> dict[str, NDArray[Any]]:
         """Through device buffers that are kept for each input shape, so that a call allocates nothing on the device but its outputs."""
@@ -132,6 +138,14 @@ class OnnxRuntime(Runtime):
     def _close(self) -> None:
         self._buffers.clear()
         del self._session
+
+
+def _providers(wanted: str, model: Path | bytes, batch: BatchRange | None) -> list[tuple[str, dict[str, str]]]:
+    """In order of preference; what TensorRT does not take of a graph, CUDA runs."""
+    if wanted != "tensorrt":
+        return [PROVIDERS[wanted]]
+    assert isinstance(model, Path)
+    return [(tensorrt_provider.NAME, tensorrt_provider.tensorrt_settings(model, batch)), PROVIDERS["cuda"]]
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -1,0 +1,113 @@
+"""In which precision an engine's layers run, as the library itself says: the proof that a build gave what the bundle promises."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from runtimes.engine import LayerFacts
+from runtimes.errors import BuildError
+
+DATA_TYPES = {"float": "fp32", "fp32": "fp32", "half": "fp16", "fp16": "fp16", "bfloat16": "bf16", "bf16": "bf16", "int8": "int8", "fp8": "fp8"}
+NAMED = 5
+CONVOLVES = re.compile(r"conv|correlation|gemm|runtime_fusion|dla", re.IGNORECASE)
+LOG_LAYER = re.compile(
+    r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[.*?\], Outputs: \[.*?\],"
+    r".*?Metadata: (?P<metadata>.*)"
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of an engine: kind, the data types of the tensors it reads (weights are not among them), and the graph's nodes in it."""
+
+    kind: str
+    reads: tuple[str, ...]
+    nodes: frozenset[str]
+
+
+def layers_from_log(text: str) -> list[Layer]:
+    """From a builder's log at DETAILED verbosity, which TensorRT-RTX writes without a GPU."""
+    return [
+        Layer(
+            match["kind"],
+            tuple(_data_type(word) for word in re.findall(r"Datatype: (\w+)", match["inputs"])),
+            _nodes(match["name"], match["metadata"]),
+        )
+        for line in text.splitlines()
+        if (match := LOG_LAYER.match(line))
+    ]
+
+
+def layers_from_inspector(information: str) -> list[Layer]:
+    """From `EngineInspector.get_engine_information(JSON)` of an engine built at DETAILED verbosity.
+
+    TensorRT 10 has one field "Format/Datatype", 11 has two; the words are "Int8" or "Thirty-two wide channel vectorized row major Int8 format".
+
+    Raises:
+        BuildError: it holds no layers.
+    """
+    try:
+        records = json.loads(information)["Layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BuildError(f"the engine inspector's answer has no layers ({error}); its precision is unknown") from error
+    if any(isinstance(record, str) for record in records):
+        raise BuildError("the engine inspector tells no more than names; its precision is unknown")
+    return [
+        Layer(
+            str(record.get("LayerType", "")),
+            tuple(_data_type(_type_field(tensor)) for tensor in record.get("Inputs", ())),
+            _nodes(str(record.get("Name", "")), str(record.get("Metadata", ""))),
+        )
+        for record in records
+    ]
+
+
+def layer_facts(layers: Iterable[Layer], convolutions: Sequence[str], precision: str) -> LayerFacts:
+    """Layers by kind and data type, and the convolutions that do not run in the precision promised.
+
+    A convolution runs in the type of the first tensor that its layer reads, the activation; where an addition is fused, the second is the shortcut.
+    """
+    kernels: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    types: defaultdict[str, set[str]] = defaultdict(set)
+    for layer in layers:
+        if not layer.reads:
+            continue
+        kernels[layer.kind][layer.reads[0]] += 1
+        if CONVOLVES.search(layer.kind) and not layer.kind.lower().startswith("reformat"):
+            for node in layer.nodes:
+                types[node].add(layer.reads[0])
+    counted = Counter(" and ".join(sorted(types[name])) or "unknown" for name in convolutions)
+    fallback = tuple(name for name in convolutions if types[name] != {precision})
+    return LayerFacts({kind: dict(sorted(kernels[kind].items())) for kind in sorted(kernels)}, dict(sorted(counted.items())), fallback)
+
+
+def check_precision(facts: LayerFacts, precision: str) -> None:
+    """
+    Raises:
+        BuildError: a convolution does not run in the precision that the bundle promises; names some.
+    """
+    if facts.fallback:
+        types = ", ".join(f"{count} {name}" for name, count in facts.convolutions.items())
+        names = ", ".join([*facts.fallback[:NAMED], *(["..."] if len(facts.fallback) > NAMED else [])])
+        raise BuildError(
+            f"the bundle promises {precision}, but {len(facts.fallback)} of its convolutions run otherwise ({types}): {names}; "
+            "accept that with --allow-fallback-layers, or export in another precision"
+        )
+
+
+def _type_field(tensor: dict[str, object]) -> str:
+    return str(tensor.get("Datatype") or tensor.get("DataType") or tensor.get("Format/Datatype") or "")
+
+
+def _data_type(words: str) -> str:
+    known = [DATA_TYPES[word] for word in re.findall(r"[a-z0-9]+", words.lower()) if word in DATA_TYPES]
+    return known[0] if known else words.lower() or "unknown"
+
+
+def _nodes(name: str, metadata: str) -> frozenset[str]:
+    """The ONNX nodes a layer was made from: listed in its metadata, and in its name where it was fused from several."""
+    return frozenset({*re.findall(r"\[ONNX Layer: ([^\]]+)\]", metadata), *name.split(" + ")})

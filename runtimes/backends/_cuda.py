@@ -1,0 +1,299 @@
+"""CUDA as an engine needs it: streams, events, buffers, copies, graphs. Every call is checked, every object is closed by its owner.
+
+The rule for freeing: `close()` frees, the garbage collector never does. The collector runs when it likes, so it could free memory that queued
+work still uses, and `cudaFree` inside a capture spoils the graph. An object that is dropped open is a leak, and says so with a ResourceWarning.
+Close after synchronising the stream that used the object. All objects belong to the device that is current in the thread that makes them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import numpy as np
+from cuda.bindings import runtime as cudart  # type: ignore[import-untyped]  # NVIDIA's bindings ship no types
+from numpy.typing import DTypeLike, NDArray
+
+from runtimes.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
+
+INSUFFICIENT_DRIVER, NO_DEVICE, OUT_OF_MEMORY = 35, 100, 2
+REMEDIES = {
+    INSUFFICIENT_DRIVER: "update the NVIDIA driver, or use --backend onnxruntime",
+    NO_DEVICE: "check that nvidia-smi lists a GPU (a container needs --gpus all), or use --backend onnxruntime",
+    OUT_OF_MEMORY: "close other programs that use the GPU, or take a smaller batch",
+}
+
+
+class CudaError(BackendUnavailable):
+    """A CUDA call failed: `code` and `name` are its cudaError_t, the message ends with a remedy where one is known."""
+
+    def __init__(self, call: str, code: int, name: str, text: str) -> None:
+        remedy = f"; {REMEDIES[code]}" if code in REMEDIES else ""
+        super().__init__(f"{call}: {name} ({code}): {text}{remedy}")
+        self.code = code
+        self.name = name
+
+
+def _checked(call: str, result: tuple[Any, ...]) -> Any:
+    """What the call named `call` returned beside its error code: nothing, one value, or a tuple.
+
+    Raises:
+        CudaError: the code is not cudaSuccess.
+    """
+    error, *values = result
+    if int(error) != 0:
+        cudart.cudaGetLastError()  # clears it; others in the process (PyTorch) would take it for the error of their own next kernel
+        name, text = cudart.cudaGetErrorName(error)[1], cudart.cudaGetErrorString(error)[1]
+        raise CudaError(call, int(error), name.decode(), text.decode())
+    return tuple(values) if len(values) > 1 else values[0] if values else None
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU as it was found. `driver` is the newest CUDA that its driver runs, `integrated` says that its memory is the CPU's, as on a Jetson."""
+
+    index: int
+    name: str
+    compute_capability: tuple[int, int]
+    total_bytes: int
+    free_bytes: int
+    integrated: bool
+    driver: str
+
+    @property
+    def target(self) -> str:
+        """`sm87` for compute capability 8.7."""
+        return "sm{}{}".format(*self.compute_capability)
+
+
+def device(index: int = 0) -> Device:
+    """Make a GPU the calling thread's current one, and describe it. Other threads choose for themselves; theirs is 0 until they do.
+
+    Raises:
+        CudaError: there is no driver, it is too old, or there is no such device.
+    """
+    _check_driver()
+    _checked("cudaSetDevice", cudart.cudaSetDevice(index))
+    free_bytes, total_bytes = _checked("cudaMemGetInfo", cudart.cudaMemGetInfo())
+    version = _checked("cudaDriverGetVersion", cudart.cudaDriverGetVersion())
+    return Device(
+        index=index,
+        name=_checked("cudaGetDeviceProperties", cudart.cudaGetDeviceProperties(index)).name.split(b"\0")[0].decode(),
+        compute_capability=(_attribute("cudaDevAttrComputeCapabilityMajor", index), _attribute("cudaDevAttrComputeCapabilityMinor", index)),
+        total_bytes=total_bytes,
+        free_bytes=free_bytes,
+        integrated=bool(_attribute("cudaDevAttrIntegrated", index)),
+        driver=f"{version // 1000}.{version % 1000 // 10}",
+    )
+
+
+def _check_driver() -> None:
+    try:
+        result = cudart.cudaGetDeviceCount()
+    except RuntimeError as error:  # without libcuda.so.1 cuda-python 12 raises, where 13 returns the code
+        raise CudaError("cudaGetDeviceCount", INSUFFICIENT_DRIVER, "cudaErrorInsufficientDriver", str(error)) from error
+    _checked("cudaGetDeviceCount", result)
+
+
+def _attribute(name: str, index: int) -> int:
+    return int(_checked("cudaDeviceGetAttribute", cudart.cudaDeviceGetAttribute(getattr(cudart.cudaDeviceAttr, name), index)))
+
+
+@contextmanager
+def _outside_capture() -> Iterator[None]:
+    """Calls that a capture in this thread would forbid are allowed in here: they act at once, and the graph does not see them."""
+    relaxed = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+    before = _checked("cudaThreadExchangeStreamCaptureMode", cudart.cudaThreadExchangeStreamCaptureMode(relaxed))
+    try:
+        yield
+    finally:
+        _checked("cudaThreadExchangeStreamCaptureMode", cudart.cudaThreadExchangeStreamCaptureMode(before))
+
+
+class _Owned:
+    """One CUDA object. It is closed once, by `close()` or at the end of a `with` block; a second `close()` does nothing."""
+
+    FREE: ClassVar[str]
+
+    def __init__(self, handle: int) -> None:
+        self._handle: int | None = handle
+
+    @property
+    def handle(self) -> int:
+        assert self._handle is not None, f"this {type(self).__name__} is closed"
+        return self._handle
+
+    def close(self) -> None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            with _outside_capture():
+                _checked(self.FREE, getattr(cudart, self.FREE)(handle))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except CudaError:
+            if kind is None:  # otherwise the error on its way says more: after a crashed kernel every call fails
+                raise
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            warnings.warn(f"a {type(self).__name__} was never closed", ResourceWarning, stacklevel=2, source=self)
+
+
+@final
+class Event(_Owned):
+    """A place in a stream's work, made by `Stream.record`."""
+
+    FREE = "cudaEventDestroy"
+
+    def __init__(self) -> None:
+        super().__init__(int(_checked("cudaEventCreateWithFlags", cudart.cudaEventCreateWithFlags(cudart.cudaEventDisableTiming))))
+
+    def before(self, stream_handle: int) -> None:
+        """What is queued from now on in the stream, which may be another library's, runs after this event."""
+        _checked("cudaStreamWaitEvent", cudart.cudaStreamWaitEvent(stream_handle, self.handle, 0))
+
+    def synchronize(self) -> None:
+        """Wait, on the CPU, until the work before this event is done."""
+        with _outside_capture():
+            _checked("cudaEventSynchronize", cudart.cudaEventSynchronize(self.handle))
+
+
+@final
+class Stream(_Owned):
+    """A queue of work that the default stream does not wait for, nor it for the default stream. `handle` is its cudaStream_t."""
+
+    FREE = "cudaStreamDestroy"
+
+    def __init__(self) -> None:
+        super().__init__(int(_checked("cudaStreamCreateWithFlags", cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))))
+
+    def synchronize(self) -> None:
+        """Wait, on the CPU, until all queued work is done. Errors of that work come up here."""
+        _checked("cudaStreamSynchronize", cudart.cudaStreamSynchronize(self.handle))
+
+    def record(self) -> Event:
+        """A new event, the caller's to close, after all work queued so far."""
+        event = Event()
+        try:
+            _checked("cudaEventRecord", cudart.cudaEventRecord(event.handle, self.handle))
+        except CudaError:
+            event.close()
+            raise
+        return event
+
+    def wait(self, event: Event) -> None:
+        """What is queued from now on runs after the event."""
+        event.before(self.handle)
+
+
+class _Memory(_Owned):
+    """`size` bytes at `pointer`. What is in it at first is undefined."""
+
+    ALLOCATE: ClassVar[str]
+
+    def __init__(self, size_bytes: int) -> None:
+        assert size_bytes > 0, f"expected a size above 0, got {size_bytes}"
+        super().__init__(int(_checked(self.ALLOCATE, getattr(cudart, self.ALLOCATE)(size_bytes))))
+        self.size = size_bytes
+
+    @property
+    def pointer(self) -> int:
+        return self.handle
+
+
+@final
+class DeviceBuffer(_Memory):
+    """Memory on the device, aligned to 256 bytes."""
+
+    ALLOCATE, FREE = "cudaMalloc", "cudaFree"
+
+
+@final
+class PinnedBuffer(_Memory):
+    """CPU memory that cannot be swapped out: copies to and from it run beside the CPU, and the device can reach it by the same address."""
+
+    ALLOCATE, FREE = "cudaMallocHost", "cudaFreeHost"
+
+    def view(self, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
+        """The first bytes as an array. It must not be touched after `close()`, nor while queued work writes to it."""
+        needed = math.prod(shape) * np.dtype(dtype).itemsize
+        assert needed <= self.size, f"expected at most {self.size} bytes, got {np.dtype(dtype)} {shape} of {needed}"
+        return np.ndarray(shape, dtype, memoryview((ctypes.c_uint8 * needed).from_address(self.pointer)))
+
+
+def copy_to_device(target: int, source: int, size: int, stream: Stream) -> None:
+    """Queue a copy of `size` bytes from the CPU. Both memories must live, and the source keep its content, until the stream is synchronised.
+
+    The source should lie in a PinnedBuffer: CUDA copies other memory by way of its own, while the CPU waits.
+    """
+    _copy("cudaMemcpyHostToDevice", target, source, size, stream)
+
+
+def copy_to_host(target: int, source: int, size: int, stream: Stream) -> None:
+    """Queue a copy of `size` bytes to the CPU, best to a PinnedBuffer. Both memories must live until the stream is synchronised; not before that
+    does the target hold the data."""
+    _copy("cudaMemcpyDeviceToHost", target, source, size, stream)
+
+
+def copy_on_device(target: int, source: int, size: int, stream: Stream) -> None:
+    """Queue a copy of `size` bytes from device to device. Both memories must live until the stream is synchronised."""
+    _copy("cudaMemcpyDeviceToDevice", target, source, size, stream)
+
+
+def _copy(kind: str, target: int, source: int, size: int, stream: Stream) -> None:
+    _checked("cudaMemcpyAsync", cudart.cudaMemcpyAsync(target, source, size, getattr(cudart.cudaMemcpyKind, kind), stream.handle))
+
+
+@final
+class Graph(_Owned):
+    """Work that was captured once and is launched as one. It keeps the addresses it was captured with: what lies there must outlive it."""
+
+    FREE = "cudaGraphExecDestroy"
+
+    @classmethod
+    def captured(cls, stream: Stream, work: Callable[[], None]) -> Graph:
+        """Capture what `work` queues in the stream; nothing of it runs. If `work` raises, the capture ends and the stream is as before.
+
+        Allocating or synchronising in `work` is an error, of CUDA's making. It is one in this thread alone (capture mode "thread local"): in mode
+        "global" any other thread that allocates meanwhile, another model being opened say, would fail, and spoil this capture too.
+
+        Raises:
+            CudaError: something in `work` cannot be captured.
+        """
+        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        _checked("cudaStreamBeginCapture", cudart.cudaStreamBeginCapture(stream.handle, mode))
+        try:
+            work()
+        except BaseException:
+            _abandon(stream)
+            raise
+        graph = _checked("cudaStreamEndCapture", cudart.cudaStreamEndCapture(stream.handle))
+        try:
+            # CUDA 11 and 12 changed this call in C; cuda-python 12 and 13 both take (graph, flags).
+            return cls(int(_checked("cudaGraphInstantiate", cudart.cudaGraphInstantiate(graph, 0))))
+        finally:
+            _checked("cudaGraphDestroy", cudart.cudaGraphDestroy(graph))
+
+    def launch(self, stream: Stream) -> None:
+        """Queue all of it in the stream."""
+        _checked("cudaGraphLaunch", cudart.cudaGraphLaunch(self.handle, stream.handle))
+
+
+def _abandon(stream: Stream) -> None:
+    """End a capture that failed. Its error is not raised: the one that ended it is on its way."""
+    with suppress(CudaError):
+        graph = _checked("cudaStreamEndCapture", cudart.cudaStreamEndCapture(stream.handle))
+        _checked("cudaGraphDestroy", cudart.cudaGraphDestroy(graph))

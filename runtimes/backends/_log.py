@@ -1,0 +1,114 @@
+"""TensorRT's logger: the only place where it says why something failed."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+ERROR = 1
+"""Severities count up from INTERNAL_ERROR = 0; above ERROR are WARNING, INFO and VERBOSE."""
+NOISE = re.compile(
+    r"^(\[[^\]]*\]\s*)+"  # [graph.cpp::operator()::123]
+    r"|^I\w+::\w+: |Error Code \d+: |^Invalid Node - \S+ "
+    r"|\s*\(?[Ii]n \S+ at \S+:\d+\)?\.?"  # places in TensorRT's own sources
+)
+REMEDIES = (
+    (r"has type Int32 but must have type", "it has INT32-quantized biases (onnxruntime's default); export it with resnet-export --int8"),
+    (r"[Nn]on-zero zero point", "it is quantized asymmetrically; export it with resnet-export --int8"),
+    (r"QLinearConv|QLinear\w+", "it is in QOperator format; export it with resnet-export --int8"),
+    (r"must be of same type", "its types are mixed; export it again with resnet-export"),
+    (
+        r"[Oo]ut ?[Oo]f ?[Mm]emory|OutOfMemory|insufficient memory|[Cc]ould not allocate|MemoryAllocation",
+        "allow less with --workspace MIB, and close what else uses the GPU",
+    ),
+    (
+        r"CUDA initialization failure|cudaError(_t)?:? ?35|InsufficientDriver|driver version is insufficient",
+        "it needs an NVIDIA driver that is new enough",
+    ),
+    (
+        r"[Uu]nsupported SM|not support this compute capability|unsupported compute capability",
+        "this TensorRT does not know this GPU; install a version that does",
+    ),
+    (
+        r"no optimization profile|profile \d+ has min|don't match kMIN",
+        "the batch range does not fit the graph; export it again with --batch MIN:OPT:MAX",
+    ),
+    (r"opset", "this TensorRT does not know the graph's opset; update it, or export in another precision"),
+)
+
+
+@dataclass
+class Recording:
+    """What was logged while it ran."""
+
+    lines: list[tuple[int, str]] = field(default_factory=list)
+
+    @property
+    def errors(self) -> list[str]:
+        """Error messages, each once and in one line, without where in TensorRT's sources they arose."""
+        return list(dict.fromkeys(plain(message) for severity, message in self.lines if severity <= ERROR))
+
+    @property
+    def reason(self) -> str:
+        """The first errors in one line, with what to do where it is known."""
+        said = "; ".join(self.errors[:3]) or "TensorRT gave no reason"
+        remedy = remedy_for(said)
+        return f"{said}; {remedy}" if remedy else said
+
+    @property
+    def text(self) -> str:
+        return "\n".join(message for _, message in self.lines)
+
+
+def plain(message: str) -> str:
+    """A message of TensorRT's for people: one line, no places in its sources."""
+    return " ".join(NOISE.sub("", " ".join(message.split())).split())
+
+
+def remedy_for(message: str) -> str | None:
+    """What to do about an error of TensorRT's, where it is a known one."""
+    return next((remedy for pattern, remedy in REMEDIES if re.search(pattern, message)), None)
+
+
+class Log:
+    """Hands every line to the recordings that are under way."""
+
+    def __init__(self, logger: trt.ILogger) -> None:
+        self.logger = logger
+        self._recordings: list[Recording] = []
+
+    def add(self, severity: int, message: str) -> None:
+        for recording in self._recordings:
+            recording.lines.append((severity, message))
+
+    @contextmanager
+    def recording(self) -> Iterator[Recording]:
+        """What is logged inside the block, by any thread."""
+        recording = Recording()
+        self._recordings.append(recording)
+        try:
+            yield recording
+        finally:
+            self._recordings.remove(recording)
+
+
+@functools.cache
+def log_of(api: Any) -> Log:
+    """The process's one logger for `tensorrt` or `tensorrt_rtx`: the library keeps the first it sees and ignores all others."""
+
+    class Logger(api.ILogger):  # type: ignore[misc]  # which library it is, is known at run time alone
+        def __init__(self) -> None:
+            api.ILogger.__init__(self)
+
+        def log(self, severity: trt.ILogger.Severity, message: str) -> None:
+            log.add(int(severity), message)
+
+    log = Log(Logger())
+    return log

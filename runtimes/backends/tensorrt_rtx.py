@@ -1,0 +1,60 @@
+"""TensorRT-RTX: runs a bundle's engine on a GeForce or RTX GPU. Kernels are compiled when it is loaded, and kept beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, cast, final
+
+import tensorrt_rtx
+
+from runtimes.backends._engine import EngineRuntime
+from runtimes.backends._load import Loaded
+from runtimes.bundle import write_in_one_step
+
+
+@final
+class TensorRTRTX(EngineRuntime):
+    """An engine of TensorRT-RTX.
+
+    Its kernels are compiled for a batch size when that is first met, at once and not in the background (strategy "eager"), so that no answer
+    and no measurement comes from a stand-in kernel. CUDA graphs are the library's own: it captures the whole engine.
+    """
+
+    BACKEND = "tensorrt-rtx"
+    API: ClassVar[Any] = tensorrt_rtx
+    CAPTURES = False
+
+    def __init__(self, model: Loaded) -> None:
+        self._config = _engine(model).create_runtime_config()
+        self._config.dynamic_shapes_kernel_specialization_strategy = tensorrt_rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+        self._config.cuda_graph_strategy = tensorrt_rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._cache = self._config.create_runtime_cache()
+        self._cache_file = cache_of(model.path)
+        if self._cache_file.is_file():
+            self._cache.deserialize(self._cache_file.read_bytes())  # one of another version or GPU is refused, and filled anew
+        self._config.set_runtime_cache(self._cache)
+        super().__init__(model)
+
+    def _context(self) -> tensorrt_rtx.IExecutionContext | None:
+        return _engine(self._loaded).create_execution_context(self._config)
+
+    def _close(self) -> None:
+        compiled = self._cache.serialize()
+        super()._close()
+        try:
+            write_in_one_step(self._cache_file, bytes(memoryview(compiled)))
+        except OSError:
+            return  # a bundle that may not be written to: the kernels are compiled again next time
+
+
+def _engine(model: Loaded) -> tensorrt_rtx.ICudaEngine:
+    """The engine as TensorRT-RTX's: `Loaded` knows it as one of either library."""
+    return cast("tensorrt_rtx.ICudaEngine", model.engine)
+
+
+def cache_of(engine: Path) -> Path:
+    """Where the compiled kernels of an engine are kept."""
+    return engine.with_suffix(".cache")
+
+
+RUNTIME = TensorRTRTX
