@@ -187,17 +187,22 @@ def read_engine(engine: Path) -> tuple[EngineFacts, bytes]:
 def read_sidecar(path: Path) -> EngineFacts:
     """
     Raises:
-        BundleError: not there, or malformed.
+        BundleError: not there, of another schema version, or malformed.
     """
+    again = "build the engine again with: resnet-deploy build BUNDLE"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=EngineFacts)
+        data = path.read_bytes()
+        version = msgspec.json.decode(data, type=dict[str, object]).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise BundleError(f"{path}: expected schema_version {SCHEMA_VERSION}, got {version!r}; {again}")
+        return msgspec.json.decode(data, type=EngineFacts)
     except OSError as error:
         raise BundleError(
             f"cannot read {path} ({error.strerror}), which says what the engine beside it is; engines are executable, so one without is not loaded; "
             "build it again with: resnet-deploy build BUNDLE"
         ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, PlanError) as error:
-        raise BundleError(f"{path}: {error}; build the engine again with: resnet-deploy build BUNDLE") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, PlanError) as error:
+        raise BundleError(f"{path}: {error}; {again}") from error
 
 
 def check_loadable(facts: EngineFacts, here: Here, where: str) -> None:
@@ -236,11 +241,11 @@ def engine_for(bundle: Bundle, here: Here) -> Path:
 
     Raises:
         BackendUnavailable: there is none; says what there is, and the command that builds one.
-        BundleError: it was built from another ONNX file.
+        BundleError: those that load were built from another ONNX file.
     """
     build = f"build one here with: resnet-deploy build {bundle.folder} --backend {here.backend}"
     found = sorted((bundle.folder / FOLDER).glob(f"{here.backend}-[0-9]*.engine"), key=os.path.getmtime, reverse=True)
-    problems = []
+    problems, stale = [], []
     for path in found:
         try:
             facts = read_sidecar(sidecar_of(path))
@@ -248,9 +253,11 @@ def engine_for(bundle: Bundle, here: Here) -> Path:
         except (BackendUnavailable, BundleError) as error:
             problems.append(str(error))
             continue
-        if facts.onnx_sha256 != bundle.manifest.files["model.onnx"].sha256:
-            raise BundleError(f"{path} was built from another model.onnx; {build}")
-        return path
+        if facts.onnx_sha256 == bundle.manifest.files["model.onnx"].sha256:
+            return path
+        stale.append(path)
+    if stale:
+        raise BundleError(f"{stale[0]} was built from another model.onnx; {build}")
     raise BackendUnavailable(
         f"{bundle.folder} has no engine for {here.backend} {here.version} on {here.target}; {problems[0] if problems else build}"
     )

@@ -11,7 +11,6 @@ import pytest
 import tensorrt_rtx as trt
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-from rtx import LOG
 
 from exporter import ExportPlan
 from exporter.precisions import int8
@@ -20,6 +19,7 @@ from exporter.qdq.lint import QdqReport, lint
 from exporter.simplify import simplified
 from exporter.trace import onnx_from_program, program_from_module
 from exporter.weights import load_model
+from runtimes.backends._log import log_of
 
 INPUTS = np.random.default_rng(0).standard_normal((4, 1, 28, 28), dtype=np.float32)
 
@@ -50,9 +50,9 @@ def theirs(graph: onnx.ModelProto, folder: Path, **options: Any) -> onnx.ModelPr
 
 def is_parsed(model: onnx.ModelProto) -> bool:
     """Does TensorRT-RTX's parser take the graph?"""
-    LOG.lines.clear()
-    network = trt.Builder(LOG).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    return bool(trt.OnnxParser(network, LOG).parse(model.SerializeToString()))
+    logger = log_of(trt).logger
+    network = trt.Builder(logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    return bool(trt.OnnxParser(network, logger).parse(model.SerializeToString()))
 
 
 def checked(model: onnx.ModelProto) -> QdqReport:

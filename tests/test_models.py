@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from rtx import CONVOLUTIONS, kernels_from_onnx
 from torch.export import ExportedProgram
 
 from calibration.collect import collect
 from calibration.data import built_in
 from calibration.observers.mse import mse
 from exporter import ExportPlan, export
+from exporter.builders import tensorrt_rtx
+from exporter.builders._layers import check_precision, layer_facts
+from exporter.builders._network import BuildOptions, Job
 from exporter.calibrate import mean_error, with_bias_less
-from exporter.graph import graph_facts
+from exporter.graph import graph_facts, tensor_specs
 from exporter.models import MODELS
 from exporter.pipeline import load_precision
 from exporter.plan import precision_names
@@ -31,6 +33,7 @@ from runtimes import BatchRange
 
 BATCH = BatchRange(1, 2, 4)
 TARGETS = ("sm86", "sm120")
+CONVOLUTIONS = ("correlation", "runtime_fusion")
 
 
 @dataclass(frozen=True)
@@ -91,13 +94,17 @@ def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_as
     )
     assert proof.report.ok
     assert lowered.opset_import[0].version == plan.opset
-    kernels = kernels_from_onnx((traced.folder / "model.onnx").read_bytes(), batch=(1, 8, 32), targets=TARGETS)
-    convolutions = [kernel for kernel in kernels if kernel.kind in CONVOLUTIONS]
-    assert convolutions
-    if name == "int8":  # every convolution is a kernel of its own that reads INT8; the classifier reads FP16
-        assert [kernel.reads for kernel in convolutions if kernel.kind == "correlation"] == [("Int8",)] * graph_facts(lowered).operators["Conv"]
-    else:
-        assert {read for kernel in convolutions for read in kernel.reads} == {{"fp32": "Float", "fp16": "Half", "bf16": "BFloat16"}[name]}
+    job = Job(
+        (traced.folder / "model.onnx").read_bytes(), name, tensor_specs(lowered.graph.input), BatchRange(1, 8, 32), BuildOptions(targets=TARGETS)
+    )
+    built, layers = tensorrt_rtx.build(job, lambda step, done=0, total=0: None)
+    facts = layer_facts(layers, built.convolutions, name)
+    check_precision(facts, name)
+    assert facts.convolutions == {name: graph_facts(lowered).operators["Conv"]}
+    if name == "int8":  # every convolution is a kernel of its own
+        assert facts.kernels["correlation"] == facts.convolutions
+    else:  # shortcuts that are added in the same kernel, too
+        assert {read for layer in layers if layer.kind in CONVOLUTIONS for read in layer.reads} == {name}
 
 
 def test_the_listed_facts_are_the_graphs(traced: Traced) -> None:

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorrt_rtx
-from rtx import LOG
 from test_tensorrt_names import ROOT, faced_by, sources, uses
+
+from runtimes.backends._log import log_of
 
 API: Any = tensorrt_rtx
 """As it is, and not as the stub says."""
 TENSORRT, RTX = ROOT / "typings" / "tensorrt.pyi", ROOT / "typings" / "tensorrt_rtx.pyi"
-USERS = [*sources(), ROOT / "tests" / "rtx.py"]
+USERS = [*sources(), ROOT / "tests" / "test_lint.py"]
 IN_C_ALONE = {"Dims.__iter__", "IHostMemory.__buffer__"}
 """What an object can do by other means than a method of that name; tried below."""
 CALLED_BACK = {"ILogger", "IProgressMonitor"}
@@ -171,7 +172,7 @@ def test_what_the_docstrings_do_not_say_is_as_the_stub_says() -> None:
     assert [*API.Dims((1, 2))] == [1, 2]
     assert API.nptype(API.float32) is np.float32
     with pytest.warns(DeprecationWarning, match="no-ops in TensorRT-RTX"):
-        memory = API.Builder(LOG).create_builder_config().create_timing_cache(b"").serialize()
+        memory = API.Builder(log_of(tensorrt_rtx).logger).create_builder_config().create_timing_cache(b"").serialize()
     assert len(bytes(memoryview(memory))) == memory.nbytes
 
 
