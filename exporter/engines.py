@@ -179,7 +179,8 @@ def _cached(path: Path, key: str) -> EngineFacts | None:
         facts = facts_of(path)
     except ResnetExportError:
         return None
-    return facts if facts.key == key else None
+    proven = facts.checked or facts.device is None  # a build that was killed before its check leaves an engine that nobody has proven
+    return facts if facts.key == key and proven else None
 
 
 def _key(plan: BuildPlan, version: str, targets: tuple[str, ...]) -> str:

@@ -172,9 +172,10 @@ class EngineRuntime(Runtime):
     def _let_go(self) -> None:
         """Of the last device call's inputs, once they have been read."""
         if self._held is not None:
-            (event, _), self._held = self._held, None
-            with event:
-                event.synchronize()
+            event, _ = self._held
+            event.synchronize()
+            self._held = None
+            event.close()
 
     def _enqueue(self, lane: Lane) -> None:
         """Queue the copies in, the engine and the copies out. All memory is this instance's, so that it lives until the stream is synchronised."""

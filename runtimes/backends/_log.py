@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 ERROR = 1
 """Severities count up from INTERNAL_ERROR = 0; above ERROR are WARNING, INFO and VERBOSE."""
 NOISE = re.compile(
-    r"^(\[[^\]]*\]\s*)+"  # [graph.cpp::operator()::123]
-    r"|^I\w+::\w+: |Error Code \d+: |^Invalid Node - \S+ "
-    r"|\s*\(?[Ii]n \S+ at \S+:\d+\)?\.?"  # places in TensorRT's own sources
+    r"^(\[[^\]]*\]\s*)*(I\w+::\w+: )?(Error Code \d+: )?(Invalid Node - \S+ )?"  # [graph.cpp::parse::12] IBuilder::build: Error Code 4:
+    r"|\s*\b[Ii]n \S+ at \S+?:\d+"  # places in TensorRT's own sources
 )
 REMEDIES = (
     (r"has type Int32 but must have type", "it has INT32-quantized biases (onnxruntime's default); export it with resnet-export --int8"),

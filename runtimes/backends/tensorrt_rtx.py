@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, cast, final
 
@@ -30,7 +31,7 @@ class TensorRTRTX(EngineRuntime):
         self._config.cuda_graph_strategy = tensorrt_rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._cache = self._config.create_runtime_cache()
         self._cache_file = cache_of(model.path)
-        if self._cache_file.is_file():
+        with suppress(OSError):  # none yet, or none that may be read
             self._cache.deserialize(self._cache_file.read_bytes())  # one of another version or GPU is refused, and filled anew
         self._config.set_runtime_cache(self._cache)
         super().__init__(model)
