@@ -33,7 +33,8 @@ def collect(model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[ND
         for batch in (piece for given in batches for piece in np.split(given, range(BATCH, len(given), BATCH))):
             count = len(batch)
             full = batch if count == BATCH else np.concatenate([batch, np.repeat(batch[-1:], BATCH - count, axis=0)])
-            values = {source: batch, **dict(zip(inner, (array[:count] for array in session.run(inner, {source: full})), strict=True))}
+            computed = session.run(inner, {source: full}) if inner else []  # asked for nothing, onnxruntime gives everything
+            values = {source: batch, **dict(zip(inner, (array[:count] for array in computed), strict=True))}
             for _ in pool.map(lambda name, arrays=values: histograms[name].update(arrays[name], name), tensors):
                 pass
     return histograms

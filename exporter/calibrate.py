@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -18,9 +18,11 @@ from calibration.data import ImageSource, evenly_chosen, open_source
 from calibration.sample import Sample
 from calibration.table import CalibrationTable, Provenance, table_from_file, table_from_histograms
 from exporter.plan import CALIBRATOR, ExportPlan
+from exporter.uint8 import pixels_from_inputs
 from exporter.weights import LoadedModel
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import BadInput, CalibrationError, PlanError
+from runtimes.parity import is_classifier
 
 CALIBRATION_IMAGES = 512
 CORRECTION_IMAGES = 64
@@ -61,7 +63,7 @@ def calibrated(
         done += 1
         on_image(done, total)
 
-    histograms = collect(model, tensors, sample.batches(BATCH, count))
+    histograms = collect(model, tensors, _fed(sample.batches(BATCH, count), loaded, plan))
     for problem in sample.unreadable:
         on_unreadable(problem)
     sample.check(allow_few=plan.allow_few_images)
@@ -100,6 +102,12 @@ def _sample(loaded: LoadedModel, plan: ExportPlan) -> Sample:
     return Sample(source.chosen(calibration_places(source, plan)), loaded.preprocess)
 
 
+def _fed(batches: Iterable[NDArray[np.float32]], loaded: LoadedModel, plan: ExportPlan) -> Iterator[NDArray[Any]]:
+    """Batches as the plan's graph takes them."""
+    for batch in batches:
+        yield pixels_from_inputs(batch, loaded.preprocess) if plan.uint8_input else batch
+
+
 def _reused(provenance: Provenance, tensors: Sequence[str], loaded: LoadedModel, plan: ExportPlan) -> CalibrationTable:
     assert plan.calibration is not None
     table = table_from_file(plan.calibration)
@@ -127,17 +135,20 @@ def corrected(
     Quantizing shifts activations a little, always to the same side, and the shifts add up over the blocks: of a random ResNet-101's error
     two thirds were the same for every image. A bias can hold that part (Finkelstein, Almog and Grobman 2019, arXiv 1906.03193; Nagel et al.
     2019, arXiv 1906.04721, section 4.2). A table that has the correction is applied as it stands; without pictures to measure it on, there is none.
+    Features have no classifier, and what stands before a ReLU cannot be corrected behind it: their graph is lowered as it is.
     """
     calibrator = plan.calibrator or CALIBRATOR
     thresholds = table.thresholds(calibrator)
     lowered: onnx.ModelProto = precision.lower(model, thresholds)
+    if not is_classifier(value.name for value in model.graph.output):
+        return lowered, table
     if calibrator not in table.corrections:
         if plan.calibration is not None and plan.data is None:
             return lowered, table
         sample = _sample(loaded, plan)
         spread = np.linspace(0, sample.source.count - 1, min(CORRECTION_IMAGES, sample.source.count)).astype(np.int64)  # over all classes
         batches = Sample(sample.source.chosen(spread), loaded.preprocess).batches(BATCH)
-        error = mean_error(model, precision.simulated(lowered), batches)
+        error = mean_error(model, precision.simulated(lowered), _fed(batches, loaded, plan))
         table = replace(table, corrections={**table.corrections, calibrator: [float(f"{value:.6g}") for value in error]})
     biased = with_bias_less(model, np.array(table.corrections[calibrator], np.float32))
     return (lowered, table) if biased is None else (precision.lower(biased, thresholds), table)

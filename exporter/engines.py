@@ -131,7 +131,7 @@ def _built(builder: Any, plan: BuildPlan, on_step: OnStep) -> tuple[Built, Layer
     earlier = None if cache is None else cache.read_bytes() if cache.is_file() else b""
     job = Job(plan.bundle.file(ONNX).read_bytes(), manifest.precision, manifest.inputs, manifest.batch, replace(plan.options, timing_cache=earlier))
     built, layers = builder.build(job, on_step)
-    facts = layer_facts(layers, built.convolutions, manifest.precision)
+    facts = layer_facts(layers, built.convolutions, manifest.precision, built.left_in_float)
     if not plan.allow_fallback_layers:
         check_precision(facts, manifest.precision)
     if cache is not None and built.timing_cache:

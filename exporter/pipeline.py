@@ -21,10 +21,13 @@ from calibration.observers import find_observer
 from calibration.table import CalibrationTable
 from exporter import precisions
 from exporter.calibrate import calibrated, calibration_places, corrected, data_source
+from exporter.features import output_names, with_features
 from exporter.graph import graph_facts, tensor_specs
 from exporter.plan import CALIBRATED, CALIBRATOR, ExportPlan
+from exporter.qdq.placement import left_in_float
 from exporter.simplify import simplified
 from exporter.trace import onnx_from_program, program_from_module, save_program
+from exporter.uint8 import pixels_from_inputs, with_uint8_input
 from exporter.verify import Graphs, Images, Proof, prove
 from exporter.weights import LoadedModel, inputs_from_source, load_model
 from runtimes._plugins import load_plugin
@@ -37,6 +40,8 @@ PACKAGES = ("resnet-export", "torch", "torchvision", "onnx", "onnxscript", "onnx
 FEWEST_IMAGES, LABELLED_IMAGES = 32, 2000
 SIMPLIFY_IMAGES = 2
 GOLDEN_IMAGES, GOLDEN_BYTES = (8, 32), 4 << 20
+FEWEST_GOLDEN_FEATURES = 2
+"""Of a ResNet-50 at 224 pixels, the stages of one image are 6 MB."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class Steps:
         self.announce = announce
 
     def left_out(self, problem: str) -> None:
-        """Say which picture is not taken, and why."""
+        """Say what is not taken (a picture, a convolution to quantize), and why."""
         self.announce(f"left out: {problem}")
 
     @contextmanager
@@ -95,14 +100,19 @@ def export(plan: ExportPlan, announce: Announce = _silent) -> Export:
         check_rounding()
     with staging_folder(plan.output, force=plan.force) as folder:
         with steps("weights"):
-            loaded = load_model(plan)
+            loaded = with_features(load_model(plan), plan.features)
+            outputs = output_names(loaded.module)
             images = _images(loaded, plan, steps)
         with steps("trace"):
             program = program_from_module(loaded.module, loaded.preprocess.shape)
-            traced = onnx_from_program(program, opset=plan.opset, batch=plan.batch)
+            traced = onnx_from_program(program, opset=plan.opset, batch=plan.batch, outputs=outputs)
         with steps("simplify"):
             clean = simplified(traced, images.inputs[:SIMPLIFY_IMAGES])
+            if plan.uint8_input:
+                clean = with_uint8_input(clean, loaded.preprocess)
         table = _table(precision.observed(clean), clean, loaded, plan, steps)
+        if table is not None:
+            _say_what_stays_in_float(clean, steps)
         with steps(f"lower to {plan.precision}"):
             if table is None:
                 model = precision.lower(clean, {})
@@ -111,7 +121,7 @@ def export(plan: ExportPlan, announce: Announce = _silent) -> Export:
         with steps("save"):
             onnx.helper.set_model_props(model, {"precision": plan.precision})  # read by who gets no more than the file
             onnx.save(model, folder / "model.onnx")
-            save_program(program, folder / "reference.pt2")
+            save_program(program, folder / "reference.pt2", outputs)
         with steps("prove"):
             # What no backend here runs is read back, so that the simulation is of what was written.
             graphs = Graphs(clean, precision.simulated(model if precision.RUNS_ON else onnx.load(folder / "model.onnx")))
@@ -136,6 +146,14 @@ def _table(tensors: Sequence[str], clean: onnx.ModelProto, loaded: LoadedModel, 
         return calibrated(clean, tensors, loaded, plan, lambda done, total: steps.announce("calibrate", done, total), steps.left_out)
 
 
+def _say_what_stays_in_float(clean: onnx.ModelProto, steps: Steps) -> None:
+    reasons = left_in_float(clean.graph)
+    convolutions = sum(node.op_type == "Conv" for node in clean.graph.node)
+    for reason in dict.fromkeys(reasons.values()):
+        names = [name for name, one in reasons.items() if one == reason]
+        steps.left_out(f"{len(names)} of {convolutions} convolutions stay in FP16, {names[0]} the first: {reason}")
+
+
 def _images(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
     """Pictures to prove with, others than those of the calibration where there are enough.
 
@@ -154,7 +172,8 @@ def _images(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
         source = source.chosen(evenly_chosen(source, count, plan.seed))
     source = _readable(source, count, steps)
     inputs = inputs_from_source(source, loaded.preprocess, count)
-    return Images(inputs, source.labels[: len(inputs)] if known and source.labels is not None else None)
+    pixels = pixels_from_inputs(inputs, loaded.preprocess) if plan.uint8_input else None
+    return Images(inputs, source.labels[: len(inputs)] if known and source.labels is not None else None, pixels)
 
 
 def _readable(source: ImageSource, count: int, steps: Steps) -> ImageSource:
@@ -175,9 +194,10 @@ def _readable(source: ImageSource, count: int, steps: Steps) -> ImageSource:
 def _write_rest(folder: Path, plan: ExportPlan, loaded: LoadedModel, images: Images, proof: Proof) -> None:
     if not plan.reference:
         (folder / "reference.pt2").unlink()
+    golden = {"inputs": images.fed, **proof.outputs}
     fewest, most = GOLDEN_IMAGES
-    count = min(most, max(fewest, GOLDEN_BYTES // images.inputs[0].nbytes))
-    golden = {"inputs": images.inputs[:count], "logits": proof.logits[:count]}
+    count = min(most, max(FEWEST_GOLDEN_FEATURES if plan.features else fewest, GOLDEN_BYTES // sum(values[0].nbytes for values in golden.values())))
+    golden = {name: values[:count] for name, values in golden.items()}
     if images.labels is not None:
         golden["labels"] = images.labels[:count]
     np.savez_compressed(folder / "golden.npz", **golden)  # type: ignore[arg-type]  # numpy's stub takes the names for its own options
@@ -188,13 +208,14 @@ def _write_rest(folder: Path, plan: ExportPlan, loaded: LoadedModel, images: Ima
 def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, proof: Proof, table: CalibrationTable | None) -> Manifest:
     import onnxruntime
 
+    packages = (*PACKAGES, *(("timm",) if loaded.facts.source == "timm" else ()))
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=plan.name,
         precision=plan.precision,
         target=plan.target,
         opset=plan.opset,
-        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "onnxruntime": onnxruntime.__version__},
+        versions={"python": platform.python_version(), **{name: version(name) for name in packages}, "onnxruntime": onnxruntime.__version__},
         model=loaded.facts,
         inputs=tensor_specs(model.graph.input),
         outputs=tensor_specs(model.graph.output),

@@ -19,7 +19,9 @@ BF16_OPSET = 22
 TARGETS = ("tensorrt",)
 CALIBRATED = ("int8",)
 CALIBRATOR = "mse"
-SMALLEST_IMAGE = 8
+FEATURES = ("pool", "stages")
+SMALLEST_IMAGE = {"torchvision": 32, "timm": 32, "cifar": 8}
+"""By source: below it the last stage has less than a pixel to halve."""
 DEFAULT_BATCH = BatchRange(1, 8, 32)
 
 
@@ -33,11 +35,12 @@ class ExportPlan:
     """What to export and where to; only its defaults are defaults.
 
     Attributes:
-        model: a name from `--list`.
+        model: a name from `--list` or of its pattern, or `package.module:factory`.
         precision: fp32, fp16, bf16 or int8.
         weights: `default`, `random`, or the path of a checkpoint.
+        variant: one of the forms the model comes in (`v1`, `pad`); None takes its first.
         classes: size of the head; None takes it from the weights.
-        labels: a text file with a class name a line.
+        labels: a text file, a class_indices.json, or a folder with a subfolder for each class (see `exporter.labels`).
         image_size: (height, width) of the model's input; None takes the model's own.
         mean, std: normalisation, one value or one per channel; None takes the model's own.
         opset: of the ONNX graph; 0 takes the newest that the precision may have, and is that number from then on.
@@ -48,6 +51,8 @@ class ExportPlan:
         calibration: a table to use in place of measuring.
         allow_few_images: calibrate on fewer than 64 pictures.
         reference: keep `reference.pt2` in the bundle.
+        features: `pool` or `stages` in place of the logits (see `exporter.features`); None is the classifier.
+        uint8_input: the graph takes uint8 pixels (batch, height, width, channels) and normalises them itself (see `exporter.uint8`).
     """
 
     model: str
@@ -70,9 +75,12 @@ class ExportPlan:
     allow_few_images: bool = False
     reference: bool = True
     force: bool = False
+    features: str | None = None
+    uint8_input: bool = False
+    variant: str | None = None
 
     def __post_init__(self) -> None:
-        find_model(self.model)
+        self._check_model(find_model(self.model, self.variant))
         if self.precision not in precision_names():
             raise UnknownName("precision", self.precision, precision_names())
         if self.target not in TARGETS:
@@ -82,11 +90,21 @@ class ExportPlan:
             raise PlanError("--num-classes needs --weights random or FILE: the default weights come with their own classes")
         if self.classes is not None and self.classes < 1:
             raise PlanError(f"expected --num-classes of at least 1, got {self.classes}")
-        if self.image_size is not None and min(self.image_size) < SMALLEST_IMAGE:
-            raise PlanError(f"expected --image-size of at least {SMALLEST_IMAGE} pixels, got {self.image_size[0]}x{self.image_size[1]}")
         if not 0 <= self.seed < 2**63:
             raise PlanError(f"expected a --seed from 0 to 2^63-1, got {self.seed}")
         self._check_calibration()
+        self._check_features()
+
+    def _check_model(self, spec: ModelSpec) -> None:
+        if self.weights == "default" and spec.variant != spec.variants[0]:
+            raise PlanError(f"the default weights are those of {spec.variants[0]}, not of {spec.variant}; give --weights random or FILE")
+        if self.weights == "default" and not spec.weights:
+            raise PlanError(f"{self.model} has no default weights; give --weights random or FILE")
+        if spec.source == "custom" and self.image_size is None:
+            raise PlanError(f"expected --image-size with {self.model}, got none; only its author knows what it takes")
+        smallest = SMALLEST_IMAGE.get(spec.source, 1)
+        if self.image_size is not None and min(self.image_size) < smallest:
+            raise PlanError(f"expected --image-size of at least {smallest} pixels for {self.model}, got {self.image_size[0]}x{self.image_size[1]}")
 
     def _settle_opset(self) -> None:
         allowed = (BF16_OPSET,) if self.precision == "bf16" else OPSETS
@@ -110,14 +128,24 @@ class ExportPlan:
         if self.calibration_images is not None and self.calibration_images < 1:
             raise PlanError(f"expected --calibration-images of at least 1, got {self.calibration_images}")
 
+    def _check_features(self) -> None:
+        if self.features is None:
+            return
+        if self.features not in FEATURES:
+            raise UnknownName("kind of --features", self.features, FEATURES)
+        given = [option for option, value in (("--labels", self.labels), ("--num-classes", self.classes)) if value is not None]
+        if given:
+            raise PlanError(f"{given[0]} is about the head, which --features {self.features} leaves out; leave one of them out")
+
     @property
     def spec(self) -> ModelSpec:
-        return find_model(self.model)
+        return find_model(self.model, self.variant)
 
     @property
     def name(self) -> str:
-        """The bundle's name: model and precision."""
-        return f"{self.model}-{self.precision}"
+        """The bundle's name: model, variant where it is not the usual one, features where it gives some, and precision."""
+        chosen = None if self.spec.variant == self.spec.variants[0] else self.spec.variant
+        return "-".join(part for part in (self.spec.stem, chosen, self.features, "uint8" if self.uint8_input else None, self.precision) if part)
 
 
 def size_from_text(text: str) -> tuple[int, int]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import ast
 from collections import Counter
 
+import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
 PARAMETERS = {"Conv": ("", "weight", "bias"), "Gemm": ("", "weight", "bias"), "MatMul": ("", "weight")}
@@ -20,6 +21,7 @@ PARAMETERS = {"Conv": ("", "weight", "bias"), "Gemm": ("", "weight", "bias"), "M
 def make_readable(model: onnx.ModelProto) -> None:
     """Give a traced model readable names and known pooling operators, and take its metadata away; in place."""
     _use_known_pooling(model.graph)
+    _use_known_classifier(model.graph)
     _name_nodes(model.graph)
     _name_tensors(model.graph)
     _strip_metadata(model)
@@ -44,6 +46,39 @@ def _use_known_pooling(graph: onnx.GraphProto) -> None:
             _become(node, "Flatten", axis=1)
     used = {name for node in graph.node for name in node.input}
     _keep(graph.initializer, used)
+
+
+def _use_known_classifier(graph: onnx.GraphProto) -> None:
+    """A 1x1 convolution of what is globally pooled, flattened behind it, as Flatten and Gemm: timm has heads of that kind."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    users: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    pooled = {node.output[0] for node in graph.node if node.op_type == "GlobalAveragePool"}
+    outputs = {value.name for value in graph.output}
+    for node in graph.node:
+        if node.op_type != "Conv" or node.input[0] not in pooled or node.input[1] not in constants:
+            continue
+        weight, behind = constants[node.input[1]], users.get(node.output[0], [])
+        if tuple(weight.dims[2:]) == (1, 1) and len(behind) == 1 and behind[0].op_type in ("Reshape", "Flatten") and behind[0].output[0] in outputs:
+            if len(node.input) < 3:  # torch leaves a bias of zeros out
+                node.input.append(f"{weight.name.removesuffix('weight')}bias")
+                graph.initializer.append(numpy_helper.from_array(np.zeros(weight.dims[0], np.float32), node.input[2]))
+            del weight.dims[2:]
+            _swap(node, behind[0])
+    _keep(graph.initializer, {name for node in graph.node for name in node.input})
+
+
+def _swap(convolution: onnx.NodeProto, flatten: onnx.NodeProto) -> None:
+    """Convolution and Flatten become Flatten and Gemm, each with the other's metadata."""
+    first, second = onnx.NodeProto(), onnx.NodeProto()
+    first.CopyFrom(helper.make_node("Flatten", [convolution.input[0]], [convolution.output[0]], axis=1))
+    second.CopyFrom(helper.make_node("Gemm", [convolution.output[0], *convolution.input[1:]], [flatten.output[0]], transB=1))
+    first.metadata_props.extend(flatten.metadata_props)
+    second.metadata_props.extend(convolution.metadata_props)
+    convolution.CopyFrom(first)
+    flatten.CopyFrom(second)
 
 
 def _become(node: onnx.NodeProto, operator: str, **attributes: int) -> None:
@@ -92,16 +127,24 @@ def _name_tensors(graph: onnx.GraphProto) -> None:
         for place, output in enumerate(node.output):
             if output:
                 names.setdefault(output, f"{node.name}.out" if len(node.output) == 1 else f"{node.name}.out{place}")
-        formal = PARAMETERS.get(node.op_type) or tuple(parameter.name for parameter in onnx.defs.get_schema(node.op_type).inputs)
         for place, value in enumerate(node.input):
             if value in constants:
-                names.setdefault(value, f"{node.name}.{formal[min(place, len(formal) - 1)]}")
+                names.setdefault(value, f"{node.name}.{_formal_name(node.op_type, place)}")
     for node in graph.node:
         for values in (node.input, node.output):
             for place, value in enumerate(values):
                 values[place] = names.get(value, value)
     for tensor in graph.initializer:
         tensor.name = names.get(tensor.name, tensor.name)
+
+
+def _formal_name(operator: str, place: int) -> str:
+    """What an operator calls its input at that place; of several under one name, as Concat has, each with its place."""
+    if operator in PARAMETERS:
+        return PARAMETERS[operator][place]
+    inputs = onnx.defs.get_schema(operator).inputs
+    formal = inputs[min(place, len(inputs) - 1)]
+    return f"{formal.name}{place}" if formal.option == onnx.defs.OpSchema.FormalParameterOption.Variadic else str(formal.name)
 
 
 def _strip_metadata(model: onnx.ModelProto) -> None:

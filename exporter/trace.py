@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -14,9 +15,12 @@ from torch.export import Dim, ExportedProgram
 from exporter.graph import initializer_shapes
 from exporter.readable import make_readable
 from runtimes.errors import TraceError
+from runtimes.parity import LOGITS, is_classifier
 from runtimes.specs import BatchRange
 
-INPUT, OUTPUT, BATCH = "input", "logits", "batch"
+INPUT, BATCH = "input", "batch"
+OUTPUTS_FILE = "outputs"
+"""What the names of several outputs stand in inside `reference.pt2`, one a line: a program's own are `relu_16`."""
 TRACED_BATCH = 2
 """A batch of one is baked into the graph as a constant (pytorch#157621)."""
 IR_VERSION = 9
@@ -40,15 +44,15 @@ def program_from_module(module: nn.Module, shape: tuple[int, int, int]) -> Expor
     return program
 
 
-def onnx_from_program(program: ExportedProgram, *, opset: int, batch: BatchRange) -> onnx.ModelProto:
-    """The FP32 graph: weights inside, input `input`, output `logits`, readable names, free first dimension (or fixed, for a static batch).
+def onnx_from_program(program: ExportedProgram, *, opset: int, batch: BatchRange, outputs: Sequence[str] = (LOGITS,)) -> onnx.ModelProto:
+    """The FP32 graph: weights inside, input `input`, the outputs' names, readable names, free first dimension (or fixed, for a static batch).
 
     Raises:
         TraceError: torch.onnx fails, or its graph is not what the program is.
     """
     try:
         exported = torch.onnx.export(
-            program, dynamo=True, opset_version=opset, input_names=[INPUT], output_names=[OUTPUT], external_data=False, verbose=False
+            program, dynamo=True, opset_version=opset, input_names=[INPUT], output_names=list(outputs), external_data=False, verbose=False
         )
         assert exported is not None
         model = exported.model_proto
@@ -63,15 +67,15 @@ def onnx_from_program(program: ExportedProgram, *, opset: int, batch: BatchRange
     return model
 
 
-def save_program(program: ExportedProgram, path: Path) -> None:
-    """Write a `.pt2` file whose bytes depend on the program alone.
+def save_program(program: ExportedProgram, path: Path, outputs: Sequence[str] = (LOGITS,)) -> None:
+    """Write a `.pt2` file whose bytes depend on the program alone, with the names of its outputs where they are others than a classifier's.
 
     torch's own container differs from run to run (its folder is named after the file, and it carries a serialisation id and an example
     input), so its entries are packed again, sorted, without dates, under a fixed name.
     """
     program._example_inputs = None  # the traced zeros: a megabyte that nothing reads
     buffer = io.BytesIO()
-    torch.export.save(program, buffer)
+    torch.export.save(program, buffer, extra_files=None if is_classifier(outputs) else {OUTPUTS_FILE: "\n".join(outputs)})
     with zipfile.ZipFile(buffer) as original, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as packed:
         for name in sorted(original.namelist()):
             inner = name.split("/", 1)[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.base import Runtime
 from runtimes.errors import LowerError, ParityError
-from runtimes.parity import Accuracy, Budget, Comparison, ParityReport, accuracy, compare, sqnr_db
+from runtimes.parity import LOGITS, Accuracy, Budget, Comparison, ParityReport, accuracy, compare_outputs, sqnr_db
 from runtimes.specs import BatchRange
 
+Outputs = dict[str, NDArray[Any]]
 REFERENCE, SIMULATION = "pytorch", "simulation"
 SIMULATED_IMAGES = 8
 """Where no labels are known: errors of 8 images' logits are thousands of figures, and the simulation costs twice a plain run."""
@@ -26,10 +27,20 @@ SIMULATED_IMAGES = 8
 
 @dataclass(frozen=True)
 class Images:
-    """What to feed: float32 (images, channels, height, width), and int64 labels (images,) where they are known."""
+    """What to feed: float32 (images, channels, height, width), and int64 labels (images,) where they are known.
+
+    For a graph with its preprocessing inside, `pixels` are what the inputs were made from, uint8 (images, height, width, channels): the graph is
+    fed those, and the reference the inputs.
+    """
 
     inputs: NDArray[np.float32]
     labels: NDArray[np.int64] | None
+    pixels: NDArray[np.uint8] | None = None
+
+    @property
+    def fed(self) -> NDArray[Any]:
+        """What the graph takes."""
+        return self.inputs if self.pixels is None else self.pixels
 
 
 @dataclass(frozen=True)
@@ -42,9 +53,9 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Proof:
-    """What the reference answered, float32 (images, classes), and the verdict."""
+    """What the reference answered, float32 by output's name, and the verdict."""
 
-    logits: NDArray[Any]
+    outputs: Outputs
     report: ParityReport
     accuracy: Accuracy | None
 
@@ -60,36 +71,38 @@ def prove(folder: Path, images: Images, graphs: Graphs, *, budget: Budget, batch
         LowerError: a tensor is beyond the precision's range; names it.
         ParityError: a backend is out of budget; carries the report.
     """
-    inputs, simulation = images.inputs, graphs.simulation
+    inputs, simulation = images.fed, graphs.simulation
     if not backends and simulation is None:
         raise ValueError("expected a backend or a simulation to prove the file with, got neither")
     with _opened(folder, REFERENCE) as runtime:
-        logits = _logits(runtime, inputs, batch.opt)
+        # By their place: the program alone does not know what its outputs are called.
+        names = [value.name for value in graphs.original.graph.output]
+        reference = dict(zip(names, _outputs(runtime, images.inputs, batch.opt).values(), strict=True))
     compared: dict[str, Comparison] = {}
     for backend in backends:
         with _opened(folder, backend) as runtime:
             parts = _at_each_batch(runtime, inputs, batch)
-        compared[backend] = _compared(logits, parts, budget)
+        compared[backend] = _compared(reference, parts, budget)
     if simulation is not None:
         if not backends:
             onnx.checker.check_model(folder / OnnxRuntime.FILE, full_check=True)
         with OnnxRuntime.from_bytes(simulation.SerializeToString()) as runtime:
             if backends:
-                parts = [_logits(runtime, inputs if images.labels is not None else inputs[:SIMULATED_IMAGES], batch.max)]
+                parts = [_outputs(runtime, inputs if images.labels is not None else inputs[:SIMULATED_IMAGES], batch.max)]
             else:
                 parts = _at_each_batch(runtime, inputs, batch)
-        if not all(np.isfinite(part).all() for part in parts):
+        if not all(np.isfinite(values).all() for part in parts for values in part.values()):
             _name_overflow(simulation, inputs[:SIMULATED_IMAGES])
-        compared[SIMULATION] = _compared(logits, parts, budget)
+        compared[SIMULATION] = _compared(reference, parts, budget)
     report = ParityReport(all(one.ok for one in compared.values()), len(inputs), batch.checked, compared, budget)
-    measured = accuracy(logits, parts[-1], images.labels) if images.labels is not None else None
+    measured = accuracy(reference[LOGITS], parts[-1][LOGITS], images.labels) if images.labels is not None else None
     said = [f"{name}: {', '.join(one.violations)}" for name, one in compared.items() if not one.ok]
     if measured is not None and budget.max_accuracy_drop is not None and measured.reference_top1 - measured.top1 > budget.max_accuracy_drop:
         said.append(f"top-1 fell from {measured.reference_top1:.2%} to {measured.top1:.2%}, allowed {budget.max_accuracy_drop:.2%}")
     if said:
         where = worst_block(graphs, inputs[:SIMULATED_IMAGES])
         raise ParityError(f"parity is out of budget over {len(inputs)} images, {'; '.join(said)}{where}; no bundle was written", report)
-    return Proof(logits, report, measured)
+    return Proof(reference, report, measured)
 
 
 def worst_block(graphs: Graphs, inputs: NDArray[Any]) -> str:
@@ -117,20 +130,25 @@ def _opened(folder: Path, backend: str) -> Runtime:
     return runtime.open(folder / runtime.FILE)
 
 
-def _at_each_batch(runtime: Runtime, inputs: NDArray[Any], batch: BatchRange) -> list[NDArray[Any]]:
+def _at_each_batch(runtime: Runtime, inputs: NDArray[Any], batch: BatchRange) -> list[Outputs]:
     """Outputs for each batch size that is checked; for the largest, which comes last, of all inputs."""
-    return [_logits(runtime, inputs if size == batch.max else inputs[:size], size) for size in batch.checked]
+    return [_outputs(runtime, inputs if size == batch.max else inputs[:size], size) for size in batch.checked]
 
 
-def _compared(logits: NDArray[Any], parts: list[NDArray[Any]], budget: Budget) -> Comparison:
-    """All parts, each of which answers the first inputs, against the reference's logits."""
-    return compare(np.concatenate([logits[: len(part)] for part in parts]), np.concatenate(parts), budget)
+def _compared(reference: Mapping[str, NDArray[Any]], parts: Sequence[Outputs], budget: Budget) -> Comparison:
+    """All parts, each of which answers the first inputs, against the reference's outputs."""
+    expected = {name: np.concatenate([values[: len(part[name])] for part in parts]) for name, values in reference.items()}
+    return compare_outputs(expected, _joined(parts), budget)
 
 
-def _logits(runtime: Runtime, inputs: NDArray[Any], size: int) -> NDArray[Any]:
+def _outputs(runtime: Runtime, inputs: NDArray[Any], size: int) -> Outputs:
     """Outputs for all inputs, fed `size` at a time."""
-    name, result = runtime.inputs[0].name, runtime.outputs[0].name
-    return np.concatenate([runtime.run({name: inputs[start : start + size]})[result] for start in range(0, len(inputs), size)])
+    name = runtime.inputs[0].name
+    return _joined([runtime.run({name: inputs[start : start + size]}) for start in range(0, len(inputs), size)])
+
+
+def _joined(parts: Sequence[Outputs]) -> Outputs:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _name_overflow(simulation: onnx.ModelProto, inputs: NDArray[Any]) -> None:

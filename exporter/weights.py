@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import pickle
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from calibration.data import ImageSource, built_in
 from exporter import models
-from exporter.models import ModelSpec, Pretrained
+from exporter.checkpoints import sha256_of_state, state_from_file
+from exporter.labels import checked_labels
+from exporter.models import Pretrained
 from exporter.plan import ExportPlan
 from runtimes._plugins import load_plugin
 from runtimes.bundle import sha256_of_file
@@ -27,11 +25,8 @@ from runtimes.errors import BadInput, PlanError
 from runtimes.manifest import ModelFacts, WeightsFacts
 from runtimes.preprocess import Preprocess
 
-RANDOM_CLASSES = 1000
 STATISTICS_IMAGES = 8
 RESIDUAL_SCALE = 0.1
-WRAPPERS = ("state_dict", "model")
-SHOWN_KEYS = 4
 
 
 @dataclass(frozen=True)
@@ -49,50 +44,100 @@ def load_model(plan: ExportPlan) -> LoadedModel:
 
     Raises:
         WeightsUnavailable: the default weights could not be fetched.
-        BadInput: a checkpoint that cannot be read, does not fit, or holds values that are not finite.
+        BadInput: a checkpoint that cannot be read, does not fit, or holds values that are not finite; a model that does not
+            answer such an image with logits.
         PlanError: --mean, --std or --num-classes do not fit the weights.
     """
     spec = plan.spec
-    source: Any = load_plugin(models, spec.source, kind="model source", remedy="pip install 'resnet-export[export]'")
-    own = source.preprocess(spec)
-    if plan.weights == "random":
-        preprocess = _adjusted(own, plan, channels=len(plan.mean) if plan.mean and len(plan.mean) > 1 else own.channels)
-        classes = plan.classes or (RANDOM_CLASSES if spec.source == "torchvision" else 10)
-        module = _random_module(source, spec, classes, preprocess, plan.seed)
-        return _loaded(plan, module, WeightsFacts("random", _sha256_of_state(module.state_dict())), preprocess, None)
-    if plan.weights == "default":
-        weights: Pretrained = source.pretrained(spec)
-        module = _module_from_state(source, spec, weights.state, where=f"the {weights.kind} weights")
-        return _loaded(plan, module, WeightsFacts(weights.kind, weights.sha256), _adjusted(weights.preprocess, plan), weights.labels)
-    path = Path(plan.weights)
-    state = state_from_file(path)
-    module = _module_from_state(source, spec, state, where=str(path))
-    if plan.classes not in (None, state["fc.weight"].shape[0]):
-        raise PlanError(f"--num-classes says {plan.classes}, but {path} has {state['fc.weight'].shape[0]} classes; leave the option out")
-    preprocess = _adjusted(own, plan, channels=state["conv1.weight"].shape[1])
-    return _loaded(plan, module, WeightsFacts("file", sha256_of_file(path)), preprocess, None)
+    extra = "timm" if spec.source == "timm" else "export"
+    source: Any = load_plugin(models, spec.source, kind="model source", remedy=f"pip install 'resnet-export[{extra}]'")
+    with _seeded(plan.seed):
+        if plan.weights == "random":
+            return _random(source, plan)
+        if plan.weights == "default":
+            weights: Pretrained = source.pretrained(spec)
+            return _loaded(plan, weights.module, WeightsFacts(weights.kind, weights.sha256), weights.preprocess, weights.labels)
+        path = Path(plan.weights)
+        module = source.load(spec, state_from_file(path), str(path))
+    return _loaded(plan, module, WeightsFacts("file", sha256_of_file(path)), source.preprocess(spec), None)
 
 
-def _loaded(plan: ExportPlan, module: nn.Module, weights: WeightsFacts, preprocess: Preprocess, labels: tuple[str, ...] | None) -> LoadedModel:
-    classes = int(module.get_parameter("fc.weight").shape[0])
+def _random(source: Any, plan: ExportPlan) -> LoadedModel:
+    own = source.preprocess(plan.spec)
+    channels = len(plan.mean) if plan.mean and len(plan.mean) > 1 else own.channels
+    module: nn.Module = source.create(plan.spec, plan.classes or plan.spec.classes, channels)
+    preprocess = _adjusted(own, plan, module)
+    _answer(module, preprocess, plan)  # refused before the statistics
+    _make_random_behave(module, preprocess)
+    return _loaded(plan, module, WeightsFacts("random", sha256_of_state(module.state_dict())), own, None)
+
+
+def _loaded(plan: ExportPlan, module: nn.Module, weights: WeightsFacts, own: Preprocess, labels: tuple[str, ...] | None) -> LoadedModel:
+    preprocess = _adjusted(own, plan, module)
+    classes = 0 if plan.features else _classes(module, preprocess, plan)
+    if plan.classes not in (None, classes):
+        where = plan.weights if weights.kind == "file" else plan.model
+        raise PlanError(f"--num-classes says {plan.classes}, but {where} has {classes} classes; leave the option out")
     if plan.labels is not None:
-        labels = _labels_from_file(plan.labels)
-        if len(labels) != classes:
-            raise BadInput(f"{plan.labels}: expected {classes} labels, one a line, got {len(labels)}")
+        labels = checked_labels(plan.labels, classes)
     facts = ModelFacts(plan.model, plan.spec.source, plan.spec.variant, classes, weights)
     return LoadedModel(module.eval(), facts, preprocess, labels)
 
 
-def _labels_from_file(path: Path) -> tuple[str, ...]:
+def _classes(module: nn.Module, preprocess: Preprocess, plan: ExportPlan) -> int:
+    """How many logits the model answers an image with.
+
+    Raises:
+        BadInput: it answers with something else, or does not take an image of that size.
+    """
+    if isinstance(getattr(module, "fc", None), nn.Identity):
+        raise BadInput(
+            f"{plan.weights} is of a {plan.model} without a head, so there are no logits; give --features pool or stages for what is there"
+        )
+    answer = _answer(module, preprocess, plan)
+    if not isinstance(answer, Tensor) or answer.ndim != 2 or answer.shape[0] != 1:
+        got = f"a tensor of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+        raise BadInput(f"expected {plan.model} to answer one image with logits of shape (1, classes), got {got}")
+    return int(answer.shape[1])
+
+
+def _answer(module: nn.Module, preprocess: Preprocess, plan: ExportPlan) -> object:
+    """What the model answers a black image with; where it fails, the innermost layer that was at work is named."""
+    inside: list[str] = []
+    hooks = []
+    for name, part in module.named_modules():
+        hooks.append(part.register_forward_pre_hook(_entering(inside, name)))
+        hooks.append(part.register_forward_hook(_leaving(inside)))
     try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read the labels in {path}: {error}; give a UTF-8 text file with a class name a line") from error
+        with torch.inference_mode():
+            return module.eval()(torch.zeros(1, *preprocess.shape))
+    except Exception as error:  # it is anybody's code
+        where = f" in its layer '{inside[-1]}'" if inside and inside[-1] else ""
+        shape = "x".join(map(str, preprocess.shape))
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{plan.model} does not take an image of {shape}{where}: {reason}; choose another --image-size") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
-def _adjusted(own: Preprocess, plan: ExportPlan, *, channels: int | None = None) -> Preprocess:
-    """The model's own preprocessing, changed by --image-size, --mean and --std; one value stands for every channel."""
-    channels = channels or own.channels
+def _entering(inside: list[str], name: str) -> Callable[..., None]:
+    return lambda part, inputs: inside.append(name)
+
+
+def _leaving(inside: list[str]) -> Callable[..., None]:
+    def leave(part: nn.Module, inputs: object, output: object) -> None:
+        inside.pop()
+
+    return leave
+
+
+def _adjusted(own: Preprocess, plan: ExportPlan, module: nn.Module) -> Preprocess:
+    """The model's own preprocessing, changed by --image-size, --mean and --std; one value stands for every channel.
+
+    The channels are those of the module's first convolution.
+    """
+    channels = next((part.in_channels for part in module.modules() if isinstance(part, nn.Conv2d)), own.channels)
 
     def values(given: tuple[float, ...] | None, default: tuple[float, ...], option: str) -> tuple[float, ...]:
         chosen = given or default
@@ -114,16 +159,21 @@ def _adjusted(own: Preprocess, plan: ExportPlan, *, channels: int | None = None)
     return replace(changed, resize=resize, crop=plan.image_size)
 
 
-def _random_module(source: Any, spec: ModelSpec, classes: int, preprocess: Preprocess, seed: int) -> nn.Module:
-    """Seeded random weights with the activations of a trained network.
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """torch's random numbers from `seed` on; a factory may initialise its module with them, too."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def _make_random_behave(module: nn.Module, preprocess: Preprocess) -> None:
+    """Give random weights the activations of a trained network, in place.
 
     Plain random weights make logits of 1e8 at ResNet-152's depth, and a network so chaotic that rounding changes the answer. So the
     last batch norm of each residual branch gets the weight 0.1 (its usual start is 0; Goyal et al. 2017, arXiv 1706.02677,
     section 5.1), and batch-norm statistics are those of real images.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module: nn.Module = source.create(spec, classes, preprocess.channels)
     for block in module.modules():
         last = getattr(block, "bn3", None) or getattr(block, "bn2", None)
         if isinstance(last, nn.BatchNorm2d):
@@ -134,7 +184,7 @@ def _random_module(source: Any, spec: ModelSpec, classes: int, preprocess: Prepr
         layer.momentum = None  # a cumulative average: after one batch, that batch's statistics
     with torch.inference_mode():
         module.train()(inputs)
-    return module.eval()
+    module.eval()
 
 
 def inputs_from_source(source: ImageSource, preprocess: Preprocess, count: int) -> NDArray[np.float32]:
@@ -148,79 +198,3 @@ def inputs_from_source(source: ImageSource, preprocess: Preprocess, count: int) 
     grey = replace(preprocess, mean=(0.0,), std=(1.0,)).batch(images)
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (preprocess.mean, preprocess.std))
     return np.asarray((grey - mean) / std, np.float32)
-
-
-def state_from_file(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, float tensors as FP32, keys without a `module.` prefix.
-
-    Reads .safetensors, and .pt and .pth files with nothing but tensors and plain containers in them: `torch.load` with
-    `weights_only=True` executes nothing.
-
-    Raises:
-        BadInput: missing, empty, truncated, not a checkpoint, or a pickle that wants to run code.
-    """
-    if not path.is_file():
-        raise BadInput(f"--weights: {path} is not a file; give default, random or a checkpoint (.safetensors, .pt, .pth)")
-    try:
-        loaded: Any = load_file(path) if path.suffix == ".safetensors" else _tensors_from_pickle(path)
-    except pickle.UnpicklingError as error:
-        # Both a malicious pickle and a file of junk end here; neither was executed.
-        raise BadInput(
-            f"{path} is not a checkpoint of plain tensors (nothing in it was run); save it with torch.save(model.state_dict(), ...)"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, UnicodeDecodeError, MemoryError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"{path} cannot be read as a checkpoint: {reason}; is it complete?") from error
-    for wrapper in WRAPPERS:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    tensors = {key: value for key, value in loaded.items() if isinstance(value, Tensor)} if isinstance(loaded, Mapping) else {}
-    if not tensors:
-        raise BadInput(f"{path}: expected a state dict, bare or under {' or '.join(WRAPPERS)}, got {type(loaded).__name__} without tensors")
-    state = {str(key).removeprefix("module."): value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-    for key, value in state.items():
-        if not torch.isfinite(value).all():
-            raise BadInput(f"{path}: '{key}' holds NaN or infinite values; the training run diverged, take an earlier checkpoint")
-    return state
-
-
-def _tensors_from_pickle(path: Path) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the pickle protocols of checkpoints that are then read, or refused below
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _module_from_state(source: Any, spec: ModelSpec, state: Mapping[str, Tensor], *, where: str) -> nn.Module:
-    """The model with these weights; the numbers of classes and channels are the weights' own."""
-    head, stem = state.get("fc.weight"), state.get("conv1.weight")
-    if head is None or stem is None or head.ndim != 2 or stem.ndim != 4:
-        raise BadInput(f"{where}: expected a {spec.name} with 'conv1.weight' and 'fc.weight', got keys {_some(sorted(state))}")
-    with torch.device("meta"):  # shapes only: initialising weights that are replaced costs seconds
-        module: nn.Module = source.create(spec, head.shape[0], stem.shape[1])
-    wanted = {key: value for key, value in module.state_dict().items() if not key.endswith("num_batches_tracked")}
-    missing = [key for key in wanted if key not in state]
-    unexpected = [key for key in state if key not in wanted and not key.endswith("num_batches_tracked")]
-    reshaped = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
-    ]
-    problems = [(len(keys), what, keys) for keys, what in ((missing, "missing"), (unexpected, "unexpected"), (reshaped, "of another shape")) if keys]
-    if problems:
-        described = "; ".join(f"{count} {what}: {_some(keys)}" for count, what, keys in problems)
-        raise BadInput(f"{where} does not fit {spec.name}: {described}; is it a checkpoint of another architecture?")
-    tracked = {key: torch.zeros((), dtype=torch.long) for key in module.state_dict() if key.endswith("num_batches_tracked")}
-    module.load_state_dict({**tracked, **{key: state[key] for key in wanted}}, assign=True)
-    return module
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:SHOWN_KEYS]) + (", ..." if len(keys) > SHOWN_KEYS else "")
-
-
-def _sha256_of_state(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        digest.update(key.encode())
-        digest.update(state[key].numpy().tobytes())
-    return digest.hexdigest()

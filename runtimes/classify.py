@@ -11,7 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtimes.base import Runtime
-from runtimes.preprocess import Preprocess
+from runtimes.errors import BadInput
+from runtimes.parity import LOGITS, is_classifier
+from runtimes.preprocess import PIXELS, Preprocess
+from runtimes.specs import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,29 @@ class Prediction:
 def classify(
     runtime: Runtime, preprocess: Preprocess, images: Sequence[Image.Image], *, labels: Sequence[str] | None = None, top: int = 5
 ) -> list[list[Prediction]]:
-    """The `top` most likely classes of each picture, most likely first."""
-    logits = runtime.run({runtime.inputs[0].name: preprocess.batch(images)})[runtime.outputs[0].name]
+    """The `top` most likely classes of each picture, most likely first. A model that takes uint8 has its preprocessing inside and is fed pixels.
+
+    Raises:
+        BadInput: the model gives features, not classes.
+    """
+    check_classifier(runtime.outputs)
+    pixels = np.stack([preprocess.pixels(image) for image in images])
+    source = runtime.inputs[0]
+    logits = runtime.run({source.name: pixels if source.dtype == PIXELS else preprocess.normalised(pixels)})[LOGITS]
     return [
         [Prediction(int(index), labels[index] if labels else str(index), float(row[index])) for index in np.argsort(-row, kind="stable")[:top]]
         for row in softmax(logits)
     ]
+
+
+def check_classifier(outputs: Sequence[TensorSpec]) -> None:
+    """
+    Raises:
+        BadInput: these are the outputs of a model that gives features, not classes.
+    """
+    if not is_classifier(spec.name for spec in outputs):
+        found = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in outputs)
+        raise BadInput(f"expected a classifier, got a model that gives features ({found}); take them in Python with open_runtime(...).run(...)")
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

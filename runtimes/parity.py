@@ -3,16 +3,22 @@
 Errors are taken relative to the largest reference logit: a ResNet's logits differ by orders of magnitude with its depth and
 weights, so an absolute tolerance means nothing. A flip (another top class) counts against the agreement only where the
 reference itself preferred its class by more than the precision's own error; all flips are reported.
+
+Features (`--features`) have no classes: each output is measured on its own, relative to its own largest value, and the worst of them is held
+against the budget; what it says of classes does not apply to them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+LOGITS = "logits"
+"""The one output of a classifier. A model with any other gives features."""
 LARGEST_SQNR_DB = 200.0
 """Reported for outputs that are equal to the last bit: JSON has no infinity."""
 LARGEST_ERROR = float(np.finfo(np.float64).max)
@@ -43,7 +49,7 @@ class Budget:
         return tuple(
             f"{name} {value:{form}}, budget {relation} {limit:{form}}"
             for name, value, limit, relation, form in checks
-            if limit is not None and not (value <= limit if relation == "<=" else value >= limit)
+            if limit is not None and value is not None and not (value <= limit if relation == "<=" else value >= limit)
         )
 
 
@@ -64,8 +70,10 @@ class Comparison:
         max_relative_error, mean_relative_error, p99_relative_error: of all logits, relative to the largest reference logit.
         worst_cosine: the smallest cosine between an image's logits and the reference's.
         sqnr_db: signal to quantisation noise, 10 log10(sum of squares of the reference / of the difference), in dB.
-        top1_agreement: 1 - counted flips / images.
-        top5_overlap: how many of the reference's five top classes are among the backend's five, on average, 0..1.
+        top1_agreement: 1 - counted flips / images; None for features.
+        top5_overlap: how many of the reference's five top classes are among the backend's five, on average, 0..1; None for features.
+        flips: None for features.
+        outputs: of features, the same measures for each output; those above are the worst of them. Empty for a classifier.
     """
 
     ok: bool
@@ -75,10 +83,11 @@ class Comparison:
     p99_relative_error: float
     worst_cosine: float
     sqnr_db: float
-    top1_agreement: float
-    top5_overlap: float
-    flips: Flips
+    top1_agreement: float | None
+    top5_overlap: float | None
+    flips: Flips | None
     violations: tuple[str, ...] = ()
+    outputs: dict[str, Comparison] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,15 +114,23 @@ class Accuracy:
     interval: tuple[float, float]
 
 
+def is_classifier(outputs: Iterable[str]) -> bool:
+    """Are these the output names of a classifier, rather than those of features?"""
+    return tuple(outputs) == (LOGITS,)
+
+
+def compare_outputs(reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], budget: Budget) -> Comparison:
+    """Measure a model's outputs by name, those of a classifier or features, against the reference's."""
+    return compare(reference[LOGITS], outputs[LOGITS], budget) if is_classifier(reference) else compare_features(reference, outputs, budget)
+
+
 def compare(reference: NDArray[Any], outputs: NDArray[Any], budget: Budget) -> Comparison:
     """Measure `outputs` against `reference`, both float (images, classes)."""
     if reference.shape != outputs.shape or reference.ndim != 2:
         raise ValueError(f"expected two arrays (images, classes) of one shape, got {reference.shape} and {outputs.shape}")
     if not (np.isfinite(outputs).all() and np.isfinite(reference).all()):
-        worst = LARGEST_ERROR
         flips = Flips(len(reference), len(reference))
-        whose = "a reference that is" if np.isfinite(outputs).all() else "outputs that are"
-        return Comparison(False, False, worst, worst, worst, -1.0, -LARGEST_SQNR_DB, 0.0, 0.0, flips, (f"{whose} not finite",))
+        return replace(_not_finite(outputs), top1_agreement=0.0, top5_overlap=0.0, flips=flips)
     expected, got = reference.astype(np.float64), outputs.astype(np.float64)
     largest = float(np.abs(expected).max()) or 1.0
     errors = np.abs(got - expected) / largest
@@ -130,8 +147,75 @@ def compare(reference: NDArray[Any], outputs: NDArray[Any], budget: Budget) -> C
         top5_overlap=_top_overlap(expected, got, min(5, expected.shape[1])),
         flips=flips,
     )
+    return _judged(measured, budget)
+
+
+def compare_features(reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], budget: Budget) -> Comparison:
+    """Measure features by name, each a float array (images, ...), against the reference's of the same names and shapes."""
+    found = {name: _compare_feature(name, values, outputs[name], budget) for name, values in reference.items()}
+    each = list(found.values())
+    return Comparison(
+        ok=all(one.ok for one in each),
+        finite=all(one.finite for one in each),
+        max_relative_error=max(one.max_relative_error for one in each),
+        mean_relative_error=max(one.mean_relative_error for one in each),
+        p99_relative_error=max(one.p99_relative_error for one in each),
+        worst_cosine=min(one.worst_cosine for one in each),
+        sqnr_db=min(one.sqnr_db for one in each),
+        top1_agreement=None,
+        top5_overlap=None,
+        flips=None,
+        violations=tuple(f"{name}: {said}" for name, one in found.items() for said in one.violations),
+        outputs=found,
+    )
+
+
+def _compare_feature(name: str, reference: NDArray[Any], outputs: NDArray[Any], budget: Budget) -> Comparison:
+    """One output. A stage has a million values an image: they stay in single precision, all but the sums."""
+    if reference.shape != outputs.shape or reference.ndim < 2:
+        raise ValueError(f"expected '{name}' as two arrays (images, ...) of one shape, got {reference.shape} and {outputs.shape}")
+    if not (np.isfinite(outputs).all() and np.isfinite(reference).all()):
+        return _not_finite(outputs)
+    expected, got = (array.reshape(len(array), -1).astype(np.float32, copy=False) for array in (reference, outputs))
+    largest = float(np.abs(expected).max()) or 1.0
+    errors = np.abs(got - expected)
+    worst_cosine, ratio = _cosine_and_sqnr(expected, got)
+    measured = Comparison(
+        ok=True,
+        finite=True,
+        max_relative_error=float(errors.max()) / largest,
+        mean_relative_error=float(errors.mean(dtype=np.float64)) / largest,
+        p99_relative_error=float(np.quantile(errors, 0.99)) / largest,
+        worst_cosine=worst_cosine,
+        sqnr_db=ratio,
+        top1_agreement=None,
+        top5_overlap=None,
+        flips=None,
+    )
+    return _judged(measured, budget)
+
+
+def _cosine_and_sqnr(expected: NDArray[Any], got: NDArray[Any]) -> tuple[float, float]:
+    """The worst image's cosine and the signal-to-noise ratio in dB of two arrays (images, values), computed in double, one image at a time."""
+    worst, signal, noise = 1.0, 0.0, 0.0
+    for place in range(len(expected)):
+        one, other = expected[place : place + 1].astype(np.float64), got[place : place + 1].astype(np.float64)
+        worst = min(worst, float(_cosines(one, other)[0]))
+        signal += float((one**2).sum())
+        noise += float(((other - one) ** 2).sum())
+    return worst, _decibels(signal, noise)
+
+
+def _judged(measured: Comparison, budget: Budget) -> Comparison:
     violations = budget.violations(measured)
-    return Comparison(**{**measured.__dict__, "ok": not violations, "violations": violations})
+    return replace(measured, ok=not violations, violations=violations)
+
+
+def _not_finite(outputs: NDArray[Any]) -> Comparison:
+    """The outputs or, where those are finite, the reference holds NaN or infinity."""
+    worst = LARGEST_ERROR
+    whose = "a reference that is" if np.isfinite(outputs).all() else "outputs that are"
+    return Comparison(False, False, worst, worst, worst, -1.0, -LARGEST_SQNR_DB, None, None, None, (f"{whose} not finite",))
 
 
 def accuracy(reference: NDArray[Any], outputs: NDArray[Any], labels: NDArray[Any]) -> Accuracy:
@@ -165,7 +249,11 @@ def _cosines(expected: NDArray[Any], got: NDArray[Any]) -> NDArray[Any]:
 
 
 def sqnr_db(expected: NDArray[Any], got: NDArray[Any]) -> float:
-    signal, noise = float((expected**2).sum()), float(((got - expected) ** 2).sum())
+    """Signal to noise of two float arrays of one shape, in dB."""
+    return _decibels(float((expected**2).sum()), float(((got - expected) ** 2).sum()))
+
+
+def _decibels(signal: float, noise: float) -> float:
     if noise == 0:
         return LARGEST_SQNR_DB
     return float(np.clip(10 * np.log10(max(signal, np.finfo(np.float64).tiny) / noise), -LARGEST_SQNR_DB, LARGEST_SQNR_DB))

@@ -19,6 +19,8 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+PIXELS = "uint8"
+"""The type of the input of a model with its preprocessing inside: uint8 (batch, height, width, channels)."""
 MODES = {1: "L", 3: "RGB"}
 
 
@@ -69,10 +71,21 @@ class Preprocess:
         Raises:
             BadInput: the model does not take pictures (it has neither one nor three channels).
         """
+        return self.normalised(self.pixels(image))
+
+    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
+        """One image resized and cropped, uint8 (height, width, channels): what a model with its preprocessing inside takes.
+
+        Raises:
+            BadInput: as above.
+        """
         if self.channels not in MODES:
             raise BadInput(f"expected a model of 1 or 3 channels to feed pictures to, got {self.channels}; feed arrays instead")
-        pixels = np.asarray(self._cropped(self._resized(image.convert(MODES[self.channels]))), np.float32) / np.float32(255)
-        planes = pixels.reshape(*self.crop, self.channels).transpose(2, 0, 1)
+        return np.array(self._cropped(self._resized(image.convert(MODES[self.channels]))), np.uint8).reshape(*self.crop, self.channels)
+
+    def normalised(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Pixels (..., height, width, channels) scaled and normalised, float32 (..., channels, height, width)."""
+        planes = np.moveaxis(pixels.astype(np.float32) / np.float32(255), -1, -3)
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
         return np.ascontiguousarray((planes - mean) / std)
 

@@ -31,7 +31,7 @@ def main(models: tuple[str, ...]) -> None:
             measured = manifest.parity.backends
             shown = ("onnxruntime",) if precision == "fp32" else ("onnxruntime", "simulation")
             errors = " | ".join(f"{measured[name].max_relative_error:.1e}" if name in measured else "" for name in shown)
-            worst = min(one.top1_agreement for one in measured.values())
+            worst = min(one.top1_agreement or 0.0 for one in measured.values())
             cells.append(f"{size:.1f} MB | {errors}" + (f" | {worst:.2%}" if precision != "fp32" else ""))
         click.echo(f"| {model} | {' | '.join(cells)} |")
 

@@ -21,17 +21,29 @@ from runtimes.bundle import MANIFEST, Bundle, finish, sha256_of_file, staging_fo
 from runtimes.errors import BundleError, PlanError
 from runtimes.manifest import FileFacts, Manifest, json_from_manifest, manifest_from_json
 
-FREE_KEYS = {"$.versions", "$.graph.operators", "$.graph.types", "$.graph.types[...]", "$.parity.backends", "$.files"}
+FREE_KEYS = {
+    "$.versions",
+    "$.graph.operators",
+    "$.graph.types",
+    "$.graph.types[...]",
+    "$.parity.backends",
+    "$.parity.backends[...].outputs",
+    "$.files",
+}
 """Objects of the manifest whose keys are data, not field names."""
 OPTIONAL = {
     "$.accuracy",
     "$.calibration",
     "$.files",
     "$.parity.budget",
+    "$.parity.backends[...].outputs",
     "$.parity.backends[...].violations",
     *(f"$.parity.budget.{name}" for name in ("max_relative_error", "min_agreement", "min_cosine", "min_sqnr_db", "max_accuracy_drop")),
 }
-NULLABLE = (OPTIONAL - {"$.files", "$.parity.budget", "$.parity.backends[...].violations"}) | {"$.preprocess.resize"}
+NULLABLE = (OPTIONAL - {"$.files", "$.parity.budget", "$.parity.backends[...].violations", "$.parity.backends[...].outputs"}) | {
+    "$.preprocess.resize",
+    *(f"$.parity.backends[...].{name}" for name in ("top1_agreement", "top5_overlap", "flips")),  # which features do not have
+}
 
 
 def write(folder: Path, manifest: Manifest, *, text: str = "the model") -> Path:

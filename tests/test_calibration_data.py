@@ -6,9 +6,11 @@ import hashlib
 from typing import Literal
 
 import numpy as np
+import onnx.parser
 import pytest
 from PIL import Image
 
+from calibration.collect import collect
 from calibration.data import FASHION_MNIST_CLASSES, built_in
 
 Split = Literal["train", "test"]
@@ -86,3 +88,11 @@ def test_drawing_on_a_picture_leaves_the_next_one_clean() -> None:
     before = source.image(0).tobytes()
     source.image(0).paste(255, (0, 0, 28, 28))
     assert source.image(0).tobytes() == before != b"\xff" * 784
+
+
+def test_a_graph_whose_input_alone_is_observed_is_counted() -> None:
+    """Asked for no outputs, onnxruntime gives all of them."""
+    graph = onnx.parser.parse_model('<ir_version: 9, opset_import: ["": 20]> g (float[N, 1] input) => (float[N, 1] logits) { logits = Relu(input) }')
+    batches = [np.ones((2, 1), np.float32), np.full((1, 1), 3, np.float32)]
+    counted = collect(graph, ["input"], batches)["input"]
+    assert (int(counted.counts.sum()), counted.largest) == (3, 3.0)

@@ -41,7 +41,7 @@ REFUSED = [
     (["resnet20", "--fp16", "--opset", "22"], 2, "expected an opset among 19, 20, got 22; TensorRT 10.3 reads none above 20"),
     (["resnet20", "--target", "toaster"], 2, "unknown target 'toaster'"),
     (["resnet20", "--image-size", "big"], 2, "expected --image-size as N or HxW, got 'big'"),
-    (["resnet20", "--image-size", "4"], 2, "at least 8 pixels, got 4x4"),
+    (["resnet20", "--image-size", "4"], 2, "at least 8 pixels for resnet20, got 4x4"),
     (["resnet20", "--mean", "a,b"], 2, "expected --mean as numbers between commas"),
     (["resnet20", "--mean", "0.1,0.2"], 2, "expected --mean with 1 or 1 values, got 2"),
     (["resnet20", "--std", "0"], 2, "positive standard deviations"),
@@ -50,6 +50,16 @@ REFUSED = [
     (["resnet20", "--weights", "random", "--seed", "-1"], 2, "expected a --seed from 0"),
     (["resnet20", "--weights", "nothing.pth"], 2, "nothing.pth is not a file"),
     (["resnet20", "--nonsense"], 2, "No such option"),
+    (["resnet50", "--image-size", "31"], 2, "at least 32 pixels for resnet50, got 31x31"),
+    (["resnet56"], 2, "resnet56 has no default weights; give --weights random or FILE"),
+    (["resnet18", "--variant", "v1"], 2, "'v1' means nothing for resnet18: its basic blocks are the same in v1 and v1.5; leave the option out"),
+    (["resnet50", "--shortcut", "pad"], 2, "resnet50 comes as v1.5 or v1, not as 'pad'"),
+    (["resnet50", "--variant", "v2"], 2, "'v2' is not one of 'v1.5', 'v1'"),
+    (["resnet20", "--shortcut", "pad", "--variant", "v1"], 2, "expected --variant or --shortcut, got both"),
+    (["resnet20", "--shortcut", "pad"], 2, "the default weights are those of projection, not of pad"),
+    (["resnet20", "--labels", "missing"], 2, "cannot read the labels in missing"),
+    (["no_such_package:net"], 2, "expected --image-size with no_such_package:net, got none"),
+    (["no_such_package:net", "--image-size", "32"], 2, "there is no module 'no_such_package' in this folder or among the installed packages"),
     (["resnet20", "--output", "/proc/nothing/here"], 1, "cannot write /proc/nothing/here"),
 ]
 
@@ -142,6 +152,8 @@ def test_a_failure_in_any_step_leaves_nothing(run: Any, tmp_path: Path, monkeypa
 
 
 def test_dry_run_and_list_say_what_there_is_and_load_nothing_heavy(run: Any, tmp_path: Path) -> None:
+    assert run("resnet50", "--variant", "v1", "--weights", "random", "--dry-run", "--json").json["output"] == "resnet50-v1-fp32"
+    assert run("resnet20", "--shortcut", "pad", "--weights", "random", "--dry-run", "--json").json["variant"] == "pad"
     planned = run("resnet50", "--fp16", "--dry-run", "--json")
     assert planned.json["output"] == "resnet50-fp16"
     assert "nothing was written" in run("resnet50", "--dry-run").out
@@ -154,6 +166,7 @@ def test_dry_run_and_list_say_what_there_is_and_load_nothing_heavy(run: Any, tmp
     assert run("resnet50", "--opset", "19", "--dry-run", "--json").json["opset"] == 19
     listed = run("--list")
     assert "resnext101_64x4d" in listed.out
+    assert "resnet1202" in listed.out
     assert run("--list", "--json").json["resnet20"]["size"] == 28
     assert list(tmp_path.iterdir()) == []
     probe = (
@@ -164,7 +177,14 @@ def test_dry_run_and_list_say_what_there_is_and_load_nothing_heavy(run: Any, tmp
         "heavy = {{'torch', 'torchvision', 'onnx', 'onnxruntime', 'numpy', 'PIL', 'msgspec', 'rich.console'}} & set(sys.modules)\n"
         "sys.exit(f'loaded {{heavy}}' if heavy else 0)"
     )
-    for arguments in (["--help"], ["--list"], ["resnet50", "--fp16", "--dry-run"], ["resnet50", "--bf16", "--dry-run"], ["resnet5"]):
+    for arguments in (
+        ["--help"],
+        ["--list"],
+        ["resnet50", "--fp16", "--dry-run"],
+        ["resnet50", "--bf16", "--dry-run"],
+        ["resnet5"],
+        ["a:b", "--image-size", "8", "--dry-run"],
+    ):
         done = subprocess.run([sys.executable, "-c", probe.format(arguments=arguments)], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 

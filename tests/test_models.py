@@ -21,9 +21,9 @@ from exporter.builders._layers import check_precision, layer_facts
 from exporter.builders._network import BuildOptions, Job
 from exporter.calibrate import mean_error, with_bias_less
 from exporter.graph import graph_facts, tensor_specs
-from exporter.models import MODELS
+from exporter.models import MODELS, PAD, V1, ModelSpec
 from exporter.pipeline import load_precision
-from exporter.plan import precision_names
+from exporter.plan import DEFAULT_BATCH, precision_names
 from exporter.precisions import int8
 from exporter.simplify import simplified
 from exporter.trace import onnx_from_program, program_from_module, save_program
@@ -31,6 +31,10 @@ from exporter.verify import Graphs, Images, prove
 from exporter.weights import inputs_from_source, load_model
 from runtimes import BatchRange
 
+QUICK = ("resnet20", "resnet20 pad", "resnet18_cifar", "resnet18", "resnet50", "resnet50 v1", "resnext50_32x4d")
+"""One of each kind; the others take minutes."""
+FORMS = [f"{name} {variant}" if place else name for name, spec in MODELS.items() for place, variant in enumerate(spec.variants)]
+PARAMETERS = [pytest.param(form, marks=() if form in QUICK else pytest.mark.slow) for form in FORMS]
 BATCH = BatchRange(1, 2, 4)
 TARGETS = ("sm86", "sm120")
 CONVOLUTIONS = ("correlation", "runtime_fusion")
@@ -40,7 +44,7 @@ CONVOLUTIONS = ("correlation", "runtime_fusion")
 class Traced:
     """A model's simplified FP32 graph, and what it is proven with."""
 
-    name: str
+    spec: ModelSpec
     program: ExportedProgram
     graph: onnx.ModelProto
     images: Images
@@ -55,10 +59,16 @@ class Traced:
         return simplified(onnx_from_program(self.program, opset=opset, batch=BATCH), self.images.inputs[:2])
 
 
-@pytest.fixture(scope="module", params=MODELS)
+def planned(form: str, folder: Path, precision: str = "fp32", batch: BatchRange = BATCH) -> ExportPlan:
+    """The plan for a model and perhaps its variant, with random weights."""
+    name, _, variant = form.partition(" ")
+    return ExportPlan(name, folder / "bundle", precision=precision, weights="random", batch=batch, variant=variant or None)
+
+
+@pytest.fixture(scope="module", params=PARAMETERS)
 def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
-    folder = tmp_path_factory.mktemp(request.param)
-    plan = ExportPlan(request.param, folder / "unused", weights="random", batch=BATCH)
+    folder = tmp_path_factory.mktemp("model")
+    plan = planned(request.param, folder)
     loaded = load_model(plan)
     images = Images(inputs_from_source(built_in("test"), loaded.preprocess, 8), None)
     program = program_from_module(loaded.module, loaded.preprocess.shape)
@@ -66,16 +76,16 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     save_program(program, folder / "reference.pt2")
     batches = np.split(inputs_from_source(built_in("train"), loaded.preprocess, 8), 2)
     thresholds = {name: mse(histogram) for name, histogram in collect(graph, int8.observed(graph), batches).items()}
-    yield Traced(request.param, program, graph, images, batches, thresholds, folder)
+    yield Traced(plan.spec, program, graph, images, batches, thresholds, folder)
     for path in folder.iterdir():
-        path.unlink()  # the eleven together are gigabytes
+        path.unlink()  # all of them together are gigabytes
 
 
 @pytest.mark.parametrize("name", precision_names())
 def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_asked_for(traced: Traced, name: str) -> None:
     precision: Any = load_precision(name)
-    plan = ExportPlan(traced.name, traced.folder / "unused", precision=name, weights="random", batch=BATCH)
-    graph = traced.in_opset(plan.opset)
+    opset = planned(traced.spec.name, traced.folder, name).opset
+    graph = traced.in_opset(opset)
     lowered = precision.lower(graph, traced.thresholds)
     if name == "int8":
         correction = mean_error(graph, int8.simulated(lowered), traced.calibration)
@@ -93,7 +103,7 @@ def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_as
         backends=precision.RUNS_ON,
     )
     assert proof.report.ok
-    assert lowered.opset_import[0].version == plan.opset
+    assert lowered.opset_import[0].version == opset
     job = Job(
         (traced.folder / "model.onnx").read_bytes(), name, tensor_specs(lowered.graph.input), BatchRange(1, 8, 32), BuildOptions(targets=TARGETS)
     )
@@ -108,22 +118,33 @@ def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_as
 
 
 def test_the_listed_facts_are_the_graphs(traced: Traced) -> None:
-    facts, spec = graph_facts(traced.graph), MODELS[traced.name]
-    assert (facts.parameters, facts.macs) == (spec.parameters, spec.macs)
+    facts, spec = graph_facts(traced.graph), traced.spec
+    assert spec.parameters is not None
+    assert spec.macs is not None
+    if spec.variant == PAD:  # its shortcuts compute nothing
+        assert (facts.parameters, facts.macs) < (spec.parameters, spec.macs)
+    elif spec.variant == V1:  # its 3x3 convolutions see a quarter of the pixels
+        assert facts.parameters == spec.parameters
+        assert facts.macs < spec.macs
+    else:
+        assert (facts.parameters, facts.macs) == (spec.parameters, spec.macs)
 
 
 def test_names_are_those_of_the_modules(traced: Traced) -> None:
     names = [node.name for node in traced.graph.graph.node]
+    padded = traced.spec.variant == PAD
     assert len(set(names)) == len(names)
-    assert {"conv1", "relu", "layer1.0.conv1", "layer2.0.downsample.0", "layer3.1.add", "avgpool", "flatten", "fc"} <= set(names)
+    assert {"conv1", "relu", "layer1.0.conv1", "layer3.1.add", "avgpool", "flatten", "fc"} <= set(names)
+    assert ("layer2.0.downsample.0" in names) != padded
     weights = {tensor.name for tensor in traced.graph.graph.initializer}
     assert {"conv1.weight", "conv1.bias", "layer1.0.conv2.weight", "fc.weight", "fc.bias"} <= weights
-    assert {node.op_type for node in traced.graph.graph.node} <= {"Conv", "Relu", "MaxPool", "Add", "GlobalAveragePool", "Flatten", "Gemm"}
+    known = {"Conv", "Relu", "MaxPool", "Add", "GlobalAveragePool", "Flatten", "Gemm"}
+    assert {node.op_type for node in traced.graph.graph.node} <= known | ({"Slice", "Pad"} if padded else set())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", precision_names())
-@pytest.mark.parametrize("model", MODELS)
-def test_the_whole_export_is_in_budget(model: str, precision: str, tmp_path: Path) -> None:
-    result = export(ExportPlan(model, tmp_path / "bundle", precision=precision, weights="random"))
+@pytest.mark.parametrize("form", FORMS)
+def test_the_whole_export_is_in_budget(form: str, precision: str, tmp_path: Path) -> None:
+    result = export(planned(form, tmp_path, precision, DEFAULT_BATCH))
     assert result.manifest.parity.ok

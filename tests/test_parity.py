@@ -12,7 +12,20 @@ import pytest
 from numpy.typing import NDArray
 
 from runtimes.errors import ParityError
-from runtimes.parity import LARGEST_ERROR, LARGEST_SQNR_DB, Accuracy, Budget, Comparison, Flips, ParityReport, accuracy, compare, wilson_interval
+from runtimes.parity import (
+    LARGEST_ERROR,
+    LARGEST_SQNR_DB,
+    Accuracy,
+    Budget,
+    Comparison,
+    Flips,
+    ParityReport,
+    accuracy,
+    compare,
+    compare_features,
+    compare_outputs,
+    wilson_interval,
+)
 
 FREE = Budget(own_error=0.0)
 REFERENCE = np.array([[10.0, 0.0], [0.0, 5.0]])
@@ -62,6 +75,7 @@ def test_scaling_both_changes_no_measure() -> None:
     noisy = logits() + np.random.default_rng(1).normal(0, 0.5, logits().shape).astype(np.float32)
     budget = Budget(own_error=0.02)
     one, other = compare(logits(), noisy, budget), compare(logits() * 1024, noisy * 1024, budget)
+    assert one.flips is not None
     assert one.flips.total > one.flips.counted > 0
     assert one == other  # to the bit: 1024 is a power of two
 
@@ -221,11 +235,62 @@ def test_a_single_class_cannot_flip() -> None:
 def test_every_measure_is_a_plain_number_that_json_can_hold(reference: NDArray[Any], outputs: NDArray[Any]) -> None:
     found = dataclasses.asdict(compare(reference, outputs, Budget(0.01, 0.01, 0.99, 0.99, 20.0)))
     assert json.loads(json.dumps(found, allow_nan=False)) == {**found, "violations": list(found["violations"])}
+    assert found.pop("outputs") == {}
     kinds = {name: type(value) for name, value in found.items()}
     assert kinds.pop("ok") is kinds.pop("finite") is bool
     assert (kinds.pop("flips"), kinds.pop("violations")) == (dict, tuple)
     assert set(kinds.values()) == {float}
     assert {type(value) for value in found["flips"].values()} == {int}
+
+
+def features() -> dict[str, NDArray[np.float32]]:
+    random = np.random.default_rng(2)
+    return {"layer1": random.normal(0, 9, (6, 4, 5, 5)).astype(np.float32), "layer2": random.normal(0, 0.1, (6, 8, 2, 2)).astype(np.float32)}
+
+
+def test_each_feature_is_measured_as_logits_of_its_values_would_be_and_the_worst_is_what_is_said() -> None:
+    reference = features()
+    outputs = {name: values + np.float32(0.002) * np.sign(values) for name, values in reference.items()}
+    found = compare_features(reference, outputs, FREE)
+    assert found.ok
+    assert list(found.outputs) == ["layer1", "layer2"]
+    for name, measured in found.outputs.items():
+        alone = compare(reference[name].reshape(6, -1), outputs[name].reshape(6, -1), FREE)
+        for measure in ("max_relative_error", "mean_relative_error", "p99_relative_error", "worst_cosine", "sqnr_db"):
+            assert getattr(measured, measure) == pytest.approx(getattr(alone, measure), rel=1e-3), measure  # differences in single precision
+        assert (measured.top1_agreement, measured.top5_overlap, measured.flips, measured.outputs) == (None, None, None, {})
+    assert found.max_relative_error == found.outputs["layer2"].max_relative_error
+    assert found.mean_relative_error == found.outputs["layer2"].mean_relative_error
+    assert (found.worst_cosine, found.sqnr_db) == (found.outputs["layer2"].worst_cosine, found.outputs["layer2"].sqnr_db)
+    assert (found.top1_agreement, found.top5_overlap, found.flips) == (None, None, None)
+
+
+def test_a_feature_out_of_budget_is_named_and_agreement_is_not_asked_of_it() -> None:
+    reference, budget = features(), Budget(0.0, max_relative_error=1e-3, min_agreement=1.0, min_cosine=0.99)
+    assert compare_features(reference, reference, budget).violations == ()
+    found = compare_features(reference, {**reference, "layer2": reference["layer2"] * np.float32(1.1)}, budget)
+    assert not found.ok
+    assert found.violations == ("layer2: largest relative error 1.00e-01, budget <= 1.00e-03",)
+    assert found.outputs["layer1"].ok
+
+
+def test_a_feature_that_is_not_finite_fails_any_budget_and_is_named() -> None:
+    reference = features()
+    broken = {**reference, "layer1": np.full_like(reference["layer1"], np.nan)}
+    found = compare_features(reference, broken, FREE)
+    assert (found.ok, found.finite, found.violations) == (False, False, ("layer1: outputs that are not finite",))
+    assert compare_features(broken, reference, FREE).violations == ("layer1: a reference that is not finite",)
+    assert json.loads(json.dumps(dataclasses.asdict(found), allow_nan=False))["outputs"]["layer2"]["ok"]
+
+
+def test_features_of_another_shape_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match=r"expected 'layer1' as two arrays \(images, ...\) of one shape"):
+        compare_features(features(), {**features(), "layer1": features()["layer2"]}, FREE)
+
+
+def test_outputs_called_logits_alone_are_a_classifiers() -> None:
+    assert compare_outputs({"logits": logits()}, {"logits": logits()}, FREE) == compare(logits(), logits(), FREE)
+    assert compare_outputs({"features": logits()}, {"features": logits()}, FREE).flips is None
 
 
 def test_a_report_is_true_when_it_is_ok() -> None:

@@ -29,6 +29,7 @@ class LayerInformationFormat:
 
 class LayerType:
     CONVOLUTION: ClassVar[LayerType]
+    DEQUANTIZE: ClassVar[LayerType]
 
 class MemoryPoolType:
     WORKSPACE: ClassVar[MemoryPoolType]
@@ -85,6 +86,8 @@ class ILayer:
     name: str
     @property
     def type(self) -> LayerType: ...
+    def get_input(self, index: int) -> ITensor: ...  # None beyond num_inputs; asked for the first of a convolution alone
+    def get_output(self, index: int) -> ITensor: ...  # likewise, of a dequantization
 
 class INetworkDefinition:
     @property

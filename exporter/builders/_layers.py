@@ -66,8 +66,8 @@ def layers_from_inspector(information: str) -> list[Layer]:
     ]
 
 
-def layer_facts(layers: Iterable[Layer], convolutions: Sequence[str], precision: str) -> LayerFacts:
-    """Layers by kind and data type, and the convolutions that do not run in the precision promised.
+def layer_facts(layers: Iterable[Layer], convolutions: Sequence[str], precision: str, left_in_float: frozenset[str] = frozenset()) -> LayerFacts:
+    """Layers by kind and data type, and the convolutions that do not run in the precision promised; nothing is of those left in float.
 
     A convolution runs in the type of the first tensor that its layer reads, the activation; where an addition is fused, the second is the shortcut.
     """
@@ -81,7 +81,7 @@ def layer_facts(layers: Iterable[Layer], convolutions: Sequence[str], precision:
             for node in layer.nodes:
                 types[node].add(layer.reads[0])
     counted = Counter(" and ".join(sorted(types[name])) or "unknown" for name in convolutions)
-    fallback = tuple(name for name in convolutions if types[name] != {precision})
+    fallback = tuple(name for name in convolutions if name not in left_in_float and types[name] != {precision})
     return LayerFacts({kind: dict(sorted(kernels[kind].items())) for kind in sorted(kernels)}, dict(sorted(counted.items())), fallback)
 
 

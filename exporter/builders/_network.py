@@ -66,6 +66,7 @@ class Built:
     """A plan, the graph's convolutions by name, and the builder's log.
 
     Attributes:
+        left_in_float: the convolutions that a graph with Q/DQ pairs has none at: it promises no INT8 there.
         typing: `strong`, or `weak` where TensorRT 10 could not import the typed graph.
         timing_cache: what to keep for the next build; None where none was asked for.
     """
@@ -75,6 +76,7 @@ class Built:
     typing: str
     log: Recording
     timing_cache: bytes | None = field(default=None, repr=False)
+    left_in_float: frozenset[str] = frozenset()
 
 
 def built(api: Any, job: Job, configure: Callable[[Any, Any], None], on_step: OnStep) -> Built:
@@ -107,7 +109,8 @@ def built(api: Any, job: Job, configure: Callable[[Any, Any], None], on_step: On
         del parser  # its memory holds the weights until here
         if plan is None or plan.nbytes == 0:
             raise BuildError(f"the engine could not be built: {recording.reason}")
-        return Built(bytes(memoryview(plan)), _convolutions(api, network), typing, recording, bytes(memoryview(cache.serialize())) if cache else None)
+        timings = bytes(memoryview(cache.serialize())) if cache else None
+        return Built(bytes(memoryview(plan)), _convolutions(api, network), typing, recording, timings, _left_in_float(api, network))
 
 
 def _parsed(api: Any, builder: trt.Builder, job: Job) -> tuple[trt.INetworkDefinition, trt.OnnxParser, str]:
@@ -188,6 +191,15 @@ def _convolutions(api: Any, network: trt.INetworkDefinition) -> tuple[str, ...]:
     """Names of the graph's convolutions, which are those of the ONNX nodes."""
     layers = (network.get_layer(place) for place in range(network.num_layers))
     return tuple(layer.name for layer in layers if layer.type == api.LayerType.CONVOLUTION)
+
+
+def _left_in_float(api: Any, network: trt.INetworkDefinition) -> frozenset[str]:
+    """Names of the convolutions that no Q/DQ pair feeds; none in a graph that has no pair at any: there nothing was left, all is float."""
+    layers = [network.get_layer(place) for place in range(network.num_layers)]
+    dequantized = {layer.get_output(0).name for layer in layers if layer.type == api.LayerType.DEQUANTIZE}
+    convolutions = {layer.name: layer.get_input(0).name for layer in layers if layer.type == api.LayerType.CONVOLUTION}
+    floats = frozenset(name for name, read in convolutions.items() if read not in dequantized)
+    return floats if len(floats) < len(convolutions) else frozenset()
 
 
 def _monitor(api: Any, on_step: OnStep) -> Any:

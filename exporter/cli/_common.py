@@ -15,7 +15,8 @@ import click
 from runtimes.errors import ParityError, ResnetExportError
 
 if TYPE_CHECKING:
-    from runtimes.parity import Accuracy, ParityReport
+    from runtimes.manifest import Manifest
+    from runtimes.parity import Accuracy, Comparison, ParityReport
 
 INTERRUPTED, TERMINATED, WRONG_USE = 130, 143, 2
 
@@ -83,12 +84,30 @@ def parity_lines(report: ParityReport) -> list[str]:
     lines = [f"{'parity':<12} {'max error':>10} {'mean':>10} {'p99':>10} {'cosine':>9} {'SQNR dB':>8} {'agreement':>10} {'top-5':>8} {'flips':>6}"]
     for name, one in report.backends.items():
         verdict = "ok" if one.ok else "OUT OF BUDGET"
-        lines.append(
-            f"{name:<12} {one.max_relative_error:>10.2e} {one.mean_relative_error:>10.2e} {one.p99_relative_error:>10.2e} {one.worst_cosine:>9.6f}"
-            f" {one.sqnr_db:>8.1f} {one.top1_agreement:>10.2%} {one.top5_overlap:>8.2%} {one.flips.total:>6}  {verdict}"
-        )
+        lines.append(f"{name:<12} {_measures(one)}  {verdict}")
+        lines += [f"  {output:<10} {_measures(measured)}" for output, measured in one.outputs.items()]
     batches = ", ".join(map(str, report.batches))
-    return [*lines, f"{'':<12} errors relative to the largest reference logit; {report.images} images, batch {batches}"]
+    largest = "value of each output" if any(one.outputs for one in report.backends.values()) else "logit"
+    return [*lines, f"{'':<12} errors relative to the largest reference {largest}; {report.images} images, batch {batches}"]
+
+
+def _measures(one: Comparison) -> str:
+    """The columns of a comparison; what features do not have is a dash."""
+    agreement = "-" if one.top1_agreement is None else f"{one.top1_agreement:.2%}"
+    overlap = "-" if one.top5_overlap is None else f"{one.top5_overlap:.2%}"
+    flips = "-" if one.flips is None else str(one.flips.total)
+    return (
+        f"{one.max_relative_error:>10.2e} {one.mean_relative_error:>10.2e} {one.p99_relative_error:>10.2e} {one.worst_cosine:>9.6f}"
+        f" {one.sqnr_db:>8.1f} {agreement:>10} {overlap:>8} {flips:>6}"
+    )
+
+
+def gives_text(manifest: Manifest) -> str:
+    """What comes out of a model: its number of classes, or its features."""
+    from runtimes.parity import is_classifier
+
+    names = [spec.name for spec in manifest.outputs]
+    return f"{manifest.model.classes} classes" if is_classifier(names) else f"features {', '.join(names)}"
 
 
 def accuracy_line(measured: Accuracy) -> str:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter.cli._build import build, engine_lines
-from exporter.cli._common import accuracy_line, echo_json, parity_lines, run_command, size_text
+from exporter.cli._check import check
+from exporter.cli._common import accuracy_line, echo_json, gives_text, parity_lines, run_command, size_text
 from runtimes.errors import BackendUnavailable, BadInput
 
 if TYPE_CHECKING:
-    from exporter.qdq.lint import QdqReport
+    from exporter.qdq.lint import BlockReport, QdqReport
     from runtimes.manifest import GraphFacts, Manifest
 
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
@@ -34,6 +35,7 @@ def main() -> None:
 
 
 command.add_command(build)
+command.add_command(check)
 
 
 @command.command()
@@ -65,9 +67,10 @@ def inspect(path: Path, as_json: bool) -> None:
 def run(bundle: Path, images: tuple[Path, ...], top: int, backend: str, provider: str | None, as_json: bool) -> None:
     """Classify pictures: the most likely classes of each IMAGE."""
     from runtimes import Bundle, open_image, open_runtime
-    from runtimes.classify import classify
+    from runtimes.classify import check_classifier, classify
 
     opened = Bundle.open(bundle)
+    check_classifier(opened.manifest.outputs)
     pictures = [open_image(path) for path in images]
     with open_runtime(opened, backend, provider=provider) as runtime:
         found = classify(runtime, opened.manifest.preprocess, pictures, labels=opened.labels, top=top)
@@ -130,17 +133,25 @@ def _qdq_lines(report: QdqReport) -> list[str]:
         parts = [f"{block.convolutions[0]} of {block.convolutions[1]} convolutions INT8"] if block.convolutions[1] else ["no convolution"]
         if block.shortcut is not None:
             parts.append(f"shortcut {'INT8' if block.shortcut else 'float'}")
-        parts.append("not as it should be:" if block.findings else "fuses" if block.convolutions[1] else "in float")
+        parts.append(_verdict(block))
         lines.append(f"{'':<12} {block.name:<20} {', '.join(parts)}")
         lines += [f"{'':<15}{finding.kind}: {finding.node}: {finding.message}" for finding in block.findings]
     return lines
+
+
+def _verdict(block: BlockReport) -> str:
+    if any(finding.kind != "left in float" for finding in block.findings):
+        return "not as it should be:"
+    if not block.convolutions[0]:
+        return "in float"
+    return "fuses, but for:" if block.findings else "fuses"
 
 
 def _bundle_lines(path: Path, manifest: Manifest) -> list[str]:
     model = manifest.model
     lines = [
         f"{'bundle':<12} {path}",
-        f"{'model':<12} {model.name} ({model.source}, {model.variant}), {model.classes} classes",
+        f"{'model':<12} {model.name} ({model.source}, {model.variant}), {gives_text(manifest)}",
         f"{'weights':<12} {model.weights.kind}, sha256 {model.weights.sha256}",
         f"{'precision':<12} {manifest.precision} for {manifest.target}, opset {manifest.opset}, batch {manifest.batch}",
     ]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli._common import accuracy_line, echo_json, parity_lines, run_command, size_text, status
-from exporter.models import MODELS
+from exporter.cli._common import accuracy_line, echo_json, gives_text, parity_lines, run_command, size_text, status
+from exporter.models import MODELS, PAD, PROJECTION, V1, V1_5
 from exporter.plan import BF16_OPSET, CALIBRATOR, OPSETS, ExportPlan, channels_from_text, precision_names, size_from_text
 from runtimes._plugins import OWN_PACKAGES
 from runtimes.errors import BackendUnavailable, PlanError
@@ -25,6 +26,7 @@ Examples:
   resnet-export resnet50 --fp16
   resnet-export resnet18 --weights model.pth --labels classes.txt --batch 1:4:16
   resnet-export resnet20 --fp16 --output build/resnet20-fp16 --json
+  resnet-export my_package.nets:make_net --image-size 224 --fp16
 
 \b
 Exit codes: 0 done and within budget, 1 failed, 2 asked for wrongly,
@@ -43,8 +45,14 @@ def _precision_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 @_precision_flags
 @click.option("--target", default="tensorrt", show_default=True, help="What the graph is written for.")
 @click.option("--weights", default="default", show_default=True, metavar="default|random|FILE", help="Pretrained, seeded random, or a checkpoint.")
+@click.option(
+    "--variant", type=click.Choice([V1_5, V1]), help="Where bottlenecks stride: the 3x3, or the first 1x1; weights fit both.  [default: v1.5]"
+)
+@click.option("--shortcut", type=click.Choice([PROJECTION, PAD]), help="How CIFAR ResNets change shape.  [default: projection]")
 @click.option("--num-classes", type=int, metavar="N", help="Size of the head, for random weights.")
-@click.option("--labels", type=click.Path(path_type=Path), metavar="FILE", help="Class names, one a line.")
+@click.option("--labels", type=click.Path(path_type=Path), metavar="FILE|DIR", help="Class names: one a line, class_indices.json, or folders.")
+@click.option("--features", metavar="pool|stages", help="In place of logits: the pooled vector, or the outputs of layer1, layer2 ...")
+@click.option("--uint8-input", is_flag=True, help="Take uint8 pixels (batch, height, width, channels), normalised in the graph.")
 @click.option("--image-size", metavar="N|HxW", help="Input size in pixels.  [default: the model's]")
 @click.option("--mean", metavar="R,G,B", help="Normalisation, on pixels scaled to 0..1.  [default: the weights']")
 @click.option("--std", metavar="R,G,B", help="As --mean.")
@@ -72,7 +80,11 @@ def _precision_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--quiet", is_flag=True, help="Say nothing on stderr but errors.")
 @click.version_option(package_name="resnet-export")
 def command(**options: Any) -> None:
-    """Export MODEL to a bundle: a typed ONNX graph, and the proof that it computes what PyTorch does."""
+    """Export MODEL to a bundle: a typed ONNX graph, and the proof that it computes what PyTorch does.
+
+    MODEL is a name of --list, or of its pattern (resnext50_16x8d), or package.module:factory, a callable that returns a
+    torch.nn.Module: that module is imported from this folder or the installed packages, which runs its code.
+    """
     if options["list_models"]:
         return _list(as_json=options["as_json"])
     plan = _plan(options)
@@ -92,6 +104,8 @@ def command(**options: Any) -> None:
                 f"exporting needs the package '{error.name}', which is not installed; pip install 'resnet-export[export]'"
             ) from error
 
+        if plan.spec.source == "custom":
+            say(f"import {plan.model}, which runs its code")
         loading = round(time.perf_counter() - start, 3)
         result = export(plan, say)
     seconds = {"load packages": loading, **result.seconds}
@@ -113,9 +127,11 @@ def _plan(options: dict[str, Any]) -> ExportPlan:
     if len(chosen) > 1:
         raise PlanError(f"expected one precision, got {' and '.join(f'--{name}' for name in chosen)}; export one bundle for each")
     precision = chosen[0] if chosen else "fp32"
-    return ExportPlan(
+    if options["variant"] and options["shortcut"]:
+        raise PlanError("expected --variant or --shortcut, got both: no model has a choice of each")
+    plan = ExportPlan(
         model=options["model"],
-        output=options["output"] or Path(f"{options['model']}-{precision}"),
+        output=options["output"] or Path(),
         precision=precision,
         weights=options["weights"],
         classes=options["num_classes"],
@@ -134,22 +150,28 @@ def _plan(options: dict[str, Any]) -> ExportPlan:
         allow_few_images=options["allow_few_images"],
         reference=not options["no_reference"],
         force=options["force"],
+        features=options["features"],
+        uint8_input=options["uint8_input"],
+        variant=options["variant"] or options["shortcut"],
     )
+    return plan if options["output"] else replace(plan, output=Path(plan.name))
 
 
 def _list(*, as_json: bool) -> None:
     if as_json:
-        rows = {spec.name: {"source": spec.source, "parameters": spec.parameters, "macs": spec.macs, "size": spec.size} for spec in MODELS.values()}
-        return echo_json(rows)
-    click.echo(f"{'model':<18} {'parameters':>12} {'GMACs':>8} {'pixels':>7}  source")
+        fields = ("source", "parameters", "macs", "size", "variants")
+        return echo_json({name: {field: getattr(spec, field) for field in fields} for name, spec in MODELS.items()})
+    click.echo(f"{'model':<18} {'parameters':>12} {'GMACs':>8} {'pixels':>7}  {'source':<12} variants")
     for spec in MODELS.values():
-        click.echo(f"{spec.name:<18} {spec.parameters / 1e6:>10.2f} M {spec.macs / 1e9:>8.3f} {spec.size:>7}  {spec.source}")
+        counts = f"{(spec.parameters or 0) / 1e6:>10.2f} M {(spec.macs or 0) / 1e9:>8.3f}"
+        click.echo(f"{spec.name:<18} {counts} {spec.size:>7}  {spec.source:<12} {', '.join(spec.variants)}")
 
 
 def _describe(plan: ExportPlan, *, as_json: bool) -> None:
     files = ["manifest.json", "model.onnx", *(["reference.pt2"] if plan.reference else []), "golden.npz"]
     facts = {
         "model": plan.model,
+        "variant": plan.spec.variant,
         "precision": plan.precision,
         "weights": plan.weights,
         "batch": str(plan.batch),
@@ -177,7 +199,7 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
     model = manifest.model
     lines = [
         f"{'bundle':<12} {result.folder}",
-        f"{'model':<12} {model.name}, {model.weights.kind} weights, {model.classes} classes, {manifest.precision}, batch {manifest.batch}",
+        f"{'model':<12} {model.name}, {model.weights.kind} weights, {gives_text(manifest)}, {manifest.precision}, batch {manifest.batch}",
         *parity_lines(manifest.parity),
     ]
     if manifest.calibration is not None:

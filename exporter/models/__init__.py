@@ -1,58 +1,155 @@
 """The models there are, by name: a light table. Each `source` is a file here that knows how to make its models.
 
-A source file has three functions, each of which takes a `ModelSpec` first:
+A source file has four functions, each of which takes a `ModelSpec` first:
 
-    create(spec, classes, channels) -> nn.Module     freshly initialised, from torch's current random state
+    create(spec, classes, channels) -> nn.Module     freshly initialised, from torch's current random state; None takes the model's own
+    load(spec, state, where) -> nn.Module            with a checkpoint's weights, whose numbers of classes and channels are its own
     pretrained(spec) -> Pretrained                   what `--weights default` means
     preprocess(spec) -> Preprocess                   what the model expects of images when nothing else says
+
+A name is one of the table; a ResNeXt or Wide ResNet of any width after the same pattern (`resnext50_16x8d`, `wide_resnet101_4`); or
+`package.module:factory`, which is made by importing that module: somebody's code, which then runs.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from runtimes.errors import UnknownName
+from runtimes.errors import PlanError, UnknownName
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import nn
 
     from runtimes.preprocess import Preprocess
+
+V1_5, V1 = "v1.5", "v1"
+"""Where a bottleneck that halves the image has its stride: on the 3x3 convolution, or on the first 1x1 as in the paper and in Caffe."""
+PROJECTION, PAD = "projection", "pad"
+"""Shortcuts that change shape: 1x1 convolutions (the paper's option B), or every other pixel and channels of zeros (option A)."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a residual network is built from: blocks in each stage, their kind, ResNeXt's groups and their width, and the stem.
+
+    Attributes:
+        stem: `imagenet`, 7x7 with stride 2 and a max pool; `cifar`, 3x3 and neither.
+    """
+
+    blocks: tuple[int, ...]
+    bottleneck: bool
+    groups: int = 1
+    width: int = 64
+    stem: Literal["imagenet", "cifar"] = "imagenet"
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model's name, the file that makes it, and what stands in `--list`. `macs` are for one image of the default size."""
+    """A model's name, the file that makes it, and what stands in `--list`.
+
+    Attributes:
+        variants: the forms it comes in, the default first; one alone is no choice.
+        size: of the input, in pixels; None leaves it to `--image-size`.
+        classes: of the head, where nothing else says.
+        shape: None where the source has no use for one.
+        parameters, macs: of the exported graph, for one image of that size; None where not counted.
+        weights: there are default ones.
+        variant: the form chosen.
+    """
 
     name: str
-    source: Literal["torchvision", "cifar"]
-    variant: str
-    parameters: int
-    macs: int
-    size: int
+    source: Literal["torchvision", "cifar", "custom", "timm"]
+    variants: tuple[str, ...]
+    size: int | None
+    classes: int | None
+    shape: Shape | None = None
+    parameters: int | None = None
+    macs: int | None = None
+    weights: bool = False
+    variant: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.variant:
+            object.__setattr__(self, "variant", self.variants[0])
+
+    @property
+    def stem(self) -> str:
+        """The name without its source: what a bundle is called after."""
+        return self.name.split(":")[-1]
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights with all that belongs to them: preprocessing, class names, and the sha256 of the file they came from."""
+    """A model with its weights and all that belongs to them: preprocessing, class names where known, and the sha256 of the file they came from."""
 
-    state: Mapping[str, Tensor]
+    module: nn.Module
     preprocess: Preprocess
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] | None
     kind: Literal["default", "shipped"]
     sha256: str
 
 
-def _imagenet(name: str, parameters: int, macs: int) -> ModelSpec:
-    return ModelSpec(name, "torchvision", "v1.5", parameters, macs, 224)
+DEPTHS: Mapping[int, tuple[tuple[int, ...], bool]] = {
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+    101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
+}
+"""Blocks in each stage, and whether they are bottlenecks (He et al. 2015, table 1)."""
+PATTERN = re.compile(r"resnet(\d+)|resnext(\d+)_([1-9]\d{0,3})x([1-9]\d{0,3})d|wide_resnet(\d+)_([1-9]\d?)")
 
 
-# Counted on the exported graphs, 1000 classes (resnet20: 10); tests count again.
+def imagenet_shape(name: str) -> Shape | None:
+    """What `resnet50`, `resnext50_32x4d` or `wide_resnet50_2` is built from; None for another name."""
+    match = PATTERN.fullmatch(name)
+    if match is None:
+        return None
+    plain, resnext, groups, width, wide, factor = match.groups()
+    blocks, bottleneck = DEPTHS.get(int(plain or resnext or wide), (None, False))
+    if blocks is None or not (plain or bottleneck):
+        return None
+    return Shape(blocks, bottleneck, int(groups or 1), int(width or 64 * int(factor or 1)))
+
+
+def cifar_shape(depth: int) -> Shape:
+    """The CIFAR network of that many layers, 6n + 2."""
+    return Shape(((depth - 2) // 6,) * 3, False, width=16, stem="cifar")
+
+
+def _imagenet(name: str, parameters: int | None = None, macs: int | None = None) -> ModelSpec:
+    shape = imagenet_shape(name)
+    assert shape is not None
+    variants = (V1_5, V1) if shape.bottleneck else ("basic",)
+    return ModelSpec(name, "torchvision", variants, 224, 1000, shape, parameters, macs, weights=parameters is not None)
+
+
+def _cifar(depth: int, parameters: int, macs: int) -> ModelSpec:
+    return ModelSpec(f"resnet{depth}", "cifar", (PROJECTION, PAD), 28 if depth == 20 else 32, 10, cifar_shape(depth), parameters, macs, depth == 20)
+
+
+def _with_cifar_stem(depth: int, parameters: int, macs: int) -> ModelSpec:
+    spec = _imagenet(f"resnet{depth}")
+    assert spec.shape is not None
+    return ModelSpec(f"{spec.name}_cifar", "cifar", spec.variants, 32, 10, replace(spec.shape, stem="cifar"), parameters, macs)
+
+
+# Counted on the exported graphs, with the heads above; tests count again.
 MODELS: Mapping[str, ModelSpec] = {
     spec.name: spec
     for spec in (
-        ModelSpec("resnet20", "cifar", "projection", 271_402, 31_021_952, 28),
+        _cifar(20, 271_402, 31_021_952),
+        _cifar(32, 465_674, 69_124_736),
+        _cifar(44, 659_658, 97_436_288),
+        _cifar(56, 853_642, 125_747_840),
+        _cifar(110, 1_726_570, 253_149_824),
+        _cifar(1202, 19_379_114, 2_829_501_056),
+        _with_cifar_stem(18, 11_169_162, 555_422_720),
+        _with_cifar_stem(34, 21_273_610, 1_159_402_496),
+        _with_cifar_stem(50, 23_494_282, 1_297_829_888),
         _imagenet("resnet18", 11_684_712, 1_814_073_344),
         _imagenet("resnet34", 21_789_160, 3_663_761_408),
         _imagenet("resnet50", 25_530_472, 4_089_184_256),
@@ -67,12 +164,31 @@ MODELS: Mapping[str, ModelSpec] = {
 }
 
 
-def find_model(name: str) -> ModelSpec:
-    """The model of that name.
+def find_model(name: str, variant: str | None = None) -> ModelSpec:
+    """The model of that name, in the form asked for.
 
     Raises:
         UnknownName: there is none; lists the nearest.
+        PlanError: it does not come in that form.
     """
-    if name not in MODELS:
-        raise UnknownName("model", name, MODELS)
-    return MODELS[name]
+    spec = _find(name)
+    if variant is None:
+        return spec
+    if len(spec.variants) == 1:
+        why = "its basic blocks are the same in v1 and v1.5" if spec.variant == "basic" else "it comes in one form"
+        raise PlanError(f"'{variant}' means nothing for {name}: {why}; leave the option out")
+    if variant not in spec.variants:
+        raise PlanError(f"{name} comes as {' or '.join(spec.variants)}, not as '{variant}'")
+    return replace(spec, variant=variant)
+
+
+def _find(name: str) -> ModelSpec:
+    if name in MODELS:
+        return MODELS[name]
+    if name.startswith("timm:"):
+        return ModelSpec(name, "timm", ("timm",), None, None, weights=True)
+    if ":" in name:
+        return ModelSpec(name, "custom", ("custom",), None, None, weights=True)
+    if imagenet_shape(name):
+        return _imagenet(name)
+    raise UnknownName("model", name, MODELS)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from torch import nn
-from torchvision.models import WeightsEnum, get_model, get_model_weights
+from torch import Tensor, nn
+from torchvision.models import ResNet50_Weights, WeightsEnum, get_model_weights
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from exporter.models import ModelSpec, Pretrained
+from exporter.layouts import resnet_from_state
+from exporter.models import V1, ModelSpec, Pretrained
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import WeightsUnavailable
 from runtimes.preprocess import Preprocess
@@ -21,14 +23,29 @@ from runtimes.preprocess import Preprocess
 NETWORK_TIMEOUT_SECONDS = 10.0
 
 
-def create(spec: ModelSpec, classes: int, channels: int) -> nn.Module:
-    """torchvision's model; with another number of input channels than three, its first convolution is made anew."""
-    model: nn.Module = get_model(spec.name, weights=None, num_classes=classes)
-    if channels != 3:
-        stem = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
+def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Module:
+    """torchvision's model; with another stem or number of input channels, its first convolution is made anew."""
+    shape = spec.shape
+    assert shape is not None
+    block = Bottleneck if shape.bottleneck else BasicBlock
+    model: nn.Module = ResNet(block, list(shape.blocks), num_classes=classes or spec.classes, groups=shape.groups, width_per_group=shape.width)
+    if shape.stem == "cifar" or channels not in (None, 3):
+        kernel, stride = (3, 1) if shape.stem == "cifar" else (7, 2)
+        stem = nn.Conv2d(channels or 3, 64, kernel, stride=stride, padding=kernel // 2, bias=False)
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         model.conv1 = stem
+    if shape.stem == "cifar":
+        model.maxpool = nn.Identity()
+    if spec.variant == V1:
+        for part in model.modules():
+            if isinstance(part, Bottleneck):
+                part.conv1.stride, part.conv2.stride = part.conv2.stride, part.conv1.stride
     return model
+
+
+def load(spec: ModelSpec, state: Mapping[str, Tensor], where: str) -> nn.Module:
+    """The model with a checkpoint's weights, whatever its training script called the parts."""
+    return resnet_from_state(create, spec, state, where)
 
 
 def pretrained(spec: ModelSpec) -> Pretrained:
@@ -48,12 +65,13 @@ def pretrained(spec: ModelSpec) -> Pretrained:
         ) from error
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     labels = tuple(str(label) for label in weights.meta["categories"])
-    return Pretrained(state, preprocess(spec), labels, "default", sha256_of_file(cached))
+    module = load(spec, state, where="the default weights")
+    return Pretrained(module, preprocess(spec), labels, "default", sha256_of_file(cached))
 
 
 def preprocess(spec: ModelSpec) -> Preprocess:
-    """What torchvision's default weights were evaluated with."""
-    preset = _default_weights(spec).transforms()
+    """What torchvision's default weights were evaluated with; where it has none, those of its first ResNet-50."""
+    preset = (_default_weights(spec) if spec.weights else ResNet50_Weights.IMAGENET1K_V1).transforms()
     (resize,), (crop,) = preset.resize_size, preset.crop_size
     return Preprocess(resize, (crop, crop), preset.interpolation.value, bool(preset.antialias), tuple(preset.mean), tuple(preset.std))
 

@@ -14,15 +14,16 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from exporter.qdq.blocks import Block, blocks, residual_additions, shortcut_of
+from exporter.qdq.placement import left_in_float
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know of a node: TensorRT refuses the graph for it, or leaves something unfused at it."""
+    """One thing to know of a node: TensorRT refuses the graph for it, leaves something unfused at it, or it is better left in float."""
 
-    kind: Literal["refused", "not fused"]
+    kind: Literal["refused", "not fused", "left in float"]
     node: str
     message: str
 
@@ -35,7 +36,7 @@ class BlockReport:
         name: `layer1.0`, say.
         convolutions: (those that run in INT8, all).
         shortcut: is the shortcut of its addition INT8? None without an addition.
-        findings: what is refused or not fused in it; empty where everything fuses.
+        findings: what is refused, not fused, or left in float in it; empty where everything fuses.
     """
 
     name: str
@@ -105,6 +106,7 @@ class _Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         inferred = onnx.shape_inference.infer_shapes(model)
         self.shortcuts = {node.output[0]: shortcut_of(model.graph, node) for node in residual_additions(model.graph)}
+        self.left_in_float = left_in_float(model.graph)
         self.nodes = list(model.graph.node)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self._producers = {name: node for node in self.nodes for name in node.output}
@@ -123,6 +125,9 @@ class _Graph:
         """Does the tensor come out of a DequantizeLinear?"""
         node = self._producers.get(name)
         return node is not None and str(node.op_type) == DEQUANTIZE
+
+    def producer(self, name: str) -> onnx.NodeProto | None:
+        return self._producers.get(name)
 
     def elem_type(self, name: str) -> int:
         if name in self.constants:
@@ -158,7 +163,9 @@ def _refusals(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
 def _convolution_findings(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
     found = []
     names = [what for what, name in (("input", node.input[0]), ("weight", node.input[1])) if not graph.is_quantized(name)]
-    if names:
+    if len(names) == 2 and node.name in graph.left_in_float:
+        found.append(Finding("left in float", node.name, graph.left_in_float[node.name]))
+    elif names:
         found.append(Finding("not fused", node.name, f"runs in float: its {' and '.join(names)} {'is' if len(names) == 1 else 'are'} not quantized"))
     for pair in graph.users(node.output[0]):
         if pair.op_type == QUANTIZE:
@@ -172,6 +179,10 @@ def _convolution_findings(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
 
 def _addition_findings(graph: _Graph, node: onnx.NodeProto, shortcut: int) -> list[Finding]:
     sides = graph.is_quantized(node.input[shortcut]), graph.is_quantized(node.input[1 - shortcut])
+    main = graph.producer(node.input[1 - shortcut])
+    if not any(sides) and (main is None or main.op_type != "Conv"):
+        before = "the graph's input" if main is None else f"'{main.name or main.op_type}' ({main.op_type})"
+        return [Finding("left in float", node.name, f"it follows {before}: there is no convolution to take it in")]
     message = {
         (True, False): None,
         (True, True): "both inputs are quantized, so the convolution before it cannot take it in; quantize the shortcut alone",
@@ -182,7 +193,8 @@ def _addition_findings(graph: _Graph, node: onnx.NodeProto, shortcut: int) -> li
 
 
 def _other_findings(graph: _Graph, node: onnx.NodeProto) -> list[Finding]:
-    if node.op_type == "MaxPool" and not graph.is_quantized(node.input[0]) and any(user.op_type == QUANTIZE for user in graph.users(node.output[0])):
+    users = {user.op_type for user in graph.users(node.output[0])}
+    if node.op_type == "MaxPool" and not graph.is_quantized(node.input[0]) and users == {QUANTIZE}:
         return [Finding("not fused", node.name, "the pool runs in float between INT8 layers; quantize its input")]
     if node.op_type in ("GlobalAveragePool", "Gemm", "ReduceMean") and graph.is_quantized(node.input[0]):
         return [Finding("not fused", node.name, f"a quantized {node.op_type} gains little and costs accuracy; leave it in float")]

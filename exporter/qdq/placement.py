@@ -7,7 +7,10 @@ The rules (NVIDIA, "Working with Quantized Types", Q/DQ placement recommendation
 - of a residual addition, the shortcut alone: the other branch ends in a convolution, which takes the addition in, if its own
   output is not quantized (TensorRT#1992, Model-Optimizer#425);
 - a max pool's input: it commutes with quantization, so the pool runs on INT8; what leaves it has the same range;
-- global pooling and the classifier stay in float: little work, and much of the accuracy.
+- global pooling and the classifier stay in float: little work, and much of the accuracy. So do a gate's convolutions (squeeze and excitation,
+  ECA, split attention), whose input is one pooled pixel too.
+
+Whatever else there is (attention, normalisation, gates, resizing, concatenation) stays in float, and `left_in_float` says which convolutions do.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx
+from onnx import numpy_helper
 
 from exporter.qdq.blocks import residual_additions, shortcut_of
 
 Edge = tuple[str, int]
+POOLS = ("GlobalAveragePool", "GlobalMaxPool")
 
 
 @dataclass(frozen=True)
@@ -46,9 +51,10 @@ class Placement:
 def placement_for_tensorrt(model: onnx.ModelProto) -> Placement:
     """The placement for a float graph whose batch norms are folded; its nodes must have distinct names."""
     graph = model.graph
-    constants = {tensor.name for tensor in graph.initializer}
     producers = {name: node for node in graph.node for name in node.output}
-    convolutions = [node for node in graph.node if node.op_type == "Conv" and node.input[1] in constants]
+    floats = left_in_float(graph)
+    convolutions = [node for node in graph.node if node.op_type == "Conv" and node.name not in floats]
+    quantized = {node.name for node in convolutions}
     fed_to_convolution = {node.input[0] for node in convolutions}
     edges = {(node.name, 0) for node in convolutions}
     pools = [node for node in graph.node if node.op_type == "MaxPool" and node.output[0] in fed_to_convolution]
@@ -56,7 +62,7 @@ def placement_for_tensorrt(model: onnx.ModelProto) -> Placement:
     for node in residual_additions(graph):
         shortcut = shortcut_of(graph, node)
         main = producers.get(node.input[1 - shortcut])
-        if main is not None and main.op_type == "Conv":
+        if main is not None and main.name in quantized:
             edges.add((node.name, shortcut))
     tensors = {node.input[place] for node in graph.node for place in range(len(node.input)) if (node.name, place) in edges}
     ordered = [name for name in (*(value.name for value in graph.input), *producers) if name in tensors]
@@ -65,3 +71,35 @@ def placement_for_tensorrt(model: onnx.ModelProto) -> Placement:
         if node.output[0] in ranges:
             ranges[node.output[0]] = ranges[node.input[0]]
     return Placement(frozenset(edges), tuple(ordered), ranges, tuple(node.name for node in convolutions))
+
+
+def left_in_float(graph: onnx.GraphProto) -> dict[str, str]:
+    """The convolutions that the placement leaves in float, by name, and why; of a quantized graph, those it would."""
+    constants = {tensor.name for tensor in graph.initializer}
+    known = constants | {name for node in graph.node if set(node.input) <= constants for name in node.output}
+    pooled = _pooled(graph, known)
+    reasons = {}
+    for node in graph.node:
+        if node.op_type == "Conv" and node.input[0] in pooled:
+            reasons[node.name] = "its input is one pooled pixel: little work, and much of the accuracy"
+        elif node.op_type == "Conv" and node.input[1] not in known:
+            reasons[node.name] = "its weight is computed, so it has no scales of its own"
+    return reasons
+
+
+def _pooled(graph: onnx.GraphProto, known: set[str]) -> set[str]:
+    """The tensors computed from globally pooled ones alone: one pixel for each channel."""
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    pooled: set[str] = set()
+    for node in graph.node:
+        computed = set(filter(None, node.input)) - known
+        if node.op_type in POOLS or _means_over_space(node, values) or (computed and computed <= pooled):
+            pooled.update(node.output)
+    return pooled
+
+
+def _means_over_space(node: onnx.NodeProto, values: dict[str, onnx.TensorProto]) -> bool:
+    """A ReduceMean over the last two of four axes, where no GlobalAveragePool was made of it."""
+    if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[1] not in values:
+        return False
+    return sorted(int(axis) for axis in numpy_helper.to_array(values[node.input[1]])) in ([2, 3], [-2, -1])

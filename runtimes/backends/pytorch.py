@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
@@ -18,6 +18,8 @@ from runtimes.errors import BackendUnavailable, BadInput
 from runtimes.specs import BatchRange, TensorSpec
 
 INPUT, OUTPUT = "input", "logits"
+OUTPUTS_FILE = "outputs"
+"""Where the names of features stand inside the file, one a line (see `exporter.trace.save_program`)."""
 
 
 @final
@@ -26,14 +28,9 @@ class PyTorchRuntime(Runtime):
 
     FILE = "reference.pt2"
 
-    def __init__(self, program: ExportedProgram, provider: str, batch: BatchRange | None) -> None:
+    def __init__(self, program: ExportedProgram, names: Sequence[str], provider: str, batch: BatchRange | None) -> None:
         inputs, outputs = _values(program)
-        names = [INPUT], [OUTPUT] if len(outputs) == 1 else [f"{OUTPUT}{place}" for place in range(len(outputs))]
-        super().__init__(
-            [_spec(name, value) for name, value in zip(names[0], inputs, strict=True)],
-            [_spec(name, value) for name, value in zip(names[1], outputs, strict=True)],
-            batch,
-        )
+        super().__init__([_spec(INPUT, inputs[0])], [_spec(name, value) for name, value in zip(names, outputs, strict=True)], batch)
         self._module = program.module().to(provider)
         for parameter in self._module.parameters():
             if parameter.ndim == 4:  # channels last is what convolutions on CPUs and GPUs are fastest in
@@ -47,12 +44,13 @@ class PyTorchRuntime(Runtime):
             raise BackendUnavailable(f"pytorch has no provider '{device}' here; choose from cpu, cuda")
         if device == "cuda" and not torch.cuda.is_available():
             raise BackendUnavailable("pytorch sees no CUDA device; use --provider cpu, or install a driver for this build of torch")
+        extra = {OUTPUTS_FILE: ""}
         try:
             with _silent_loader():
-                program = torch.export.load(path)
+                program = torch.export.load(path, extra_files=extra)
         except Exception as error:  # torch.export.load raises whatever its parts raise: zip, json, pickle and runtime errors
             raise BadInput(f"pytorch cannot load {path}: expected a torch.export program (.pt2), got {type(error).__name__}: {error}") from error
-        return cls(program, device, batch)
+        return cls(program, extra[OUTPUTS_FILE].splitlines() or [OUTPUT], device, batch)
 
     @property
     def provider(self) -> str:
