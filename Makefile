@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two test files at a time: each keeps little more than one core busy. A file's tests stay together, since they share what was exported once.
+PARALLEL := --numprocesses 2 --dist loadfile
 
 .PHONY: run test test-all lint bench clean
 
@@ -11,10 +13,10 @@ run: $(VENV)/.installed
 	$(BIN)/resnet-export resnet50 --fp16 --weights random --output build/resnet50-fp16 --force
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow" $(PARALLEL)
 
 test-all: lint
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
