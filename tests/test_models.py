@@ -31,10 +31,11 @@ from exporter.verify import Graphs, Images, prove
 from exporter.weights import inputs_from_source, load_model
 from runtimes import BatchRange
 
-QUICK = ("resnet20", "resnet20 pad", "resnet18_cifar", "resnet18", "resnet50", "resnet50 v1", "resnext50_32x4d")
-"""One of each kind; the others take minutes."""
+SLOW = ("resnet44", "resnet56", "resnet110", "resnet1202", "resnet34_cifar", "resnet50_cifar")
+QUICK = ("resnet20 pad", "resnet50 v1")
+"""Of forms that are not their model's first. Those of torchvision, the first of each kind and these are built on every run; the others take minutes more."""
 FORMS = [f"{name} {variant}" if place else name for name, spec in MODELS.items() for place, variant in enumerate(spec.variants)]
-PARAMETERS = [pytest.param(form, marks=() if form in QUICK else pytest.mark.slow) for form in FORMS]
+PARAMETERS = [pytest.param(form, marks=() if form in QUICK or (form in MODELS and form not in SLOW) else pytest.mark.slow) for form in FORMS]
 BATCH = BatchRange(1, 2, 4)
 TARGETS = ("sm86", "sm120")
 CONVOLUTIONS = ("correlation", "runtime_fusion")
