@@ -50,7 +50,7 @@ class BuildPlan:
 
     Attributes:
         allow_fallback_layers: accept convolutions in another precision than the bundle promises.
-        timing_cache: a file that keeps what was measured, for the next build; one for each version and device.
+        timing_cache: a file that keeps what was measured, for the next build; version and device are added to its name.
         force: build even if nothing has changed.
     """
 
@@ -101,7 +101,7 @@ def build_engine(plan: BuildPlan, on_step: OnStep) -> Engine:
     if not plan.force and (facts := _cached(path, key)) is not None:
         return Engine(path, facts, cached=True, report=None)
     start = time.perf_counter()
-    built, layers = _built(builder, plan, on_step)
+    built, layers = _built(builder, plan, targets, on_step)
     manifest = plan.bundle.manifest
     facts = EngineFacts(
         schema_version=SCHEMA_VERSION,
@@ -125,9 +125,15 @@ def build_engine(plan: BuildPlan, on_step: OnStep) -> Engine:
     return _kept(path, built.plan, facts, plan, on_step)
 
 
-def _built(builder: Any, plan: BuildPlan, on_step: OnStep) -> tuple[Built, LayerFacts]:
+def timing_file(cache: Path, version: str, targets: tuple[str, ...]) -> Path:
+    """Where the measurements of one library version and GPU are kept: they are of no use to another, which would begin the file anew."""
+    return cache.with_name(f"{cache.name}.{version}-{'+'.join(targets)}")
+
+
+def _built(builder: Any, plan: BuildPlan, targets: tuple[str, ...], on_step: OnStep) -> tuple[Built, LayerFacts]:
     """The plan, and in which precision its layers run."""
-    manifest, cache = plan.bundle.manifest, plan.timing_cache
+    manifest = plan.bundle.manifest
+    cache = None if plan.timing_cache is None else timing_file(plan.timing_cache, builder.VERSION, targets)
     earlier = None if cache is None else cache.read_bytes() if cache.is_file() else b""
     job = Job(plan.bundle.file(ONNX).read_bytes(), manifest.precision, manifest.inputs, manifest.batch, replace(plan.options, timing_cache=earlier))
     built, layers = builder.build(job, on_step)

@@ -833,7 +833,7 @@ def test_an_engine_is_built_proven_kept_and_then_runs(
         assert api.last_config.pools[api.MemoryPoolType.WORKSPACE] <= cuda.total_bytes // 2  # shared with the CPU
         assert deploy("build", proven, "--json").json["cached"]
         assert deploy("build", proven, "--force", "--timing-cache", proven.parent / "times").code == 0
-        assert (proven.parent / "times").read_text() == f'["{version}", 2]'
+        assert (proven.parent / f"times.{version}-sm87").read_text() == f'["{version}", 2]'
         with open_runtime(proven, "tensorrt") as runtime:
             assert_right(runtime.run({INPUT: images(7)})[OUTPUT], reference, images(7))
     assert leaks(cuda) == []

@@ -28,6 +28,7 @@ MODULE_NAMES = {"trt", "api", "API", "_trt", "_api", "tensorrt", "tensorrt_rtx"}
 
 # Names that some version lacks, with their class where another has the same word -> the versions that have them (checked below).
 FEATURES: dict[str, str] = {
+    "BuilderFlag.EDITABLE_TIMING_CACHE": "10.13 10.16 11.0 11.4 rtx-1.4 rtx-1.7",
     "BuilderFlag.FP16": "10.3 10.13 10.16 rtx-1.4",
     "BuilderFlag.INT8": "10.3 10.13 10.16 rtx-1.4",
     "ADJUST_FOR_DLA": "10.16 11.0 11.4 rtx-1.4 rtx-1.7",

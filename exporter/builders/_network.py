@@ -102,7 +102,7 @@ def built(api: Any, job: Job, configure: Callable[[Any, Any], None], on_step: On
                 config.set_flag(getattr(api.BuilderFlag, name))
         _add_profile(builder, config, network, job)
         configure(builder, config)
-        cache = _timing_cache(config, job.options.timing_cache)
+        cache = _timing_cache(api, config, job.options.timing_cache)
         monitor = _monitor(api, on_step)
         config.progress_monitor = monitor
         plan = _interruptible(lambda: builder.build_serialized_network(network, config), monitor)
@@ -176,10 +176,13 @@ def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, network: trt.
         raise BuildError(f"TensorRT refuses the batch range {job.batch}; export the bundle again with --batch MIN:OPT:MAX")
 
 
-def _timing_cache(config: trt.IBuilderConfig, data: bytes | None) -> trt.ITimingCache | None:
+def _timing_cache(api: Any, config: trt.IBuilderConfig, data: bytes | None) -> trt.ITimingCache | None:
     """Measurements of an earlier build. One of another version or device is refused by the library, and a new one begun."""
     if data is None:
         return None
+    editable = getattr(api.BuilderFlag, "EDITABLE_TIMING_CACHE", None)
+    if editable is not None:  # not in 10.3
+        config.set_flag(editable)
     cache = config.create_timing_cache(data)
     if not config.set_timing_cache(cache, ignore_mismatch=False):
         cache = config.create_timing_cache(b"")

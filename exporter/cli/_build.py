@@ -24,7 +24,9 @@ LEVELS = ("ampere-plus", "same-compute-capability")
 @click.option("--target", "targets", metavar="SM,...", help="GPUs to build for, as sm86,sm120: tensorrt-rtx alone, on any machine.")
 @click.option("--workspace", type=click.IntRange(min=1), metavar="MIB", help="Most scratch memory a kernel may use.")
 @click.option("--optimization-level", type=click.IntRange(0, 5), metavar="N", help="0 builds fast, 5 runs fast.  [default: the library's, 3]")
-@click.option("--timing-cache", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Keep the builder's measurements here.")
+@click.option(
+    "--timing-cache", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Keep the builder's measurements in FILE.VERSION-GPU."
+)
 @click.option("--dla", "dla_core", type=click.IntRange(min=0), metavar="N", help="Run on this DLA core, the rest on the GPU; static batch.")
 @click.option("--hardware-compatible", type=click.Choice(LEVELS), help="Also for other GPUs, at some cost in speed.")
 @click.option("--version-compatible", is_flag=True, help="Also for newer versions of the library.")
