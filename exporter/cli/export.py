@@ -174,6 +174,8 @@ def _describe(plan: ExportPlan, *, as_json: bool) -> None:
         "variant": plan.spec.variant,
         "precision": plan.precision,
         "weights": plan.weights,
+        "input": "uint8 pixels, (batch, height, width, channels)" if plan.uint8_input else "float32, (batch, channels, height, width)",
+        "outputs": f"features ({plan.features})" if plan.features else "logits",
         "batch": str(plan.batch),
         "opset": plan.opset,
         "target": plan.target,
