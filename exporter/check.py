@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Literal
 
 from runtimes.bundle import Bundle
@@ -48,7 +47,7 @@ def check_bundle(bundle: Bundle, backends: Sequence[str], *, budget: Budget | No
 def _checked(bundle: Bundle, backend: str) -> Checked:
     context = multiprocessing.get_context("spawn")  # a fork would take CUDA and its locks along
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(sending, bundle.folder, backend, bundle.manifest.parity.budget), daemon=True)
+    process = context.Process(target=_answer, args=(sending, bundle, backend), daemon=True)
     start = time.perf_counter()
     process.start()
     sending.close()
@@ -71,18 +70,14 @@ def _ending(code: int | None) -> str:
     return f"its process ended with exit code {code} and no answer; run it alone with --backend to see what it prints"
 
 
-def _answer(connection: Connection, folder: Path, backend: str, budget: Budget) -> None:
+def _answer(connection: Connection, bundle: Bundle, backend: str) -> None:
     """In a process of its own."""
-    from runtimes._open import backend_class
+    from runtimes._open import backend_class, open_runtime
     from runtimes.golden import golden_report
 
     try:
-        opened = Bundle.open(folder)
-        bundle = replace(opened, manifest=replace(opened.manifest, parity=replace(opened.manifest.parity, budget=budget)))
-        runtime = backend_class(backend)
-        runtime.check_here()
-        runtime.check_bundle(bundle.manifest, None)
-        with runtime.open(runtime.file_of(bundle), batch=bundle.manifest.batch) as model:
+        backend_class(backend).check_here()
+        with open_runtime(bundle, backend) as model:
             report = golden_report(bundle, backend, model)
         violations = report.backends[backend].violations
         connection.send(("ok" if report else "out of budget", ", ".join(violations), report))

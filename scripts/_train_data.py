@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +17,7 @@ from torchvision.datasets import CIFAR10
 
 from calibration.data import FASHION_MNIST_CLASSES, ImageSource, open_source
 from calibration.idx import read_idx
+from exporter.models.torchvision import network_timeout
 from runtimes.errors import BadInput, ResnetExportError
 
 FASHION_MNIST_BEGINS = (9, 0, 0, 3, 0, 2, 7, 2, 5, 5)
@@ -138,7 +136,7 @@ def _data_from_cifar10(folder: Path) -> Data:
 def _download_cifar10(folder: Path) -> None:
     """By torchvision, which leaves what is there and whole as it is."""
     try:
-        with _network_timeout(NETWORK_TIMEOUT_SECONDS), warnings.catch_warnings():
+        with network_timeout(NETWORK_TIMEOUT_SECONDS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # as above
             CIFAR10(folder, download=True)
     except (URLError, OSError, RuntimeError) as error:
@@ -146,17 +144,6 @@ def _download_cifar10(folder: Path) -> None:
         raise DataUnavailable(
             f"cannot fetch {CIFAR10.url} ({reason}); without a network, fetch it elsewhere, unpack it in {folder} and leave --download out"
         ) from error
-
-
-@contextmanager
-def _network_timeout(seconds: float) -> Iterator[None]:
-    """torchvision opens its connections without a time limit."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def _part_from_arrays(name: str, images: NDArray[np.uint8], labels: NDArray[np.int64] | NDArray[np.uint8], classes: tuple[str, ...]) -> Part:

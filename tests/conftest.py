@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commands import Ran, run_main
 
+from exporter.cli import deploy as deploy_cli
 from exporter.cli import export as export_cli
 from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, FileFacts, GraphFacts, Manifest, ModelFacts, WeightsFacts
 from runtimes.parity import Accuracy, Budget, Comparison, Flips, ParityReport
@@ -72,3 +74,30 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         return run_main(export_cli.main, arguments, capsys, monkeypatch)
 
     return call
+
+
+@pytest.fixture
+def deploy(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`resnet-deploy`."""
+
+    def call(*arguments: object) -> Ran:
+        return run_main(deploy_cli.main, arguments, capsys, monkeypatch)
+
+    return call
+
+
+# --- CUDA ---
+
+
+@pytest.fixture
+def standin(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """In place of CUDA; what a test leaves behind fails it."""
+    from standin_cuda import StandinCuda
+
+    from runtimes.backends import _cuda
+
+    checker = StandinCuda()
+    monkeypatch.setattr(_cuda, "cudart", checker)
+    yield checker
+    gc.collect()
+    assert checker.leaks() == []

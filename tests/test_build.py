@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from commands import Ran, run_main
 from onnx import numpy_helper
 
 from exporter import ExportPlan, export
 from exporter.builders import tensorrt_rtx
 from exporter.builders._layers import Layer, check_precision, layer_facts, layers_from_inspector
 from exporter.builders._network import BuildOptions
-from exporter.cli import _build, deploy
+from exporter.cli import _build
 from exporter.cli._common import status
 from exporter.engines import BuildPlan, build_engine
 from runtimes import Bundle
@@ -55,11 +54,8 @@ def bundle(exported: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    def call(*arguments: object) -> Ran:
-        return run_main(deploy.main, arguments, capsys, monkeypatch)
-
-    return call
+def run(deploy: Any) -> Any:
+    return deploy
 
 
 def changed(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:

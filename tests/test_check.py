@@ -13,12 +13,10 @@ import crashing
 import numpy as np
 import onnx
 import pytest
-from commands import Ran, run_main
 from onnx import numpy_helper
 
 from exporter import ExportPlan, check, export
 from exporter.check import check_bundle
-from exporter.cli import deploy
 from runtimes import Bundle, backend_names
 
 
@@ -33,11 +31,8 @@ def bundle(exported: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    def call(*arguments: object) -> Ran:
-        return run_main(deploy.main, arguments, capsys, monkeypatch)
-
-    return call
+def run(deploy: Any) -> Any:
+    return deploy
 
 
 def replaced(bundle: Path, name: str, data: bytes) -> None:

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import Ran, run_main
 from PIL import Image
 
 from calibration.data import built_in
 from exporter import ExportPlan, export
-from exporter.cli import deploy
 
 
 @pytest.fixture(scope="module")
@@ -22,11 +20,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    def call(*arguments: object) -> Ran:
-        return run_main(deploy.main, arguments, capsys, monkeypatch)
-
-    return call
+def run(deploy: Any) -> Any:
+    return deploy
 
 
 def test_inspect_shows_a_bundle(run: Any, bundle: Path) -> None:

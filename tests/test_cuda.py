@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -20,16 +19,6 @@ from standin_cuda import POISON, StandinCuda
 
 from runtimes.backends import _cuda
 from runtimes.errors import BackendUnavailable
-
-
-@pytest.fixture
-def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandinCuda]:
-    """In place of CUDA; what a test leaves behind fails it."""
-    checker = StandinCuda()
-    monkeypatch.setattr(_cuda, "cudart", checker)
-    yield checker
-    gc.collect()
-    assert checker.leaks() == []
 
 
 @pytest.fixture(params=["stand-in", pytest.param("device", marks=pytest.mark.gpu)])

@@ -7,7 +7,6 @@ import gc
 import subprocess
 import sys
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -308,15 +307,6 @@ def test_an_unknown_type_is_a_mistake() -> None:
 
 
 # --- with CUDA's streams ---
-
-
-@pytest.fixture
-def standin(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandinCuda]:
-    checker = StandinCuda()
-    monkeypatch.setattr(_cuda, "cudart", checker)
-    yield checker
-    gc.collect()
-    assert checker.leaks() == []
 
 
 def produced(values: NDArray[Any], source: _cuda.PinnedBuffer, stream: _cuda.Stream) -> DeviceArray:

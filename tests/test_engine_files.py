@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 import torch
-from commands import Ran, run_main
+from commands import Ran
 from PIL import Image
 
 from exporter.builders._network import BuildOptions
-from exporter.cli import deploy as deploy_cli
 from exporter.engines import BuildPlan, build_engine
 from runtimes import Bundle, Manifest, open_runtime
 from runtimes._open import backend_class
@@ -85,11 +84,6 @@ def facts(engine: Path) -> EngineFacts:
 def here(facts: EngineFacts) -> Here:
     """A machine that loads the engine."""
     return Here(RTX, facts.version, "sm86")
-
-
-@pytest.fixture
-def deploy(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    return lambda *arguments: run_main(deploy_cli.main, arguments, capsys, monkeypatch)
 
 
 def said(error: ResnetExportError, remedy: str = REBUILD) -> str:

@@ -18,13 +18,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from commands import Ran, run_main
+from commands import Ran
 from numpy.typing import NDArray
 from standin_cuda import Allocation, StandinCuda
 from standin_tensorrt import NOT_CAPTURABLE, StandinTensorRT, imported_as_tensorrt
 
 from exporter import ExportPlan, export
-from exporter.cli import deploy as deploy_cli
 from runtimes import Bundle, Manifest, open_runtime
 from runtimes._open import backend_class
 from runtimes.backends import _cuda
@@ -807,11 +806,6 @@ def proven(folder: Path, reference: OnnxRuntime, manifest: Manifest) -> Path:
     (folder / "manifest.json").unlink()
     finish(folder, replace(manifest, batch=BATCH))
     return folder
-
-
-@pytest.fixture
-def deploy(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    return lambda *arguments: run_main(deploy_cli.main, arguments, capsys, monkeypatch)
 
 
 @pytest.mark.parametrize("version", ["10.3.0.30", "11.4.0.106"])

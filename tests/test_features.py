@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from commands import Ran, run_main
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,7 +18,6 @@ from exporter import ExportPlan, export
 from exporter.builders import tensorrt_rtx
 from exporter.builders._layers import check_precision, layer_facts
 from exporter.builders._network import BuildOptions, Job
-from exporter.cli import deploy
 from exporter.features import Features, output_names, with_features
 from exporter.graph import tensor_specs
 from exporter.models.cifar import CifarResNet
@@ -230,23 +228,15 @@ def test_a_golden_file_that_lacks_an_output_is_refused(bundles: Any, tmp_path: P
         golden_arrays(Bundle.open(tmp_path / "copy"))
 
 
-@pytest.fixture
-def deploy_run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    def call(*arguments: object) -> Ran:
-        return run_main(deploy.main, arguments, capsys, monkeypatch)
-
-    return call
-
-
-def test_what_a_bundle_of_features_is_stands_in_inspect_and_in_the_refusal_to_classify(deploy_run: Any, bundles: Any, tmp_path: Path) -> None:
+def test_what_a_bundle_of_features_is_stands_in_inspect_and_in_the_refusal_to_classify(deploy: Any, bundles: Any, tmp_path: Path) -> None:
     bundle, picture = bundles("stages", "int8"), tmp_path / "grey.png"
     Image.new("L", (28, 28)).save(picture)
-    shown = deploy_run("inspect", bundle.folder)
+    shown = deploy("inspect", bundle.folder)
     assert shown.code == 0
     for said in ("features layer1, layer2, layer3", "layer2 float32 batchx32x14x14", "relative to the largest reference value of each output"):
         assert said in shown.out, said
     assert "classes" not in shown.out
-    ran = deploy_run("run", bundle.folder, picture)
+    ran = deploy("run", bundle.folder, picture)
     assert ran.code == 2
     assert "got a model that gives features (layer1 batchx16x28x28, layer2 batchx32x14x14, layer3 batchx64x7x7)" in ran.error
 

@@ -53,13 +53,13 @@ def check(
             found += check_bundle(opened, [name], budget=replace(own, **changed) if changed else None)
     if junit is not None:
         _write_junit(junit, opened, found)
+    problem = _problem(found, asked=asked)
     if as_json:
         import msgspec
 
-        echo_json({"bundle": str(bundle), "ok": not _problem(found, asked=asked), "backends": msgspec.to_builtins(found)})
+        echo_json({"bundle": str(bundle), "ok": problem is None, "backends": msgspec.to_builtins(found)})
     else:
         click.echo("\n".join(_lines(found)))
-    problem = _problem(found, asked=asked)
     if problem is not None:
         raise problem
 

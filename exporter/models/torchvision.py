@@ -56,7 +56,7 @@ def pretrained(spec: ModelSpec) -> Pretrained:
     """
     weights = _default_weights(spec)
     try:
-        with _network_timeout(NETWORK_TIMEOUT_SECONDS):
+        with network_timeout(NETWORK_TIMEOUT_SECONDS):
             state = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         reason = getattr(error, "reason", error)
@@ -82,8 +82,8 @@ def _default_weights(spec: ModelSpec) -> WeightsEnum:
 
 
 @contextmanager
-def _network_timeout(seconds: float) -> Iterator[None]:
-    """torch.hub opens its connections without a time limit; the socket module's default is the only way to give it one."""
+def network_timeout(seconds: float) -> Iterator[None]:
+    """torch.hub and torchvision open connections without a time limit; the socket module's default is the only way to give them one."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -64,18 +64,23 @@ def blocks(graph: onnx.GraphProto) -> tuple[Block, ...]:
 
 def parting(graph: onnx.GraphProto, addition: onnx.NodeProto) -> str | None:
     """The tensor where the two branches of a residual addition part; None where they share nothing."""
-    distances = [convolutions_back(graph.node, name) for name in addition.input[:2]]
-    common = [name for name in distances[0] if name in distances[1]]
-    return min(common, key=lambda name: distances[0][name] + distances[1][name], default=None)
+    return _parting(*_branches(graph, addition))
 
 
 def shortcut_of(graph: onnx.GraphProto, addition: onnx.NodeProto) -> int:
     """Which input of a residual addition is the shortcut: the one with fewer convolutions back to where the two branches parted."""
-    parted = parting(graph, addition)
-    if parted is None:
-        return 1
-    first, second = (convolutions_back(graph.node, name)[parted] for name in addition.input[:2])
-    return 0 if first < second else 1
+    first, second = _branches(graph, addition)
+    parted = _parting(first, second)
+    return 0 if parted is not None and first[parted] < second[parted] else 1
+
+
+def _branches(graph: onnx.GraphProto, addition: onnx.NodeProto) -> tuple[dict[str, int], dict[str, int]]:
+    first, second = (convolutions_back(graph.node, name) for name in addition.input[:2])
+    return first, second
+
+
+def _parting(first: dict[str, int], second: dict[str, int]) -> str | None:
+    return min((name for name in first if name in second), key=lambda name: first[name] + second[name], default=None)
 
 
 def convolutions_back(nodes: Sequence[onnx.NodeProto], start: str) -> dict[str, int]:

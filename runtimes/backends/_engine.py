@@ -162,11 +162,11 @@ class EngineRuntime(Runtime):
         assert self.batch is not None
         for name, tensor in tensors.items():
             copy = copy_on_device if tensor.on_device else copy_to_device
-            offset, size = self._bytes(name, start) if start else 0, self._bytes(name, stop - start)
+            offset, size = self._bytes(name, start), self._bytes(name, stop - start)
             copy(self._device[name].pointer, tensor.pointer + offset, size, self._stream)
         self._execute(self._at(self._plain, max(stop - start, self.batch.min)))
         for name, answer in answers.items():
-            offset, size = self._bytes(name, start) if start else 0, self._bytes(name, stop - start)
+            offset, size = self._bytes(name, start), self._bytes(name, stop - start)
             copy_on_device(answer.pointer + offset, self._device[name].pointer, size, self._stream)
 
     def _let_go(self) -> None:
@@ -271,7 +271,7 @@ class EngineRuntime(Runtime):
 
     def _bytes(self, name: str, rows: int | None = None) -> int:
         spec = next(spec for spec in (*self.inputs, *self.outputs) if spec.name == name)
-        return int(np.dtype(spec.dtype).itemsize * (rows or self._most) * np.prod(_sizes(spec), dtype=np.int64))
+        return int(np.dtype(spec.dtype).itemsize * (self._most if rows is None else rows) * np.prod(_sizes(spec), dtype=np.int64))
 
     def _spec(self, engine: trt.ICudaEngine, name: str) -> TensorSpec:
         dtype = np.dtype(self.API.nptype(engine.get_tensor_dtype(name))).name
