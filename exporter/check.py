@@ -1,20 +1,48 @@
-"""Is a bundle still what it was proven to be, on every backend that is here? Each backend answers in a process of its own, so that one may crash."""
+"""Does a bundle still say what it was proven to say, on every backend that is here? Each answers in a process of its own: one may crash."""
 
 from __future__ import annotations
 
 import multiprocessing
 import signal
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from typing import Literal
+from typing import Any, Literal
 
+from exporter.changes import Change, changes
+from exporter.evidence import Pictures, fed_pictures, pictures_of
+from runtimes.budget import Budget
 from runtimes.bundle import Bundle
-from runtimes.errors import BackendUnavailable, ResnetExportError
-from runtimes.parity import Budget, ParityReport
+from runtimes.errors import BackendUnavailable, BadInput, BundleError, ExportError, ParityError, ResnetExportError
+from runtimes.evidence import Answered, Evidence, answered
+from runtimes.golden import fed_to, golden_evidence
+from runtimes.parity import ParityReport
 
 Verdict = Literal["ok", "out of budget", "not here", "failed", "crashed"]
+REFERENCE = "pytorch"
+
+
+@dataclass(frozen=True)
+class CheckPlan:
+    """One bundle to check.
+
+    Attributes:
+        backends: what is to answer.
+        asked: they were asked for by name, so that one which is not here is an error; otherwise those that are here answer.
+        budget: limits in place of the bundle's own, by name.
+        data: pictures to check with, against the bundle's reference program; None takes its golden inputs.
+        images: at most that many of the pictures.
+        against: another bundle, whose answers on the same backend are the reference.
+    """
+
+    bundle: Bundle
+    backends: Sequence[str]
+    asked: bool = False
+    budget: Mapping[str, float] = field(default_factory=dict)
+    data: str | None = None
+    images: int = 256
+    against: Bundle | None = None
 
 
 @dataclass(frozen=True)
@@ -23,45 +51,158 @@ class Checked:
 
     Attributes:
         reason: why it is not `ok`, in one line; empty where it is.
-        report: what was measured; None where nothing was.
+        answer: what was measured; None where nothing was.
     """
 
     backend: str
     verdict: Verdict
     reason: str
-    report: ParityReport | None
+    answer: Answered | None
     seconds: float
 
 
-def check_bundle(bundle: Bundle, backends: Sequence[str], *, budget: Budget | None = None) -> tuple[Checked, ...]:
-    """Run the golden inputs on each backend, at the smallest, the middle and the largest batch.
+@dataclass(frozen=True)
+class BundleCheck:
+    """What became of one bundle.
 
-    Args:
-        budget: in place of the bundle's own.
+    Attributes:
+        bundle: its folder, as it was given; `name` is the one in its manifest.
+        evidence: what it was asked, in words, and how many images that were.
+        reference: whose answers count as right, in words.
+        left_out: what is wrong with each picture that could not be read.
+        changes: what differs from the bundle that it is held against.
     """
-    if budget is not None:
-        bundle = replace(bundle, manifest=replace(bundle.manifest, parity=replace(bundle.manifest.parity, budget=budget)))
-    return tuple(_checked(bundle, backend) for backend in backends)
+
+    bundle: str
+    name: str
+    budget: Budget
+    evidence: str
+    images: int
+    reference: str
+    backends: tuple[Checked, ...]
+    left_out: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
+    asked: bool = False
+
+    @property
+    def ok(self) -> bool:
+        return self.problem is None
+
+    @property
+    def problem(self) -> ResnetExportError | None:
+        """What a command ends with: the first budget broken; a backend that crashed or failed; one that was asked for by name, or all, not here."""
+        for one in self.backends:
+            if one.verdict == "out of budget" and one.answer is not None:
+                return ParityError(f"{self.name}: {one.backend} is out of budget: {one.reason}", one.answer.report)
+        for one in self.backends:
+            if one.verdict in ("failed", "crashed"):
+                return ExportError(f"{self.name}: {one.backend} {one.verdict}: {one.reason}")
+        missing = [one for one in self.backends if one.verdict == "not here"]
+        if missing and (self.asked or len(missing) == len(self.backends)):
+            return BackendUnavailable(f"{self.name}: {missing[0].backend} cannot answer: {missing[0].reason}")
+        return None
 
 
-def _checked(bundle: Bundle, backend: str) -> Checked:
+@dataclass(frozen=True)
+class _Task:
+    """What a backend's process is given. `old_evidence` is what the other bundle is fed, whose answers are then the reference."""
+
+    bundle: Bundle
+    backend: str
+    budget: Budget
+    evidence: Evidence
+    old: Bundle | None = None
+    old_evidence: Evidence | None = None
+
+
+def check_bundle(plan: CheckPlan, say: Callable[[str], None] = lambda step: None) -> tuple[BundleCheck, Evidence]:
+    """Ask each backend; returns the verdicts and what was asked.
+
+    Raises:
+        BundleError: the golden file is not the model's, or there is no reference program for `data`.
+        BadInput: `data` cannot be read, or the two bundles cannot be asked the same.
+        BackendUnavailable: `data` needs PyTorch, which is not here.
+        UnknownName, PlanError: of the budget or a backend.
+    """
+    bundle = plan.bundle
+    budget = bundle.manifest.parity.budget.changed(plan.budget)
+    pictures = pictures_of(bundle, plan.data, plan.images) if plan.data is not None else None
+    evidence = _evidence(plan, pictures, say)
+    old_evidence = _old_evidence(plan.against, plan, evidence, pictures) if plan.against is not None else None
+    found = []
+    for backend in plan.backends:
+        say(f"check {bundle.manifest.name} on {backend}")
+        found.append(_checked(_Task(bundle, backend, budget, evidence, plan.against, old_evidence)))
+    return BundleCheck(
+        bundle=str(bundle.folder),
+        name=bundle.manifest.name,
+        budget=budget,
+        evidence="its golden inputs" if pictures is None else f"pictures of {pictures.source}",
+        images=len(evidence.inputs),
+        reference="FP32 PyTorch" if plan.against is None else f"{plan.against.manifest.name} in {plan.against.folder}",
+        backends=tuple(found),
+        left_out=pictures.left_out if pictures is not None else (),
+        changes=changes(plan.against, bundle) if plan.against is not None else (),
+        asked=plan.asked,
+    ), evidence
+
+
+def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Callable[[str], None]) -> Evidence:
+    if pictures is None:
+        return golden_evidence(plan.bundle)
+    evidence = Evidence(fed_pictures(plan.bundle, pictures), {}, pictures.labels)
+    if plan.against is not None:
+        return evidence  # the other bundle's answers are the reference
+    say(f"run {REFERENCE} on {len(evidence.inputs)} images")
+    verdict, reason, outputs = _in_a_process(_reference, plan.bundle, evidence)
+    if verdict == "not here":
+        raise BackendUnavailable(f"--data is held against the bundle's reference program: {reason}")
+    if verdict != "ok":
+        raise BundleError(f"{plan.bundle.folder}: its reference program gave no answer: {reason}")
+    return replace(evidence, outputs=outputs)
+
+
+def _old_evidence(old: Bundle, plan: CheckPlan, evidence: Evidence, pictures: Pictures | None) -> Evidence:
+    """What the other bundle is fed: the same pictures, or the same arrays.
+
+    Raises:
+        BadInput: it does not take them, or answers with something else.
+    """
+    mine, other = plan.bundle.manifest, old.manifest
+    if [(spec.name, spec.shape[1:]) for spec in mine.outputs] != [(spec.name, spec.shape[1:]) for spec in other.outputs]:
+        raise BadInput(f"{old.folder} gives other outputs than {plan.bundle.folder}, so there is nothing to compare; give a bundle of the same kind")
+    if pictures is not None:
+        return replace(evidence, inputs=fed_pictures(old, pictures))
+    if [(spec.dtype, spec.shape[1:]) for spec in mine.inputs] != [(spec.dtype, spec.shape[1:]) for spec in other.inputs]:
+        raise BadInput(f"{old.folder} takes other inputs than {plan.bundle.folder}; give --data with pictures, which each prepares in its own way")
+    return evidence
+
+
+def _checked(task: _Task) -> Checked:
+    start = time.perf_counter()
+    verdict, reason, answer = _in_a_process(_answer, task)
+    return Checked(task.backend, verdict, reason, answer, round(time.perf_counter() - start, 3))
+
+
+def _in_a_process(work: Callable[..., None], *arguments: object) -> tuple[Verdict, str, Any]:
+    """What `work` sends: a verdict, the reason for it and a value."""
     context = multiprocessing.get_context("spawn")  # a fork would take CUDA and its locks along
     receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_answer, args=(sending, bundle, backend), daemon=True)
-    start = time.perf_counter()
+    process = context.Process(target=work, args=(sending, *arguments), daemon=True)
     process.start()
     sending.close()
+    verdict: Verdict
     try:
-        verdict, reason, report = receiving.recv()
+        verdict, reason, value = receiving.recv()
     except EOFError:
         process.join()
-        verdict, reason, report = "crashed", _ending(process.exitcode), None
+        verdict, reason, value = "crashed", _ending(process.exitcode), None
     finally:
         if process.is_alive():
             process.join(timeout=10)  # closing a runtime takes a moment
             process.kill()
         receiving.close()
-    return Checked(backend, verdict, reason, report, round(time.perf_counter() - start, 3))
+    return verdict, reason, value
 
 
 def _ending(code: int | None) -> str:
@@ -70,18 +211,49 @@ def _ending(code: int | None) -> str:
     return f"its process ended with exit code {code} and no answer; run it alone with --backend to see what it prints"
 
 
-def _answer(connection: Connection, bundle: Bundle, backend: str) -> None:
+def _answer(connection: Connection, task: _Task) -> None:
     """In a process of its own."""
     from runtimes._open import backend_class, open_runtime
-    from runtimes.golden import golden_report
 
+    def work() -> tuple[Verdict, str, Answered]:
+        backend_class(task.backend).check_here()
+        evidence = task.evidence
+        if task.old is not None and task.old_evidence is not None:
+            evidence = replace(evidence, outputs=_outputs(task.old, task.backend, task.old_evidence))
+        with open_runtime(task.bundle, task.backend) as model:
+            answer = answered(fed_to(model, evidence, task.bundle), task.backend, model, task.budget, task.bundle.manifest.batch)
+        said = ", ".join(limit.text for limit in answer.limits if not limit.ok)
+        return "ok" if answer.ok else "out of budget", said, answer
+
+    _send(connection, work)
+
+
+def _reference(connection: Connection, bundle: Bundle, evidence: Evidence) -> None:
+    """In a process of its own."""
+    _send(connection, lambda: ("ok", "", _outputs(bundle, REFERENCE, evidence)))
+
+
+def _outputs(bundle: Bundle, backend: str, evidence: Evidence) -> dict[str, Any]:
+    from runtimes._open import open_runtime
+
+    with open_runtime(bundle, backend) as model:
+        fed = fed_to(model, evidence, bundle)
+        return model.run({model.inputs[0].name: fed.inputs})
+
+
+def _send(connection: Connection, work: Callable[[], tuple[Verdict, str, Any]]) -> None:
     try:
-        backend_class(backend).check_here()
-        with open_runtime(bundle, backend) as model:
-            report = golden_report(bundle, backend, model)
-        violations = report.backends[backend].violations
-        connection.send(("ok" if report else "out of budget", ", ".join(violations), report))
+        connection.send(work())
     except BackendUnavailable as error:
         connection.send(("not here", str(error), None))
     except ResnetExportError as error:
         connection.send(("failed", str(error), None))
+
+
+def joined_report(check: BundleCheck) -> ParityReport | None:
+    """All backends' figures in one report; None where none answered."""
+    reports = [one.answer.report for one in check.backends if one.answer is not None]
+    if not reports:
+        return None
+    compared = {name: measured for report in reports for name, measured in report.backends.items()}
+    return replace(reports[0], ok=all(report.ok for report in reports), backends=compared)

@@ -15,8 +15,9 @@ from exporter.precisions._cast import wider_precisions
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.base import Runtime
+from runtimes.budget import Budget
 from runtimes.errors import LowerError, ParityError
-from runtimes.parity import LOGITS, Accuracy, Budget, Comparison, ParityReport, accuracy, compare_outputs, sqnr_db
+from runtimes.parity import LOGITS, Accuracy, Comparison, ParityReport, accuracy, compare_outputs, sqnr_db
 from runtimes.specs import BatchRange
 
 Outputs = dict[str, NDArray[Any]]

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from runtimes._open import available_backends, backend_names, open_runtime
     from runtimes.base import Runtime
+    from runtimes.budget import Budget
     from runtimes.bundle import Bundle
     from runtimes.manifest import Manifest
-    from runtimes.parity import Accuracy, Budget, Comparison, ParityReport, compare
+    from runtimes.parity import Accuracy, Comparison, ParityReport, compare
     from runtimes.preprocess import Preprocess, open_image
     from runtimes.specs import BatchRange, TensorSpec
 
@@ -29,7 +30,7 @@ _HOMES = {
     "Bundle": "bundle",
     "Manifest": "manifest",
     "Accuracy": "parity",
-    "Budget": "parity",
+    "Budget": "budget",
     "Comparison": "parity",
     "ParityReport": "parity",
     "compare": "parity",

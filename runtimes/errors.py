@@ -99,9 +99,10 @@ class WeightsUnavailable(ResnetExportError):
 
 
 class ParityError(ResnetExportError):
-    """A backend's outputs are outside the budget; `report` holds what was measured."""
+    """A backend's outputs are outside the budget; `report` holds what was measured, `shown` whether a command has printed it."""
 
     exit_code = 4
+    shown = False
 
     def __init__(self, message: str, report: ParityReport) -> None:
         super().__init__(message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
-from runtimes.parity import ParityReport, compare_outputs
+from runtimes.evidence import Evidence, answered
+from runtimes.parity import ParityReport
 from runtimes.preprocess import PIXELS
+from runtimes.specs import TensorSpec
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
 """What numpy raises for a file that is no archive of arrays: the middle ones for an empty one and for a single array."""
@@ -23,10 +26,21 @@ def golden_arrays(bundle: Bundle) -> tuple[NDArray[Any], dict[str, NDArray[Any]]
     """Inputs (images, ...) and the reference's outputs by name, float32 (images, ...).
 
     Raises:
-        BundleError: `golden.npz` is missing or does not hold them.
+        BundleError: `golden.npz` is missing, does not hold them, or is of another model.
+    """
+    found = golden_evidence(bundle)
+    return found.inputs, dict(found.outputs)
+
+
+def golden_evidence(bundle: Bundle) -> Evidence:
+    """The golden inputs and outputs. No labels: so few images say nothing of accuracy.
+
+    Raises:
+        BundleError: as above.
     """
     path = bundle.file("golden.npz")
-    names = [spec.name for spec in bundle.manifest.outputs]
+    manifest = bundle.manifest
+    names = [spec.name for spec in manifest.outputs]
     try:
         with path.open("rb") as file, np.load(file) as arrays:  # of an archive that it cannot read, numpy leaves its own file open
             inputs, outputs = arrays["inputs"], {name: arrays[name] for name in names}
@@ -35,23 +49,30 @@ def golden_arrays(bundle: Bundle) -> tuple[NDArray[Any], dict[str, NDArray[Any]]
     for name, values in outputs.items():
         if len(inputs) != len(values) or len(inputs) == 0:
             raise BundleError(f"{path} holds {len(inputs)} inputs and {len(values)} {name}; export the bundle again")
-    return inputs, outputs
+    for spec, values in ((manifest.inputs[0], inputs), *((spec, outputs[spec.name]) for spec in manifest.outputs)):
+        if not _fits(spec, values):
+            shape = "x".join(map(str, values.shape[1:]))
+            raise BundleError(f"{path} is of another model: its {spec.name} are {shape}, expected {_text(spec)}; export the bundle again")
+    return Evidence(inputs, outputs)
 
 
 def golden_report(bundle: Bundle, name: str, runtime: Runtime) -> ParityReport:
     """Run the golden inputs at the smallest, the middle and the largest batch of the range; `name` is the backend's in the report."""
-    inputs, outputs = golden_arrays(bundle)
-    if inputs.dtype == PIXELS and runtime.inputs[0].dtype != PIXELS:  # the reference of a model with its preprocessing inside has it outside
-        inputs = bundle.manifest.preprocess.normalised(inputs)
-    rows, answers, batches = [], [], []
-    for size in bundle.manifest.batch.checked:
-        count = min(size, len(inputs))
-        repeated = np.resize(np.arange(len(inputs)), size)  # a batch larger than the golden set holds some images twice
-        answers.append(runtime.run({runtime.inputs[0].name: inputs[repeated]}))
-        rows.append(np.arange(count))
-        batches.append(size)
-    budget = bundle.manifest.parity.budget
-    expected = {name: values[np.concatenate(rows)] for name, values in outputs.items()}
-    got = {name: np.concatenate([answer[name][: len(each)] for answer, each in zip(answers, rows, strict=True)]) for name in outputs}
-    compared = compare_outputs(expected, got, budget)
-    return ParityReport(compared.ok, len(inputs), tuple(batches), {name: compared}, budget)
+    manifest = bundle.manifest
+    return answered(fed_to(runtime, golden_evidence(bundle), bundle), name, runtime, manifest.parity.budget, manifest.batch).report
+
+
+def fed_to(runtime: Runtime, evidence: Evidence, bundle: Bundle) -> Evidence:
+    """Evidence as this backend takes it: the reference of a model with its preprocessing inside has it outside."""
+    if evidence.inputs.dtype == PIXELS and runtime.inputs[0].dtype != PIXELS:
+        return replace(evidence, inputs=bundle.manifest.preprocess.normalised(evidence.inputs))
+    return evidence
+
+
+def _fits(spec: TensorSpec, values: NDArray[Any]) -> bool:
+    sizes = zip(spec.shape[1:], values.shape[1:], strict=False)
+    return values.ndim == len(spec.shape) and all(isinstance(expected, str) or expected == size for expected, size in sizes)
+
+
+def _text(spec: TensorSpec) -> str:
+    return "x".join(map(str, spec.shape[1:]))

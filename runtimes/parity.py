@@ -17,48 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtimes.budget import Budget
+from runtimes.flips import Flips, flip_counts, flipped
+
 LOGITS = "logits"
 """The one output of a classifier. A model with any other gives features."""
 LARGEST_SQNR_DB = 200.0
 """Reported for outputs that are equal to the last bit: JSON has no infinity."""
 LARGEST_ERROR = float(np.finfo(np.float64).max)
 """Reported for outputs that are not finite, for the same reason."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What a precision may cost; None does not limit. Errors and margins are relative to the largest reference logit."""
-
-    own_error: float
-    max_relative_error: float | None = None
-    min_agreement: float | None = None
-    min_cosine: float | None = None
-    min_sqnr_db: float | None = None
-    max_accuracy_drop: float | None = None
-
-    def violations(self, measured: Comparison) -> tuple[str, ...]:
-        """What is out of budget, in words; empty when all is inside."""
-        if not measured.finite:
-            return ("outputs that are not finite",)
-        checks = (
-            ("largest relative error", measured.max_relative_error, self.max_relative_error, "<=", ".2e"),
-            ("top-1 agreement", measured.top1_agreement, self.min_agreement, ">=", ".2%"),
-            ("worst cosine", measured.worst_cosine, self.min_cosine, ">=", ".5f"),
-            ("SQNR in dB", measured.sqnr_db, self.min_sqnr_db, ">=", ".1f"),
-        )
-        return tuple(
-            f"{name} {value:{form}}, budget {relation} {limit:{form}}"
-            for name, value, limit, relation, form in checks
-            if limit is not None and value is not None and not (value <= limit if relation == "<=" else value >= limit)
-        )
-
-
-@dataclass(frozen=True)
-class Flips:
-    """Images whose top class changed: all of them, and those that count (reference margin above the precision's own error)."""
-
-    total: int
-    counted: int
 
 
 @dataclass(frozen=True)
@@ -134,7 +101,7 @@ def compare(reference: NDArray[Any], outputs: NDArray[Any], budget: Budget) -> C
     expected, got = reference.astype(np.float64), outputs.astype(np.float64)
     largest = float(np.abs(expected).max()) or 1.0
     errors = np.abs(got - expected) / largest
-    flips = _flips(expected, got, budget.own_error * largest)
+    flips = flip_counts(flipped(expected, got, budget.own_error))
     measured = Comparison(
         ok=True,
         finite=True,
@@ -231,14 +198,6 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     half = z / (1 + z * z / trials) * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     return float(max(0.0, centre - half)), float(min(1.0, centre + half))
-
-
-def _flips(expected: NDArray[Any], got: NDArray[Any], own_error: float) -> Flips:
-    if expected.shape[1] == 1:
-        return Flips(0, 0)
-    flipped = expected.argmax(1) != got.argmax(1)
-    second, first = np.partition(expected, -2, axis=1)[:, -2:].T
-    return Flips(int(flipped.sum()), int((flipped & (first - second > own_error)).sum()))
 
 
 def _cosines(expected: NDArray[Any], got: NDArray[Any]) -> NDArray[Any]:

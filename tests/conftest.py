@@ -11,8 +11,10 @@ from commands import Ran, run_main
 
 from exporter.cli import deploy as deploy_cli
 from exporter.cli import export as export_cli
+from runtimes.budget import Budget
+from runtimes.flips import Flips
 from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, FileFacts, GraphFacts, Manifest, ModelFacts, WeightsFacts
-from runtimes.parity import Accuracy, Budget, Comparison, Flips, ParityReport
+from runtimes.parity import Accuracy, Comparison, ParityReport
 from runtimes.preprocess import Preprocess
 from runtimes.specs import BatchRange, TensorSpec
 

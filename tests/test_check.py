@@ -16,7 +16,7 @@ import pytest
 from onnx import numpy_helper
 
 from exporter import ExportPlan, check, export
-from exporter.check import check_bundle
+from exporter.check import CheckPlan, check_bundle
 from runtimes import Bundle, backend_names
 
 

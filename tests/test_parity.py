@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from runtimes.budget import Budget
 from runtimes.errors import ParityError
+from runtimes.flips import Flips
 from runtimes.parity import (
     LARGEST_ERROR,
     LARGEST_SQNR_DB,
     Accuracy,
-    Budget,
     Comparison,
-    Flips,
     ParityReport,
     accuracy,
     compare,

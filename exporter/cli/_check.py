@@ -1,109 +1,158 @@
-"""`resnet-deploy check`: the golden inputs through every backend that is here."""
+"""`resnet-deploy check`: bundles through every backend that is here, against their budgets."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli._common import echo_json, parity_lines, status
-from runtimes.errors import BackendUnavailable, BadInput, ExportError, ParityError, PlanError
+from exporter.cli._common import accuracy_line, echo_json, parity_lines, status
+from runtimes.errors import BadInput, ParityError, PlanError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from exporter.check import BundleCheck, CheckPlan
+    from exporter.fleet import Entry
 
-    from exporter.check import Checked
-    from runtimes.bundle import Bundle
+EVERY, FLEET = "all", "resnet-parity.toml"
+SHOWN_FLIPS = 10
+EPILOG = """\b
+Examples:
+  resnet-deploy check resnet50-int8                              golden inputs, every backend that is here
+  resnet-deploy check resnet50-int8 --data images/ --html report.html
+  resnet-deploy check resnet50-int8 --budget min_agreement=0.99 --junit parity.xml
+  resnet-deploy check new/resnet50-int8 --against released/resnet50-int8
+  resnet-deploy check                                            all that resnet-parity.toml names
 
-EVERY = "all"
+\b
+Exit codes: 0 within budget, 1 failed, 2 asked for wrongly,
+            3 something is not here, 4 out of budget."""
 
 
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.command(epilog=EPILOG)
+@click.argument("bundles", metavar="[BUNDLE]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--backend", "backends", multiple=True, metavar="NAME|all", help="What is to answer; may be given again.  [default: all that are here]")
-@click.option("--max-error", type=click.FloatRange(min=0), metavar="X", help="Largest relative error, in place of the bundle's budget.")
-@click.option("--min-agreement", type=click.FloatRange(0, 1), metavar="X", help="Least top-1 agreement, 0..1, likewise.")
-@click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write a JUnit report, a test case for each backend.")
+@click.option("--data", metavar="SOURCE", help="Pictures to ask, against the bundle's reference program, in place of its golden inputs.")
+@click.option("--images", type=click.IntRange(min=1), metavar="N", help="At most that many of the pictures.  [default: 256]")
+@click.option("--budget", multiple=True, metavar="NAME=VALUE", help="A limit in place of the bundle's own, as min_agreement=0.99.")
+@click.option("--against", metavar="OLD", help="Hold the answers against those of another bundle, and list what changed.")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help=f"The bundles to check, and their settings.  [default: {FLEET}]")
+@click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="JUnit XML, a test case for each backend and limit.")
+@click.option("--github", is_flag=True, help="In a GitHub workflow: a job summary, and an annotation for each broken limit.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="Say nothing on the way.")
-def check(
-    bundle: Path, backends: tuple[str, ...], max_error: float | None, min_agreement: float | None, junit: Path | None, as_json: bool, quiet: bool
-) -> None:
-    """Run BUNDLE's golden inputs on the backends that are here and hold the answers against its parity budget."""
-    from dataclasses import replace
-
+def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | None, github: bool, **options: Any) -> None:
+    """Run each BUNDLE's golden inputs, or pictures, on the backends that are here and hold the answers against its parity budget."""
     from exporter.check import check_bundle
-    from runtimes._open import backend_names
-    from runtimes.bundle import Bundle
+    from exporter.cli._github import annotation_lines, write_summary
+    from exporter.junit import xml_from_checks
 
-    if junit is not None and not junit.absolute().parent.is_dir():
-        raise BadInput(f"cannot write {junit}: there is no folder {junit.parent}; make it first")
-    asked = bool(backends) and EVERY not in backends
-    names = backends if asked else backend_names()
-    opened = Bundle.open(bundle)
-    given = {"max_relative_error": max_error, "min_agreement": min_agreement}
-    changed = {name: value for name, value in given.items() if value is not None}
-    own = opened.manifest.parity.budget
-    found: list[Checked] = []
+    _check_writable(junit, "--junit")
+    plans = [_plan(entry) for entry in _entries(bundles, options)]
     with status(quiet=quiet) as say:
-        for name in names:
-            say(f"check {name}")
-            found += check_bundle(opened, [name], budget=replace(own, **changed) if changed else None)
+        checks = [check_bundle(plan, say)[0] for plan in plans]
     if junit is not None:
-        _write_junit(junit, opened, found)
-    problem = _problem(found, asked=asked)
+        _write(junit, xml_from_checks(checks), "--junit")
+    if github:
+        write_summary(checks)
     if as_json:
         import msgspec
 
-        echo_json({"bundle": str(bundle), "ok": problem is None, "backends": msgspec.to_builtins(found)})
+        echo_json({"ok": all(one.ok for one in checks), "bundles": [{"ok": one.ok, **msgspec.to_builtins(one)} for one in checks]})
     else:
-        click.echo("\n".join(_lines(found)))
-    if problem is not None:
-        raise problem
+        click.echo("\n".join(line for one in checks for line in check_lines(one)))
+        click.echo("".join(f"{line}\n" for line in annotation_lines(checks) if github), nl=False)
+    for problem in (one.problem for one in checks):
+        if problem is not None:
+            if isinstance(problem, ParityError):
+                problem.shown = not as_json
+            raise problem
 
 
-def _lines(found: Sequence[Checked]) -> list[str]:
-    lines: list[str] = []
-    for one in found:
-        if one.report is not None:
-            table = parity_lines(one.report)
-            lines += table[:-1] if not lines else table[1:-1]
-            last = table[-1]
-    if lines:
-        lines.append(last)
-    return [*lines, *(f"{one.backend:<12} {one.verdict}: {one.reason}" for one in found if one.report is None)]
+def check_lines(check: BundleCheck) -> list[str]:
+    """What became of a bundle, as lines of text."""
+    from exporter.check import joined_report
+
+    lines = [f"{'bundle':<12} {check.bundle}: {check.name}, {check.evidence} against {check.reference}"]
+    report = joined_report(check)
+    if report is not None:
+        lines += parity_lines(report)
+    for one in check.backends:
+        if one.answer is None:
+            lines.append(f"{one.backend:<12} {one.verdict}: {one.reason}")
+            continue
+        lines += [f"{'':<12} {one.backend}: {limit.text}" for limit in one.answer.limits if not limit.ok]
+        if one.answer.accuracy is not None:
+            lines.append(accuracy_line(one.answer.accuracy))
+        lines += _flip_lines(one.backend, one.answer.flips)
+    lines += [f"{'left out':<12} {problem}" for problem in check.left_out]
+    return [*lines, *(f"{'changed':<12} {change.what}: {change.old or 'nothing'} -> {change.new or 'nothing'}" for change in check.changes)]
 
 
-def _problem(found: Sequence[Checked], *, asked: bool) -> Exception | None:
-    """What the command ends with: the first budget broken, or a backend that crashed or failed, or that was asked for by name and is not here."""
-    for one in found:
-        if one.verdict == "out of budget" and one.report is not None:
-            return ParityError(f"{one.backend} is out of budget: {one.reason}", one.report)
-    for one in found:
-        if one.verdict in ("failed", "crashed"):
-            return ExportError(f"{one.backend} {one.verdict}: {one.reason}")
-    missing = [one for one in found if one.verdict == "not here"]
-    if missing and (asked or len(missing) == len(found)):
-        return BackendUnavailable(f"{missing[0].backend} cannot answer: {missing[0].reason}")
-    return None if found else PlanError("expected a backend, got none")
+def _flip_lines(backend: str, flips: Sequence[Any]) -> list[str]:
+    lines = []
+    for flip in flips[:SHOWN_FLIPS]:
+        counts = "counts" if flip.counted else "within the precision's own error"
+        lines.append(f"{'flip':<12} {backend}: image {flip.image}, class {flip.reference} -> {flip.got}, margin {flip.margin:.2e}, {counts}")
+    return lines if len(flips) <= SHOWN_FLIPS else [*lines, f"{'':<12} and {len(flips) - SHOWN_FLIPS} more"]
 
 
-def _write_junit(path: Path, bundle: Bundle, found: Sequence[Checked]) -> None:
-    """One test case for each backend; what is not here is skipped."""
-    suite = ElementTree.Element("testsuite", name=bundle.manifest.name, tests=str(len(found)))
-    suite.set("failures", str(sum(one.verdict == "out of budget" for one in found)))
-    suite.set("errors", str(sum(one.verdict in ("failed", "crashed") for one in found)))
-    suite.set("skipped", str(sum(one.verdict == "not here" for one in found)))
-    for one in found:
-        case = ElementTree.SubElement(suite, "testcase", classname=bundle.manifest.name, name=one.backend, time=f"{one.seconds:.3f}")
-        kind = {"out of budget": "failure", "failed": "error", "crashed": "error", "not here": "skipped"}.get(one.verdict)
-        if kind is not None:
-            ElementTree.SubElement(case, kind, message=one.reason)
-        if one.report is not None:
-            ElementTree.SubElement(case, "system-out").text = "\n".join(parity_lines(one.report))
+def _entries(bundles: Sequence[Path], options: dict[str, Any]) -> list[Entry]:
+    """What to check: the bundles named, or those of the file; the command line goes before the file."""
+    from exporter.fleet import Entry, Settings, fleet_from_toml
+    from runtimes.budget import budget_from_text
+
+    given = Settings(
+        backends=options["backends"] or None,
+        data=options["data"],
+        images=options["images"],
+        budget=budget_from_text(options["budget"]),
+        against=options["against"],
+    )
+    config: Path | None = options["config"]
+    if bundles:
+        if config is not None:
+            raise PlanError("expected bundles or --config, got both; the file names its bundles itself")
+        return [Entry(path, given) for path in bundles]
+    if config is None and not Path(FLEET).exists():
+        raise PlanError(f"expected a BUNDLE, got none, and there is no {FLEET} here; give the folder that resnet-export wrote")
+    return [Entry(entry.path, given.over(entry.settings)) for entry in fleet_from_toml(config or Path(FLEET))]
+
+
+def _plan(entry: Entry) -> CheckPlan:
+    """Everything is opened and looked at before anything runs."""
+    from exporter.check import CheckPlan
+    from runtimes._open import backend_names
+    from runtimes.bundle import Bundle
+    from runtimes.errors import UnknownName
+
+    settings, known = entry.settings, backend_names()
+    asked = settings.backends is not None and EVERY not in settings.backends
+    names = settings.backends if asked and settings.backends is not None else known
+    for name in names:
+        if name not in known:
+            raise UnknownName("backend", name, (*known, EVERY))
+    if not names:
+        raise PlanError(f"expected a backend for {entry.path}, got none; name one, or {EVERY}")
+    bundle = Bundle.open(entry.path)
+    bundle.manifest.parity.budget.changed(settings.budget)
+    against = Bundle.open(settings.against) if settings.against is not None else None
+    images = settings.images or CheckPlan.images
+    if settings.images is not None and settings.data is None:
+        raise PlanError("--images is about the pictures of --data; give both or neither")
+    return CheckPlan(bundle, names, asked, settings.budget, settings.data, images, against)
+
+
+def _check_writable(path: Path | None, option: str) -> None:
+    if path is not None and not path.absolute().parent.is_dir():
+        raise BadInput(f"cannot write {path}: there is no folder {path.parent}; make it first, or give another {option}")
+
+
+def _write(path: Path, data: bytes, option: str) -> None:
+    from runtimes.bundle import write_in_one_step
+
     try:
-        path.write_bytes(ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True))
+        write_in_one_step(path, data)
     except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; give another --junit") from error
+        raise BadInput(f"cannot write {path}: {error.strerror}; give another {option}") from error

@@ -34,7 +34,8 @@ def run_command(command: click.Command) -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted; nothing was written", INTERRUPTED)
     except ParityError as error:
-        click.echo("\n".join(parity_lines(error.report)), err=True)
+        if not error.shown:
+            click.echo("\n".join(parity_lines(error.report)), err=True)
         _fail(str(error), error.exit_code)
     except ResnetExportError as error:
         _fail(str(error), error.exit_code)
@@ -114,8 +115,8 @@ def accuracy_line(measured: Accuracy) -> str:
     """Top-1 with its interval, beside the reference's."""
     low, high = measured.interval
     return (
-        f"{'accuracy':<12} {measured.top1:.2%} (95 % interval {low:.2%} to {high:.2%}), PyTorch FP32 {measured.reference_top1:.2%},"
-        f" {measured.images} built-in test images"
+        f"{'accuracy':<12} {measured.top1:.2%} (95 % interval {low:.2%} to {high:.2%}), reference {measured.reference_top1:.2%},"
+        f" {measured.images} images"
     )
 
 

@@ -8,8 +8,8 @@ import onnx
 
 from exporter.plan import BF16_OPSET
 from exporter.precisions._cast import cast_graph, rounded
+from runtimes.budget import Budget
 from runtimes.errors import LowerError
-from runtimes.parity import Budget
 
 BUDGET = Budget(own_error=5e-2, max_relative_error=5e-2, min_agreement=0.98)
 RUNS_ON: tuple[str, ...] = ()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx
 
 from exporter.precisions._cast import cast_graph, rounded
-from runtimes.parity import Budget
+from runtimes.budget import Budget
 
 BUDGET = Budget(own_error=1e-2, max_relative_error=1e-2, min_agreement=0.995)
 RUNS_ON = ("onnxruntime",)

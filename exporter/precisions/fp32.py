@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import onnx
 
-from runtimes.parity import Budget
+from runtimes.budget import Budget
 
 BUDGET = Budget(own_error=1e-5, max_relative_error=1e-5)
 RUNS_ON = ("onnxruntime",)

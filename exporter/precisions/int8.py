@@ -9,7 +9,7 @@ import onnx
 from exporter.precisions._cast import cast_graph, rounded
 from exporter.qdq.insert import quantized
 from exporter.qdq.placement import placement_for_tensorrt
-from runtimes.parity import Budget
+from runtimes.budget import Budget
 
 BUDGET = Budget(own_error=0.05, min_agreement=0.98, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01)
 RUNS_ON = ("onnxruntime",)

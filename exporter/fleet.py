@@ -1,0 +1,109 @@
+"""`resnet-parity.toml`: the bundles that a repository keeps, and what each is held to.
+
+    backends = ["onnxruntime"]          # all that follows is optional, and holds for every bundle that says nothing else
+    data = "images/"                    # pictures in place of the golden inputs
+    images = 256                        # at most that many of them
+
+    [budget]                            # in place of the bundle's own limits
+    min_agreement = 0.99
+
+    [[bundles]]
+    path = "resnet50-int8"
+    against = "released/resnet50-int8"
+    budget = { min_sqnr_db = 25.0 }
+
+Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runtimes.errors import BadInput, PlanError, UnknownName
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FILE = "resnet-parity.toml"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for one bundle; None is not said.
+
+    Attributes:
+        budget: limits in place of the bundle's own, by name.
+    """
+
+    backends: tuple[str, ...] | None = None
+    data: str | None = None
+    images: int | None = None
+    budget: dict[str, float] = field(default_factory=dict)
+    against: str | None = None
+
+    def over(self, other: Settings) -> Settings:
+        """These settings, and the other's where these say nothing; budgets are put together."""
+        said = {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
+        return replace(other, **{**said, "budget": {**other.budget, **self.budget}})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One bundle of the file, with all that holds for it."""
+
+    path: Path
+    settings: Settings
+
+
+def fleet_from_toml(path: Path) -> tuple[Entry, ...]:
+    """The bundles that a file names, in its order.
+
+    Raises:
+        BadInput: the file cannot be read, is no TOML, or a value is of the wrong kind (named).
+        UnknownName: a key or a limit that nobody knows; lists the nearest.
+        PlanError: it names no bundle.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}; write one, or give a BUNDLE") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is no TOML: {error}") from error
+    tables = document.pop("bundles", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise BadInput(f"{path}: expected bundles as tables, [[bundles]], got something else")
+    common = _settings(document, str(path), path.parent)
+    entries = []
+    for number, table in enumerate(tables, start=1):
+        where = f"{path}, bundle {number}"
+        place = table.pop("path", None)
+        if not isinstance(place, str):
+            raise BadInput(f'{where}: expected a path, got {place!r}; write path = "FOLDER"')
+        entries.append(Entry(path.parent / place, _settings(table, where, path.parent).over(common)))
+    if not entries:
+        raise PlanError(f'{path} names no bundle; add one: [[bundles]] and under it path = "FOLDER"')
+    return tuple(entries)
+
+
+def _settings(table: Mapping[str, Any], where: str, folder: Path) -> Settings:
+    known = [one.name for one in fields(Settings)]
+    for key in table:
+        if key not in known:
+            raise UnknownName(f"key in {where}", key, (*known, "path" if "bundle" in where else "bundles"))
+    try:
+        settings = msgspec.convert(dict(table), Settings)
+    except msgspec.ValidationError as error:
+        raise BadInput(f"{where}: {error}") from error
+    return replace(settings, data=_beside(folder, settings.data), against=_beside(folder, settings.against))
+
+
+def _beside(folder: Path, name: str | None) -> str | None:
+    return name if name in (None, "built-in") else str(folder / str(name))

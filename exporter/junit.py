@@ -1,0 +1,37 @@
+"""JUnit XML of checks: a test suite for each bundle, a test case for each backend and limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from xml.etree import ElementTree
+
+from exporter.check import BundleCheck, Checked
+
+KINDS = {"failed": "error", "crashed": "error", "not here": "skipped"}
+
+
+def xml_from_checks(checks: Sequence[BundleCheck]) -> bytes:
+    """UTF-8 XML. A backend that measured nothing is one case, `answers`: an error, or skipped where it is not here and was not asked for by name."""
+    root = ElementTree.Element("testsuites")
+    for check in checks:
+        suite = ElementTree.SubElement(root, "testsuite", name=check.name)
+        for one in check.backends:
+            _add_cases(suite, one, check)
+        for attribute, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+            suite.set(attribute, str(len(list(suite.iter(tag)))))
+    return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
+
+
+def _add_cases(suite: ElementTree.Element, one: Checked, check: BundleCheck) -> None:
+    group = f"{check.name}.{one.backend}"
+    if one.answer is None:
+        case = ElementTree.SubElement(suite, "testcase", classname=group, name="answers", time=f"{one.seconds:.3f}")
+        kind = "error" if one.verdict == "not here" and check.asked else KINDS[one.verdict]
+        ElementTree.SubElement(case, kind, message=one.reason)
+        return
+    for number, limit in enumerate(one.answer.limits):
+        seconds = one.seconds if number == 0 else 0.0  # all limits come out of one run
+        case = ElementTree.SubElement(suite, "testcase", classname=group, name=limit.name, time=f"{seconds:.3f}")
+        if not limit.ok:
+            ElementTree.SubElement(case, "failure", message=limit.text)
+        ElementTree.SubElement(case, "system-out").text = limit.text

@@ -1,0 +1,109 @@
+"""What a precision may cost: the limits of a parity check, each with its own verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+from runtimes.errors import PlanError, UnknownName
+
+if TYPE_CHECKING:
+    from runtimes.parity import Accuracy, Comparison
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One limit of a budget and what was measured against it.
+
+    Attributes:
+        name: the budget's field, or `finite`, which every budget asks for.
+        text: both in words, as `top-1 agreement 97.50%, budget >= 98.00%`.
+    """
+
+    name: str
+    ok: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a precision may cost; None does not limit. Errors and margins are relative to the largest reference logit.
+
+    Attributes:
+        own_error: of the precision itself: a flip counts only where the reference preferred its class by more.
+        max_accuracy_drop: top-1 of the reference less that of the backend, 0..1, where labels are known.
+    """
+
+    own_error: float
+    max_relative_error: float | None = None
+    min_agreement: float | None = None
+    min_cosine: float | None = None
+    min_sqnr_db: float | None = None
+    max_accuracy_drop: float | None = None
+
+    def violations(self, measured: Comparison) -> tuple[str, ...]:
+        """What is out of budget, in words; empty when all is inside."""
+        return tuple(limit.text for limit in self.limits(measured) if not limit.ok)
+
+    def limits(self, measured: Comparison, accuracy: Accuracy | None = None) -> tuple[Limit, ...]:
+        """Every limit that applies to what was measured, `finite` first; where that is broken there is no other to speak of.
+
+        The accuracy's applies where it allows one image at least to be lost: of fewer images it would judge chance.
+        """
+        if not measured.finite:
+            return (Limit("finite", ok=False, text=measured.violations[0] if measured.violations else "outputs that are not finite"),)
+        judgeable = accuracy is not None and self.max_accuracy_drop is not None and accuracy.images * self.max_accuracy_drop >= 1
+        drop = accuracy.reference_top1 - accuracy.top1 if accuracy is not None and judgeable else None
+        checks = (
+            ("max_relative_error", "largest relative error", measured.max_relative_error, self.max_relative_error, ".2e"),
+            ("min_agreement", "top-1 agreement", measured.top1_agreement, self.min_agreement, ".2%"),
+            ("min_cosine", "worst cosine", measured.worst_cosine, self.min_cosine, ".5f"),
+            ("min_sqnr_db", "SQNR in dB", measured.sqnr_db, self.min_sqnr_db, ".1f"),
+            ("max_accuracy_drop", "fall of top-1", drop, self.max_accuracy_drop, ".2%"),
+        )
+        found = [Limit("finite", ok=True, text="every output is finite")]
+        for name, words, value, limit, form in checks:
+            if value is not None and limit is not None:
+                inside = value <= limit if name.startswith("max") else value >= limit
+                found.append(Limit(name, inside, f"{words} {value:{form}}, budget {'<=' if name.startswith('max') else '>='} {limit:{form}}"))
+        return tuple(found)
+
+    def changed(self, given: Mapping[str, float]) -> Budget:
+        """This budget with other values for the limits named.
+
+        Raises:
+            UnknownName: a budget has no limit of that name.
+            PlanError: the value is no number that the limit can have.
+        """
+        known = [one.name for one in fields(self)]
+        for name, value in given.items():
+            if name not in known:
+                raise UnknownName("budget", name, known)
+            largest = 1.0 if name in ("min_agreement", "min_cosine", "max_accuracy_drop") else math.inf
+            if not 0 <= value <= largest or math.isinf(value):
+                raise PlanError(f"expected {name} {'from 0 to 1' if largest == 1 else 'of at least 0'}, got {value:g}")
+        return replace(self, **given)
+
+    def text(self) -> str:
+        """All limits, as `--budget` takes them: `own_error=0.01 max_relative_error=0.01`."""
+        return " ".join(f"{name}={value:g}" for name, value in asdict(self).items() if value is not None)
+
+
+def budget_from_text(given: tuple[str, ...]) -> dict[str, float]:
+    """Limits from `NAME=VALUE` texts, each of which may hold several with spaces or commas between them.
+
+    Raises:
+        PlanError: a text is something else.
+    """
+    found = {}
+    for one in " ".join(given).replace(",", " ").split():
+        name, equals, value = one.partition("=")
+        try:
+            if not equals:
+                raise ValueError
+            found[name.replace("-", "_")] = float(value)
+        except ValueError:
+            raise PlanError(f"expected --budget as NAME=VALUE, got '{one}'; for example max_relative_error=1e-2") from None
+    return found
