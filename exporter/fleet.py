@@ -32,8 +32,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FILE = "resnet-parity.toml"
-
 
 @dataclass(frozen=True)
 class Settings:

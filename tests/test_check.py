@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
@@ -15,9 +16,13 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from calibration.data import built_in
+from calibration.table import table_from_file
 from exporter import ExportPlan, check, export
+from exporter.changes import changes
 from exporter.check import CheckPlan, check_bundle
-from runtimes import Bundle, backend_names
+from runtimes import Accuracy, Budget, Bundle, _open, backend_names, compare
+from runtimes.budget import budget_from_text
 
 
 @pytest.fixture(scope="module")
@@ -43,32 +48,60 @@ def replaced(bundle: Path, name: str, data: bytes) -> None:
     (bundle / "manifest.json").write_text(json.dumps(document))
 
 
+def cases(path: Path) -> dict[str, ElementTree.Element]:
+    """A JUnit file's test cases by group and name."""
+    return {f"{case.get('classname')}.{case.get('name')}": case for case in ElementTree.parse(path).getroot().iter("testcase")}
+
+
 def test_every_backend_is_listed_and_those_here_are_in_budget(run: Any, bundle: Path, tmp_path: Path) -> None:
     shown = run("check", bundle, "--junit", tmp_path / "junit.xml")
     assert shown.code == 0
-    assert [line.split()[0] for line in shown.out.splitlines()[1:3]] == ["onnxruntime", "pytorch"]
+    assert [line.split()[0] for line in shown.out.splitlines()[2:4]] == ["onnxruntime", "pytorch"]
     assert "batch 1, 8, 32" in shown.out
     assert "tensorrt     not here: backend 'tensorrt' needs the package 'tensorrt'" in shown.out
-    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
-    assert [case.get("name") for case in suite.iter("testcase")] == list(backend_names())
-    assert (suite.get("failures"), suite.get("errors")) == ("0", "0")
-    assert {case.get("name") for case in suite.iter("testcase") if case.find("skipped") is not None} >= {"tensorrt"}
+    (suite,) = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert (suite.get("name"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == ("resnet20-fp16", "0", "0", "2")
+    found = cases(tmp_path / "junit.xml")
+    assert int(suite.get("tests") or 0) == len(found)
+    limits = ("finite", "max_relative_error", "min_agreement")
+    expected = {f"resnet20-fp16.{backend}.{limit}" for backend in ("onnxruntime", "pytorch") for limit in limits}
+    assert set(found) == expected | {"resnet20-fp16.tensorrt.answers", "resnet20-fp16.tensorrt-rtx.answers"}
+    assert found["resnet20-fp16.tensorrt.answers"].find("skipped") is not None
+    assert set(backend_names()) == {name.split(".")[1] for name in found}
 
 
 def test_json_has_each_backends_verdict_and_figures(run: Any, bundle: Path) -> None:
     answer = run("check", bundle, "--backend", "onnxruntime", "--json", "--quiet").json
-    (one,) = answer["backends"]
-    assert (answer["ok"], one["verdict"], one["report"]["batches"]) == (True, "ok", [1, 8, 32])
-    assert one["report"]["backends"]["onnxruntime"]["max_relative_error"] < 1e-2
+    (checked,) = answer["bundles"]
+    (one,) = checked["backends"]
+    assert (answer["ok"], checked["ok"], checked["images"], one["verdict"]) == (True, True, 32, "ok")
+    assert one["answer"]["report"]["batches"] == [1, 8, 32]
+    measured = one["answer"]["report"]["backends"]["onnxruntime"]
+    assert measured["max_relative_error"] < 1e-2
+    assert {limit["name"]: limit["ok"] for limit in one["answer"]["limits"]} == {"finite": True, "max_relative_error": True, "min_agreement": True}
+    histogram = one["answer"]["errors"]
+    assert sum(histogram["counts"]) + histogram["exact"] == (1 + 8 + 32) * 10
+    assert len(histogram["decades"]) == len(histogram["counts"]) + 1
 
 
 def test_a_broken_budget_ends_with_4_and_is_a_failure_in_junit(run: Any, bundle: Path, tmp_path: Path) -> None:
-    shown = run("check", bundle, "--backend", "onnxruntime", "--max-error", "1e-9", "--junit", tmp_path / "junit.xml")
+    shown = run("check", bundle, "--backend", "onnxruntime", "--budget", "max_relative_error=1e-9", "--junit", tmp_path / "junit.xml")
     assert shown.code == 4
-    assert "error: onnxruntime is out of budget: largest relative error" in shown.err
+    assert "error: resnet20-fp16: onnxruntime is out of budget: largest relative error" in shown.err
     assert "budget <= 1.00e-09" in shown.err
-    failure = next(ElementTree.parse(tmp_path / "junit.xml").iter("failure"))
+    assert "onnxruntime: largest relative error" in shown.out
+    assert "parity " not in shown.err  # the table is on stdout already
+    found = cases(tmp_path / "junit.xml")
+    failure = found["resnet20-fp16.onnxruntime.max_relative_error"].find("failure")
+    assert failure is not None
     assert "largest relative error" in (failure.get("message") or "")
+    assert found["resnet20-fp16.onnxruntime.min_agreement"].find("failure") is None
+
+
+def test_the_table_of_a_broken_budget_stands_on_stderr_where_stdout_is_json(run: Any, bundle: Path) -> None:
+    shown = run("check", bundle, "--backend", "onnxruntime", "--budget", "max_relative_error=1e-9", "--json", "--quiet")
+    assert (shown.code, shown.json["ok"]) == (4, False)
+    assert shown.err.startswith("parity ")
 
 
 def test_answers_that_are_not_finite_are_out_of_budget(run: Any, bundle: Path) -> None:
@@ -89,23 +122,35 @@ def test_a_backend_that_crashes_takes_nobody_along(bundle: Path, monkeypatch: py
     opened = Bundle.open(bundle)
     with monkeypatch.context() as patch:
         patch.setattr(check, "_answer", crash)
-        (crashed,) = check_bundle(opened, ["pytorch"])
-    assert (crashed.verdict, crashed.report) == ("crashed", None)
+        (crashed,) = check_bundle(CheckPlan(opened, ["pytorch"]))[0].backends
+    assert (crashed.verdict, crashed.answer) == ("crashed", None)
     assert crashed.reason.startswith(reason)
-    (other,) = check_bundle(opened, ["onnxruntime"])
+    (other,) = check_bundle(CheckPlan(opened, ["onnxruntime"]))[0].backends
     assert other.verdict == "ok"
 
 
-def test_a_backend_asked_for_that_is_not_here_ends_with_3(run: Any, bundle: Path) -> None:
-    shown = run("check", bundle, "--backend", "tensorrt")
+def test_a_crash_ends_with_1_and_the_others_still_report(run: Any, bundle: Path, tmp_path: Path) -> None:
+    # onnxruntime runs; the program is no program, which is a failure of pytorch alone
+    replaced(bundle, "reference.pt2", b"no program")
+    shown = run("check", bundle, "--junit", tmp_path / "junit.xml")
+    assert shown.code == 1
+    assert "resnet20-fp16: pytorch failed: pytorch cannot load" in shown.err
+    assert next(line for line in shown.out.splitlines() if line.startswith("onnxruntime")).endswith("ok")
+    found = cases(tmp_path / "junit.xml")
+    assert found["resnet20-fp16.pytorch.answers"].find("error") is not None
+
+
+def test_a_backend_asked_for_that_is_not_here_ends_with_3(run: Any, bundle: Path, tmp_path: Path) -> None:
+    shown = run("check", bundle, "--backend", "tensorrt", "--junit", tmp_path / "junit.xml")
     assert shown.code == 3
+    assert cases(tmp_path / "junit.xml")["resnet20-fp16.tensorrt.answers"].find("error") is not None
     assert "tensorrt cannot answer: backend 'tensorrt' needs the package" in shown.err
 
 
 def test_an_unknown_backend_is_told_the_nearest(run: Any, bundle: Path) -> None:
     shown = run("check", bundle, "--backend", "onnx-runtime")
-    assert shown.code == 1
-    assert "did you mean onnxruntime" in shown.err
+    assert shown.code == 2
+    assert "did you mean onnxruntime" in shown.error
 
 
 @pytest.mark.parametrize("data", [b"", b"rubbish"])
@@ -128,3 +173,215 @@ def test_junit_into_a_folder_that_is_not_there_is_refused_before_the_work(run: A
     shown = run("check", bundle, "--junit", tmp_path / "nowhere" / "junit.xml")
     assert shown.code == 2
     assert "there is no folder" in shown.error
+
+
+def test_a_golden_file_of_another_model_is_told_from_this_ones(run: Any, bundle: Path) -> None:
+    with np.load(bundle / "golden.npz") as arrays:
+        inputs, logits = arrays["inputs"], arrays["logits"]
+    for changed, said in (
+        ({"inputs": inputs[:, :, :20], "logits": logits}, "its input are 1x20x28, expected 1x28x28"),
+        ({"inputs": inputs, "logits": logits[:, :7]}, "its logits are 7, expected 10"),
+    ):
+        file = io.BytesIO()
+        np.savez(file, **changed)
+        replaced(bundle, "golden.npz", file.getvalue())
+        shown = run("check", bundle, "--backend", "onnxruntime")
+        assert (shown.code, f"golden.npz is of another model: {said}" in shown.error) == (1, True)
+
+
+def test_no_backend_here_ends_with_3(run: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_open, "backend_names", lambda: ("tensorrt", "tensorrt-rtx"))
+    shown = run("check", bundle)
+    assert shown.code == 3
+    assert "tensorrt cannot answer" in shown.err
+
+
+# --- pictures in place of the golden inputs ---
+
+
+def test_data_is_held_against_the_reference_program(run: Any, bundle: Path) -> None:
+    answer = run("check", bundle, "--backend", "onnxruntime", "--data", "built-in", "--images", "150", "--json", "--quiet").json
+    (checked,) = answer["bundles"]
+    (one,) = checked["backends"]
+    assert (checked["evidence"], checked["images"], one["verdict"]) == ("pictures of built-in (train)", 150, "ok")
+    assert one["answer"]["accuracy"]["images"] == 150
+    assert one["answer"]["accuracy"]["top1"] > 0.85
+    assert 0 < one["answer"]["report"]["backends"]["onnxruntime"]["max_relative_error"] < 1e-2
+
+
+def test_data_of_other_classes_has_no_accuracy(run: Any, bundle: Path, tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        (tmp_path / "animals" / name).mkdir(parents=True)
+        for place in range(4):
+            built_in("test").image(place).save(tmp_path / "animals" / name / f"{place}.png")
+    answer = run("check", bundle, "--backend", "onnxruntime", "--data", tmp_path / "animals", "--json", "--quiet").json
+    (one,) = answer["bundles"][0]["backends"]
+    assert (one["verdict"], one["answer"]["accuracy"], answer["bundles"][0]["images"]) == ("ok", None, 8)
+
+
+def test_a_picture_that_cannot_be_read_is_left_out_and_said(run: Any, bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    built_in("test").image(0).save(folder / "good.png")
+    (folder / "bad.png").write_bytes(b"no picture")
+    shown = run("check", bundle, "--backend", "onnxruntime", "--data", folder)
+    assert shown.code == 0
+    assert "left out     cannot read the picture" in shown.out
+    (folder / "good.png").unlink()
+    shown = run("check", bundle, "--backend", "onnxruntime", "--data", folder)
+    assert (shown.code, "none of the 1 pictures" in shown.error) == (2, True)
+
+
+def test_an_empty_data_set_is_refused(run: Any, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    shown = run("check", bundle, "--data", tmp_path / "empty")
+    assert (shown.code, "holds no pictures" in shown.error) == (2, True)
+
+
+def test_data_needs_the_reference_program(run: Any, tmp_path: Path) -> None:
+    folder = export(ExportPlan("resnet20", tmp_path / "bare", reference=False)).folder
+    shown = run("check", folder, "--data", "built-in", "--backend", "onnxruntime")
+    assert (shown.code, "its reference program gave no answer" in shown.error, "has no reference.pt2" in shown.error) == (1, True, True)
+    assert run("check", folder, "--backend", "onnxruntime").code == 0
+
+
+def test_images_without_data_means_nothing(run: Any, bundle: Path) -> None:
+    shown = run("check", bundle, "--images", "5")
+    assert (shown.code, "--images is about the pictures of --data" in shown.error) == (2, True)
+
+
+# --- budgets ---
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        ("min_agrement=0.9", "unknown budget 'min_agrement'; did you mean min_agreement?"),
+        ("min_agreement=1.5", "expected min_agreement from 0 to 1, got 1.5"),
+        ("max_relative_error=-1", "expected max_relative_error of at least 0, got -1"),
+        ("max_relative_error=nan", "expected max_relative_error of at least 0, got nan"),
+        ("max_relative_error", "expected --budget as NAME=VALUE, got 'max_relative_error'"),
+        ("max_relative_error=a", "expected --budget as NAME=VALUE"),
+    ],
+)
+def test_a_budget_that_is_none_is_refused_before_the_work(run: Any, bundle: Path, budget: str, said: str) -> None:
+    shown = run("check", bundle, "--budget", budget)
+    assert (shown.code, said in shown.error) == (2, True), shown.err
+
+
+def test_several_limits_may_stand_in_one_text() -> None:
+    assert budget_from_text(("min-agreement=0.9, min_cosine=0.5", "min_sqnr_db=3")) == {"min_agreement": 0.9, "min_cosine": 0.5, "min_sqnr_db": 3.0}
+
+
+def test_a_budgets_text_gives_the_budget_back() -> None:
+    budget = Budget(0.05, min_agreement=0.98, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01)
+    assert Budget(0.0).changed(budget_from_text((budget.text(),))) == budget
+
+
+def test_an_accuracy_that_fewer_images_could_not_show_is_not_judged() -> None:
+    budget = Budget(0.05, max_accuracy_drop=0.01)
+    logits = np.eye(2)
+    measured = compare(logits, logits, budget)
+    worse = {images: budget.limits(measured, Accuracy(images, 0.9, 0.8, (0.0, 1.0))) for images in (99, 100)}
+    assert [limit.name for limit in worse[99]] == ["finite"]
+    assert [(limit.name, limit.ok) for limit in worse[100]] == [("finite", True), ("max_accuracy_drop", False)]
+    assert worse[100][1].text == "fall of top-1 10.00%, budget <= 1.00%"
+
+
+# --- flips ---
+
+
+def test_flips_name_the_image_the_classes_and_the_margin(run: Any, bundle: Path) -> None:
+    model = onnx.load(bundle / "model.onnx")
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "fc.bias")
+    values = numpy_helper.to_array(bias).copy()
+    values[4] += 1000  # whatever it sees is a coat
+    bias.CopyFrom(numpy_helper.from_array(values, bias.name))
+    replaced(bundle, "model.onnx", model.SerializeToString())
+    shown = run("check", bundle, "--backend", "onnxruntime", "--json", "--quiet")
+    assert shown.code == 4
+    (one,) = shown.json["bundles"][0]["backends"]
+    with np.load(bundle / "golden.npz") as arrays:
+        reference = arrays["logits"]
+    expected = {int(image) for image in np.flatnonzero(reference.argmax(1) != 4)}
+    flips = one["answer"]["flips"]
+    assert {flip["image"] for flip in flips} == expected
+    assert len(flips) == len(expected)  # each image once, though it was asked at three batch sizes
+    assert all(flip["got"] == 4 and flip["reference"] == reference[flip["image"]].argmax() for flip in flips)
+    first, second = np.sort(reference[flips[0]["image"]])[::-1][:2]
+    assert flips[0]["margin"] == pytest.approx((first - second) / np.abs(reference).max())
+    assert flips[0]["margin"] == max(flip["margin"] for flip in flips)
+    text = run("check", bundle, "--backend", "onnxruntime")
+    assert f"flip         onnxruntime: image {flips[0]['image']}, class {flips[0]['reference']} -> 4, margin" in text.out
+    assert f"and {len(flips) - 10} more" in text.out
+
+
+# --- one bundle against another ---
+
+
+def test_a_bundle_against_itself_has_no_change_and_no_error(run: Any, bundle: Path, exported: Path) -> None:
+    answer = run("check", bundle, "--against", exported, "--backend", "onnxruntime", "--json", "--quiet").json
+    (checked,) = answer["bundles"]
+    assert (checked["changes"], checked["reference"]) == ([], f"resnet20-fp16 in {exported}")
+    assert checked["backends"][0]["answer"]["report"]["backends"]["onnxruntime"]["max_relative_error"] == 0
+
+
+def test_what_changed_between_two_bundles_is_listed_and_judged(run: Any, bundle: Path, tmp_path: Path) -> None:
+    other = export(ExportPlan("resnet20", tmp_path / "int8", precision="int8")).folder
+    shown = run("check", other, "--against", bundle, "--backend", "onnxruntime")
+    assert shown.code == 0
+    assert "changed      precision: fp16 -> int8" in shown.out
+    assert "changed      calibration.calibrator: nothing -> mse" in shown.out
+    assert "changed      file model.onnx: sha256 " in shown.out
+    assert "-> nothing\n" in shown.out  # an FP16 budget has an error that INT8's has not
+    assert "calibration: nothing -> nothing" not in shown.out
+    assert run("check", other, "--against", bundle, "--backend", "onnxruntime", "--budget", "min_sqnr_db=60").code == 4
+
+
+def test_ranges_that_moved_are_named_with_their_move(tmp_path: Path) -> None:
+    old, new = (export(ExportPlan("resnet20", tmp_path / name, precision="int8", calibrator=name)).folder for name in ("mse", "minmax"))
+    found = {change.what: change for change in changes(Bundle.open(old), Bundle.open(new))}
+    moved = [name for name in found if name.startswith("range ")]
+    assert len(moved) == 10
+    total = len(table_from_file(old / "calibration.json").tensors)
+    assert found["ranges that moved"].new.endswith(f"of {total}; the ten largest moves are above")
+    before, after = (table_from_file(folder / "calibration.json") for folder in (old, new))
+    name = moved[0].removeprefix("range ")
+    one, other = before.thresholds("mse")[name], after.thresholds("minmax")[name]
+    assert found[moved[0]].new == f"{other:.6g} ({other / one - 1:+.1%})"
+
+
+def test_bundles_that_cannot_be_asked_the_same_are_told_so(run: Any, bundle: Path, tmp_path: Path) -> None:
+    other = export(ExportPlan("resnet20", tmp_path / "other", weights="random", classes=4)).folder
+    shown = run("check", bundle, "--against", other)
+    assert (shown.code, "gives other outputs" in shown.error) == (2, True)
+    larger = export(ExportPlan("resnet20", tmp_path / "larger", image_size=(32, 32))).folder
+    shown = run("check", bundle, "--against", larger)
+    assert (shown.code, "give --data with pictures" in shown.error) == (2, True)
+    shown = run("check", bundle, "--against", larger, "--data", "built-in", "--images", "40", "--backend", "onnxruntime", "--json", "--quiet")
+    assert shown.json["bundles"][0]["images"] == 40
+    assert "preprocess.crop" in {change["what"] for change in shown.json["bundles"][0]["changes"]}
+
+
+# --- GitHub ---
+
+
+def test_github_gets_a_summary_and_an_annotation_for_each_broken_limit(
+    run: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    shown = run("check", bundle, "--backend", "onnxruntime", "--budget", "max_relative_error=1e-9", "--github")
+    assert shown.code == 4
+    (line,) = [line for line in shown.out.splitlines() if line.startswith("::error")]
+    assert line.startswith("::error title=resnet20-fp16 on onnxruntime::largest relative error ")
+    summary = (tmp_path / "summary.md").read_text()
+    assert "resnet20-fp16" in summary
+    assert "| onnxruntime | out of budget |" in summary
+    run("check", bundle, "--backend", "onnxruntime", "--github")
+    assert (tmp_path / "summary.md").read_text().count("### ") == 2  # added to what other steps wrote
+
+
+def test_github_outside_a_workflow_is_refused(run: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    shown = run("check", bundle, "--github")
+    assert (shown.code, "is not set here" in shown.error) == (2, True)

@@ -45,17 +45,18 @@ Exit codes: 0 within budget, 1 failed, 2 asked for wrongly,
 def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | None, github: bool, **options: Any) -> None:
     """Run each BUNDLE's golden inputs, or pictures, on the backends that are here and hold the answers against its parity budget."""
     from exporter.check import check_bundle
-    from exporter.cli._github import annotation_lines, write_summary
+    from exporter.cli._github import annotation_lines, summary_file, write_summary
     from exporter.junit import xml_from_checks
 
     _check_writable(junit, "--junit")
+    summary = summary_file() if github else None
     plans = [_plan(entry) for entry in _entries(bundles, options)]
     with status(quiet=quiet) as say:
         checks = [check_bundle(plan, say)[0] for plan in plans]
     if junit is not None:
         _write(junit, xml_from_checks(checks), "--junit")
-    if github:
-        write_summary(checks)
+    if summary is not None:
+        write_summary(summary, checks)
     if as_json:
         import msgspec
 

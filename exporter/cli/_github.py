@@ -19,18 +19,26 @@ SUMMARY = "GITHUB_STEP_SUMMARY"
 HEADING = ("backend", "verdict", "max error", "cosine", "SQNR dB", "agreement", "flips", "why")
 
 
-def write_summary(checks: Sequence[BundleCheck]) -> None:
-    """Add the checks' tables to the job summary.
+def summary_file() -> Path:
+    """Where this step's summary is to be written.
 
     Raises:
         PlanError: this is no step of a workflow.
-        BadInput: the file cannot be written.
     """
     path = os.environ.get(SUMMARY)
     if not path:
         raise PlanError(f"--github is for a step of a GitHub workflow, and {SUMMARY} is not set here; leave the option out")
+    return Path(path)
+
+
+def write_summary(path: Path, checks: Sequence[BundleCheck]) -> None:
+    """Add the checks' tables to the job summary.
+
+    Raises:
+        BadInput: the file cannot be written.
+    """
     try:
-        with Path(path).open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(markdown_from_checks(checks))
     except OSError as error:
         raise BadInput(f"cannot write the job summary {path}: {error.strerror}") from error
