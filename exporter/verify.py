@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,15 @@ from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.base import Runtime
 from runtimes.budget import Budget
 from runtimes.errors import LowerError, ParityError
-from runtimes.parity import LOGITS, Accuracy, Comparison, ParityReport, accuracy, compare_outputs, sqnr_db
+from runtimes.evidence import Answered, Evidence, answered
+from runtimes.parity import Accuracy, ParityReport, sqnr_db
 from runtimes.specs import BatchRange
 
 Outputs = dict[str, NDArray[Any]]
 REFERENCE, SIMULATION = "pytorch", "simulation"
 SIMULATED_IMAGES = 8
 """Where no labels are known: errors of 8 images' logits are thousands of figures, and the simulation costs twice a plain run."""
+SIMULATED_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,10 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Proof:
-    """What the reference answered, float32 by output's name, and the verdict."""
+    """What the reference answered, float32 by output's name, what each backend and the simulation did, and the verdict."""
 
     outputs: Outputs
+    answers: dict[str, Answered]
     report: ParityReport
     accuracy: Accuracy | None
 
@@ -72,38 +75,45 @@ def prove(folder: Path, images: Images, graphs: Graphs, *, budget: Budget, batch
         LowerError: a tensor is beyond the precision's range; names it.
         ParityError: a backend is out of budget; carries the report.
     """
-    inputs, simulation = images.fed, graphs.simulation
+    simulation = graphs.simulation
     if not backends and simulation is None:
         raise ValueError("expected a backend or a simulation to prove the file with, got neither")
     with _opened(folder, REFERENCE) as runtime:
         # By their place: the program alone does not know what its outputs are called.
         names = [value.name for value in graphs.original.graph.output]
         reference = dict(zip(names, _outputs(runtime, images.inputs, batch.opt).values(), strict=True))
-    compared: dict[str, Comparison] = {}
+    evidence = Evidence(images.fed, reference, images.labels)
+    answers: dict[str, Answered] = {}
     for backend in backends:
         with _opened(folder, backend) as runtime:
-            parts = _at_each_batch(runtime, inputs, batch)
-        compared[backend] = _compared(reference, parts, budget)
+            answers[backend] = answered(evidence, backend, runtime, budget, batch)
     if simulation is not None:
         if not backends:
             onnx.checker.check_model(folder / OnnxRuntime.FILE, full_check=True)
-        with OnnxRuntime.from_bytes(simulation.SerializeToString()) as runtime:
-            if backends:
-                parts = [_outputs(runtime, inputs if images.labels is not None else inputs[:SIMULATED_IMAGES], batch.max)]
-            else:
-                parts = _at_each_batch(runtime, inputs, batch)
-        if not all(np.isfinite(values).all() for part in parts for values in part.values()):
-            _name_overflow(simulation, inputs[:SIMULATED_IMAGES])
-        compared[SIMULATION] = _compared(reference, parts, budget)
-    report = ParityReport(all(one.ok for one in compared.values()), len(inputs), batch.checked, compared, budget)
-    measured = accuracy(reference[LOGITS], parts[-1][LOGITS], images.labels) if images.labels is not None else None
-    said = [f"{name}: {', '.join(one.violations)}" for name, one in compared.items() if not one.ok]
-    if measured is not None and budget.max_accuracy_drop is not None and measured.reference_top1 - measured.top1 > budget.max_accuracy_drop:
-        said.append(f"top-1 fell from {measured.reference_top1:.2%} to {measured.top1:.2%}, allowed {budget.max_accuracy_drop:.2%}")
+        answers[SIMULATION] = _simulated(simulation, evidence, budget, None if backends else batch)
+    compared = {name: one.report.backends[name] for name, one in answers.items()}
+    report = ParityReport(all(one.ok for one in answers.values()), len(images.fed), batch.checked, compared, budget)
+    said = [f"{name}: {', '.join(limit.text for limit in one.limits if not limit.ok)}" for name, one in answers.items() if not one.ok]
     if said:
-        where = worst_block(graphs, inputs[:SIMULATED_IMAGES])
-        raise ParityError(f"parity is out of budget over {len(inputs)} images, {'; '.join(said)}{where}; no bundle was written", report)
-    return Proof(reference, report, measured)
+        where = worst_block(graphs, images.fed[:SIMULATED_IMAGES])
+        raise ParityError(f"parity is out of budget over {len(images.fed)} images, {'; '.join(said)}{where}; no bundle was written", report)
+    return Proof(reference, answers, report, list(answers.values())[-1].accuracy)
+
+
+def _simulated(simulation: onnx.ModelProto, evidence: Evidence, budget: Budget, batch: BatchRange | None) -> Answered:
+    """The simulation's answers: at each batch as a backend's where one is given, else in one pass, over few images where no labels are known.
+
+    Raises:
+        LowerError: a tensor is beyond the precision's range; names it.
+    """
+    if batch is None and evidence.labels is None:
+        evidence = Evidence(evidence.inputs[:SIMULATED_IMAGES], {name: values[:SIMULATED_IMAGES] for name, values in evidence.outputs.items()})
+    size = min(len(evidence.inputs), SIMULATED_BATCH)
+    with OnnxRuntime.from_bytes(simulation.SerializeToString()) as runtime:
+        answer = answered(evidence, SIMULATION, runtime, budget, batch or BatchRange(size, size, size))
+    if not answer.report.backends[SIMULATION].finite:
+        _name_overflow(simulation, evidence.inputs[:SIMULATED_IMAGES])
+    return answer
 
 
 def worst_block(graphs: Graphs, inputs: NDArray[Any]) -> str:
@@ -131,24 +141,10 @@ def _opened(folder: Path, backend: str) -> Runtime:
     return runtime.open(folder / runtime.FILE)
 
 
-def _at_each_batch(runtime: Runtime, inputs: NDArray[Any], batch: BatchRange) -> list[Outputs]:
-    """Outputs for each batch size that is checked; for the largest, which comes last, of all inputs."""
-    return [_outputs(runtime, inputs if size == batch.max else inputs[:size], size) for size in batch.checked]
-
-
-def _compared(reference: Mapping[str, NDArray[Any]], parts: Sequence[Outputs], budget: Budget) -> Comparison:
-    """All parts, each of which answers the first inputs, against the reference's outputs."""
-    expected = {name: np.concatenate([values[: len(part[name])] for part in parts]) for name, values in reference.items()}
-    return compare_outputs(expected, _joined(parts), budget)
-
-
 def _outputs(runtime: Runtime, inputs: NDArray[Any], size: int) -> Outputs:
     """Outputs for all inputs, fed `size` at a time."""
-    name = runtime.inputs[0].name
-    return _joined([runtime.run({name: inputs[start : start + size]}) for start in range(0, len(inputs), size)])
-
-
-def _joined(parts: Sequence[Outputs]) -> Outputs:
+    source = runtime.inputs[0].name
+    parts = [runtime.run({source: inputs[start : start + size]}) for start in range(0, len(inputs), size)]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

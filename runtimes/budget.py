@@ -50,7 +50,7 @@ class Budget:
     def limits(self, measured: Comparison, accuracy: Accuracy | None = None) -> tuple[Limit, ...]:
         """Every limit that applies to what was measured, `finite` first; where that is broken there is no other to speak of.
 
-        The accuracy's applies where it allows one image at least to be lost: of fewer images it would judge chance.
+        Of features each output is held against every limit, and those that break it are named. The accuracy's applies where it allows one image at least to be lost: of fewer images it would judge chance.
         """
         if not measured.finite:
             return (Limit("finite", ok=False, text=measured.violations[0] if measured.violations else "outputs that are not finite"),)
@@ -68,7 +68,7 @@ class Budget:
             if value is not None and limit is not None:
                 inside = value <= limit if name.startswith("max") else value >= limit
                 found.append(Limit(name, inside, f"{words} {value:{form}}, budget {'<=' if name.startswith('max') else '>='} {limit:{form}}"))
-        return tuple(found)
+        return tuple(_naming_outputs(limit, {name: self.limits(one) for name, one in measured.outputs.items()}) for limit in found)
 
     def changed(self, given: Mapping[str, float]) -> Budget:
         """This budget with other values for the limits named.
@@ -89,6 +89,12 @@ class Budget:
     def text(self) -> str:
         """All limits, as `--budget` takes them: `own_error=0.01 max_relative_error=0.01`."""
         return " ".join(f"{name}={value:g}" for name, value in asdict(self).items() if value is not None)
+
+
+def _naming_outputs(limit: Limit, outputs: Mapping[str, tuple[Limit, ...]]) -> Limit:
+    """The limit of all outputs together; broken, with the outputs that break it."""
+    said = [f"{output}: {one.text}" for output, limits in outputs.items() for one in limits if one.name == limit.name and not one.ok]
+    return replace(limit, text="; ".join(said)) if said else limit
 
 
 def budget_from_text(given: tuple[str, ...]) -> dict[str, float]:

@@ -1,0 +1,71 @@
+"""docs/parity.md: written from what was measured, and true of what is measured again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from exporter.models import MODELS
+from exporter.plan import precision_names
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def matrix() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("parity_matrix", ROOT / "scripts" / "parity_matrix.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def measured(matrix: ModuleType) -> Any:
+    return json.loads(matrix.MEASURED.read_text())
+
+
+def test_the_table_is_what_was_measured(matrix: ModuleType, measured: Any) -> None:
+    assert matrix.TABLE.read_text() == matrix.table_from_measurements(measured, matrix.newest_gpu_result())
+
+
+def test_every_model_has_been_measured_in_every_precision_and_is_in_budget(measured: Any) -> None:
+    found = {(model, precision): cell["ok"] for model, cells in measured["cells"].items() for precision, cell in cells.items()}
+    assert found == {(model, precision): True for model in MODELS for precision in precision_names()}
+
+
+def test_a_cell_measured_again_is_the_one_that_was_written(matrix: ModuleType, measured: Any) -> None:
+    found = matrix.cell("resnet20", "fp16")
+    written = measured["cells"]["resnet20"]["fp16"]
+    assert (found["ok"], found["bytes"], set(found["backends"])) == (True, written["bytes"], set(written["backends"]))
+    for name in ("onnxruntime", "simulation"):
+        assert found["backends"][name]["max_relative_error"] == pytest.approx(written["backends"][name]["max_relative_error"], rel=0.5)
+    assert found["backends"][matrix.BUILT]["convolutions"] == written["backends"][matrix.BUILT]["convolutions"]
+
+
+def test_gpu_figures_take_the_place_of_not_verified(matrix: ModuleType, measured: Any) -> None:
+    without = matrix.table_from_measurements(measured, None)
+    assert "GPU columns: not verified" in without
+    parity = {"max_relative_error": 0.0123, "sqnr_db": 40.0, "top1_agreement": 1.0, "ok": True}
+    gpu = {"device": {"name": "a GPU"}, "date": "2026-01-01", "bundles": {"resnet20-fp16": {"tensorrt": {"parity": parity}}}}
+    shown = matrix.table_from_measurements(measured, gpu)
+    assert "GPU columns: a GPU, 2026-01-01" in shown
+    assert "1.2e-02, 100.00%" in shown
+    failed = {**gpu, "bundles": {"resnet20-fp16": {"tensorrt": {"failed": "no driver"}}}}
+    assert "1.2e-02" not in matrix.table_from_measurements(measured, failed)
+
+
+@pytest.mark.slow
+def test_every_model_in_every_precision_on_every_backend(matrix: ModuleType) -> None:
+    failed = {
+        f"{model} {precision}": found for model in MODELS for precision in precision_names() if not (found := matrix.cell(model, precision))["ok"]
+    }
+    assert not failed
