@@ -50,7 +50,8 @@ class Budget:
     def limits(self, measured: Comparison, accuracy: Accuracy | None = None) -> tuple[Limit, ...]:
         """Every limit that applies to what was measured, `finite` first; where that is broken there is no other to speak of.
 
-        Of features each output is held against every limit, and those that break it are named. The accuracy's applies where it allows one image at least to be lost: of fewer images it would judge chance.
+        Of features each output is held against every limit, and those that break it are named. The accuracy's applies where it allows
+        one image at least to be lost: of fewer images it would judge chance.
         """
         if not measured.finite:
             return (Limit("finite", ok=False, text=measured.violations[0] if measured.violations else "outputs that are not finite"),)
