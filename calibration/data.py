@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,9 @@ FASHION_MNIST_CLASSES = (
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
+Split = Literal["train", "test"]
+IDX_NAMES: dict[Split, str] = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
+
 
 @dataclass(frozen=True)
 class ImageSource:
@@ -46,6 +50,7 @@ class ImageSource:
         image: the picture at a place, 0 <= place < count; raises BadInput where it cannot be read.
         labels: class indices, int64 (count,), where they are known.
         classes: class names, where they are known.
+        names: the pictures' paths below the folder that was given, with slashes; None for what is no folder.
     """
 
     name: str
@@ -53,28 +58,37 @@ class ImageSource:
     image: Callable[[int], Image.Image] = field(repr=False)
     labels: NDArray[np.int64] | None = field(default=None, repr=False)
     classes: tuple[str, ...] | None = field(default=None, repr=False)
+    names: tuple[str, ...] | None = field(default=None, repr=False)
 
     def chosen(self, places: NDArray[np.int64]) -> ImageSource:
         """The pictures at these places, in their order."""
         labels = None if self.labels is None else self.labels[places]
-        return ImageSource(self.name, len(places), lambda place: self.image(int(places[place])), labels, self.classes)
+        names = None if self.names is None else tuple(self.names[place] for place in places)
+        return ImageSource(self.name, len(places), lambda place: self.image(int(places[place])), labels, self.classes, names)
 
 
-def open_source(data: str) -> ImageSource:
+def open_source(data: str, *, split: Split = "train") -> ImageSource:
     """The pictures that `--data` names.
 
     `built-in`; a folder of pictures; a folder whose subfolders are classes; an `.npz` with `images` (uint8, (n, height, width) or
-    (n, height, width, 3)) and perhaps `labels`; an IDX file of images, or a folder with Fashion-MNIST's four (its training images).
+    (n, height, width, 3)) and perhaps `labels`; an IDX file of images, or a folder with Fashion-MNIST's four.
+
+    Args:
+        split: which images of those that come as training and test images: the built-in ones, and a folder with Fashion-MNIST's files.
 
     Raises:
         BadInput: there is nothing of the kind; says what was looked for.
     """
     if data == "built-in":
-        return built_in("train")
+        return built_in(split)
     path = Path(data)
     if path.is_dir():
-        idx = sorted(path.glob("train-images-idx3-ubyte*"))
-        return _source_from_idx(idx[0]) if idx else _source_from_folder(path)
+        found = {part: sorted(path.glob(f"{name}*")) for part, name in IDX_NAMES.items()}
+        if any(found.values()) and not found[split]:
+            raise BadInput(
+                f"--data: expected {IDX_NAMES[split]} in {path}, got only {next(filter(None, found.values()))[0].name}; add it, or name a file"
+            )
+        return _source_from_idx(found[split][0]) if found[split] else _source_from_folder(path)
     if not path.exists():
         raise BadInput(f"--data: {path} does not exist; give a folder of pictures, an .npz, an IDX file, or built-in")
     return _source_from_npz(path) if path.suffix == ".npz" else _source_from_idx(path)
@@ -93,15 +107,22 @@ def evenly_chosen(source: ImageSource, count: int, seed: int) -> NDArray[np.int6
 
 
 def _source_from_folder(folder: Path) -> ImageSource:
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    def fail(error: OSError) -> NoReturn:
+        raise BadInput(f"--data: cannot read {error.filename}: {error.strerror}") from error
+
+    # Linked folders are followed, as torchvision and timm do: a subset of a data set is often a tree of links.
+    walked = os.walk(folder, onerror=fail, followlinks=True)
+    paths = sorted(Path(parent, name) for parent, _, files in walked for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise BadInput(f"--data: {folder} holds no pictures; expected {' '.join(IMAGE_SUFFIXES)} files, in it or in a subfolder for each class")
-    parents = {path.relative_to(folder).parts[0] for path in paths if path.parent != folder}
-    if not parents or any(path.parent == folder for path in paths):
-        return ImageSource(str(folder), len(paths), lambda place: open_image(paths[place]))
-    classes = tuple(sorted(parents))
-    labels = np.array([classes.index(path.relative_to(folder).parts[0]) for path in paths], np.int64)
-    return ImageSource(str(folder), len(paths), lambda place: open_image(paths[place]), labels, classes)
+    names = tuple(path.relative_to(folder).as_posix() for path in paths)
+    source = ImageSource(str(folder), len(paths), lambda place: open_image(paths[place]), names=names)
+    if any("/" not in name for name in names):
+        return source
+    parents = [name.split("/", 1)[0] for name in names]
+    classes = tuple(sorted(set(parents)))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return replace(source, labels=np.array([numbers[parent] for parent in parents], np.int64), classes=classes)
 
 
 def _source_from_npz(path: Path) -> ImageSource:
@@ -140,7 +161,7 @@ def _source_from_arrays(name: str, images: NDArray[np.uint8], labels: NDArray[An
 
 
 @functools.cache
-def built_in(split: Literal["train", "test"]) -> ImageSource:
+def built_in(split: Split) -> ImageSource:
     """The images that ship with the package: part of Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747; MIT).
 
     1,000 training images (100 of each class) or the first 2,000 test images; grey, 28 x 28 pixels.

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from calibration.data import ImageSource
-from runtimes.errors import BadInput, CalibrationError
+from calibration.reading import Unreadable, check_readable, read_ahead
+from runtimes.errors import CalibrationError
 from runtimes.preprocess import Preprocess
 
 FEWEST_IMAGES = 64
-LARGEST_UNREADABLE_SHARE = 0.01
-DECODERS, AHEAD = 2, 4
+AHEAD = 4
 NOISE_CORRELATION = 0.1
 DIGEST_BITS = 256
 
@@ -49,14 +47,11 @@ class Sample:
             CalibrationError: more than one picture in a hundred cannot be read; names some.
         """
         rows: list[NDArray[np.float32]] = []
-        for decoded in self._decoded(size * AHEAD):
+        for decoded in read_ahead(self.source, range(self.source.count), self._prepare, ahead=size * AHEAD):
             on_image()
-            if isinstance(decoded, str):
-                self.unreadable.append(decoded)
-                if len(self.unreadable) > LARGEST_UNREADABLE_SHARE * self.source.count:
-                    raise CalibrationError(
-                        f"{len(self.unreadable)} of the {self.source.count} pictures cannot be read, more than 1 %: {'; '.join(self.unreadable[:3])}"
-                    )
+            if isinstance(decoded, Unreadable):
+                self.unreadable.append(decoded.reason)
+                check_readable(self.unreadable, self.source.count)
                 continue
             array, digest, correlation = decoded
             self.images += 1
@@ -89,25 +84,7 @@ class Sample:
         if np.median(self._correlations) < NOISE_CORRELATION:
             raise CalibrationError("the calibration images look like random noise (neighbouring pixels are unrelated); give real images")
 
-    def _decoded(self, ahead: int) -> Iterator[tuple[NDArray[np.float32], bytes, float] | str]:
-        with ThreadPoolExecutor(DECODERS) as pool:
-            waiting: deque[Future[tuple[NDArray[np.float32], bytes, float] | str]] = deque()
-            try:
-                for place in range(self.source.count):
-                    waiting.append(pool.submit(self._decode, place))
-                    if len(waiting) >= ahead:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
-
-    def _decode(self, place: int) -> tuple[NDArray[np.float32], bytes, float] | str:
-        try:
-            image = self.source.image(place)
-        except BadInput as error:
-            return str(error)
+    def _prepare(self, image: Image.Image) -> tuple[NDArray[np.float32], bytes, float]:
         header = f"{image.mode} {image.size}".encode()
         return self.preprocess(image), hashlib.sha256(header + image.tobytes()).digest(), neighbour_correlation(image)
 

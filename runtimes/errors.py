@@ -14,6 +14,7 @@
         BackendUnavailable          3   a package, driver or device is missing; names the remedy
         WeightsUnavailable          3   pretrained weights could not be fetched
         ParityError                 4   measured, and out of budget; carries the report
+        AccuracyError               4   measured, and less accurate than was asked for
 
 Messages read: expected X, got Y; do Z. Programming mistakes stay TypeError and AssertionError.
 """
@@ -107,3 +108,9 @@ class ParityError(ResnetExportError):
     def __init__(self, message: str, report: ParityReport) -> None:
         super().__init__(message)
         self.report = report
+
+
+class AccuracyError(ResnetExportError):
+    """A model is less accurate on the data than was asked for."""
+
+    exit_code = 4

@@ -101,8 +101,7 @@ def test_source(data: Path | None) -> ImageSource:
     """The test images of an IDX folder; any other source as it is; the 2,000 built-in ones where none is given."""
     if data is None:
         return built_in("test")
-    idx = sorted(data.glob("t10k-images-idx3-ubyte*")) if data.is_dir() else []
-    return open_source(str(idx[0] if idx else data))
+    return open_source(str(data), split="test")
 
 
 def logits(model: bytes, inputs: Floats, level: Any) -> Floats:

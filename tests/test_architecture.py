@@ -36,7 +36,17 @@ def test_arrows_of_import_point_one_way(package: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["runtimes", "runtimes.bundle", "runtimes.parity", "runtimes.classify", "calibration.data", "exporter", "exporter.plan", "exporter.cli.deploy"],
+    [
+        "runtimes",
+        "runtimes.bundle",
+        "runtimes.parity",
+        "runtimes.classify",
+        "calibration.data",
+        "exporter",
+        "exporter.plan",
+        "exporter.evaluate",
+        "exporter.cli.deploy",
+    ],
 )
 def test_importing_what_a_device_needs_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; heavy = {HEAVY!r} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"

@@ -31,8 +31,8 @@ def run_command(command: click.Command) -> NoReturn:
         sys.exit(WRONG_USE)
     except click.ClickException as error:
         _fail(error.format_message(), WRONG_USE)
-    except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted; nothing was written", INTERRUPTED)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        _fail(str(stop) or "interrupted; nothing was written", INTERRUPTED)
     except ParityError as error:
         if not error.shown:
             click.echo("\n".join(parity_lines(error.report)), err=True)
@@ -53,7 +53,7 @@ def status(*, quiet: bool) -> Iterator[Say]:
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
     if not console.is_terminal:
-        yield lambda step, done=0, total=0: None if done else console.print(step)
+        yield lambda step, done=0, total=0: None if done else console.print(step, markup=False, soft_wrap=True)
         return
     speed = TextColumn("{task.fields[speed]}")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
@@ -62,7 +62,7 @@ def status(*, quiet: bool) -> Iterator[Say]:
 
         def say(step: str, done: int = 0, total: int = 0) -> None:
             if step.startswith("left out"):  # stays on the screen; the moving line does not
-                return progress.console.print(step)
+                return progress.console.print(step, markup=False, soft_wrap=True)
             rate = progress.tasks[0].speed
             progress.update(task, description=step, completed=done, total=total or None, speed=f"{rate:.0f} images/s" if total and rate else "")
 

@@ -11,6 +11,7 @@ import click
 from exporter.cli._build import build, engine_lines
 from exporter.cli._check import check
 from exporter.cli._common import accuracy_line, echo_json, gives_text, parity_lines, run_command, size_text
+from exporter.cli._eval import evaluate
 from runtimes.errors import BackendUnavailable, BadInput
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 EPILOG = """\b
 Exit codes: 0 done and within budget, 1 failed, 2 asked for wrongly,
-            3 something is not here, 4 out of the parity budget."""
+            3 something is not here, 4 out of the parity budget, or less accurate
+            than --min-top1."""
 
 
 @click.group(epilog=EPILOG)
@@ -36,6 +38,7 @@ def main() -> None:
 
 command.add_command(build)
 command.add_command(check)
+command.add_command(evaluate)
 
 
 @command.command()

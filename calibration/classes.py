@@ -1,0 +1,210 @@
+"""Which class of the model each class of a data set is.
+
+Reasoned in this order, and never guessed beyond it:
+
+1. `--synsets` says which WordNet id each class of the model is: by it.
+2. All of the data's class names are among the bundle's labels: by name. Where they are not, letter case, spaces and punctuation are left out of
+   account (`great_white_shark`), unless that makes two classes one: ImageNet has a `Cardigan`, which is a dog, and a `cardigan`, which is none.
+3. All are WordNet ids, a thousand of them, and the model has a thousand classes: in sorted order. That is ImageNet's order of classes wherever
+   folders were sorted to number them: torchvision's ImageNet is an ImageFolder of WordNet ids (torchvision/datasets/imagenet.py), Keras'
+   `imagenet_class_index.json` and Kaggle's `LOC_synset_mapping.txt` list them so. Of fewer nothing says which they are.
+4. All are whole numbers below the number of classes: by number, so that 10 comes after 2. Where the least is 1 and the largest the number of
+   classes they count from 1, in an order that is not said: the devkit of ILSVRC2012 numbers its synsets in an order of its own (its readme.txt,
+   `ILSVRC2012_ID`), and that is what `ILSVRC2012_validation_ground_truth.txt` holds.
+5. The bundle has no labels, and there are as many class names as classes: in their order, which for folders is torchvision's ImageFolder's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from calibration.data import ImageSource
+from runtimes.errors import BadInput
+
+WORDNET_ID = re.compile(r"n[0-9]{8}")
+IMAGENET_CLASSES = 1000
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class ModelClasses:
+    """What is known of a model's classes.
+
+    Attributes:
+        count: how many.
+        labels: their names, of which some may be the same; None where they are not known.
+        synsets: their WordNet ids, each once; None where they are not known.
+    """
+
+    count: int
+    labels: tuple[str, ...] | None = None
+    synsets: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Matching:
+    """The model's class for each class of the data, and how that was told."""
+
+    indices: tuple[int, ...]
+    how: str
+
+
+def matched(source: ImageSource, model: ModelClasses) -> tuple[ImageSource, str]:
+    """The source with the model's class indices for labels, and how they were told.
+
+    Its `classes` are all of the model's: the bundle's labels or, where it has none, the data's own names, and numbers for the rest.
+
+    Raises:
+        BadInput: the pictures have no labels, or nothing says for certain which classes of the model they are.
+    """
+    if source.labels is None:
+        raise BadInput(
+            f"expected a class for each picture of {source.name}, got none; put the pictures in a folder for each class and nothing beside, "
+            "or give --data-labels"
+        )
+    names = [str(place) for place in range(model.count)]
+    if source.classes is None:
+        if model.synsets is not None:
+            raise BadInput(f"--synsets is for classes that are WordNet ids, and those of {source.name} are numbers; leave it out")
+        _check_numbers({int(label) for label in source.labels}, model.count, source.name)
+        return replace(source, classes=model.labels or tuple(names)), "by number"
+    matching = match_classes(source.classes, model, source.name)
+    for index, name in zip(matching.indices, source.classes, strict=True):
+        names[index] = name
+    labels = np.array(matching.indices, np.int64)[source.labels]
+    return replace(source, labels=labels, classes=model.labels or tuple(names)), matching.how
+
+
+def match_classes(names: Sequence[str], model: ModelClasses, where: str) -> Matching:
+    """Which class of the model each of `names`, all different, is; `where` is named in errors.
+
+    Raises:
+        BadInput: they cannot be told; shows names of both sides, and says what would tell them.
+    """
+    if model.synsets is not None:
+        return _by_synset(names, model, where)
+    if model.labels is not None and (found := _by_name(names, model.labels, where)):
+        return found
+    if all(WORDNET_ID.fullmatch(name) for name in names) and len(names) == model.count == IMAGENET_CLASSES:
+        rank = {name: place for place, name in enumerate(sorted(names))}
+        return Matching(tuple(rank[name] for name in names), "by the sorted order of their WordNet ids")
+    if all(re.fullmatch("[0-9]+", name) for name in names):
+        numbers = [int(name) for name in names]
+        _check_numbers(numbers, model.count, where)
+        return Matching(tuple(numbers), "by number")
+    if model.labels is None and len(names) == model.count:
+        return Matching(tuple(range(model.count)), "by the sorted order of their names")
+    raise BadInput(_refusal(names, model, where))
+
+
+def synsets_from_file(path: Path, count: int) -> tuple[str, ...]:
+    """The WordNet ids of a model's `count` classes, in their order.
+
+    A text file has one at the start of each line, as Kaggle's `LOC_synset_mapping.txt`: `n01440764 tench, Tinca tinca`. A `.json` file is
+    Keras' `imagenet_class_index.json`: `{"0": ["n01440764", "tench"], ...}`.
+
+    Raises:
+        BadInput: it cannot be read, does not give each class another WordNet id, or is in the order of ImageNet's devkit
+            (`map_clsloc.txt`: `n02119789 1 kit_fox`), which is not that of any model's classes.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        rows = _rows_from_json(json.loads(text), path) if path.suffix == ".json" else [line.split() for line in text.splitlines()]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise BadInput(f"--synsets: cannot read {path}: {error}; give a line for each class that starts with its WordNet id") from error
+    synsets = tuple(row[0] if row else "" for row in rows)
+    for number, synset in enumerate(synsets, start=1):
+        if not WORDNET_ID.fullmatch(synset):
+            raise BadInput(f"{path}: expected a WordNet id, as n01440764, at the start for each class, got '{synset}' in place {number}")
+    if len(synsets) != count or len(set(synsets)) != count:
+        raise BadInput(f"{path}: expected {count} different WordNet ids, one for each class of the model, got {len(set(synsets))} in {len(synsets)}")
+    if list(synsets) != sorted(synsets) and all(row[1:2] == [str(number)] for number, row in enumerate(rows, start=1)):
+        raise BadInput(f"{path}: expected the order of the model's classes, got that of ImageNet's devkit, which numbers them from 1; sort its lines")
+    return synsets
+
+
+def _rows_from_json(value: object, path: Path) -> list[list[str]]:
+    rows = [value.get(str(place)) for place in range(len(value))] if isinstance(value, dict) else []
+    if not rows or not all(isinstance(row, list) and row and all(isinstance(word, str) for word in row) for row in rows):
+        raise BadInput(f'{path}: expected {{"0": ["n01440764", "tench"], ...}} with each number from 0 on, got something else')
+    return [[str(word) for word in row or ()] for row in rows]
+
+
+def _by_synset(names: Sequence[str], model: ModelClasses, where: str) -> Matching:
+    assert model.synsets is not None
+    if model.labels is not None and model.labels != model.synsets and all(WORDNET_ID.fullmatch(label) for label in model.labels):
+        raise BadInput("--synsets gives the classes another order than the bundle's own labels, which are WordNet ids too; leave it out")
+    places = {synset: place for place, synset in enumerate(model.synsets)}
+    unknown = [name for name in names if name not in places]
+    if unknown:
+        raise BadInput(f"{where}: expected classes among the WordNet ids of --synsets ({_some(model.synsets)}), got {_some(unknown)}")
+    return Matching(tuple(places[name] for name in names), "by --synsets")
+
+
+def _by_name(names: Sequence[str], labels: Sequence[str], where: str) -> Matching | None:
+    """By the labels as they stand, or else by what `_folded` leaves of them; None where one of the names is not among them."""
+    for fold, how in ((str, "by name"), (_folded, "by name, letter case and punctuation aside")):
+        places: dict[str, list[int]] = {}
+        for place, label in enumerate(labels):
+            places.setdefault(fold(label), []).append(place)
+        found = [places.get(fold(name), []) for name in names]
+        if not all(found):
+            continue
+        for name, mine in zip(names, found, strict=True):
+            if len(mine) > 1:
+                several = " and ".join(f"{place} ({labels[place]})" for place in mine[:SHOWN])
+                raise BadInput(f"{where}: '{name}' may be class {several}; name the folders or the labels by number, or by WordNet id")
+        indices = tuple(mine[0] for mine in found)
+        index, times = Counter(indices).most_common(1)[0]
+        if times > 1:
+            same = [name for name, other in zip(names, indices, strict=True) if other == index]
+            raise BadInput(f"{where}: {_some(same)} are all class {index} ({labels[index]}); make them one")
+        return Matching(indices, how)
+    return None
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\W_]+", " ", name.casefold()).strip()
+
+
+def _check_numbers(values: Iterable[int], count: int, where: str) -> None:
+    numbers = sorted(values)
+    if len(set(numbers)) != len(numbers):
+        raise BadInput(f"{where}: expected each class once, got one number in two spellings; make them one")
+    if numbers[0] == 1 and numbers[-1] == count:
+        raise BadInput(
+            f"{where}: the classes are numbered 1 to {count}, and nothing says in which order: ImageNet's ILSVRC2012_validation_ground_truth.txt "
+            f"has the devkit's, which is not the model's; give WordNet ids (LOC_val_solution.csv), class names, or numbers from 0 to {count - 1}"
+        )
+    if numbers[-1] >= count:
+        raise BadInput(f"{where}: expected classes from 0 to {count - 1}, since the model has {count}, got {numbers[-1]}")
+
+
+def _refusal(names: Sequence[str], model: ModelClasses, where: str) -> str:
+    if all(WORDNET_ID.fullmatch(name) for name in names):
+        return (
+            f"{where}: expected {IMAGENET_CLASSES} WordNet ids for a model of as many classes, got {len(names)} ({_some(names)}) for one of "
+            f"{model.count}; give --synsets with the model's classes in order (LOC_synset_mapping.txt or imagenet_class_index.json)"
+        )
+    if model.labels is None:
+        return (
+            f"{where}: expected as many classes as the model's {model.count}, got {len(names)} ({_some(names)}), and the bundle has no labels to "
+            "know them by; export it again with --labels"
+        )
+    known = {_folded(label) for label in model.labels}
+    unknown = [name for name in names if _folded(name) not in known]
+    return (
+        f"{where}: expected classes among the bundle's {len(model.labels)} labels ({_some(model.labels)}), got {len(unknown)} others "
+        f"({_some(unknown)}); rename them, number them from 0, or export the bundle again with the right --labels"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -1,0 +1,65 @@
+"""Pictures decoded ahead in threads, beside the work on those before them; what cannot be read is told from what can."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from PIL import Image
+
+from calibration.data import ImageSource
+from runtimes.errors import BadInput, CalibrationError
+
+LARGEST_UNREADABLE_SHARE = 0.01
+DECODERS = min(8, max(2, os.cpu_count() or 2))
+
+Prepared = TypeVar("Prepared")
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """In place of a picture that cannot be read: why."""
+
+    reason: str
+
+
+def read_ahead(
+    source: ImageSource, places: Iterable[int], prepare: Callable[[Image.Image], Prepared], *, ahead: int
+) -> Iterator[Prepared | Unreadable]:
+    """What `prepare` makes of the pictures at `places`, in their order; at most `ahead` of them are decoded and not yet taken.
+
+    `prepare` runs in the threads too. Only what the source says of a picture makes it unreadable: an error of `prepare` is raised.
+    """
+
+    def read(place: int) -> Prepared | Unreadable:
+        try:
+            image = source.image(place)
+        except BadInput as error:
+            return Unreadable(str(error))
+        return prepare(image)
+
+    with ThreadPoolExecutor(DECODERS) as pool:
+        waiting: deque[Future[Prepared | Unreadable]] = deque()
+        try:
+            for place in places:
+                waiting.append(pool.submit(read, place))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def check_readable(unreadable: Sequence[str], count: int) -> None:
+    """
+    Raises:
+        CalibrationError: more than one in a hundred of `count` pictures cannot be read; names some.
+    """
+    if len(unreadable) > LARGEST_UNREADABLE_SHARE * count:
+        raise CalibrationError(f"{len(unreadable)} of the {count} pictures cannot be read, more than 1 %: {'; '.join(unreadable[:3])}")

@@ -1,0 +1,128 @@
+"""`resnet-deploy eval`: how accurate a bundle is on labelled pictures."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from exporter.cli._common import echo_json, status
+from runtimes.errors import AccuracyError, BadInput
+
+if TYPE_CHECKING:
+    from calibration.data import ImageSource
+    from exporter.cli._common import Say
+    from exporter.evaluate import Evaluation, Rate
+    from exporter.journal import Answered
+    from runtimes.base import Runtime
+    from runtimes.bundle import Bundle
+
+
+@click.command("eval")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--data", required=True, metavar="SOURCE", help="A folder of classes or of pictures, .npz, IDX file, or built-in (its test images).")
+@click.option(
+    "--data-labels", type=click.Path(path_type=Path), metavar="FILE", help="Classes of a flat folder: PICTURE CLASS lines, or LOC_val_solution.csv."
+)
+@click.option(
+    "--synsets", type=click.Path(path_type=Path), metavar="FILE", help="The model's classes as WordNet ids, in order: LOC_synset_mapping.txt."
+)
+@click.option("--images", type=click.IntRange(min=1), metavar="N", help="How many, evenly over the classes.  [default: all]")
+@click.option("--backend", default="onnxruntime", show_default=True, metavar="NAME", help="What runs the model.")
+@click.option("--provider", metavar="P", help="Where it runs: cpu or cuda.  [default: the backend's]")
+@click.option("--resume", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Keep what is done in FILE, and go on from there.")
+@click.option("--worst", type=click.IntRange(min=0), default=10, show_default=True, metavar="N", help="Confused pairs, and classes, to show.")
+@click.option("--min-top1", type=click.FloatRange(0, 1), metavar="X", help="End with 4 where top-1, 0..1, is below X.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, with every class's recall.")
+@click.option("--quiet", is_flag=True, help="Say nothing on the way.")
+def evaluate(bundle: Path, **options: Any) -> None:
+    """Measure how accurate BUNDLE is on labelled pictures: top-1, top-5, each class's recall, and what it confuses.
+
+    ImageNet's trees and its flat validation folder are understood; no class is guessed. A journal (--resume) is kept when it is finished:
+    given again, it tells the figures at once. --min-top1 holds the measured share itself against X, not the ends of its interval.
+    """
+    from exporter.evaluate import Labelled
+    from runtimes._open import open_runtime
+    from runtimes.bundle import Bundle
+    from runtimes.classify import check_classifier
+
+    resume = options["resume"]
+    if resume is not None and not resume.absolute().parent.is_dir():
+        raise BadInput(f"--resume: cannot write {resume}: there is no folder {resume.parent}; make it first")
+    with status(quiet=options["quiet"]) as say:
+        say("read the bundle and the data")
+        opened = Bundle.open(bundle)
+        check_classifier(opened.manifest.outputs)
+        source, how = Labelled(options["data"], options["data_labels"], options["synsets"], options["images"]).source(opened)
+        with open_runtime(opened, options["backend"], provider=options["provider"]) as runtime:
+            provider = runtime.provider
+            found = _evaluated(opened, options["backend"], runtime, source, resume, say)
+    shown = replace(found, confused=found.confused[: options["worst"]])
+    if options["as_json"]:
+        import msgspec
+
+        told = {"bundle": str(bundle), "backend": options["backend"], "provider": provider, "data": source.name, "matched": how}
+        echo_json({**told, **msgspec.to_builtins(shown)})
+    else:
+        precision = opened.manifest.precision
+        head = [f"{'bundle':<12} {bundle}, {precision} on {options['backend']} ({provider})", _data_line(source, found, how)]
+        click.echo("\n".join([*head, *_lines(shown, options["worst"])]))
+    _check_top1(found.top1, options["min_top1"])
+
+
+def _evaluated(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource, resume: Path | None, say: Say) -> Evaluation:
+    from exporter.evaluate import evaluate as measure
+    from exporter.journal import key_of, open_journal
+
+    done = 0
+
+    def tell(batch: Answered) -> None:
+        nonlocal done
+        for reason in batch.unreadable:
+            say(f"left out {reason}")
+        done = batch.after
+        say("evaluate", done, source.count)
+
+    say("evaluate")
+    try:
+        with open_journal(resume, key_of(bundle, backend, runtime, source)) if resume is not None else nullcontext() as journal:
+            return measure(bundle, runtime, source, journal=journal, on_batch=tell)
+    except KeyboardInterrupt as stop:
+        if resume is None:
+            raise
+        raise click.Abort(f"interrupted; {done} of {source.count} pictures are in {resume}, and the same command goes on from there") from stop
+
+
+def _data_line(source: ImageSource, found: Evaluation, how: str) -> str:
+    some, every = len(found.recall), len(source.classes or ())
+    which = f"{every} classes" if some == every else f"{some} of the model's {every} classes"
+    return f"{'data':<12} {source.name}, {found.images} images, {which}, told {how}"
+
+
+def _lines(found: Evaluation, worst: int) -> list[str]:
+    lowest = sorted(found.recall, key=lambda one: (one.top1.share, one.index))[:worst]
+    lines = [_rate_line("top-1", found.top1), _rate_line("top-5", found.top5)]
+    lines.append(f"{'recall':<12} {found.mean_recall:.2%} on average over the classes; of single ones, lowest first:")
+    lines += [f"{'':<12} {one.top1.share:>7.2%}  {one.top1.correct} of {one.top1.images}  {one.name}" for one in lowest]
+    if found.confused:
+        lines.append(f"{'confused':<12} most often first, and how many of the class's pictures:")
+    lines += [f"{'':<12} {one.images / one.of:>7.2%}  {one.images} of {one.of}  {one.label} taken for {one.predicted}" for one in found.confused]
+    if found.unreadable:
+        lines.append(f"{'left out':<12} {len(found.unreadable)} that cannot be read: {found.unreadable[0]}")
+    return [*lines, f"{'images/s':<12} {found.model_images_per_s:.1f} in the model, {found.images_per_s:.1f} with reading and preparing pictures"]
+
+
+def _rate_line(name: str, rate: Rate) -> str:
+    low, high = rate.interval
+    return f"{name:<12} {rate.share:.2%} (95 % interval {low:.2%} to {high:.2%}), {rate.correct} of {rate.images}"
+
+
+def _check_top1(top1: Rate, least: float | None) -> None:
+    if least is None or top1.share >= least:
+        return
+    low, high = top1.interval
+    end = "all of it below" if high < least else "which holds what was expected: evaluate on more images to know"
+    raise AccuracyError(f"expected a top-1 of at least {least:.2%}, got {top1.share:.2%} (95 % interval {low:.2%} to {high:.2%}, {end})")

@@ -1,0 +1,171 @@
+"""What an evaluation has answered so far, kept in a file as it goes, so that one that was stopped goes on where it was.
+
+The first line is JSON that says which evaluation it is; each further one a batch (`Answered`). A line that was torn while it was written is
+dropped on reading. A finished journal is kept: given again it gives the figures at once, and it holds each picture's five top classes.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from io import FileIO
+from pathlib import Path
+
+import msgspec
+
+from calibration.data import ImageSource
+from runtimes.base import Runtime
+from runtimes.bundle import Bundle, sha256_of_file, write_in_one_step
+from runtimes.errors import BadInput, PlanError
+from runtimes.manifest import json_from_manifest
+
+SHOWN = 12
+"""Characters of a digest that are enough to tell it from another."""
+LONGEST_HEADER = 1 << 12
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One batch.
+
+    Attributes:
+        after: the place after the last picture that was taken for it.
+        rows: of each picture its place, its label, and the most likely classes, five or as many as there are, most likely first.
+        unreadable: what was wrong with pictures that were left out.
+        model_s, elapsed_s: seconds in the model, and all in all.
+    """
+
+    after: int
+    rows: tuple[tuple[int, ...], ...]
+    unreadable: tuple[str, ...]
+    model_s: float
+    elapsed_s: float
+
+
+@dataclass(frozen=True)
+class Key:
+    """Which evaluation a journal is of: digests of the bundle's manifest, of the file that is run and of the data's names and labels; and how."""
+
+    bundle: str
+    file: str
+    backend: str
+    provider: str
+    batch: str
+    images: int
+    data: str
+
+
+@dataclass(frozen=True)
+class Journal:
+    """An open journal. The batches that it holds are read before more are added."""
+
+    path: Path
+    _file: FileIO
+
+    def batches(self) -> Iterator[Answered]:
+        """The batches it holds, one at a time; a torn last line is cut off.
+
+        Raises:
+            BadInput: a line is damaged.
+        """
+        done, whole = 0, 0
+        with self.path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                if number > 1:
+                    batch = self._batch(line, number, done)
+                    done = batch.after
+                    yield batch
+        self._file.truncate(whole)
+        self._file.seek(whole)
+
+    def _batch(self, line: bytes, number: int, done: int) -> Answered:
+        try:
+            batch = msgspec.json.decode(line, type=Answered)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadInput(f"--resume: {self.path}, line {number} is damaged ({error}); delete the file to begin again") from error
+        if batch.after != done + len(batch.rows) + len(batch.unreadable):
+            raise BadInput(f"--resume: {self.path}, line {number} does not go on where the one before ended; delete the file to begin again")
+        return batch
+
+    def add(self, batch: Answered) -> None:
+        """Write a batch, so that it outlives this process.
+
+        Raises:
+            BadInput: it cannot be written.
+        """
+        line = msgspec.json.encode(batch) + b"\n"
+        with _said(self.path):
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def key_of(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource) -> Key:
+    """The key of evaluating a bundle on the pictures of `source`."""
+    digest = hashlib.sha256()
+    if source.labels is not None:
+        digest.update(source.labels.astype("<i8").tobytes())
+    for name in source.names or (source.name,):
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    return Key(
+        bundle=hashlib.sha256(json_from_manifest(bundle.manifest)).hexdigest(),
+        file=sha256_of_file(runtime.file_of(bundle)),
+        backend=backend,
+        provider=runtime.provider,
+        batch=str(bundle.manifest.batch),
+        images=source.count,
+        data=digest.hexdigest(),
+    )
+
+
+@contextmanager
+def open_journal(path: Path, key: Key) -> Iterator[Journal]:
+    """The journal at `path`, made where there is none.
+
+    Raises:
+        BadInput: the file is no journal, or one of another evaluation (says what differs); or it cannot be written.
+        PlanError: another process is writing it.
+    """
+    with _said(path):
+        if not path.exists() or (path.is_file() and path.stat().st_size == 0):
+            write_in_one_step(path, msgspec.json.encode(key) + b"\n")
+        file = path.open("r+b", buffering=0)  # what is written is out at once, or not at all
+    with file:
+        with _said(path):
+            _lock(file, path)
+            header = file.read(LONGEST_HEADER).split(b"\n")[0]
+        _check_header(header, key, path)
+        yield Journal(path, file)
+
+
+def _lock(file: FileIO, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise PlanError(f"--resume: another evaluation is writing {path}; wait for it, or give another file") from error
+
+
+def _check_header(line: bytes, key: Key, path: Path) -> None:
+    try:
+        found = msgspec.json.decode(line, type=Key)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"--resume: {path} is no evaluation's journal; give another file, which will be made") from error
+    pairs = [(field.name, str(getattr(found, field.name)), str(getattr(key, field.name))) for field in fields(key)]
+    different = [f"{name} {theirs[:SHOWN]} in place of {ours[:SHOWN]}" for name, theirs, ours in pairs if theirs != ours]
+    if different:
+        raise BadInput(f"--resume: {path} is of another evaluation ({', '.join(different)}); delete it, or give another file")
+
+
+@contextmanager
+def _said(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"--resume: cannot write {path}: {error.strerror}; give another file") from error
