@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from calibration.data import evenly_chosen, open_source
+from calibration.classes import ModelClasses, matched
+from calibration.data import ImageSource, evenly_chosen, open_source
 from runtimes.bundle import Bundle
 from runtimes.errors import BadInput
 from runtimes.preprocess import PIXELS
@@ -19,10 +20,10 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Pictures:
-    """Decoded pictures of a source; int64 labels (pictures,) where they are known and mean the bundle's classes.
+    """Decoded pictures of a source; the bundle's class indices for them, int64 (pictures,), where they are known.
 
     Attributes:
-        left_out: what is wrong with each one that could not be read.
+        left_out: what is wrong with each one that could not be read, and why accuracy is not measured on pictures that have classes.
     """
 
     source: str
@@ -37,20 +38,29 @@ def pictures_of(bundle: Bundle, data: str, count: int) -> Pictures:
     Raises:
         BadInput: there are none, or none that can be read.
     """
-    source = open_source(data)
+    source, left_out = _labelled(open_source(data, split="test"), bundle)
     places = evenly_chosen(source, count, SEED)
     found: dict[int, Image.Image] = {}
-    left_out = []
     for place in map(int, places):
         try:
             found[place] = source.image(place)
         except BadInput as error:
             left_out.append(str(error))
     if not found:
-        raise BadInput(f"none of the {len(places)} pictures of {data} can be read ({left_out[0]}); give others")
-    known = source.labels is not None and source.classes is not None and source.classes == bundle.labels
-    labels = source.labels[list(found)] if known and source.labels is not None else None
+        raise BadInput(f"none of the {len(places)} pictures of {data} can be read ({left_out[-1]}); give others")
+    labels = source.labels[list(found)] if source.labels is not None else None
     return Pictures(source.name, tuple(found.values()), labels, tuple(left_out))
+
+
+def _labelled(source: ImageSource, bundle: Bundle) -> tuple[ImageSource, list[str]]:
+    """The source with the model's class indices for labels; without labels where they are not the model's, and why."""
+    classes = bundle.manifest.model.classes
+    if source.labels is None or classes == 0:
+        return replace(source, labels=None), []
+    try:
+        return matched(source, ModelClasses(classes, bundle.labels))[0], []
+    except BadInput as error:
+        return replace(source, labels=None), [f"accuracy: {error}"]
 
 
 def fed_pictures(bundle: Bundle, pictures: Pictures) -> NDArray[Any]:
