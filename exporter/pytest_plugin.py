@@ -9,6 +9,7 @@ backend runs, in a process of its own, when the first of its tests does. Under p
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -115,12 +116,13 @@ class LimitTest(pytest.Item):
         if not isinstance(check, BundleCheck):
             pytest.fail(str(check), pytrace=False)
         for problem in check.left_out:
-            self.warn(pytest.PytestWarning(f"left out: {problem}"))
+            warnings.warn(pytest.PytestWarning(f"left out: {problem}"), stacklevel=1)
         (one,) = check.backends
         if one.answer is None:
+            why = f"{one.backend}: {one.verdict}: {one.reason}"
             if one.verdict == "not here" and self.backend.may_be_missing:
-                pytest.skip(f"{one.backend} is not here: {one.reason}")
-            pytest.fail(f"{one.backend} {'is ' * (one.verdict == 'not here')}{one.verdict}: {one.reason}", pytrace=False)
+                pytest.skip(why)
+            pytest.fail(why, pytrace=False)
         limit = next((limit for limit in one.answer.limits if limit.name == self.name), None)
         if limit is None:
             pytest.skip(_why_not_measured(self.name, one.answer))
@@ -222,7 +224,8 @@ def _opened(bundle: Bundle, backend: str, plans: tuple[CheckPlan, ...]) -> Runti
     try:
         return open_runtime(bundle, backend)
     except BackendUnavailable as error:
-        stop = pytest.fail if plan.asked else pytest.skip
-        stop(f"{backend} is not here: {error}")
+        if not plan.asked:
+            pytest.skip(f"{backend}: not here: {error}")
+        pytest.fail(f"{backend}: not here: {error}", pytrace=False)
     except ResnetExportError as error:
-        pytest.fail(f"{backend} failed: {error}", pytrace=False)
+        pytest.fail(f"{backend}: failed: {error}", pytrace=False)

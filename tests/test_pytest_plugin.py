@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from PIL import Image
 
 from exporter import ExportPlan, export
@@ -123,7 +128,7 @@ def test_a_backend_that_is_not_here_is_skipped_unless_it_was_named(run: Run, exp
     assert (fates["resnet20-fp16.onnxruntime.finite"], fates["resnet20-fp16.tensorrt.finite"]) == ("passed", "skipped")
     named = run(f"--resnet-bundle={exported}", "--resnet-backend=tensorrt")
     named.assert_outcomes(failed=3)
-    named.stdout.fnmatch_lines(["tensorrt is not here: backend 'tensorrt' needs the package*"])
+    named.stdout.fnmatch_lines(["tensorrt: not here: backend 'tensorrt' needs the package*"])
 
 
 def test_where_no_backend_is_here_nothing_is_skipped(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
@@ -133,7 +138,40 @@ def test_where_no_backend_is_here_nothing_is_skipped(run: Run, exported: Path, p
     shown = run(f"--resnet-bundle={exported}", "-k", "finite", "--resnet-backend=all")
     assert shown.ret == 1
     assert "skipped" not in shown.parseoutcomes()
-    shown.stdout.fnmatch_lines(["onnxruntime is not here: *"])
+    shown.stdout.fnmatch_lines(["onnxruntime: not here: *"])
+
+
+def test_answers_that_are_not_finite_fail_and_leave_nothing_else_to_measure(run: Run, exported: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(exported, tmp_path / "bundle")
+    model = onnx.load(bundle / "model.onnx")
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "fc.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(bias), np.nan), bias.name))
+    onnx.save(model, bundle / "model.onnx")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["model.onnx"]["sha256"] = hashlib.sha256((bundle / "model.onnx").read_bytes()).hexdigest()
+    manifest["files"]["model.onnx"]["bytes"] = (bundle / "model.onnx").stat().st_size
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    shown = run(f"--resnet-bundle={bundle}", "--resnet-backend=onnxruntime", "-rs")
+    shown.assert_outcomes(failed=1, skipped=2)
+    shown.stdout.fnmatch_lines(["*min_agreement has no meaning: *not finite*"])
+
+
+def test_what_is_said_of_classes_does_not_apply_to_features(run: Run, tmp_path: Path) -> None:
+    bundle = export(ExportPlan("resnet20", tmp_path / "pool", weights="random", features="pool", precision="fp16")).folder
+    shown = run(f"--resnet-bundle={bundle}", "--resnet-backend=onnxruntime", "-rs")
+    shown.assert_outcomes(passed=2, skipped=1)
+    shown.stdout.fnmatch_lines(["*min_agreement is about classes, and this model gives features"])
+
+
+def test_a_backend_without_its_file_fails(run: Run, exported: Path, tmp_path: Path) -> None:
+    """As a bundle that was exported with --no-reference."""
+    bundle = shutil.copytree(exported, tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["files"]["reference.pt2"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    shown = run(f"--resnet-bundle={bundle}", "--resnet-backend=pytorch", "-k", "finite")
+    shown.assert_outcomes(failed=1, deselected=2)
+    shown.stdout.fnmatch_lines(["pytorch: failed: * has no reference.pt2; *"])
 
 
 # --- asked for wrongly: one line, before anything runs ---
