@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two test files at a time: each keeps little more than one core busy. A file's tests stay together, since they share what was exported once.
 PARALLEL := --numprocesses 2 --dist loadfile
 
-.PHONY: run test test-all lint bench clean
+.PHONY: run test test-all parity lint bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/resnet-export resnet20 --fp16 --output build/resnet20-fp16 --force
@@ -14,9 +14,17 @@ run: $(VENV)/.installed
 
 test: lint
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -m "not slow" $(PARALLEL)
+	$(MAKE) parity
 
 test-all: lint
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(PARALLEL)
+
+# Our own bundles, held to resnet-parity.toml by the command and by the pytest plugin; there are no other tests in build/.
+parity: $(VENV)/.installed
+	$(BIN)/resnet-export resnet20 --fp16 --quiet --output build/resnet20-fp16 --force
+	$(BIN)/resnet-export resnet20 --int8 --quiet --output build/resnet20-int8 --force
+	$(BIN)/resnet-deploy check
+	$(BIN)/python -m pytest --resnet-config=resnet-parity.toml build
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -43,6 +43,11 @@ class Budget:
     min_sqnr_db: float | None = None
     max_accuracy_drop: float | None = None
 
+    @property
+    def limit_names(self) -> tuple[str, ...]:
+        """Every limit that it has, `finite` first, whether or not it will apply to what is measured."""
+        return ("finite", *(name for name, value in asdict(self).items() if name != "own_error" and value is not None))
+
     def violations(self, measured: Comparison) -> tuple[str, ...]:
         """What is out of budget, in words; empty when all is inside."""
         return tuple(limit.text for limit in self.limits(measured) if not limit.ok)

@@ -13,7 +13,7 @@ from runtimes.errors import BadInput, ParityError, PlanError
 
 if TYPE_CHECKING:
     from exporter.check import BundleCheck, CheckPlan
-    from exporter.fleet import Entry
+    from exporter.fleet import Entry, Settings
 
 EVERY, FLEET = "all", "resnet-parity.toml"
 SHOWN_FLIPS = 10
@@ -50,7 +50,7 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
 
     _check_writable(junit, "--junit")
     summary = summary_file() if github else None
-    plans = [_plan(entry) for entry in _entries(bundles, options)]
+    plans = [plan_from_entry(entry) for entry in entries(bundles, options["config"], _given(options))]
     with status(quiet=quiet) as say:
         checks = [check_bundle(plan, say)[0] for plan in plans]
     if junit is not None:
@@ -63,7 +63,8 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
         echo_json({"ok": all(one.ok for one in checks), "bundles": [{"ok": one.ok, **msgspec.to_builtins(one)} for one in checks]})
     else:
         click.echo("\n".join(line for one in checks for line in check_lines(one)))
-        click.echo("".join(f"{line}\n" for line in annotation_lines(checks) if github), nl=False)
+    if github:  # a runner reads its commands from both streams, and JSON is to stay JSON
+        click.echo("".join(f"{line}\n" for line in annotation_lines(checks)), nl=False, err=as_json)
     for problem in (one.problem for one in checks):
         if problem is not None:
             if isinstance(problem, ParityError):
@@ -99,19 +100,29 @@ def _flip_lines(backend: str, flips: Sequence[Any]) -> list[str]:
     return lines if len(flips) <= SHOWN_FLIPS else [*lines, f"{'':<12} and {len(flips) - SHOWN_FLIPS} more"]
 
 
-def _entries(bundles: Sequence[Path], options: dict[str, Any]) -> list[Entry]:
-    """What to check: the bundles named, or those of the file; the command line goes before the file."""
-    from exporter.fleet import Entry, Settings, fleet_from_toml
+def _given(options: dict[str, Any]) -> Settings:
+    """What the command line says."""
+    from exporter.fleet import Settings
     from runtimes.budget import budget_from_text
 
-    given = Settings(
+    return Settings(
         backends=options["backends"] or None,
         data=options["data"],
         images=options["images"],
         budget=budget_from_text(options["budget"]),
         against=options["against"],
     )
-    config: Path | None = options["config"]
+
+
+def entries(bundles: Sequence[Path], config: Path | None, given: Settings) -> list[Entry]:
+    """What to check: the bundles named, or those of the file; what was given goes before the file.
+
+    Raises:
+        PlanError: bundles and a file, or neither; the file names none.
+        BadInput, UnknownName: the file is not what it should be.
+    """
+    from exporter.fleet import Entry, fleet_from_toml
+
     if bundles:
         if config is not None:
             raise PlanError("expected bundles or --config, got both; the file names its bundles itself")
@@ -121,8 +132,13 @@ def _entries(bundles: Sequence[Path], options: dict[str, Any]) -> list[Entry]:
     return [Entry(entry.path, given.over(entry.settings)) for entry in fleet_from_toml(config or Path(FLEET))]
 
 
-def _plan(entry: Entry) -> CheckPlan:
-    """Everything is opened and looked at before anything runs."""
+def plan_from_entry(entry: Entry) -> CheckPlan:
+    """Everything is opened and looked at before anything runs.
+
+    Raises:
+        BundleError: a bundle cannot be read.
+        UnknownName, PlanError: a backend or limit that nobody knows, or settings that contradict each other.
+    """
     from exporter.check import CheckPlan
     from runtimes._open import backend_names
     from runtimes.bundle import Bundle

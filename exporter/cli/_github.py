@@ -51,7 +51,8 @@ def markdown_from_checks(checks: Sequence[BundleCheck]) -> str:
         mark = "✅" if check.ok else "❌"
         rows = [HEADING, ["---"] * len(HEADING), *(_row(one) for one in check.backends)]
         table = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
-        parts.append(f"### {mark} {_cell(check.name)}\n\n{check.images} images, {check.evidence}, against {check.reference}\n\n{table}\n\n")
+        asked = f"{check.images} images, {_cell(check.evidence)}, against {_cell(check.reference)}"
+        parts.append(f"### {mark} {_cell(check.name)}\n\n{asked}\n\n{table}\n\n")
     return "".join(parts)
 
 
@@ -80,10 +81,13 @@ def _row(one: Checked) -> Sequence[str]:
 
 
 def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _command(level: str, title: str, message: str) -> str:
-    """`::error title=...::...`, escaped as the runner reads it."""
-    escaped = message.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-    return f"::{level} title={title.replace('%', '%25').replace(':', '%3A').replace(',', '%2C')}::{escaped}"
+    """`::error title=...::...`, escaped as the runner reads it: a property's end is marked by more characters than the message's."""
+    return f"::{level} title={_escaped(title).replace(':', '%3A').replace(',', '%2C')}::{_escaped(message)}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")

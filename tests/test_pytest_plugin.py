@@ -1,0 +1,299 @@
+"""The pytest plugin, in a pytest of its own: what it collects and says, and whom it leaves alone."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from PIL import Image
+
+from exporter import ExportPlan, export
+from exporter.pytest_plugin import pytest_addoption
+
+pytest_plugins = ["pytester"]
+
+ROOT = Path(__file__).resolve().parent.parent
+PLUGIN = "exporter.pytest_plugin"
+# An environment that was set up before the entry point was there does not have it, and loading a plugin twice is an error.
+IS_LOADED = any(entry.value == PLUGIN for entry in importlib.metadata.entry_points(group="pytest11"))
+LOAD = () if IS_LOADED else ("-p", PLUGIN)
+LIMITS = ["finite", "max_relative_error", "min_agreement"]
+
+Run = Callable[..., pytest.RunResult]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(ExportPlan("resnet20", tmp_path_factory.mktemp("plugin") / "resnet20-fp16", precision="fp16")).folder
+
+
+@pytest.fixture
+def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """pytest in an empty folder, in a process of its own, with warnings as errors."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    return lambda *arguments: pytester.runpytest_subprocess(*LOAD, "-W", "error", "-p", "no:cacheprovider", *map(str, arguments))
+
+
+def outcomes(path: Path) -> dict[str, str]:
+    """The name and fate of every test case of a JUnit file."""
+    cases = ElementTree.parse(path).iter("testcase")
+    return {
+        f"{case.get('classname')}.{case.get('name')}": next((child.tag for child in case if child.tag != "properties"), "passed") for case in cases
+    }
+
+
+# --- what is collected ---
+
+
+def test_each_backend_and_limit_is_a_test_of_a_readable_name(run: Run, exported: Path) -> None:
+    shown = run("--collect-only", "-q", f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-backend=pytorch")
+    assert shown.ret == 0
+    assert shown.outlines[:6] == [f"resnet20-fp16::{backend}::{limit}" for backend in ("onnxruntime", "pytorch") for limit in LIMITS]
+
+
+def test_nothing_runs_while_collecting(run: Run, exported: Path) -> None:
+    shown = run("--collect-only", "-q", f"--resnet-bundle={exported}", "--resnet-data=nowhere")
+    assert shown.ret == 0
+
+
+def test_bundles_of_one_name_are_numbered(run: Run, exported: Path) -> None:
+    shown = run("--collect-only", "-q", f"--resnet-bundle={exported}", f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "-k", "finite")
+    assert shown.outlines[:2] == ["resnet20-fp16-1::onnxruntime::finite", "resnet20-fp16-2::onnxruntime::finite"]
+
+
+def test_a_limit_given_on_the_command_line_is_a_test_too(run: Run, exported: Path) -> None:
+    shown = run("--collect-only", "-q", f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-budget=min_sqnr_db=9")
+    assert "resnet20-fp16::onnxruntime::min_sqnr_db" in shown.outlines
+
+
+def test_without_options_nothing_is_collected_or_imported(run: Run, pytester: pytest.Pytester) -> None:
+    assert run().ret == pytest.ExitCode.NO_TESTS_COLLECTED
+    pytester.makepyfile("import sys\ndef test_light(): assert not {'numpy', 'exporter.check', 'runtimes.bundle'} & set(sys.modules)")
+    run("-q").assert_outcomes(passed=1)
+
+
+# --- verdicts ---
+
+
+def test_a_bundle_within_budget_passes_where_there_are_no_other_tests(run: Run, exported: Path, tmp_path: Path) -> None:
+    shown = run(f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", f"--junitxml={tmp_path / 'junit.xml'}")
+    assert shown.ret == 0
+    shown.assert_outcomes(passed=3)
+    assert outcomes(tmp_path / "junit.xml") == {f"resnet20-fp16.onnxruntime.{limit}": "passed" for limit in LIMITS}
+    measured = [one.get("value") or "" for one in ElementTree.parse(tmp_path / "junit.xml").iter("property")]
+    assert measured[2] == "top-1 agreement 100.00%, budget >= 99.50%"
+
+
+def test_a_broken_limit_fails_with_the_table_and_no_traceback(run: Run, exported: Path) -> None:
+    shown = run(f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-budget=max_relative_error=1e-9")
+    assert shown.ret == 1
+    shown.assert_outcomes(passed=2, failed=1)
+    shown.stdout.fnmatch_lines(
+        [
+            "*_ resnet20-fp16 on onnxruntime: max_relative_error _*",
+            "largest relative error *, budget <= 1.00e-09",
+            "parity * max error *",
+            "onnxruntime * OUT OF BUDGET",
+            "FAILED *resnet20-fp16::onnxruntime::max_relative_error - *largest*",
+        ]
+    )
+    shown.stdout.no_fnmatch_line("*Traceback*")
+    shown.stdout.no_fnmatch_line("*pytest_plugin.py*")
+
+
+def test_the_accuracy_needs_labels_and_gets_them_from_data(run: Run, exported: Path, tmp_path: Path) -> None:
+    asked = (f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-budget=max_accuracy_drop=0.01", "-k", "accuracy", "-rs")
+    skipped = run(*asked)
+    skipped.assert_outcomes(skipped=1, deselected=3)
+    skipped.stdout.fnmatch_lines(["*max_accuracy_drop needs pictures with labels*"])
+    run(*asked, "--resnet-data=built-in").assert_outcomes(passed=1, deselected=3)
+
+
+def test_a_backend_that_is_not_here_is_skipped_unless_it_was_named(run: Run, exported: Path, tmp_path: Path) -> None:
+    run(f"--resnet-bundle={exported}", "-k", "finite and (tensorrt or onnxruntime)", f"--junitxml={tmp_path / 'all.xml'}")
+    fates = outcomes(tmp_path / "all.xml")
+    assert (fates["resnet20-fp16.onnxruntime.finite"], fates["resnet20-fp16.tensorrt.finite"]) == ("passed", "skipped")
+    named = run(f"--resnet-bundle={exported}", "--resnet-backend=tensorrt")
+    named.assert_outcomes(failed=3)
+    named.stdout.fnmatch_lines(["tensorrt: not here: backend 'tensorrt' needs the package*"])
+
+
+def test_where_no_backend_is_here_nothing_is_skipped(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
+    """As on a machine with the base install alone: every backend's package is hidden from the processes that are to answer."""
+    for name in ("onnxruntime", "torch", "tensorrt", "tensorrt_rtx"):
+        pytester.makepyfile(**{name: f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')"})
+    shown = run(f"--resnet-bundle={exported}", "-k", "finite", "--resnet-backend=all")
+    assert shown.ret == 1
+    assert "skipped" not in shown.parseoutcomes()
+    shown.stdout.fnmatch_lines(["onnxruntime: not here: *"])
+
+
+def test_answers_that_are_not_finite_fail_and_leave_nothing_else_to_measure(run: Run, exported: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(exported, tmp_path / "bundle")
+    model = onnx.load(bundle / "model.onnx")
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "fc.bias")
+    bias.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(bias), np.nan), bias.name))
+    onnx.save(model, bundle / "model.onnx")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["model.onnx"]["sha256"] = hashlib.sha256((bundle / "model.onnx").read_bytes()).hexdigest()
+    manifest["files"]["model.onnx"]["bytes"] = (bundle / "model.onnx").stat().st_size
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    shown = run(f"--resnet-bundle={bundle}", "--resnet-backend=onnxruntime", "-rs")
+    shown.assert_outcomes(failed=1, skipped=2)
+    shown.stdout.fnmatch_lines(["*min_agreement has no meaning: *not finite*"])
+
+
+def test_what_is_said_of_classes_does_not_apply_to_features(run: Run, tmp_path: Path) -> None:
+    bundle = export(ExportPlan("resnet20", tmp_path / "pool", weights="random", features="pool", precision="fp16")).folder
+    shown = run(f"--resnet-bundle={bundle}", "--resnet-backend=onnxruntime", "-rs")
+    shown.assert_outcomes(passed=2, skipped=1)
+    shown.stdout.fnmatch_lines(["*min_agreement is about classes, and this model gives features"])
+
+
+def test_a_backend_without_its_file_fails(run: Run, exported: Path, tmp_path: Path) -> None:
+    """As a bundle that was exported with --no-reference."""
+    bundle = shutil.copytree(exported, tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    del manifest["files"]["reference.pt2"]
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    shown = run(f"--resnet-bundle={bundle}", "--resnet-backend=pytorch", "-k", "finite")
+    shown.assert_outcomes(failed=1, deselected=2)
+    shown.stdout.fnmatch_lines(["pytorch: failed: * has no reference.pt2; *"])
+
+
+# --- asked for wrongly: one line, before anything runs ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resnet-bundle=nowhere"], "ERROR: nowhere is no bundle: cannot read manifest.json*"),
+        (["--resnet-bundle=BUNDLE", "--resnet-backend=onnxrt"], "ERROR: unknown backend 'onnxrt'; *"),
+        (["--resnet-bundle=BUNDLE", "--resnet-budget=min_agreement"], "ERROR: expected --budget as NAME=VALUE, got 'min_agreement'*"),
+        (["--resnet-bundle=BUNDLE", "--resnet-budget=min_agrement=1"], "ERROR: unknown budget 'min_agrement'; did you mean min_agreement*"),
+        (["--resnet-bundle=BUNDLE", "--resnet-config=nowhere.toml"], "ERROR: expected bundles or --config, got both*"),
+        (["--resnet-config=nowhere.toml"], "ERROR: cannot read nowhere.toml*"),
+        (["--resnet-data=images"], "ERROR: --resnet-backend, --resnet-budget and --resnet-data are about a bundle*"),
+    ],
+)
+def test_what_was_asked_for_wrongly_is_one_line(run: Run, exported: Path, arguments: list[str], message: str) -> None:
+    shown = run(*(argument.replace("BUNDLE", str(exported)) for argument in arguments))
+    assert shown.ret == pytest.ExitCode.USAGE_ERROR
+    (line,) = [line for line in shown.errlines if line]
+    pytest.LineMatcher([line]).fnmatch_lines([message])
+
+
+def test_pictures_that_cannot_be_read_fail_every_limit_in_one_line(run: Run, exported: Path) -> None:
+    shown = run(f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-data=nowhere")
+    shown.assert_outcomes(failed=3)
+    shown.stdout.fnmatch_lines(["*nowhere*"])
+    shown.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_pictures_that_are_left_out_are_warned_of(run: Run, exported: Path, tmp_path: Path) -> None:
+    Image.new("L", (28, 28), 90).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    asked = (f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", f"--resnet-data={tmp_path}", "-k", "finite")
+    shown = run("-W", "default", *asked)
+    shown.assert_outcomes(passed=1, deselected=2, warnings=1)
+    shown.stdout.fnmatch_lines(["*PytestWarning: left out: *b.png*"])
+
+
+def test_a_toml_names_bundles_and_settings(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
+    text = f'backends = ["onnxruntime"]\n[[bundles]]\npath = {json.dumps(str(exported))}\nbudget = {{ min_cosine = 0.9 }}\n'
+    (pytester.path / "fleet.toml").write_text(text)
+    run("--resnet-config=fleet.toml").assert_outcomes(passed=4)
+
+
+# --- beside the user's own tests, and under xdist ---
+
+USER = """
+import pytest
+
+def test_logits(runtime, bundle):
+    import numpy as np
+    golden = np.load(bundle.file("golden.npz"))
+    assert runtime.run({"input": golden["inputs"]})["logits"].shape == golden["logits"].shape
+
+def test_of_no_bundle():
+    pass
+"""
+OWN = """
+import pytest
+
+@pytest.fixture
+def bundle():
+    return "mine"
+
+def test_mine(bundle):
+    assert bundle == "mine"
+
+@pytest.mark.parametrize("runtime", [1, 2])
+def test_parametrised(runtime):
+    assert runtime in (1, 2)
+"""
+
+
+def test_the_fixtures_open_every_bundle_on_every_backend_that_is_here(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(USER)
+    shown = run("-v", f"--resnet-bundle={exported}", "-k", "test_")
+    shown.stdout.fnmatch_lines_random(
+        [
+            "*test_logits*onnxruntime-resnet20-fp16* PASSED*",
+            "*test_logits*pytorch-resnet20-fp16* PASSED*",
+            "*test_logits*tensorrt-resnet20-fp16* SKIPPED*",
+            "*test_of_no_bundle PASSED*",
+        ]
+    )
+    assert shown.ret == 0
+
+
+def test_the_fixtures_fail_for_a_backend_that_was_named_and_is_not_here(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(USER)
+    shown = run(f"--resnet-bundle={exported}", "--resnet-backend=tensorrt", "-k", "test_logits")
+    shown.assert_outcomes(errors=1, deselected=4)
+
+
+def test_the_fixtures_skip_where_no_bundle_is_named(run: Run, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(USER)
+    shown = run("-rs")
+    shown.assert_outcomes(passed=1, skipped=1)
+    shown.stdout.fnmatch_lines(["SKIPPED*no bundle is named; give --resnet-bundle DIR"])
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_fixture_or_parameter_of_the_users_goes_before_ours(run: Run, exported: Path, pytester: pytest.Pytester, named: bool) -> None:
+    pytester.makepyfile(OWN)
+    shown = run(*([f"--resnet-bundle={exported}"] if named else []), "-k", "test_")
+    assert shown.parseoutcomes()["passed"] == 3
+    assert shown.ret == 0
+
+
+def test_workers_of_xdist_collect_the_same_and_share_the_backends(run: Run, exported: Path, pytester: pytest.Pytester, tmp_path: Path) -> None:
+    pytester.makepyfile(USER)
+    asked = (f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-backend=pytorch")
+    shown = run("-n2", "--dist=loadscope", "-v", *asked)
+    shown.assert_outcomes(passed=9)
+    for backend in ("onnxruntime", "pytorch"):
+        workers = {line.split()[0] for line in shown.outlines if f"::{backend}::" in line and "PASSED" in line}
+        assert len(workers) == 1
+
+
+def test_importing_the_plugin_costs_next_to_nothing() -> None:
+    code = f"import sys, pytest; before = set(sys.modules); import {PLUGIN}; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["exporter", PLUGIN]
+    assert pytest_addoption.__module__ == PLUGIN
