@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
+from runtimes.errors import BackendUnavailable
 from runtimes.specs import BatchRange, TensorSpec, check_feeds
 
 if TYPE_CHECKING:
@@ -54,9 +55,10 @@ class Runtime(ABC):
         """The file of a bundle that this backend opens.
 
         Raises:
-            BundleError: the bundle does not have it.
-            BackendUnavailable: it has none for this machine.
+            BackendUnavailable: the bundle does not have it, or none for this machine.
         """
+        if cls.FILE not in bundle.manifest.files:
+            raise BackendUnavailable(f"{bundle.folder} has no {cls.FILE}, which this backend runs; export the bundle again, with nothing left out")
         return bundle.file(cls.FILE)
 
     @classmethod  # noqa: B027  (not abstract: a package that can be imported is mostly all that is needed)

@@ -104,6 +104,9 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
             f"{where}: expected schema_version {SCHEMA_VERSION}, got {version!r}; export again with this version, or install the one that wrote it"
         )
     try:
-        return msgspec.json.decode(data, type=Manifest)
+        manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, PlanError) as error:
         raise BundleError(f"{where}: {error}; export the bundle again") from error
+    if not manifest.name.isprintable():  # it is shown on terminals, and in logs whose lines a runner may take for commands
+        raise BundleError(f"{where}: expected a name of printable characters, got {manifest.name!r}; do not use this bundle")
+    return manifest

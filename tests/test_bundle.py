@@ -246,6 +246,13 @@ def test_another_schema_version_is_refused_before_anything_else(bundle: Path, ve
         Bundle.open(bundle)
 
 
+@pytest.mark.parametrize("name", ["a\n::error::b", "a\x1b[31m"])
+def test_a_name_that_could_do_more_than_be_shown_is_refused(bundle: Path, name: str) -> None:
+    rewrite(bundle, lambda document: document.update(name=name))
+    with pytest.raises(BundleError, match="expected a name of printable characters"):
+        Bundle.open(bundle)
+
+
 def test_no_schema_version_is_another_one(bundle: Path) -> None:
     rewrite(bundle, lambda document: document.pop("schema_version"))
     with pytest.raises(BundleError, match="expected schema_version 1, got None"):

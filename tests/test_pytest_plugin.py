@@ -171,7 +171,7 @@ def test_a_backend_without_its_file_fails(run: Run, exported: Path, tmp_path: Pa
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     shown = run(f"--resnet-bundle={bundle}", "--resnet-backend=pytorch", "-k", "finite")
     shown.assert_outcomes(failed=1, deselected=2)
-    shown.stdout.fnmatch_lines(["pytorch: failed: * has no reference.pt2; *"])
+    shown.stdout.fnmatch_lines(["pytorch: not here: * has no reference.pt2, *"])
 
 
 # --- asked for wrongly: one line, before anything runs ---

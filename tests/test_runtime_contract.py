@@ -379,7 +379,7 @@ def test_a_folder_that_is_no_bundle_and_a_bundle_without_the_backends_file_are_r
         open_runtime(tmp_path)
     shutil.copy(tiny_model / "model.onnx", tmp_path)
     finish(tmp_path, manifest)
-    with pytest.raises(BundleError, match="has no reference.pt2; it holds model.onnx"):
+    with pytest.raises(BackendUnavailable, match="has no reference.pt2, which this backend runs"):
         open_runtime(tmp_path, "pytorch")
 
 
