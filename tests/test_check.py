@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -243,11 +244,8 @@ def test_an_empty_data_set_is_refused(run: Any, bundle: Path, tmp_path: Path) ->
 def test_data_needs_the_reference_program(run: Any, tmp_path: Path) -> None:
     folder = export(ExportPlan("resnet20", tmp_path / "bare", reference=False)).folder
     shown = run("check", folder, "--data", "built-in", "--backend", "onnxruntime")
-    assert (shown.code, "--data is held against the bundle's reference program: " in shown.error, "has no reference.pt2" in shown.error) == (
-        3,
-        True,
-        True,
-    )
+    assert shown.code == 3
+    assert re.search("--data is held against the bundle's reference program: .* has no reference.pt2", shown.error)
     shown = run("check", folder)  # the others answer
     assert (shown.code, "pytorch      not here: " in shown.out) == (0, True)
 
