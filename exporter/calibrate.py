@@ -18,7 +18,6 @@ from calibration.data import ImageSource, evenly_chosen, open_source
 from calibration.sample import Sample
 from calibration.table import CalibrationTable, Provenance, table_from_file, table_from_histograms
 from exporter.plan import CALIBRATOR, ExportPlan
-from exporter.uint8 import pixels_from_inputs
 from exporter.weights import LoadedModel
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import BadInput, CalibrationError, PlanError
@@ -105,7 +104,7 @@ def _sample(loaded: LoadedModel, plan: ExportPlan) -> Sample:
 def _fed(batches: Iterable[NDArray[np.float32]], loaded: LoadedModel, plan: ExportPlan) -> Iterator[NDArray[Any]]:
     """Batches as the plan's graph takes them."""
     for batch in batches:
-        yield pixels_from_inputs(batch, loaded.preprocess) if plan.uint8_input else batch
+        yield loaded.preprocess.pixels_from_inputs(batch) if plan.uint8_input else batch
 
 
 def _reused(provenance: Provenance, tensors: Sequence[str], loaded: LoadedModel, plan: ExportPlan) -> CalibrationTable:

@@ -21,7 +21,7 @@ def initializer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 def graph_facts(model: onnx.ModelProto) -> GraphFacts:
     """Nodes, parameters, multiply-accumulates for one image, operators, and each operator's input types."""
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    types, shapes = _types_and_shapes(inferred)
+    types, shapes = types_and_shapes(inferred)
     counted: dict[str, Counter[str]] = {}
     for node in inferred.graph.node:
         counted.setdefault(node.op_type, Counter())[types.get(node.input[0], "?") if node.input else "none"] += 1
@@ -29,7 +29,7 @@ def graph_facts(model: onnx.ModelProto) -> GraphFacts:
     return GraphFacts(
         nodes=len(inferred.graph.node),
         parameters=parameters,
-        macs=sum(_macs(node, shapes) for node in inferred.graph.node),
+        macs=sum(multiply_accumulates(node, shapes) for node in inferred.graph.node),
         operators={operator: sum(counted[operator].values()) for operator in sorted(counted)},
         types={operator: dict(sorted(counted[operator].items())) for operator in sorted(counted)},
     )
@@ -49,7 +49,7 @@ def _type_name(elem_type: int) -> str:
     return str(onnx.TensorProto.DataType.Name(elem_type))
 
 
-def _types_and_shapes(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+def types_and_shapes(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
     """Of every tensor; a free dimension counts as one."""
     types = {tensor.name: _type_name(tensor.data_type) for tensor in model.graph.initializer}
     shapes = initializer_shapes(model)
@@ -60,7 +60,7 @@ def _types_and_shapes(model: onnx.ModelProto) -> tuple[dict[str, str], dict[str,
     return types, shapes
 
 
-def _macs(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
+def multiply_accumulates(node: onnx.NodeProto, shapes: dict[str, tuple[int, ...]]) -> int:
     """Multiply-accumulates for one image; zero for all but convolutions and matrix products."""
     if node.op_type not in ("Conv", "Gemm", "MatMul") or node.output[0] not in shapes or node.input[1] not in shapes:
         return 0

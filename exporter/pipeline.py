@@ -27,7 +27,7 @@ from exporter.plan import CALIBRATED, CALIBRATOR, ExportPlan
 from exporter.qdq.placement import left_in_float
 from exporter.simplify import simplified
 from exporter.trace import onnx_from_program, program_from_module, save_program
-from exporter.uint8 import pixels_from_inputs, with_uint8_input
+from exporter.uint8 import with_uint8_input
 from exporter.verify import Graphs, Images, Proof, prove
 from exporter.weights import LoadedModel, inputs_from_source, load_model
 from runtimes._plugins import load_plugin
@@ -172,7 +172,7 @@ def _images(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
         source = source.chosen(evenly_chosen(source, count, plan.seed))
     source = _readable(source, count, steps)
     inputs = inputs_from_source(source, loaded.preprocess, count)
-    pixels = pixels_from_inputs(inputs, loaded.preprocess) if plan.uint8_input else None
+    pixels = loaded.preprocess.pixels_from_inputs(inputs) if plan.uint8_input else None
     return Images(inputs, source.labels[: len(inputs)] if known and source.labels is not None else None, pixels)
 
 

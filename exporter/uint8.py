@@ -14,9 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from runtimes.preprocess import Preprocess
+from runtimes.preprocess import LEVELS, Preprocess
 
-LEVELS = 255
 MEAN, SCALE = "pixels.mean", "pixels.scale"
 
 
@@ -53,13 +52,6 @@ def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.Mod
     source.CopyFrom(helper.make_tensor_value_info(name, TensorProto.UINT8, shape))
     onnx.checker.check_model(result, full_check=True)
     return result
-
-
-def pixels_from_inputs(inputs: NDArray[np.float32], preprocess: Preprocess) -> NDArray[np.uint8]:
-    """The pixels that `preprocess` made float32 (images, channels, height, width) of: uint8 (images, height, width, channels), to the last bit."""
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (preprocess.mean, preprocess.std))
-    levels = np.rint((inputs * std + mean) * LEVELS)
-    return np.ascontiguousarray(levels.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
 def _folded(graph: onnx.GraphProto, name: str, scale: NDArray[np.float64]) -> bool:

@@ -20,11 +20,15 @@ class Limit:
     Attributes:
         name: the budget's field, or `finite`, which every budget asks for.
         text: both in words, as `top-1 agreement 97.50%, budget >= 98.00%`.
+        what, measured, allowed: the parts of it, as `top-1 agreement`, `97.50%` and `>= 98.00%`.
     """
 
     name: str
     ok: bool
     text: str
+    what: str
+    measured: str
+    allowed: str
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ class Budget:
         one image at least to be lost: of fewer images it would judge chance.
         """
         if not measured.finite:
-            return (Limit("finite", ok=False, text=measured.violations[0] if measured.violations else "outputs that are not finite"),)
+            said = measured.violations[0] if measured.violations else "outputs that are not finite"
+            return (Limit("finite", ok=False, text=said, what="outputs", measured="not finite", allowed="finite"),)
         judgeable = accuracy is not None and self.max_accuracy_drop is not None and accuracy.images * self.max_accuracy_drop >= 1
         drop = accuracy.reference_top1 - accuracy.top1 if accuracy is not None and judgeable else None
         checks = (
@@ -69,11 +74,12 @@ class Budget:
             ("min_sqnr_db", "SQNR in dB", measured.sqnr_db, self.min_sqnr_db, ".1f"),
             ("max_accuracy_drop", "fall of top-1", drop, self.max_accuracy_drop, ".2%"),
         )
-        found = [Limit("finite", ok=True, text="every output is finite")]
+        found = [Limit("finite", ok=True, text="every output is finite", what="outputs", measured="finite", allowed="finite")]
         for name, words, value, limit, form in checks:
             if value is not None and limit is not None:
                 inside = value <= limit if name.startswith("max") else value >= limit
-                found.append(Limit(name, inside, f"{words} {value:{form}}, budget {'<=' if name.startswith('max') else '>='} {limit:{form}}"))
+                got, allowed = f"{value:{form}}", f"{'<=' if name.startswith('max') else '>='} {limit:{form}}"
+                found.append(Limit(name, inside, f"{words} {got}, budget {allowed}", words, got, allowed))
         return tuple(_naming_outputs(limit, {name: self.limits(one) for name, one in measured.outputs.items()}) for limit in found)
 
     def changed(self, given: Mapping[str, float]) -> Budget:

@@ -22,6 +22,7 @@ RESAMPLING = {
 PIXELS = "uint8"
 """The type of the input of a model with its preprocessing inside: uint8 (batch, height, width, channels)."""
 MODES = {1: "L", 3: "RGB"}
+LEVELS = 255
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,15 @@ class Preprocess:
 
     def normalised(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pixels (..., height, width, channels) scaled and normalised, float32 (..., channels, height, width)."""
-        planes = np.moveaxis(pixels.astype(np.float32) / np.float32(255), -1, -3)
+        planes = np.moveaxis(pixels.astype(np.float32) / np.float32(LEVELS), -1, -3)
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
         return np.ascontiguousarray((planes - mean) / std)
+
+    def pixels_from_inputs(self, inputs: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The pixels that `normalised` made these inputs of, to the last bit: uint8 (..., height, width, channels)."""
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        levels = np.rint((inputs * std + mean) * LEVELS)
+        return np.ascontiguousarray(np.moveaxis(levels.astype(np.uint8), -3, -1))
 
     def batch(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
         """Images as float32 (images, channels, height, width)."""

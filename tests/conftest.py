@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import gc
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import Ran, run_main
 
+from exporter.check import BundleCheck, CheckPlan, check_bundle
 from exporter.cli import deploy as deploy_cli
 from exporter.cli import export as export_cli
+from runtimes import Bundle, open_runtime
 from runtimes.budget import Budget
+from runtimes.bundle import finish
+from runtimes.evidence import Evidence
 from runtimes.flips import Flips
 from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, FileFacts, GraphFacts, Manifest, ModelFacts, WeightsFacts
 from runtimes.parity import Accuracy, Comparison, ParityReport
@@ -62,6 +69,41 @@ def manifest() -> Manifest:
         calibration=CalibrationFacts("mse", 512, "0" * 64),
         files={"model.onnx": FileFacts("0" * 64, 1)},
     )
+
+
+# --- checks of a bundle with that model ---
+
+Made = tuple[BundleCheck, CheckPlan, Evidence]
+TINY_BATCH, TINY_IMAGES = BatchRange(1, 4, 8), 16
+TINY_LABELS = tuple(f"kind {place}<script>alert('label')</script>" for place in range(10))
+
+
+@pytest.fixture(scope="session")
+def good(tiny_model: Path, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A bundle that is within budget on ONNX Runtime, over its golden inputs."""
+    return _checked(tmp_path_factory.mktemp("good") / "tiny-fp32", tiny_model, manifest, turn=0)
+
+
+@pytest.fixture(scope="session")
+def turned(tiny_model: Path, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """One whose golden logits are those of the next class: every image flips."""
+    return _checked(tmp_path_factory.mktemp("turned") / "tiny-turned", tiny_model, manifest, turn=1)
+
+
+def _checked(folder: Path, model: Path, manifest: Manifest, *, turn: int) -> Made:
+    folder.mkdir()
+    for file in ("model.onnx", "reference.pt2"):
+        shutil.copy(model / file, folder)
+    pixels = np.random.default_rng(0).integers(0, 256, (TINY_IMAGES, 28, 28, 1), np.uint8)
+    inputs = manifest.preprocess.normalised(pixels)
+    with open_runtime(model / "model.onnx") as runtime:
+        logits = runtime.run({"input": inputs})["logits"]
+    np.savez(folder / "golden.npz", inputs=inputs, logits=np.roll(logits, turn, axis=1))
+    (folder / "labels.txt").write_text("\n".join(TINY_LABELS))
+    finish(folder, replace(manifest, name=folder.name, batch=TINY_BATCH))
+    plan = CheckPlan(Bundle.open(folder), ("onnxruntime",), asked=True)
+    found, evidence = check_bundle(plan)
+    return found, plan, evidence
 
 
 # --- command lines ---

@@ -13,7 +13,21 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("runtimes", "calibration", "exporter")  # each may import itself and those before it
-HEAVY = {"torch", "torchvision", "onnx", "onnxruntime", "onnxsim", "tensorrt", "tensorrt_rtx", "openvino", "timm", "ray", "safetensors"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "onnx",
+    "onnxruntime",
+    "onnxsim",
+    "tensorrt",
+    "tensorrt_rtx",
+    "openvino",
+    "timm",
+    "ray",
+    "safetensors",
+    "matplotlib",
+    "jinja2",
+}
 
 
 def imports(path: Path) -> set[str]:
@@ -46,6 +60,7 @@ def test_arrows_of_import_point_one_way(package: str) -> None:
         "exporter.plan",
         "exporter.evaluate",
         "exporter.cli.deploy",
+        "exporter.report.sections",
     ],
 )
 def test_importing_what_a_device_needs_loads_nothing_heavy(module: str) -> None:
@@ -91,6 +106,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> 
         "exporter/models/assets/README.md",
         "calibration/assets/fashion_mnist.npz",
         "calibration/assets/README.md",
+        *(f"exporter/report/assets/{name}" for name in ("report.html.j2", "section.html.j2", "report.css")),
         *(f"{package}/py.typed" for package in LAYERS),
     }
     assert needed <= set(names)

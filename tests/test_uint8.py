@@ -25,7 +25,7 @@ from exporter.plan import precision_names
 from exporter.precisions import fp32
 from exporter.simplify import simplified
 from exporter.trace import onnx_from_program, program_from_module, save_program
-from exporter.uint8 import pixels_from_inputs, with_uint8_input
+from exporter.uint8 import with_uint8_input
 from exporter.verify import Graphs, Images, prove
 from runtimes import Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
@@ -179,7 +179,7 @@ def test_a_wrong_mean_is_caught_by_the_proof(network: CifarResNet, graph: onnx.M
 def test_every_pixel_comes_back_from_what_was_made_of_it(mean: float, std: float) -> None:
     preprocess = Preprocess(None, (16, 16), "bilinear", True, (mean,), (std,))
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    np.testing.assert_array_equal(pixels_from_inputs(preprocess.normalised(pixels), preprocess), pixels)
+    np.testing.assert_array_equal(preprocess.pixels_from_inputs(preprocess.normalised(pixels)), pixels)
 
 
 def test_pixels_are_what_preprocessing_normalises() -> None:

@@ -39,22 +39,34 @@ Exit codes: 0 within budget, 1 failed, 2 asked for wrongly,
 @click.option("--against", metavar="OLD", help="Hold the answers against those of another bundle, and list what changed.")
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help=f"The bundles to check, and their settings.  [default: {FLEET}]")
 @click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="JUnit XML, a test case for each backend and limit.")
+@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="A page with plots, flips and layers, in one file.")
 @click.option("--github", is_flag=True, help="In a GitHub workflow: a job summary, and an annotation for each broken limit.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="Say nothing on the way.")
-def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | None, github: bool, **options: Any) -> None:
+def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | None, html: Path | None, github: bool, **options: Any) -> None:
     """Run each BUNDLE's golden inputs, or pictures, on the backends that are here and hold the answers against its parity budget."""
     from exporter.check import check_bundle
     from exporter.cli._github import annotation_lines, summary_file, write_summary
     from exporter.junit import xml_from_checks
+    from exporter.report import load_page
+    from exporter.report.sections import section_from_check
 
     _check_writable(junit, "--junit")
+    _check_writable(html, "--html")
     summary = summary_file() if github else None
+    page = load_page() if html is not None else None
     plans = [plan_from_entry(entry) for entry in entries(bundles, options["config"], _given(options))]
+    checks, sections = [], []
     with status(quiet=quiet) as say:
-        checks = [check_bundle(plan, say)[0] for plan in plans]
+        for plan in plans:
+            found, evidence = check_bundle(plan, say)
+            checks.append(found)
+            if page is not None:
+                sections.append(section_from_check(found, plan, evidence))
     if junit is not None:
         _write(junit, xml_from_checks(checks), "--junit")
+    if html is not None and page is not None:
+        _write(html, page.html_from_sections(sections), "--html")
     if summary is not None:
         write_summary(summary, checks)
     if as_json:

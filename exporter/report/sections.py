@@ -1,0 +1,169 @@
+"""What the report says of a bundle, gathered where the check was made; nothing here draws or writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.check import BundleCheck, CheckPlan
+from exporter.report.reproduce import check_line, export_lines
+from runtimes.bundle import Bundle
+from runtimes.engine import FOLDER, EngineFacts, read_sidecar
+from runtimes.errors import BundleError
+from runtimes.evidence import Evidence
+from runtimes.flips import Flip
+from runtimes.manifest import Manifest
+from runtimes.preprocess import MODES, PIXELS, Preprocess
+
+ONNX = "model.onnx"
+SHOWN_FLIPS = 48
+
+
+@dataclass(frozen=True)
+class FlippedImage:
+    """An image that another class came out for: the flip, the backends it is seen on, its pixels, and its true class where that is known.
+
+    Attributes:
+        pixels: uint8 (height, width, 1 or 3).
+    """
+
+    flip: Flip
+    backends: tuple[str, ...]
+    pixels: NDArray[np.uint8]
+    label: int | None
+
+
+@dataclass(frozen=True)
+class DriftSeries:
+    """One step of the export against FP32 PyTorch, block by block: relative error and signal to noise (dB) of each block's output."""
+
+    step: str
+    blocks: tuple[str, ...]
+    relative_error: tuple[float, ...]
+    sqnr_db: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far each step is off after each block, all over the same blocks; `remark` names the first that is out of line."""
+
+    series: tuple[DriftSeries, ...]
+    remark: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of `model.onnx`.
+
+    Attributes:
+        precision: what it reads: `INT8`, `FP16`, or both joined by a plus, as an addition does whose shortcut alone is quantized.
+        weights: their type, and whether each output channel has a scale of its own; empty where it has none.
+        macs: multiply-accumulates for one image.
+        remark: why a convolution of a quantized graph stays in float; empty where it does not.
+    """
+
+    name: str
+    operator: str
+    precision: str
+    weights: str
+    macs: int
+    remark: str
+
+
+@dataclass(frozen=True)
+class EngineFile:
+    """An engine in the bundle: its sidecar, or in `problem` why there is none to show."""
+
+    name: str
+    facts: EngineFacts | None
+    problem: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """One bundle in the report.
+
+    Attributes:
+        labels: names of the classes, where they are known.
+        flips: those to show, the largest margin first; `flip_count` is how many there are.
+        layers: of `model.onnx`; None where there is no onnx package to read it with.
+        reproduce: command lines.
+        remedy: what would mend a broken budget, line by line.
+    """
+
+    check: BundleCheck
+    manifest: Manifest
+    labels: tuple[str, ...] | None
+    flips: tuple[FlippedImage, ...]
+    flip_count: int
+    layers: tuple[Layer, ...] | None
+    engines: tuple[EngineFile, ...]
+    reproduce: tuple[str, ...]
+    drift: Drift | None = None
+    remedy: tuple[str, ...] = ()
+
+
+def section_from_check(check: BundleCheck, plan: CheckPlan, evidence: Evidence) -> Section:
+    """What a check found, and what else the bundle tells."""
+    bundle = plan.bundle
+    flips = _seen_on(check)
+    return Section(
+        check=check,
+        manifest=bundle.manifest,
+        labels=bundle.labels,
+        flips=tuple(_flipped_image(flip, backends, evidence, bundle.manifest.preprocess) for flip, backends in flips[:SHOWN_FLIPS]),
+        flip_count=len(flips),
+        layers=layers_of(bundle.folder / ONNX) if ONNX in bundle.manifest.files else (),
+        engines=engines_of(bundle),
+        reproduce=(*export_lines(bundle.manifest), check_line(plan)),
+    )
+
+
+def layers_of(path: Path) -> tuple[Layer, ...] | None:
+    """The layers of an ONNX file; None without the onnx package."""
+    try:
+        import onnx
+    except ImportError:
+        return None
+    from exporter.report.layers import layers_from_model
+
+    return layers_from_model(onnx.load(path))
+
+
+def engines_of(bundle: Bundle) -> tuple[EngineFile, ...]:
+    """The engines in a bundle by their sidecars, which are read without loading an engine."""
+    found = []
+    for path in sorted((bundle.folder / FOLDER).glob("*.json")):
+        try:
+            facts = read_sidecar(path)
+        except BundleError as error:
+            found.append(EngineFile(path.stem, None, str(error)))
+            continue
+        same = ONNX in bundle.manifest.files and facts.onnx_sha256 == bundle.manifest.files[ONNX].sha256
+        found.append(EngineFile(path.stem, facts, "" if same else f"it was built from another {ONNX}"))
+    return tuple(found)
+
+
+def _seen_on(check: BundleCheck) -> list[tuple[Flip, tuple[str, ...]]]:
+    """Every image with the class that it became, and the backends that say so; the largest margin first, of several backends as well."""
+    found: dict[tuple[int, int, int], list[tuple[Flip, str]]] = {}
+    for one in check.backends:
+        for flip in one.answer.flips if one.answer is not None else ():
+            found.setdefault((flip.image, flip.reference, flip.got), []).append((flip, one.backend))
+    seen = [(max((flip for flip, _ in same), key=lambda flip: flip.margin), tuple(backend for _, backend in same)) for same in found.values()]
+    return sorted(seen, key=lambda pair: (-pair[0].margin, pair[0].image, pair[0].got))
+
+
+def _flipped_image(flip: Flip, backends: tuple[str, ...], evidence: Evidence, preprocess: Preprocess) -> FlippedImage:
+    label = int(evidence.labels[flip.image]) if evidence.labels is not None else None
+    return FlippedImage(flip, backends, _pixels(evidence.inputs[flip.image], preprocess), label)
+
+
+def _pixels(fed: NDArray[Any], preprocess: Preprocess) -> NDArray[np.uint8]:
+    """What a model was fed, as a picture; of a number of channels that no picture has, the first."""
+    pixels: NDArray[np.uint8] = fed if fed.dtype == PIXELS else preprocess.pixels_from_inputs(fed)
+    return pixels if pixels.shape[-1] in MODES else pixels[..., :1]

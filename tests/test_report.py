@@ -1,0 +1,439 @@
+"""`report.html`: it says what was measured, in words and pictures, believes nothing it is given, and is the same page every time."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+import shlex
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import onnx
+import pytest
+from conftest import TINY_BATCH, TINY_IMAGES, TINY_LABELS, Made
+from onnx import TensorProto, helper
+from PIL import Image
+
+from exporter.check import BundleCheck, Checked
+from exporter.cli._check import check as check_command
+from exporter.qdq.insert import quantized
+from exporter.qdq.placement import placement_for_tensorrt
+from exporter.report import sections as sections_module
+from exporter.report.layers import layers_from_model
+from exporter.report.page import histogram_rows, html_from_sections
+from exporter.report.reproduce import check_line, export_lines
+from exporter.report.sections import Drift, DriftSeries, Section, section_from_check
+from exporter.report.verdict import overall_text, precision_text, share_text, status_of, verdict_sentences
+from runtimes import Manifest, TensorSpec, open_runtime
+from runtimes.backends.onnxruntime import OnnxRuntime
+from runtimes.budget import Budget
+from runtimes.engine import SCHEMA_VERSION, EngineFacts, LayerFacts, json_from_facts
+from runtimes.evidence import Evidence, answered
+from runtimes.preprocess import Preprocess
+
+BATCH, IMAGES, LABELS = TINY_BATCH, TINY_IMAGES, TINY_LABELS
+
+
+@pytest.fixture(scope="module")
+def features(manifest: Manifest) -> BundleCheck:
+    """Two outputs of which the second is a little off."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in ("input", "layer1", "layer2")]
+    nodes = [helper.make_node("Identity", ["input"], ["layer1"]), helper.make_node("Relu", ["input"], ["layer2"])]
+    model = helper.make_model(helper.make_graph(nodes, "features", values[:1], values[1:]), opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    inputs = np.linspace(1, 2, 16, dtype=np.float32).reshape(8, 2)
+    budget = Budget(0.01, max_relative_error=0.01)
+    with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
+        answer = answered(Evidence(inputs, {"layer1": inputs, "layer2": inputs * np.float32(1.004)}), "onnxruntime", runtime, budget, BATCH)
+    return checked(Checked("onnxruntime", "ok", "", answer, 1.0), budget=budget)
+
+
+def checked(*backends: Checked, budget: Budget, **changed: Any) -> BundleCheck:
+    whole = BundleCheck("folder/tiny", "tiny", budget, "its golden inputs", 8, "FP32 PyTorch", backends)
+    return replace(whole, **changed)
+
+
+def section(made: Made) -> Section:
+    return section_from_check(*made)
+
+
+def page_of(*given: Section) -> str:
+    return html_from_sections(given).decode()
+
+
+def text_of(page: str) -> str:
+    """What a reader sees, without the styles: tags away, spaces as one."""
+    body = page[page.index("<body>") :]
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", body)))
+
+
+# --- the verdict ---
+
+
+def test_a_good_check_is_one_sentence_that_says_all(good: Made) -> None:
+    (sentence,) = verdict_sentences(good[0])
+    assert sentence.startswith("tiny-fp32 says what FP32 PyTorch says on onnxruntime: of 16 images none changed class, the largest logit error is ")
+    assert sentence.endswith("of the largest logit, and every limit is kept.")
+    assert status_of(good[0]) == "within budget"
+
+
+def test_broken_limits_are_named_with_what_is_asked_and_what_it_meant_for_the_classes(turned: Made) -> None:
+    (sentence,) = verdict_sentences(turned[0])
+    limit = next(limit for limit in turned[0].backends[0].answer.limits if limit.name == "min_agreement")  # type: ignore[union-attr]  # it answered
+    assert sentence.startswith("tiny-turned is out of budget on onnxruntime: ")
+    assert f"top-1 agreement is {limit.measured} where at least 99.50% is asked" in sentence
+    assert sentence.endswith("16 of 16 images changed class, 16 of which count.")
+    assert status_of(turned[0]) == "out of budget"
+
+
+def test_a_limit_s_parts_are_its_text(turned: Made) -> None:
+    (one,) = turned[0].backends
+    assert one.answer is not None
+    assert [limit.text for limit in one.answer.limits[1:]] == [f"{one.what} {one.measured}, budget {one.allowed}" for one in one.answer.limits[1:]]
+
+
+def test_features_have_outputs_in_place_of_classes(features: BundleCheck) -> None:
+    assert verdict_sentences(features) == (
+        "tiny says what FP32 PyTorch says on onnxruntime: the largest error is 0.4% of its output's largest value, and every limit is kept.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "asked", "status", "said"),
+    [
+        ("not here", True, "not answered", "tensorrt was not here to answer, though asked for by name."),
+        ("not here", False, "within budget", "tensorrt was not here to answer."),
+        ("failed", False, "failed", "On tensorrt it failed: no luck."),
+        ("crashed", False, "failed", "On tensorrt it crashed: no luck."),
+    ],
+)
+def test_a_backend_that_gave_no_answer_is_told(good: Made, verdict: Any, asked: bool, status: str, said: str) -> None:
+    other = replace(good[0], backends=(*good[0].backends, Checked("tensorrt", verdict, "no luck", None, 0.0)), asked=asked)
+    assert status_of(other) == status
+    assert said in verdict_sentences(other)
+    assert "no luck" in text_of(page_of(replace(section(good), check=other)))
+
+
+def test_where_nobody_answered_there_is_no_table(good: Made) -> None:
+    nobody = replace(good[0], backends=(Checked("tensorrt", "not here", "no GPU", None, 0.0),))
+    said = text_of(page_of(replace(section(good), check=nobody)))
+    assert "No backend answered: tensorrt ○ not here no GPU" in said
+    assert "What was measured" not in said
+
+
+@pytest.mark.parametrize(("value", "text"), [(0.0257, "2.6%"), (4.08e-8, "4.1e-08"), (0.0, "0%"), (1.0, "100%"), (12.5, "1250%"), (1e-4, "0.01%")])
+def test_shares_are_for_people(value: float, text: str) -> None:
+    assert share_text(value) == text
+
+
+def test_several_bundles_have_one_verdict_and_a_table_of_contents(good: Made, turned: Made) -> None:
+    assert overall_text([good[0], turned[0]]) == "Of 2 bundles 1 is within budget and 1 is out of budget."
+    assert overall_text([good[0], good[0]]) == "All 2 bundles are within budget."
+    page = page_of(section(good), section(turned))
+    assert "Parity of 2 bundles" in page
+    assert [link in page for link in ('href="#b1"', 'id="b1"', 'href="#b2"', 'id="b2"')] == [True] * 4
+
+
+# --- what the page holds ---
+
+
+def test_the_page_holds_what_was_measured(turned: Made) -> None:
+    said = text_of(page_of(section(turned)))
+    (one,) = turned[0].backends
+    assert one.answer is not None
+    measured = one.answer.report.backends["onnxruntime"]
+    for limit in one.answer.limits:
+        assert f"{limit.measured} {'✓ kept' if limit.ok else '✗ broken'}" in said
+    assert f"{measured.max_relative_error:.2e} {measured.mean_relative_error:.2e} {measured.p99_relative_error:.2e}" in said
+    assert turned[1].bundle.manifest.files["model.onnx"].sha256 in said
+    assert "numpy 2.0.0" in said
+
+
+def test_every_error_is_in_the_histogram_s_table(turned: Made) -> None:
+    (one,) = turned[0].backends
+    assert one.answer is not None
+    assert one.answer.errors is not None
+    rows = histogram_rows({"onnxruntime": one.answer.errors})
+    assert sum(counts[0] for _, counts in rows) == one.answer.errors.exact + sum(one.answer.errors.counts)
+    assert rows[0][0] == "equal to the last bit"
+
+
+def test_outputs_that_are_not_finite_leave_the_rest_unjudged(good: Made) -> None:
+    evidence = replace(good[2], outputs={"logits": np.full((IMAGES, 10), np.nan, np.float32)})
+    with open_runtime(good[1].bundle) as runtime:
+        answer = answered(evidence, "tensorrt", runtime, good[0].budget, BATCH)
+    check = replace(good[0], backends=(*good[0].backends, Checked("tensorrt", "out of budget", "", answer, 0.0)))
+    assert verdict_sentences(check)[0] == "tiny-fp32 is out of budget on tensorrt: a reference that is not finite."
+    said = text_of(page_of(replace(section(good), check=check)))
+    assert "Outputs finite finite ✓ kept not finite ✗ broken" in said
+    assert "not judged" in said
+    assert "✗ out of budget not finite not finite not finite" in said
+
+
+@pytest.mark.parametrize(("limit", "drawn"), [(None, False), (1e-3, True), (0.0, False), (1e300, False)])
+def test_the_budget_s_largest_error_is_a_line_where_it_is_in_sight(turned: Made, limit: float | None, drawn: bool) -> None:
+    check = replace(turned[0], budget=replace(turned[0].budget, max_relative_error=limit))
+    assert (">budget's largest<" in page_of(replace(section(turned), check=check))) is drawn
+
+
+def test_where_nothing_is_off_there_is_nothing_to_draw(good: Made) -> None:
+    page = page_of(section(good))
+    assert "<svg" not in page
+    assert "onnxruntime: all 210 output values, at every batch size, are the reference's to the last bit." in text_of(page)
+
+
+def test_a_flip_shows_the_picture_that_the_model_was_fed(turned: Made) -> None:
+    made = section(turned)
+    page = page_of(made)
+    addresses = re.findall(r'<img src="data:image/png;base64,([^"]+)" class="small" alt="Image (\d+), which was ([^"]+)"', page)
+    assert len(addresses) == len(made.flips) == made.flip_count == IMAGES
+    preprocess, inputs = turned[1].bundle.manifest.preprocess, turned[2].inputs
+    for data, place, said in addresses:
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            np.testing.assert_array_equal(np.asarray(image)[..., None], preprocess.pixels_from_inputs(inputs[int(place)]))
+        flip = next(one.flip for one in made.flips if one.flip.image == int(place))
+        assert html.unescape(said) == f"{LABELS[flip.reference]} and became {LABELS[flip.got]}; it counts"
+
+
+def test_of_many_flips_the_largest_margins_are_shown(turned: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sections_module, "SHOWN_FLIPS", 3)
+    made = section(turned)
+    margins = sorted((flip.margin for one in turned[0].backends if one.answer is not None for flip in one.answer.flips), reverse=True)
+    assert [one.flip.margin for one in made.flips] == margins[:3]
+    assert "And 13 more, with smaller margins." in text_of(page_of(made))
+
+
+def test_a_flip_on_two_backends_is_one_picture(turned: Made) -> None:
+    (one,) = turned[0].backends
+    both = replace(turned[0], backends=(one, replace(one, backend="tensorrt")))
+    made = section_from_check(both, *turned[1:])
+    assert {flip.backends for flip in made.flips} == {("onnxruntime", "tensorrt")}
+    assert "on onnxruntime and tensorrt" in text_of(page_of(made))
+
+
+@pytest.mark.parametrize("channels", [3, 5])
+def test_pictures_of_any_number_of_channels_are_shown(turned: Made, channels: int) -> None:
+    preprocess = Preprocess(None, (28, 28), "bilinear", True, (0.5,) * channels, (0.5,) * channels)
+    pixels = np.random.default_rng(1).integers(0, 256, (IMAGES, 28, 28, channels), np.uint8)
+    found, plan, evidence = turned
+    bundle = replace(plan.bundle, manifest=replace(plan.bundle.manifest, preprocess=preprocess))
+    for fed in (preprocess.normalised(pixels), pixels):
+        made = section_from_check(found, replace(plan, bundle=bundle), replace(evidence, inputs=fed, labels=np.zeros(IMAGES, np.int64)))
+        for one in made.flips:
+            np.testing.assert_array_equal(one.pixels, pixels[one.flip.image][..., : 3 if channels == 3 else 1])
+        assert "labelled kind 0<script>" in text_of(page_of(made))
+
+
+def test_drift_is_two_plots_and_one_table(good: Made) -> None:
+    steps = [DriftSeries(step, ("stem", "layer1.0", "head"), (0.0, 0.25, 0.5), (200.0, 12.0, 6.0)) for step in ("FP32 ONNX", "simulation")]
+    page = page_of(replace(section(good), drift=Drift(tuple(steps), "Block layer1.0 is the first out of line."), remedy=("Return it to FP32.",)))
+    assert page.count("<svg ") == 2
+    said = text_of(page)
+    assert "layer1.0 2.50e-01 12.0 2.50e-01 12.0" in said
+    assert "Block layer1.0 is the first out of line." in said
+    assert "Return it to FP32." in said
+
+
+@pytest.mark.parametrize("errors", [(0.0, 0.0), (0.02, 0.03), (1e-7, 30.0), (0.1, sys.float_info.max)])
+def test_drift_has_ticks_whatever_its_range(good: Made, errors: tuple[float, float]) -> None:
+    names = ("a\x00b/中文/\udcff", "x" * 200 + "the end")
+    page = page_of(replace(section(good), drift=Drift((DriftSeries("simulation", names, errors, (200.0, 6.0)),), "")))
+    plot = page[page.index("Relative error after each block") : page.index("Signal to quantization noise after")]
+    assert len(re.findall(r">1e[-+]\d+<", plot)) >= 2
+    assert ">a?b/??/?<" in plot
+    assert ">...xxxxxxthe end<" in plot
+    assert "x" * 200 in page
+
+
+def test_features_get_a_row_for_each_output(good: Made, features: BundleCheck) -> None:
+    manifest = replace(
+        good[1].bundle.manifest, outputs=(TensorSpec("layer1", "float32", ("batch", 2)), TensorSpec("layer2", "float32", ("batch", 2)))
+    )
+    said = text_of(page_of(replace(section(good), check=features, manifest=manifest)))
+    assert "features layer1 and layer2" in said
+    assert "onnxruntime layer1 0.00e+00" in said
+    assert "Agreement" not in said
+    assert "error, relative to the output's largest value" in said
+
+
+def test_engines_are_told_by_their_sidecars(good: Made) -> None:
+    found, plan, evidence = good
+    folder = plan.bundle.folder / "engines"
+    folder.mkdir()
+    sha256 = plan.bundle.manifest.files["model.onnx"].sha256
+    layers = LayerFacts({"convolution": {"INT8": 7}}, {"INT8": 7}, ("fc<b>",))
+    facts = EngineFacts(
+        SCHEMA_VERSION,
+        "tensorrt",
+        "10.3",
+        ("sm87",),
+        "linux-aarch64",
+        None,
+        BATCH,
+        "fp32",
+        "strong",
+        {},
+        layers,
+        1.0,
+        False,
+        sha256,
+        "0" * 64,
+        1,
+        "k",
+    )
+    (folder / "fits.json").write_bytes(json_from_facts(facts))
+    (folder / "other.json").write_bytes(json_from_facts(replace(facts, onnx_sha256="1" * 64)))
+    (folder / "rubbish.json").write_bytes(b"{")
+    try:
+        said = text_of(page_of(section_from_check(found, plan, evidence)))
+    finally:
+        shutil.rmtree(folder)
+    assert "Engine fits tensorrt 10.3 for sm87 on linux-aarch64, built ahead of time and not proven yet. Convolutions: 7 in INT8." in said
+    assert "Not in the promised precision: fc<b>." in said
+    assert "Engine other: it was built from another model.onnx" in said
+    assert re.search(r"Engine rubbish: \S*rubbish\.json", said)
+
+
+def test_layers_say_what_they_read(tiny_model: Path) -> None:
+    model = onnx.load(tiny_model / "model.onnx")
+    floats = layers_from_model(model)
+    assert {layer.precision for layer in floats} == {"FP32"}
+    assert not any(layer.remark for layer in floats)
+    for place, node in enumerate(model.graph.node):
+        node.name = node.name or f"node{place}"
+    placement = placement_for_tensorrt(model)
+    layers = layers_from_model(quantized(model, placement, dict.fromkeys(placement.observed, 3.0)))
+    convolutions = [layer for layer in layers if layer.operator == "Conv"]
+    assert {(layer.precision, layer.weights) for layer in convolutions} == {("INT8", "INT8 per channel")}
+    assert {layer.precision for layer in layers if layer.operator == "Add"} == {"FP32 + INT8"}
+    assert {layer.precision for layer in layers if layer.operator in ("Gemm", "GlobalAveragePool")} == {"FP32"}
+    assert precision_text(layers).startswith(f"{len(convolutions)} of {len(convolutions)} convolutions compute in INT8, with ")
+    assert [layer.macs for layer in layers if layer.macs] == [layer.macs for layer in floats if layer.macs]
+
+
+def test_without_the_onnx_package_the_page_says_so(good: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert "The onnx package was not here to read model.onnx with." in text_of(page_of(section(good)))
+
+
+# --- what it was given, it does not believe ---
+
+
+def test_hostile_names_are_text(good: Made, turned: Made) -> None:
+    evil = "<script>alert(1)</script>\"><img src=x onerror=alert(2)>'$\\frac$"
+    flipped = section(turned)
+    check = replace(
+        turned[0],
+        name=evil,
+        reference=evil,
+        evidence=evil,
+        left_out=(evil,),
+        backends=(*turned[0].backends, Checked(evil, "failed", evil, None, 0.0)),
+    )
+    manifest = replace(flipped.manifest, versions={evil: evil}, model=replace(flipped.manifest.model, name=evil))
+    steps = (DriftSeries(evil, (evil, "head"), (0.1, 0.2), (20.0, 14.0)),)
+    hostile = replace(flipped, check=check, manifest=manifest, drift=Drift(steps, evil), reproduce=(evil,), remedy=(evil,))
+    page = page_of(section(good), hostile)
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert page.count("<img ") == len(flipped.flips)
+    assert "&lt;script&gt;alert(&#39;label&#39;)&lt;/script&gt;" in page
+
+
+def test_nothing_points_out_of_the_page(turned: Made) -> None:
+    page = page_of(section(turned))
+    assert "default-src 'none'" in page
+    links = re.findall(r"""(?:href|src)="([^"]*)"|url\(([^)]*)\)""", page)
+    assert links
+    assert all(one.startswith(("#", "data:image/png;base64,")) for pair in links for one in pair if one)
+
+
+def test_the_same_input_gives_the_same_bytes(good: Made, turned: Made) -> None:
+    made = [section(good), section(turned)]
+    first = html_from_sections(made)
+    with matplotlib.rc_context({"font.size": 31, "axes.facecolor": "red", "svg.hashsalt": "another"}):
+        assert html_from_sections([section(good), section(turned)]) == first
+    assert str(good[1].bundle.folder.parent).encode() not in first
+    slower = replace(turned[0], backends=tuple(replace(one, seconds=99.5) for one in turned[0].backends))
+    assert html_from_sections([made[0], replace(made[1], check=slower)]) == first
+
+
+def test_ids_are_unique_where_several_plots_stand_in_one_page(turned: Made) -> None:
+    steps = (DriftSeries("simulation", ("stem", "head"), (0.1, 0.2), (20.0, 14.0)),)
+    made = replace(section(turned), drift=Drift(steps, "No block is out of line."))
+    page = page_of(made, made)
+    ids = re.findall(r'\sid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    used = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)|aria-(?:labelledby|describedby)="([^"]+)"', page)
+    assert {name for names in used for name in names if name} <= set(ids)
+
+
+# --- how to make and check it again ---
+
+
+@pytest.mark.parametrize(("kind", "uint8", "outputs"), [("shipped", False, "logits"), ("random", True, "logits"), ("random", False, "layer1")])
+def test_the_export_s_command_line_is_one(run: Any, manifest: Manifest, kind: Any, uint8: bool, outputs: str) -> None:
+    spec = TensorSpec("input", "uint8" if uint8 else "float32", ("batch", 28, 28, 1) if uint8 else ("batch", 1, 28, 28))
+    model = replace(manifest.model, name="resnet20", source="cifar", variant="projection", weights=replace(manifest.model.weights, kind=kind))
+    made = replace(
+        manifest, model=model, precision="int8", inputs=(spec,), outputs=(replace(manifest.outputs[0], name=outputs),), preprocess=manifest.preprocess
+    )
+    command = export_lines(made)[0].replace("\\\n", "")
+    told = run(*shlex.split(command)[1:], "--dry-run", "--json").json
+    assert (told["model"], told["precision"], told["variant"], told["batch"]) == ("resnet20", "int8", "projection", "2:3:4")
+    assert told["weights"] == ("random" if kind == "random" else "default")
+    assert told["outputs"] == ("logits" if outputs == "logits" else "features (stages)")
+    assert told["input"].startswith("uint8" if uint8 else "float32")
+
+
+def test_what_the_manifest_knows_by_sha256_alone_is_a_comment(manifest: Manifest) -> None:
+    weights = replace(manifest.model.weights, kind="file", sha256="ab" * 32)
+    lines = export_lines(
+        replace(manifest, model=replace(manifest.model, weights=weights), files={**manifest.files, "labels.txt": manifest.files["model.onnx"]})
+    )
+    assert "--weights FILE" in lines[0]
+    assert "--labels labels.txt" in lines[0]
+    assert lines[1] == f"# FILE: the checkpoint of sha256 {'ab' * 32}"
+    assert lines[2].startswith("# and --data")
+
+
+def test_the_check_s_command_line_is_one(good: Made) -> None:
+    plan = replace(good[1], data="my pictures", images=7, budget={"min_cosine": 0.5}, against=good[1].bundle)
+    words = shlex.split(check_line(plan).replace("\\\n", ""))
+    given = check_command.make_context("check", words[2:]).params
+    assert [str(path) for path in given["bundles"]] == ["tiny-fp32"]
+    assert (given["backends"], given["data"], given["images"]) == (("onnxruntime",), "my pictures", 7)
+    assert (given["budget"], given["against"]) == (("min_cosine=0.5",), str(good[1].bundle.folder))
+
+
+# --- the command ---
+
+
+def test_check_writes_the_page_even_where_a_limit_is_broken(deploy: Any, good: Made, turned: Made, tmp_path: Path) -> None:
+    paths = [made[1].bundle.folder for made in (good, turned)]
+    shown = deploy("check", *paths, "--backend", "onnxruntime", "--quiet", "--html", tmp_path / "report.html")
+    assert shown.code == 4
+    assert (tmp_path / "report.html").read_bytes() == html_from_sections([section(good), section(turned)])
+
+
+def test_a_page_into_a_folder_that_is_not_there_is_refused_before_the_work(deploy: Any, good: Made, tmp_path: Path) -> None:
+    shown = deploy("check", good[1].bundle.folder, "--html", tmp_path / "nowhere" / "report.html")
+    assert shown.code == 2
+    assert "give another --html" in shown.error
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_package_is_told_before_the_work(deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    for name in ("exporter.report.page", "exporter.report.plots"):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("exporter.report.page")
+    monkeypatch.setitem(sys.modules, package, None)
+    shown = deploy("check", tmp_path / "no bundle", "--html", tmp_path / "report.html")
+    assert shown.code == 3
+    assert shown.error == f"error: an HTML report needs the package '{package}', which is not installed; pip install 'resnet-export[report]'"
