@@ -18,6 +18,7 @@ from runtimes.preprocess import Preprocess
 
 LEVELS = 255
 MEAN, SCALE = "pixels.mean", "pixels.scale"
+CAST, TRANSPOSE = "pixels.cast", "pixels.transpose"
 
 
 def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
@@ -33,8 +34,8 @@ def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.Mod
     scale = 1 / (LEVELS * np.array(preprocess.std, np.float64))
     folded = _folded(graph, name, scale)
     steps = [
-        helper.make_node("Cast", [name], ["pixels.float"], name="pixels.cast", to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["pixels.float"], ["pixels.planes"], name="pixels.transpose", perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", [name], ["pixels.float"], name=CAST, to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["pixels.float"], ["pixels.planes"], name=TRANSPOSE, perm=[0, 3, 1, 2]),
         helper.make_node("Sub", ["pixels.planes", MEAN], ["pixels.centred"], name="pixels.centre"),
     ]
     graph.initializer.append(_per_channel(MEAN, LEVELS * np.array(preprocess.mean, np.float64)))

@@ -13,7 +13,7 @@ from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
 from runtimes.parity import ParityReport, compare_outputs
-from runtimes.preprocess import PIXELS
+from runtimes.preprocess import PIXELS, takes_any_size
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
 """What numpy raises for a file that is no archive of arrays: the middle ones for an empty one and for a single array."""
@@ -42,7 +42,7 @@ def golden_report(bundle: Bundle, name: str, runtime: Runtime) -> ParityReport:
     """Run the golden inputs at the smallest, the middle and the largest batch of the range; `name` is the backend's in the report."""
     inputs, outputs = golden_arrays(bundle)
     if inputs.dtype == PIXELS and runtime.inputs[0].dtype != PIXELS:  # the reference of a model with its preprocessing inside has it outside
-        inputs = bundle.manifest.preprocess.normalised(inputs)
+        inputs = bundle.manifest.preprocess.outside(inputs, any_size=takes_any_size(bundle.manifest.inputs[0]))
     rows, answers, batches = [], [], []
     for size in bundle.manifest.batch.checked:
         count = min(size, len(inputs))
