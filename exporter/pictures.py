@@ -75,7 +75,7 @@ def trial_sizes(preprocess: Preprocess) -> list[tuple[int, int]]:
     height, width = resized_size(preprocess)
     return [
         (2 * height + 1, 3 * width),
-        (5 * height, 2 * width - 1),
+        (5 * height, width + 1),
         (height // 2 + 1, width // 3 + 1),
         (height, width),
         (height + 1, width),

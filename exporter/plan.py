@@ -94,8 +94,7 @@ class ExportPlan:
             raise PlanError(f"expected --num-classes of at least 1, got {self.classes}")
         if not 0 <= self.seed < 2**63:
             raise PlanError(f"expected a --seed from 0 to 2^63-1, got {self.seed}")
-        if self.uint8_input not in (None, *UINT8_INPUTS):
-            raise PlanError(f"expected --uint8-input alone or --uint8-input full, got '{self.uint8_input}'; a MODEL stands before it, or behind --")
+        check_uint8_input(self.uint8_input)
         self._check_calibration()
         self._check_features()
 
@@ -151,6 +150,15 @@ class ExportPlan:
         chosen = None if self.spec.variant == self.spec.variants[0] else self.spec.variant
         pixels = {None: None, CROP: "uint8", FULL: "uint8full"}[self.uint8_input]
         return "-".join(part for part in (self.spec.stem, chosen, self.features, pixels, self.precision) if part)
+
+
+def check_uint8_input(value: str | None) -> None:
+    """
+    Raises:
+        PlanError: another word than those of `UINT8_INPUTS`; on a command line it may have been meant as the model.
+    """
+    if value is not None and value not in UINT8_INPUTS:
+        raise PlanError(f"expected --uint8-input alone or --uint8-input full, got '{value}'; put MODEL before it")
 
 
 def size_from_text(text: str) -> tuple[int, int]:

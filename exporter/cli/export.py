@@ -13,7 +13,18 @@ import click
 
 from exporter.cli._common import accuracy_line, echo_json, gives_text, parity_lines, run_command, size_text, status
 from exporter.models import MODELS, PAD, PROJECTION, V1, V1_5
-from exporter.plan import BF16_OPSET, CALIBRATOR, CROP, FULL, OPSETS, ExportPlan, channels_from_text, precision_names, size_from_text
+from exporter.plan import (
+    BF16_OPSET,
+    CALIBRATOR,
+    CROP,
+    FULL,
+    OPSETS,
+    ExportPlan,
+    channels_from_text,
+    check_uint8_input,
+    precision_names,
+    size_from_text,
+)
 from runtimes._plugins import OWN_PACKAGES
 from runtimes.errors import BackendUnavailable, PlanError
 from runtimes.specs import BatchRange
@@ -132,6 +143,7 @@ def main() -> None:
 
 
 def _plan(options: dict[str, Any]) -> ExportPlan:
+    check_uint8_input(options["uint8_input"])  # first: it may have taken the MODEL for its own
     if options["model"] is None:
         raise PlanError("expected a MODEL, got none; see resnet-export --list")
     chosen = [name for name in precision_names() if options[name]]
