@@ -73,15 +73,16 @@ def fitting_size(preprocess: Preprocess) -> tuple[int, int]:
 def trial_sizes(preprocess: Preprocess) -> list[tuple[int, int]]:
     """Sizes (height, width) to try: enlarged and shrunk, odd, lying and standing, narrow, as it is to be, and smaller than the crop."""
     height, width = resized_size(preprocess)
-    return [
+    sizes = [
         (2 * height + 1, 3 * width),
         (5 * height, width + 1),
         (height // 2 + 1, width // 3 + 1),
         (height, width),
         (height + 1, width),
         (max(1, preprocess.crop[0] - 1), preprocess.crop[1] + 3),
-        (1, 7),
+        (1, 3),
     ]
+    return [(min(high, PICTURE_SIDES[-1]), min(wide, PICTURE_SIDES[-1])) for high, wide in sizes]
 
 
 def resized_size(preprocess: Preprocess) -> tuple[int, int]:

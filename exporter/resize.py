@@ -6,7 +6,7 @@ takes none with antialias. So the graph makes Pillow's coefficients from the pic
 alone that the crop keeps, and a row of zeros where the crop reaches over the border, which is black.
 
 - Distances are whole numbers once multiplied by twice the sizes, and so are both filters' values: 64-bit integers hold them, and the coefficients are
-  exactly Pillow's. (The cubic's are powers of three of the size: from 8192 pixels on they are made of coarser distances.)
+  exactly Pillow's. (The cubic's are third powers of sizes: from 8192 pixels on they are made of coarser distances.)
 - A coefficient of 22 bits times a level of 8 is more than single precision holds, and TensorRT has no double. So each is cut into a high and a low
   part of 11 bits. Their products with levels, and the sums over up to 32 taps, are whole numbers up to 2**24: exact in whatever order they are
   summed, and in TF32 too.
@@ -30,7 +30,7 @@ from runtimes.errors import PlanError
 from runtimes.preprocess import MODES, Preprocess
 from runtimes.specs import PICTURE
 
-PREFIX = "resize"
+PREFIX = "pixels.resize"
 BITS, LOW_BITS = 22, 12
 HIGH_BITS = BITS - LOW_BITS
 FINEST_SIDE, FINEST_WORK = 13, 19

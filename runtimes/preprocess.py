@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from runtimes.errors import BadInput, PlanError
-from runtimes.specs import TensorSpec
+from runtimes.specs import PICTURE, TensorSpec
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -146,7 +146,7 @@ class Preprocess:
 
 def takes_any_size(spec: TensorSpec) -> bool:
     """Does the input take pictures of any size? Otherwise it takes images of the model's size."""
-    return spec.dtype == PIXELS and isinstance(spec.shape[1], str)
+    return spec.dtype == PIXELS and spec.shape[1:3] == PICTURE
 
 
 def image_from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +24,19 @@ from exporter.builders._layers import check_precision, layer_facts
 from exporter.builders._network import BuildOptions, Job
 from exporter.cli import deploy
 from exporter.engines import BuildPlan, build_engine
+from exporter.graph import tensor_specs
 from exporter.pictures import check_resizing, fitting_size, images_of_one_size, trial_sizes
 from exporter.plan import precision_names
 from exporter.qdq.lint import lint
 from exporter.resize import check_resizable, resizing_graph, with_any_size
 from exporter.uint8 import with_uint8_input
 from runtimes import Bundle, open_runtime
+from runtimes._open import backend_class
+from runtimes.backends._cuda import PinnedBuffer, Stream, copy_to_host
+from runtimes.backends._dlpack import CUDA_HOST, DeviceArray, imported
 from runtimes.backends._engine import EngineRuntime
+from runtimes.backends._load import Loaded
+from runtimes.backends._log import log_of
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.classify import classify
 from runtimes.errors import BackendUnavailable, BadInput, BuildError, ExportError, PlanError
@@ -222,6 +229,14 @@ def test_tensorrt_takes_any_size_and_builds_in_the_precision_asked_for(bundles: 
     assert {layer.reads for layer in layers if layer.kind == "gemm" and len(layer.reads) == 2} >= {("fp32", "fp32")}  # the resizing stays in FP32
 
 
+@pytest.mark.parametrize("steps", [preprocess(interpolation="bicubic"), preprocess(None), preprocess((30, 41))], ids=["bicubic", "none", "tuple"])
+def test_tensorrt_takes_every_kind_of_resizing(steps: Preprocess) -> None:
+    graph = resizing_graph(steps, 20)
+    job = Job(graph.SerializeToString(), "fp32", tensor_specs(graph.graph.input), BATCH, BuildOptions(targets=("sm86",)))
+    built, _ = tensorrt_rtx.build(job, lambda step, done=0, total=0: None)
+    assert built.typing == "strong"
+
+
 def test_int8_is_measured_as_without_resizing_and_the_resizing_is_no_residual_block(bundles: Any) -> None:
     bundle = bundles("int8")
     assert bundle.manifest.calibration is not None
@@ -271,8 +286,8 @@ def test_onnxruntime_on_a_gpu_says_what_to_take_instead(bundles: Any) -> None:
 @pytest.fixture
 def engine(bundles: Any, standin: StandinCuda) -> Any:
     """A bundle, and its engine as `resnet-deploy build` makes and checks it."""
+    bundle = bundles("fp32")  # before: torch looks for TensorRT when it traces
     with imported_as_tensorrt(StandinTensorRT(standin)):
-        bundle = bundles("fp32")
         built = build_engine(BuildPlan(bundle, "tensorrt"), lambda step, done=0, total=0: None)
         assert built.facts.checked
         yield bundle
@@ -287,7 +302,37 @@ def test_an_engine_answers_for_pictures_of_any_size_and_keeps_no_graph_of_one(en
             array = chance.integers(0, 256, (rows, height, width, 1), np.uint8)
             expected = reference.run({"input": array})["logits"]
             np.testing.assert_allclose(runtime.run({"input": array})["logits"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+            given = PinnedBuffer(array.nbytes)
+            given.view(array.dtype, array.shape)[...] = array
+            answer = runtime.run_on_device({"input": DeviceArray(given, array.shape, "uint8", device=(CUDA_HOST, 0))})["logits"]
+            np.testing.assert_allclose(on_host(answer), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
         assert runtime.graph_problem == "pictures come in any size, and a graph is of one"
+
+
+def on_host(answer: DeviceArray) -> NDArray[Any]:
+    with Stream() as stream, PinnedBuffer(4 * math.prod(answer.shape)) as copy:
+        copy_to_host(copy.pointer, imported(answer, stream.handle).pointer, copy.size, stream)
+        stream.synchronize()
+        return copy.view("float32", answer.shape).copy()
+
+
+def test_tensorrt_rtx_compiles_no_kernels_of_one_size(bundles: Any, standin: StandinCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    kind: Any = backend_class("tensorrt-rtx")
+    api = StandinTensorRT(standin, kind.API.__version__, tag=b"vtrt")
+    monkeypatch.setattr(kind, "API", api)
+    for name, kernels, graphs in (("full", "NONE", "DISABLED"), ("crop", "EAGER", "WHOLE_GRAPH_CAPTURE")):
+        model = onnx.load(bundles("fp32").file("model.onnx"))
+        if name == "crop":
+            for dimension in model.graph.input[0].type.tensor_type.shape.dim[1:3]:
+                dimension.dim_value = 28
+        shapes = tuple((rows, 28, 28, 1) for rows in (1, 2, 4))
+        plan = api.plan(model.SerializeToString(), {"input": shapes})  # type: ignore[dict-item]  # of three, as it says
+        library: Any = api.Runtime(log_of(api).logger)
+        sidecar: Any = None  # for which nothing asks once the engine is loaded
+        with kind(Loaded(library, library.deserialize_cuda_engine(plan), sidecar, tmp_path / f"{name}.engine")) as runtime:
+            assert runtime._config.dynamic_shapes_kernel_specialization_strategy.name == kernels
+            assert runtime._config.cuda_graph_strategy.name == graphs
+            assert runtime.run({"input": np.zeros((2, 28, 28, 1), np.uint8)})["logits"].shape == (2, 10)
 
 
 def test_a_picture_larger_than_the_engine_was_built_for_is_refused(engine: Bundle) -> None:
@@ -302,10 +347,10 @@ def test_a_picture_larger_than_the_engine_was_built_for_is_refused(engine: Bundl
 
 
 def test_weak_typing_which_might_resize_in_fp16_is_not_fallen_back_to(bundles: Any, standin: StandinCuda) -> None:
-    api = StandinTensorRT(standin, "10.3.0.30")
+    bundle, api = bundles("fp16"), StandinTensorRT(standin, "10.3.0.30")
     api.fail("parse", "In node 0: must be of same type")
     with imported_as_tensorrt(api), pytest.raises(BuildError, match="TensorRT refuses model.onnx"):
-        build_engine(BuildPlan(bundles("fp16"), "tensorrt"), lambda step, done=0, total=0: None)
+        build_engine(BuildPlan(bundle, "tensorrt"), lambda step, done=0, total=0: None)
 
 
 # --- commands ---
@@ -347,6 +392,10 @@ def test_the_command_takes_it_together_with_features_a_size_and_a_fixed_batch(ru
     assert [spec.name for spec in manifest.outputs] == ["layer1", "layer2", "layer3"]
     with open_runtime("resnet20-stages-uint8full-fp16") as runtime:
         assert runtime.run({"input": np.zeros((1, 77, 55, 3), np.uint8)})["layer1"].shape == (1, 16, 32, 40)
+    model = Path("resnet20-stages-uint8full-fp16/model.onnx").read_bytes()
+    job = Job(model, "fp16", manifest.inputs, manifest.batch, BuildOptions(targets=("sm86",)))
+    built, _ = tensorrt_rtx.build(job, lambda step, done=0, total=0: None)
+    assert f"MinShape: [2,{PICTURE_SIDES[0]},{PICTURE_SIDES[0]},3]" in built.log.text
 
 
 def test_a_dry_run_says_what_goes_in(run: Any) -> None:

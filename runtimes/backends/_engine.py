@@ -18,7 +18,7 @@ from runtimes.backends._cuda import CudaError, DeviceBuffer, Event, Graph, Pinne
 from runtimes.backends._dlpack import DeviceArray, DeviceTensor, imported
 from runtimes.backends._load import Loaded, loaded
 from runtimes.backends._log import log_of
-from runtimes.backends._shapes import Shapes, batch_range, check_sizes, engine_spec, largest_shape, like, rows_of
+from runtimes.backends._shapes import Shapes, batch_range, check_sizes, engine_specs, largest_shape, like, rows_of
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.engine import Here, engine_for
@@ -60,16 +60,11 @@ class EngineRuntime(Runtime):
 
     def __init__(self, model: Loaded) -> None:
         engine = model.engine
-        names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
-        inputs = [name for name in names if engine.get_tensor_mode(name) == self.API.TensorIOMode.INPUT]
-        super().__init__(
-            [engine_spec(self.API, engine, name) for name in inputs],
-            [engine_spec(self.API, engine, name) for name in names if name not in inputs],
-            batch_range(engine, inputs[0]),
-        )
+        inputs, outputs = engine_specs(self.API, engine), engine_specs(self.API, engine, outputs=True)
+        super().__init__(inputs, outputs, batch_range(engine, inputs[0].name))
         self._loaded = model
-        self._largest = {name: largest_shape(engine, name) for name in inputs}
-        free = any(takes_any_size(spec) for spec in self.inputs)
+        self._largest = {spec.name: largest_shape(engine, spec.name) for spec in inputs}
+        free = any(takes_any_size(spec) for spec in inputs)
         self.graph_problem = "pictures come in any size, and a graph is of one" if free else None
         self._graphs: dict[int, Lane] = {}
         self._held: tuple[Event, object] | None = None
