@@ -4,7 +4,8 @@ In front of the network stand a Cast, a Transpose and a Sub of the mean colour; 
 the weights of the first convolution, which computes the same up to rounding. The mean is not folded into its bias: the convolution pads with
 zeros, and a padded zero has to be the mean colour, as it is outside, so that a bias would be right everywhere but at the borders.
 
-The picture has the network's size: resizing and cropping, which `Preprocess.pixels` does with Pillow, stay outside.
+The picture has the network's size: resizing and cropping, which `Preprocess.pixels` does with Pillow, stay outside, or come in front by
+`exporter.resize`.
 """
 
 from __future__ import annotations
