@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import onnx  # noqa: TID253  (this file is about onnx)
+import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper  # noqa: TID253  (as above)
+from onnx import TensorProto, helper, numpy_helper
 
 from exporter.uint8 import CAST, TRANSPOSE
 from runtimes.errors import PlanError
