@@ -22,7 +22,7 @@ from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import ExportError, PlanError
 from runtimes.parity import LOGITS, wilson_interval
-from runtimes.preprocess import PIXELS
+from runtimes.preprocess import PIXELS, takes_any_size
 
 TOP = 5
 BATCHES_AHEAD = 2
@@ -207,7 +207,7 @@ def _answers(bundle: Bundle, runtime: Runtime, source: ImageSource, tally: Tally
     def answered(after: int) -> Answered:
         nonlocal begin
         start = time.perf_counter()
-        tops = _top_classes(runtime, np.stack([array for _, array in fed])) if fed else np.zeros((0, 0), np.int64)
+        tops = _top_classes(runtime, [array for _, array in fed]) if fed else np.zeros((0, 0), np.int64)
         now = time.perf_counter()
         rows = tuple((place, int(labels[place]), *top) for (place, _), top in zip(fed, tops.tolist(), strict=True))
         batch = Answered(after, rows, tuple(unreadable), round(now - start, 6), round(now - begin, 6))
@@ -228,13 +228,19 @@ def _answers(bundle: Bundle, runtime: Runtime, source: ImageSource, tally: Tally
 
 def feeder(bundle: Bundle, runtime: Runtime) -> Callable[[Image.Image], NDArray[Any]]:
     """What turns a picture into what the model is fed for it: pixels where its preprocessing is inside, else normalised planes."""
-    preprocess = bundle.manifest.preprocess
-    return preprocess.pixels if runtime.inputs[0].dtype == PIXELS else preprocess
+    preprocess, source = bundle.manifest.preprocess, runtime.inputs[0]
+    if takes_any_size(source):
+        return preprocess.picture
+    return preprocess.pixels if source.dtype == PIXELS else preprocess
 
 
-def _top_classes(runtime: Runtime, inputs: NDArray[Any]) -> NDArray[np.int64]:
-    """The most likely classes of each picture, most likely first, int64 (images, 5), or as many as there are."""
-    logits = runtime.run({runtime.inputs[0].name: inputs})[LOGITS]
+def _top_classes(runtime: Runtime, inputs: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    """The most likely classes of each picture, most likely first, int64 (images, 5), or as many as there are.
+
+    Pictures of several sizes, which a model that resizes takes, are fed one by one.
+    """
+    batches = [np.stack(inputs)] if len({one.shape for one in inputs}) == 1 else [one[None] for one in inputs]
+    logits = np.concatenate([runtime.run({runtime.inputs[0].name: batch})[LOGITS] for batch in batches])
     if not np.isfinite(logits).all():
         raise ExportError("the model gives logits that are not finite; see what resnet-deploy check says of the bundle")
     return np.argsort(-logits, axis=1, kind="stable")[:, :TOP].astype(np.int64)

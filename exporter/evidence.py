@@ -11,9 +11,10 @@ from PIL import Image
 
 from calibration.classes import ModelClasses, matched
 from calibration.data import ImageSource, evenly_chosen, open_source
+from exporter.fitting import of_one_size
 from runtimes.bundle import Bundle
 from runtimes.errors import BadInput
-from runtimes.preprocess import PIXELS
+from runtimes.preprocess import PIXELS, takes_any_size
 
 SEED = 0
 
@@ -64,7 +65,9 @@ def _labelled(source: ImageSource, bundle: Bundle) -> tuple[ImageSource, list[st
 
 
 def fed_pictures(bundle: Bundle, pictures: Pictures) -> NDArray[Any]:
-    """The pictures as the bundle's model takes them, (pictures, ...)."""
-    preprocess = bundle.manifest.preprocess
+    """The pictures as the bundle's model takes them, (pictures, ...); for one that takes any size, brought to one where they differ."""
+    preprocess, source = bundle.manifest.preprocess, bundle.manifest.inputs[0]
+    if takes_any_size(source):
+        return np.stack([preprocess.picture(image) for image in of_one_size(pictures.images, preprocess)])
     pixels = np.stack([preprocess.pixels(image) for image in pictures.images])
-    return pixels if bundle.manifest.inputs[0].dtype == PIXELS else preprocess.normalised(pixels)
+    return pixels if source.dtype == PIXELS else preprocess.normalised(pixels)

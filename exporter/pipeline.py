@@ -23,12 +23,14 @@ from exporter import precisions
 from exporter.calibrate import calibrated, calibration_places, corrected, data_source
 from exporter.features import output_names, with_features
 from exporter.graph import graph_facts, tensor_specs
-from exporter.plan import CALIBRATED, CALIBRATOR, ExportPlan
+from exporter.pictures import check_resizing, fitted, images_of_one_size
+from exporter.plan import CALIBRATED, CALIBRATOR, FULL, ExportPlan
 from exporter.qdq.placement import left_in_float
+from exporter.resize import check_resizable, with_any_size
 from exporter.simplify import simplified
 from exporter.trace import onnx_from_program, program_from_module, save_program
 from exporter.uint8 import with_uint8_input
-from exporter.verify import Graphs, Images, Proof, prove
+from exporter.verify import Graphs, Images, Outputs, Proof, prove
 from exporter.weights import LoadedModel, inputs_from_source, load_model
 from runtimes._plugins import load_plugin
 from runtimes.backends.onnxruntime import check_rounding
@@ -39,6 +41,7 @@ from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, Manifest
 PACKAGES = ("resnet-export", "torch", "torchvision", "onnx", "onnxscript", "onnxsim", "numpy", "pillow")
 FEWEST_IMAGES, LABELLED_IMAGES = 32, 2000
 SIMPLIFY_IMAGES = 2
+RESIZED_IMAGES = 8
 GOLDEN_IMAGES, GOLDEN_BYTES = (8, 32), 4 << 20
 FEWEST_GOLDEN_FEATURES = 2
 """Of a ResNet-50 at 224 pixels, the stages of one image are 6 MB."""
@@ -102,6 +105,8 @@ def export(plan: ExportPlan, announce: Announce = _silent) -> Export:
         with steps("weights"):
             loaded = with_features(load_model(plan), plan.features)
             outputs = output_names(loaded.module)
+            if plan.uint8_input == FULL:
+                check_resizable(loaded.preprocess)
             images = _images(loaded, plan, steps)
         with steps("trace"):
             program = program_from_module(loaded.module, loaded.preprocess.shape)
@@ -118,6 +123,8 @@ def export(plan: ExportPlan, announce: Announce = _silent) -> Export:
                 model = precision.lower(clean, {})
             else:
                 model, table = corrected(precision, clean, table, loaded, plan)
+        if plan.uint8_input == FULL:
+            clean, model = (with_any_size(graph, loaded.preprocess) for graph in (clean, model))
         with steps("save"):
             onnx.helper.set_model_props(model, {"precision": plan.precision})  # read by who gets no more than the file
             onnx.save(model, folder / "model.onnx")
@@ -125,9 +132,12 @@ def export(plan: ExportPlan, announce: Announce = _silent) -> Export:
         with steps("prove"):
             # What no backend here runs is read back, so that the simulation is of what was written.
             graphs = Graphs(clean, precision.simulated(model if precision.RUNS_ON else onnx.load(folder / "model.onnx")))
-            proof = prove(folder, images, graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON)
+            proof = golden = prove(folder, images, graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON)
+            kept = fitted(images, loaded.preprocess, GOLDEN_IMAGES[-1]) if plan.uint8_input == FULL else images
+            if kept is not images:  # built-in pictures have the network's size: what travels is to be resized
+                golden = prove(folder, kept, graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON)
         with steps("write"):
-            _write_rest(folder, plan, loaded, images, proof)
+            _write_rest(folder, plan, loaded, kept, golden.outputs)
             if table:
                 (folder / "calibration.json").write_bytes(table.json())
             manifest = finish(folder, _manifest(plan, loaded, model, proof, table))
@@ -171,9 +181,13 @@ def _images(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
         source = source.chosen(others) if len(others) >= fewest else source
         source = source.chosen(evenly_chosen(source, count, plan.seed))
     source = _readable(source, count, steps)
+    labels = source.labels if known else None
+    if plan.uint8_input == FULL:
+        pictures = [source.image(place) for place in range(source.count)]
+        check_resizing(loaded.preprocess, plan.opset, pictures[:RESIZED_IMAGES])
+        return images_of_one_size(pictures, labels, loaded.preprocess)
     inputs = inputs_from_source(source, loaded.preprocess, count)
-    pixels = loaded.preprocess.pixels_from_inputs(inputs) if plan.uint8_input else None
-    return Images(inputs, source.labels[: len(inputs)] if known and source.labels is not None else None, pixels)
+    return Images(inputs, labels, loaded.preprocess.pixels_from_inputs(inputs) if plan.uint8_input else None)
 
 
 def _readable(source: ImageSource, count: int, steps: Steps) -> ImageSource:
@@ -191,10 +205,10 @@ def _readable(source: ImageSource, count: int, steps: Steps) -> ImageSource:
     return replace(source.chosen(np.array(list(pictures))), image=list(pictures.values()).__getitem__)
 
 
-def _write_rest(folder: Path, plan: ExportPlan, loaded: LoadedModel, images: Images, proof: Proof) -> None:
+def _write_rest(folder: Path, plan: ExportPlan, loaded: LoadedModel, images: Images, outputs: Outputs) -> None:
     if not plan.reference:
         (folder / "reference.pt2").unlink()
-    golden = {"inputs": images.fed, **proof.outputs}
+    golden = {"inputs": images.fed, **outputs}
     fewest, most = GOLDEN_IMAGES
     count = min(most, max(FEWEST_GOLDEN_FEATURES if plan.features else fewest, GOLDEN_BYTES // sum(values[0].nbytes for values in golden.values())))
     golden = {name: values[:count] for name, values in golden.items()}

@@ -20,6 +20,7 @@ TARGETS = ("tensorrt",)
 CALIBRATED = ("int8",)
 CALIBRATOR = "mse"
 FEATURES = ("pool", "stages")
+CROP, FULL = UINT8_INPUTS = ("crop", "full")
 SMALLEST_IMAGE = {"torchvision": 32, "timm": 32, "cifar": 8}
 """By source: below it the last stage has less than a pixel to halve."""
 DEFAULT_BATCH = BatchRange(1, 8, 32)
@@ -52,7 +53,8 @@ class ExportPlan:
         allow_few_images: calibrate on fewer than 64 pictures.
         reference: keep `reference.pt2` in the bundle.
         features: `pool` or `stages` in place of the logits (see `exporter.features`); None is the classifier.
-        uint8_input: the graph takes uint8 pixels (batch, height, width, channels) and normalises them itself (see `exporter.uint8`).
+        uint8_input: the graph takes uint8 pixels (batch, height, width, channels) and normalises them itself (see `exporter.uint8`): `crop`, of the
+            model's size; `full`, of any size, and the graph resizes and crops them too (see `exporter.resize`). None takes normalised float32.
     """
 
     model: str
@@ -76,7 +78,7 @@ class ExportPlan:
     reference: bool = True
     force: bool = False
     features: str | None = None
-    uint8_input: bool = False
+    uint8_input: str | None = None
     variant: str | None = None
 
     def __post_init__(self) -> None:
@@ -92,6 +94,7 @@ class ExportPlan:
             raise PlanError(f"expected --num-classes of at least 1, got {self.classes}")
         if not 0 <= self.seed < 2**63:
             raise PlanError(f"expected a --seed from 0 to 2^63-1, got {self.seed}")
+        check_uint8_input(self.uint8_input)
         self._check_calibration()
         self._check_features()
 
@@ -145,7 +148,17 @@ class ExportPlan:
     def name(self) -> str:
         """The bundle's name: model, variant where it is not the usual one, features where it gives some, and precision."""
         chosen = None if self.spec.variant == self.spec.variants[0] else self.spec.variant
-        return "-".join(part for part in (self.spec.stem, chosen, self.features, "uint8" if self.uint8_input else None, self.precision) if part)
+        pixels = {None: None, CROP: "uint8", FULL: "uint8full"}[self.uint8_input]
+        return "-".join(part for part in (self.spec.stem, chosen, self.features, pixels, self.precision) if part)
+
+
+def check_uint8_input(value: str | None) -> None:
+    """
+    Raises:
+        PlanError: another word than those of `UINT8_INPUTS`; on a command line it may have been meant as the model.
+    """
+    if value is not None and value not in UINT8_INPUTS:
+        raise PlanError(f"expected --uint8-input alone or --uint8-input full, got '{value}'; put MODEL before it")
 
 
 def size_from_text(text: str) -> tuple[int, int]:

@@ -4,7 +4,8 @@ In front of the network stand a Cast, a Transpose and a Sub of the mean colour; 
 the weights of the first convolution, which computes the same up to rounding. The mean is not folded into its bias: the convolution pads with
 zeros, and a padded zero has to be the mean colour, as it is outside, so that a bias would be right everywhere but at the borders.
 
-The picture has the network's size: resizing and cropping, which `Preprocess.pixels` does with Pillow, stay outside.
+The picture has the network's size: resizing and cropping, which `Preprocess.pixels` does with Pillow, stay outside, or come in front by
+`exporter.resize`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from runtimes.preprocess import LEVELS, Preprocess
 
 MEAN, SCALE = "pixels.mean", "pixels.scale"
+CAST, TRANSPOSE = "pixels.cast", "pixels.transpose"
 
 
 def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
@@ -32,8 +34,8 @@ def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.Mod
     scale = 1 / (LEVELS * np.array(preprocess.std, np.float64))
     folded = _folded(graph, name, scale)
     steps = [
-        helper.make_node("Cast", [name], ["pixels.float"], name="pixels.cast", to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["pixels.float"], ["pixels.planes"], name="pixels.transpose", perm=[0, 3, 1, 2]),
+        helper.make_node("Cast", [name], ["pixels.float"], name=CAST, to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["pixels.float"], ["pixels.planes"], name=TRANSPOSE, perm=[0, 3, 1, 2]),
         helper.make_node("Sub", ["pixels.planes", MEAN], ["pixels.centred"], name="pixels.centre"),
     ]
     graph.initializer.append(_per_channel(MEAN, LEVELS * np.array(preprocess.mean, np.float64)))

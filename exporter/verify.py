@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from exporter.precisions._cast import wider_precisions
+from exporter.qdq.blocks import residual_additions
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.base import Runtime
@@ -33,7 +34,7 @@ class Images:
     """What to feed: float32 (images, channels, height, width), and int64 labels (images,) where they are known.
 
     For a graph with its preprocessing inside, `pixels` are what the inputs were made from, uint8 (images, height, width, channels): the graph is
-    fed those, and the reference the inputs.
+    fed those, and the reference the inputs. Where the graph resizes too, they are whole pictures, brought to one size.
     """
 
     inputs: NDArray[np.float32]
@@ -121,7 +122,7 @@ def worst_block(graphs: Graphs, inputs: NDArray[Any]) -> str:
 
     Read off the first convolution and the sums at the blocks' ends: the largest fall of the signal-to-noise ratio from one to the next.
     """
-    ends = [node.output[0] for node in graphs.original.graph.node if node.op_type == "Add"]
+    ends = [node.output[0] for node in residual_additions(graphs.original.graph)]
     if graphs.simulation is None or not ends:
         return ""
     stem = next(node.output[0] for node in graphs.original.graph.node if node.op_type == "Conv")

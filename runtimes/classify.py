@@ -13,7 +13,7 @@ from PIL import Image
 from runtimes.base import Runtime
 from runtimes.errors import BadInput
 from runtimes.parity import LOGITS, is_classifier
-from runtimes.preprocess import PIXELS, Preprocess
+from runtimes.preprocess import PIXELS, Preprocess, takes_any_size
 from runtimes.specs import TensorSpec
 
 
@@ -29,15 +29,20 @@ class Prediction:
 def classify(
     runtime: Runtime, preprocess: Preprocess, images: Sequence[Image.Image], *, labels: Sequence[str] | None = None, top: int = 5
 ) -> list[list[Prediction]]:
-    """The `top` most likely classes of each picture, most likely first. A model that takes uint8 has its preprocessing inside and is fed pixels.
+    """The `top` most likely classes of each picture, most likely first.
+
+    A model that takes uint8 has its preprocessing inside and is fed pixels; one that takes any size is fed the pictures as they are, one by one.
 
     Raises:
         BadInput: the model gives features, not classes.
     """
     check_classifier(runtime.outputs)
-    pixels = np.stack([preprocess.pixels(image) for image in images])
     source = runtime.inputs[0]
-    logits = runtime.run({source.name: pixels if source.dtype == PIXELS else preprocess.normalised(pixels)})[LOGITS]
+    if takes_any_size(source):
+        logits = np.concatenate([runtime.run({source.name: preprocess.picture(image)[None]})[LOGITS] for image in images])
+    else:
+        pixels = np.stack([preprocess.pixels(image) for image in images])
+        logits = runtime.run({source.name: pixels if source.dtype == PIXELS else preprocess.normalised(pixels)})[LOGITS]
     return [
         [Prediction(int(index), labels[index] if labels else str(index), float(row[index])) for index in np.argsort(-row, kind="stable")[:top]]
         for row in softmax(logits)

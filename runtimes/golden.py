@@ -15,7 +15,7 @@ from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
 from runtimes.evidence import Evidence, answered
 from runtimes.parity import ParityReport
-from runtimes.preprocess import PIXELS
+from runtimes.preprocess import PIXELS, takes_any_size
 from runtimes.specs import TensorSpec
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
@@ -65,7 +65,7 @@ def golden_report(bundle: Bundle, name: str, runtime: Runtime) -> ParityReport:
 def fed_to(runtime: Runtime, evidence: Evidence, bundle: Bundle) -> Evidence:
     """Evidence as this backend takes it: the reference of a model with its preprocessing inside has it outside."""
     if evidence.inputs.dtype == PIXELS and runtime.inputs[0].dtype != PIXELS:
-        return replace(evidence, inputs=bundle.manifest.preprocess.normalised(evidence.inputs))
+        return replace(evidence, inputs=bundle.manifest.preprocess.outside(evidence.inputs, any_size=takes_any_size(bundle.manifest.inputs[0])))
     return evidence
 
 

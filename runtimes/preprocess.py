@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from runtimes.errors import BadInput, PlanError
+from runtimes.specs import PICTURE, TensorSpec
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -20,7 +21,8 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 PIXELS = "uint8"
-"""The type of the input of a model with its preprocessing inside: uint8 (batch, height, width, channels)."""
+"""The type of the input of a model with its preprocessing inside: uint8 (batch, height, width, channels). Where height and width are free, the model
+takes pictures of any size, and resizes and crops them itself."""
 MODES = {1: "L", 3: "RGB"}
 LEVELS = 255
 
@@ -80,9 +82,15 @@ class Preprocess:
         Raises:
             BadInput: as above.
         """
-        if self.channels not in MODES:
-            raise BadInput(f"expected a model of 1 or 3 channels to feed pictures to, got {self.channels}; feed arrays instead")
-        return np.array(self._cropped(self._resized(image.convert(MODES[self.channels]))), np.uint8).reshape(*self.crop, self.channels)
+        return self._array(self._cropped(self._resized(self._converted(image))))
+
+    def picture(self, image: Image.Image) -> NDArray[np.uint8]:
+        """One image as it is, uint8 (height, width, channels): what a model takes that resizes and crops itself.
+
+        Raises:
+            BadInput: as above.
+        """
+        return self._array(self._converted(image))
 
     def normalised(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pixels (..., height, width, channels) scaled and normalised, float32 (..., channels, height, width)."""
@@ -100,6 +108,20 @@ class Preprocess:
         """Images as float32 (images, channels, height, width)."""
         return np.stack([self(image) for image in images])
 
+    def outside(self, pixels: NDArray[np.uint8], *, any_size: bool) -> NDArray[np.float32]:
+        """What a model without its preprocessing inside takes in place of pixels, uint8 (images, height, width, channels), of its size or any."""
+        if not any_size:
+            return self.normalised(pixels)
+        return self.batch([image_from_pixels(picture) for picture in pixels])
+
+    def _converted(self, image: Image.Image) -> Image.Image:
+        if self.channels not in MODES:
+            raise BadInput(f"expected a model of 1 or 3 channels to feed pictures to, got {self.channels}; feed arrays instead")
+        return image.convert(MODES[self.channels])
+
+    def _array(self, image: Image.Image) -> NDArray[np.uint8]:
+        return np.array(image, np.uint8).reshape(image.height, image.width, self.channels)
+
     def _resized(self, image: Image.Image) -> Image.Image:
         if self.resize is None:
             return image
@@ -112,7 +134,9 @@ class Preprocess:
         if (width, height) == image.size:
             return image
         if self.antialias:
-            return image.resize((width, height), RESAMPLING[self.interpolation])
+            # Columns first, in two steps: Pillow does so until 12, and 13 starts with the rows where it loses far more of them, one level off.
+            columns = image.resize((width, image.height), RESAMPLING[self.interpolation])
+            return columns.resize((width, height), RESAMPLING[self.interpolation])
         # Pillow's `resize` always filters; an affine transform samples the four (or sixteen) nearest pixels.
         return image.transform((width, height), Image.Transform.EXTENT, (0, 0, *image.size), RESAMPLING[self.interpolation])
 
@@ -125,6 +149,16 @@ class Preprocess:
             image = padded
         left, top = round((image.width - width) / 2), round((image.height - height) / 2)
         return image.crop((left, top, left + width, top + height))
+
+
+def takes_any_size(spec: TensorSpec) -> bool:
+    """Does the input take pictures of any size? Otherwise it takes images of the model's size."""
+    return spec.dtype == PIXELS and spec.shape[1:3] == PICTURE
+
+
+def image_from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
+    """The picture of pixels (height, width, 1 or 3)."""
+    return Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])
 
 
 def open_image(path: Path) -> Image.Image:

@@ -308,7 +308,7 @@ class ExecutionContext:
 
     def get_tensor_shape(self, name: str) -> Shape:
         rows = next(iter(self.shapes.values()))[0]
-        return tuple(rows if size == -1 else size for size in self.engine.get_tensor_shape(name))
+        return self.shapes.get(name) or tuple(rows if size == -1 else size for size in self.engine.get_tensor_shape(name))
 
     @_alone
     def set_tensor_address(self, name: str, pointer: int) -> bool:

@@ -147,6 +147,13 @@ def test_a_resnet50_gives_strides_of_4_to_32_with_readable_names_and_a_free_batc
     assert "fc.weight" not in {tensor.name for tensor in graph.graph.initializer}
 
 
+@pytest.mark.parametrize("size", [64, pytest.param(352, marks=pytest.mark.slow)])
+def test_int8_stages_of_a_resnet50_are_in_budget(size: int, tmp_path: Path) -> None:
+    plan = ExportPlan("resnet50", tmp_path / "x", precision="int8", weights="random", features="stages", image_size=(size, size), batch=BATCH)
+    measured = export(replace(plan, calibration_images=64, reference=False)).manifest.parity.backends["simulation"]
+    assert all(one.sqnr_db > 25 for one in measured.outputs.values())
+
+
 def test_in_int8_what_leaves_a_stage_is_what_its_relu_gives_not_what_the_next_convolution_reads(bundles: Any) -> None:
     graph = onnx.load(bundles("stages", "int8").file("model.onnx")).graph
     producers = {name: node for node in graph.node for name in node.output}

@@ -86,7 +86,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def bundle(precision: str) -> Bundle:
         if precision not in made:
-            made[precision] = export(ExportPlan("resnet20", folder / precision, precision=precision, uint8_input=True, batch=BATCH))
+            made[precision] = export(ExportPlan("resnet20", folder / precision, precision=precision, uint8_input="crop", batch=BATCH))
         return Bundle.open(folder / precision)
 
     return bundle

@@ -12,13 +12,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from calibration.data import built_in
 from exporter import ExportPlan
 from exporter.checkpoints import state_from_file
+from exporter.features import with_features
 from exporter.models.cifar import CifarResNet
-from exporter.weights import LoadedModel, load_model
+from exporter.weights import PATCH_SHARE, LoadedModel, _take_in_patches, inputs_from_source, load_model
 from runtimes.errors import BadInput, PlanError, WeightsUnavailable
+from runtimes.parity import sqnr_db
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,75 @@ def test_random_weights_have_a_trained_networks_scale(tmp_path: Path) -> None:
     with torch.inference_mode():
         logits = module(torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
     assert logits.abs().max() < 100
+
+
+def gains_db(loaded: LoadedModel) -> list[float]:
+    """Of each convolution but the first: how much louder it answers real images than white noise of its inputs' power."""
+    found: list[float] = []
+
+    def measure(layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        assert isinstance(layer, nn.Conv2d)
+        noise = (layer.weight**2).sum() * inputs[0].var((0, 2, 3)).mean()
+        found.append(float(10 * torch.log10(output.var((0, 2, 3)).sum() / noise)))
+
+    for layer in loaded.module.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(measure)
+    with torch.inference_mode():
+        loaded.module(torch.from_numpy(inputs_from_source(built_in("test"), loaded.preprocess, 16)))
+    return found[1:]
+
+
+def test_random_filters_look_for_what_they_are_fed_as_much_as_trained_ones_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random, trained = (sum(gains_db(load(weights, tmp_path))) / 20 for weights in ("random", "default"))
+    assert trained == pytest.approx(5.8, abs=0.1)
+    assert random == pytest.approx(trained, abs=1)
+    monkeypatch.setattr("exporter.weights.PATCH_SHARE", 0.0)
+    assert sum(gains_db(load("random", tmp_path))) / 20 == pytest.approx(0, abs=0.3)
+
+
+@pytest.mark.parametrize("model", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_noise_does_not_grow_from_stage_to_stage_of_random_weights(tmp_path: Path, model: str) -> None:
+    """White filters lose 8 dB between the first stage and the last."""
+    loaded = with_features(load("random", tmp_path, model, features="stages", image_size=(64, 64)), "stages")
+    exact = torch.from_numpy(inputs_from_source(built_in("test"), loaded.preprocess, 8))
+    step = exact.abs().max() / 127
+    with torch.inference_mode():
+        pairs = zip(loaded.module(exact), loaded.module((exact / step).round() * step), strict=True)
+        ratios = [sqnr_db(one.numpy(), other.numpy()) for one, other in pairs]
+    assert min(ratios) > ratios[0] - 4
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(6, 8, 3, padding=1),
+        nn.Conv2d(6, 8, (1, 5), stride=2, bias=False),
+        nn.Conv2d(6, 9, 4, groups=3, padding="same"),
+        nn.Conv2d(6, 6, 7, groups=6, padding=3),
+        nn.Conv2d(6, 5, 1),
+    ],
+    ids=str,
+)
+def test_a_filter_takes_in_a_patch_and_keeps_its_norm(layer: nn.Conv2d) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(4, 6, 5, 5).cumsum(3)
+    before = layer.weight.detach().clone()
+    with torch.inference_mode():
+        _take_in_patches(layer, (inputs,))
+    added = layer.weight.detach() - (1 - PATCH_SHARE) ** 0.5 * before
+    norms = [torch.linalg.vector_norm(one, dim=(1, 2, 3)) for one in (added, before)]
+    torch.testing.assert_close(norms[0], PATCH_SHARE**0.5 * norms[1])
+
+
+def test_a_convolution_that_is_fed_nothing_but_one_value_or_a_single_image_stays_finite() -> None:
+    layer = nn.Conv2d(2, 3, 3)
+    before = layer.weight.detach().clone()
+    with torch.inference_mode():
+        _take_in_patches(layer, (torch.zeros(2, 5, 5),))
+        assert torch.equal(layer.weight, before)
+        _take_in_patches(layer, (torch.zeros(1, 2, 5, 5),))
+    assert layer.weight.isfinite().all()
 
 
 def test_the_shipped_weights_come_with_labels_and_preprocessing(tmp_path: Path) -> None:

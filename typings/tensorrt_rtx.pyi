@@ -16,10 +16,12 @@ class ComputeCapability:
     __members__: ClassVar[dict[str, ComputeCapability]]
 
 class CudaGraphStrategy:
+    DISABLED: ClassVar[CudaGraphStrategy]
     WHOLE_GRAPH_CAPTURE: ClassVar[CudaGraphStrategy]
 
 class DynamicShapesKernelSpecializationStrategy:
     EAGER: ClassVar[DynamicShapesKernelSpecializationStrategy]
+    NONE: ClassVar[DynamicShapesKernelSpecializationStrategy]
 
 class IBuilderConfig(tensorrt.IBuilderConfig):
     num_compute_capabilities: int

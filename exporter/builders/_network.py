@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from runtimes.backends._log import Recording, log_of
 from runtimes.errors import BuildError
-from runtimes.specs import BatchRange, TensorSpec
+from runtimes.preprocess import takes_any_size
+from runtimes.specs import PICTURE_SIDES, BatchRange, TensorSpec
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -125,7 +126,8 @@ def _parsed(api: Any, builder: trt.Builder, job: Job) -> tuple[trt.INetworkDefin
     if parser.parse(job.onnx):
         return network, parser, "strong"
     refusal = _refusal(parser)
-    if hasattr(api.BuilderFlag, "FP16") and hasattr(api.BuilderFlag, "INT8"):
+    resizes = any(takes_any_size(spec) for spec in job.inputs)  # in FP32, which weak typing would not keep to
+    if hasattr(api.BuilderFlag, "FP16") and hasattr(api.BuilderFlag, "INT8") and not resizes:
         network = builder.create_network(0)
         parser = api.OnnxParser(network, log.logger)
         if parser.parse(job.onnx):
@@ -162,16 +164,19 @@ def _set_options(api: Any, config: trt.IBuilderConfig, job: Job) -> None:
 
 
 def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, network: trt.INetworkDefinition, job: Job) -> None:
-    """One optimization profile over the batch range. Names are checked here: `set_shape` takes an unknown one in silence."""
+    """One optimization profile over the batch range, and over pictures' sizes where those are free.
+
+    Names are checked here: `set_shape` takes an unknown one in silence.
+    """
     names = {network.get_input(place).name for place in range(network.num_inputs)}
     expected = {spec.name for spec in job.inputs}
     if names != expected:
         told, found = ", ".join(sorted(expected)), ", ".join(sorted(names)) or "none"
         raise BuildError(f"expected the inputs {told}, as the manifest says, got {found}; export the bundle again")
     profile = builder.create_optimization_profile()
+    ranges = list(zip((job.batch.min, job.batch.opt, job.batch.max), PICTURE_SIDES, strict=True))
     for spec in job.inputs:
-        sizes = [[rows, *(int(size) for size in spec.shape[1:])] for rows in (job.batch.min, job.batch.opt, job.batch.max)]
-        profile.set_shape(spec.name, *sizes)
+        profile.set_shape(spec.name, *([rows, *(side if isinstance(size, str) else size for size in spec.shape[1:])] for rows, side in ranges))
     if config.add_optimization_profile(profile) < 0:
         raise BuildError(f"TensorRT refuses the batch range {job.batch}; export the bundle again with --batch MIN:OPT:MAX")
 

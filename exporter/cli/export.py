@@ -13,7 +13,18 @@ import click
 
 from exporter.cli._common import accuracy_line, echo_json, gives_text, parity_lines, run_command, size_text, status
 from exporter.models import MODELS, PAD, PROJECTION, V1, V1_5
-from exporter.plan import BF16_OPSET, CALIBRATOR, OPSETS, ExportPlan, channels_from_text, precision_names, size_from_text
+from exporter.plan import (
+    BF16_OPSET,
+    CALIBRATOR,
+    CROP,
+    FULL,
+    OPSETS,
+    ExportPlan,
+    channels_from_text,
+    check_uint8_input,
+    precision_names,
+    size_from_text,
+)
 from runtimes._plugins import OWN_PACKAGES
 from runtimes.errors import BackendUnavailable, PlanError
 from runtimes.specs import BatchRange
@@ -21,6 +32,11 @@ from runtimes.specs import BatchRange
 if TYPE_CHECKING:
     from exporter.pipeline import Export
 
+INPUTS = {
+    None: "float32, (batch, channels, height, width)",
+    CROP: "uint8 pixels, (batch, height, width, channels)",
+    FULL: "uint8 pixels, (batch, height, width, channels), pictures of any size",
+}
 EPILOG = """\b
 Examples:
   resnet-export resnet50 --fp16
@@ -52,7 +68,13 @@ def _precision_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--num-classes", type=int, metavar="N", help="Size of the head, for random weights.")
 @click.option("--labels", type=click.Path(path_type=Path), metavar="FILE|DIR", help="Class names: one a line, class_indices.json, or folders.")
 @click.option("--features", metavar="pool|stages", help="In place of logits: the pooled vector, or the outputs of layer1, layer2 ...")
-@click.option("--uint8-input", is_flag=True, help="Take uint8 pixels (batch, height, width, channels), normalised in the graph.")
+@click.option(
+    "--uint8-input",
+    is_flag=False,
+    flag_value=CROP,
+    metavar="[full]",
+    help="Take uint8 pixels (batch, height, width, channels), normalised in the graph; with full, of any size, resized and cropped there too.",
+)
 @click.option("--image-size", metavar="N|HxW", help="Input size in pixels.  [default: the model's]")
 @click.option("--mean", metavar="R,G,B", help="Normalisation, on pixels scaled to 0..1.  [default: the weights']")
 @click.option("--std", metavar="R,G,B", help="As --mean.")
@@ -121,6 +143,7 @@ def main() -> None:
 
 
 def _plan(options: dict[str, Any]) -> ExportPlan:
+    check_uint8_input(options["uint8_input"])  # first: it may have taken the MODEL for its own
     if options["model"] is None:
         raise PlanError("expected a MODEL, got none; see resnet-export --list")
     chosen = [name for name in precision_names() if options[name]]
@@ -174,7 +197,7 @@ def _describe(plan: ExportPlan, *, as_json: bool) -> None:
         "variant": plan.spec.variant,
         "precision": plan.precision,
         "weights": plan.weights,
-        "input": "uint8 pixels, (batch, height, width, channels)" if plan.uint8_input else "float32, (batch, channels, height, width)",
+        "input": INPUTS[plan.uint8_input],
         "outputs": f"features ({plan.features})" if plan.features else "logits",
         "batch": str(plan.batch),
         "opset": plan.opset,

@@ -26,9 +26,13 @@ class Block:
 
 
 def residual_additions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The additions of two computed tensors; one of a constant is a bias."""
+    """The additions of two computed tensors, one of them behind a convolution. One of a constant is a bias; before the first, preprocessing."""
     constants = {tensor.name for tensor in graph.initializer}
-    return [node for node in graph.node if node.op_type == "Add" and not set(node.input) & constants]
+    convolved: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "Conv" or convolved.intersection(node.input):
+            convolved.update(node.output)
+    return [node for node in graph.node if node.op_type == "Add" and convolved.intersection(node.input) and not constants.intersection(node.input)]
 
 
 def blocks(graph: onnx.GraphProto) -> tuple[Block, ...]:

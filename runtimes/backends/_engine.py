@@ -18,11 +18,13 @@ from runtimes.backends._cuda import CudaError, DeviceBuffer, Event, Graph, Pinne
 from runtimes.backends._dlpack import DeviceArray, DeviceTensor, imported
 from runtimes.backends._load import Loaded, loaded
 from runtimes.backends._log import log_of
+from runtimes.backends._shapes import Shapes, batch_range, check_sizes, engine_specs, largest_shape, like, rows_of
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.engine import Here, engine_for
 from runtimes.errors import BackendUnavailable
-from runtimes.specs import BatchRange, TensorSpec, check_feeds
+from runtimes.preprocess import takes_any_size
+from runtimes.specs import BatchRange, check_feeds
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -35,11 +37,11 @@ REPLAY_TOLERANCE = 1e-3
 
 
 class Lane:
-    """An execution context at one batch size, and the graph of its work once there is one."""
+    """An execution context at one batch size, and the graph of its work once there is one. No shapes: they are not settled."""
 
-    def __init__(self, context: trt.IExecutionContext, rows: int) -> None:
+    def __init__(self, context: trt.IExecutionContext) -> None:
         self.context = context
-        self.rows = rows
+        self.shapes: Shapes = {}
         self.graph: Graph | None = None
 
 
@@ -47,7 +49,7 @@ class EngineRuntime(Runtime):
     """An engine with its buffers, allocated once at the largest batch, on a stream of its own.
 
     Host arrays go through pinned memory; the copies and the engine's kernels are one CUDA graph for each of the first few batch sizes,
-    taken after a plain run and kept only if its first replay gives the same. `graph_problem` says why there is none.
+    taken after a plain run and kept only if its first replay gives the same. `graph_problem` says why there is none. Pictures of any size get none.
     """
 
     FILE = "engines"
@@ -58,22 +60,20 @@ class EngineRuntime(Runtime):
 
     def __init__(self, model: Loaded) -> None:
         engine = model.engine
-        names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
-        inputs = [name for name in names if engine.get_tensor_mode(name) == self.API.TensorIOMode.INPUT]
-        super().__init__(
-            [self._spec(engine, name) for name in inputs],
-            [self._spec(engine, name) for name in names if name not in inputs],
-            _profile(engine, inputs[0]),
-        )
+        inputs, outputs = engine_specs(self.API, engine), engine_specs(self.API, engine, outputs=True)
+        super().__init__(inputs, outputs, batch_range(engine, inputs[0].name))
         self._loaded = model
-        self.graph_problem: str | None = None
+        self._largest = {spec.name: largest_shape(engine, spec.name) for spec in inputs}
+        free = any(takes_any_size(spec) for spec in inputs)
+        self.graph_problem = "pictures come in any size, and a graph is of one" if free else None
         self._graphs: dict[int, Lane] = {}
         self._held: tuple[Event, object] | None = None
         with ExitStack() as owned:
             self._stream = owned.enter_context(Stream())
-            self._plain = self._lane(self._most)
-            self._device = {name: owned.enter_context(DeviceBuffer(self._bytes(name))) for name in names}
-            self._pinned = {name: owned.enter_context(PinnedBuffer(self._bytes(name))) for name in names}
+            largest = self._shapes(self._most, self._largest)
+            self._plain = self._lane(largest)
+            self._device = {name: owned.enter_context(DeviceBuffer(self._bytes(name, shape))) for name, shape in largest.items()}
+            self._pinned = {name: owned.enter_context(PinnedBuffer(self._bytes(name, shape))) for name, shape in largest.items()}
             self._bind(self._plain)
             self._owned = owned.pop_all()
 
@@ -119,16 +119,17 @@ class EngineRuntime(Runtime):
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         rows = len(next(iter(feeds.values())))
+        shapes = self._shapes(rows, {name: array.shape for name, array in feeds.items()})
         for name, array in feeds.items():
             self._pinned[name].view(array.dtype, array.shape)[...] = array
         lane = self._graphs.get(rows)
         if lane is not None and lane.graph is not None:
             lane.graph.launch(self._stream)
             return self._answers(rows)
-        self._enqueue(self._at(self._plain, rows))
+        self._enqueue(self._at(self._plain, shapes))
         answers = self._answers(rows)
         if self.CAPTURES and self.graph_problem is None and len(self._graphs) < MOST_GRAPHS:
-            self._capture(rows, answers)
+            self._capture(shapes, answers)
         return answers
 
     def run_on_device(self, feeds: Mapping[str, object]) -> dict[str, DeviceArray]:
@@ -145,9 +146,10 @@ class EngineRuntime(Runtime):
             raise ValueError("the runtime is closed; open it again")
         self._let_go()
         tensors = {name: imported(array, self._stream.handle) for name, array in feeds.items()}
-        count = check_feeds(self._fed, {name: _like(tensor) for name, tensor in tensors.items()})
+        count = check_feeds(self._fed, {name: like(tensor) for name, tensor in tensors.items()})
+        shapes = self._shapes(count, {name: tensor.shape for name, tensor in tensors.items()})
         with ExitStack() as owned:
-            answers = {spec.name: owned.enter_context(DeviceBuffer(self._bytes(spec.name, count))) for spec in self.outputs}
+            answers = {spec.name: owned.enter_context(DeviceBuffer(self._bytes(spec.name, shapes[spec.name]))) for spec in self.outputs}
             owned.callback(self._stream.synchronize)  # before the answers' memory is given back, where something fails
             assert self.batch is not None
             for start, stop in self.batch.chunks(count):
@@ -155,19 +157,19 @@ class EngineRuntime(Runtime):
             self._held = (self._stream.record(), tensors)
             ready = {name: owned.enter_context(self._stream.record()) for name in answers}
             owned.pop_all()
-        return {spec.name: DeviceArray(answers[spec.name], (count, *_sizes(spec)), spec.dtype, ready=ready[spec.name]) for spec in self.outputs}
+        return {spec.name: DeviceArray(answers[spec.name], shapes[spec.name], spec.dtype, ready=ready[spec.name]) for spec in self.outputs}
 
     def _run_between(self, tensors: Mapping[str, DeviceTensor], answers: Mapping[str, DeviceBuffer], start: int, stop: int) -> None:
         """Queue rows `start` to `stop`. A batch below the range is run as the smallest; what fills it up is whatever lay there."""
         assert self.batch is not None
+        shapes = self._shapes(max(stop - start, self.batch.min), {name: tensor.shape for name, tensor in tensors.items()})
+        row = {name: self._bytes(name, shape[1:]) for name, shape in shapes.items()}
         for name, tensor in tensors.items():
             copy = copy_on_device if tensor.on_device else copy_to_device
-            offset, size = self._bytes(name, start), self._bytes(name, stop - start)
-            copy(self._device[name].pointer, tensor.pointer + offset, size, self._stream)
-        self._execute(self._at(self._plain, max(stop - start, self.batch.min)))
+            copy(self._device[name].pointer, tensor.pointer + start * row[name], (stop - start) * row[name], self._stream)
+        self._execute(self._at(self._plain, shapes))
         for name, answer in answers.items():
-            offset, size = self._bytes(name, start), self._bytes(name, stop - start)
-            copy_on_device(answer.pointer + offset, self._device[name].pointer, size, self._stream)
+            copy_on_device(answer.pointer + start * row[name], self._device[name].pointer, (stop - start) * row[name], self._stream)
 
     def _let_go(self) -> None:
         """Of the last device call's inputs, once they have been read."""
@@ -179,27 +181,28 @@ class EngineRuntime(Runtime):
 
     def _enqueue(self, lane: Lane) -> None:
         """Queue the copies in, the engine and the copies out. All memory is this instance's, so that it lives until the stream is synchronised."""
+        sizes = {name: self._bytes(name, shape) for name, shape in lane.shapes.items()}
         for spec in self.inputs:
-            copy_to_device(self._device[spec.name].pointer, self._pinned[spec.name].pointer, self._bytes(spec.name, lane.rows), self._stream)
+            copy_to_device(self._device[spec.name].pointer, self._pinned[spec.name].pointer, sizes[spec.name], self._stream)
         self._execute(lane)
         for spec in self.outputs:
-            copy_to_host(self._pinned[spec.name].pointer, self._device[spec.name].pointer, self._bytes(spec.name, lane.rows), self._stream)
+            copy_to_host(self._pinned[spec.name].pointer, self._device[spec.name].pointer, sizes[spec.name], self._stream)
 
     def _execute(self, lane: Lane) -> None:
         with log_of(self.API).recording() as recording:
             if not lane.context.execute_async_v3(self._stream.handle):
-                raise BackendUnavailable(f"TensorRT could not run a batch of {lane.rows}: {recording.reason}")
+                raise BackendUnavailable(f"TensorRT could not run a batch of {rows_of(lane.shapes)}: {recording.reason}")
 
     def _answers(self, rows: int) -> dict[str, NDArray[Any]]:
         """Wait, and copy the outputs out of the pinned memory that the next call writes to."""
         self._stream.synchronize()
-        return {spec.name: self._pinned[spec.name].view(spec.dtype, (rows, *_sizes(spec))).copy() for spec in self.outputs}
+        return {spec.name: self._pinned[spec.name].view(spec.dtype, (rows, *map(int, spec.shape[1:]))).copy() for spec in self.outputs}
 
-    def _capture(self, rows: int, expected: dict[str, NDArray[Any]]) -> None:
+    def _capture(self, shapes: Shapes, expected: dict[str, NDArray[Any]]) -> None:
         """Capture the work of a batch size whose plain run is done, in a context that no other size uses, and try it once."""
-        lane = None
+        lane, rows = None, rows_of(shapes)
         try:
-            lane = self._lane(rows)
+            lane = self._lane(shapes)
             self._bind(lane)
             self._enqueue(lane)  # once after every change of shapes: what TensorRT does then cannot be captured
             self._stream.synchronize()
@@ -221,22 +224,21 @@ class EngineRuntime(Runtime):
             with suppress(CudaError), lane.graph:  # of a device that is lost, which the next call will say
                 self._stream.synchronize()
 
-    def _lane(self, rows: int) -> Lane:
+    def _lane(self, shapes: Shapes) -> Lane:
         with log_of(self.API).recording() as recording:
             context = self._context()
             if context is None:
                 raise BackendUnavailable(f"TensorRT cannot make an execution context for {self._loaded.path}: {recording.reason}")
-        lane = Lane(context, 0)
-        return self._at(lane, rows)
+        return self._at(Lane(context), shapes)
 
-    def _at(self, lane: Lane, rows: int) -> Lane:
-        """The lane, its context told the batch size."""
-        if lane.rows == rows:
+    def _at(self, lane: Lane, shapes: Shapes) -> Lane:
+        """The lane, its context told the shapes."""
+        if lane.shapes == shapes:
             return lane
-        lane.rows = 0  # whatever it is that fails, the context is not at the old size any more
+        lane.shapes, rows = {}, rows_of(shapes)  # whatever it is that fails, the context is not at the old size any more
         with log_of(self.API).recording() as recording:
             for spec in self.inputs:
-                if not lane.context.set_input_shape(spec.name, (rows, *_sizes(spec))):
+                if not lane.context.set_input_shape(spec.name, shapes[spec.name]):
                     raise BackendUnavailable(f"TensorRT does not take a batch of {rows} for '{spec.name}' (range {self.batch}): {recording.reason}")
             try:
                 missing = lane.context.infer_shapes()
@@ -244,7 +246,7 @@ class EngineRuntime(Runtime):
                 raise BackendUnavailable(f"TensorRT cannot tell the shapes for a batch of {rows}: {recording.reason}") from error
             if missing:
                 raise BackendUnavailable(f"TensorRT cannot tell the shapes of {', '.join(missing)}: {recording.reason}")
-        lane.rows = rows
+        lane.shapes = shapes
         return lane
 
     def _bind(self, lane: Lane) -> None:
@@ -269,32 +271,18 @@ class EngineRuntime(Runtime):
         assert self.batch is not None
         return self.batch.max
 
-    def _bytes(self, name: str, rows: int | None = None) -> int:
+    def _shapes(self, rows: int, fed: Mapping[str, Sequence[int]]) -> Shapes:
+        """Every tensor's, for so many rows of inputs of these shapes; BadInput where a picture is larger than the engine takes."""
+        check_sizes(fed, self._largest)
+        outputs = {spec.name: (rows, *(int(size) for size in spec.shape[1:])) for spec in self.outputs}
+        return {**{name: (rows, *shape[1:]) for name, shape in fed.items()}, **outputs}
+
+    def _bytes(self, name: str, shape: Sequence[int]) -> int:
         spec = next(spec for spec in (*self.inputs, *self.outputs) if spec.name == name)
-        return int(np.dtype(spec.dtype).itemsize * (self._most if rows is None else rows) * np.prod(_sizes(spec), dtype=np.int64))
-
-    def _spec(self, engine: trt.ICudaEngine, name: str) -> TensorSpec:
-        dtype = np.dtype(self.API.nptype(engine.get_tensor_dtype(name))).name
-        shape = tuple(int(size) for size in engine.get_tensor_shape(name))
-        return TensorSpec(name, dtype, ("batch", *shape[1:]) if shape[0] < 0 else shape)
-
-
-def _sizes(spec: TensorSpec) -> Sequence[int]:
-    """All dimensions but the batch."""
-    return [int(size) for size in spec.shape[1:]]
+        return int(np.dtype(spec.dtype).itemsize * np.prod(shape, dtype=np.int64))
 
 
 def _is_same(replayed: NDArray[Any], plain: NDArray[Any]) -> bool:
     """Up to rounding. What is not finite is so in both."""
     largest = float(np.abs(plain[np.isfinite(plain)]).max(initial=0))
     return np.allclose(replayed, plain, rtol=0, atol=REPLAY_TOLERANCE * largest, equal_nan=True)
-
-
-def _like(tensor: DeviceTensor) -> NDArray[Any]:
-    """An array of the tensor's type and shape to check, of no content; numpy knows bfloat16 as two bytes."""
-    return np.broadcast_to(np.zeros((), "V2" if tensor.dtype == "bfloat16" else tensor.dtype), tensor.shape)
-
-
-def _profile(engine: trt.ICudaEngine, name: str) -> BatchRange:
-    least, best, most = (int(shape[0]) for shape in engine.get_tensor_profile_shape(name, 0))
-    return BatchRange(least, best, most)

@@ -13,6 +13,7 @@ from runtimes.backends import _tensorrt_provider as tensorrt_provider
 from runtimes.base import Runtime
 from runtimes.errors import BackendUnavailable, BadInput
 from runtimes.manifest import Manifest
+from runtimes.preprocess import takes_any_size
 from runtimes.specs import BatchRange, TensorSpec
 
 # TF32 is off: it keeps ten bits of mantissa, so a "float32" answer would differ from the reference in the third digit.
@@ -67,6 +68,11 @@ class OnnxRuntime(Runtime):
 
     @classmethod
     def check_bundle(cls, manifest: Manifest, provider: str | None) -> None:
+        if provider not in (None, "cpu") and any(takes_any_size(spec) for spec in manifest.inputs):
+            raise BackendUnavailable(
+                f"onnxruntime does the arithmetic with a picture's size on the CPU, expected all of the model on '{provider}'; "
+                "build an engine with: resnet-deploy build BUNDLE, or leave --provider out"
+            )
         if provider in (None, "cpu"):
             types = manifest.graph.types
             if "BFLOAT16" in types.get("Conv", {}):

@@ -10,7 +10,9 @@ import tensorrt_rtx
 
 from runtimes.backends._engine import EngineRuntime
 from runtimes.backends._load import Loaded
+from runtimes.backends._shapes import engine_specs
 from runtimes.bundle import write_in_one_step
+from runtimes.preprocess import takes_any_size
 
 
 @final
@@ -18,7 +20,8 @@ class TensorRTRTX(EngineRuntime):
     """An engine of TensorRT-RTX.
 
     Its kernels are compiled for a batch size when that is first met, at once and not in the background (strategy "eager"), so that no answer
-    and no measurement comes from a stand-in kernel. CUDA graphs are the library's own: it captures the whole engine.
+    and no measurement comes from a stand-in kernel. CUDA graphs are the library's own: it captures the whole engine. Where pictures come in any size,
+    kernels for any size run, and there is no graph: either would be made anew for each size.
     """
 
     BACKEND = "tensorrt-rtx"
@@ -27,8 +30,12 @@ class TensorRTRTX(EngineRuntime):
 
     def __init__(self, model: Loaded) -> None:
         self._config = _engine(model).create_runtime_config()
-        self._config.dynamic_shapes_kernel_specialization_strategy = tensorrt_rtx.DynamicShapesKernelSpecializationStrategy.EAGER
-        self._config.cuda_graph_strategy = tensorrt_rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if any(takes_any_size(spec) for spec in engine_specs(self.API, model.engine)):
+            self._config.dynamic_shapes_kernel_specialization_strategy = tensorrt_rtx.DynamicShapesKernelSpecializationStrategy.NONE
+            self._config.cuda_graph_strategy = tensorrt_rtx.CudaGraphStrategy.DISABLED
+        else:
+            self._config.dynamic_shapes_kernel_specialization_strategy = tensorrt_rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+            self._config.cuda_graph_strategy = tensorrt_rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._cache = self._config.create_runtime_cache()
         self._cache_file = cache_of(model.path)
         with suppress(OSError):  # none yet, or none that may be read
