@@ -70,6 +70,7 @@ class BundleCheck:
         evidence: what it was asked, in words, and how many images that were.
         reference: whose answers count as right, in words.
         left_out: what is wrong with each picture that could not be read.
+        no_accuracy: why accuracy is not measured on pictures that have classes; empty where it is.
         changes: what differs from the bundle that it is held against.
     """
 
@@ -81,6 +82,7 @@ class BundleCheck:
     reference: str
     backends: tuple[Checked, ...]
     left_out: tuple[str, ...] = ()
+    no_accuracy: str = ""
     changes: tuple[Change, ...] = ()
     asked: bool = False
 
@@ -142,6 +144,7 @@ def check_bundle(plan: CheckPlan, say: Callable[[str], None] = lambda step: None
         reference="FP32 PyTorch" if plan.against is None else f"{plan.against.manifest.name} in {plan.against.folder}",
         backends=tuple(found),
         left_out=pictures.left_out if pictures is not None else (),
+        no_accuracy=pictures.no_accuracy if pictures is not None else "",
         changes=changes(plan.against, bundle) if plan.against is not None else (),
         asked=plan.asked,
     ), evidence

@@ -24,13 +24,15 @@ class Pictures:
     """Decoded pictures of a source; the bundle's class indices for them, int64 (pictures,), where they are known.
 
     Attributes:
-        left_out: what is wrong with each one that could not be read, and why accuracy is not measured on pictures that have classes.
+        left_out: what is wrong with each one that could not be read.
+        no_accuracy: why accuracy is not measured on pictures that have classes; empty where it is.
     """
 
     source: str
     images: tuple[Image.Image, ...]
     labels: NDArray[np.int64] | None
     left_out: tuple[str, ...]
+    no_accuracy: str
 
 
 def pictures_of(bundle: Bundle, data: str, count: int) -> Pictures:
@@ -39,7 +41,8 @@ def pictures_of(bundle: Bundle, data: str, count: int) -> Pictures:
     Raises:
         BadInput: there are none, or none that can be read.
     """
-    source, left_out = _labelled(open_source(data, split="test"), bundle)
+    source, no_accuracy = _labelled(open_source(data, split="test"), bundle)
+    left_out = []
     places = evenly_chosen(source, count, SEED)
     found: dict[int, Image.Image] = {}
     for place in map(int, places):
@@ -50,18 +53,18 @@ def pictures_of(bundle: Bundle, data: str, count: int) -> Pictures:
     if not found:
         raise BadInput(f"none of the {len(places)} pictures of {data} can be read ({left_out[-1]}); give others")
     labels = source.labels[list(found)] if source.labels is not None else None
-    return Pictures(source.name, tuple(found.values()), labels, tuple(left_out))
+    return Pictures(source.name, tuple(found.values()), labels, tuple(left_out), no_accuracy)
 
 
-def _labelled(source: ImageSource, bundle: Bundle) -> tuple[ImageSource, list[str]]:
+def _labelled(source: ImageSource, bundle: Bundle) -> tuple[ImageSource, str]:
     """The source with the model's class indices for labels; without labels where they are not the model's, and why."""
     classes = bundle.manifest.model.classes
     if source.labels is None or classes == 0:
-        return replace(source, labels=None), []
+        return replace(source, labels=None), ""
     try:
-        return matched(source, ModelClasses(classes, bundle.labels))[0], []
+        return matched(source, ModelClasses(classes, bundle.labels))[0], ""
     except BadInput as error:
-        return replace(source, labels=None), [f"accuracy: {error}"]
+        return replace(source, labels=None), str(error)
 
 
 def fed_pictures(bundle: Bundle, pictures: Pictures) -> NDArray[Any]:

@@ -26,6 +26,7 @@ from exporter.graph import graph_facts, tensor_specs
 from exporter.pictures import check_resizing, fitted, images_of_one_size
 from exporter.plan import CALIBRATED, CALIBRATOR, FULL, ExportPlan
 from exporter.qdq.placement import left_in_float
+from exporter.report.exported import REPORT, page_from_proof
 from exporter.resize import check_resizable, with_any_size
 from exporter.simplify import simplified
 from exporter.trace import onnx_from_program, program_from_module, save_program
@@ -34,7 +35,7 @@ from exporter.verify import Graphs, Images, Outputs, Proof, prove
 from exporter.weights import LoadedModel, inputs_from_source, load_model
 from runtimes._plugins import load_plugin
 from runtimes.backends.onnxruntime import check_rounding
-from runtimes.bundle import finish, staging_folder
+from runtimes.bundle import Bundle, files_of, finish, staging_folder
 from runtimes.errors import BadInput
 from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, Manifest
 
@@ -140,7 +141,9 @@ def export(plan: ExportPlan, announce: Announce = _silent) -> Export:
             _write_rest(folder, plan, loaded, kept, golden.outputs)
             if table:
                 (folder / "calibration.json").write_bytes(table.json())
-            manifest = finish(folder, _manifest(plan, loaded, model, proof, table))
+            manifest = _manifest(plan, loaded, model, proof, table)
+            (folder / REPORT).write_bytes(page_from_proof(Bundle(folder, replace(manifest, files=files_of(folder))), images, proof))
+            manifest = finish(folder, manifest)
     return Export(plan.output, manifest, steps.seconds)
 
 

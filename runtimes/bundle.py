@@ -147,14 +147,15 @@ def _check_replaceable(destination: Path, *, force: bool) -> None:
             raise PlanError(f"{destination} exists; give --force to replace it, or another --output")
 
 
+def files_of(folder: Path) -> dict[str, FileFacts]:
+    """Every file in a folder and below it, by its relative path."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): FileFacts(sha256_of_file(path), path.stat().st_size) for path in paths}
+
+
 def finish(staging: Path, manifest: Manifest) -> Manifest:
     """Write the manifest, last, over all files that lie in `staging`; returns it as written."""
-    files = {
-        path.relative_to(staging).as_posix(): FileFacts(sha256_of_file(path), path.stat().st_size)
-        for path in sorted(staging.rglob("*"))
-        if path.is_file()
-    }
-    complete = replace(manifest, files=files)
+    complete = replace(manifest, files=files_of(staging))
     with (staging / MANIFEST).open("wb") as file:
         file.write(json_from_manifest(complete))
         file.flush()

@@ -90,7 +90,7 @@ def test_a_bundle_holds_what_the_design_says_and_runs_everywhere(run: Any, tmp_p
     assert ran.code == 0
     assert set(ran.json) >= {"bundle", "seconds", "schema_version", "parity", "accuracy", "files", "preprocess", "versions"}
     bundle = Bundle.open(tmp_path / "resnet20-fp16")
-    assert set(bundle.manifest.files) == {"model.onnx", "reference.pt2", "golden.npz", "labels.txt"}
+    assert set(bundle.manifest.files) == {"model.onnx", "reference.pt2", "golden.npz", "labels.txt", "report.html"}
     assert bundle.manifest.accuracy is not None
     assert bundle.manifest.accuracy.images == 2000
     assert bundle.manifest.accuracy.top1 > 0.93

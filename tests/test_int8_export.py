@@ -63,7 +63,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 def test_a_bundle_holds_the_table_and_its_manifest_says_what_was_measured(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    assert set(manifest.files) == {"model.onnx", "reference.pt2", "golden.npz", "labels.txt", "calibration.json"}
+    assert set(manifest.files) == {"model.onnx", "reference.pt2", "golden.npz", "labels.txt", "calibration.json", "report.html"}
     table = table_from_file(opened.file("calibration.json"))
     assert manifest.calibration is not None
     assert (manifest.calibration.calibrator, manifest.calibration.images, manifest.calibration.fingerprint) == (CALIBRATOR, 160, table.fingerprint)

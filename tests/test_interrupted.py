@@ -58,7 +58,7 @@ def _trials(folder: Path, count: int) -> None:
             os.kill(process.pid, kind)
         process.join()
         bundle = Bundle.open(output)  # whole and verified, whichever it is
-        assert set(bundle.manifest.files) == {"model.onnx", "reference.pt2", "golden.npz"}
+        assert set(bundle.manifest.files) == {"model.onnx", "reference.pt2", "golden.npz", "report.html"}
         shas.add(bundle.manifest.model.weights.sha256)
         leftovers = [path.name for path in folder.iterdir() if path != output]
         if kind == signal.SIGKILL:

@@ -101,6 +101,7 @@ def check_lines(check: BundleCheck) -> list[str]:
             lines.append(accuracy_line(one.answer.accuracy))
         lines += _flip_lines(one.backend, one.answer.flips)
     lines += [f"{'left out':<12} {problem}" for problem in check.left_out]
+    lines += [f"{'accuracy':<12} not measured: {check.no_accuracy}"] if check.no_accuracy else []
     return [*lines, *(f"{'changed':<12} {change.what}: {change.old or 'nothing'} -> {change.new or 'nothing'}" for change in check.changes)]
 
 

@@ -191,7 +191,7 @@ def _list(*, as_json: bool) -> None:
 
 
 def _describe(plan: ExportPlan, *, as_json: bool) -> None:
-    files = ["manifest.json", "model.onnx", *(["reference.pt2"] if plan.reference else []), "golden.npz"]
+    files = ["manifest.json", "model.onnx", *(["reference.pt2"] if plan.reference else []), "golden.npz", "report.html"]
     facts = {
         "model": plan.model,
         "variant": plan.spec.variant,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from exporter.check import CheckPlan
 from runtimes.manifest import Manifest
 from runtimes.parity import is_classifier
-from runtimes.preprocess import PIXELS
+from runtimes.preprocess import PIXELS, takes_any_size
 
 WIDTH = 76
 
@@ -34,7 +34,7 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
     if not is_classifier(outputs):
         words += ["--features", "stages" if outputs[0].startswith("layer") else "pool"]
     if manifest.inputs[0].dtype == PIXELS:
-        words.append("--uint8-input")
+        words += ["--uint8-input", *(["full"] if takes_any_size(manifest.inputs[0]) else [])]
     words += ["--image-size", "x".join(map(str, preprocess.crop))]
     words += ["--mean", ",".join(f"{value:g}" for value in preprocess.mean), "--std", ",".join(f"{value:g}" for value in preprocess.std)]
     words += ["--batch", str(manifest.batch), "--opset", str(manifest.opset)]
