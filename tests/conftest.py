@@ -62,6 +62,28 @@ def manifest() -> Manifest:
     )
 
 
+# --- bundles ---
+
+
+@pytest.fixture(scope="session")
+def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The shipped ResNet-20 as a bundle, exported once in each precision and form; not to be changed."""
+    from exporter import ExportPlan, export
+    from runtimes import Bundle
+
+    folder = tmp_path_factory.mktemp("shipped")
+    made: dict[str, Bundle] = {}
+
+    def bundle(precision: str, features: str | None = None, *, uint8: bool = False) -> Bundle:
+        name = f"{precision}-{features}-{uint8}"
+        if name not in made:
+            plan = ExportPlan("resnet20", folder / name, precision=precision, features=features, uint8_input=uint8, batch=BatchRange(1, 2, 4))
+            made[name] = Bundle.open(export(plan).folder)
+        return made[name]
+
+    return bundle
+
+
 # --- command lines ---
 
 

@@ -1,0 +1,92 @@
+"""What a bundle was lowered from: its FP32 program, and that program's FP32 ONNX graph, made again as the export made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+
+from exporter.pipeline import SIMPLIFY_IMAGES, load_precision
+from exporter.simplify import simplified
+from exporter.trace import onnx_from_program
+from exporter.uint8 import with_uint8_input
+from runtimes.backends.onnxruntime import OnnxRuntime
+from runtimes.backends.pytorch import PyTorchRuntime, _silent_loader
+from runtimes.bundle import Bundle
+from runtimes.errors import BundleError
+from runtimes.preprocess import PIXELS
+
+
+@dataclass(frozen=True)
+class Original:
+    """Both sides of a lowering.
+
+    Attributes:
+        program: the FP32 program.
+        graph: the simplified FP32 graph, as it was before it was lowered; its nodes and tensors have the lowered graph's names.
+        lowered: `model.onnx`.
+        simulation: the lowered graph rewritten to round on a CPU as a device does; None where a CPU does so anyway.
+        runs: can ONNX Runtime run `model.onnx` itself on the CPU?
+    """
+
+    program: ExportedProgram
+    graph: onnx.ModelProto
+    lowered: onnx.ModelProto
+    simulation: onnx.ModelProto | None
+    runs: bool
+
+
+def original_of(bundle: Bundle, inputs: NDArray[Any]) -> Original:
+    """Load both sides of a bundle; `inputs` are some that its graph takes, for the check that simplifying changed nothing.
+
+    Raises:
+        BundleError: it has no `reference.pt2`, or one that is not what `model.onnx` was made from.
+        BackendUnavailable: this onnxruntime would run `model.onnx` wrongly.
+    """
+    manifest = bundle.manifest
+    precision: Any = load_precision(manifest.precision)
+    if precision.RUNS_ON:
+        OnnxRuntime.check_bundle(manifest, None)
+    program = _program(bundle)
+    lowered = onnx.load(bundle.file(OnnxRuntime.FILE))
+    graph = _graph(bundle, program, inputs)
+    _check_same_nodes(bundle, graph, lowered)
+    return Original(program, graph, lowered, precision.simulated(lowered), bool(precision.RUNS_ON))
+
+
+def reference_inputs(bundle: Bundle, inputs: NDArray[Any]) -> NDArray[Any]:
+    """What the program takes where the bundle's graph takes `inputs`: the preprocessing of a graph that has it inside is outside there."""
+    return bundle.manifest.preprocess.normalised(inputs) if inputs.dtype == PIXELS else inputs
+
+
+def _graph(bundle: Bundle, program: ExportedProgram, inputs: NDArray[Any]) -> onnx.ModelProto:
+    """The FP32 graph of a bundle, by the steps of `exporter.pipeline.export`."""
+    manifest = bundle.manifest
+    traced = onnx_from_program(program, opset=manifest.opset, batch=manifest.batch, outputs=[spec.name for spec in manifest.outputs])
+    clean = simplified(traced, reference_inputs(bundle, inputs[:SIMPLIFY_IMAGES]))
+    return with_uint8_input(clean, manifest.preprocess) if manifest.inputs[0].dtype == PIXELS else clean
+
+
+def _program(bundle: Bundle) -> ExportedProgram:
+    if PyTorchRuntime.FILE not in bundle.manifest.files:
+        raise BundleError(f"{bundle.folder} has no {PyTorchRuntime.FILE} to follow the blocks of; export it again without --no-reference")
+    path = bundle.file(PyTorchRuntime.FILE)
+    try:
+        with _silent_loader():
+            return torch.export.load(path)
+    except Exception as error:  # as in runtimes.backends.pytorch
+        raise BundleError(f"pytorch cannot load {path}: {type(error).__name__}: {error}; export the bundle again") from error
+
+
+def _check_same_nodes(bundle: Bundle, graph: onnx.ModelProto, lowered: onnx.ModelProto) -> None:
+    found = {node.name: node.op_type for node in lowered.graph.node}
+    for node in graph.graph.node:
+        if found.get(node.name) != node.op_type:
+            raise BundleError(
+                f"{bundle.folder}: expected the nodes of reference.pt2 in model.onnx, got no {node.op_type} '{node.name}'; "
+                "export the bundle again with the packages that are installed here"
+            )
