@@ -36,7 +36,8 @@ class Bisection:
         blocks: the names of all, in order.
         verdict: `inside`, there is nothing to mend; `mended`, returning `returned` brings the bundle inside its budget; `not the precision`, even
             all blocks in FP32 are out of budget, so the fault is in what was lowered.
-        returned: the blocks to return, in order.
+        returned: the blocks to return, in order. The head returns with the FP32 bias, without what INT8 takes off it to make up for the errors
+            of the other blocks, so that its return may cost more than it gains.
         smallest: no smaller set does. Otherwise none of `returned` can be taken out of it, and no more is known.
         lowered: the bundle as it is, simulated.
         mended: with `returned` in FP32, or all blocks where the verdict is `not the precision`; None where it is `inside`.

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.hybrid import apart
-from exporter.inner import exposed, largest_fall, matched, program_values, rounded_names
+from exporter.inner import REMEDY, exposed, largest_fall, matched, program_values, rounded_names
 from exporter.original import Original, original_of, reference_inputs
 from exporter.qdq.blocks import blocks
 from runtimes.bundle import Bundle
+from runtimes.errors import PlanError
 from runtimes.parity import LARGEST_ERROR, LARGEST_SQNR_DB, Budget, sqnr_db
 
 MOST_IMAGES = 32
@@ -42,7 +43,8 @@ class Stage:
         name: `onnx fp32`, the FP32 ONNX graph; `model.onnx`, the lowered graph as ONNX Runtime runs it; `simulation`, the lowered graph rounded
             as a device rounds. In these three a block is fed what the one before it gives, so that errors add up, and held against the
             program. `alone` is the simulation (or the file, where there is none) with every block fed what the FP32 graph feeds it, and held
-            against that graph, so that each shows its own error alone.
+            against that graph, so that each shows its own error alone. (What INT8 takes off the classifier's bias, to make up for the errors
+            of the blocks before, is no error of the head: that graph has it too.)
         blocks: one for each block, in order.
         beyond: the first block that is beyond the budget; None where all are inside.
     """
@@ -95,11 +97,12 @@ def drift_of(bundle: Bundle, inputs: NDArray[Any]) -> Drift:
     names = tuple(block.name for block in blocks(original.graph.graph) for _ in block.ends)
     exact = program_values(module, nodes.values(), reference_inputs(bundle, inputs))
     expected = [exact[node] for node in nodes.values()]
-    fp32 = list(exposed(original.graph, list(nodes), inputs).values())
     stages = []
     for name, (model, tensors) in _ways(original, list(nodes)).items():
-        found = fp32 if name == ONNX else list(exposed(model, tensors, inputs).values())
-        each = tuple(_deviation(*pair) for pair in zip(fp32 if name == ALONE else expected, found, strict=True))
+        if name == ALONE:
+            expected = list(exposed(original.corrected, tensors, inputs).values())
+        found = exposed(model, tensors, inputs).values()
+        each = tuple(_deviation(*pair) for pair in zip(expected, found, strict=True))
         stages.append(Stage(name, each, next((block for block, one in zip(names, each, strict=True) if _is_beyond(one, budget)), None)))
     *_, last, alone = stages
     ratios = [one.sqnr_db for one in last.blocks]
@@ -115,10 +118,12 @@ def _ways(original: Original, tensors: list[str]) -> Mapping[str, tuple[Any, lis
         ways[FILE] = (original.lowered, tensors)
     if original.simulation is not None:
         ways[SIMULATION] = (original.simulation, rounded_names(original.simulation.graph, tensors))
-    return {**ways, ALONE: (apart(original.graph, original.simulation or original.lowered, tensors), tensors)}
+    return {**ways, ALONE: (apart(original.corrected, original.simulation or original.lowered, tensors), tensors)}
 
 
 def _deviation(expected: NDArray[Any], found: NDArray[Any]) -> Deviation:
+    if expected.shape != found.shape:
+        raise PlanError(f"expected a block's output of shape {expected.shape}, as in the program, got {found.shape}; {REMEDY}")
     if not np.isfinite(found).all():
         return Deviation(LARGEST_ERROR, -LARGEST_SQNR_DB)
     got = found.astype(np.float32, copy=False)

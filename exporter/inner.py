@@ -20,6 +20,7 @@ from runtimes.parity import sqnr_db
 
 OPERATORS = {"aten.add": "Add", "aten.relu": "Relu", "aten.conv1d": "Conv", "aten.conv2d": "Conv", "aten.max_pool2d": "MaxPool"}
 """What torch's operators are called in ONNX, so far as blocks are found by them; `aten.add_` is `aten.add` in place."""
+REMEDY = "its blocks cannot be followed, leave --blocks out"
 ALIKE = ("Add", "Relu", "MaxPool")
 """Operators that are the same on both sides: others are folded (batch norms) or taken apart (activations)."""
 
@@ -75,16 +76,15 @@ def matched(module: GraphModule, graph: onnx.GraphProto) -> dict[str, str]:
     """
     program = _outline(module.graph)
     counts = [len(residual_additions(one)) for one in (program, graph)]
-    remedy = "its blocks cannot be followed, leave --blocks out"
     if counts[0] != counts[1]:
-        raise PlanError(f"expected the program's residual additions in its ONNX graph too, got {counts[0]} and {counts[1]}; {remedy}")
+        raise PlanError(f"expected the program's residual additions in its ONNX graph too, got {counts[0]} and {counts[1]}; {REMEDY}")
     if not (_is_chain(program) and _is_chain(graph)):
-        raise PlanError(f"expected residual additions that follow from one another, got some side by side; {remedy}")
+        raise PlanError(f"expected residual additions that follow from one another, got some side by side; {REMEDY}")
     nodes, tensors = ends_of(program), ends_of(graph)
     kinds = [[node.op_type for name in ends for node in one.node if name in node.output] for one, ends in ((program, nodes), (graph, tensors))]
     alike = [[kind if kind in ALIKE else "" for kind in each] for each in kinds]
     if alike[0] != alike[1]:
-        raise PlanError(f"expected blocks that end alike in the program and its ONNX graph, got {kinds[0]} and {kinds[1]}; {remedy}")
+        raise PlanError(f"expected blocks that end alike in the program and its ONNX graph, got {kinds[0]} and {kinds[1]}; {REMEDY}")
     return dict(zip(tensors, nodes, strict=True))
 
 

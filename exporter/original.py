@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
+from calibration.table import table_from_file
+from exporter.calibrate import with_bias_less
 from exporter.pipeline import SIMPLIFY_IMAGES, load_precision
 from exporter.simplify import simplified
 from exporter.trace import onnx_from_program
@@ -28,6 +31,8 @@ class Original:
     Attributes:
         program: the FP32 program.
         graph: the simplified FP32 graph, as it was before it was lowered; its nodes and tensors have the lowered graph's names.
+        corrected: the same with the mean error of INT8 taken off the classifier's bias, as the lowered graph has it (see
+            `exporter.calibrate.corrected`); `graph` itself where there is no correction.
         lowered: `model.onnx`.
         simulation: the lowered graph rewritten to round on a CPU as a device does; None where a CPU does so anyway.
         runs: can ONNX Runtime run `model.onnx` itself on the CPU?
@@ -35,6 +40,7 @@ class Original:
 
     program: ExportedProgram
     graph: onnx.ModelProto
+    corrected: onnx.ModelProto
     lowered: onnx.ModelProto
     simulation: onnx.ModelProto | None
     runs: bool
@@ -55,7 +61,7 @@ def original_of(bundle: Bundle, inputs: NDArray[Any]) -> Original:
     lowered = onnx.load(bundle.file(OnnxRuntime.FILE))
     graph = _graph(bundle, program, inputs)
     _check_same_nodes(bundle, graph, lowered)
-    return Original(program, graph, lowered, precision.simulated(lowered), bool(precision.RUNS_ON))
+    return Original(program, graph, _corrected(bundle, graph), lowered, precision.simulated(lowered), bool(precision.RUNS_ON))
 
 
 def reference_inputs(bundle: Bundle, inputs: NDArray[Any]) -> NDArray[Any]:
@@ -69,6 +75,15 @@ def _graph(bundle: Bundle, program: ExportedProgram, inputs: NDArray[Any]) -> on
     traced = onnx_from_program(program, opset=manifest.opset, batch=manifest.batch, outputs=[spec.name for spec in manifest.outputs])
     clean = simplified(traced, reference_inputs(bundle, inputs[:SIMPLIFY_IMAGES]))
     return with_uint8_input(clean, manifest.preprocess) if manifest.inputs[0].dtype == PIXELS else clean
+
+
+def _corrected(bundle: Bundle, graph: onnx.ModelProto) -> onnx.ModelProto:
+    facts = bundle.manifest.calibration
+    if facts is None:
+        return graph
+    correction = table_from_file(bundle.file("calibration.json")).corrections.get(facts.calibrator)
+    biased = None if correction is None else with_bias_less(graph, np.array(correction, np.float32))
+    return graph if biased is None else biased
 
 
 def _program(bundle: Bundle) -> ExportedProgram:

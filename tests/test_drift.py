@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from spoilt import BLOCKS, spoilt, with_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -149,6 +150,16 @@ def test_a_network_whose_blocks_all_add_a_little_has_no_culprit(shipped_bundle: 
     assert "no block is, alone, beyond an SQNR of 33.0 dB; the SQNR falls most in layer1.0" in lines[-1]
 
 
+def test_what_int8_takes_off_the_classifiers_bias_is_no_error_of_the_head(shipped_bundle: Any) -> None:
+    bundle = shipped_bundle("int8")
+    original = original_of(bundle, golden_arrays(bundle)[0])
+    own, corrected = (
+        next(numpy_helper.to_array(one) for one in model.graph.initializer if one.name == "fc.bias") for model in (original.graph, original.corrected)
+    )
+    assert not np.array_equal(own, corrected)
+    assert ratios(drifted(bundle), "alone")["head"] > 60  # it is in FP16; with the correction counted as an error, 49 dB
+
+
 def test_a_budget_that_says_nothing_of_a_block_names_the_largest_fall_as_what_it_is(shipped_bundle: Any) -> None:
     bundle = shipped_bundle("int8")
     agreement = Budget(own_error=0.05, min_agreement=0.98)
@@ -270,6 +281,16 @@ def test_additions_that_cannot_be_matched_are_refused() -> None:
     module, _, _ = traced(CifarResNet(1, 1, 10), (1, 28, 28))
     with pytest.raises(PlanError, match="expected blocks that end alike in the program and its ONNX graph"):
         matched(module, bare.graph)
+
+
+def test_values_of_another_shape_are_refused(shipped_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shifted(module: torch.fx.GraphModule, graph: onnx.GraphProto) -> dict[str, str]:
+        found = matched(module, graph)
+        return dict(zip(found, [*list(found.values())[1:], next(iter(found.values()))], strict=True))
+
+    monkeypatch.setattr("exporter.drift.matched", shifted)
+    with pytest.raises(PlanError, match=r"output of shape \(32, 32, 14, 14\), as in the program, got \(32, 16, 28, 28\); its blocks cannot"):
+        drifted(shipped_bundle("fp32"))
 
 
 def test_a_bundle_without_its_program_is_told_how_to_get_it(shipped_bundle: Any, tmp_path: Path) -> None:
