@@ -8,16 +8,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
+from exporter.announce import Announce, silent
 from exporter.changes import Change, changes
 from exporter.evidence import Pictures, fed_pictures, pictures_of
+from runtimes._plugins import OWN_PACKAGES
 from runtimes.budget import Budget
 from runtimes.bundle import Bundle
-from runtimes.errors import BackendUnavailable, BadInput, BundleError, ExportError, ParityError, ResnetExportError
+from runtimes.errors import BackendUnavailable, BadInput, BundleError, ExportError, ParityError, PlanError, ResnetExportError
 from runtimes.evidence import Answered, Evidence, answered
 from runtimes.golden import fed_to, golden_evidence
 from runtimes.parity import ParityReport
+
+if TYPE_CHECKING:
+    from exporter.bisect import Bisection
+    from exporter.drift import Drift
 
 Verdict = Literal["ok", "out of budget", "not here", "failed", "crashed"]
 REFERENCE = "pytorch"
@@ -34,6 +41,8 @@ class CheckPlan:
         data: pictures to check with, against the bundle's reference program; None takes its golden inputs.
         images: at most that many of the pictures.
         against: another bundle, whose answers on the same backend are the reference.
+        blocks: follow the values block by block, too (see `exporter.drift`).
+        bisect: find the blocks whose return to FP32 mends a broken budget (see `exporter.bisect`).
     """
 
     bundle: Bundle
@@ -43,6 +52,14 @@ class CheckPlan:
     data: str | None = None
     images: int = 256
     against: Bundle | None = None
+    blocks: bool = False
+    bisect: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bisect and self.against is not None:
+            raise PlanError("--bisect returns blocks to the bundle's own FP32 program, which --against has nothing to do with; leave one of them out")
+        if self.bisect and self.bundle.manifest.precision == "fp32":
+            raise PlanError("--bisect returns blocks to FP32, and this bundle is all FP32; leave it out")
 
 
 @dataclass(frozen=True)
@@ -72,6 +89,7 @@ class BundleCheck:
         left_out: what is wrong with each picture that could not be read.
         no_accuracy: why accuracy is not measured on pictures that have classes; empty where it is.
         changes: what differs from the bundle that it is held against.
+        drift, bisection: None where they were not asked for.
     """
 
     bundle: str
@@ -85,6 +103,8 @@ class BundleCheck:
     no_accuracy: str = ""
     changes: tuple[Change, ...] = ()
     asked: bool = False
+    drift: Drift | None = None
+    bisection: Bisection | None = None
 
     @property
     def ok(self) -> bool:
@@ -117,7 +137,7 @@ class _Task:
     old_evidence: Evidence | None = None
 
 
-def check_bundle(plan: CheckPlan, say: Callable[[str], None] = lambda step: None) -> tuple[BundleCheck, Evidence]:
+def check_bundle(plan: CheckPlan, say: Announce = silent) -> tuple[BundleCheck, Evidence]:
     """Ask each backend; returns the verdicts and what was asked.
 
     Raises:
@@ -131,6 +151,7 @@ def check_bundle(plan: CheckPlan, say: Callable[[str], None] = lambda step: None
     pictures = pictures_of(bundle, plan.data, plan.images) if plan.data is not None else None
     evidence = _evidence(plan, pictures, say)
     old_evidence = _old_evidence(plan.against, plan, evidence, pictures) if plan.against is not None else None
+    drift, bisection = _blockwise(plan, evidence, budget, say)
     found = []
     for backend in plan.backends:
         say(f"check {bundle.manifest.name} on {backend}")
@@ -147,10 +168,42 @@ def check_bundle(plan: CheckPlan, say: Callable[[str], None] = lambda step: None
         no_accuracy=pictures.no_accuracy if pictures is not None else "",
         changes=changes(plan.against, bundle) if plan.against is not None else (),
         asked=plan.asked,
+        drift=drift,
+        bisection=bisection,
     ), evidence
 
 
-def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Callable[[str], None]) -> Evidence:
+def load_blockwise() -> tuple[ModuleType, ModuleType]:
+    """`exporter.drift` and `exporter.bisect`; asked for before the work.
+
+    Raises:
+        BackendUnavailable: a package that makes the FP32 graph is not installed.
+    """
+    try:
+        from exporter import bisect, drift
+    except ImportError as error:
+        if error.name is None or error.name.split(".")[0] in OWN_PACKAGES:
+            raise
+        raise BackendUnavailable(
+            f"following blocks needs the package '{error.name}', which is not installed; pip install 'resnet-export[export]'"
+        ) from error
+    return drift, bisect
+
+
+def _blockwise(plan: CheckPlan, evidence: Evidence, budget: Budget, say: Announce) -> tuple[Drift | None, Bisection | None]:
+    if not plan.blocks and not plan.bisect:
+        return None, None
+    drift, bisect = load_blockwise()
+    followed, found = None, None
+    if plan.blocks:
+        say("follow the blocks")
+        followed = drift.drift_of(plan.bundle, evidence.inputs, budget)
+    if plan.bisect:
+        found = bisect.bisected(plan.bundle, evidence.inputs, evidence.outputs, budget, say)
+    return followed, found
+
+
+def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Announce) -> Evidence:
     if pictures is None:
         return golden_evidence(plan.bundle)
     evidence = Evidence(fed_pictures(plan.bundle, pictures), {}, pictures.labels)

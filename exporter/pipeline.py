@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,30 +18,32 @@ from PIL import Image
 from calibration.data import ImageSource, built_in, evenly_chosen, open_source
 from calibration.observers import find_observer
 from calibration.table import CalibrationTable
-from exporter import precisions
+from exporter.announce import Announce, silent
 from exporter.calibrate import calibrated, calibration_places, corrected, data_source
+from exporter.drift import Drift, drift_between
 from exporter.features import output_names, with_features
 from exporter.graph import graph_facts, tensor_specs
+from exporter.original import Original, with_correction
 from exporter.pictures import check_resizing, fitted, images_of_one_size
-from exporter.plan import CALIBRATED, CALIBRATOR, FULL, ExportPlan
+from exporter.plan import CALIBRATED, CALIBRATOR, FULL, ExportPlan, load_precision
 from exporter.qdq.placement import left_in_float
 from exporter.report.exported import REPORT, page_from_proof
 from exporter.resize import check_resizable, with_any_size
-from exporter.simplify import simplified
+from exporter.simplify import SIMPLIFY_IMAGES, simplified
 from exporter.trace import onnx_from_program, program_from_module, save_program
 from exporter.uint8 import with_uint8_input
 from exporter.verify import Graphs, Images, Outputs, Proof, prove
 from exporter.weights import LoadedModel, inputs_from_source, load_model
-from runtimes._plugins import load_plugin
 from runtimes.backends.onnxruntime import check_rounding
+from runtimes.budget import Budget
 from runtimes.bundle import Bundle, files_of, finish, staging_folder
-from runtimes.errors import BadInput
+from runtimes.errors import BadInput, PlanError
 from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, Manifest
 
 PACKAGES = ("resnet-export", "torch", "torchvision", "onnx", "onnxscript", "onnxsim", "numpy", "pillow")
 FEWEST_IMAGES, LABELLED_IMAGES = 32, 2000
-SIMPLIFY_IMAGES = 2
 RESIZED_IMAGES = 8
+DRIFT_IMAGES = 2
 GOLDEN_IMAGES, GOLDEN_BYTES = (8, 32), 4 << 20
 FEWEST_GOLDEN_FEATURES = 2
 """Of a ResNet-50 at 224 pixels, the stages of one image are 6 MB."""
@@ -55,16 +56,6 @@ class Export:
     folder: Path
     manifest: Manifest
     seconds: dict[str, float]
-
-
-class Announce(Protocol):
-    """Told of each step as it begins and, in a long one, of how much of it is done."""
-
-    def __call__(self, step: str, done: int = 0, total: int = 0) -> None: ...
-
-
-def _silent(step: str, done: int = 0, total: int = 0) -> None:
-    pass
 
 
 class Steps:
@@ -86,7 +77,7 @@ class Steps:
         self.seconds[name] = round(time.perf_counter() - start, 3)
 
 
-def export(plan: ExportPlan, announce: Announce = _silent) -> Export:
+def export(plan: ExportPlan, announce: Announce = silent) -> Export:
     """Carry out a plan: the bundle at `plan.output` is complete and proven when this returns, and untouched when it raises.
 
     Args:
@@ -137,19 +128,27 @@ def export(plan: ExportPlan, announce: Announce = _silent) -> Export:
             kept = fitted(images, loaded.preprocess, GOLDEN_IMAGES[-1]) if plan.uint8_input == FULL else images
             if kept is not images:  # built-in pictures have the network's size: what travels is to be resized
                 golden = prove(folder, kept, graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON)
+        with steps("follow blocks"):
+            both = Original(
+                program, clean, with_correction(clean, table, plan.calibrator or CALIBRATOR), model, graphs.simulation, bool(precision.RUNS_ON)
+            )
+            drift = _drift(both, images, precision.BUDGET)
         with steps("write"):
             _write_rest(folder, plan, loaded, kept, golden.outputs)
             if table:
                 (folder / "calibration.json").write_bytes(table.json())
             manifest = _manifest(plan, loaded, model, proof, table)
-            (folder / REPORT).write_bytes(page_from_proof(Bundle(folder, replace(manifest, files=files_of(folder))), images, proof))
+            (folder / REPORT).write_bytes(page_from_proof(Bundle(folder, replace(manifest, files=files_of(folder))), images, proof, drift))
             manifest = finish(folder, manifest)
     return Export(plan.output, manifest, steps.seconds)
 
 
-def load_precision(name: str) -> ModuleType:
-    """The plug-in of a precision, with its `BUDGET` and `lower`."""
-    return load_plugin(precisions, name, kind="precision", remedy="pip install 'resnet-export[export]'")
+def _drift(both: Original, images: Images, budget: Budget) -> Drift | None:
+    """The drift block by block, for the report; None for a network whose blocks cannot be told."""
+    try:
+        return drift_between(both, images.fed[:DRIFT_IMAGES], images.inputs[:DRIFT_IMAGES], budget)
+    except PlanError:
+        return None
 
 
 def _table(tensors: Sequence[str], clean: onnx.ModelProto, loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> CalibrationTable | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from exporter import precisions
 from exporter.models import ModelSpec, find_model
-from runtimes._plugins import plugin_names
+from runtimes._plugins import load_plugin, plugin_names
 from runtimes.errors import PlanError, UnknownName
 from runtimes.specs import BatchRange
 
@@ -29,6 +30,11 @@ DEFAULT_BATCH = BatchRange(1, 8, 32)
 def precision_names() -> tuple[str, ...]:
     """The precisions there is a file for."""
     return plugin_names(precisions.__file__)
+
+
+def load_precision(name: str) -> ModuleType:
+    """The plug-in of a precision, with its `BUDGET` and `lower`."""
+    return load_plugin(precisions, name, kind="precision", remedy="pip install 'resnet-export[export]'")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import SimplifyError
 
 LARGEST_RELATIVE_ERROR = 1e-5
+SIMPLIFY_IMAGES = 2
+"""To run both graphs on."""
 
 
 def simplified(model: onnx.ModelProto, inputs: NDArray[Any]) -> onnx.ModelProto:

@@ -11,15 +11,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from exporter.inner import ends_of, exposed, largest_fall, ratios_of
 from exporter.precisions._cast import wider_precisions
-from exporter.qdq.blocks import residual_additions
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.base import Runtime
 from runtimes.budget import Budget
 from runtimes.errors import LowerError, ParityError
 from runtimes.evidence import Answered, Evidence, answered
-from runtimes.parity import Accuracy, ParityReport, sqnr_db
+from runtimes.parity import Accuracy, ParityReport
 from runtimes.specs import BatchRange
 
 Outputs = dict[str, NDArray[Any]]
@@ -120,16 +120,14 @@ def _simulated(simulation: onnx.ModelProto, evidence: Evidence, budget: Budget, 
 def worst_block(graphs: Graphs, inputs: NDArray[Any]) -> str:
     """Which residual block adds the most noise to the simulation, and what to try; empty without one.
 
-    Read off the first convolution and the sums at the blocks' ends: the largest fall of the signal-to-noise ratio from one to the next.
+    Read off the blocks' ends: the largest fall of the signal-to-noise ratio from one to the next.
     """
-    ends = [node.output[0] for node in residual_additions(graphs.original.graph)]
-    if graphs.simulation is None or not ends:
+    if graphs.simulation is None:
         return ""
-    stem = next(node.output[0] for node in graphs.original.graph.node if node.op_type == "Conv")
-    exact = _exposed(graphs.original, [stem, *ends], inputs)
-    noisy = _exposed(graphs.simulation, [f"{name}.exact" for name in (stem, *ends)], inputs)
-    ratios = [sqnr_db(exact[name], noisy[f"{name}.exact"]) for name in (stem, *ends)]
-    worst = ends[int(np.argmin(np.diff(ratios)))].rsplit(".", 2)[0]
+    ratios, names = ratios_of(graphs.original, graphs.simulation, inputs), list(ends_of(graphs.original.graph).values())
+    if len(names) < 2:
+        return ""
+    worst = names[largest_fall(list(ratios.values()))]
     calibrated = any(node.op_type == "QuantizeLinear" for node in graphs.simulation.graph.node)
     remedy = "try another --calibrator, more --data like what the model sees, or --fp16" if calibrated else "try --fp32"
     if _narrow_type(graphs.simulation) == onnx.TensorProto.BFLOAT16:
@@ -153,7 +151,7 @@ def _name_overflow(simulation: onnx.ModelProto, inputs: NDArray[Any]) -> None:
     """Raise LowerError for the first tensor of the simulation that is not finite."""
     # Each rounded tensor is read as its `.wide` copy: numpy has no BF16.
     names = [name for node in simulation.graph.node if node.op_type == "Cast" for name in node.output if name.endswith(".wide")]
-    values = _exposed(simulation, names, inputs)
+    values = exposed(simulation, names, inputs)
     for name in names:
         if not np.isfinite(values[name]).all():
             tensor, wider = name.removesuffix(".wide"), wider_precisions(_narrow_type(simulation))
@@ -164,12 +162,3 @@ def _narrow_type(simulation: onnx.ModelProto) -> int:
     """The type that a simulation's first cast, that of the input, rounds to."""
     types = (attribute.i for node in simulation.graph.node if node.op_type == "Cast" for attribute in node.attribute)
     return next(int(kind) for kind in types if kind != onnx.TensorProto.FLOAT)
-
-
-def _exposed(model: onnx.ModelProto, names: Sequence[str], inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Inner tensors of a graph, by name."""
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    with OnnxRuntime.from_bytes(exposed.SerializeToString()) as runtime:
-        return runtime.run({runtime.inputs[0].name: inputs})

@@ -106,6 +106,29 @@ def _checked(folder: Path, model: Path, manifest: Manifest, *, turn: int) -> Mad
     return found, plan, evidence
 
 
+# --- bundles ---
+
+
+@pytest.fixture(scope="session")
+def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The shipped ResNet-20 as a bundle, exported once in each precision and form; not to be changed."""
+    from exporter import ExportPlan, export
+    from runtimes import Bundle
+
+    folder = tmp_path_factory.mktemp("shipped")
+    made: dict[str, Bundle] = {}
+
+    def bundle(precision: str, features: str | None = None, *, uint8: bool = False) -> Bundle:
+        name = f"{precision}-{features}-{uint8}"
+        if name not in made:
+            pixels = "crop" if uint8 else None
+            plan = ExportPlan("resnet20", folder / name, precision=precision, features=features, uint8_input=pixels, batch=BatchRange(1, 2, 4))
+            made[name] = Bundle.open(export(plan).folder)
+        return made[name]
+
+    return bundle
+
+
 # --- command lines ---
 
 

@@ -24,6 +24,7 @@ from exporter.changes import changes
 from exporter.check import CheckPlan, check_bundle
 from runtimes import Accuracy, Budget, Bundle, _open, backend_names, compare
 from runtimes.budget import budget_from_text
+from runtimes.specs import BatchRange
 
 
 @pytest.fixture(scope="module")
@@ -390,3 +391,45 @@ def test_github_outside_a_workflow_is_refused(run: Any, bundle: Path, monkeypatc
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     shown = run("check", bundle, "--github")
     assert (shown.code, "is not set here" in shown.error) == (2, True)
+
+
+# --- block by block ---
+
+
+def test_blocks_and_bisect_stand_in_the_text_in_json_and_in_the_report(run: Any, tmp_path: Path, shipped_bundle: Any) -> None:
+    folder = shipped_bundle("int8").folder
+    options = ("--backend", "onnxruntime", "--blocks", "--bisect", "--budget", "min_sqnr_db=37.5")
+    shown = run("check", folder, *options, "--html", tmp_path / "report.html")
+    assert shown.code == 4
+    assert "no block is, alone, beyond an SQNR of 37.5 dB" in shown.out or "is the first block that alone is beyond an SQNR of 37.5 dB" in shown.out
+    assert re.search(r"^bisect +.* in FP32 mends? it", shown.out, re.MULTILINE)
+    page = (tmp_path / "report.html").read_text()
+    assert "layer1.0" in page
+    assert "in FP32 mend" in page
+    (checked,) = run("check", folder, *options, "--json", "--quiet").json["bundles"]
+    names = checked["drift"]["blocks"]
+    assert (names[0], names[-1], len(names)) == ("stem", "head", 11)
+    assert [stage["name"] for stage in checked["drift"]["stages"]] == ["onnx fp32", "model.onnx", "simulation", "alone"]
+    assert checked["bisection"]["verdict"] == "mended"
+    assert set(checked["bisection"]["returned"]) <= set(names)
+
+
+def test_a_bisection_that_cannot_be_is_refused_before_the_work(run: Any, bundle: Path, exported: Path, shipped_bundle: Any) -> None:
+    shown = run("check", bundle, "--bisect", "--against", exported)
+    assert (shown.code, "--against has nothing to do with" in shown.error) == (2, True)
+    shown = run("check", shipped_bundle("fp32").folder, "--bisect")
+    assert (shown.code, "this bundle is all FP32" in shown.error) == (2, True)
+
+
+def test_blocks_of_a_bundle_without_its_program_are_refused(run: Any, tmp_path: Path) -> None:
+    folder = export(ExportPlan("resnet20", tmp_path / "bare", reference=False)).folder
+    shown = run("check", folder, "--blocks", "--backend", "onnxruntime")
+    assert (shown.code, "has no reference.pt2 to follow the blocks of" in shown.error) == (1, True)
+
+
+def test_the_blocks_of_a_graph_that_resizes_are_followed(run: Any, tmp_path: Path) -> None:
+    folder = export(ExportPlan("resnet20", tmp_path / "full", precision="fp16", uint8_input="full", batch=BatchRange(1, 2, 4))).folder
+    (checked,) = run("check", folder, "--blocks", "--bisect", "--backend", "onnxruntime", "--json", "--quiet").json["bundles"]
+    assert checked["drift"]["blocks"][0] == "stem"
+    assert max(one["relative_error"] for one in checked["drift"]["stages"][0]["blocks"]) < 1e-5
+    assert checked["bisection"]["verdict"] == "inside"

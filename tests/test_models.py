@@ -22,8 +22,7 @@ from exporter.builders._network import BuildOptions, Job
 from exporter.calibrate import mean_error, with_bias_less
 from exporter.graph import graph_facts, tensor_specs
 from exporter.models import MODELS, PAD, V1, ModelSpec
-from exporter.pipeline import load_precision
-from exporter.plan import DEFAULT_BATCH, precision_names
+from exporter.plan import DEFAULT_BATCH, load_precision, precision_names
 from exporter.precisions import int8
 from exporter.simplify import simplified
 from exporter.trace import onnx_from_program, program_from_module, save_program

@@ -49,7 +49,7 @@ def logits(model: onnx.ModelProto, inputs: np.ndarray = INPUTS) -> np.ndarray:
 
 @pytest.mark.parametrize("name", plugin_names(precisions.__file__))
 def test_every_precision_keeps_names_and_interface_and_leaves_its_argument_alone(module: torch.nn.Module, name: str, tmp_path: Path) -> None:
-    from exporter.pipeline import load_precision
+    from exporter.plan import load_precision
 
     graph = graph_in_opset(module, ExportPlan("resnet20", Path("unused"), precision=name).opset)
     before = graph.SerializeToString(deterministic=True)
@@ -120,7 +120,7 @@ def test_the_simulation_rounds_as_pytorch_does_in_half_precision(module: torch.n
 @pytest.mark.parametrize(("name", "dtype", "step"), [("fp16", torch.float16, 2**-10), ("bf16", torch.bfloat16, 2**-7)], ids=["fp16", "bf16"])
 def test_the_simulation_of_a_trained_resnet20_is_pytorchs_own_narrow_module(name: str, dtype: torch.dtype, step: float) -> None:
     """But for the order of sums, which moves a value that lies between two to the other one now and then."""
-    from exporter.pipeline import load_precision
+    from exporter.plan import load_precision
 
     precision = load_precision(name)
     plan = ExportPlan("resnet20", Path("unused"), precision=name)

@@ -437,3 +437,12 @@ def test_a_missing_package_is_told_before_the_work(deploy: Any, tmp_path: Path, 
     shown = deploy("check", tmp_path / "no bundle", "--html", tmp_path / "report.html")
     assert shown.code == 3
     assert shown.error == f"error: an HTML report needs the package '{package}', which is not installed; pip install 'resnet-export[report]'"
+
+
+def test_a_bundle_carries_its_report_with_the_drift_of_its_blocks(shipped_bundle: Any) -> None:
+    bundle = shipped_bundle("int8")
+    page = bundle.file("report.html").read_text()
+    assert "resnet20-int8" in page
+    assert "layer3.2" in page
+    assert "onnx fp32" in page
+    assert str(bundle.folder) not in page

@@ -30,7 +30,7 @@ from exporter.cli import deploy as deploy_cli
 from exporter.graph import tensor_specs
 from exporter.models import find_model
 from exporter.models import timm as source
-from exporter.pipeline import load_precision
+from exporter.plan import load_precision
 from exporter.precisions import int8
 from exporter.qdq.lint import lint
 from exporter.qdq.placement import left_in_float, placement_for_tensorrt

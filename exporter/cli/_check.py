@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ Exit codes: 0 within budget, 1 failed, 2 asked for wrongly,
 @click.option("--images", type=click.IntRange(min=1), metavar="N", help="At most that many of the pictures.  [default: 256]")
 @click.option("--budget", multiple=True, metavar="NAME=VALUE", help="A limit in place of the bundle's own, as min_agreement=0.99.")
 @click.option("--against", metavar="OLD", help="Hold the answers against those of another bundle, and list what changed.")
+@click.option("--blocks", is_flag=True, help="Follow error and SQNR block by block: PyTorch, FP32 ONNX, model.onnx, and as a device rounds.")
+@click.option("--bisect", is_flag=True, help="Find the fewest blocks whose return to FP32 mends a broken budget.")
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help=f"The bundles to check, and their settings.  [default: {FLEET}]")
 @click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="JUnit XML, a test case for each backend and limit.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="A page with plots, flips and layers, in one file.")
@@ -45,7 +48,7 @@ Exit codes: 0 within budget, 1 failed, 2 asked for wrongly,
 @click.option("--quiet", is_flag=True, help="Say nothing on the way.")
 def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | None, html: Path | None, github: bool, **options: Any) -> None:
     """Run each BUNDLE's golden inputs, or pictures, on the backends that are here and hold the answers against its parity budget."""
-    from exporter.check import check_bundle
+    from exporter.check import check_bundle, load_blockwise
     from exporter.cli._github import annotation_lines, summary_file, write_summary
     from exporter.junit import xml_from_checks
     from exporter.report import load_page
@@ -56,6 +59,9 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
     summary = summary_file() if github else None
     page = load_page() if html is not None else None
     plans = [plan_from_entry(entry) for entry in entries(bundles, options["config"], _given(options))]
+    if options["blocks"] or options["bisect"]:
+        load_blockwise()
+        plans = [replace(plan, blocks=options["blocks"], bisect=options["bisect"]) for plan in plans]
     checks, sections = [], []
     with status(quiet=quiet) as say:
         for plan in plans:
@@ -87,6 +93,7 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
 def check_lines(check: BundleCheck) -> list[str]:
     """What became of a bundle, as lines of text."""
     from exporter.check import joined_report
+    from exporter.cli._drift import bisection_lines, drift_lines
 
     lines = [f"{'bundle':<12} {check.bundle}: {check.name}, {check.evidence} against {check.reference}"]
     report = joined_report(check)
@@ -100,6 +107,8 @@ def check_lines(check: BundleCheck) -> list[str]:
         if one.answer.accuracy is not None:
             lines.append(accuracy_line(one.answer.accuracy))
         lines += _flip_lines(one.backend, one.answer.flips)
+    lines += drift_lines(check.drift) if check.drift is not None else []
+    lines += bisection_lines(check.bisection) if check.bisection is not None else []
     lines += [f"{'left out':<12} {problem}" for problem in check.left_out]
     lines += [f"{'accuracy':<12} not measured: {check.no_accuracy}"] if check.no_accuracy else []
     return [*lines, *(f"{'changed':<12} {change.what}: {change.old or 'nothing'} -> {change.new or 'nothing'}" for change in check.changes)]

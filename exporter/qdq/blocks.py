@@ -18,11 +18,14 @@ class Block:
         name: what its convolutions' names begin with, `layer1.0`; `stem` and `head` at the ends.
         nodes: places in the graph's list of nodes, ascending.
         addition: the residual addition that ends it, as a place in that list; None for the stem and the head.
+        ends: the tensors that leave it. One for the stem and a residual block: where the next block's branches part, which is behind the
+            activation that follows the addition. For the head, the graph's outputs that no block before it gives.
     """
 
     name: str
     nodes: tuple[int, ...]
     addition: int | None
+    ends: tuple[str, ...]
 
 
 def residual_additions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -52,29 +55,34 @@ def blocks(graph: onnx.GraphProto) -> tuple[Block, ...]:
         return found
 
     members: list[list[int]] = [[]]
+    ends: list[tuple[str, ...]] = [()]
     additions = residual_additions(graph)
     for addition in additions:
         parted = parting(graph, addition)
-        if parted is not None:
-            members[-1] += taken(parted)
+        if parted is not None and (behind := taken(parted)):
+            members[-1] += behind
+            ends[-1] = (parted,)
         members.append(taken(addition.output[0]))
-    if additions:
-        members[-1] += _until_next_fork(graph, additions[-1].output[0], left)
+        ends.append((addition.output[0],))
+    if additions and (behind := _until_next_fork(graph, additions[-1].output[0], left)):
+        members[-1] += behind
+        ends[-1] = (graph.node[behind[0]].output[0],)
     members.append(list(left))
-    ends = [None, *(producers[addition.output[0]] for addition in additions), None]
-    names = ["stem", *(_name(graph, places, end) for places, end in zip(members[1:-1], ends[1:-1], strict=True)), "head"]
-    return tuple(Block(name, tuple(sorted(places)), end) for name, places, end in zip(names, members, ends, strict=True))
+    ends.append(tuple(value.name for value in graph.output if producers.get(value.name) in left))
+    sums = [None, *(producers[addition.output[0]] for addition in additions), None]
+    names = ["stem", *(_name(graph, places, place) for places, place in zip(members[1:-1], sums[1:-1], strict=True)), "head"]
+    return tuple(Block(*one) for one in zip(names, (tuple(sorted(places)) for places in members), sums, ends, strict=True))
 
 
 def parting(graph: onnx.GraphProto, addition: onnx.NodeProto) -> str | None:
     """The tensor where the two branches of a residual addition part; None where they share nothing."""
-    return _parting(*_branches(graph, addition))
+    return _parting(graph, *_branches(graph, addition))
 
 
 def shortcut_of(graph: onnx.GraphProto, addition: onnx.NodeProto) -> int:
     """Which input of a residual addition is the shortcut: the one with fewer convolutions back to where the two branches parted."""
     first, second = _branches(graph, addition)
-    parted = _parting(first, second)
+    parted = _parting(graph, first, second)
     return 0 if parted is not None and first[parted] < second[parted] else 1
 
 
@@ -83,8 +91,10 @@ def _branches(graph: onnx.GraphProto, addition: onnx.NodeProto) -> tuple[dict[st
     return first, second
 
 
-def _parting(first: dict[str, int], second: dict[str, int]) -> str | None:
-    return min((name for name in first if name in second), key=lambda name: first[name] + second[name], default=None)
+def _parting(graph: onnx.GraphProto, first: dict[str, int], second: dict[str, int]) -> str | None:
+    """The nearest tensor that both are computed from, by convolutions, and of those equally near the last: shapes and constants come before it."""
+    places = {name: place for place, node in enumerate(graph.node) for name in node.output}
+    return min((name for name in first if name in second), key=lambda name: (first[name] + second[name], -places.get(name, -1)), default=None)
 
 
 def convolutions_back(nodes: Sequence[onnx.NodeProto], start: str) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from exporter.check import BundleCheck, Checked, CheckPlan
+from exporter.drift import Drift
 from exporter.report.page import html_from_sections
 from exporter.report.sections import section_from_check
 from exporter.verify import Images, Proof
@@ -12,7 +13,7 @@ from runtimes.evidence import Evidence
 REPORT = "report.html"
 
 
-def page_from_proof(bundle: Bundle, images: Images, proof: Proof) -> bytes:
+def page_from_proof(bundle: Bundle, images: Images, proof: Proof, drift: Drift | None) -> bytes:
     """The page of a bundle that is about to be finished, whose manifest names every other file. The same bundle gives the same bytes."""
     check = BundleCheck(
         bundle=bundle.manifest.name,
@@ -22,6 +23,7 @@ def page_from_proof(bundle: Bundle, images: Images, proof: Proof) -> bytes:
         images=len(images.fed),
         reference="FP32 PyTorch",
         backends=tuple(Checked(name, "ok", "", answer, 0.0) for name, answer in proof.answers.items()),
+        drift=drift,
     )
     section = section_from_check(check, CheckPlan(bundle, ()), Evidence(images.fed, proof.outputs, images.labels))
     return bytes(html_from_sections([section]))

@@ -56,6 +56,7 @@ def check_line(plan: CheckPlan) -> str:
         words += ["--budget", f"{name}={value:g}"]
     if plan.against is not None:
         words += ["--against", str(plan.against.folder)]
+    words += [option for option, given in (("--blocks", plan.blocks), ("--bisect", plan.bisect)) if given]
     return _command(words)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exporter.check import BundleCheck, CheckPlan
+from exporter.remarks import bisection_remark, drift_remark
 from exporter.report.reproduce import check_line, export_lines
 from runtimes.bundle import Bundle
 from runtimes.engine import FOLDER, EngineFacts, read_sidecar
@@ -18,6 +19,9 @@ from runtimes.evidence import Evidence
 from runtimes.flips import Flip
 from runtimes.manifest import Manifest
 from runtimes.preprocess import MODES, PIXELS, Preprocess
+
+if TYPE_CHECKING:
+    from exporter import drift
 
 ONNX = "model.onnx"
 SHOWN_FLIPS = 48
@@ -120,7 +124,18 @@ def section_from_check(check: BundleCheck, plan: CheckPlan, evidence: Evidence) 
         layers=layers_of(bundle.folder / ONNX) if ONNX in bundle.manifest.files else (),
         engines=engines_of(bundle),
         reproduce=(*export_lines(bundle.manifest), check_line(plan)),
+        drift=shown_drift(check.drift) if check.drift is not None else None,
+        remedy=(bisection_remark(check.bisection),) if check.bisection is not None else (),
     )
+
+
+def shown_drift(found: drift.Drift) -> Drift:
+    """A drift by its steps."""
+    series = (
+        DriftSeries(stage.name, found.blocks, tuple(one.relative_error for one in stage.blocks), tuple(one.sqnr_db for one in stage.blocks))
+        for stage in found.stages
+    )
+    return Drift(tuple(series), drift_remark(found))
 
 
 def layers_of(path: Path) -> tuple[Layer, ...] | None:

@@ -44,13 +44,8 @@ class PyTorchRuntime(Runtime):
             raise BackendUnavailable(f"pytorch has no provider '{device}' here; choose from cpu, cuda")
         if device == "cuda" and not torch.cuda.is_available():
             raise BackendUnavailable("pytorch sees no CUDA device; use --provider cpu, or install a driver for this build of torch")
-        extra = {OUTPUTS_FILE: ""}
-        try:
-            with _silent_loader():
-                program = torch.export.load(path, extra_files=extra)
-        except Exception as error:  # torch.export.load raises whatever its parts raise: zip, json, pickle and runtime errors
-            raise BadInput(f"pytorch cannot load {path}: expected a torch.export program (.pt2), got {type(error).__name__}: {error}") from error
-        return cls(program, extra[OUTPUTS_FILE].splitlines() or [OUTPUT], device, batch)
+        program, names = program_from_file(path)
+        return cls(program, names, device, batch)
 
     @property
     def provider(self) -> str:
@@ -65,6 +60,21 @@ class PyTorchRuntime(Runtime):
 
     def _close(self) -> None:
         del self._module
+
+
+def program_from_file(path: Path) -> tuple[ExportedProgram, list[str]]:
+    """The program in a `.pt2` file, and what its outputs are called.
+
+    Raises:
+        BadInput: the file is none.
+    """
+    extra = {OUTPUTS_FILE: ""}
+    try:
+        with _silent_loader():
+            program = torch.export.load(path, extra_files=extra)
+    except Exception as error:  # torch.export.load raises whatever its parts raise: zip, json, pickle and runtime errors
+        raise BadInput(f"pytorch cannot load {path}: expected a torch.export program (.pt2), got {type(error).__name__}: {error}") from error
+    return program, extra[OUTPUTS_FILE].splitlines() or [OUTPUT]
 
 
 @contextmanager

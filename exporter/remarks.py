@@ -1,0 +1,43 @@
+"""What to make of a drift and of a bisection, in a sentence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from runtimes.budget import Budget
+
+if TYPE_CHECKING:
+    from exporter.bisect import Bisection
+    from exporter.drift import Drift
+
+
+def drift_remark(drift: Drift) -> str:
+    """Which block is out of line, if one is."""
+    allowed = allowed_text(drift.budget)
+    fall = f"the SQNR falls most in {drift.falls_most}, by {drift.fall_db:.1f} dB"
+    if drift.out_of_line is not None:
+        return f"{drift.out_of_line} is the first block that alone is beyond {allowed}; {fall}"
+    if allowed:
+        return f"no block is, alone, beyond {allowed}; {fall}, which need not be a fault"
+    return f"the budget says neither error nor SQNR; {fall}, which need not be a fault"
+
+
+def bisection_remark(bisection: Bisection) -> str:
+    """Which blocks have to return to FP32, or why none would help."""
+    if bisection.verdict == "inside":
+        return "inside the budget as it is: there is nothing to return to FP32"
+    if bisection.verdict == "not the precision":
+        said = ", ".join(bisection.mended.violations) if bisection.mended is not None else ""
+        return (
+            f"all {len(bisection.blocks)} blocks in FP32 are out of budget too ({said}): the fault is not in the precision; "
+            "compare reference.pt2 with what the outputs are held against, or export again"
+        )
+    mends = "mends" if len(bisection.returned) == 1 else "mend"
+    how = "no smaller set does" if bisection.smallest else "none can be taken out, a smaller set of others is not ruled out"
+    return f"{', '.join(bisection.returned)} in FP32 {mends} it; {how}"
+
+
+def allowed_text(budget: Budget) -> str:
+    """What a budget says of a block."""
+    limits = (("an error of {:.0e}", budget.max_relative_error), ("an SQNR of {:.1f} dB", budget.min_sqnr_db))
+    return " and ".join(text.format(limit) for text, limit in limits if limit is not None)

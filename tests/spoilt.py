@@ -1,0 +1,38 @@
+"""Copies of bundles with a fault of known place, whose manifests vouch for them all the same."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from runtimes import Bundle
+from runtimes.bundle import MANIFEST, finish
+
+BLOCKS = ("stem", *(f"layer{stage}.{place}" for stage in (1, 2, 3) for place in range(3)), "head")
+"""Of the shipped ResNet-20."""
+
+
+def spoilt(bundle: Bundle, folder: Path, factors: Mapping[str, float]) -> Bundle:
+    """A copy in which constants of `model.onnx` are multiplied."""
+    model = onnx.load(bundle.file("model.onnx"))
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, factor in factors.items():
+        values = numpy_helper.to_array(tensors[name])
+        tensors[name].CopyFrom(numpy_helper.from_array((values.astype(np.float32) * np.float32(factor)).astype(values.dtype), name))
+    return with_file(bundle, folder, "model.onnx", model.SerializeToString())
+
+
+def with_file(bundle: Bundle, folder: Path, name: str, data: bytes | None) -> Bundle:
+    """A copy with another file of that name; without it where there is no data."""
+    shutil.copytree(bundle.folder, folder)
+    (folder / MANIFEST).unlink()
+    (folder / name).unlink()
+    if data is not None:
+        (folder / name).write_bytes(data)
+    finish(folder, bundle.manifest)
+    return Bundle.open(folder)
