@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import onnx
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
+from exporter.at_work import first_line, in_its_layer, layers_at_work, source_line
 from exporter.graph import initializer_shapes
 from exporter.readable import make_readable
 from runtimes.errors import TraceError
@@ -31,14 +34,15 @@ def program_from_module(module: nn.Module, shape: tuple[int, int, int]) -> Expor
     """Trace a module in evaluation mode, with a free batch dimension, for inputs of (channels, height, width).
 
     Raises:
-        TraceError: torch.export refuses it, or fixes the batch size.
+        TraceError: torch.export refuses it, or it fixes the batch size; names the layer and the line of its source where they are known.
     """
     example = torch.zeros(TRACED_BATCH, *shape)
-    try:
-        with torch.no_grad():
-            program = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: Dim(BATCH, min=1)},))
-    except Exception as error:  # torch.export raises many kinds, most of them private
-        raise TraceError(f"torch.export cannot trace {type(module).__name__}: {_first_line(error)}") from error
+    with layers_at_work(module) as inside:
+        try:
+            with torch.no_grad(), _silence():
+                program = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: Dim(BATCH, min=1)},))
+        except Exception as error:  # torch.export raises many kinds, most of them private
+            raise TraceError(f"torch.export cannot trace {type(module).__name__}{_where(inside, error)}: {_why(error)}") from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     return program
@@ -57,7 +61,7 @@ def onnx_from_program(program: ExportedProgram, *, opset: int, batch: BatchRange
         assert exported is not None
         model = exported.model_proto
     except Exception as error:  # as above
-        raise TraceError(f"torch.onnx cannot export the traced program: {_first_line(error)}") from error
+        raise TraceError(f"torch.onnx cannot export the traced program{_untranslated(program, error)}") from error
     _check_opset(model, opset)
     _check_batch_is_free(model)
     _check_conv_biases(model)
@@ -117,6 +121,43 @@ def _name_batch(model: onnx.ModelProto, batch: BatchRange) -> None:
             dimension.dim_param = BATCH
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+@contextmanager
+def _silence() -> Iterator[None]:
+    """torch prints and logs the whole graph of a trace that fails."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _where(inside: Sequence[str], error: Exception) -> str:
+    line = source_line(error)
+    return (in_its_layer(inside[-1]) if inside else "") + (f" ({line})" if line else "")
+
+
+def _why(error: Exception) -> str:
+    """torch.export's reason; in plain words where torch speaks of its own inner parts, and then with a remedy."""
+    said = first_line(error)
+    if "data-dependent" in said:
+        return "what it does depends on a tensor's values, which a trace does not have; compute every case and choose with torch.where"
+    if ".numpy()" in said:
+        return "it leaves PyTorch for NumPy, where a trace cannot follow; compute it with tensors"
+    if said.startswith("Constraints violated"):
+        return "it works for one size of the batch alone; take the size from the input's shape"
+    return said
+
+
+def _untranslated(program: ExportedProgram, error: Exception) -> str:
+    """Where an operator stands that ONNX has nothing for, and the innermost reason."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    said = first_line(cause)
+    for node in program.graph.nodes:
+        if repr(node.target) in said:
+            *_, (layer, _) = node.meta["nn_module_stack"].values()
+            return f"{in_its_layer(layer)}: ONNX has nothing for {node.target}; compute it from other operators"
+    return f": {said}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from calibration.data import ImageSource, built_in
 from exporter import models
+from exporter.at_work import first_line, in_its_layer, layers_at_work
 from exporter.checkpoints import sha256_of_state, state_from_file
 from exporter.labels import checked_labels
 from exporter.models import Pretrained
@@ -107,33 +108,14 @@ def _classes(module: nn.Module, preprocess: Preprocess, plan: ExportPlan) -> int
 
 def _answer(module: nn.Module, preprocess: Preprocess, plan: ExportPlan) -> object:
     """What the model answers a black image with; where it fails, the innermost layer that was at work is named."""
-    inside: list[str] = []
-    hooks = []
-    for name, part in module.named_modules():
-        hooks.append(part.register_forward_pre_hook(_entering(inside, name)))
-        hooks.append(part.register_forward_hook(_leaving(inside)))
-    try:
-        with torch.inference_mode():
-            return module.eval()(torch.zeros(1, *preprocess.shape))
-    except Exception as error:  # it is anybody's code
-        where = f" in its layer '{inside[-1]}'" if inside and inside[-1] else ""
-        shape = "x".join(map(str, preprocess.shape))
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"{plan.model} does not take an image of {shape}{where}: {reason}; choose another --image-size") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _entering(inside: list[str], name: str) -> Callable[..., None]:
-    return lambda part, inputs: inside.append(name)
-
-
-def _leaving(inside: list[str]) -> Callable[..., None]:
-    def leave(part: nn.Module, inputs: object, output: object) -> None:
-        inside.pop()
-
-    return leave
+    with layers_at_work(module) as inside:
+        try:
+            with torch.inference_mode():
+                return module.eval()(torch.zeros(1, *preprocess.shape))
+        except Exception as error:  # it is anybody's code
+            where = in_its_layer(inside[-1]) if inside else ""
+            shape = "x".join(map(str, preprocess.shape))
+            raise BadInput(f"{plan.model} does not take an image of {shape}{where}: {first_line(error)}; choose another --image-size") from error
 
 
 def _adjusted(own: Preprocess, plan: ExportPlan, module: nn.Module) -> Preprocess:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
 import onnx
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from exporter.at_work import layers_at_work
 from exporter.models.cifar import CifarResNet
-from exporter.trace import IR_VERSION, onnx_from_program, program_from_module
+from exporter.trace import IR_VERSION, onnx_from_program, program_from_module, save_program
 from runtimes import BatchRange
 from runtimes.errors import TraceError
 
@@ -97,10 +105,99 @@ def test_a_convolution_bias_of_impossible_shape_is_refused(program: torch.export
         onnx_from_program(program, opset=20, batch=BatchRange(1, 8, 32))
 
 
-def test_a_module_that_cannot_be_traced_is_named() -> None:
-    class Branching(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x if x.sum() > 0 else -x
+class Doubled(torch.autograd.Function):
+    """Its backward is of no matter here."""
 
-    with pytest.raises(TraceError, match="cannot trace Branching"):
-        program_from_module(Branching(), SHAPE)
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return torch.from_numpy(2 * x.detach().numpy())
+
+
+class Odd(nn.Module):
+    """Does what cannot be traced, in the way that it is told."""
+
+    def __init__(self, does: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.does = does
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.does(x)
+        return result
+
+
+def failing_when_traced(x: Tensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        raise RuntimeError("no traces here\nand more that nobody needs")
+    return x
+
+
+VALUES = "what it does depends on a tensor's values, which a trace does not have; compute every case and choose with torch.where"
+NUMPY = "it leaves PyTorch for NumPy, where a trace cannot follow; compute it with tensors"
+UNTRACEABLE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "control flow": (lambda x: x if x.sum() > 0 else -x, VALUES),
+    "item": (lambda x: x * 2 if x.max().item() > 1 else x, VALUES),
+    "length": (lambda x: x[:, : int(x.sum())], VALUES),
+    "numpy": (lambda x: torch.from_numpy(x.detach().numpy() * 2), NUMPY),
+    "autograd function": (Doubled.apply, NUMPY),
+    "exception": (failing_when_traced, "no traces here"),
+}
+
+
+@pytest.mark.parametrize("kind", UNTRACEABLE)
+def test_a_layer_that_cannot_be_traced_is_named_with_the_line_of_its_source(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    does, reason = UNTRACEABLE[kind]
+    network = nn.Sequential(OrderedDict(stem=nn.Conv2d(1, 4, 3), layer2=nn.Sequential(nn.ReLU(), Odd(does))))
+    with pytest.raises(TraceError) as refused:
+        program_from_module(network, SHAPE)
+    said = re.fullmatch(r"torch\.export cannot trace Sequential in its layer 'layer2\.1' \(test_trace\.py, line (\d+)\): (.*)", str(refused.value))
+    assert said is not None, refused.value
+    assert said[2] == reason
+    line = Path(__file__).read_text().splitlines()[int(said[1]) - 1]
+    assert {"autograd function": "x.detach().numpy()", "exception": "raise RuntimeError"}.get(kind, f'"{kind}": (lambda x') in line
+    assert capfd.readouterr() == ("", "")
+
+
+def test_of_a_module_that_fails_itself_there_is_no_layer_to_name() -> None:
+    with pytest.raises(TraceError, match=r"^torch\.export cannot trace Odd \(test_trace\.py, line \d+\): what it does depends"):
+        program_from_module(Odd(lambda x: x if x.sum() > 0 else -x), SHAPE)
+
+
+def test_a_layer_that_raised_inside_of_one_that_went_on_is_not_blamed() -> None:
+    class Trying(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(9, 9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with suppress(RuntimeError):
+                return self.inner(x)  # type: ignore[no-any-return]  # nn.Module's call is untyped
+            return x
+
+    network = nn.Sequential(nn.Sequential(Trying()), nn.Sequential(nn.Linear(4, 4)))
+    with layers_at_work(network) as inside, pytest.raises(RuntimeError):
+        network(torch.zeros(1, 3))
+    assert inside == ["", "1", "1.0"]
+
+
+def test_a_batch_of_one_size_is_said_to_be_so() -> None:
+    with pytest.raises(TraceError, match="cannot trace Odd: it works for one size of the batch alone; take the size from the input's shape"):
+        program_from_module(Odd(lambda x: x.reshape(2, -1)), SHAPE)
+
+
+def test_an_operator_that_onnx_lacks_is_named_with_its_layer() -> None:
+    program = program_from_module(nn.Sequential(nn.ReLU(), nn.Sequential(Odd(lambda x: torch.linalg.qr(x)[0]))), SHAPE)
+    with pytest.raises(TraceError) as refused:
+        onnx_from_program(program, opset=20, batch=BatchRange(1, 8, 32))
+    assert str(refused.value) == (
+        "torch.onnx cannot export the traced program in its layer '1.0': ONNX has nothing for aten.linalg_qr.default; compute it from other operators"
+    )
+
+
+def test_watching_the_layers_changes_no_byte_of_the_program_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    network = CifarResNet(1, 1, 10).eval()
+    save_program(program_from_module(network, SHAPE), tmp_path / "watched.pt2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("exporter.trace.layers_at_work", lambda module: nullcontext([]))
+        save_program(program_from_module(network, SHAPE), tmp_path / "alone.pt2")
+    assert (tmp_path / "watched.pt2").read_bytes() == (tmp_path / "alone.pt2").read_bytes()
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())
