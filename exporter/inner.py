@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
-from exporter.qdq.blocks import blocks, convolutions_back, residual_additions
+from exporter.qdq.blocks import blocks, residual_additions
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import PlanError
 from runtimes.parity import sqnr_db
@@ -130,5 +129,12 @@ def _outline(graph: Graph) -> onnx.GraphProto:
 
 def _is_chain(graph: onnx.GraphProto) -> bool:
     """Is every residual addition computed from the one before it?"""
-    sums = [node.output[0] for node in residual_additions(graph)]
-    return all(earlier in convolutions_back(graph.node, later) for earlier, later in pairwise(sums))
+    sums = {node.output[0]: place for place, node in enumerate(residual_additions(graph))}
+    latest: dict[str, int] = {}  # which of the additions each tensor was last computed from
+    for node in graph.node:
+        before = max((latest.get(name, -1) for name in node.input), default=-1)
+        place = sums.get(node.output[0]) if node.output else None
+        if place is not None and place != before + 1:
+            return False
+        latest.update(dict.fromkeys(node.output, before if place is None else place))
+    return True

@@ -33,10 +33,10 @@ def _use_known_pooling(graph: onnx.GraphProto) -> None:
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.input)}
     pooled: set[str] = set()
     for node in graph.node:
-        attributes = {attribute.name: attribute.i for attribute in node.attribute}
         constant = constants.get(node.input[1]) if len(node.input) == 2 else None
-        if constant is None:
+        if constant is None or node.op_type not in ("ReduceMean", "Reshape"):
             continue
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
         values = numpy_helper.to_array(constant).tolist()
         if node.op_type == "ReduceMean" and attributes.get("keepdims", 1) == 1 and ranks.get(node.input[0]) == 4:
             if sorted(axis % 4 for axis in values) == [2, 3]:

@@ -15,7 +15,8 @@ from onnx import TensorProto, numpy_helper
 
 from exporter import ExportPlan
 from exporter.precisions import int8
-from exporter.qdq.blocks import shortcut_of
+from exporter.qdq import blocks
+from exporter.qdq.blocks import residuals
 from exporter.qdq.insert import SMALLEST_SCALE, channel_scales, quantized
 from exporter.qdq.placement import Placement, placement_for_tensorrt
 from exporter.simplify import simplified
@@ -334,8 +335,42 @@ def test_the_shortcut_is_found_whichever_way_round_a_sum_is_written(small: onnx.
     sums = {node.name for node in nodes_of(small, "Add")}
     assert {(name, 1 - place if name in sums else place) for name, place in turned.edges} == set(straight.edges)
     for model in (small, swapped):
-        for node in nodes_of(model, "Add"):
-            assert (node.name, shortcut_of(model.graph, node)) in placement_for_tensorrt(model).edges
+        found = [(residual.addition.name, residual.shortcut) for residual in residuals(model.graph)]
+        assert [name for name, _ in found] == [node.name for node in nodes_of(model, "Add")]
+        assert set(found) <= placement_for_tensorrt(model).edges
+
+
+def chain(length: int) -> onnx.GraphProto:
+    """Residual blocks one behind the other: y = x + Conv(Resize(x)), with the empty name of an input that is left out in each."""
+    weight = numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "weight")
+    scales = numpy_helper.from_array(np.ones(4, np.float32), "scales")
+    ends = [onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 4, 4]) for name in ("x0", f"x{length}")]
+    nodes = []
+    for place in range(length):
+        nodes += [
+            onnx.helper.make_node("Resize", [f"x{place}", "", "scales"], [f"resized{place}"]),
+            onnx.helper.make_node("Conv", [f"resized{place}", "weight"], [f"branch{place}"]),
+            onnx.helper.make_node("Add", [f"x{place}", f"branch{place}"], [f"x{place + 1}"]),
+        ]
+    return onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight, scales])
+
+
+def test_branches_part_at_a_tensor_that_they_share_not_at_a_weight_or_an_input_left_out() -> None:
+    assert [(residual.parting, residual.shortcut) for residual in residuals(chain(4))] == [(f"x{place}", 0) for place in range(4)]
+
+
+def test_finding_the_blocks_of_a_deep_graph_takes_as_long_as_it_is_deep(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+
+    class Counting(list[onnx.NodeProto]):
+        def __getitem__(self, place: Any) -> Any:
+            looked.append(place)
+            return super().__getitem__(place)
+
+    original = blocks._residual
+    monkeypatch.setattr(blocks, "_residual", lambda nodes, addition, makers: original(Counting(nodes), addition, makers))
+    assert len(residuals(chain(100))) == 100
+    assert len(looked) <= 3 * 100
 
 
 def test_a_graph_without_blocks_or_pools_is_quantized_at_its_convolutions_alone() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -28,6 +27,20 @@ class Block:
     ends: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Residual:
+    """A residual addition.
+
+    Attributes:
+        parting: the tensor where its two branches part; None where they share nothing.
+        shortcut: which of its inputs is the shortcut: the one with fewer convolutions back to there.
+    """
+
+    addition: onnx.NodeProto
+    parting: str | None
+    shortcut: int
+
+
 def residual_additions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The additions of two computed tensors, one of them behind a convolution. One of a constant is a bias; before the first, preprocessing."""
     constants = {tensor.name for tensor in graph.initializer}
@@ -36,6 +49,13 @@ def residual_additions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         if node.op_type == "Conv" or convolved.intersection(node.input):
             convolved.update(node.output)
     return [node for node in graph.node if node.op_type == "Add" and convolved.intersection(node.input) and not constants.intersection(node.input)]
+
+
+def residuals(graph: onnx.GraphProto) -> list[Residual]:
+    """The residual additions of a graph, in its order; nodes must be in topological order."""
+    constants = {tensor.name for tensor in graph.initializer}
+    makers = _makers(graph, constants)
+    return [_residual(graph.node, addition, makers) for addition in residual_additions(graph)]
 
 
 def blocks(graph: onnx.GraphProto) -> tuple[Block, ...]:
@@ -56,56 +76,60 @@ def blocks(graph: onnx.GraphProto) -> tuple[Block, ...]:
 
     members: list[list[int]] = [[]]
     ends: list[tuple[str, ...]] = [()]
-    additions = residual_additions(graph)
-    for addition in additions:
-        parted = parting(graph, addition)
-        if parted is not None and (behind := taken(parted)):
+    found = residuals(graph)
+    for residual in found:
+        if residual.parting is not None and (behind := taken(residual.parting)):
             members[-1] += behind
-            ends[-1] = (parted,)
-        members.append(taken(addition.output[0]))
-        ends.append((addition.output[0],))
-    if additions and (behind := _until_next_fork(graph, additions[-1].output[0], left)):
+            ends[-1] = (residual.parting,)
+        members.append(taken(residual.addition.output[0]))
+        ends.append((residual.addition.output[0],))
+    if found and (behind := _until_next_fork(graph, found[-1].addition.output[0], left)):
         members[-1] += behind
         ends[-1] = (graph.node[behind[0]].output[0],)
     members.append(list(left))
     ends.append(tuple(value.name for value in graph.output if producers.get(value.name) in left))
-    sums = [None, *(producers[addition.output[0]] for addition in additions), None]
+    sums = [None, *(producers[residual.addition.output[0]] for residual in found), None]
     names = ["stem", *(_name(graph, places, place) for places, place in zip(members[1:-1], sums[1:-1], strict=True)), "head"]
     return tuple(Block(*one) for one in zip(names, (tuple(sorted(places)) for places in members), sums, ends, strict=True))
 
 
-def parting(graph: onnx.GraphProto, addition: onnx.NodeProto) -> str | None:
-    """The tensor where the two branches of a residual addition part; None where they share nothing."""
-    return _parting(graph, *_branches(graph, addition))
+def _makers(graph: onnx.GraphProto, constants: set[str]) -> dict[str, int]:
+    """The place of the node that makes each tensor, of those that depend on the graph's inputs; -1 for the inputs themselves."""
+    makers = {value.name: -1 for value in graph.input if value.name not in constants}
+    for place, node in enumerate(graph.node):
+        if any(name in makers for name in node.input):
+            makers.update(dict.fromkeys(node.output, place))
+    return makers
 
 
-def shortcut_of(graph: onnx.GraphProto, addition: onnx.NodeProto) -> int:
-    """Which input of a residual addition is the shortcut: the one with fewer convolutions back to where the two branches parted."""
-    first, second = _branches(graph, addition)
-    parted = _parting(graph, first, second)
-    return 0 if parted is not None and first[parted] < second[parted] else 1
+def _residual(nodes: Sequence[onnx.NodeProto], addition: onnx.NodeProto, makers: Mapping[str, int]) -> Residual:
+    """The branches part at the nearest tensor that both are computed from, by convolutions; of those equally near the last: shapes come before it."""
+    first, second = _convolutions_back(nodes, addition.input[:2], makers)
+    shared = (name for name in first if name in second)
+    parting = min(shared, key=lambda name: (first[name] + second[name], -makers.get(name, -1)), default=None)
+    return Residual(addition, parting, 0 if parting is not None and first[parting] < second[parting] else 1)
 
 
-def _branches(graph: onnx.GraphProto, addition: onnx.NodeProto) -> tuple[dict[str, int], dict[str, int]]:
-    first, second = (convolutions_back(graph.node, name) for name in addition.input[:2])
-    return first, second
+def _convolutions_back(nodes: Sequence[onnx.NodeProto], starts: Sequence[str], makers: Mapping[str, int]) -> list[dict[str, int]]:
+    """For each of two tensors and every tensor that it is computed from: the most convolutions between the two.
 
-
-def _parting(graph: onnx.GraphProto, first: dict[str, int], second: dict[str, int]) -> str | None:
-    """The nearest tensor that both are computed from, by convolutions, and of those equally near the last: shapes and constants come before it."""
-    places = {name: place for place, node in enumerate(graph.node) for name in node.output}
-    return min((name for name in first if name in second), key=lambda name: (first[name] + second[name], -places.get(name, -1)), default=None)
-
-
-def convolutions_back(nodes: Sequence[onnx.NodeProto], start: str) -> dict[str, int]:
-    """For every tensor that `start` is computed from: the most convolutions between the two. Nodes are in topological order."""
-    furthest: defaultdict[str, int] = defaultdict(lambda: -1, {start: 0})
-    for node in reversed(nodes):
-        reached = max((furthest[name] for name in node.output if name in furthest), default=-1)
-        if reached >= 0:
-            for name in node.input:
-                furthest[name] = max(furthest[name], reached + (node.op_type == "Conv"))
-    return dict(furthest)
+    Goes no further back than to where all that is left comes through one tensor that both have: deep networks have hundreds of additions.
+    """
+    furthest = [{start: 0} for start in starts]
+    waiting = {makers[start] for start in starts if start in makers} - {-1}
+    while waiting:
+        node = nodes[max(waiting)]
+        if len(waiting) == 1 and any(name in furthest[0] and name in furthest[1] for name in node.output):
+            break
+        waiting.remove(max(waiting))
+        inputs = [name for name in node.input if name in makers]
+        waiting |= {makers[name] for name in inputs} - {-1}
+        for back in furthest:
+            reached = max((back[name] for name in node.output if name in back), default=-1)
+            if reached >= 0:
+                for name in inputs:
+                    back[name] = max(back.get(name, -1), reached + (node.op_type == "Conv"))
+    return furthest
 
 
 def _until_next_fork(graph: onnx.GraphProto, tensor: str, left: set[int]) -> list[int]:

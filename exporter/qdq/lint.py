@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from exporter.qdq.blocks import Block, blocks, residual_additions, shortcut_of
+from exporter.qdq.blocks import Block, blocks, residuals
 from exporter.qdq.placement import left_in_float
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -105,7 +105,7 @@ class _Graph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         inferred = onnx.shape_inference.infer_shapes(model)
-        self.shortcuts = {node.output[0]: shortcut_of(model.graph, node) for node in residual_additions(model.graph)}
+        self.shortcuts = {residual.addition.output[0]: residual.shortcut for residual in residuals(model.graph)}
         self.left_in_float = left_in_float(model.graph)
         self.nodes = list(model.graph.node)
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import numpy_helper
 
-from exporter.qdq.blocks import residual_additions, shortcut_of
+from exporter.qdq.blocks import residuals
 
 Edge = tuple[str, int]
 POOLS = ("GlobalAveragePool", "GlobalMaxPool")
@@ -59,11 +59,10 @@ def placement_for_tensorrt(model: onnx.ModelProto) -> Placement:
     edges = {(node.name, 0) for node in convolutions}
     pools = [node for node in graph.node if node.op_type == "MaxPool" and node.output[0] in fed_to_convolution]
     edges |= {(node.name, 0) for node in pools}
-    for node in residual_additions(graph):
-        shortcut = shortcut_of(graph, node)
-        main = producers.get(node.input[1 - shortcut])
+    for residual in residuals(graph):
+        main = producers.get(residual.addition.input[1 - residual.shortcut])
         if main is not None and main.name in quantized:
-            edges.add((node.name, shortcut))
+            edges.add((residual.addition.name, residual.shortcut))
     tensors = {node.input[place] for node in graph.node for place in range(len(node.input)) if (node.name, place) in edges}
     ordered = [name for name in (*(value.name for value in graph.input), *producers) if name in tensors]
     ranges = {name: name for name in ordered}
