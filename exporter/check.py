@@ -243,22 +243,30 @@ def _checked(task: _Task) -> Checked:
 def _in_a_process(work: Callable[..., None], *arguments: object) -> tuple[Verdict, str, Any]:
     """What `work` sends: a verdict, the reason for it and a value."""
     context = multiprocessing.get_context("spawn")  # a fork would take CUDA and its locks along
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(sending, *arguments), daemon=True)
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_working, args=(theirs,), daemon=True)
     process.start()
-    sending.close()
+    theirs.close()
     verdict: Verdict
     try:
-        verdict, reason, value = receiving.recv()
-    except EOFError:
+        # Not as the process's own arguments: one that dies before it has read them all is waited for without end.
+        ours.send((work, arguments))
+        verdict, reason, value = ours.recv()
+    except (EOFError, ConnectionError):
         process.join()
         verdict, reason, value = "crashed", _ending(process.exitcode), None
     finally:
         if process.is_alive():
             process.join(timeout=10)  # closing a runtime takes a moment
             process.kill()
-        receiving.close()
+        ours.close()
     return verdict, reason, value
+
+
+def _working(connection: Connection) -> None:
+    """In a process of its own."""
+    work, arguments = connection.recv()
+    work(connection, *arguments)
 
 
 def _ending(code: int | None) -> str:

@@ -24,6 +24,7 @@ from exporter.changes import changes
 from exporter.check import CheckPlan, check_bundle
 from runtimes import Accuracy, Budget, Bundle, _open, backend_names, compare
 from runtimes.budget import budget_from_text
+from runtimes.golden import golden_arrays
 from runtimes.specs import BatchRange
 
 
@@ -129,6 +130,16 @@ def test_a_backend_that_crashes_takes_nobody_along(bundle: Path, monkeypatch: py
     assert crashed.reason.startswith(reason)
     (other,) = check_bundle(CheckPlan(opened, ["onnxruntime"]))[0].backends
     assert other.verdict == "ok"
+
+
+def test_a_process_that_dies_before_it_has_read_its_task_is_not_waited_for(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert golden_arrays(Bundle.open(bundle))[0].nbytes > 1 << 16  # more than a pipe holds
+    monkeypatch.setattr(check, "_working", crashing.leaves)
+    (crashed,) = check_bundle(CheckPlan(Bundle.open(bundle), ["onnxruntime"]))[0].backends
+    assert (crashed.verdict, crashed.reason) == (
+        "crashed",
+        "its process ended with exit code 3 and no answer; run it alone with --backend to see what it prints",
+    )
 
 
 def test_a_crash_ends_with_1_and_the_others_still_report(run: Any, bundle: Path, tmp_path: Path) -> None:
