@@ -123,7 +123,7 @@ def _name_batch(model: onnx.ModelProto, batch: BatchRange) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """torch prints and logs the whole graph of a trace that fails."""
+    """On stderr and in its log torch shows the whole graph of a trace that fails, and a command says one line."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -157,7 +157,7 @@ def _untranslated(program: ExportedProgram, error: Exception) -> str:
         cause = cause.__cause__
     said = first_line(cause)
     for node in program.graph.nodes:
-        if repr(node.target) in said:
-            *_, (layer, _) = node.meta["nn_module_stack"].values()
-            return f"{in_its_layer(layer)}: ONNX has nothing for {node.target}; compute it from other operators"
+        if node.op == "call_function" and repr(node.target) in said:
+            layers = [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
+            return f"{in_its_layer(layers[-1]) if layers else ''}: ONNX has nothing for {node.target}; compute it from other operators"
     return f": {said}"

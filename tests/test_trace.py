@@ -184,12 +184,14 @@ def test_a_batch_of_one_size_is_said_to_be_so() -> None:
         program_from_module(Odd(lambda x: x.reshape(2, -1)), SHAPE)
 
 
-def test_an_operator_that_onnx_lacks_is_named_with_its_layer() -> None:
-    program = program_from_module(nn.Sequential(nn.ReLU(), nn.Sequential(Odd(lambda x: torch.linalg.qr(x)[0]))), SHAPE)
+@pytest.mark.parametrize(("inside", "where"), [(True, " in its layer '1.0'"), (False, "")])
+def test_an_operator_that_onnx_lacks_is_named_with_its_layer(*, inside: bool, where: str) -> None:
+    odd = Odd(lambda x: torch.linalg.qr(x)[0])
+    program = program_from_module(nn.Sequential(nn.ReLU(), nn.Sequential(odd)) if inside else odd, SHAPE)
     with pytest.raises(TraceError) as refused:
         onnx_from_program(program, opset=20, batch=BatchRange(1, 8, 32))
     assert str(refused.value) == (
-        "torch.onnx cannot export the traced program in its layer '1.0': ONNX has nothing for aten.linalg_qr.default; compute it from other operators"
+        f"torch.onnx cannot export the traced program{where}: ONNX has nothing for aten.linalg_qr.default; compute it from other operators"
     )
 
 
