@@ -132,8 +132,9 @@ def corrected(
     """The graph lowered with the table's thresholds and its mean error taken off the classifier's bias, and the table with that correction.
 
     Quantizing shifts activations a little, always to the same side, and the shifts add up over the blocks: of a random ResNet-101's error
-    two thirds were the same for every image (41.6 dB of SQNR with them, 46.6 dB without). A bias can hold that part (Finkelstein, Almog and Grobman 2019, arXiv 1906.03193; Nagel et al.
-    2019, arXiv 1906.04721, section 4.2). A table that has the correction is applied as it stands; without pictures to measure it on, there is none.
+    two thirds were the same for every image (41.6 dB of SQNR with them, 46.6 dB without). A bias can hold that part (Finkelstein, Almog
+    and Grobman 2019, arXiv 1906.03193; Nagel et al. 2019, arXiv 1906.04721, section 4.2). A table that has the correction is applied as
+    it stands; without pictures to measure it on, there is none.
     Features have no classifier, and what stands before a ReLU cannot be corrected behind it: their graph is lowered as it is.
     """
     calibrator = plan.calibrator or CALIBRATOR

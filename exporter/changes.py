@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,9 @@ from runtimes.bundle import Bundle
 LEFT_OUT = ("files", "schema_version")
 """Files are compared by name; a version that could not be read does not come this far."""
 TABLE = "calibration.json"
+DIGEST = 16
+"""Characters of a digest that are shown."""
+MOST_RANGES = 10
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ def changes(old: Bundle, new: Bundle) -> tuple[Change, ...]:
     """Everything that two bundles' manifests say differently, the files that differ, and how calibrated ranges moved."""
     before, after = (dict(_flat(msgspec.to_builtins(bundle.manifest))) for bundle in (old, new))
     names = [*before, *(name for name in after if name not in before)]
+    names.sort(key=lambda name: name.startswith("parity."))  # what was measured of both comes after what they are
     told = [Change(name, before.get(name, ""), after.get(name, "")) for name in names if before.get(name, "") != after.get(name, "")]
     return (*told, *_files(old, new), *_ranges(old, new))
 
@@ -49,7 +54,8 @@ def _text(value: Any) -> str:
         return ", ".join(map(_text, value))
     if isinstance(value, dict):
         return " ".join(_text(inner) for inner in value.values())
-    return "" if value is None else str(value)
+    text = "" if value is None else str(value)
+    return text[:DIGEST] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
 def _files(old: Bundle, new: Bundle) -> Iterator[Change]:
@@ -57,17 +63,17 @@ def _files(old: Bundle, new: Bundle) -> Iterator[Change]:
     for name in sorted({*before, *after}):
         one, other = before.get(name), after.get(name)
         if one != other:
-            yield Change(f"file {name}", f"sha256 {one.sha256[:16]}" if one else "", f"sha256 {other.sha256[:16]}" if other else "")
+            yield Change(f"file {name}", f"sha256 {one.sha256[:DIGEST]}" if one else "", f"sha256 {other.sha256[:DIGEST]}" if other else "")
 
 
 def _ranges(old: Bundle, new: Bundle) -> Iterator[Change]:
     """Of calibrated ranges, the largest moves: each tensor's threshold by the calibrator that the bundle was made with."""
     before, after = _thresholds(old), _thresholds(new)
     moved = {name: after[name] / before[name] for name in before if name in after and before[name] > 0 and after[name] != before[name]}
-    for name in sorted(moved, key=lambda name: -abs(moved[name] - 1))[:10]:
+    for name in sorted(moved, key=lambda name: -abs(moved[name] - 1))[:MOST_RANGES]:
         yield Change(f"range {name}", f"{before[name]:.6g}", f"{after[name]:.6g} ({moved[name] - 1:+.1%})")
-    if len(moved) > 10:
-        yield Change("ranges that moved", "", f"{len(moved)} of {len(before)}; the ten largest moves are above")
+    if len(moved) > MOST_RANGES:
+        yield Change("ranges that moved", "", f"{len(moved)} of {len(before)}; the largest moves are above")
 
 
 def _thresholds(bundle: Bundle) -> dict[str, float]:

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from multiprocessing.connection import Connection
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from exporter.announce import Announce, silent
 from exporter.changes import Change, changes
 from exporter.evidence import Pictures, fed_pictures, pictures_of
+from exporter.isolated import Verdict, in_a_process
 from runtimes._plugins import OWN_PACKAGES
 from runtimes.budget import Budget
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, ExportError, ParityError, PlanError, ResnetExportError
 from runtimes.evidence import Answered, Evidence, answered
 from runtimes.golden import fed_to, golden_evidence
-from runtimes.parity import ParityReport
+from runtimes.parity import ParityReport, is_classifier
 
 if TYPE_CHECKING:
     from exporter.bisect import Bisection
     from exporter.drift import Drift
 
-Verdict = Literal["ok", "out of budget", "not here", "failed", "crashed"]
 REFERENCE = "pytorch"
 
 
@@ -59,7 +56,7 @@ class CheckPlan:
         if self.bisect and self.against is not None:
             raise PlanError("--bisect returns blocks to the bundle's own FP32 program, which --against has nothing to do with; leave one of them out")
         if self.bisect and self.bundle.manifest.precision == "fp32":
-            raise PlanError("--bisect returns blocks to FP32, and this bundle is all FP32; leave it out")
+            raise PlanError(f"--bisect returns blocks to FP32, and {self.bundle.folder} is all FP32; leave it out")
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,7 @@ class BundleCheck:
         bundle: its folder, as it was given; `name` is the one in its manifest.
         evidence: what it was asked, in words, and how many images that were.
         reference: whose answers count as right, in words.
+        image_names: what each image is called; none for golden inputs, which go by their places.
         left_out: what is wrong with each picture that could not be read.
         no_accuracy: why accuracy is not measured on pictures that have classes; empty where it is.
         changes: what differs from the bundle that it is held against.
@@ -99,6 +97,7 @@ class BundleCheck:
     images: int
     reference: str
     backends: tuple[Checked, ...]
+    image_names: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     no_accuracy: str = ""
     changes: tuple[Change, ...] = ()
@@ -111,6 +110,15 @@ class BundleCheck:
         return self.problem is None
 
     @property
+    def may_not_miss(self) -> bool:
+        """Is a backend that is not here an error: they were asked for by name, or none is here?"""
+        return self.asked or all(one.verdict == "not here" for one in self.backends)
+
+    def image_text(self, place: int) -> str:
+        """What an image is called."""
+        return self.image_names[place] if self.image_names else f"golden image {place}"
+
+    @property
     def problem(self) -> ResnetExportError | None:
         """What a command ends with: the first budget broken; a backend that crashed or failed; one that was asked for by name, or all, not here."""
         for one in self.backends:
@@ -120,7 +128,7 @@ class BundleCheck:
             if one.verdict in ("failed", "crashed"):
                 return ExportError(f"{self.name}: {one.backend} {one.verdict}: {one.reason}")
         missing = [one for one in self.backends if one.verdict == "not here"]
-        if missing and (self.asked or len(missing) == len(self.backends)):
+        if missing and self.may_not_miss:
             return BackendUnavailable(f"{self.name}: {missing[0].backend} cannot answer: {missing[0].reason}")
         return None
 
@@ -149,6 +157,7 @@ def check_bundle(plan: CheckPlan, say: Announce = silent) -> tuple[BundleCheck, 
     bundle = plan.bundle
     budget = bundle.manifest.parity.budget.changed(plan.budget)
     pictures = pictures_of(bundle, plan.data, plan.images) if plan.data is not None else None
+    _check_judged(plan, pictures)
     evidence = _evidence(plan, pictures, say)
     old_evidence = _old_evidence(plan.against, plan, evidence, pictures) if plan.against is not None else None
     drift, bisection = _blockwise(plan, evidence, budget, say)
@@ -160,10 +169,11 @@ def check_bundle(plan: CheckPlan, say: Announce = silent) -> tuple[BundleCheck, 
         bundle=str(bundle.folder),
         name=bundle.manifest.name,
         budget=budget,
-        evidence="its golden inputs" if pictures is None else f"pictures of {pictures.source}",
+        evidence="its golden inputs" if pictures is None else f"pictures of {pictures.source.name}",
         images=len(evidence.inputs),
         reference="FP32 PyTorch" if plan.against is None else f"{plan.against.manifest.name} in {plan.against.folder}",
         backends=tuple(found),
+        image_names=pictures.names if pictures is not None else (),
         left_out=pictures.left_out if pictures is not None else (),
         no_accuracy=pictures.no_accuracy if pictures is not None else "",
         changes=changes(plan.against, bundle) if plan.against is not None else (),
@@ -206,11 +216,11 @@ def _blockwise(plan: CheckPlan, evidence: Evidence, budget: Budget, say: Announc
 def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Announce) -> Evidence:
     if pictures is None:
         return golden_evidence(plan.bundle)
-    evidence = Evidence(fed_pictures(plan.bundle, pictures), {}, pictures.labels)
+    evidence = Evidence(fed_pictures(plan.bundle, pictures), {}, pictures.labels, judge_accuracy="max_accuracy_drop" in plan.budget)
     if plan.against is not None:
         return evidence  # the other bundle's answers are the reference
     say(f"run {REFERENCE} on {len(evidence.inputs)} images")
-    verdict, reason, outputs = _in_a_process(_reference, plan.bundle, evidence)
+    verdict, reason, outputs = in_a_process(_reference, plan.bundle, evidence)
     if verdict == "not here":
         raise BackendUnavailable(f"--data is held against the bundle's reference program: {reason}")
     if verdict != "ok":
@@ -236,65 +246,28 @@ def _old_evidence(old: Bundle, plan: CheckPlan, evidence: Evidence, pictures: Pi
 
 def _checked(task: _Task) -> Checked:
     start = time.perf_counter()
-    verdict, reason, answer = _in_a_process(_answer, task)
+    verdict, reason, answer = in_a_process(_answer, task)
+    if answer is not None:
+        reason = ", ".join(limit.text for limit in answer.limits if not limit.ok)
     return Checked(task.backend, verdict, reason, answer, round(time.perf_counter() - start, 3))
 
 
-def _in_a_process(work: Callable[..., None], *arguments: object) -> tuple[Verdict, str, Any]:
-    """What `work` sends: a verdict, the reason for it and a value."""
-    context = multiprocessing.get_context("spawn")  # a fork would take CUDA and its locks along
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_working, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()
-    verdict: Verdict
-    try:
-        # Not as the process's own arguments: one that dies before it has read them all is waited for without end.
-        ours.send((work, arguments))
-        verdict, reason, value = ours.recv()
-    except (EOFError, ConnectionError):
-        process.join()
-        verdict, reason, value = "crashed", _ending(process.exitcode), None
-    finally:
-        if process.is_alive():
-            process.join(timeout=10)  # closing a runtime takes a moment
-            process.kill()
-        ours.close()
-    return verdict, reason, value
-
-
-def _working(connection: Connection) -> None:
-    """In a process of its own."""
-    work, arguments = connection.recv()
-    work(connection, *arguments)
-
-
-def _ending(code: int | None) -> str:
-    if code is not None and code < 0:
-        return f"its process was ended by {signal.Signals(-code).name}; run it alone with --backend to see what it prints"
-    return f"its process ended with exit code {code} and no answer; run it alone with --backend to see what it prints"
-
-
-def _answer(connection: Connection, task: _Task) -> None:
+def _answer(task: _Task) -> tuple[Verdict, Answered]:
     """In a process of its own."""
     from runtimes._open import backend_class, open_runtime
 
-    def work() -> tuple[Verdict, str, Answered]:
-        backend_class(task.backend).check_here()
-        evidence = task.evidence
-        if task.old is not None and task.old_evidence is not None:
-            evidence = replace(evidence, outputs=_outputs(task.old, task.backend, task.old_evidence))
-        with open_runtime(task.bundle, task.backend) as model:
-            answer = answered(fed_to(model, evidence, task.bundle), task.backend, model, task.budget, task.bundle.manifest.batch)
-        said = ", ".join(limit.text for limit in answer.limits if not limit.ok)
-        return "ok" if answer.ok else "out of budget", said, answer
-
-    _send(connection, work)
+    backend_class(task.backend).check_here()
+    evidence = task.evidence
+    if task.old is not None and task.old_evidence is not None:
+        evidence = replace(evidence, outputs=_outputs(task.old, task.backend, task.old_evidence))
+    with open_runtime(task.bundle, task.backend) as model:
+        answer = answered(fed_to(model, evidence, task.bundle), task.backend, model, task.budget, task.bundle.manifest.batch)
+    return "ok" if answer.ok else "out of budget", answer
 
 
-def _reference(connection: Connection, bundle: Bundle, evidence: Evidence) -> None:
+def _reference(bundle: Bundle, evidence: Evidence) -> tuple[Verdict, dict[str, Any]]:
     """In a process of its own."""
-    _send(connection, lambda: ("ok", "", _outputs(bundle, REFERENCE, evidence)))
+    return "ok", _outputs(bundle, REFERENCE, evidence)
 
 
 def _outputs(bundle: Bundle, backend: str, evidence: Evidence) -> dict[str, Any]:
@@ -305,13 +278,38 @@ def _outputs(bundle: Bundle, backend: str, evidence: Evidence) -> dict[str, Any]
         return model.run({model.inputs[0].name: fed.inputs})
 
 
-def _send(connection: Connection, work: Callable[[], tuple[Verdict, str, Any]]) -> None:
-    try:
-        connection.send(work())
-    except BackendUnavailable as error:
-        connection.send(("not here", str(error), None))
-    except ResnetExportError as error:
-        connection.send(("failed", str(error), None))
+def _check_judged(plan: CheckPlan, pictures: Pictures | None) -> None:
+    """Limits that were asked for are judged, or refused.
+
+    Raises:
+        PlanError: one does not apply to what is asked.
+    """
+    if "max_accuracy_drop" in plan.budget and (pictures is None or pictures.labels is None):
+        why = f": {pictures.no_accuracy}" if pictures is not None and pictures.no_accuracy else ""
+        raise PlanError(f"max_accuracy_drop needs pictures whose classes are the model's{why}; give such --data, or leave the limit out")
+    if "min_agreement" in plan.budget and not is_classifier(spec.name for spec in plan.bundle.manifest.outputs):
+        raise PlanError(f"min_agreement is about classes, and {plan.bundle.folder} gives features; leave the limit out")
+
+
+def failed_check(plan: CheckPlan, error: ResnetExportError) -> BundleCheck:
+    """In place of a check that could not be made."""
+    manifest = plan.bundle.manifest
+    nothing = Checked("check", "failed", str(error), None, 0.0)
+    return BundleCheck(str(plan.bundle.folder), manifest.name, manifest.parity.budget, "nothing", 0, "nothing", (nothing,), asked=plan.asked)
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Names numbered where several are the same."""
+    return [name if names.count(name) == 1 else f"{name}-{names[: place + 1].count(name)}" for place, name in enumerate(names)]
+
+
+def why_not_judged(limit: str, answer: Answered) -> str:
+    """Why there is no verdict on a limit of the budget."""
+    if not answer.limits[0].ok:
+        return f"{limit} has no meaning: {answer.limits[0].text}"
+    if limit == "max_accuracy_drop":
+        return "max_accuracy_drop needs pictures with labels, so many that it allows one to be lost"
+    return f"{limit} is about classes, and this model gives features"
 
 
 def joined_report(check: BundleCheck) -> ParityReport | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,49 +12,57 @@ from PIL import Image
 
 from calibration.classes import ModelClasses, matched
 from calibration.data import ImageSource, evenly_chosen, open_source
-from exporter.fitting import of_one_size
+from calibration.reading import Unreadable, check_readable, read_ahead
+from exporter.fitting import fitting
 from runtimes.bundle import Bundle
 from runtimes.errors import BadInput
 from runtimes.preprocess import PIXELS, takes_any_size
 
 SEED = 0
+DECODED_AHEAD = 4
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Decoded pictures of a source; the bundle's class indices for them, int64 (pictures,), where they are known.
+    """Pictures of a source, decoded when they are asked for; the bundle's class indices for them, int64 (pictures,), where they are known.
 
     Attributes:
+        names: their paths below the folder, or their places in the source.
         left_out: what is wrong with each one that could not be read.
         no_accuracy: why accuracy is not measured on pictures that have classes; empty where it is.
     """
 
-    source: str
-    images: tuple[Image.Image, ...]
+    source: ImageSource
+    names: tuple[str, ...]
     labels: NDArray[np.int64] | None
     left_out: tuple[str, ...]
     no_accuracy: str
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        """The pictures, one at a time: a hundred photographs are gigabytes."""
+        return map(self.source.image, range(self.source.count))
 
 
 def pictures_of(bundle: Bundle, data: str, count: int) -> Pictures:
     """At most `count` pictures that `--data` names, evenly over its classes.
 
     Raises:
-        BadInput: there are none, or none that can be read.
+        BadInput: there are none.
+        CalibrationError: more than one picture in a hundred cannot be read; names some.
     """
     source, no_accuracy = _labelled(open_source(data, split="test"), bundle)
-    left_out = []
     places = evenly_chosen(source, count, SEED)
-    found: dict[int, Image.Image] = {}
-    for place in map(int, places):
-        try:
-            found[place] = source.image(place)
-        except BadInput as error:
-            left_out.append(str(error))
-    if not found:
-        raise BadInput(f"none of the {len(places)} pictures of {data} can be read ({left_out[-1]}); give others")
-    labels = source.labels[list(found)] if source.labels is not None else None
-    return Pictures(source.name, tuple(found.values()), labels, tuple(left_out), no_accuracy)
+    read = read_ahead(source, map(int, places), lambda image: True, ahead=DECODED_AHEAD)
+    good, left_out = [], []
+    for place, one in zip(places, read, strict=True):
+        if isinstance(one, Unreadable):
+            left_out.append(one.reason)
+        else:
+            good.append(place)
+    check_readable(left_out, len(places))
+    chosen = source.chosen(np.array(good, np.int64))
+    names = chosen.names or tuple(f"{source.name} {place}" for place in good)
+    return Pictures(chosen, names, chosen.labels, tuple(left_out), no_accuracy)
 
 
 def _labelled(source: ImageSource, bundle: Bundle) -> tuple[ImageSource, str]:
@@ -71,6 +80,7 @@ def fed_pictures(bundle: Bundle, pictures: Pictures) -> NDArray[Any]:
     """The pictures as the bundle's model takes them, (pictures, ...); for one that takes any size, brought to one where they differ."""
     preprocess, source = bundle.manifest.preprocess, bundle.manifest.inputs[0]
     if takes_any_size(source):
-        return np.stack([preprocess.picture(image) for image in of_one_size(pictures.images, preprocess)])
-    pixels = np.stack([preprocess.pixels(image) for image in pictures.images])
+        fit = fitting(((image.width, image.height) for image in pictures), preprocess)
+        return np.stack([preprocess.picture(fit(image)) for image in pictures])
+    pixels = np.stack([preprocess.pixels(image) for image in pictures])
     return pixels if source.dtype == PIXELS else preprocess.normalised(pixels)

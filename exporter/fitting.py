@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from PIL import Image, ImageOps
 
@@ -12,11 +12,16 @@ from runtimes.specs import PICTURE_SIDES
 
 def of_one_size(pictures: Sequence[Image.Image], preprocess: Preprocess) -> list[Image.Image]:
     """Pictures as they are, where they have one size and are no larger than `fitting_size`; all of that size otherwise."""
+    return list(map(fitting((picture.size for picture in pictures), preprocess), pictures))
+
+
+def fitting(sizes: Iterable[tuple[int, int]], preprocess: Preprocess) -> Callable[[Image.Image], Image.Image]:
+    """What brings pictures of these sizes, (width, height), to one."""
     height, width = fitting_size(preprocess)
-    sizes = {picture.size for picture in pictures}
-    if len(sizes) > 1 or any(size[0] > width or size[1] > height for size in sizes):
-        return [ImageOps.fit(picture, (width, height)) for picture in pictures]
-    return list(pictures)
+    found = set(sizes)
+    if len(found) > 1 or any(size[0] > width or size[1] > height for size in found):
+        return lambda picture: ImageOps.fit(picture, (width, height))
+    return lambda picture: picture
 
 
 def fitting_size(preprocess: Preprocess) -> tuple[int, int]:

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -43,7 +43,7 @@ class Settings:
 
     backends: tuple[str, ...] | None = None
     data: str | None = None
-    images: int | None = None
+    images: Annotated[int, msgspec.Meta(ge=1)] | None = None
     budget: dict[str, float] = field(default_factory=dict)
     against: str | None = None
 
@@ -78,24 +78,25 @@ def fleet_from_toml(path: Path) -> tuple[Entry, ...]:
     tables = document.pop("bundles", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise BadInput(f"{path}: expected bundles as tables, [[bundles]], got something else")
-    common = _settings(document, str(path), path.parent)
+    common = _settings(document, str(path), path.parent, "bundles")
     entries = []
     for number, table in enumerate(tables, start=1):
         where = f"{path}, bundle {number}"
         place = table.pop("path", None)
         if not isinstance(place, str):
             raise BadInput(f'{where}: expected a path, got {place!r}; write path = "FOLDER"')
-        entries.append(Entry(path.parent / place, _settings(table, where, path.parent).over(common)))
+        entries.append(Entry(path.parent / place, _settings(table, where, path.parent, "path").over(common)))
     if not entries:
         raise PlanError(f'{path} names no bundle; add one: [[bundles]] and under it path = "FOLDER"')
     return tuple(entries)
 
 
-def _settings(table: Mapping[str, Any], where: str, folder: Path) -> Settings:
+def _settings(table: Mapping[str, Any], where: str, folder: Path, beside: str) -> Settings:
+    """`beside` is a key that stands there too."""
     known = [one.name for one in fields(Settings)]
     for key in table:
         if key not in known:
-            raise UnknownName(f"key in {where}", key, (*known, "path" if "bundle" in where else "bundles"))
+            raise UnknownName(f"key in {where}", key, (*known, beside))
     try:
         settings = msgspec.convert(dict(table), Settings)
     except msgspec.ValidationError as error:

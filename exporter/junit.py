@@ -5,28 +5,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from exporter.check import BundleCheck, Checked
+from exporter.check import BundleCheck, Checked, distinct_names, why_not_judged
 
 KINDS = {"failed": "error", "crashed": "error", "not here": "skipped"}
 
 
 def xml_from_checks(checks: Sequence[BundleCheck]) -> bytes:
-    """UTF-8 XML. A backend that measured nothing is one case, `answers`: an error, or skipped where it is not here and was not asked for by name."""
+    """UTF-8 XML. A backend that measured nothing is one case, `answers`: an error, or skipped
+    where it is not here and need not be. A limit that does not apply is skipped.
+    """
     root = ElementTree.Element("testsuites")
-    for check in checks:
-        suite = ElementTree.SubElement(root, "testsuite", name=check.name)
+    for name, check in zip(distinct_names([check.name for check in checks]), checks, strict=True):
+        suite = ElementTree.SubElement(root, "testsuite", name=name)
         for one in check.backends:
-            _add_cases(suite, one, check)
+            _add_cases(suite, f"{name}.{one.backend}", one, check)
         for attribute, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
             suite.set(attribute, str(len(list(suite.iter(tag)))))
     return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
 
 
-def _add_cases(suite: ElementTree.Element, one: Checked, check: BundleCheck) -> None:
-    group = f"{check.name}.{one.backend}"
+def _add_cases(suite: ElementTree.Element, group: str, one: Checked, check: BundleCheck) -> None:
     if one.answer is None:
         case = ElementTree.SubElement(suite, "testcase", classname=group, name="answers", time=f"{one.seconds:.3f}")
-        kind = "error" if one.verdict == "not here" and check.asked else KINDS[one.verdict]
+        kind = "error" if one.verdict == "not here" and check.may_not_miss else KINDS[one.verdict]
         ElementTree.SubElement(case, kind, message=one.reason)
         return
     for number, limit in enumerate(one.answer.limits):
@@ -35,3 +36,8 @@ def _add_cases(suite: ElementTree.Element, one: Checked, check: BundleCheck) -> 
         if not limit.ok:
             ElementTree.SubElement(case, "failure", message=limit.text)
         ElementTree.SubElement(case, "system-out").text = limit.text
+    judged = {limit.name for limit in one.answer.limits}
+    for limit_name in check.budget.limit_names:
+        if limit_name not in judged:
+            case = ElementTree.SubElement(suite, "testcase", classname=group, name=limit_name, time="0.000")
+            ElementTree.SubElement(case, "skipped", message=why_not_judged(limit_name, one.answer))

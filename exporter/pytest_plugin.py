@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from runtimes.base import Runtime
     from runtimes.bundle import Bundle
     from runtimes.errors import ResnetExportError
-    from runtimes.evidence import Answered
 
 PLANS: pytest.StashKey[tuple[CheckPlan, ...]] = pytest.StashKey()
 NO_BUNDLE = "no bundle is named; give --resnet-bundle DIR"
@@ -109,7 +108,7 @@ class LimitTest(pytest.Item):
     backend: BackendTests
 
     def runtest(self) -> None:
-        from exporter.check import BundleCheck
+        from exporter.check import BundleCheck, why_not_judged
         from exporter.cli._common import parity_lines
 
         check = self.backend.found
@@ -125,21 +124,13 @@ class LimitTest(pytest.Item):
             pytest.fail(why, pytrace=False)
         limit = next((limit for limit in one.answer.limits if limit.name == self.name), None)
         if limit is None:
-            pytest.skip(_why_not_measured(self.name, one.answer))
+            pytest.skip(why_not_judged(self.name, one.answer))
         self.user_properties.append(("measured", limit.text))
         if not limit.ok:
             pytest.fail("\n".join([limit.text, "", *parity_lines(one.answer.report)]), pytrace=False)
 
     def reportinfo(self) -> tuple[Path, None, str]:
         return self.backend.plan.bundle.folder.absolute(), None, f"{self.backend.bundle.name} on {self.backend.name}: {self.name}"
-
-
-def _why_not_measured(limit: str, answer: Answered) -> str:
-    if not answer.limits[0].ok:
-        return f"{limit} has no meaning: {answer.limits[0].text}"
-    if limit == "max_accuracy_drop":
-        return "max_accuracy_drop needs pictures with labels, so many that it allows one to be lost; give --resnet-data"
-    return f"{limit} is about classes, and this model gives features"
 
 
 def _bundle_tests(session: pytest.Session, plan: CheckPlan, name: str) -> BundleTests:
@@ -162,8 +153,11 @@ def _limit_test(backend: BackendTests, limit: str) -> LimitTest:
 
 def _names(plans: Sequence[CheckPlan]) -> list[str]:
     """The names in the manifests, numbered where several are the same."""
-    names = [plan.bundle.manifest.name for plan in plans]
-    return [name if names.count(name) == 1 else f"{name}-{names[: place + 1].count(name)}" for place, name in enumerate(names)]
+    if not plans:
+        return []
+    from exporter.check import distinct_names
+
+    return distinct_names([plan.bundle.manifest.name for plan in plans])
 
 
 def _plans(config: pytest.Config) -> tuple[CheckPlan, ...]:

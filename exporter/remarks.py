@@ -25,7 +25,9 @@ def drift_remark(drift: Drift) -> str:
 def bisection_remark(bisection: Bisection) -> str:
     """Which blocks have to return to FP32, or why none would help."""
     if bisection.verdict == "inside":
-        return "inside the budget as it is: there is nothing to return to FP32"
+        return (
+            "inside the budget, rounded as a device rounds: there is nothing to return to FP32, and what a backend adds is not the blocks' precision"
+        )
     if bisection.verdict == "not the precision":
         said = ", ".join(bisection.mended.violations) if bisection.mended is not None else ""
         return (

@@ -56,16 +56,16 @@ class Budget:
         """What is out of budget, in words; empty when all is inside."""
         return tuple(limit.text for limit in self.limits(measured) if not limit.ok)
 
-    def limits(self, measured: Comparison, accuracy: Accuracy | None = None) -> tuple[Limit, ...]:
+    def limits(self, measured: Comparison, accuracy: Accuracy | None = None, *, however_few: bool = False) -> tuple[Limit, ...]:
         """Every limit that applies to what was measured, `finite` first; where that is broken there is no other to speak of.
 
         Of features each output is held against every limit, and those that break it are named. The accuracy's applies where it allows
-        one image at least to be lost: of fewer images it would judge chance.
+        one image at least to be lost, since of fewer images it would judge chance; or `however_few` there are.
         """
         if not measured.finite:
             said = measured.violations[0] if measured.violations else "outputs that are not finite"
             return (Limit("finite", ok=False, text=said, what="outputs", measured="not finite", allowed="finite"),)
-        judgeable = accuracy is not None and self.max_accuracy_drop is not None and accuracy.images * self.max_accuracy_drop >= 1
+        judgeable = accuracy is not None and self.max_accuracy_drop is not None and (however_few or accuracy.images * self.max_accuracy_drop >= 1)
         drop = accuracy.reference_top1 - accuracy.top1 if accuracy is not None and judgeable else None
         checks = (
             ("max_relative_error", "largest relative error", measured.max_relative_error, self.max_relative_error, ".2e"),

@@ -20,11 +20,16 @@ LOWEST_DECADE, HIGHEST_DECADE, BINS_A_DECADE = -9, 1, 4
 
 @dataclass(frozen=True)
 class Evidence:
-    """Inputs as the model takes them, (images, ...); the reference's outputs for them by name; labels int64 (images,) where they are known."""
+    """Inputs as the model takes them, (images, ...); the reference's outputs for them by name; labels int64 (images,) where they are known.
+
+    Attributes:
+        judge_accuracy: hold the accuracy against its limit however few the labels are.
+    """
 
     inputs: NDArray[Any]
     outputs: Mapping[str, NDArray[Any]]
     labels: NDArray[Any] | None = None
+    judge_accuracy: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def answered(evidence: Evidence, name: str, runtime: Runtime, budget: Budget, ba
             measured = accuracy(evidence.outputs[LOGITS], got[LOGITS][-len(evidence.inputs) :], evidence.labels)
         if compared.finite:
             flips = _once_each(flipped(expected[LOGITS], got[LOGITS], budget.own_error), images)
-    limits = budget.limits(compared, measured)
+    limits = budget.limits(compared, measured, however_few=evidence.judge_accuracy)
     report = ParityReport(all(limit.ok for limit in limits), len(evidence.inputs), batch.checked, {name: compared}, budget)
     return Answered(report, limits, flips, error_histogram(expected, got) if compared.finite else None, measured)
 

@@ -19,7 +19,7 @@ from onnx import numpy_helper
 
 from calibration.data import built_in
 from calibration.table import table_from_file
-from exporter import ExportPlan, check, export
+from exporter import ExportPlan, check, export, isolated
 from exporter.changes import changes
 from exporter.check import CheckPlan, check_bundle
 from runtimes import Accuracy, Budget, Bundle, _open, backend_names, compare
@@ -134,7 +134,7 @@ def test_a_backend_that_crashes_takes_nobody_along(bundle: Path, monkeypatch: py
 
 def test_a_process_that_dies_before_it_has_read_its_task_is_not_waited_for(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert golden_arrays(Bundle.open(bundle))[0].nbytes > 1 << 16  # more than a pipe holds
-    monkeypatch.setattr(check, "_working", crashing.leaves)
+    monkeypatch.setattr(isolated, "_working", crashing.leaves)
     (crashed,) = check_bundle(CheckPlan(Bundle.open(bundle), ["onnxruntime"]))[0].backends
     assert (crashed.verdict, crashed.reason) == (
         "crashed",
@@ -182,6 +182,37 @@ def test_a_missing_or_changed_golden_file_makes_the_bundle_unreadable(run: Any, 
     assert (shown.code, "golden.npz is missing" in shown.error) == (1, True)
 
 
+def test_outputs_that_would_spoil_a_bundle_or_each_other_are_refused(run: Any, bundle: Path, tmp_path: Path) -> None:
+    for arguments, said in (
+        (("--html", bundle / "report.html"), "lies in the bundle"),
+        (("--junit", bundle / "new.xml"), "lies in the bundle"),
+        (("--junit", tmp_path / "a", "--html", tmp_path / "a"), "expected a file each for --junit and --html"),
+        (("--junit", ""), "expected a file for --junit"),
+    ):
+        shown = run("check", bundle, *arguments)
+        assert (shown.code, said in shown.error) == (2, True), shown.err
+    assert run("check", bundle, "--backend", "onnxruntime").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--backend", "all", "--backend", "nonsense"), "unknown backend 'nonsense'"),
+        (("--backend", "all", "--backend", "pytorch"), "expected backends by name or all, got both"),
+        (("--data", ""), "expected something for --data, got nothing"),
+        (("--against", " "), "expected something for --against, got nothing"),
+    ],
+)
+def test_what_was_asked_for_wrongly_is_told(run: Any, bundle: Path, arguments: tuple[str, ...], said: str) -> None:
+    shown = run("check", bundle, *arguments)
+    assert (shown.code, said in shown.error) == (2, True), shown.err
+
+
+def test_a_backend_named_twice_answers_once(run: Any, bundle: Path) -> None:
+    (checked,) = run("check", bundle, "--backend", "onnxruntime", "--backend", "onnxruntime", "--json", "--quiet").json["bundles"]
+    assert len(checked["backends"]) == 1
+
+
 def test_junit_into_a_folder_that_is_not_there_is_refused_before_the_work(run: Any, bundle: Path, tmp_path: Path) -> None:
     shown = run("check", bundle, "--junit", tmp_path / "nowhere" / "junit.xml")
     assert shown.code == 2
@@ -199,13 +230,14 @@ def test_a_golden_file_of_another_model_is_told_from_this_ones(run: Any, bundle:
         np.savez(file, **changed)
         replaced(bundle, "golden.npz", file.getvalue())
         shown = run("check", bundle, "--backend", "onnxruntime")
-        assert (shown.code, f"golden.npz is of another model: {said}" in shown.error) == (1, True)
+        assert (shown.code, f"golden.npz is of another model: {said}" in shown.err) == (1, True)
 
 
-def test_no_backend_here_ends_with_3(run: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_backend_here_ends_with_3(run: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_open, "backend_names", lambda: ("tensorrt", "tensorrt-rtx"))
-    shown = run("check", bundle)
+    shown = run("check", bundle, "--junit", tmp_path / "junit.xml")
     assert shown.code == 3
+    assert all(case.find("error") is not None for case in cases(tmp_path / "junit.xml").values())
     assert "tensorrt cannot answer" in shown.err
 
 
@@ -234,37 +266,39 @@ def test_data_of_other_classes_has_no_accuracy(run: Any, bundle: Path, tmp_path:
     assert "expected classes among the bundle's 10 labels" in checked["no_accuracy"]
 
 
-def test_a_picture_that_cannot_be_read_is_left_out_and_said(run: Any, bundle: Path, tmp_path: Path) -> None:
+def test_a_picture_in_a_hundred_that_cannot_be_read_is_left_out_and_said_and_two_are_too_many(run: Any, bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
-    built_in("test").image(0).save(folder / "good.png")
-    (folder / "bad.png").write_bytes(b"no picture")
+    for place in range(101):
+        built_in("test").image(place).save(folder / f"{place:03}.png")
+    (folder / "007.png").write_bytes(b"no picture")
     shown = run("check", bundle, "--backend", "onnxruntime", "--data", folder)
     assert shown.code == 0
     assert "left out     cannot read the picture" in shown.out
-    (folder / "good.png").unlink()
+    assert "100 images" in shown.out
+    (folder / "008.png").write_bytes(b"no picture")
     shown = run("check", bundle, "--backend", "onnxruntime", "--data", folder)
-    assert (shown.code, "none of the 1 pictures" in shown.error) == (2, True)
+    assert (shown.code, "2 of the 101 pictures cannot be read" in shown.err) == (1, True)
 
 
 def test_an_empty_data_set_is_refused(run: Any, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     shown = run("check", bundle, "--data", tmp_path / "empty")
-    assert (shown.code, "holds no pictures" in shown.error) == (2, True)
+    assert (shown.code, "holds no pictures" in shown.err) == (2, True)
 
 
 def test_data_needs_the_reference_program(run: Any, tmp_path: Path) -> None:
     folder = export(ExportPlan("resnet20", tmp_path / "bare", reference=False)).folder
     shown = run("check", folder, "--data", "built-in", "--backend", "onnxruntime")
     assert shown.code == 3
-    assert re.search("--data is held against the bundle's reference program: .* has no reference.pt2", shown.error)
+    assert re.search("--data is held against the bundle's reference program: .* has no reference.pt2", shown.err)
     shown = run("check", folder)  # the others answer
     assert (shown.code, "pytorch      not here: " in shown.out) == (0, True)
 
 
 def test_images_without_data_means_nothing(run: Any, bundle: Path) -> None:
     shown = run("check", bundle, "--images", "5")
-    assert (shown.code, "--images is about the pictures of --data" in shown.error) == (2, True)
+    assert (shown.code, "a number of images is about the pictures of --data" in shown.error) == (2, True)
 
 
 # --- budgets ---
@@ -305,6 +339,23 @@ def test_an_accuracy_that_fewer_images_could_not_show_is_not_judged() -> None:
     assert worse[100][1].text == "fall of top-1 10.00%, budget <= 1.00%"
 
 
+def test_a_limit_that_was_asked_for_is_judged_or_refused(run: Any, bundle: Path, tmp_path: Path, shipped_bundle: Any) -> None:
+    shown = run("check", bundle, "--budget", "max_accuracy_drop=0")
+    assert (shown.code, "max_accuracy_drop needs pictures whose classes are the model's" in shown.err) == (2, True)
+    options = ("--backend", "onnxruntime", "--data", "built-in", "--images", "40", "--junit", tmp_path / "junit.xml")
+    assert run("check", bundle, *options, "--budget", "max_accuracy_drop=0").code == 0
+    assert "resnet20-fp16.onnxruntime.max_accuracy_drop" in cases(tmp_path / "junit.xml")
+    shown = run("check", shipped_bundle("fp32", "stages").folder, "--budget", "min_agreement=1")
+    assert (shown.code, "min_agreement is about classes" in shown.err) == (2, True)
+
+
+def test_a_limit_that_does_not_apply_is_a_skipped_case(run: Any, tmp_path: Path, shipped_bundle: Any) -> None:
+    assert run("check", shipped_bundle("int8").folder, "--backend", "onnxruntime", "--junit", tmp_path / "junit.xml").code == 0
+    skipped = cases(tmp_path / "junit.xml")["resnet20-int8.onnxruntime.max_accuracy_drop"].find("skipped")
+    assert skipped is not None
+    assert "needs pictures with labels" in (skipped.get("message") or "")
+
+
 # --- flips ---
 
 
@@ -329,8 +380,22 @@ def test_flips_name_the_image_the_classes_and_the_margin(run: Any, bundle: Path)
     assert flips[0]["margin"] == pytest.approx((first - second) / np.abs(reference).max())
     assert flips[0]["margin"] == max(flip["margin"] for flip in flips)
     text = run("check", bundle, "--backend", "onnxruntime")
-    assert f"flip         onnxruntime: image {flips[0]['image']}, class {flips[0]['reference']} -> 4, margin" in text.out
+    assert f"flip         onnxruntime: golden image {flips[0]['image']}, class {flips[0]['reference']} -> 4, margin" in text.out
     assert f"and {len(flips) - 10} more" in text.out
+
+
+def test_a_flip_names_the_picture_by_its_file(run: Any, bundle: Path, tmp_path: Path) -> None:
+    for place in range(12):
+        path = tmp_path / "pictures" / f"picture-{place:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        built_in("test").image(place).save(path)
+    other = export(ExportPlan("resnet20", tmp_path / "other", weights="random")).folder
+    arguments = ("--backend", "onnxruntime", "--against", other, "--data", tmp_path / "pictures", "--html", tmp_path / "report.html")
+    shown = run("check", bundle, *arguments)
+    assert shown.code == 4
+    names = re.findall(r"^flip +onnxruntime: (picture-\d\d\.png), class", shown.out, re.MULTILINE)
+    assert len(names) >= 5
+    assert names[0] in (tmp_path / "report.html").read_text()
 
 
 # --- one bundle against another ---
@@ -361,7 +426,7 @@ def test_ranges_that_moved_are_named_with_their_move(tmp_path: Path) -> None:
     moved = [name for name in found if name.startswith("range ")]
     assert len(moved) == 10
     total = len(table_from_file(old / "calibration.json").tensors)
-    assert found["ranges that moved"].new.endswith(f"of {total}; the ten largest moves are above")
+    assert found["ranges that moved"].new.endswith(f"of {total}; the largest moves are above")
     before, after = (table_from_file(folder / "calibration.json") for folder in (old, new))
     name = moved[0].removeprefix("range ")
     one, other = before.thresholds("mse")[name], after.thresholds("minmax")[name]
@@ -371,10 +436,10 @@ def test_ranges_that_moved_are_named_with_their_move(tmp_path: Path) -> None:
 def test_bundles_that_cannot_be_asked_the_same_are_told_so(run: Any, bundle: Path, tmp_path: Path) -> None:
     other = export(ExportPlan("resnet20", tmp_path / "other", weights="random", classes=4)).folder
     shown = run("check", bundle, "--against", other)
-    assert (shown.code, "gives other outputs" in shown.error) == (2, True)
+    assert (shown.code, "gives other outputs" in shown.err) == (2, True)
     larger = export(ExportPlan("resnet20", tmp_path / "larger", image_size=(32, 32))).folder
     shown = run("check", bundle, "--against", larger)
-    assert (shown.code, "give --data with pictures" in shown.error) == (2, True)
+    assert (shown.code, "give --data with pictures" in shown.err) == (2, True)
     shown = run("check", bundle, "--against", larger, "--data", "built-in", "--images", "40", "--backend", "onnxruntime", "--json", "--quiet")
     assert shown.json["bundles"][0]["images"] == 40
     assert "preprocess.crop" in {change["what"] for change in shown.json["bundles"][0]["changes"]}
@@ -429,13 +494,13 @@ def test_a_bisection_that_cannot_be_is_refused_before_the_work(run: Any, bundle:
     shown = run("check", bundle, "--bisect", "--against", exported)
     assert (shown.code, "--against has nothing to do with" in shown.error) == (2, True)
     shown = run("check", shipped_bundle("fp32").folder, "--bisect")
-    assert (shown.code, "this bundle is all FP32" in shown.error) == (2, True)
+    assert (shown.code, "is all FP32" in shown.error) == (2, True)
 
 
 def test_blocks_of_a_bundle_without_its_program_are_refused(run: Any, tmp_path: Path) -> None:
     folder = export(ExportPlan("resnet20", tmp_path / "bare", reference=False)).folder
     shown = run("check", folder, "--blocks", "--backend", "onnxruntime")
-    assert (shown.code, "has no reference.pt2 to follow the blocks of" in shown.error) == (1, True)
+    assert (shown.code, "has no reference.pt2 to follow the blocks of" in shown.err) == (1, True)
 
 
 def test_the_blocks_of_a_graph_that_resizes_are_followed(run: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from commands import Ran
@@ -58,6 +59,9 @@ def test_what_a_bundle_does_not_say_the_file_says(tmp_path: Path) -> None:
         ('bundles = "a"', BadInput, r"expected bundles as tables, \[\[bundles\]\]"),
         ('backends = "onnxruntime"\n[[bundles]]\npath = "a"', BadInput, r"Expected `array \| null`, got `str` - at `\$.backends`"),
         ('[[bundles]]\npath = "a"\nbudget = { min_cosine = "high" }', BadInput, r"bundle 1: Expected `float`, got `str` - at `\$.budget"),
+        ('images = 0\n[[bundles]]\npath = "a"', BadInput, r"Expected `int` >= 1 - at `\$.images`"),
+        ('[[bundles]]\npath = "a"\nimages = -3', BadInput, r"bundle 1: Expected `int` >= 1 - at `\$.images`"),
+        ('path = "a"', UnknownName, "unknown key in .*resnet-parity.toml 'path'; choose from"),
         ("", PlanError, "names no bundle; add one"),
         ("bundles = [", BadInput, "is no TOML"),
     ],
@@ -119,6 +123,20 @@ def test_a_broken_budget_of_one_is_the_end_of_all_but_the_others_are_told(check:
     assert [line.split()[-1] for line in lines] == ["ok", "BUDGET"]
 
 
+def test_a_bundle_that_cannot_be_asked_does_not_keep_the_others_from_answering(check: Any, kept: Path, tmp_path: Path) -> None:
+    (kept / "empty").mkdir(exist_ok=True)
+    shown = check(f'{BOTH}data = "empty"\n', "--junit", tmp_path / "junit.xml")
+    assert (shown.code, "holds no pictures" in shown.err) == (2, True)
+    assert next(line for line in shown.out.splitlines() if line.startswith("onnxruntime")).endswith("ok")
+    first, second = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert ((first.get("name"), first.get("errors")), (second.get("name"), second.get("errors"))) == (("resnet20-fp32", "0"), ("resnet20-fp16", "1"))
+
+
+def test_bundles_of_one_name_are_told_apart(check: Any, kept: Path, tmp_path: Path) -> None:
+    assert check(None, kept / "fp32", kept / "fp32", "--backend", "onnxruntime", "--junit", tmp_path / "junit.xml").code == 0
+    assert [suite.get("name") for suite in ElementTree.parse(tmp_path / "junit.xml").getroot()] == ["resnet20-fp32-1", "resnet20-fp32-2"]
+
+
 def test_the_command_line_goes_before_the_file(check: Any) -> None:
     assert check(BOTH, "--budget", "max_relative_error=1e-9").code == 4
     shown = check(BOTH, "--backend", "pytorch", "--json")
@@ -137,7 +155,7 @@ def test_another_file_may_be_named_and_its_paths_are_its_own(check: Any, kept: P
         (f"{BOTH}budget = {{ min_agrement = 0.9 }}", "unknown budget 'min_agrement'; did you mean min_agreement?"),
         (f'{BOTH}backends = ["onnxrt"]', "unknown backend 'onnxrt'; did you mean onnxruntime?"),
         (f"{BOTH}backends = []", "expected a backend for"),
-        (f"{BOTH}images = 3", "--images is about the pictures of --data"),
+        (f"{BOTH}images = 3", "a number of images is about the pictures of --data"),
     ],
 )
 def test_a_wrong_setting_of_the_last_bundle_is_refused_before_the_first_is_checked(check: Any, text: str, said: str) -> None:

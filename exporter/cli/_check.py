@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter.cli._common import accuracy_line, echo_json, parity_lines, status
-from runtimes.errors import BadInput, ParityError, PlanError
+from runtimes.errors import BadInput, ParityError, PlanError, ResnetExportError
 
 if TYPE_CHECKING:
-    from exporter.check import BundleCheck, CheckPlan
+    from exporter.check import BundleCheck, Checked, CheckPlan
     from exporter.fleet import Entry, Settings
 
 EVERY, FLEET = "all", "resnet-parity.toml"
@@ -48,14 +48,15 @@ Exit codes: 0 within budget, 1 failed, 2 asked for wrongly,
 @click.option("--quiet", is_flag=True, help="Say nothing on the way.")
 def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | None, html: Path | None, github: bool, **options: Any) -> None:
     """Run each BUNDLE's golden inputs, or pictures, on the backends that are here and hold the answers against its parity budget."""
-    from exporter.check import check_bundle, load_blockwise
+    import numpy as np
+
+    from exporter.check import check_bundle, failed_check, load_blockwise
     from exporter.cli._github import annotation_lines, summary_file, write_summary
     from exporter.junit import xml_from_checks
     from exporter.report import load_page
     from exporter.report.sections import section_from_check
+    from runtimes.evidence import Evidence
 
-    _check_writable(junit, "--junit")
-    _check_writable(html, "--html")
     summary = summary_file() if github else None
     page = load_page() if html is not None else None
     plans = [plan_from_entry(entry) for entry in entries(bundles, options["config"], _given(options))]
@@ -63,10 +64,17 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
         load_blockwise()
         plans = [replace(plan, blocks=options["blocks"], bisect=options["bisect"]) for plan in plans]
     checks, sections = [], []
+    _check_writable({"--junit": junit, "--html": html}, plans)
+    problems: list[ResnetExportError | None] = []
     with status(quiet=quiet) as say:
         for plan in plans:
-            found, evidence = check_bundle(plan, say)
+            try:
+                found, evidence = check_bundle(plan, say)
+                problem = found.problem
+            except ResnetExportError as error:  # the others are checked all the same
+                found, evidence, problem = failed_check(plan, error), Evidence(np.zeros(0), {}), error
             checks.append(found)
+            problems.append(problem)
             if page is not None:
                 sections.append(section_from_check(found, plan, evidence))
     if junit is not None:
@@ -83,7 +91,7 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
         click.echo("\n".join(line for one in checks for line in check_lines(one)))
     if github:  # a runner reads its commands from both streams, and JSON is to stay JSON
         click.echo("".join(f"{line}\n" for line in annotation_lines(checks)), nl=False, err=as_json)
-    for problem in (one.problem for one in checks):
+    for problem in problems:
         if problem is not None:
             if isinstance(problem, ParityError):
                 problem.shown = not as_json
@@ -106,7 +114,7 @@ def check_lines(check: BundleCheck) -> list[str]:
         lines += [f"{'':<12} {one.backend}: {limit.text}" for limit in one.answer.limits if not limit.ok]
         if one.answer.accuracy is not None:
             lines.append(accuracy_line(one.answer.accuracy))
-        lines += _flip_lines(one.backend, one.answer.flips)
+        lines += _flip_lines(check, one)
     lines += drift_lines(check.drift) if check.drift is not None else []
     lines += bisection_lines(check.bisection) if check.bisection is not None else []
     lines += [f"{'left out':<12} {problem}" for problem in check.left_out]
@@ -114,12 +122,15 @@ def check_lines(check: BundleCheck) -> list[str]:
     return [*lines, *(f"{'changed':<12} {change.what}: {change.old or 'nothing'} -> {change.new or 'nothing'}" for change in check.changes)]
 
 
-def _flip_lines(backend: str, flips: Sequence[Any]) -> list[str]:
+def _flip_lines(check: BundleCheck, one: Checked) -> list[str]:
+    flips = one.answer.flips if one.answer is not None else ()
     lines = []
     for flip in flips[:SHOWN_FLIPS]:
         counts = "counts" if flip.counted else "within the precision's own error"
-        lines.append(f"{'flip':<12} {backend}: image {flip.image}, class {flip.reference} -> {flip.got}, margin {flip.margin:.2e}, {counts}")
-    return lines if len(flips) <= SHOWN_FLIPS else [*lines, f"{'':<12} and {len(flips) - SHOWN_FLIPS} more"]
+        image = check.image_text(flip.image)
+        lines.append(f"{'flip':<12} {one.backend}: {image}, class {flip.reference} -> {flip.got}, margin {flip.margin:.2e}, {counts}")
+    rest = len(flips) - SHOWN_FLIPS
+    return lines if rest <= 0 else [*lines, f"{'':<12} and {rest} more, in --json and --html"]
 
 
 def _given(options: dict[str, Any]) -> Settings:
@@ -167,25 +178,46 @@ def plan_from_entry(entry: Entry) -> CheckPlan:
     from runtimes.errors import UnknownName
 
     settings, known = entry.settings, backend_names()
-    asked = settings.backends is not None and EVERY not in settings.backends
-    names = settings.backends if asked and settings.backends is not None else known
-    for name in names:
-        if name not in known:
+    given = tuple(dict.fromkeys(settings.backends if settings.backends is not None else (EVERY,)))
+    for name in given:
+        if name not in (*known, EVERY):
             raise UnknownName("backend", name, (*known, EVERY))
+    if EVERY in given and len(given) > 1:
+        raise PlanError(f"expected backends by name or {EVERY}, got both; leave one of them out")
+    asked = EVERY not in given
+    names = given if asked else known
     if not names:
         raise PlanError(f"expected a backend for {entry.path}, got none; name one, or {EVERY}")
+    for option, value in (("--data", settings.data), ("--against", settings.against)):
+        if value is not None and not value.strip():
+            raise BadInput(f"expected something for {option}, got nothing; leave it out, or name what is meant")
     bundle = Bundle.open(entry.path)
     bundle.manifest.parity.budget.changed(settings.budget)
     against = Bundle.open(settings.against) if settings.against is not None else None
-    images = settings.images or CheckPlan.images
+    images = CheckPlan.images if settings.images is None else settings.images
     if settings.images is not None and settings.data is None:
-        raise PlanError("--images is about the pictures of --data; give both or neither")
+        raise PlanError("a number of images is about the pictures of --data; give both or neither")
     return CheckPlan(bundle, names, asked, settings.budget, settings.data, images, against)
 
 
-def _check_writable(path: Path | None, option: str) -> None:
-    if path is not None and not path.absolute().parent.is_dir():
-        raise BadInput(f"cannot write {path}: there is no folder {path.parent}; make it first, or give another {option}")
+def _check_writable(outputs: Mapping[str, Path | None], plans: Sequence[CheckPlan]) -> None:
+    """
+    Raises:
+        BadInput: a file cannot be written where it is to be.
+        PlanError: it would make a bundle another than its manifest says, or two outputs are one file.
+    """
+    given = {option: path for option, path in outputs.items() if path is not None}
+    for option, path in given.items():
+        if not path.name:
+            raise BadInput(f"expected a file for {option}, got '{path}'; name one")
+        if not path.absolute().parent.is_dir():
+            raise BadInput(f"cannot write {path}: there is no folder {path.parent}; make it first, or give another {option}")
+        for plan in plans:
+            for opened in filter(None, (plan.bundle, plan.against)):
+                if path.resolve().is_relative_to(opened.folder.resolve()):
+                    raise PlanError(f"{path} lies in the bundle {opened.folder}, whose files are those of its manifest; give another {option}")
+    if len({path.resolve() for path in given.values()}) < len(given):
+        raise PlanError(f"expected a file each for {' and '.join(given)}, got one for both")
 
 
 def _write(path: Path, data: bytes, option: str) -> None:

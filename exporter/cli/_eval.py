@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -42,13 +43,16 @@ def evaluate(bundle: Path, **options: Any) -> None:
     """Measure how accurate BUNDLE is on labelled pictures: top-1, top-5, each class's recall, and what it confuses.
 
     ImageNet's trees and its flat validation folder are understood; no class is guessed. A journal (--resume) is kept when it is finished:
-    given again, it tells the figures at once. --min-top1 holds the measured share itself against X, not the ends of its interval.
+    given again, it tells the figures at once. It knows pictures by their names and labels, not by their content. --min-top1 holds the
+    measured share itself against X, not the ends of its interval.
     """
     from exporter.evaluate import Labelled
     from runtimes._open import open_runtime
     from runtimes.bundle import Bundle
     from runtimes.classify import check_classifier
 
+    if options["min_top1"] is not None and math.isnan(options["min_top1"]):
+        raise BadInput("expected --min-top1 from 0 to 1, got nan")
     resume = options["resume"]
     if resume is not None and not resume.absolute().parent.is_dir():
         raise BadInput(f"--resume: cannot write {resume}: there is no folder {resume.parent}; make it first")
@@ -105,7 +109,7 @@ def _data_line(source: ImageSource, found: Evaluation, how: str) -> str:
 def _lines(found: Evaluation, worst: int) -> list[str]:
     lowest = sorted(found.recall, key=lambda one: (one.top1.share, one.index))[:worst]
     lines = [_rate_line("top-1", found.top1), _rate_line("top-5", found.top5)]
-    lines.append(f"{'recall':<12} {found.mean_recall:.2%} on average over the classes; of single ones, lowest first:")
+    lines.append(f"{'recall':<12} {found.mean_recall:.2%} on average over the classes{'; of single ones, lowest first:' if lowest else ''}")
     lines += [f"{'':<12} {one.top1.share:>7.2%}  {one.top1.correct} of {one.top1.images}  {one.name}" for one in lowest]
     if found.confused:
         lines.append(f"{'confused':<12} most often first, and how many of the class's pictures:")

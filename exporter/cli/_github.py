@@ -52,7 +52,7 @@ def markdown_from_checks(checks: Sequence[BundleCheck]) -> str:
         rows = [HEADING, ["---"] * len(HEADING), *(_row(one) for one in check.backends)]
         table = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
         asked = f"{check.images} images, {_cell(check.evidence)}, against {_cell(check.reference)}"
-        parts.append(f"### {mark} {_cell(check.name)}\n\n{asked}\n\n{table}\n\n")
+        parts.append(f"### {mark} {_cell(check.name)}\n\n{_cell(check.bundle)}: {asked}\n\n{table}\n\n")
     return "".join(parts)
 
 
@@ -65,7 +65,7 @@ def annotation_lines(checks: Sequence[BundleCheck]) -> list[str]:
             if one.answer is not None:
                 lines += [_command("error", title, limit.text) for limit in one.answer.limits if not limit.ok]
             else:
-                level = "error" if one.verdict != "not here" or check.asked else "notice"
+                level = "error" if one.verdict != "not here" or check.may_not_miss else "notice"
                 lines.append(_command(level, title, f"{one.verdict}: {one.reason}"))
     return lines
 
