@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -114,11 +115,14 @@ def test_a_broken_limit_fails_with_the_table_and_no_traceback(run: Run, exported
     shown.stdout.no_fnmatch_line("*pytest_plugin.py*")
 
 
-def test_the_accuracy_needs_labels_and_gets_them_from_data(run: Run, exported: Path, tmp_path: Path) -> None:
+def test_the_accuracy_needs_labels_and_gets_them_from_data(run: Run, exported: Path, shipped_bundle: Any) -> None:
+    own = run(f"--resnet-bundle={shipped_bundle('int8').folder}", "--resnet-backend=onnxruntime", "-k", "accuracy", "-rs")
+    own.assert_outcomes(skipped=1, deselected=4)
+    own.stdout.fnmatch_lines(["*max_accuracy_drop needs pictures with labels*"])
     asked = (f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-budget=max_accuracy_drop=0.01", "-k", "accuracy", "-rs")
-    skipped = run(*asked)
-    skipped.assert_outcomes(skipped=1, deselected=3)
-    skipped.stdout.fnmatch_lines(["*max_accuracy_drop needs pictures with labels*"])
+    refused = run(*asked)  # what was asked for is never skipped
+    refused.assert_outcomes(failed=1, deselected=3)
+    refused.stdout.fnmatch_lines(["max_accuracy_drop needs pictures whose classes are the model's*"])
     run(*asked, "--resnet-data=built-in").assert_outcomes(passed=1, deselected=3)
 
 
@@ -204,7 +208,8 @@ def test_pictures_that_cannot_be_read_fail_every_limit_in_one_line(run: Run, exp
 
 
 def test_pictures_that_are_left_out_are_warned_of(run: Run, exported: Path, tmp_path: Path) -> None:
-    Image.new("L", (28, 28), 90).save(tmp_path / "a.png")
+    for place in range(100):
+        Image.new("L", (28, 28), 90 + place).save(tmp_path / f"{place:03}.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
     asked = (f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", f"--resnet-data={tmp_path}", "-k", "finite")
     shown = run("-W", "default", *asked)
