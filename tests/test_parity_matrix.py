@@ -57,13 +57,13 @@ def test_a_cell_measured_again_is_the_one_that_was_written(matrix: ModuleType, m
 def test_gpu_figures_take_the_place_of_not_verified(matrix: ModuleType, measured: Any) -> None:
     without = matrix.table_from_measurements(measured, None)
     assert "GPU columns: not verified" in without
-    parity = {"max_relative_error": 0.0123, "sqnr_db": 40.0, "top1_agreement": 1.0, "ok": True}
+    parity = {"max_relative_error": 0.7123, "sqnr_db": 40.0, "top1_agreement": 1.0, "ok": True}
     gpu = {"device": {"name": "a GPU"}, "date": "2026-01-01", "bundles": {"resnet20-fp16": {"tensorrt": {"parity": parity}}}}
     shown = matrix.table_from_measurements(measured, gpu)
     assert "GPU columns: a GPU, 2026-01-01" in shown
-    assert "1.2e-02, 100.00%" in shown
+    assert "7.1e-01, 100.00%" in shown
     failed = {**gpu, "bundles": {"resnet20-fp16": {"tensorrt": {"failed": "no driver"}}}}
-    assert "1.2e-02" not in matrix.table_from_measurements(measured, failed)
+    assert "7.1e-01" not in matrix.table_from_measurements(measured, failed)
 
 
 @pytest.mark.slow
