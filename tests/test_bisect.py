@@ -82,7 +82,7 @@ def test_every_hybrid_is_a_valid_graph_in_which_its_blocks_and_no_others_are_fp3
 def test_a_bundle_inside_its_budget_has_nothing_to_return(shipped_bundle: Any) -> None:
     found = searched(shipped_bundle("int8"))
     assert (found.verdict, found.returned, found.runs, found.blocks, found.mended) == ("inside", (), 1, BLOCKS, None)
-    assert "inside the budget, rounded as a device rounds: nothing to return to FP32" in bisection_lines(found)[-2]
+    assert "inside the budget, rounded as a device rounds: there is nothing to return to FP32" in bisection_lines(found)[-2]
 
 
 @pytest.mark.parametrize(

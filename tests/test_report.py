@@ -191,7 +191,7 @@ def test_where_nothing_is_off_there_is_nothing_to_draw(good: Made) -> None:
 def test_a_flip_shows_the_picture_that_the_model_was_fed(turned: Made) -> None:
     made = section(turned)
     page = page_of(made)
-    addresses = re.findall(r'<img src="data:image/png;base64,([^"]+)" class="small" alt="Image (\d+), which was ([^"]+)"', page)
+    addresses = re.findall(r'<img src="data:image/png;base64,([^"]+)" class="small" alt="golden image (\d+), which was ([^"]+)"', page)
     assert len(addresses) == len(made.flips) == made.flip_count == IMAGES
     preprocess, inputs = turned[1].bundle.manifest.preprocess, turned[2].inputs
     for data, place, said in addresses:
