@@ -9,16 +9,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from exporter.announce import Announce, silent
-from exporter.changes import Change, changes
+from exporter.changes import changes
+from exporter.checked import BundleCheck, Checked
 from exporter.evidence import Pictures, fed_pictures, pictures_of
 from exporter.isolated import Verdict, in_a_process
-from runtimes._plugins import OWN_PACKAGES
+from runtimes._plugins import needed_for
 from runtimes.budget import Budget
 from runtimes.bundle import Bundle
-from runtimes.errors import BackendUnavailable, BadInput, BundleError, ExportError, ParityError, PlanError, ResnetExportError
+from runtimes.errors import BackendUnavailable, BadInput, BundleError, PlanError, ResnetExportError
 from runtimes.evidence import Answered, Evidence, answered
 from runtimes.golden import fed_to, golden_evidence
-from runtimes.parity import ParityReport, is_classifier
+from runtimes.parity import is_classifier
 
 if TYPE_CHECKING:
     from exporter.bisect import Bisection
@@ -57,80 +58,6 @@ class CheckPlan:
             raise PlanError("--bisect returns blocks to the bundle's own FP32 program, which --against has nothing to do with; leave one of them out")
         if self.bisect and self.bundle.manifest.precision == "fp32":
             raise PlanError(f"--bisect returns blocks to FP32, and {self.bundle.folder} is all FP32; leave it out")
-
-
-@dataclass(frozen=True)
-class Checked:
-    """What became of one backend.
-
-    Attributes:
-        reason: why it is not `ok`, in one line; empty where it is.
-        answer: what was measured; None where nothing was.
-    """
-
-    backend: str
-    verdict: Verdict
-    reason: str
-    answer: Answered | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class BundleCheck:
-    """What became of one bundle.
-
-    Attributes:
-        bundle: its folder, as it was given; `name` is the one in its manifest.
-        evidence: what it was asked, in words, and how many images that were.
-        reference: whose answers count as right, in words.
-        image_names: what each image is called; none for golden inputs, which go by their places.
-        left_out: what is wrong with each picture that could not be read.
-        no_accuracy: why accuracy is not measured on pictures that have classes; empty where it is.
-        changes: what differs from the bundle that it is held against.
-        drift, bisection: None where they were not asked for.
-    """
-
-    bundle: str
-    name: str
-    budget: Budget
-    evidence: str
-    images: int
-    reference: str
-    backends: tuple[Checked, ...]
-    image_names: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-    no_accuracy: str = ""
-    changes: tuple[Change, ...] = ()
-    asked: bool = False
-    drift: Drift | None = None
-    bisection: Bisection | None = None
-
-    @property
-    def ok(self) -> bool:
-        return self.problem is None
-
-    @property
-    def may_not_miss(self) -> bool:
-        """Is a backend that is not here an error: they were asked for by name, or none is here?"""
-        return self.asked or all(one.verdict == "not here" for one in self.backends)
-
-    def image_text(self, place: int) -> str:
-        """What an image is called."""
-        return self.image_names[place] if self.image_names else f"golden image {place}"
-
-    @property
-    def problem(self) -> ResnetExportError | None:
-        """What a command ends with: the first budget broken; a backend that crashed or failed; one that was asked for by name, or all, not here."""
-        for one in self.backends:
-            if one.verdict == "out of budget" and one.answer is not None:
-                return ParityError(f"{self.name}: {one.backend} is out of budget: {one.reason}", one.answer.report)
-        for one in self.backends:
-            if one.verdict in ("failed", "crashed"):
-                return ExportError(f"{self.name}: {one.backend} {one.verdict}: {one.reason}")
-        missing = [one for one in self.backends if one.verdict == "not here"]
-        if missing and self.may_not_miss:
-            return BackendUnavailable(f"{self.name}: {missing[0].backend} cannot answer: {missing[0].reason}")
-        return None
 
 
 @dataclass(frozen=True)
@@ -189,14 +116,8 @@ def load_blockwise() -> tuple[ModuleType, ModuleType]:
     Raises:
         BackendUnavailable: a package that makes the FP32 graph is not installed.
     """
-    try:
+    with needed_for("following blocks", "pip install 'resnet-export[export]'"):
         from exporter import bisect, drift
-    except ImportError as error:
-        if error.name is None or error.name.split(".")[0] in OWN_PACKAGES:
-            raise
-        raise BackendUnavailable(
-            f"following blocks needs the package '{error.name}', which is not installed; pip install 'resnet-export[export]'"
-        ) from error
     return drift, bisect
 
 
@@ -296,26 +217,3 @@ def failed_check(plan: CheckPlan, error: ResnetExportError) -> BundleCheck:
     manifest = plan.bundle.manifest
     nothing = Checked("check", "failed", str(error), None, 0.0)
     return BundleCheck(str(plan.bundle.folder), manifest.name, manifest.parity.budget, "nothing", 0, "nothing", (nothing,), asked=plan.asked)
-
-
-def distinct_names(names: Sequence[str]) -> list[str]:
-    """Names numbered where several are the same."""
-    return [name if names.count(name) == 1 else f"{name}-{names[: place + 1].count(name)}" for place, name in enumerate(names)]
-
-
-def why_not_judged(limit: str, answer: Answered) -> str:
-    """Why there is no verdict on a limit of the budget."""
-    if not answer.limits[0].ok:
-        return f"{limit} has no meaning: {answer.limits[0].text}"
-    if limit == "max_accuracy_drop":
-        return "max_accuracy_drop needs pictures with labels, so many that it allows one to be lost"
-    return f"{limit} is about classes, and this model gives features"
-
-
-def joined_report(check: BundleCheck) -> ParityReport | None:
-    """All backends' figures in one report; None where none answered."""
-    reports = [one.answer.report for one in check.backends if one.answer is not None]
-    if not reports:
-        return None
-    compared = {name: measured for report in reports for name, measured in report.backends.items()}
-    return replace(reports[0], ok=all(report.ok for report in reports), backends=compared)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from exporter.check import BundleCheck, Checked, distinct_names, why_not_judged
+from exporter.checked import BundleCheck, Checked, distinct_names, why_not_judged
 
 KINDS = {"failed": "error", "crashed": "error", "not here": "skipped"}
 

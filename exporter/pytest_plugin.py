@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from exporter.check import BundleCheck, CheckPlan
+    from exporter.check import CheckPlan
+    from exporter.checked import BundleCheck
     from runtimes.base import Runtime
     from runtimes.bundle import Bundle
     from runtimes.errors import ResnetExportError
@@ -88,7 +89,7 @@ class BackendTests(pytest.Collector):
 
     @property
     def is_here(self) -> bool:
-        from exporter.check import BundleCheck
+        from exporter.checked import BundleCheck
 
         return not isinstance(self.found, BundleCheck) or self.found.backends[0].verdict != "not here"
 
@@ -108,7 +109,7 @@ class LimitTest(pytest.Item):
     backend: BackendTests
 
     def runtest(self) -> None:
-        from exporter.check import BundleCheck, why_not_judged
+        from exporter.checked import BundleCheck, why_not_judged
         from exporter.cli._common import parity_lines
 
         check = self.backend.found
@@ -155,7 +156,7 @@ def _names(plans: Sequence[CheckPlan]) -> list[str]:
     """The names in the manifests, numbered where several are the same."""
     if not plans:
         return []
-    from exporter.check import distinct_names
+    from exporter.checked import distinct_names
 
     return distinct_names([plan.bundle.manifest.name for plan in plans])
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -31,9 +33,20 @@ def load_plugin(package: ModuleType, name: str, *, kind: str, remedy: str) -> Mo
     known = plugin_names(package.__file__)
     if name not in known:
         raise UnknownName(kind, name, known)
-    try:
+    with needed_for(f"{kind} '{name}'", remedy):
         return importlib.import_module(f"{package.__name__}.{name.replace('-', '_')}")
+
+
+@contextmanager
+def needed_for(what: str, remedy: str) -> Iterator[None]:
+    """Around the imports that `what` stands on.
+
+    Raises:
+        BackendUnavailable: a package is missing; the message ends with `remedy`.
+    """
+    try:
+        yield
     except ImportError as error:
         if error.name is None or error.name.split(".")[0] in OWN_PACKAGES:
             raise  # a mistake of ours, or a broken library: never "please install"
-        raise BackendUnavailable(f"{kind} '{name}' needs the package '{error.name}', which is not installed; {remedy}") from error
+        raise BackendUnavailable(f"{what} needs the package '{error.name}', which is not installed; {remedy}") from error

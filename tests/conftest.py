@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from commands import Ran, run_main
 
-from exporter.check import BundleCheck, CheckPlan, check_bundle
+from exporter.check import CheckPlan, check_bundle
+from exporter.checked import BundleCheck
 from exporter.cli import deploy as deploy_cli
 from exporter.cli import export as export_cli
 from runtimes import Bundle, open_runtime

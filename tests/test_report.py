@@ -21,7 +21,7 @@ from conftest import TINY_BATCH, TINY_IMAGES, TINY_LABELS, Made
 from onnx import TensorProto, helper
 from PIL import Image
 
-from exporter.check import BundleCheck, Checked
+from exporter.checked import BundleCheck, Checked
 from exporter.cli._check import check as check_command
 from exporter.qdq.insert import quantized
 from exporter.qdq.placement import placement_for_tensorrt

@@ -13,7 +13,8 @@ from exporter.cli._common import accuracy_line, echo_json, parity_lines, status
 from runtimes.errors import BadInput, ParityError, PlanError, ResnetExportError
 
 if TYPE_CHECKING:
-    from exporter.check import BundleCheck, Checked, CheckPlan
+    from exporter.check import CheckPlan
+    from exporter.checked import BundleCheck, Checked
     from exporter.fleet import Entry, Settings
 
 EVERY, FLEET = "all", "resnet-parity.toml"
@@ -100,7 +101,7 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
 
 def check_lines(check: BundleCheck) -> list[str]:
     """What became of a bundle, as lines of text."""
-    from exporter.check import joined_report
+    from exporter.checked import joined_report
     from exporter.cli._drift import bisection_lines, drift_lines
 
     lines = [f"{'bundle':<12} {check.bundle}: {check.name}, {check.evidence} against {check.reference}"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from runtimes.errors import BadInput, PlanError
 
 if TYPE_CHECKING:
-    from exporter.check import BundleCheck, Checked
+    from exporter.checked import BundleCheck, Checked
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 HEADING = ("backend", "verdict", "max error", "cosine", "SQNR dB", "agreement", "flips", "why")

@@ -25,8 +25,8 @@ from exporter.plan import (
     precision_names,
     size_from_text,
 )
-from runtimes._plugins import OWN_PACKAGES
-from runtimes.errors import BackendUnavailable, PlanError
+from runtimes._plugins import needed_for
+from runtimes.errors import PlanError
 from runtimes.specs import BatchRange
 
 if TYPE_CHECKING:
@@ -117,15 +117,8 @@ def command(**options: Any) -> None:
         say("load packages")
         # Threads that wait by spinning take the cores from those that work, on a machine that does anything else (measured: 2.5 times the time).
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        try:
+        with needed_for("exporting", "pip install 'resnet-export[export]'"):
             from exporter.pipeline import export
-        except ImportError as error:
-            if error.name is None or error.name.split(".")[0] in OWN_PACKAGES:
-                raise
-            raise BackendUnavailable(
-                f"exporting needs the package '{error.name}', which is not installed; pip install 'resnet-export[export]'"
-            ) from error
-
         if plan.spec.source == "custom":
             say(f"import {plan.model}, which runs its code")
         loading = round(time.perf_counter() - start, 3)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from runtimes._plugins import OWN_PACKAGES
-from runtimes.errors import BackendUnavailable
+from runtimes._plugins import needed_for
 
 
 def load_page() -> ModuleType:
@@ -14,12 +13,6 @@ def load_page() -> ModuleType:
     Raises:
         BackendUnavailable: matplotlib or Jinja2 is not installed.
     """
-    try:
+    with needed_for("an HTML report", "pip install 'resnet-export[report]'"):
         from exporter.report import page
-    except ImportError as error:
-        if error.name is None or error.name.split(".")[0] in OWN_PACKAGES:
-            raise
-        raise BackendUnavailable(
-            f"an HTML report needs the package '{error.name}', which is not installed; pip install 'resnet-export[report]'"
-        ) from error
     return page

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from exporter.check import BundleCheck, Checked, CheckPlan
+from exporter.check import CheckPlan
+from exporter.checked import BundleCheck, Checked
 from exporter.drift import Drift
 from exporter.report.page import html_from_sections
 from exporter.report.sections import section_from_check

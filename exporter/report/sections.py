@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.check import BundleCheck, CheckPlan
+from exporter.check import CheckPlan
+from exporter.checked import BundleCheck
 from exporter.remarks import bisection_remark, drift_remark
 from exporter.report.reproduce import check_line, export_lines
 from runtimes.bundle import Bundle

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from exporter.check import BundleCheck, Checked
+from exporter.checked import BundleCheck, Checked
 from exporter.report.sections import Layer
 from runtimes.budget import Limit
 from runtimes.errors import BackendUnavailable, ParityError
