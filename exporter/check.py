@@ -39,6 +39,7 @@ class CheckPlan:
         data: pictures to check with, against the bundle's reference program; None takes its golden inputs.
         images: at most that many of the pictures.
         against: another bundle, whose answers on the same backend are the reference.
+        timeout_s: how long a backend may take to answer; None waits however long it takes.
         blocks: follow the values block by block, too (see `exporter.drift`).
         bisect: find the blocks whose return to FP32 mends a broken budget (see `exporter.bisect`).
     """
@@ -50,6 +51,7 @@ class CheckPlan:
     data: str | None = None
     images: int = 256
     against: Bundle | None = None
+    timeout_s: float | None = None
     blocks: bool = False
     bisect: bool = False
 
@@ -61,37 +63,63 @@ class CheckPlan:
 
 
 @dataclass(frozen=True)
+class Question:
+    """What every backend is asked.
+
+    Attributes:
+        evidence: inputs and the answers that count as right; those are still missing where another bundle's are.
+        pictures: where the inputs are from; None for golden ones.
+        old_evidence: what the other bundle is fed.
+    """
+
+    evidence: Evidence
+    pictures: Pictures | None
+    old_evidence: Evidence | None
+
+
+@dataclass(frozen=True)
 class _Task:
-    """What a backend's process is given. `old_evidence` is what the other bundle is fed, whose answers are then the reference."""
+    """What a backend's process is given."""
 
     bundle: Bundle
     backend: str
     budget: Budget
     evidence: Evidence
-    old: Bundle | None = None
-    old_evidence: Evidence | None = None
+    old: Bundle | None
+    old_evidence: Evidence | None
 
 
-def check_bundle(plan: CheckPlan, say: Announce = silent) -> tuple[BundleCheck, Evidence]:
-    """Ask each backend; returns the verdicts and what was asked.
+def question_of(plan: CheckPlan, say: Announce = silent) -> Question:
+    """The same for all backends, so it can be put together once for several checks.
 
     Raises:
         BundleError: the golden file is not the model's, or there is no reference program for `data`.
         BadInput: `data` cannot be read, or the two bundles cannot be asked the same.
         BackendUnavailable: `data` needs PyTorch, which is not here.
-        UnknownName, PlanError: of the budget or a backend.
+        PlanError: a limit that was asked for does not apply.
+    """
+    pictures = pictures_of(plan.bundle, plan.data, plan.images) if plan.data is not None else None
+    _check_judged(plan, pictures)
+    evidence = _evidence(plan, pictures, say)
+    return Question(evidence, pictures, _old_evidence(plan.against, plan, evidence, pictures) if plan.against is not None else None)
+
+
+def check_bundle(plan: CheckPlan, say: Announce = silent, question: Question | None = None) -> tuple[BundleCheck, Evidence]:
+    """Ask each backend, what `question` holds if that is at hand already; returns the verdicts and what was asked.
+
+    Raises:
+        ResnetExportError: the question cannot be put together (see `question_of`), or blocks cannot be followed.
+        UnknownName, PlanError: of the budget.
     """
     bundle = plan.bundle
     budget = bundle.manifest.parity.budget.changed(plan.budget)
-    pictures = pictures_of(bundle, plan.data, plan.images) if plan.data is not None else None
-    _check_judged(plan, pictures)
-    evidence = _evidence(plan, pictures, say)
-    old_evidence = _old_evidence(plan.against, plan, evidence, pictures) if plan.against is not None else None
+    question = question or question_of(plan, say)
+    evidence, pictures = question.evidence, question.pictures
     drift, bisection = _blockwise(plan, evidence, budget, say)
     found = []
     for backend in plan.backends:
         say(f"check {bundle.manifest.name} on {backend}")
-        found.append(_checked(_Task(bundle, backend, budget, evidence, plan.against, old_evidence)))
+        found.append(_checked(_Task(bundle, backend, budget, evidence, plan.against, question.old_evidence), plan.timeout_s))
     return BundleCheck(
         bundle=str(bundle.folder),
         name=bundle.manifest.name,
@@ -141,7 +169,7 @@ def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Announce) -> Evid
     if plan.against is not None:
         return evidence  # the other bundle's answers are the reference
     say(f"run {REFERENCE} on {len(evidence.inputs)} images")
-    verdict, reason, outputs = in_a_process(_reference, plan.bundle, evidence)
+    verdict, reason, outputs = in_a_process(_reference, plan.bundle, evidence, timeout_s=plan.timeout_s)
     if verdict == "not here":
         raise BackendUnavailable(f"--data is held against the bundle's reference program: {reason}")
     if verdict != "ok":
@@ -165,9 +193,9 @@ def _old_evidence(old: Bundle, plan: CheckPlan, evidence: Evidence, pictures: Pi
     return evidence
 
 
-def _checked(task: _Task) -> Checked:
+def _checked(task: _Task, timeout_s: float | None) -> Checked:
     start = time.perf_counter()
-    verdict, reason, answer = in_a_process(_answer, task)
+    verdict, reason, answer = in_a_process(_answer, task, timeout_s=timeout_s)
     if answer is not None:
         reason = ", ".join(limit.text for limit in answer.limits if not limit.ok)
     return Checked(task.backend, verdict, reason, answer, round(time.perf_counter() - start, 3))

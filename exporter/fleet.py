@@ -3,6 +3,7 @@
     backends = ["onnxruntime"]          # all that follows is optional, and holds for every bundle that says nothing else
     data = "images/"                    # pictures in place of the golden inputs
     images = 256                        # at most that many of them
+    timeout_s = 600                     # how long a backend may take to answer
 
     [budget]                            # in place of the bundle's own limits
     min_agreement = 0.99
@@ -46,11 +47,22 @@ class Settings:
     images: Annotated[int, msgspec.Meta(ge=1)] | None = None
     budget: dict[str, float] = field(default_factory=dict)
     against: str | None = None
+    timeout_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
     def over(self, other: Settings) -> Settings:
         """These settings, and the other's where these say nothing; budgets are put together."""
         said = {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
         return replace(other, **{**said, "budget": {**other.budget, **self.budget}})
+
+
+EXPECTED = {
+    "backends": 'a list of names, as ["onnxruntime"]',
+    "data": "the name of a source in quotes",
+    "images": "a whole number, 1 or more",
+    "budget": "limits with numbers, as { min_agreement = 0.99 }",
+    "against": "the folder of a bundle in quotes",
+    "timeout_s": "seconds, more than 0",
+}
 
 
 @dataclass(frozen=True)
@@ -94,13 +106,14 @@ def fleet_from_toml(path: Path) -> tuple[Entry, ...]:
 def _settings(table: Mapping[str, Any], where: str, folder: Path, beside: str) -> Settings:
     """`beside` is a key that stands there too."""
     known = [one.name for one in fields(Settings)]
-    for key in table:
+    for key, value in table.items():
         if key not in known:
             raise UnknownName(f"key in {where}", key, (*known, beside))
-    try:
-        settings = msgspec.convert(dict(table), Settings)
-    except msgspec.ValidationError as error:
-        raise BadInput(f"{where}: {error}") from error
+        try:
+            msgspec.convert({key: value}, Settings)
+        except msgspec.ValidationError as error:
+            raise BadInput(f"{where}: expected {EXPECTED[key]} for {key}, got {value!r}") from error
+    settings = msgspec.convert(dict(table), Settings)
     return replace(settings, data=_beside(folder, settings.data), against=_beside(folder, settings.against))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Literal
@@ -13,17 +14,26 @@ from runtimes.errors import BackendUnavailable, ResnetExportError
 Verdict = Literal["ok", "out of budget", "not here", "failed", "crashed"]
 
 
-def in_a_process(work: Callable[..., tuple[Verdict, Any]], *arguments: object) -> tuple[Verdict, str, Any]:
+def in_a_process(work: Callable[..., tuple[Verdict, Any]], *arguments: object, timeout_s: float | None = None) -> tuple[Verdict, str, Any]:
     """What a function of a module gives for these arguments: a verdict, the reason where it has failed, and a value.
 
     It is imported by its name in a new interpreter, which imports the running script too: one that checks bundles needs the usual
-    `if __name__ == "__main__"`. There is no limit of time: a backend may compile kernels for minutes.
+    `if __name__ == "__main__"`. Without `timeout_s` it is waited for however long it takes: a backend may compile kernels for minutes.
     """
     context = multiprocessing.get_context("spawn")  # a fork would take CUDA and its locks along
     ours, theirs = context.Pipe()
     process = context.Process(target=_working, args=(theirs,), daemon=True)
     process.start()
     theirs.close()
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(timeout_s or 0, give_up)
+    if timeout_s is not None:
+        timer.start()
     verdict: Verdict
     try:
         # Not as the process's own arguments: one that dies before it has read them all is waited for without end.
@@ -32,7 +42,10 @@ def in_a_process(work: Callable[..., tuple[Verdict, Any]], *arguments: object) -
     except (EOFError, OSError):  # it died before, or in the middle of, reading or answering
         process.join()
         verdict, reason, value = "crashed", _ending(process.exitcode), None
+        if late.is_set():
+            verdict, reason = "failed", f"no answer within {timeout_s:g} s; allow it more, or run it alone with --backend to see what it prints"
     finally:
+        timer.cancel()
         if process.is_alive():
             process.join(timeout=10)  # closing a runtime takes a moment
             process.kill()

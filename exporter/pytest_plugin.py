@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from exporter.check import CheckPlan
+    from exporter.check import CheckPlan, Question
     from exporter.checked import BundleCheck
     from runtimes.base import Runtime
     from runtimes.bundle import Bundle
@@ -60,6 +60,17 @@ class BundleTests(pytest.Collector):
     plan: CheckPlan
 
     @cached_property
+    def question(self) -> Question | ResnetExportError:
+        """What all its backends are asked: a reference program runs once."""
+        from exporter.check import question_of
+        from runtimes.errors import ResnetExportError
+
+        try:
+            return question_of(self.plan)
+        except ResnetExportError as error:
+            return error
+
+    @cached_property
     def backends(self) -> list[BackendTests]:
         return [_backend_tests(self, backend) for backend in self.plan.backends]
 
@@ -79,11 +90,14 @@ class BackendTests(pytest.Collector):
     @cached_property
     def found(self) -> BundleCheck | ResnetExportError:
         """What its process answered."""
-        from exporter.check import check_bundle
+        from exporter.check import Question, check_bundle
         from runtimes.errors import ResnetExportError
 
+        question = self.bundle.question
+        if not isinstance(question, Question):
+            return question
         try:
-            return check_bundle(self.plan)[0]
+            return check_bundle(self.plan, question=question)[0]
         except ResnetExportError as error:
             return error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
 
@@ -13,3 +14,7 @@ def segfaults(*_: Any) -> None:
 
 def leaves(*_: Any) -> None:
     os._exit(3)
+
+
+def hangs(*_: Any) -> None:
+    time.sleep(600)

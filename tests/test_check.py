@@ -142,6 +142,19 @@ def test_a_process_that_dies_before_it_has_read_its_task_is_not_waited_for(bundl
     )
 
 
+@pytest.mark.parametrize("hung", ["_answer", "_working"])
+def test_a_backend_that_hangs_is_given_up_after_its_time(bundle: Path, monkeypatch: pytest.MonkeyPatch, hung: str) -> None:
+    monkeypatch.setattr(check if hung == "_answer" else isolated, hung, crashing.hangs)
+    (late,) = check_bundle(CheckPlan(Bundle.open(bundle), ["onnxruntime"], timeout_s=2))[0].backends
+    assert (late.verdict, late.answer, late.seconds < 60) == ("failed", None, True)
+    assert late.reason == "no answer within 2 s; allow it more, or run it alone with --backend to see what it prints"
+
+
+def test_time_enough_is_no_limit(run: Any, bundle: Path) -> None:
+    assert run("check", bundle, "--backend", "onnxruntime", "--timeout", "600").code == 0
+    assert "Invalid value for '--timeout'" in run("check", bundle, "--timeout", "0").err
+
+
 def test_a_crash_ends_with_1_and_the_others_still_report(run: Any, bundle: Path, tmp_path: Path) -> None:
     # onnxruntime runs; the program is no program, which is a failure of pytorch alone
     replaced(bundle, "reference.pt2", b"no program")

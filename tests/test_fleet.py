@@ -57,10 +57,13 @@ def test_what_a_bundle_does_not_say_the_file_says(tmp_path: Path) -> None:
         ('[[bundles]]\nbackends = ["all"]', BadInput, "bundle 1: expected a path, got None"),
         ("[[bundles]]\npath = 3", BadInput, "bundle 1: expected a path, got 3"),
         ('bundles = "a"', BadInput, r"expected bundles as tables, \[\[bundles\]\]"),
-        ('backends = "onnxruntime"\n[[bundles]]\npath = "a"', BadInput, r"Expected `array \| null`, got `str` - at `\$.backends`"),
-        ('[[bundles]]\npath = "a"\nbudget = { min_cosine = "high" }', BadInput, r"bundle 1: Expected `float`, got `str` - at `\$.budget"),
-        ('images = 0\n[[bundles]]\npath = "a"', BadInput, r"Expected `int` >= 1 - at `\$.images`"),
-        ('[[bundles]]\npath = "a"\nimages = -3', BadInput, r"bundle 1: Expected `int` >= 1 - at `\$.images`"),
+        ('backends = "onnxruntime"\n[[bundles]]\npath = "a"', BadInput, r'expected a list of names, as \["onnxruntime"\] for backends, got'),
+        ('data = 3\n[[bundles]]\npath = "a"', BadInput, "expected the name of a source in quotes for data, got 3"),
+        ('[[bundles]]\npath = "a"\nbudget = { min_cosine = "high" }', BadInput, "bundle 1: expected limits with numbers, as .* for budget, got"),
+        ('[[bundles]]\npath = "a"\nagainst = ["b"]', BadInput, "bundle 1: expected the folder of a bundle in quotes for against, got"),
+        ('images = 0\n[[bundles]]\npath = "a"', BadInput, "expected a whole number, 1 or more for images, got 0"),
+        ('[[bundles]]\npath = "a"\nimages = -3', BadInput, "bundle 1: expected a whole number, 1 or more for images, got -3"),
+        ('timeout_s = 0\n[[bundles]]\npath = "a"', BadInput, "expected seconds, more than 0 for timeout_s, got 0"),
         ('path = "a"', UnknownName, "unknown key in .*resnet-parity.toml 'path'; choose from"),
         ("", PlanError, "names no bundle; add one"),
         ("bundles = [", BadInput, "is no TOML"),
@@ -69,6 +72,11 @@ def test_what_a_bundle_does_not_say_the_file_says(tmp_path: Path) -> None:
 def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str, kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said):
         fleet_from_toml(written(tmp_path, text))
+
+
+def test_a_backend_may_be_given_seconds_to_answer(tmp_path: Path) -> None:
+    first, second = fleet_from_toml(written(tmp_path, 'timeout_s = 600\n[[bundles]]\npath = "a"\n[[bundles]]\npath = "b"\ntimeout_s = 1.5\n'))
+    assert (first.settings.timeout_s, second.settings.timeout_s) == (600, 1.5)
 
 
 def test_bytes_that_are_no_text_are_no_toml(tmp_path: Path) -> None:

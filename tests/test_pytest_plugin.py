@@ -98,6 +98,25 @@ def test_a_bundle_within_budget_passes_where_there_are_no_other_tests(run: Run, 
     assert measured[2] == "top-1 agreement 100.00%, budget >= 99.50%"
 
 
+def test_a_reference_program_runs_once_for_all_backends(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        """
+        import exporter.check
+
+        isolated, asked = exporter.check.in_a_process, open("asked.txt", "w")
+
+        def in_a_process(work, *arguments, **options):
+            print(work.__name__, file=asked, flush=True)
+            return isolated(work, *arguments, **options)
+
+        exporter.check.in_a_process = in_a_process
+        """
+    )
+    backends = ("--resnet-backend=onnxruntime", "--resnet-backend=pytorch")
+    run(f"--resnet-bundle={exported}", *backends, "--resnet-data=built-in").assert_outcomes(passed=6)
+    assert (pytester.path / "asked.txt").read_text().split() == ["_reference", "_answer", "_answer"]
+
+
 def test_a_broken_limit_fails_with_the_table_and_no_traceback(run: Run, exported: Path) -> None:
     shown = run(f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-budget=max_relative_error=1e-9")
     assert shown.ret == 1

@@ -39,6 +39,7 @@ Exit codes: 0 within budget, 1 failed, 2 asked for wrongly,
 @click.option("--images", type=click.IntRange(min=1), metavar="N", help="At most that many of the pictures.  [default: 256]")
 @click.option("--budget", multiple=True, metavar="NAME=VALUE", help="A limit in place of the bundle's own, as min_agreement=0.99.")
 @click.option("--against", metavar="OLD", help="Hold the answers against those of another bundle, and list what changed.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="How long a backend may take.  [default: no limit]")
 @click.option("--blocks", is_flag=True, help="Follow error and SQNR block by block: PyTorch, FP32 ONNX, model.onnx, and as a device rounds.")
 @click.option("--bisect", is_flag=True, help="Find the fewest blocks whose return to FP32 mends a broken budget.")
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help=f"The bundles to check, and their settings.  [default: {FLEET}]")
@@ -145,6 +146,7 @@ def _given(options: dict[str, Any]) -> Settings:
         images=options["images"],
         budget=budget_from_text(options["budget"]),
         against=options["against"],
+        timeout_s=options["timeout"],
     )
 
 
@@ -198,7 +200,7 @@ def plan_from_entry(entry: Entry) -> CheckPlan:
     images = CheckPlan.images if settings.images is None else settings.images
     if settings.images is not None and settings.data is None:
         raise PlanError("a number of images is about the pictures of --data; give both or neither")
-    return CheckPlan(bundle, names, asked, settings.budget, settings.data, images, against)
+    return CheckPlan(bundle, names, asked, settings.budget, settings.data, images, against, settings.timeout_s)
 
 
 def _check_writable(outputs: Mapping[str, Path | None], plans: Sequence[CheckPlan]) -> None:
