@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from exporter.check import CheckPlan, check_bundle
 from exporter.checked import BundleCheck
 from exporter.cli import deploy as deploy_cli
 from exporter.cli import export as export_cli
+from exporter.plan import DEFAULT_BATCH
 from runtimes import Bundle, open_runtime
 from runtimes.budget import Budget
 from runtimes.bundle import finish
@@ -110,24 +113,34 @@ def _checked(folder: Path, model: Path, manifest: Manifest, *, turn: int) -> Mad
 # --- bundles ---
 
 
+SMALL_BATCH = BatchRange(1, 2, 4)
+
+
 @pytest.fixture(scope="session")
 def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The shipped ResNet-20 as a bundle, exported once in each precision and form; not to be changed."""
+    """The shipped ResNet-20 as a bundle; not to be changed. Each form of it is exported once for all of pytest's processes."""
     from exporter import ExportPlan, export
-    from runtimes import Bundle
 
-    folder = tmp_path_factory.mktemp("shipped")
-    made: dict[str, Bundle] = {}
+    mine = tmp_path_factory.getbasetemp()
+    shared = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "shipped"
+    shared.mkdir(exist_ok=True)
 
-    def bundle(precision: str, features: str | None = None, *, uint8: bool = False) -> Bundle:
-        name = f"{precision}-{features}-{uint8}"
-        if name not in made:
-            pixels = "crop" if uint8 else None
-            plan = ExportPlan("resnet20", folder / name, precision=precision, features=features, uint8_input=pixels, batch=BatchRange(1, 2, 4))
-            made[name] = Bundle.open(export(plan).folder)
-        return made[name]
+    def bundle(precision: str, features: str | None = None, *, uint8: str | None = None, batch: BatchRange = SMALL_BATCH) -> Bundle:
+        folder = shared / f"{precision}-{features}-{uint8}-{batch.max}"
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                export(ExportPlan("resnet20", folder, precision=precision, features=features, uint8_input=uint8, batch=batch))
+        return Bundle.open(folder)
 
     return bundle
+
+
+@pytest.fixture(scope="session")
+def exported(shipped_bundle: Any) -> Path:
+    """The shipped ResNet-20 as `resnet-export resnet20 --fp16` writes it; not to be changed."""
+    folder: Path = shipped_bundle("fp16", batch=DEFAULT_BATCH).folder
+    return folder
 
 
 # --- command lines ---

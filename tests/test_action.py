@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import yaml
 
-from exporter import ExportPlan, export
 from exporter.cli._check import check
 from exporter.fleet import fleet_from_toml
 
@@ -50,11 +49,6 @@ def is_true(condition: str | None, contexts: Mapping[str, str]) -> bool:
         return True
     (terms,) = re.fullmatch(r"\$\{\{ (.*) \}\}", condition).groups()  # type: ignore[union-attr]  # as above
     return all(contexts[term.removesuffix(" != ''")] != "" for term in terms.split(" && "))
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(ExportPlan("resnet20", tmp_path_factory.mktemp("action") / "resnet20-fp16", precision="fp16")).folder
 
 
 Act = Callable[..., Step]

@@ -31,7 +31,7 @@ from runtimes.flips import Flips
 from runtimes.golden import golden_arrays
 from runtimes.parity import Comparison
 
-FORMS: list[tuple[str, str | None, bool]] = [("fp16", None, False), ("bf16", None, False), ("int8", None, False), ("int8", "stages", True)]
+FORMS: list[tuple[str, str | None, str | None]] = [("fp16", None, None), ("bf16", None, None), ("int8", None, None), ("int8", "stages", "crop")]
 
 
 def searched(bundle: Bundle, **options: Any) -> Bisection:
@@ -87,10 +87,10 @@ def test_a_bundle_inside_its_budget_has_nothing_to_return(shipped_bundle: Any) -
 
 @pytest.mark.parametrize(
     ("precision", "block", "features", "uint8"),
-    [("fp16", "layer1.2", None, False), ("bf16", "stem", None, False), ("int8", "layer3.0", None, False), ("int8", "layer2.1", "stages", True)],
+    [("fp16", "layer1.2", None, None), ("bf16", "stem", None, None), ("int8", "layer3.0", None, None), ("int8", "layer2.1", "stages", "crop")],
 )
 def test_one_wrong_block_is_the_one_to_return(
-    shipped_bundle: Any, tmp_path: Path, precision: str, block: str, features: str | None, uint8: bool
+    shipped_bundle: Any, tmp_path: Path, precision: str, block: str, features: str | None, uint8: str | None
 ) -> None:
     weight = "conv1.weight" if block == "stem" else f"{block}.conv2.weight"
     bundle = shipped_bundle(precision, features, uint8=uint8)

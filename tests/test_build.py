@@ -41,12 +41,6 @@ RTX = ("tensorrt_rtx_cu13", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu13_lib
 TARGETS = ("--backend", "tensorrt-rtx", "--target", "sm86,sm120")
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped ResNet-20 in FP16."""
-    return export(ExportPlan("resnet20", tmp_path_factory.mktemp("build") / "resnet20-fp16", precision="fp16", reference=False)).folder
-
-
 @pytest.fixture
 def bundle(exported: Path, tmp_path: Path) -> Path:
     """A copy of its own for each test, without engines."""
@@ -206,7 +200,7 @@ def test_a_bundle_that_promises_more_than_its_graph_is_refused_and_accepted_when
     assert len(accepted["layers"]["fallback"]) == 21
 
 
-def quantized_by_onnxruntime(bundle: Path, **options: Any) -> bytes:
+def quantized_by_onnxruntime(bundle: Path, original: Bundle, **options: Any) -> bytes:
     from onnxruntime.quantization import CalibrationDataReader, quantize_static
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
@@ -216,13 +210,12 @@ def quantized_by_onnxruntime(bundle: Path, **options: Any) -> bytes:
         def get_next(self) -> Any:
             return next(self.batches, None)
 
-    float_bundle = export(ExportPlan("resnet20", bundle.parent / "float", reference=False)).folder
-    quantize_static(float_bundle / "model.onnx", bundle.parent / "theirs.onnx", Reader(), **options)
+    quantize_static(original.file("model.onnx"), bundle.parent / "theirs.onnx", Reader(), **options)
     return (bundle.parent / "theirs.onnx").read_bytes()
 
 
-def test_a_graph_that_tensorrt_refuses_is_named_by_node_with_the_remedy(run: Any, bundle: Path) -> None:
-    with_onnx(bundle, quantized_by_onnxruntime(bundle))
+def test_a_graph_that_tensorrt_refuses_is_named_by_node_with_the_remedy(run: Any, bundle: Path, shipped_bundle: Any) -> None:
+    with_onnx(bundle, quantized_by_onnxruntime(bundle, shipped_bundle("fp32")))
     shown = run("build", bundle, *TARGETS)
     assert shown.code == 1
     assert "TensorRT refuses model.onnx at " in shown.error

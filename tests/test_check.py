@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from spoilt import with_file
 
 from calibration.data import built_in
 from calibration.table import table_from_file
@@ -25,12 +26,6 @@ from exporter.check import CheckPlan, check_bundle
 from runtimes import Accuracy, Budget, Bundle, _open, backend_names, compare
 from runtimes.budget import budget_from_text
 from runtimes.golden import golden_arrays
-from runtimes.specs import BatchRange
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(ExportPlan("resnet20", tmp_path_factory.mktemp("check") / "resnet20-fp16", precision="fp16")).folder
 
 
 @pytest.fixture
@@ -300,8 +295,8 @@ def test_an_empty_data_set_is_refused(run: Any, bundle: Path, tmp_path: Path) ->
     assert (shown.code, "holds no pictures" in shown.err) == (2, True)
 
 
-def test_data_needs_the_reference_program(run: Any, tmp_path: Path) -> None:
-    folder = export(ExportPlan("resnet20", tmp_path / "bare", reference=False)).folder
+def test_data_needs_the_reference_program(run: Any, tmp_path: Path, shipped_bundle: Any) -> None:
+    folder = with_file(shipped_bundle("fp32"), tmp_path / "bare", "reference.pt2", None).folder
     shown = run("check", folder, "--data", "built-in", "--backend", "onnxruntime")
     assert shown.code == 3
     assert re.search("--data is held against the bundle's reference program: .* has no reference.pt2", shown.err)
@@ -421,8 +416,8 @@ def test_a_bundle_against_itself_has_no_change_and_no_error(run: Any, bundle: Pa
     assert checked["backends"][0]["answer"]["report"]["backends"]["onnxruntime"]["max_relative_error"] == 0
 
 
-def test_what_changed_between_two_bundles_is_listed_and_judged(run: Any, bundle: Path, tmp_path: Path) -> None:
-    other = export(ExportPlan("resnet20", tmp_path / "int8", precision="int8")).folder
+def test_what_changed_between_two_bundles_is_listed_and_judged(run: Any, bundle: Path, shipped_bundle: Any) -> None:
+    other = shipped_bundle("int8").folder
     shown = run("check", other, "--against", bundle, "--backend", "onnxruntime")
     assert shown.code == 0
     assert "changed      precision: fp16 -> int8" in shown.out
@@ -433,8 +428,9 @@ def test_what_changed_between_two_bundles_is_listed_and_judged(run: Any, bundle:
     assert run("check", other, "--against", bundle, "--backend", "onnxruntime", "--budget", "min_sqnr_db=60").code == 4
 
 
-def test_ranges_that_moved_are_named_with_their_move(tmp_path: Path) -> None:
-    old, new = (export(ExportPlan("resnet20", tmp_path / name, precision="int8", calibrator=name)).folder for name in ("mse", "minmax"))
+def test_ranges_that_moved_are_named_with_their_move(tmp_path: Path, shipped_bundle: Any) -> None:
+    old = shipped_bundle("int8").folder
+    new = export(ExportPlan("resnet20", tmp_path / "new", precision="int8", calibrator="minmax", calibration=old / "calibration.json")).folder
     found = {change.what: change for change in changes(Bundle.open(old), Bundle.open(new))}
     moved = [name for name in found if name.startswith("range ")]
     assert len(moved) == 10
@@ -510,14 +506,14 @@ def test_a_bisection_that_cannot_be_is_refused_before_the_work(run: Any, bundle:
     assert (shown.code, "is all FP32" in shown.error) == (2, True)
 
 
-def test_blocks_of_a_bundle_without_its_program_are_refused(run: Any, tmp_path: Path) -> None:
-    folder = export(ExportPlan("resnet20", tmp_path / "bare", reference=False)).folder
+def test_blocks_of_a_bundle_without_its_program_are_refused(run: Any, tmp_path: Path, shipped_bundle: Any) -> None:
+    folder = with_file(shipped_bundle("fp32"), tmp_path / "bare", "reference.pt2", None).folder
     shown = run("check", folder, "--blocks", "--backend", "onnxruntime")
     assert (shown.code, "has no reference.pt2 to follow the blocks of" in shown.err) == (1, True)
 
 
-def test_the_blocks_of_a_graph_that_resizes_are_followed(run: Any, tmp_path: Path) -> None:
-    folder = export(ExportPlan("resnet20", tmp_path / "full", precision="fp16", uint8_input="full", batch=BatchRange(1, 2, 4))).folder
+def test_the_blocks_of_a_graph_that_resizes_are_followed(run: Any, shipped_bundle: Any) -> None:
+    folder = shipped_bundle("fp16", uint8="full").folder
     (checked,) = run("check", folder, "--blocks", "--bisect", "--backend", "onnxruntime", "--json", "--quiet").json["bundles"]
     assert checked["drift"]["blocks"][0] == "stem"
     assert max(one["relative_error"] for one in checked["drift"]["stages"][0]["blocks"]) < 1e-5

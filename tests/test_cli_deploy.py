@@ -11,12 +11,11 @@ import pytest
 from PIL import Image
 
 from calibration.data import built_in
-from exporter import ExportPlan, export
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(ExportPlan("resnet20", tmp_path_factory.mktemp("deploy") / "resnet20-fp16", precision="fp16")).folder
+@pytest.fixture
+def bundle(exported: Path) -> Path:
+    return exported
 
 
 @pytest.fixture

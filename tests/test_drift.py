@@ -188,7 +188,7 @@ def test_features_are_followed_too(shipped_bundle: Any, tmp_path: Path, features
 
 
 def test_a_graph_that_takes_pixels_is_followed_from_what_the_program_takes(shipped_bundle: Any, tmp_path: Path) -> None:
-    bundle = shipped_bundle("int8", uint8=True)
+    bundle = shipped_bundle("int8", uint8="crop")
     drift = drifted(bundle)
     assert (drift.blocks, drift.out_of_line) == (BLOCKS, None)
     assert min(ratios(drift, "onnx fp32").values()) > 100

@@ -17,13 +17,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from commands import Ran
 from numpy.typing import NDArray
 from standin_cuda import Allocation, StandinCuda
 from standin_tensorrt import NOT_CAPTURABLE, StandinTensorRT, imported_as_tensorrt
 
-from exporter import ExportPlan, export
 from runtimes import Bundle, Manifest, open_runtime
 from runtimes._open import backend_class
 from runtimes.backends import _cuda
@@ -834,14 +832,9 @@ def test_an_engine_is_built_proven_kept_and_then_runs(
 
 
 @pytest.fixture(scope="module")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped ResNet-20 in INT8. On a busy machine torch's threads would wait for each other a hundred times longer than they compute."""
-    folder, threads = tmp_path_factory.mktemp("quantized") / "resnet20", torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return export(ExportPlan("resnet20", folder, "int8", batch=BatchRange(1, 2, 4), calibration_images=64, reference=False)).folder
-    finally:
-        torch.set_num_threads(threads)
+def quantized(tmp_path_factory: pytest.TempPathFactory, shipped_bundle: Any) -> Path:
+    """The shipped ResNet-20 in INT8, to build engines into."""
+    return Path(shutil.copytree(shipped_bundle("int8").folder, tmp_path_factory.mktemp("quantized") / "resnet20"))
 
 
 @pytest.mark.parametrize("version", ["10.3.0.30", "11.4.0.106"])

@@ -33,9 +33,9 @@ SYNSETS = tuple(f"n{place * 7 % 10:08}" for place in range(10))  # not in sorted
 MAIN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from exporter.cli.deploy import main; main()"
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(ExportPlan("resnet20", tmp_path_factory.mktemp("eval") / "resnet20-fp16", precision="fp16")).folder
+@pytest.fixture
+def bundle(exported: Path) -> Path:
+    return exported
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,18 +41,10 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {"pool": {"features": (64,)}, "s
 INPUTS = np.random.default_rng(0).standard_normal((4, 1, 28, 28), dtype=np.float32)
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The shipped ResNet-20's features, exported once each."""
-    folder, made = tmp_path_factory.mktemp("features"), {}
-
-    def bundle(kind: str, precision: str) -> Bundle:
-        path = folder / f"{kind}-{precision}"
-        if path not in made:
-            made[path] = export(ExportPlan("resnet20", path, precision=precision, features=kind, batch=BATCH))
-        return Bundle.open(path)
-
-    return bundle
+@pytest.fixture
+def bundles(shipped_bundle: Any) -> Callable[[str, str], Bundle]:
+    """The shipped ResNet-20's features."""
+    return lambda kind, precision: shipped_bundle(precision, kind)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -9,7 +10,6 @@ from xml.etree import ElementTree
 import pytest
 from commands import Ran
 
-from exporter import ExportPlan, export
 from exporter.cli._check import FLEET
 from exporter.fleet import Settings, fleet_from_toml
 from runtimes.errors import BadInput, PlanError, UnknownName
@@ -89,11 +89,11 @@ def test_bytes_that_are_no_text_are_no_toml(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kept(tmp_path_factory: pytest.TempPathFactory, shipped_bundle: Any) -> Path:
     """A repository with two bundles."""
     folder = tmp_path_factory.mktemp("fleet")
     for precision in ("fp32", "fp16"):
-        export(ExportPlan("resnet20", folder / precision, precision=precision))
+        shutil.copytree(shipped_bundle(precision).folder, folder / precision)
     return folder
 
 

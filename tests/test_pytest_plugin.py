@@ -35,11 +35,6 @@ LIMITS = ["finite", "max_relative_error", "min_agreement"]
 Run = Callable[..., pytest.RunResult]
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(ExportPlan("resnet20", tmp_path_factory.mktemp("plugin") / "resnet20-fp16", precision="fp16")).folder
-
-
 @pytest.fixture
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     """pytest in an empty folder, in a process of its own, with warnings as errors."""

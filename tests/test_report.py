@@ -232,11 +232,11 @@ def test_pictures_of_any_number_of_channels_are_shown(turned: Made, channels: in
 
 def test_drift_is_two_plots_and_one_table(good: Made) -> None:
     steps = [DriftSeries(step, ("stem", "layer1.0", "head"), (0.0, 0.25, 0.5), (200.0, 12.0, 6.0)) for step in ("FP32 ONNX", "simulation")]
-    page = page_of(replace(section(good), drift=Drift(tuple(steps), "Block layer1.0 is the first out of line."), remedy=("Return it to FP32.",)))
+    page = page_of(replace(section(good), drift=Drift(tuple(steps), "layer1.0 is the first out of line"), remedy=("Return it to FP32.",)))
     assert page.count("<svg ") == 2
     said = text_of(page)
     assert "layer1.0 2.50e-01 12.0 2.50e-01 12.0" in said
-    assert "Block layer1.0 is the first out of line." in said
+    assert "layer1.0 is the first out of line" in said
     assert "Return it to FP32." in said
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import stat
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnxruntime
 import pytest
 
-from exporter import ExportPlan, export
-from runtimes import BatchRange, open_runtime
+from runtimes import BatchRange, Bundle, open_runtime
 from runtimes.backends._tensorrt_provider import NAME, cache_folder, tensorrt_settings
 from runtimes.errors import BackendUnavailable
 
@@ -21,10 +21,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "resnet-export" / "tensorrt"
 
 
-@pytest.fixture(scope="module", params=["fp32", "fp16", "int8"])
-def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    plan = ExportPlan("resnet20", tmp_path_factory.mktemp("provider") / request.param, precision=request.param, reference=False)
-    return export(plan).folder
+@pytest.fixture(params=["fp32", "fp16", "int8"])
+def bundle(request: pytest.FixtureRequest, shipped_bundle: Any) -> Path:
+    folder: Path = shipped_bundle(request.param).folder
+    return folder
 
 
 def test_the_profile_the_types_and_the_cache_are_the_bundles(bundle: Path, cache: Path) -> None:
@@ -32,7 +32,8 @@ def test_the_profile_the_types_and_the_cache_are_the_bundles(bundle: Path, cache
     shapes = [settings[f"trt_profile_{kind}_shapes"] for kind in ("min", "opt", "max")]
     assert shapes == ["input:1x1x28x28", "input:8x1x28x28", "input:32x1x28x28"]
     flags = {name for name in settings if name.startswith("trt_") and name.endswith(("fp16_enable", "int8_enable", "bf16_enable"))}
-    assert flags == {"fp32": set(), "fp16": {"trt_fp16_enable"}, "int8": {"trt_fp16_enable", "trt_int8_enable"}}[bundle.name]
+    expected = {"fp32": set(), "fp16": {"trt_fp16_enable"}, "int8": {"trt_fp16_enable", "trt_int8_enable"}}
+    assert flags == expected[Bundle.open(bundle).manifest.precision]
     folder = Path(settings["trt_engine_cache_path"])
     assert folder.parent == cache
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from calibration.data import built_in
-from exporter import ExportPlan, export
 from exporter.builders import tensorrt_rtx
 from exporter.builders._layers import check_precision, layer_facts
 from exporter.builders._network import BuildOptions, Job
@@ -79,17 +80,10 @@ def ran(model: onnx.ModelProto, array: NDArray[Any], name: str) -> NDArray[Any]:
         return runtime.run({"input": array})[name]
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The shipped ResNet-20 with its preprocessing inside, exported once in each precision."""
-    folder, made = tmp_path_factory.mktemp("uint8"), {}
-
-    def bundle(precision: str) -> Bundle:
-        if precision not in made:
-            made[precision] = export(ExportPlan("resnet20", folder / precision, precision=precision, uint8_input="crop", batch=BATCH))
-        return Bundle.open(folder / precision)
-
-    return bundle
+@pytest.fixture
+def bundles(shipped_bundle: Any) -> Callable[[str], Bundle]:
+    """The shipped ResNet-20 with its preprocessing inside."""
+    return partial(shipped_bundle, uint8="crop")
 
 
 @pytest.mark.parametrize("precision", precision_names())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +83,10 @@ def resized(runtime: OnnxRuntime, steps: Preprocess, picture: Image.Image) -> ND
     return np.asarray(levels[0].transpose(1, 2, 0))
 
 
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The shipped ResNet-20 that takes pictures of any size, exported once in each precision."""
-    folder, made = tmp_path_factory.mktemp("full"), {}
-
-    def bundle(precision: str) -> Bundle:
-        if precision not in made:
-            made[precision] = export(ExportPlan("resnet20", folder / precision, precision=precision, uint8_input="full", batch=BATCH))
-        return Bundle.open(folder / precision)
-
-    return bundle
+@pytest.fixture
+def bundles(shipped_bundle: Any) -> Callable[[str], Bundle]:
+    """The shipped ResNet-20 that takes pictures of any size."""
+    return partial(shipped_bundle, uint8="full")
 
 
 # --- the resizing alone ---

@@ -53,8 +53,7 @@ def residual_additions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 def residuals(graph: onnx.GraphProto) -> list[Residual]:
     """The residual additions of a graph, in its order; nodes must be in topological order."""
-    constants = {tensor.name for tensor in graph.initializer}
-    makers = _makers(graph, constants)
+    makers = _makers(graph)
     return [_residual(graph.node, addition, makers) for addition in residual_additions(graph)]
 
 
@@ -93,8 +92,9 @@ def blocks(graph: onnx.GraphProto) -> tuple[Block, ...]:
     return tuple(Block(*one) for one in zip(names, (tuple(sorted(places)) for places in members), sums, ends, strict=True))
 
 
-def _makers(graph: onnx.GraphProto, constants: set[str]) -> dict[str, int]:
+def _makers(graph: onnx.GraphProto) -> dict[str, int]:
     """The place of the node that makes each tensor, of those that depend on the graph's inputs; -1 for the inputs themselves."""
+    constants = {tensor.name for tensor in graph.initializer}
     makers = {value.name: -1 for value in graph.input if value.name not in constants}
     for place, node in enumerate(graph.node):
         if any(name in makers for name in node.input):

@@ -126,7 +126,7 @@ def section_from_check(check: BundleCheck, plan: CheckPlan, evidence: Evidence) 
         engines=engines_of(bundle),
         reproduce=(*export_lines(bundle.manifest), check_line(plan)),
         drift=shown_drift(check.drift) if check.drift is not None else None,
-        remedy=(bisection_remark(check.bisection),) if check.bisection is not None else (),
+        remedy=(f"What would mend it: {bisection_remark(check.bisection)}.",) if check.bisection is not None else (),
     )
 
 
