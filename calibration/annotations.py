@@ -52,7 +52,8 @@ def _lines(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"--data-labels: cannot read {path}: {error}; give a UTF-8 text file with a line for each picture") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"--data-labels: cannot read {path}: {why}; give a UTF-8 text file with a line for each picture") from error
     if not lines:
         raise BadInput(f"--data-labels: {path} is empty; give a text file with a line for each picture")
     empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]

@@ -6,7 +6,7 @@ import functools
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -81,6 +81,8 @@ def open_source(data: str, *, split: Split = "train") -> ImageSource:
     """
     if data == "built-in":
         return built_in(split)
+    if not data.strip():
+        raise BadInput("expected something for --data, got nothing; name a folder of pictures, an .npz, an IDX file, or built-in")
     path = Path(data)
     if path.is_dir():
         found = {part: sorted(path.glob(f"{name}*")) for part, name in IDX_NAMES.items()}
@@ -91,6 +93,8 @@ def open_source(data: str, *, split: Split = "train") -> ImageSource:
         return _source_from_idx(found[split][0]) if found[split] else _source_from_folder(path)
     if not path.exists():
         raise BadInput(f"--data: {path} does not exist; give a folder of pictures, an .npz, an IDX file, or built-in")
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise BadInput(f"--data: expected a folder of pictures, got the picture {path}; name the folder that it lies in")
     return _source_from_npz(path) if path.suffix == ".npz" else _source_from_idx(path)
 
 
@@ -107,12 +111,7 @@ def evenly_chosen(source: ImageSource, count: int, seed: int) -> NDArray[np.int6
 
 
 def _source_from_folder(folder: Path) -> ImageSource:
-    def fail(error: OSError) -> NoReturn:
-        raise BadInput(f"--data: cannot read {error.filename}: {error.strerror}") from error
-
-    # Linked folders are followed, as torchvision and timm do: a subset of a data set is often a tree of links.
-    walked = os.walk(folder, onerror=fail, followlinks=True)
-    paths = sorted(Path(parent, name) for parent, _, files in walked for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+    paths = sorted(path for path in _files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise BadInput(f"--data: {folder} holds no pictures; expected {' '.join(IMAGE_SUFFIXES)} files, in it or in a subfolder for each class")
     names = tuple(path.relative_to(folder).as_posix() for path in paths)
@@ -123,6 +122,34 @@ def _source_from_folder(folder: Path) -> ImageSource:
     classes = tuple(sorted(set(parents)))
     numbers = {name: number for number, name in enumerate(classes)}
     return replace(source, labels=np.array([numbers[parent] for parent in parents], np.int64), classes=classes)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """The files of a folder and of those in it; without hidden ones, which desktops and notebooks leave behind.
+
+    Linked folders are followed, as torchvision and timm do: a subset of a data set is often a tree of links.
+
+    Raises:
+        BadInput: a folder cannot be read, or a link leads back to a folder that it lies in.
+    """
+
+    def fail(error: OSError) -> NoReturn:
+        raise BadInput(f"--data: cannot read {error.filename}: {error.strerror}") from error
+
+    way = {str(folder): {_identity(folder)}}  # the folders that lead to one, itself among them
+    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        above = way.pop(parent)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for path in (os.path.join(parent, name) for name in folders):
+            if (own := _identity(path)) in above:
+                raise BadInput(f"--data: {path} leads back to a folder that it lies in; remove that link")
+            way[path] = {*above, own}
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
+def _identity(folder: str | Path) -> tuple[int, int]:
+    facts = os.stat(folder)
+    return facts.st_dev, facts.st_ino
 
 
 def _source_from_npz(path: Path) -> ImageSource:

@@ -62,4 +62,5 @@ def check_readable(unreadable: Sequence[str], count: int) -> None:
         CalibrationError: more than one in a hundred of `count` pictures cannot be read; names some.
     """
     if len(unreadable) > LARGEST_UNREADABLE_SHARE * count:
-        raise CalibrationError(f"{len(unreadable)} of the {count} pictures cannot be read, more than 1 %: {'; '.join(unreadable[:3])}")
+        some = "; ".join(unreadable[:3])
+        raise CalibrationError(f"{len(unreadable)} of the {count} pictures cannot be read, more than 1 %: {some}; repair or remove them")

@@ -20,7 +20,8 @@ from calibration.reading import Unreadable, check_readable, read_ahead
 from exporter.journal import Answered, Journal
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
-from runtimes.errors import ExportError, PlanError
+from runtimes.classify import check_finite
+from runtimes.errors import PlanError
 from runtimes.parity import LOGITS, wilson_interval
 from runtimes.preprocess import PIXELS, takes_any_size
 
@@ -241,6 +242,5 @@ def _top_classes(runtime: Runtime, inputs: Sequence[NDArray[Any]]) -> NDArray[np
     """
     batches = [np.stack(inputs)] if len({one.shape for one in inputs}) == 1 else [one[None] for one in inputs]
     logits = np.concatenate([runtime.run({runtime.inputs[0].name: batch})[LOGITS] for batch in batches])
-    if not np.isfinite(logits).all():
-        raise ExportError("the model gives logits that are not finite; see what resnet-deploy check says of the bundle")
+    check_finite(logits)
     return np.argsort(-logits, axis=1, kind="stable")[:, :TOP].astype(np.int64)

@@ -12,13 +12,13 @@ def labels_from_path(path: Path) -> tuple[str, ...]:
     """Class names in the order of the model's outputs.
 
     A text file holds one a line. A `.json` file holds `{"0": "daisy", ...}`, `{"daisy": 0, ...}` or a list. Of a folder they are its
-    subfolders' names, sorted, as torchvision's ImageFolder numbers them.
+    subfolders' names, sorted, as torchvision's ImageFolder numbers them; hidden ones are none.
 
     Raises:
         BadInput: it cannot be read, or does not give each number from 0 on one name.
     """
     if path.is_dir():
-        labels = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir()))
+        labels = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
         if not labels:
             raise BadInput(f"expected {path} to hold a subfolder for each class, got none; give the folder that was trained on")
         return labels

@@ -78,7 +78,10 @@ class Budget:
         for name, words, value, limit, form in checks:
             if value is not None and limit is not None:
                 inside = value <= limit if name.startswith("max") else value >= limit
-                got, allowed = f"{value:{form}}", f"{'<=' if name.startswith('max') else '>='} {limit:{form}}"
+                shown, bound = f"{value:{form}}", f"{limit:{form}}"
+                if shown == bound and not inside:  # broken by less than is shown
+                    shown, bound = repr(float(value)), repr(float(limit))
+                got, allowed = shown, f"{'<=' if name.startswith('max') else '>='} {bound}"
                 found.append(Limit(name, inside, f"{words} {got}, budget {allowed}", words, got, allowed))
         return tuple(_naming_outputs(limit, {name: self.limits(one) for name, one in measured.outputs.items()}) for limit in found)
 
@@ -116,12 +119,14 @@ def budget_from_text(given: tuple[str, ...]) -> dict[str, float]:
         PlanError: a text is something else.
     """
     found = {}
+    if not all(one.strip() for one in given):
+        raise PlanError("expected --budget as NAME=VALUE, got nothing; leave it out, or give for example max_relative_error=1e-2")
     for one in " ".join(given).replace(",", " ").split():
         name, equals, value = one.partition("=")
+        if not equals:
+            raise PlanError(f"expected --budget as NAME=VALUE, got '{one}'; for example max_relative_error=1e-2")
         try:
-            if not equals:
-                raise ValueError
             found[name.replace("-", "_")] = float(value)
         except ValueError:
-            raise PlanError(f"expected --budget as NAME=VALUE, got '{one}'; for example max_relative_error=1e-2") from None
+            raise PlanError(f"expected a number for {name}, got '{value}'; for example max_relative_error=1e-2") from None
     return found

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtimes.base import Runtime
-from runtimes.errors import BadInput
+from runtimes.errors import BadInput, ExportError
 from runtimes.parity import LOGITS, is_classifier
 from runtimes.preprocess import PIXELS, Preprocess, takes_any_size
 from runtimes.specs import TensorSpec
@@ -35,6 +35,7 @@ def classify(
 
     Raises:
         BadInput: the model gives features, not classes.
+        ExportError: it gives logits that are not finite.
     """
     check_classifier(runtime.outputs)
     source = runtime.inputs[0]
@@ -43,6 +44,7 @@ def classify(
     else:
         pixels = np.stack([preprocess.pixels(image) for image in images])
         logits = runtime.run({source.name: pixels if source.dtype == PIXELS else preprocess.normalised(pixels)})[LOGITS]
+    check_finite(logits)
     return [
         [Prediction(int(index), labels[index] if labels else str(index), float(row[index])) for index in np.argsort(-row, kind="stable")[:top]]
         for row in softmax(logits)
@@ -57,6 +59,15 @@ def check_classifier(outputs: Sequence[TensorSpec]) -> None:
     if not is_classifier(spec.name for spec in outputs):
         found = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in outputs)
         raise BadInput(f"expected a classifier, got a model that gives features ({found}); take them in Python with open_runtime(...).run(...)")
+
+
+def check_finite(logits: NDArray[Any]) -> None:
+    """
+    Raises:
+        ExportError: there is NaN or infinity among them.
+    """
+    if not np.isfinite(logits).all():
+        raise ExportError("the model gives logits that are not finite; see what resnet-deploy check says of the bundle")
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:

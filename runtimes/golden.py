@@ -51,8 +51,8 @@ def golden_evidence(bundle: Bundle) -> Evidence:
             raise BundleError(f"{path} holds {len(inputs)} inputs and {len(values)} {name}; export the bundle again")
     for spec, values in ((manifest.inputs[0], inputs), *((spec, outputs[spec.name]) for spec in manifest.outputs)):
         if not _fits(spec, values):
-            shape = "x".join(map(str, values.shape[1:]))
-            raise BundleError(f"{path} is of another model: its {spec.name} are {shape}, expected {_text(spec)}; export the bundle again")
+            got, expected = f"{values.dtype} {'x'.join(map(str, values.shape[1:]))}", f"{spec.dtype} {_text(spec)}"
+            raise BundleError(f"{path} is of another model: its {spec.name} are {got}, expected {expected}; export the bundle again")
     return Evidence(inputs, outputs)
 
 
@@ -71,7 +71,8 @@ def fed_to(runtime: Runtime, evidence: Evidence, bundle: Bundle) -> Evidence:
 
 def _fits(spec: TensorSpec, values: NDArray[Any]) -> bool:
     sizes = zip(spec.shape[1:], values.shape[1:], strict=False)
-    return values.ndim == len(spec.shape) and all(isinstance(expected, str) or expected == size for expected, size in sizes)
+    fits = all(isinstance(expected, str) or expected == size for expected, size in sizes)
+    return fits and values.dtype == spec.dtype and values.ndim == len(spec.shape)
 
 
 def _text(spec: TensorSpec) -> str:

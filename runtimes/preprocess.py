@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,8 @@ def open_image(path: Path) -> Image.Image:
         BadInput: the file is missing or is no picture that Pillow reads.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for without end
+            raise OSError("it is no file")
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
             image.load()

@@ -110,6 +110,8 @@ def test_answers_that_are_not_finite_are_out_of_budget(run: Any, bundle: Path) -
     shown = run("check", bundle, "--backend", "onnxruntime")
     assert shown.code == 4
     assert "not finite" in shown.err
+    (line,) = (line.split() for line in shown.out.splitlines() if line.startswith("onnxruntime  "))
+    assert line == ["onnxruntime", "-", "-", "-", "-", "-", "0.00%", "0.00%", "32", "OUT", "OF", "BUDGET"]
 
 
 @pytest.mark.parametrize(
@@ -231,8 +233,9 @@ def test_a_golden_file_of_another_model_is_told_from_this_ones(run: Any, bundle:
     with np.load(bundle / "golden.npz") as arrays:
         inputs, logits = arrays["inputs"], arrays["logits"]
     for changed, said in (
-        ({"inputs": inputs[:, :, :20], "logits": logits}, "its input are 1x20x28, expected 1x28x28"),
-        ({"inputs": inputs, "logits": logits[:, :7]}, "its logits are 7, expected 10"),
+        ({"inputs": inputs[:, :, :20], "logits": logits}, "its input are float32 1x20x28, expected float32 1x28x28"),
+        ({"inputs": inputs, "logits": logits[:, :7]}, "its logits are float32 7, expected float32 10"),
+        ({"inputs": inputs.astype(np.float64), "logits": logits}, "its input are float64 1x28x28, expected float32 1x28x28"),
     ):
         file = io.BytesIO()
         np.savez(file, **changed)
@@ -320,12 +323,22 @@ def test_images_without_data_means_nothing(run: Any, bundle: Path) -> None:
         ("max_relative_error=-1", "expected max_relative_error of at least 0, got -1"),
         ("max_relative_error=nan", "expected max_relative_error of at least 0, got nan"),
         ("max_relative_error", "expected --budget as NAME=VALUE, got 'max_relative_error'"),
-        ("max_relative_error=a", "expected --budget as NAME=VALUE"),
+        ("max_relative_error=a", "expected a number for max_relative_error, got 'a'"),
+        ("min_agreement=99%", "expected a number for min_agreement, got '99%'"),
+        (" ", "expected --budget as NAME=VALUE, got nothing"),
     ],
 )
 def test_a_budget_that_is_none_is_refused_before_the_work(run: Any, bundle: Path, budget: str, said: str) -> None:
     shown = run("check", bundle, "--budget", budget)
     assert (shown.code, said in shown.error) == (2, True), shown.err
+
+
+def test_a_limit_broken_by_less_than_is_shown_is_told_with_more_digits() -> None:
+    reference = np.random.default_rng(0).standard_normal((8, 10))
+    measured = compare(reference, reference * (1 + 1e-7 * np.arange(10)), Budget(0.0))
+    (said,) = (limit.text for limit in Budget(0.0, min_cosine=1.0).limits(measured) if limit.name == "min_cosine")
+    assert 0.999999 < measured.worst_cosine < 1
+    assert said == f"worst cosine {measured.worst_cosine!r}, budget >= 1.0"
 
 
 def test_several_limits_may_stand_in_one_text() -> None:
@@ -382,6 +395,7 @@ def test_flips_name_the_image_the_classes_and_the_margin(run: Any, bundle: Path)
     expected = {int(image) for image in np.flatnonzero(reference.argmax(1) != 4)}
     flips = one["answer"]["flips"]
     assert {flip["image"] for flip in flips} == expected
+    assert one["answer"]["report"]["backends"]["onnxruntime"]["flips"]["total"] == len(flips)
     assert len(flips) == len(expected)  # each image once, though it was asked at three batch sizes
     assert all(flip["got"] == 4 and flip["reference"] == reference[flip["image"]].argmax() for flip in flips)
     first, second = np.sort(reference[flips[0]["image"]])[::-1][:2]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from spoilt import spoilt
 
 from calibration.data import built_in
+from runtimes import Bundle
 
 
 @pytest.fixture
@@ -97,3 +101,25 @@ def test_a_changed_bundle_is_refused_and_the_file_named(run: Any, bundle: Path, 
     ran = run("inspect", copy)
     assert ran.code == 1
     assert "model.onnx was changed" in ran.error
+
+
+def test_a_model_that_gives_nan_classifies_nothing(run: Any, bundle: Path, tmp_path: Path) -> None:
+    weight = "conv1.weight"
+    broken = spoilt(Bundle.open(bundle), tmp_path / "broken", {weight: float("nan")})
+    built_in("test").image(0).save(tmp_path / "one.png")
+    shown = run("run", broken.folder, tmp_path / "one.png")
+    assert (shown.code, shown.out) == (1, "")
+    assert "logits that are not finite" in shown.error
+
+
+def test_a_name_with_a_line_break_is_told_in_one_line(run: Any, bundle: Path, tmp_path: Path) -> None:
+    shown = run("run", bundle, tmp_path / "two\nlines.png")
+    assert (shown.code, shown.err.count("\n"), "two\\nlines.png" in shown.err) == (2, 1, True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
+def test_output_that_cannot_be_written_is_one_line(bundle: Path) -> None:
+    command = [str(Path(sys.executable).with_name("resnet-deploy")), "inspect", str(bundle)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "error: the output: No space left on device; make room, or write elsewhere\n")

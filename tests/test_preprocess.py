@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -320,6 +321,12 @@ def test_a_picture_that_was_cut_short_is_named(share: float, kind: str, tmp_path
     path.write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(BadInput, match=re.escape(f"cannot read the picture {path}")):
         open_image(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadInput, match=r"cannot read the picture .*pipe\.png: it is no file"):
+        open_image(tmp_path / "pipe.png")
 
 
 def test_a_missing_picture_and_a_folder_are_named(tmp_path: Path) -> None:

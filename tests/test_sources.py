@@ -264,3 +264,44 @@ def test_chosen_pictures_keep_their_labels_and_can_be_chosen_from_again() -> Non
     assert part.labels is not None
     assert part.labels.tolist() == [80, 6]
     assert [part.image(place).getpixel((0, 0)) for place in range(2)] == [40, 3]
+
+
+def tree(folder: Path) -> Path:
+    """Two classes of a picture each."""
+    for name in ("cats", "dogs"):
+        (folder / name).mkdir(parents=True)
+        Image.fromarray(PIXELS[0]).save(folder / name / "one.png")
+    return folder
+
+
+def test_a_linked_folder_is_followed(tmp_path: Path) -> None:
+    tree(tmp_path / "kept")
+    (tmp_path / "subset").mkdir()
+    for name in ("cats", "dogs", "more"):  # two links to one folder are two classes
+        (tmp_path / "subset" / name).symlink_to(tmp_path / "kept" / ("dogs" if name == "dogs" else "cats"), target_is_directory=True)
+    source = open_source(str(tmp_path / "subset"))
+    assert (source.count, source.classes) == (3, ("cats", "dogs", "more"))
+
+
+@pytest.mark.parametrize("links", [{"cats/itself": "cats"}, {"cats/up": "."}, {"cats/over": "dogs", "dogs/back": "cats"}], ids=["self", "up", "two"])
+def test_links_that_lead_back_are_refused(links: dict[str, str], tmp_path: Path) -> None:
+    tree(tmp_path)
+    for place, target in links.items():
+        (tmp_path / place).symlink_to(tmp_path / target, target_is_directory=True)
+    with pytest.raises(BadInput, match=r"--data: .*(itself|up|over/back|back/over) leads back to a folder that it lies in; remove that link"):
+        open_source(str(tmp_path))
+
+
+def test_hidden_files_and_folders_are_no_pictures(tmp_path: Path) -> None:
+    tree(tmp_path / "data")
+    (tmp_path / "data" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "data" / ".ipynb_checkpoints" / "one.png").write_bytes(b"no picture")
+    (tmp_path / "data" / "cats" / "._one.png").write_bytes(b"what a Mac leaves behind")
+    source = open_source(str(tmp_path / "data"))
+    assert (source.names, source.classes) == (("cats/one.png", "dogs/one.png"), ("cats", "dogs"))
+
+
+@pytest.mark.parametrize(("data", "said"), [("", "expected something for --data, got nothing"), (" ", "got nothing"), ("PICTURE", "name the folder")])
+def test_what_is_no_source_is_told(data: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=said):
+        open_source(data.replace("PICTURE", str(tree(tmp_path) / "cats" / "one.png")))

@@ -37,7 +37,7 @@ Exit codes: 0 within budget, 1 failed, 2 asked for wrongly,
 @click.option("--backend", "backends", multiple=True, metavar="NAME|all", help="What is to answer; may be given again.  [default: all that are here]")
 @click.option("--data", metavar="SOURCE", help="Pictures to ask, against the bundle's reference program, in place of its golden inputs.")
 @click.option("--images", type=click.IntRange(min=1), metavar="N", help="At most that many of the pictures.  [default: 256]")
-@click.option("--budget", multiple=True, metavar="NAME=VALUE", help="A limit in place of the bundle's own, as min_agreement=0.99.")
+@click.option("--budget", multiple=True, metavar="NAME=VALUE", help="A limit in place of the bundle's own, min_agreement=0.99; may be given again.")
 @click.option("--against", metavar="OLD", help="Hold the answers against those of another bundle, and list what changed.")
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="How long a backend may take.  [default: no limit]")
 @click.option("--blocks", is_flag=True, help="Follow error and SQNR block by block: PyTorch, FP32 ONNX, model.onnx, and as a device rounds.")
@@ -105,7 +105,8 @@ def check_lines(check: BundleCheck) -> list[str]:
     from exporter.checked import joined_report
     from exporter.cli._drift import bisection_lines, drift_lines
 
-    lines = [f"{'bundle':<12} {check.bundle}: {check.name}, {check.evidence} against {check.reference}"]
+    asked = f", {check.evidence} against {check.reference}" if check.images else ""
+    lines = [f"{'bundle':<12} {check.bundle}: {check.name}{asked}"]
     report = joined_report(check)
     if report is not None:
         lines += parity_lines(report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -42,6 +43,9 @@ def run_command(command: click.Command) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe went away; python would complain once more at exit
         sys.exit(0)
+    except OSError as error:  # which nothing else has made of it: the output cannot be written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)  # python would complain once more at exit
+        _fail(f"{error.filename or 'the output'}: {error.strerror or error}; make room, or write elsewhere", 1)
     sys.exit(0)
 
 
@@ -97,6 +101,8 @@ def _measures(one: Comparison) -> str:
     agreement = "-" if one.top1_agreement is None else f"{one.top1_agreement:.2%}"
     overlap = "-" if one.top5_overlap is None else f"{one.top5_overlap:.2%}"
     flips = "-" if one.flips is None else str(one.flips.total)
+    if not one.finite:
+        return f"{'-':>10} {'-':>10} {'-':>10} {'-':>9} {'-':>8} {agreement:>10} {overlap:>8} {flips:>6}"
     return (
         f"{one.max_relative_error:>10.2e} {one.mean_relative_error:>10.2e} {one.p99_relative_error:>10.2e} {one.worst_cosine:>9.6f}"
         f" {one.sqnr_db:>8.1f} {agreement:>10} {overlap:>8} {flips:>6}"
@@ -130,5 +136,6 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"error: {message}", err=True)
+    """One line, whatever the names in it hold."""
+    click.echo(f"error: {''.join(one if one.isprintable() else one.encode('unicode_escape').decode() for one in message)}", err=True)
     sys.exit(code)

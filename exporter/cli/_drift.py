@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from exporter.cli._common import parity_lines
 from exporter.remarks import allowed_text, bisection_remark, drift_remark
-from runtimes.parity import ParityReport
+from runtimes.parity import LARGEST_ERROR, ParityReport
 
 if TYPE_CHECKING:
     from exporter.bisect import Bisection
-    from exporter.drift import Drift
+    from exporter.drift import Deviation, Drift
 
 
 def drift_lines(drift: Drift) -> list[str]:
@@ -22,12 +22,16 @@ def drift_lines(drift: Drift) -> list[str]:
     ]
     for place, block in enumerate(drift.blocks):
         each = [stage.blocks[place] for stage in drift.stages]
-        lines.append(f"{block:<{width}}" + "".join(f" {one.relative_error:>10.2e} {one.sqnr_db:>8.1f}" for one in each))
+        lines.append(f"{block:<{width}}" + "".join(map(_deviation_text, each)))
     lines.append(f"{'':<{width}} against PyTorch, errors relative to the block's largest value; {drift.images} images; alone: fed by the FP32 graph")
     for stage in drift.stages[:-1]:
         if stage.beyond is not None:
             lines.append(f"{stage.name:<{width}} beyond {allowed_text(drift.budget)} from {stage.beyond} on")
     return [*lines, f"{'out of line':<{width}} {drift_remark(drift)}"]
+
+
+def _deviation_text(one: Deviation) -> str:
+    return f" {'not finite':>10} {'-':>8}" if one.relative_error == LARGEST_ERROR else f" {one.relative_error:>10.2e} {one.sqnr_db:>8.1f}"
 
 
 def bisection_lines(bisection: Bisection) -> list[str]:
