@@ -43,9 +43,9 @@ def run_command(command: click.Command) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe went away; python would complain once more at exit
         sys.exit(0)
-    except OSError as error:  # which nothing else has made of it: the output cannot be written
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)  # python would complain once more at exit
-        _fail(f"{error.filename or 'the output'}: {error.strerror or error}; make room, or write elsewhere", 1)
+    except OSError as error:  # that nothing made an error of its own of
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # python would complain once more at exit
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else f"cannot write the output: {error.strerror or error}; make room for it", 1)
     sys.exit(0)
 
 
