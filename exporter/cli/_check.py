@@ -116,7 +116,7 @@ def check_lines(check: BundleCheck) -> list[str]:
             continue
         lines += [f"{'':<12} {one.backend}: {limit.text}" for limit in one.answer.limits if not limit.ok]
         if one.answer.accuracy is not None:
-            lines.append(accuracy_line(one.answer.accuracy))
+            lines.append(accuracy_line(one.answer.accuracy, one.backend))
         lines += _flip_lines(check, one)
     lines += drift_lines(check.drift) if check.drift is not None else []
     lines += bisection_lines(check.bisection) if check.bisection is not None else []

@@ -117,12 +117,12 @@ def gives_text(manifest: Manifest) -> str:
     return f"{manifest.model.classes} classes" if is_classifier(names) else f"features {', '.join(names)}"
 
 
-def accuracy_line(measured: Accuracy) -> str:
-    """Top-1 with its interval, beside the reference's."""
+def accuracy_line(measured: Accuracy, backend: str = "") -> str:
+    """Top-1 with its interval, beside the reference's; of one backend where there are several."""
     low, high = measured.interval
     return (
-        f"{'accuracy':<12} {measured.top1:.2%} (95 % interval {low:.2%} to {high:.2%}), reference {measured.reference_top1:.2%},"
-        f" {measured.images} images"
+        f"{'accuracy':<12} {backend and f'{backend}: '}{measured.top1:.2%} (95 % interval {low:.2%} to {high:.2%}),"
+        f" reference {measured.reference_top1:.2%}, {measured.images} images"
     )
 
 
