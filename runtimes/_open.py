@@ -62,8 +62,10 @@ def open_runtime(model: str | Path | Bundle, backend: str = "onnxruntime", *, pr
     Raises:
         UnknownName, BackendUnavailable: the backend or provider is not there.
         BundleError: the bundle is not what its manifest says, or lacks the backend's file.
-        BadInput: the file is no model of this backend.
+        BadInput: the file is no model of this backend, or the provider is an empty text.
     """
+    if provider is not None and not provider.strip():
+        raise BadInput("expected a provider, got nothing; leave it out, or name one, as cpu or cuda")
     runtime = backend_class(backend)
     if not isinstance(model, Bundle):
         path = Path(model)

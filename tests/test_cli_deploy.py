@@ -90,6 +90,8 @@ def test_an_unknown_backend_or_provider_is_refused(run: Any, bundle: Path, tmp_p
     assert (unknown.code, "did you mean onnxruntime" in unknown.error) == (2, True)
     absent = run("run", bundle, picture, "--provider", "cuda")
     assert absent.code == 3
+    nothing = run("run", bundle, picture, "--provider", "")
+    assert (nothing.code, "expected a provider, got nothing" in nothing.error) == (2, True)
 
 
 def test_a_changed_bundle_is_refused_and_the_file_named(run: Any, bundle: Path, tmp_path: Path) -> None:
