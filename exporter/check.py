@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from exporter.announce import Announce, silent
 from exporter.changes import changes
 from exporter.checked import BundleCheck, Checked
@@ -240,8 +242,9 @@ def _check_judged(plan: CheckPlan, pictures: Pictures | None) -> None:
         raise PlanError(f"min_agreement is about classes, and {plan.bundle.folder} gives features; leave the limit out")
 
 
-def failed_check(plan: CheckPlan, error: ResnetExportError) -> BundleCheck:
-    """In place of a check that could not be made."""
+def failed_check(plan: CheckPlan, error: ResnetExportError) -> tuple[BundleCheck, Evidence]:
+    """In place of what `check_bundle` returns, where it could not: nothing was asked."""
     manifest = plan.bundle.manifest
     nothing = Checked("check", "failed", str(error), None, 0.0)
-    return BundleCheck(str(plan.bundle.folder), manifest.name, manifest.parity.budget, "nothing", 0, "nothing", (nothing,), asked=plan.asked)
+    check = BundleCheck(str(plan.bundle.folder), manifest.name, manifest.parity.budget, "nothing", 0, "nothing", (nothing,), asked=plan.asked)
+    return check, Evidence(np.zeros(0), {})

@@ -31,9 +31,8 @@ def in_a_process(work: Callable[..., tuple[Verdict, Any]], *arguments: object, t
         late.set()
         process.kill()
 
-    timer = threading.Timer(timeout_s or 0, give_up)
-    if timeout_s is not None:
-        timer.start()
+    timer = threading.Timer(threading.TIMEOUT_MAX if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX), give_up)
+    timer.start()
     verdict: Verdict
     try:
         # Not as the process's own arguments: one that dies before it has read them all is waited for without end.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from runtimes.base import Runtime
 from runtimes.budget import Budget, Limit
-from runtimes.flips import Flip, Flips, flipped
+from runtimes.flips import Flip, Flips, flip_counts, flipped
 from runtimes.parity import LOGITS, Accuracy, ParityReport, accuracy, compare_outputs, is_classifier
 from runtimes.specs import BatchRange
 
@@ -87,10 +87,8 @@ def answered(evidence: Evidence, name: str, runtime: Runtime, budget: Budget, ba
             measured = accuracy(evidence.outputs[LOGITS], got[LOGITS][-len(evidence.inputs) :], evidence.labels)
         if compared.finite:
             flips = _once_each(flipped(expected[LOGITS], got[LOGITS], budget.own_error), images)
-            counted = Flips(len({flip.image for flip in flips}), len({flip.image for flip in flips if flip.counted}))
-        else:
-            counted = Flips(len(evidence.inputs), len(evidence.inputs))
-        compared = replace(compared, flips=counted)  # images, where the answers to one are as many as the batches it was in
+        # Of images, where `compared` has seen each of them at several batches.
+        compared = replace(compared, flips=flip_counts(flips) if compared.finite else Flips(len(evidence.inputs), len(evidence.inputs)))
     limits = budget.limits(compared, measured, however_few=evidence.judge_accuracy)
     report = ParityReport(all(limit.ok for limit in limits), len(evidence.inputs), batch.checked, {name: compared}, budget)
     return Answered(report, limits, flips, error_histogram(expected, got) if compared.finite else None, measured)

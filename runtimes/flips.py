@@ -56,5 +56,5 @@ def flipped(reference: NDArray[Any], outputs: NDArray[Any], own_error: float) ->
 
 
 def flip_counts(flips: tuple[Flip, ...]) -> Flips:
-    """How many there are, and how many count."""
-    return Flips(len(flips), sum(flip.counted for flip in flips))
+    """How many images flipped, and how many of them count; one may be there several times, with another class at another batch."""
+    return Flips(len({flip.image for flip in flips}), len({flip.image for flip in flips if flip.counted}))

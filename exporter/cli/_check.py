@@ -50,14 +50,11 @@ Exit codes: 0 within budget, 1 failed, 2 asked for wrongly,
 @click.option("--quiet", is_flag=True, help="Say nothing on the way.")
 def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | None, html: Path | None, github: bool, **options: Any) -> None:
     """Run each BUNDLE's golden inputs, or pictures, on the backends that are here and hold the answers against its parity budget."""
-    import numpy as np
-
     from exporter.check import check_bundle, failed_check, load_blockwise
     from exporter.cli._github import annotation_lines, summary_file, write_summary
     from exporter.junit import xml_from_checks
     from exporter.report import load_page
     from exporter.report.sections import section_from_check
-    from runtimes.evidence import Evidence
 
     summary = summary_file() if github else None
     page = load_page() if html is not None else None
@@ -74,7 +71,8 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
                 found, evidence = check_bundle(plan, say)
                 problem = found.problem
             except ResnetExportError as error:  # the others are checked all the same
-                found, evidence, problem = failed_check(plan, error), Evidence(np.zeros(0), {}), error
+                found, evidence = failed_check(plan, error)
+                problem = error
             checks.append(found)
             problems.append(problem)
             if page is not None:

@@ -12,7 +12,8 @@ from exporter.cli._build import build, engine_lines
 from exporter.cli._check import check
 from exporter.cli._common import accuracy_line, echo_json, gives_text, parity_lines, run_command, size_text
 from exporter.cli._eval import evaluate
-from runtimes.errors import BackendUnavailable, BadInput
+from runtimes._plugins import needed_for
+from runtimes.errors import BadInput
 
 if TYPE_CHECKING:
     from exporter.qdq.lint import BlockReport, QdqReport
@@ -97,13 +98,11 @@ def _inspect_engine(path: Path, *, as_json: bool) -> None:
 
 
 def _inspect_onnx(path: Path, *, as_json: bool) -> None:
-    try:
+    with needed_for("inspecting an ONNX file", "pip install 'resnet-export[export]'"):
         import onnx
 
         from exporter.graph import graph_facts
         from exporter.qdq.lint import lint
-    except ImportError as error:
-        raise BackendUnavailable("inspecting an ONNX file needs the package 'onnx'; pip install 'resnet-export[export]'") from error
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
