@@ -58,6 +58,8 @@ class CheckPlan:
     bisect: bool = False
 
     def __post_init__(self) -> None:
+        if self.timeout_s is not None and not self.timeout_s > 0:  # nan too
+            raise PlanError(f"expected a timeout of more than 0 seconds, got {self.timeout_s:g}; leave it out for none")
         if self.bisect and self.against is not None:
             raise PlanError("--bisect returns blocks to the bundle's own FP32 program, which --against has nothing to do with; leave one of them out")
         if self.bisect and self.bundle.manifest.precision == "fp32":

@@ -150,6 +150,8 @@ def test_a_backend_that_hangs_is_given_up_after_its_time(bundle: Path, monkeypat
 def test_time_enough_is_no_limit(run: Any, bundle: Path) -> None:
     assert run("check", bundle, "--backend", "onnxruntime", "--timeout", "600").code == 0
     assert "Invalid value for '--timeout'" in run("check", bundle, "--timeout", "0").err
+    assert "expected a timeout of more than 0 seconds, got nan" in run("check", bundle, "--timeout", "nan").error
+    assert run("check", bundle, "--backend", "onnxruntime", "--timeout", "1e300").code == 0
 
 
 def test_a_crash_ends_with_1_and_the_others_still_report(run: Any, bundle: Path, tmp_path: Path) -> None:
