@@ -242,6 +242,10 @@ def _check_judged(plan: CheckPlan, pictures: Pictures | None) -> None:
         raise PlanError(f"max_accuracy_drop needs pictures whose classes are the model's{why}; give such --data, or leave the limit out")
     if "min_agreement" in plan.budget and not is_classifier(spec.name for spec in plan.bundle.manifest.outputs):
         raise PlanError(f"min_agreement is about classes, and {plan.bundle.folder} gives features; leave the limit out")
+    if "min_cosine" in plan.budget and all(spec.shape[1:] == (1,) for spec in plan.bundle.manifest.outputs):
+        raise PlanError(f"min_cosine is about the direction of several values, and {plan.bundle.folder} gives a single one; leave the limit out")
+    if "max_batch_difference" in plan.budget and plan.bundle.manifest.batch.is_static:
+        raise PlanError(f"max_batch_difference is about several batch sizes, and {plan.bundle.folder} has one; leave the limit out")
 
 
 def failed_check(plan: CheckPlan, error: ResnetExportError) -> tuple[BundleCheck, Evidence]:

@@ -103,6 +103,10 @@ def why_not_judged(limit: str, answer: Answered) -> str:
         return f"{limit} has no meaning: {answer.limits[0].text}"
     if limit == "max_accuracy_drop":
         return "max_accuracy_drop needs pictures with labels, so many that it allows one to be lost"
+    if limit == "max_batch_difference":
+        return "max_batch_difference needs several batch sizes, and the model takes one"
+    if limit == "min_cosine":
+        return "min_cosine is about the direction of several values, and the model gives a single one"
     return f"{limit} is about classes, and this model gives features"
 
 

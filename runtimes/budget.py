@@ -36,7 +36,8 @@ class Budget:
     """What a precision may cost; None does not limit. Errors and margins are relative to the largest reference logit.
 
     Attributes:
-        own_error: of the precision itself: a flip counts only where the reference preferred its class by more.
+        own_error: of the precision itself: a flip counts only where the reference preferred its class to the one chosen by more.
+        max_batch_difference: between what one image gets at two batch sizes.
         max_accuracy_drop: top-1 of the reference less that of the backend, 0..1, where labels are known.
     """
 
@@ -46,6 +47,7 @@ class Budget:
     min_cosine: float | None = None
     min_sqnr_db: float | None = None
     max_accuracy_drop: float | None = None
+    max_batch_difference: float | None = None
 
     @property
     def limit_names(self) -> tuple[str, ...]:
@@ -73,6 +75,7 @@ class Budget:
             ("min_cosine", "worst cosine", measured.worst_cosine, self.min_cosine, ".5f"),
             ("min_sqnr_db", "SQNR in dB", measured.sqnr_db, self.min_sqnr_db, ".1f"),
             ("max_accuracy_drop", "fall of top-1", drop, self.max_accuracy_drop, ".2%"),
+            ("max_batch_difference", "difference between batch sizes", measured.max_batch_difference, self.max_batch_difference, ".2e"),
         )
         found = [Limit("finite", ok=True, text="every output is finite", what="outputs", measured="finite", allowed="finite")]
         for name, words, value, limit, form in checks:
@@ -103,7 +106,12 @@ class Budget:
 
     def text(self) -> str:
         """All limits, as `--budget` takes them: `own_error=0.01 max_relative_error=0.01`."""
-        return " ".join(f"{name}={value:g}" for name, value in asdict(self).items() if value is not None)
+        return " ".join(f"{name}={number_text(value)}" for name, value in asdict(self).items() if value is not None)
+
+
+def number_text(value: float) -> str:
+    """The shortest text that is read as this very number: `0.1`, `20`, `0.28604063`."""
+    return repr(float(value)).removesuffix(".0")
 
 
 def _naming_outputs(limit: Limit, outputs: Mapping[str, tuple[Limit, ...]]) -> Limit:

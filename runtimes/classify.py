@@ -19,7 +19,7 @@ from runtimes.specs import TensorSpec
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class of one picture; `probability` is the softmax over all classes, 0..1."""
+    """One class of one picture; `probability` is the softmax over all classes, 0..1; of a single logit its sigmoid."""
 
     index: int
     label: str
@@ -71,7 +71,9 @@ def check_finite(logits: NDArray[Any]) -> None:
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Probabilities for logits (images, classes)."""
+    """Probabilities for logits (images, classes), each row's sum 1; of a single logit the sigmoid, how likely its class is there at all."""
+    if logits.shape[1] == 1:
+        return np.asarray(0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64))))  # 1 / (1 + exp(-x)) without its overflow
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
     return probabilities

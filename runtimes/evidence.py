@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from runtimes.base import Runtime
 from runtimes.budget import Budget, Limit
-from runtimes.flips import Flip, Flips, flip_counts, flipped
-from runtimes.parity import LOGITS, Accuracy, ParityReport, accuracy, compare_outputs, is_classifier
+from runtimes.flips import Flip, flipped
+from runtimes.parity import LOGITS, Accuracy, Again, ParityReport, accuracy, compare_outputs, is_classifier
 from runtimes.specs import BatchRange
 
 LOWEST_DECADE, HIGHEST_DECADE, BINS_A_DECADE = -9, 1, 4
@@ -53,7 +53,7 @@ class Answered:
     Attributes:
         report: of this backend alone.
         limits: each limit of the budget that applies, and whether it is kept.
-        flips: the images whose class changed, at whichever batch, the largest margin first; none for features.
+        flips: the images whose class changed, the largest margin first; none for features.
         errors: None where an output is not finite.
         accuracy: None where labels are not known.
     """
@@ -70,28 +70,25 @@ class Answered:
 
 
 def answered(evidence: Evidence, name: str, runtime: Runtime, budget: Budget, batch: BatchRange) -> Answered:
-    """Feed the evidence at the smallest, the middle and the largest batch, all images at the largest; `name` is the backend's in the report."""
-    places, parts = [], []
-    for rows, kept in _batches(len(evidence.inputs), batch):
-        outputs = runtime.run({runtime.inputs[0].name: evidence.inputs[rows]})
-        places.append(rows[:kept])
-        parts.append({name: outputs[name][:kept] for name in evidence.outputs})
-    images = np.concatenate(places)
-    expected = {output: values[images] for output, values in evidence.outputs.items()}
-    got = {output: np.concatenate([part[output] for part in parts]) for output in evidence.outputs}
-    compared = compare_outputs(expected, got, budget)
+    """Feed the evidence at the smallest, the middle and the largest batch, all images at the largest; `name` is the backend's in the report.
+
+    The largest batch is what is measured, since it sees every image, and each of them once; of the others the worst counts (see `runtimes.parity`).
+    """
+    count = len(evidence.inputs)
+    *smaller, largest = batch.checked
+    again = [Again(np.arange(min(size, count)), _asked(evidence, runtime, size, min(size, count))) for size in smaller]
+    got = _asked(evidence, runtime, largest, count)
+    compared = compare_outputs(evidence.outputs, got, budget, again)
     measured: Accuracy | None = None
     flips: tuple[Flip, ...] = ()
     if is_classifier(evidence.outputs):
-        if evidence.labels is not None:  # the largest batch comes last, and covers every image once
-            measured = accuracy(evidence.outputs[LOGITS], got[LOGITS][-len(evidence.inputs) :], evidence.labels)
+        if evidence.labels is not None:
+            measured = accuracy(evidence.outputs[LOGITS], got[LOGITS], evidence.labels)
         if compared.finite:
-            flips = _once_each(flipped(expected[LOGITS], got[LOGITS], budget.own_error), images)
-        # Of images, where `compared` has seen each of them at several batches.
-        compared = replace(compared, flips=flip_counts(flips) if compared.finite else Flips(len(evidence.inputs), len(evidence.inputs)))
+            flips = flipped(evidence.outputs[LOGITS], got[LOGITS], budget.own_error)
     limits = budget.limits(compared, measured, however_few=evidence.judge_accuracy)
-    report = ParityReport(all(limit.ok for limit in limits), len(evidence.inputs), batch.checked, {name: compared}, budget)
-    return Answered(report, limits, flips, error_histogram(expected, got) if compared.finite else None, measured)
+    report = ParityReport(all(limit.ok for limit in limits), count, batch.checked, {name: compared}, budget)
+    return Answered(report, limits, flips, error_histogram(evidence.outputs, got) if compared.finite else None, measured)
 
 
 def error_histogram(reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> ErrorHistogram:
@@ -107,18 +104,11 @@ def error_histogram(reference: Mapping[str, NDArray[Any]], outputs: Mapping[str,
     return ErrorHistogram(tuple(map(float, edges)), tuple(map(int, counts)), exact)
 
 
-def _batches(count: int, batch: BatchRange) -> Iterator[tuple[NDArray[np.int64], int]]:
-    """Places of full batches, and how many of each are asked for: a batch that the images do not fill holds some of them twice."""
-    for size in batch.checked:
-        wanted = count if size == batch.max else min(size, count)
-        for start in range(0, wanted, size):
-            yield np.arange(start, start + size) % count, min(size, wanted - start)
-
-
-def _once_each(flips: tuple[Flip, ...], places: NDArray[Any]) -> tuple[Flip, ...]:
-    """The flips by image in place of row, each image with one other class once."""
-    found: dict[tuple[int, int], Flip] = {}
-    for flip in flips:
-        image = int(places[flip.image])
-        found.setdefault((image, flip.got), Flip(image, flip.reference, flip.got, flip.margin, flip.counted))
-    return tuple(found.values())
+def _asked(evidence: Evidence, runtime: Runtime, size: int, count: int) -> dict[str, NDArray[Any]]:
+    """The answers to the first `count` images in full batches of `size`: one that the images do not fill holds some of them twice."""
+    parts = []
+    for start in range(0, count, size):
+        rows = np.arange(start, start + size) % len(evidence.inputs)
+        outputs = runtime.run({runtime.inputs[0].name: evidence.inputs[rows]})
+        parts.append({name: outputs[name][: min(size, count - start)] for name in evidence.outputs})
+    return {name: np.concatenate([part[name] for part in parts]) for name in evidence.outputs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,8 @@ class Flip:
 
     Attributes:
         image: its place among the images.
-        reference, got: the top class of the reference and of the backend.
-        margin: by how much the reference preferred its class to the second, relative to the largest reference logit.
+        reference, got: the top class of the reference and of the backend (see `top_classes`).
+        margin: by how much the reference preferred its own class to the one that the backend chose, relative to the largest reference logit.
         counted: the margin is larger than the precision's own error.
     """
 
@@ -35,26 +36,35 @@ class Flip:
     counted: bool
 
 
+def top_classes(logits: NDArray[Any]) -> NDArray[np.int64]:
+    """The class that each image gets, int64 (images,), for logits (images, classes): the largest; of a single logit its sign, 1 or 0."""
+    if logits.shape[1] == 1:
+        return (logits[:, 0] > 0).astype(np.int64)
+    return np.asarray(logits.argmax(1), np.int64)
+
+
 def flipped(reference: NDArray[Any], outputs: NDArray[Any], own_error: float) -> tuple[Flip, ...]:
     """The flips between two finite arrays (images, classes), those of the largest margin first.
+
+    The second-best class of the reference says nothing of a flip to the third: what the reference gave up is its gap to the class that was chosen.
 
     Args:
         own_error: of the precision, relative to the largest reference logit.
     """
-    if reference.shape[1] == 1:
-        return ()
     expected, got = reference.astype(np.float64), outputs.astype(np.float64)
     largest = float(np.abs(expected).max()) or 1.0
-    places = np.flatnonzero(expected.argmax(1) != got.argmax(1))
-    second, first = np.partition(expected[places], -2, axis=1)[:, -2:].T
-    margins = first - second
+    before, after = top_classes(expected), top_classes(got)
+    places = np.flatnonzero(before != after)
+    # A single logit is compared with zero, where its sign turns.
+    chosen = expected[places, after[places]] if expected.shape[1] > 1 else 0.0
+    margins = np.abs(expected[places].max(1) - chosen)
     found = [
-        Flip(int(place), int(expected[place].argmax()), int(got[place].argmax()), float(margin / largest), bool(margin > own_error * largest))
+        Flip(int(place), int(before[place]), int(after[place]), float(margin / largest), bool(margin > own_error * largest))
         for place, margin in zip(places, margins, strict=True)
     ]
     return tuple(sorted(found, key=lambda flip: (-flip.margin, flip.image)))
 
 
-def flip_counts(flips: tuple[Flip, ...]) -> Flips:
-    """How many images flipped, and how many of them count; one may be there several times, with another class at another batch."""
-    return Flips(len({flip.image for flip in flips}), len({flip.image for flip in flips if flip.counted}))
+def flip_counts(flips: Sequence[Flip]) -> Flips:
+    """How many images flipped, and how many of them count."""
+    return Flips(len(flips), sum(flip.counted for flip in flips))

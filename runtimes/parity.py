@@ -2,7 +2,11 @@
 
 Errors are taken relative to the largest reference logit: a ResNet's logits differ by orders of magnitude with its depth and
 weights, so an absolute tolerance means nothing. A flip (another top class) counts against the agreement only where the
-reference itself preferred its class by more than the precision's own error; all flips are reported.
+reference itself preferred its class to the one chosen by more than the precision's own error; all flips are reported.
+
+An image counts once, whatever it is asked at: averages and agreement are those of the largest batch, which sees every image. What the smaller
+batches answer to some of the images again goes into what is the worst of all (largest error, cosine, not finite), and into a measure of its
+own, by how much the batch sizes differ among each other.
 
 Features (`--features`) have no classes: each output is measured on its own, relative to its own largest value, and the worst of them is held
 against the budget; what it says of classes does not apply to them.
@@ -10,7 +14,7 @@ against the budget; what it says of classes does not apply to them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,14 +22,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.budget import Budget
-from runtimes.flips import Flips, flip_counts, flipped
+from runtimes.flips import Flips, flip_counts, flipped, top_classes
 
 LOGITS = "logits"
 """The one output of a classifier. A model with any other gives features."""
+Repeated = Sequence[tuple[NDArray[np.int64], NDArray[Any]]]
+"""Of one output: places of images, and their values once more."""
 LARGEST_SQNR_DB = 200.0
 """Reported for outputs that are equal to the last bit: JSON has no infinity."""
 LARGEST_ERROR = float(np.finfo(np.float64).max)
 """Reported for outputs that are not finite, for the same reason."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """What a backend answers to some of the images again, in a batch of another size.
+
+    Attributes:
+        places: int64 (n,), which images.
+        outputs: by name, (n, ...).
+    """
+
+    places: NDArray[np.int64]
+    outputs: Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -35,12 +54,14 @@ class Comparison:
     Attributes:
         ok: finite and inside the budget.
         max_relative_error, mean_relative_error, p99_relative_error: of all logits, relative to the largest reference logit.
-        worst_cosine: the smallest cosine between an image's logits and the reference's.
+        worst_cosine: the smallest cosine between an image's logits and the reference's; None for a single logit, which has no direction.
         sqnr_db: signal to quantisation noise, 10 log10(sum of squares of the reference / of the difference), in dB.
         top1_agreement: 1 - counted flips / images; None for features.
         top5_overlap: how many of the reference's five top classes are among the backend's five, on average, 0..1; None for features.
         flips: None for features.
         outputs: of features, the same measures for each output; those above are the worst of them. Empty for a classifier.
+        max_batch_difference: the largest difference between a backend's answers to one image at two batch sizes, relative as the errors are;
+            None where one size alone was asked, or an answer is not finite.
     """
 
     ok: bool
@@ -48,13 +69,14 @@ class Comparison:
     max_relative_error: float
     mean_relative_error: float
     p99_relative_error: float
-    worst_cosine: float
+    worst_cosine: float | None
     sqnr_db: float
     top1_agreement: float | None
     top5_overlap: float | None
     flips: Flips | None
     violations: tuple[str, ...] = ()
     outputs: dict[str, Comparison] = field(default_factory=dict)
+    max_batch_difference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,21 +108,26 @@ def is_classifier(outputs: Iterable[str]) -> bool:
     return tuple(outputs) == (LOGITS,)
 
 
-def compare_outputs(reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], budget: Budget) -> Comparison:
-    """Measure a model's outputs by name, those of a classifier or features, against the reference's."""
-    return compare(reference[LOGITS], outputs[LOGITS], budget) if is_classifier(reference) else compare_features(reference, outputs, budget)
+def compare_outputs(
+    reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], budget: Budget, again: Sequence[Again] = ()
+) -> Comparison:
+    """Measure a model's outputs by name, those of a classifier or features, against the reference's; `again` holds answers at other batch sizes."""
+    if is_classifier(reference):
+        return compare(reference[LOGITS], outputs[LOGITS], budget, _of_output(LOGITS, again))
+    return compare_features(reference, outputs, budget, again)
 
 
-def compare(reference: NDArray[Any], outputs: NDArray[Any], budget: Budget) -> Comparison:
-    """Measure `outputs` against `reference`, both float (images, classes)."""
+def compare(reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, again: Repeated = ()) -> Comparison:
+    """Measure `outputs` against `reference`, both float (images, classes); `again` are places of images and what they got once more."""
     if reference.shape != outputs.shape or reference.ndim != 2:
         raise ValueError(f"expected two arrays (images, classes) of one shape, got {reference.shape} and {outputs.shape}")
-    if not (np.isfinite(outputs).all() and np.isfinite(reference).all()):
+    if not _all_finite(reference, outputs, again):
         flips = Flips(len(reference), len(reference))
-        return replace(_not_finite(outputs), top1_agreement=0.0, top5_overlap=0.0, flips=flips)
+        return replace(_not_finite(reference), top1_agreement=0.0, top5_overlap=0.0, flips=flips)
     expected, got = reference.astype(np.float64), outputs.astype(np.float64)
     largest = float(np.abs(expected).max()) or 1.0
     errors = np.abs(got - expected) / largest
+    cosine = None if expected.shape[1] == 1 else float(_cosines(expected, got).min())
     flips = flip_counts(flipped(expected, got, budget.own_error))
     measured = Comparison(
         ok=True,
@@ -108,42 +135,46 @@ def compare(reference: NDArray[Any], outputs: NDArray[Any], budget: Budget) -> C
         max_relative_error=float(errors.max()),
         mean_relative_error=float(errors.mean()),
         p99_relative_error=float(np.quantile(errors, 0.99)),
-        worst_cosine=float(_cosines(expected, got).min()),
+        worst_cosine=cosine,
         sqnr_db=sqnr_db(expected, got),
         top1_agreement=1 - flips.counted / len(expected),
         top5_overlap=_top_overlap(expected, got, min(5, expected.shape[1])),
         flips=flips,
     )
-    return _judged(measured, budget)
+    return _judged(_with_again(measured, expected, got, again), budget)
 
 
-def compare_features(reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], budget: Budget) -> Comparison:
+def compare_features(
+    reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], budget: Budget, again: Sequence[Again] = ()
+) -> Comparison:
     """Measure features by name, each a float array (images, ...), against the reference's of the same names and shapes."""
-    found = {name: _compare_feature(name, values, outputs[name], budget) for name, values in reference.items()}
+    found = {name: _compare_feature(name, values, outputs[name], budget, _of_output(name, again)) for name, values in reference.items()}
     each = list(found.values())
+    differences = [one.max_batch_difference for one in each if one.max_batch_difference is not None]
     return Comparison(
         ok=all(one.ok for one in each),
         finite=all(one.finite for one in each),
         max_relative_error=max(one.max_relative_error for one in each),
         mean_relative_error=max(one.mean_relative_error for one in each),
         p99_relative_error=max(one.p99_relative_error for one in each),
-        worst_cosine=min(one.worst_cosine for one in each),
+        worst_cosine=min((one.worst_cosine for one in each if one.worst_cosine is not None), default=None),
         sqnr_db=min(one.sqnr_db for one in each),
         top1_agreement=None,
         top5_overlap=None,
         flips=None,
         violations=tuple(f"{name}: {said}" for name, one in found.items() for said in one.violations),
         outputs=found,
+        max_batch_difference=max(differences, default=None),
     )
 
 
-def _compare_feature(name: str, reference: NDArray[Any], outputs: NDArray[Any], budget: Budget) -> Comparison:
+def _compare_feature(name: str, reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, again: Repeated) -> Comparison:
     """One output. A stage has a million values an image: they stay in single precision, all but the sums."""
     if reference.shape != outputs.shape or reference.ndim < 2:
         raise ValueError(f"expected '{name}' as two arrays (images, ...) of one shape, got {reference.shape} and {outputs.shape}")
-    if not (np.isfinite(outputs).all() and np.isfinite(reference).all()):
-        return _not_finite(outputs)
-    expected, got = (array.reshape(len(array), -1).astype(np.float32, copy=False) for array in (reference, outputs))
+    if not _all_finite(reference, outputs, again):
+        return _not_finite(reference)
+    expected, got = _rows(reference), _rows(outputs)
     largest = float(np.abs(expected).max()) or 1.0
     errors = np.abs(got - expected)
     worst_cosine, ratio = _cosine_and_sqnr(expected, got)
@@ -159,18 +190,50 @@ def _compare_feature(name: str, reference: NDArray[Any], outputs: NDArray[Any], 
         top5_overlap=None,
         flips=None,
     )
-    return _judged(measured, budget)
+    return _judged(_with_again(measured, expected, got, [(places, _rows(values)) for places, values in again]), budget)
 
 
-def _cosine_and_sqnr(expected: NDArray[Any], got: NDArray[Any]) -> tuple[float, float]:
-    """The worst image's cosine and the signal-to-noise ratio in dB of two arrays (images, values), computed in double, one image at a time."""
+def _of_output(name: str, again: Sequence[Again]) -> list[tuple[NDArray[np.int64], NDArray[Any]]]:
+    return [(one.places, one.outputs[name]) for one in again]
+
+
+def _rows(values: NDArray[Any]) -> NDArray[np.float32]:
+    """An output as (images, values) in single precision."""
+    return values.reshape(len(values), -1).astype(np.float32, copy=False)
+
+
+def _all_finite(reference: NDArray[Any], outputs: NDArray[Any], again: Repeated) -> bool:
+    return all(np.isfinite(values).all() for values in (reference, outputs, *(values for _, values in again)))
+
+
+def _with_again(measured: Comparison, expected: NDArray[Any], got: NDArray[Any], again: Repeated) -> Comparison:
+    """With the worst of what other batch sizes answered, all arrays (images, values), and by how much that differs from `got`."""
+    if not again:
+        return measured
+    largest = float(np.abs(expected).max()) or 1.0
+    errors = [float(np.abs(values - expected[places]).max()) / largest for places, values in again]
+    differences = [float(np.abs(values - got[places]).max()) / largest for places, values in again]
+    cosines = [measured.worst_cosine, *(_cosine_and_sqnr(expected[places], values)[0] for places, values in again)]
+    return replace(
+        measured,
+        max_relative_error=max(measured.max_relative_error, *errors),
+        worst_cosine=min((one for one in cosines if one is not None), default=None),
+        max_batch_difference=max(differences),
+    )
+
+
+def _cosine_and_sqnr(expected: NDArray[Any], got: NDArray[Any]) -> tuple[float | None, float]:
+    """The worst image's cosine (None for a single value) and the signal-to-noise ratio in dB of two arrays (images, values).
+
+    Computed in double, one image at a time.
+    """
     worst, signal, noise = 1.0, 0.0, 0.0
     for place in range(len(expected)):
         one, other = expected[place : place + 1].astype(np.float64), got[place : place + 1].astype(np.float64)
         worst = min(worst, float(_cosines(one, other)[0]))
         signal += float((one**2).sum())
         noise += float(((other - one) ** 2).sum())
-    return worst, _decibels(signal, noise)
+    return (None if expected.shape[1] == 1 else worst), _decibels(signal, noise)
 
 
 def _judged(measured: Comparison, budget: Budget) -> Comparison:
@@ -178,17 +241,17 @@ def _judged(measured: Comparison, budget: Budget) -> Comparison:
     return replace(measured, ok=not violations, violations=violations)
 
 
-def _not_finite(outputs: NDArray[Any]) -> Comparison:
-    """The outputs or, where those are finite, the reference holds NaN or infinity."""
+def _not_finite(reference: NDArray[Any]) -> Comparison:
+    """The reference or, where that is finite, an answer holds NaN or infinity."""
     worst = LARGEST_ERROR
-    whose = "a reference that is" if np.isfinite(outputs).all() else "outputs that are"
+    whose = "outputs that are" if np.isfinite(reference).all() else "a reference that is"
     return Comparison(False, False, worst, worst, worst, -1.0, -LARGEST_SQNR_DB, None, None, None, (f"{whose} not finite",))
 
 
 def accuracy(reference: NDArray[Any], outputs: NDArray[Any], labels: NDArray[Any]) -> Accuracy:
     """Top-1 of the reference and of `outputs`, both (images, classes), for integer `labels` (images,)."""
-    correct = int((outputs.argmax(1) == labels).sum())
-    return Accuracy(len(labels), float((reference.argmax(1) == labels).mean()), correct / len(labels), wilson_interval(correct, len(labels)))
+    correct = int((top_classes(outputs) == labels).sum())
+    return Accuracy(len(labels), float((top_classes(reference) == labels).mean()), correct / len(labels), wilson_interval(correct, len(labels)))
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:

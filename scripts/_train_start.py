@@ -15,6 +15,7 @@ from exporter.models import ModelSpec, find_model
 from exporter.plan import ExportPlan
 from exporter.weights import load_model
 from runtimes._plugins import load_plugin
+from runtimes.budget import number_text
 from runtimes.errors import BadInput
 from runtimes.preprocess import Preprocess
 
@@ -144,5 +145,5 @@ def export_options(model: str, used: Preprocess) -> list[str]:
     default = own if own.channels == used.channels else _averaged(own, used.channels)
     options = [] if used.crop == own.crop else ["--image-size", "x".join(map(str, used.crop))]
     for option, values, usual in (("--mean", used.mean, default.mean), ("--std", used.std, default.std)):
-        options += [] if values == usual else [option, ",".join(f"{value:g}" for value in values)]
+        options += [] if values == usual else [option, ",".join(map(number_text, values))]
     return options

@@ -53,8 +53,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def manifest() -> Manifest:
     """Every field of a manifest filled, the optional ones too; names no files until `finish` has seen some."""
-    budget = Budget(0.01, max_relative_error=0.01, min_agreement=0.995, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01)
-    compared = Comparison(True, True, 0.002, 0.0005, 0.001, 0.9999, 60.0, 1.0, 0.98, Flips(1, 0))
+    budget = Budget(
+        0.01, max_relative_error=0.01, min_agreement=0.995, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01, max_batch_difference=0.01
+    )
+    compared = Comparison(True, True, 0.002, 0.0005, 0.001, 0.9999, 60.0, 1.0, 0.98, Flips(1, 0), max_batch_difference=1e-7)
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name="tiny-fp32",

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from runtimes.budget import Budget
 from runtimes.bundle import MANIFEST, Bundle, finish, sha256_of_file, staging_folder
 from runtimes.errors import BundleError, PlanError
 from runtimes.manifest import FileFacts, Manifest, json_from_manifest, manifest_from_json
@@ -38,11 +39,14 @@ OPTIONAL = {
     "$.parity.budget",
     "$.parity.backends[...].outputs",
     "$.parity.backends[...].violations",
-    *(f"$.parity.budget.{name}" for name in ("max_relative_error", "min_agreement", "min_cosine", "min_sqnr_db", "max_accuracy_drop")),
+    "$.parity.backends[...].max_batch_difference",
+    *(f"$.parity.budget.{name}" for name in Budget.__dataclass_fields__ if name != "own_error"),
 }
 NULLABLE = (OPTIONAL - {"$.files", "$.parity.budget", "$.parity.backends[...].violations", "$.parity.backends[...].outputs"}) | {
     "$.preprocess.resize",
-    *(f"$.parity.backends[...].{name}" for name in ("top1_agreement", "top5_overlap", "flips")),  # which features do not have
+    *(
+        f"$.parity.backends[...].{name}" for name in ("top1_agreement", "top5_overlap", "flips", "worst_cosine")
+    ),  # which features or a single logit do not have
 }
 
 

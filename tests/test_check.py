@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -15,6 +16,7 @@ import crashing
 import numpy as np
 import onnx
 import pytest
+from conftest import Made
 from onnx import numpy_helper
 from spoilt import with_file
 
@@ -22,10 +24,12 @@ from calibration.data import built_in
 from calibration.table import table_from_file
 from exporter import ExportPlan, check, export, isolated
 from exporter.changes import changes
-from exporter.check import CheckPlan, check_bundle
+from exporter.check import CheckPlan, check_bundle, question_of
 from runtimes import Accuracy, Budget, Bundle, _open, backend_names, compare
 from runtimes.budget import budget_from_text
+from runtimes.errors import PlanError
 from runtimes.golden import golden_arrays
+from runtimes.specs import BatchRange
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ def test_every_backend_is_listed_and_those_here_are_in_budget(run: Any, bundle: 
     assert (suite.get("name"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == ("resnet20-fp16", "0", "0", "2")
     found = cases(tmp_path / "junit.xml")
     assert int(suite.get("tests") or 0) == len(found)
-    limits = ("finite", "max_relative_error", "min_agreement")
+    limits = ("finite", "max_relative_error", "min_agreement", "max_batch_difference")
     expected = {f"resnet20-fp16.{backend}.{limit}" for backend in ("onnxruntime", "pytorch") for limit in limits}
     assert set(found) == expected | {"resnet20-fp16.tensorrt.answers", "resnet20-fp16.tensorrt-rtx.answers"}
     assert found["resnet20-fp16.tensorrt.answers"].find("skipped") is not None
@@ -76,9 +80,11 @@ def test_json_has_each_backends_verdict_and_figures(run: Any, bundle: Path) -> N
     assert one["answer"]["report"]["batches"] == [1, 8, 32]
     measured = one["answer"]["report"]["backends"]["onnxruntime"]
     assert measured["max_relative_error"] < 1e-2
-    assert {limit["name"]: limit["ok"] for limit in one["answer"]["limits"]} == {"finite": True, "max_relative_error": True, "min_agreement": True}
+    kept = {limit["name"]: limit["ok"] for limit in one["answer"]["limits"]}
+    assert kept == {"finite": True, "max_relative_error": True, "min_agreement": True, "max_batch_difference": True}
+    assert 0 <= measured["max_batch_difference"] < 1e-2
     histogram = one["answer"]["errors"]
-    assert sum(histogram["counts"]) + histogram["exact"] == (1 + 8 + 32) * 10
+    assert sum(histogram["counts"]) + histogram["exact"] == 32 * 10  # each image once
     assert len(histogram["decades"]) == len(histogram["counts"]) + 1
 
 
@@ -339,6 +345,7 @@ def test_a_limit_broken_by_less_than_is_shown_is_told_with_more_digits() -> None
     reference = np.random.default_rng(0).standard_normal((8, 10))
     measured = compare(reference, reference * (1 + 1e-7 * np.arange(10)), Budget(0.0))
     (said,) = (limit.text for limit in Budget(0.0, min_cosine=1.0).limits(measured) if limit.name == "min_cosine")
+    assert measured.worst_cosine is not None
     assert 0.999999 < measured.worst_cosine < 1
     assert said == f"worst cosine {measured.worst_cosine!r}, budget >= 1.0"
 
@@ -372,6 +379,21 @@ def test_a_limit_that_was_asked_for_is_judged_or_refused(run: Any, bundle: Path,
     assert (shown.code, "min_agreement is about classes" in shown.err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("limit", "shape", "batch", "said"),
+    [
+        ("min_cosine", (1,), BatchRange(1, 4, 8), "gives a single one"),
+        ("max_batch_difference", (10,), BatchRange(8, 8, 8), "about several batch sizes"),
+    ],
+)
+def test_a_limit_that_the_model_cannot_have_is_refused(good: Made, limit: str, shape: tuple[int, ...], batch: BatchRange, said: str) -> None:
+    made = good[1].bundle
+    output = replace(made.manifest.outputs[0], shape=("batch", *shape))
+    plan = replace(good[1], bundle=replace(made, manifest=replace(made.manifest, outputs=(output,), batch=batch)), budget={limit: 0.5})
+    with pytest.raises(PlanError, match=said):
+        question_of(plan)
+
+
 def test_a_limit_that_does_not_apply_is_a_skipped_case(run: Any, tmp_path: Path, shipped_bundle: Any) -> None:
     assert run("check", shipped_bundle("int8").folder, "--backend", "onnxruntime", "--junit", tmp_path / "junit.xml").code == 0
     skipped = cases(tmp_path / "junit.xml")["resnet20-int8.onnxruntime.max_accuracy_drop"].find("skipped")
@@ -400,8 +422,8 @@ def test_flips_name_the_image_the_classes_and_the_margin(run: Any, bundle: Path)
     assert one["answer"]["report"]["backends"]["onnxruntime"]["flips"]["total"] == len(flips)
     assert len(flips) == len(expected)  # each image once, though it was asked at three batch sizes
     assert all(flip["got"] == 4 and flip["reference"] == reference[flip["image"]].argmax() for flip in flips)
-    first, second = np.sort(reference[flips[0]["image"]])[::-1][:2]
-    assert flips[0]["margin"] == pytest.approx((first - second) / np.abs(reference).max())
+    logits = reference[flips[0]["image"]]
+    assert flips[0]["margin"] == pytest.approx((logits.max() - logits[4]) / np.abs(reference).max())
     assert flips[0]["margin"] == max(flip["margin"] for flip in flips)
     text = run("check", bundle, "--backend", "onnxruntime")
     assert f"flip         onnxruntime: golden image {flips[0]['image']}, class {flips[0]['reference']} -> 4, margin" in text.out

@@ -27,6 +27,12 @@ def test_softmax_gives_the_probabilities_worked_out_by_hand() -> None:
     np.testing.assert_allclose(softmax(logits), [[0.125, 0.25, 0.625], [0.375, 0.375, 0.25]], rtol=1e-12)
 
 
+def test_of_a_single_logit_the_probability_is_its_sigmoid() -> None:
+    """The softmax of one number is 1, whatever it is."""
+    logits = np.array([[0.0], [math.log(3.0)], [-1000.0], [1000.0]])
+    np.testing.assert_allclose(softmax(logits), [[0.5], [0.75], [0.0], [1.0]], rtol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_softmax_adds_up_to_one_and_does_not_overflow(dtype: str) -> None:
     logits = np.array([[60000.0, 59999.0, -60000.0], [-60000.0, -60000.0, -60000.0]], dtype)

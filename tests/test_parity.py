@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from runtimes.budget import Budget
 from runtimes.errors import ParityError
-from runtimes.flips import Flips
+from runtimes.flips import Flips, flipped
 from runtimes.parity import (
     LARGEST_ERROR,
     LARGEST_SQNR_DB,
@@ -149,6 +149,18 @@ def test_a_margin_as_large_as_the_precisions_own_error_does_not_count() -> None:
     assert found.top1_agreement == 1.0
 
 
+def test_what_a_flip_gave_up_is_the_gap_to_the_class_that_was_chosen() -> None:
+    """Where two classes are close, a third one far behind them is as wrong as ever."""
+    reference = np.tile([10.0, 9.99, 8.9], (500, 1))
+    outputs = np.tile([8.0, 8.0, 9.0], (500, 1))
+    found = compare(reference, outputs, Budget(own_error=0.05, min_agreement=0.98))
+    assert (found.flips, found.top1_agreement, found.ok) == (Flips(500, 500), 0.0, False)
+    (one, *_) = flipped(reference, outputs, 0.05)
+    assert (one.image, one.reference, one.got, one.counted) == (0, 0, 2, True)
+    assert one.margin == pytest.approx(0.11)
+    assert compare(reference, np.tile([8.0, 9.0, 8.0], (500, 1)), Budget(own_error=0.05)).flips == Flips(500, 0)  # to the one as good as the first
+
+
 def test_a_tie_in_the_reference_is_no_counted_flip() -> None:
     assert compare(np.array([[3.0, 3.0, 0.0]]), np.array([[2.9, 3.0, 0.0]]), FREE).flips == Flips(1, 0)
 
@@ -212,10 +224,19 @@ def test_with_fewer_than_five_classes_all_are_among_the_top() -> None:
     assert compare(logits(classes=3), -logits(classes=3), FREE).top5_overlap == 1.0
 
 
-def test_a_single_class_cannot_flip() -> None:
-    found = compare(logits(classes=1), -logits(classes=1), FREE)
-    assert (found.flips, found.top1_agreement, found.top5_overlap) == (Flips(0, 0), 1.0, 1.0)
-    assert found.worst_cosine == pytest.approx(-1.0)
+def test_of_a_single_logit_the_class_is_its_sign_and_there_is_no_cosine() -> None:
+    reference = np.array([[4.0], [-3.0], [0.2], [-8.0]])
+    found = compare(reference, np.array([[3.9], [1.0], [-0.1], [-8.0]]), Budget(own_error=0.05, min_cosine=0.99))
+    assert (found.flips, found.top1_agreement) == (Flips(2, 1), 0.75)  # 3 is more than 5 % of 8, 0.2 is less
+    assert (found.worst_cosine, found.top5_overlap) == (None, 1.0)
+    assert found.violations == ()
+    assert [(flip.image, flip.reference, flip.got, flip.margin) for flip in flipped(reference, -reference, 0.0)][:2] == [
+        (3, 0, 1, 1.0),
+        (0, 1, 0, 0.5),
+    ]
+    assert accuracy(reference, -reference, np.array([1, 0, 1, 1])) == Accuracy(4, 0.75, 0.25, wilson_interval(1, 4))
+    feature = {"features": reference}
+    assert compare_features(feature, feature, FREE).worst_cosine is None
 
 
 @pytest.mark.parametrize(
@@ -233,12 +254,13 @@ def test_a_single_class_cannot_flip() -> None:
     ids=["equal", "close", "nan", "infinite reference", "zeros", "against zeros", "huge", "half"],
 )
 def test_every_measure_is_a_plain_number_that_json_can_hold(reference: NDArray[Any], outputs: NDArray[Any]) -> None:
-    found = dataclasses.asdict(compare(reference, outputs, Budget(0.01, 0.01, 0.99, 0.99, 20.0)))
+    found = dataclasses.asdict(compare(reference, outputs, Budget(0.01, 0.01, 0.99, 0.99, 20.0), [(np.arange(1), outputs[:1])]))
     assert json.loads(json.dumps(found, allow_nan=False)) == {**found, "violations": list(found["violations"])}
     assert found.pop("outputs") == {}
     kinds = {name: type(value) for name, value in found.items()}
     assert kinds.pop("ok") is kinds.pop("finite") is bool
     assert (kinds.pop("flips"), kinds.pop("violations")) == (dict, tuple)
+    assert kinds.pop("max_batch_difference") is (float if found["finite"] else type(None))
     assert set(kinds.values()) == {float}
     assert {type(value) for value in found["flips"].values()} == {int}
 

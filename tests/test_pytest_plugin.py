@@ -30,7 +30,7 @@ PLUGIN = "exporter.pytest_plugin"
 # An environment that was set up before the entry point was there does not have it, and loading a plugin twice is an error.
 IS_LOADED = any(entry.value == PLUGIN for entry in importlib.metadata.entry_points(group="pytest11"))
 LOAD = () if IS_LOADED else ("-p", PLUGIN)
-LIMITS = ["finite", "max_relative_error", "min_agreement"]
+LIMITS = ["finite", "max_relative_error", "min_agreement", "max_batch_difference"]
 
 Run = Callable[..., pytest.RunResult]
 
@@ -57,7 +57,7 @@ def outcomes(path: Path) -> dict[str, str]:
 def test_each_backend_and_limit_is_a_test_of_a_readable_name(run: Run, exported: Path) -> None:
     shown = run("--collect-only", "-q", f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-backend=pytorch")
     assert shown.ret == 0
-    assert shown.outlines[:6] == [f"resnet20-fp16::{backend}::{limit}" for backend in ("onnxruntime", "pytorch") for limit in LIMITS]
+    assert shown.outlines[:8] == [f"resnet20-fp16::{backend}::{limit}" for backend in ("onnxruntime", "pytorch") for limit in LIMITS]
 
 
 def test_nothing_runs_while_collecting(run: Run, exported: Path) -> None:
@@ -87,7 +87,7 @@ def test_without_options_nothing_is_collected_or_imported(run: Run, pytester: py
 def test_a_bundle_within_budget_passes_where_there_are_no_other_tests(run: Run, exported: Path, tmp_path: Path) -> None:
     shown = run(f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", f"--junitxml={tmp_path / 'junit.xml'}")
     assert shown.ret == 0
-    shown.assert_outcomes(passed=3)
+    shown.assert_outcomes(passed=4)
     assert outcomes(tmp_path / "junit.xml") == {f"resnet20-fp16.onnxruntime.{limit}": "passed" for limit in LIMITS}
     measured = [one.get("value") or "" for one in ElementTree.parse(tmp_path / "junit.xml").iter("property")]
     assert measured[2] == "top-1 agreement 100.00%, budget >= 99.50%"
@@ -108,14 +108,14 @@ def test_a_reference_program_runs_once_for_all_backends(run: Run, exported: Path
         """
     )
     backends = ("--resnet-backend=onnxruntime", "--resnet-backend=pytorch")
-    run(f"--resnet-bundle={exported}", *backends, "--resnet-data=built-in").assert_outcomes(passed=6)
+    run(f"--resnet-bundle={exported}", *backends, "--resnet-data=built-in").assert_outcomes(passed=8)
     assert (pytester.path / "asked.txt").read_text().split() == ["_reference", "_answer", "_answer"]
 
 
 def test_a_broken_limit_fails_with_the_table_and_no_traceback(run: Run, exported: Path) -> None:
     shown = run(f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-budget=max_relative_error=1e-9")
     assert shown.ret == 1
-    shown.assert_outcomes(passed=2, failed=1)
+    shown.assert_outcomes(passed=3, failed=1)
     shown.stdout.fnmatch_lines(
         [
             "*_ resnet20-fp16 on onnxruntime: max_relative_error _*",
@@ -131,13 +131,13 @@ def test_a_broken_limit_fails_with_the_table_and_no_traceback(run: Run, exported
 
 def test_the_accuracy_needs_labels_and_gets_them_from_data(run: Run, exported: Path, shipped_bundle: Any) -> None:
     own = run(f"--resnet-bundle={shipped_bundle('int8').folder}", "--resnet-backend=onnxruntime", "-k", "accuracy", "-rs")
-    own.assert_outcomes(skipped=1, deselected=4)
+    own.assert_outcomes(skipped=1, deselected=5)
     own.stdout.fnmatch_lines(["*max_accuracy_drop needs pictures with labels*"])
     asked = (f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-budget=max_accuracy_drop=0.01", "-k", "accuracy", "-rs")
     refused = run(*asked)  # what was asked for is never skipped
-    refused.assert_outcomes(failed=1, deselected=3)
+    refused.assert_outcomes(failed=1, deselected=4)
     refused.stdout.fnmatch_lines(["max_accuracy_drop needs pictures whose classes are the model's*"])
-    run(*asked, "--resnet-data=built-in").assert_outcomes(passed=1, deselected=3)
+    run(*asked, "--resnet-data=built-in").assert_outcomes(passed=1, deselected=4)
 
 
 def test_a_backend_that_is_not_here_is_skipped_unless_it_was_named(run: Run, exported: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_a_backend_that_is_not_here_is_skipped_unless_it_was_named(run: Run, exp
     fates = outcomes(tmp_path / "all.xml")
     assert (fates["resnet20-fp16.onnxruntime.finite"], fates["resnet20-fp16.tensorrt.finite"]) == ("passed", "skipped")
     named = run(f"--resnet-bundle={exported}", "--resnet-backend=tensorrt")
-    named.assert_outcomes(failed=3)
+    named.assert_outcomes(failed=4)
     named.stdout.fnmatch_lines(["tensorrt: not here: backend 'tensorrt' needs the package*"])
 
 
@@ -170,14 +170,14 @@ def test_answers_that_are_not_finite_fail_and_leave_nothing_else_to_measure(run:
     manifest["files"]["model.onnx"]["bytes"] = (bundle / "model.onnx").stat().st_size
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     shown = run(f"--resnet-bundle={bundle}", "--resnet-backend=onnxruntime", "-rs")
-    shown.assert_outcomes(failed=1, skipped=2)
+    shown.assert_outcomes(failed=1, skipped=3)
     shown.stdout.fnmatch_lines(["*min_agreement has no meaning: *not finite*"])
 
 
 def test_what_is_said_of_classes_does_not_apply_to_features(run: Run, tmp_path: Path) -> None:
     bundle = export(ExportPlan("resnet20", tmp_path / "pool", weights="random", features="pool", precision="fp16")).folder
     shown = run(f"--resnet-bundle={bundle}", "--resnet-backend=onnxruntime", "-rs")
-    shown.assert_outcomes(passed=2, skipped=1)
+    shown.assert_outcomes(passed=3, skipped=1)
     shown.stdout.fnmatch_lines(["*min_agreement is about classes, and this model gives features"])
 
 
@@ -188,7 +188,7 @@ def test_a_backend_without_its_file_fails(run: Run, exported: Path, tmp_path: Pa
     del manifest["files"]["reference.pt2"]
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     shown = run(f"--resnet-bundle={bundle}", "--resnet-backend=pytorch", "-k", "finite")
-    shown.assert_outcomes(failed=1, deselected=2)
+    shown.assert_outcomes(failed=1, deselected=3)
     shown.stdout.fnmatch_lines(["pytorch: not here: * has no reference.pt2, *"])
 
 
@@ -216,7 +216,7 @@ def test_what_was_asked_for_wrongly_is_one_line(run: Run, exported: Path, argume
 
 def test_pictures_that_cannot_be_read_fail_every_limit_in_one_line(run: Run, exported: Path) -> None:
     shown = run(f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-data=nowhere")
-    shown.assert_outcomes(failed=3)
+    shown.assert_outcomes(failed=4)
     shown.stdout.fnmatch_lines(["*nowhere*"])
     shown.stdout.no_fnmatch_line("*Traceback*")
 
@@ -227,14 +227,14 @@ def test_pictures_that_are_left_out_are_warned_of(run: Run, exported: Path, tmp_
     (tmp_path / "b.png").write_bytes(b"no picture")
     asked = (f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", f"--resnet-data={tmp_path}", "-k", "finite")
     shown = run("-W", "default", *asked)
-    shown.assert_outcomes(passed=1, deselected=2, warnings=1)
+    shown.assert_outcomes(passed=1, deselected=3, warnings=1)
     shown.stdout.fnmatch_lines(["*PytestWarning: left out: *b.png*"])
 
 
 def test_a_toml_names_bundles_and_settings(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
     text = f'backends = ["onnxruntime"]\n[[bundles]]\npath = {json.dumps(str(exported))}\nbudget = {{ min_cosine = 0.9 }}\n'
     (pytester.path / "fleet.toml").write_text(text)
-    run("--resnet-config=fleet.toml").assert_outcomes(passed=4)
+    run("--resnet-config=fleet.toml").assert_outcomes(passed=5)
 
 
 # --- beside the user's own tests, and under xdist ---
@@ -283,7 +283,7 @@ def test_the_fixtures_open_every_bundle_on_every_backend_that_is_here(run: Run, 
 def test_the_fixtures_fail_for_a_backend_that_was_named_and_is_not_here(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(USER)
     shown = run(f"--resnet-bundle={exported}", "--resnet-backend=tensorrt", "-k", "test_logits")
-    shown.assert_outcomes(errors=1, deselected=4)
+    shown.assert_outcomes(errors=1, deselected=5)
 
 
 def test_the_fixtures_skip_where_no_bundle_is_named(run: Run, pytester: pytest.Pytester) -> None:
@@ -305,7 +305,7 @@ def test_workers_of_xdist_collect_the_same_and_share_the_backends(run: Run, expo
     pytester.makepyfile(USER)
     asked = (f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-backend=pytorch")
     shown = run("-n2", "--dist=loadscope", "-v", *asked)
-    shown.assert_outcomes(passed=9)
+    shown.assert_outcomes(passed=11)
     for backend in ("onnxruntime", "pytorch"):
         workers = {line.split()[0] for line in shown.outlines if f"::{backend}::" in line and "PASSED" in line}
         assert len(workers) == 1

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from PIL import Image
 
 from exporter.checked import BundleCheck, Checked
 from exporter.cli._check import check as check_command
+from exporter.plan import channels_from_text
 from exporter.qdq.insert import quantized
 from exporter.qdq.placement import placement_for_tensorrt
 from exporter.report import sections as sections_module
@@ -33,9 +35,10 @@ from exporter.report.sections import Drift, DriftSeries, Section, section_from_c
 from exporter.report.verdict import overall_text, precision_text, share_text, status_of, verdict_sentences
 from runtimes import Manifest, TensorSpec, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.budget import Budget
+from runtimes.budget import Budget, budget_from_text
 from runtimes.engine import SCHEMA_VERSION, EngineFacts, LayerFacts, json_from_facts
 from runtimes.evidence import Evidence, answered
+from runtimes.manifest import CalibrationFacts
 from runtimes.preprocess import Preprocess
 
 BATCH, IMAGES, LABELS = TINY_BATCH, TINY_IMAGES, TINY_LABELS
@@ -185,7 +188,7 @@ def test_the_budget_s_largest_error_is_a_line_where_it_is_in_sight(turned: Made,
 def test_where_nothing_is_off_there_is_nothing_to_draw(good: Made) -> None:
     page = page_of(section(good))
     assert "<svg" not in page
-    assert "onnxruntime: all 210 output values, at every batch size, are the reference's to the last bit." in text_of(page)
+    assert "onnxruntime: all 160 output values, at the largest batch, are the reference's to the last bit." in text_of(page)
 
 
 def test_a_flip_shows_the_picture_that_the_model_was_fed(turned: Made) -> None:
@@ -401,6 +404,25 @@ def test_what_the_manifest_knows_by_sha256_alone_is_a_comment(manifest: Manifest
     assert "--labels labels.txt" in lines[0]
     assert lines[1] == f"# FILE: the checkpoint of sha256 {'ab' * 32}"
     assert lines[2].startswith("# and --data")
+
+
+def test_numbers_in_the_command_lines_are_the_very_ones(good: Made, manifest: Manifest) -> None:
+    mean, std = (0.48235294117647054, 1e-7, 127.0), (0.00392156862745098, 1 / 3, 255.0)
+    words = shlex.split(export_lines(replace(manifest, preprocess=replace(manifest.preprocess, mean=mean, std=std)))[0].replace("\\\n", ""))
+    for option, values in (("--mean", mean), ("--std", std)):
+        assert channels_from_text(words[words.index(option) + 1], option) == values
+    limits = {"own_error": 1 / 3, "min_sqnr_db": 20.0}
+    words = shlex.split(check_line(replace(good[1], budget=limits)).replace("\\\n", ""))
+    assert budget_from_text(tuple(one for option, one in pairwise(words) if option == "--budget")) == limits
+    assert budget_from_text((Budget(**limits).text(),)) == limits
+
+
+def test_what_was_left_out_of_the_bundle_and_few_images_are_in_the_command_line(manifest: Manifest) -> None:
+    assert "--no-reference" in export_lines(manifest)[0]
+    assert "--allow-few-images" not in export_lines(manifest)[0]
+    few = replace(manifest, calibration=CalibrationFacts("mse", 63, "0" * 64), files={"reference.pt2": manifest.files["model.onnx"]})
+    assert "--no-reference" not in export_lines(few)[0]
+    assert "--allow-few-images" in export_lines(few)[0]
 
 
 def test_the_check_s_command_line_is_one(good: Made) -> None:

@@ -93,7 +93,9 @@ def parity_lines(report: ParityReport) -> list[str]:
         lines += [f"  {output:<10} {_measures(measured)}" for output, measured in one.outputs.items()]
     batches = ", ".join(map(str, report.batches))
     largest = "value of each output" if any(one.outputs for one in report.backends.values()) else "logit"
-    return [*lines, f"{'':<12} errors relative to the largest reference {largest}; {report.images} images, batch {batches}"]
+    differences = [one.max_batch_difference for one in report.backends.values() if one.max_batch_difference is not None and one.finite]
+    differ = f", which differ by up to {max(differences):.1e}" if differences else ""
+    return [*lines, f"{'':<12} errors relative to the largest reference {largest}; {report.images} images, batch {batches}{differ}"]
 
 
 def _measures(one: Comparison) -> str:
@@ -101,10 +103,11 @@ def _measures(one: Comparison) -> str:
     agreement = "-" if one.top1_agreement is None else f"{one.top1_agreement:.2%}"
     overlap = "-" if one.top5_overlap is None else f"{one.top5_overlap:.2%}"
     flips = "-" if one.flips is None else str(one.flips.total)
+    cosine = "-" if one.worst_cosine is None else f"{one.worst_cosine:.6f}"
     if not one.finite:
         return f"{'-':>10} {'-':>10} {'-':>10} {'-':>9} {'-':>8} {agreement:>10} {overlap:>8} {flips:>6}"
     return (
-        f"{one.max_relative_error:>10.2e} {one.mean_relative_error:>10.2e} {one.p99_relative_error:>10.2e} {one.worst_cosine:>9.6f}"
+        f"{one.max_relative_error:>10.2e} {one.mean_relative_error:>10.2e} {one.p99_relative_error:>10.2e} {cosine:>9}"
         f" {one.sqnr_db:>8.1f} {agreement:>10} {overlap:>8} {flips:>6}"
     )
 

@@ -76,7 +76,8 @@ def _row(one: Checked) -> Sequence[str]:
     (measured,) = one.answer.report.backends.values()
     agreement = "" if measured.top1_agreement is None else f"{measured.top1_agreement:.2%}"
     flips = "" if measured.flips is None else str(measured.flips.total)
-    errors = (f"{measured.max_relative_error:.2e}", f"{measured.worst_cosine:.6f}", f"{measured.sqnr_db:.1f}") if measured.finite else ("", "", "")
+    cosine = "" if measured.worst_cosine is None else f"{measured.worst_cosine:.6f}"
+    errors = (f"{measured.max_relative_error:.2e}", cosine, f"{measured.sqnr_db:.1f}") if measured.finite else ("", "", "")
     return (one.backend, one.verdict, *errors, agreement, flips, one.reason)
 
 

@@ -9,7 +9,7 @@ import onnx
 from exporter.precisions._cast import cast_graph, rounded
 from runtimes.budget import Budget
 
-BUDGET = Budget(own_error=1e-2, max_relative_error=1e-2, min_agreement=0.995)
+BUDGET = Budget(own_error=1e-2, max_relative_error=1e-2, min_agreement=0.995, max_batch_difference=1e-2)
 RUNS_ON = ("onnxruntime",)
 
 

@@ -8,7 +8,7 @@ import onnx
 
 from runtimes.budget import Budget
 
-BUDGET = Budget(own_error=1e-5, max_relative_error=1e-5)
+BUDGET = Budget(own_error=1e-5, max_relative_error=1e-5, max_batch_difference=1e-5)
 RUNS_ON = ("onnxruntime",)
 
 

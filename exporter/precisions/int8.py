@@ -11,7 +11,7 @@ from exporter.qdq.insert import quantized
 from exporter.qdq.placement import placement_for_tensorrt
 from runtimes.budget import Budget
 
-BUDGET = Budget(own_error=0.05, min_agreement=0.98, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01)
+BUDGET = Budget(own_error=0.05, min_agreement=0.98, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01, max_batch_difference=0.05)
 RUNS_ON = ("onnxruntime",)
 
 

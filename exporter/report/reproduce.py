@@ -5,7 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from calibration.sample import FEWEST_IMAGES
 from exporter.check import CheckPlan
+from runtimes.budget import number_text
 from runtimes.manifest import Manifest
 from runtimes.parity import is_classifier
 from runtimes.preprocess import PIXELS, takes_any_size
@@ -36,12 +38,14 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
     if manifest.inputs[0].dtype == PIXELS:
         words += ["--uint8-input", *(["full"] if takes_any_size(manifest.inputs[0]) else [])]
     words += ["--image-size", "x".join(map(str, preprocess.crop))]
-    words += ["--mean", ",".join(f"{value:g}" for value in preprocess.mean), "--std", ",".join(f"{value:g}" for value in preprocess.std)]
+    words += ["--mean", ",".join(map(number_text, preprocess.mean)), "--std", ",".join(map(number_text, preprocess.std))]
     words += ["--batch", str(manifest.batch), "--opset", str(manifest.opset)]
     if manifest.calibration is not None:
         facts = manifest.calibration
         words += ["--calibrator", facts.calibrator, "--calibration-images", str(facts.images)]
+        words += ["--allow-few-images"] if facts.images < FEWEST_IMAGES else []
         notes.append(f"# and --data, where the pictures of fingerprint {facts.fingerprint} are not the built-in ones")
+    words += ["--no-reference"] if "reference.pt2" not in manifest.files else []
     return (_command(words), *notes)
 
 
@@ -53,7 +57,7 @@ def check_line(plan: CheckPlan) -> str:
     if plan.data is not None:
         words += ["--data", plan.data, "--images", str(plan.images)]
     for name, value in plan.budget.items():
-        words += ["--budget", f"{name}={value:g}"]
+        words += ["--budget", f"{name}={number_text(value)}"]
     if plan.against is not None:
         words += ["--against", str(plan.against.folder)]
     words += [option for option, given in (("--blocks", plan.blocks), ("--bisect", plan.bisect)) if given]
