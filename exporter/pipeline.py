@@ -34,7 +34,6 @@ from exporter.trace import onnx_from_program, program_from_module, save_program
 from exporter.uint8 import with_uint8_input
 from exporter.verify import Graphs, Images, Outputs, Proof, prove
 from exporter.weights import LoadedModel, inputs_from_source, load_model
-from runtimes.backends.onnxruntime import check_rounding
 from runtimes.budget import Budget
 from runtimes.bundle import Bundle, files_of, finish, staging_folder
 from runtimes.errors import BadInput, PlanError
@@ -91,8 +90,6 @@ def export(plan: ExportPlan, announce: Announce = silent) -> Export:
     precision: Any = load_precision(plan.precision)
     if plan.calibrator is not None:
         find_observer(plan.calibrator)  # refused before the long work
-    if plan.precision in CALIBRATED:
-        check_rounding()
     with staging_folder(plan.output, force=plan.force) as folder:
         with steps("weights"):
             loaded = with_features(load_model(plan), plan.features)
