@@ -10,6 +10,7 @@ import numpy as np
 
 from calibration.data import IMAGE_SUFFIXES, ImageSource
 from runtimes.errors import BadInput
+from runtimes.textfile import lines_from_text, text_from_file
 
 KAGGLE_HEADER = "ImageId,PredictionString"
 SHOWN = 3
@@ -18,7 +19,7 @@ SHOWN = 3
 def with_labels(source: ImageSource, path: Path) -> ImageSource:
     """The pictures of a folder with the classes that a file gives them, in place of those of the folder's own subfolders.
 
-    The file has, in UTF-8, one of
+    The file has, in UTF-8 or in UTF-16 with its mark, one of
     - a line `PICTURE CLASS` for each picture, with a tab, a comma or spaces between (Caffe's `val.txt`, with spaces, has class indices);
     - Kaggle's `LOC_val_solution.csv`: the header `ImageId,PredictionString`, and for each picture its name without suffix and boxes that each
       start with a WordNet id: `ILSVRC2012_val_00048981,n03995372 85 1 499 272` (ImageNet Object Localization Challenge, "Data");
@@ -50,8 +51,8 @@ def with_labels(source: ImageSource, path: Path) -> ImageSource:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = lines_from_text(text_from_file(path).rstrip())
+    except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise BadInput(f"--data-labels: cannot read {path}: {why}; give a UTF-8 text file with a line for each picture") from error
     if not lines:

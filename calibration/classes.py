@@ -1,17 +1,19 @@
 """Which class of the model each class of a data set is.
 
-Reasoned in this order, and never guessed beyond it:
+One matching for the export, the check and the evaluation, reasoned in this order and never guessed beyond it:
 
 1. `--synsets` says which WordNet id each class of the model is: by it.
-2. All of the data's class names are among the bundle's labels: by name. Where they are not, letter case, spaces and punctuation are left out of
+2. All of the data's class names are among the model's labels: by name. Where they are not, letter case, spaces and punctuation are left out of
    account (`great_white_shark`), unless that makes two classes one: ImageNet has a `Cardigan`, which is a dog, and a `cardigan`, which is none.
 3. All are WordNet ids, a thousand of them, and the model has a thousand classes: in sorted order. That is ImageNet's order of classes wherever
    folders were sorted to number them: torchvision's ImageNet is an ImageFolder of WordNet ids (torchvision/datasets/imagenet.py), Keras'
    `imagenet_class_index.json` and Kaggle's `LOC_synset_mapping.txt` list them so. Of fewer nothing says which they are.
 4. All are whole numbers below the number of classes: by number, so that 10 comes after 2. Where the least is 1 and the largest the number of
    classes they count from 1, in an order that is not said: the devkit of ILSVRC2012 numbers its synsets in an order of its own (its readme.txt,
-   `ILSVRC2012_ID`), and that is what `ILSVRC2012_validation_ground_truth.txt` holds.
-5. The bundle has no labels, and there are as many class names as classes: in their order, which for folders is torchvision's ImageFolder's.
+   `ILSVRC2012_ID`), and that is what `ILSVRC2012_validation_ground_truth.txt` holds. Folders of a model without labels are no numbers for certain:
+   torchvision's ImageFolder sorts them as text, where 10 comes before 2, and a model that was trained so calls the folder 10 its class 2. Where
+   the two differ, nothing says which it is. (A file with a number for each picture holds indices.)
+5. The model has no labels, and there are as many class names as classes: in their order, which for folders is torchvision's ImageFolder's.
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration.data import ImageSource
 from runtimes.errors import BadInput
+from runtimes.textfile import lines_from_text, text_from_file
 
 WORDNET_ID = re.compile(r"n[0-9]{8}")
+NUMBER = re.compile(r"[0-9]{1,9}")
 IMAGENET_CLASSES = 1000
 SHOWN = 3
 
@@ -59,15 +64,16 @@ class Matching:
 def matched(source: ImageSource, model: ModelClasses) -> tuple[ImageSource, str]:
     """The source with the model's class indices for labels, and how they were told.
 
-    Its `classes` are all of the model's: the bundle's labels or, where it has none, the data's own names, and numbers for the rest.
+    Its `classes` are all of the model's: its labels or, where it has none, the data's own names, and numbers for the rest.
 
     Raises:
         BadInput: the pictures have no labels, or nothing says for certain which classes of the model they are.
     """
     if source.labels is None:
+        beside = next((f"'{name}' in no folder" for name in source.names or () if "/" not in name), "none")
         raise BadInput(
-            f"expected a class for each picture of {source.name}, got none; put the pictures in a folder for each class and nothing beside, "
-            "or give --data-labels"
+            f"expected a class for each picture of {source.name}, got {beside}; put the pictures in a folder for each class and nothing beside, "
+            "or give resnet-deploy eval --data-labels"
         )
     names = [str(place) for place in range(model.count)]
     if source.classes is None:
@@ -75,15 +81,31 @@ def matched(source: ImageSource, model: ModelClasses) -> tuple[ImageSource, str]
             raise BadInput(f"--synsets is for classes that are WordNet ids, and those of {source.name} are numbers; leave it out")
         _check_numbers({int(label) for label in source.labels}, model.count, source.name)
         return replace(source, classes=model.labels or tuple(names)), "by number"
-    matching = match_classes(source.classes, model, source.name)
+    matching = match_classes(source.classes, model, source.name, folders=_are_folders(source))
     for index, name in zip(matching.indices, source.classes, strict=True):
         names[index] = name
     labels = np.array(matching.indices, np.int64)[source.labels]
     return replace(source, labels=labels, classes=model.labels or tuple(names)), matching.how
 
 
-def match_classes(names: Sequence[str], model: ModelClasses, where: str) -> Matching:
+def labels_or_reason(source: ImageSource, model: ModelClasses) -> tuple[NDArray[np.int64] | None, str]:
+    """The model's class of each picture, int64 (pictures,); where they cannot be told None, and why.
+
+    There is no why where nobody would expect classes: of a model that gives features, and of pictures in no folders.
+    """
+    if model.count == 0 or (source.labels is None and all("/" not in name for name in source.names or ())):
+        return None, ""
+    try:
+        return matched(source, model)[0].labels, ""
+    except BadInput as error:
+        return None, str(error)
+
+
+def match_classes(names: Sequence[str], model: ModelClasses, where: str, *, folders: bool = True) -> Matching:
     """Which class of the model each of `names`, all different, is; `where` is named in errors.
+
+    Args:
+        folders: they are names of folders, of which a whole number may be the name or the class's index; else a number is an index.
 
     Raises:
         BadInput: they cannot be told; shows names of both sides, and says what would tell them.
@@ -95,9 +117,11 @@ def match_classes(names: Sequence[str], model: ModelClasses, where: str) -> Matc
     if all(WORDNET_ID.fullmatch(name) for name in names) and len(names) == model.count == IMAGENET_CLASSES:
         rank = {name: place for place, name in enumerate(sorted(names))}
         return Matching(tuple(rank[name] for name in names), "by the sorted order of their WordNet ids")
-    if all(re.fullmatch("[0-9]+", name) for name in names):
+    if all(NUMBER.fullmatch(name) for name in names):
         numbers = [int(name) for name in names]
         _check_numbers(numbers, model.count, where)
+        if folders and model.labels is None:
+            _check_same_as_text(names, model.count, where)
         return Matching(tuple(numbers), "by number")
     if model.labels is None and len(names) == model.count:
         return Matching(tuple(range(model.count)), "by the sorted order of their names")
@@ -115,9 +139,10 @@ def synsets_from_file(path: Path, count: int) -> tuple[str, ...]:
             (`map_clsloc.txt`: `n02119789 1 kit_fox`), which is not that of any model's classes.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        rows = _rows_from_json(json.loads(text), path) if path.suffix == ".json" else [line.split() for line in text.splitlines()]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        text = text_from_file(path)
+        is_json = path.suffix.lower() == ".json"
+        rows = _rows_from_json(json.loads(text), path) if is_json else [line.split() for line in lines_from_text(text.rstrip())]
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"--synsets: cannot read {path}: {error}; give a line for each class that starts with its WordNet id") from error
     synsets = tuple(row[0] if row else "" for row in rows)
     for number, synset in enumerate(synsets, start=1):
@@ -125,9 +150,31 @@ def synsets_from_file(path: Path, count: int) -> tuple[str, ...]:
             raise BadInput(f"{path}: expected a WordNet id, as n01440764, at the start for each class, got '{synset}' in place {number}")
     if len(synsets) != count or len(set(synsets)) != count:
         raise BadInput(f"{path}: expected {count} different WordNet ids, one for each class of the model, got {len(set(synsets))} in {len(synsets)}")
-    if list(synsets) != sorted(synsets) and all(row[1:2] == [str(number)] for number, row in enumerate(rows, start=1)):
-        raise BadInput(f"{path}: expected the order of the model's classes, got that of ImageNet's devkit, which numbers them from 1; sort its lines")
+    check_not_devkit(rows, path)
     return synsets
+
+
+def check_not_devkit(rows: Sequence[Sequence[str]], path: Path) -> None:
+    """
+    Args:
+        rows: the words of each line, the first of them a WordNet id.
+
+    Raises:
+        BadInput: they are in the order of ImageNet's devkit, as in Caffe's `map_clsloc.txt`.
+    """
+    synsets = [row[0] for row in rows]
+    if synsets != sorted(synsets) and all(row[1:2] == [str(number)] for number, row in enumerate(rows, start=1)):
+        raise BadInput(f"{path}: expected the order of the model's classes, got that of ImageNet's devkit, which numbers them from 1; sort its lines")
+
+
+def _are_folders(source: ImageSource) -> bool:
+    """Are the classes the folders that the pictures lie in, rather than what a file says of them?"""
+    assert source.labels is not None
+    assert source.classes is not None
+    names = source.names
+    if names is None:
+        return False
+    return all(name.split("/", 1)[0] == source.classes[label] for name, label in zip(names, source.labels, strict=True))
 
 
 def _rows_from_json(value: object, path: Path) -> list[list[str]]:
@@ -140,7 +187,7 @@ def _rows_from_json(value: object, path: Path) -> list[list[str]]:
 def _by_synset(names: Sequence[str], model: ModelClasses, where: str) -> Matching:
     assert model.synsets is not None
     if model.labels is not None and model.labels != model.synsets and all(WORDNET_ID.fullmatch(label) for label in model.labels):
-        raise BadInput("--synsets gives the classes another order than the bundle's own labels, which are WordNet ids too; leave it out")
+        raise BadInput("--synsets gives the classes another order than the model's own labels, which are WordNet ids too; leave it out")
     places = {synset: place for place, synset in enumerate(model.synsets)}
     unknown = [name for name in names if name not in places]
     if unknown:
@@ -184,25 +231,47 @@ def _check_numbers(values: Iterable[int], count: int, where: str) -> None:
             f"has the devkit's, which is not the model's; give WordNet ids (LOC_val_solution.csv), class names, or numbers from 0 to {count - 1}"
         )
     if numbers[-1] >= count:
-        raise BadInput(f"{where}: expected classes from 0 to {count - 1}, since the model has {count}, got {numbers[-1]}")
+        raise BadInput(
+            f"{where}: expected classes from 0 to {count - 1}, since the model has {count}, got {numbers[-1]}; "
+            "number them so or, where they are names, export the model with --labels"
+        )
+
+
+def _check_same_as_text(names: Sequence[str], count: int, where: str) -> None:
+    """
+    Raises:
+        BadInput: by number these folders are other classes than by the order of their names as text. Those that are not among them are taken to
+            be written alike.
+    """
+    padded = any(name != "0" and name.startswith("0") for name in names)
+    width = min(map(len, names)) if padded else 1
+    numbers = {int(name): name for name in names}
+    ranks = {name: rank for rank, name in enumerate(sorted(numbers.get(number, str(number).zfill(width)) for number in range(count)))}
+    other = next((name for name in names if ranks[name] != int(name)), None)
+    if other is not None:
+        raise BadInput(
+            f"{where}: the folder '{other}' may be class {int(other)}, by its number, or class {ranks[other]}, by its place among "
+            "the folders' sorted names, as ImageFolder trains; export the model with --labels, the folder that it was trained on"
+        )
 
 
 def _refusal(names: Sequence[str], model: ModelClasses, where: str) -> str:
     if all(WORDNET_ID.fullmatch(name) for name in names):
         return (
             f"{where}: expected {IMAGENET_CLASSES} WordNet ids for a model of as many classes, got {len(names)} ({_some(names)}) for one of "
-            f"{model.count}; give --synsets with the model's classes in order (LOC_synset_mapping.txt or imagenet_class_index.json)"
+            f"{model.count}; give resnet-deploy eval --synsets with the model's classes in order "
+            "(LOC_synset_mapping.txt or imagenet_class_index.json)"
         )
     if model.labels is None:
         return (
-            f"{where}: expected as many classes as the model's {model.count}, got {len(names)} ({_some(names)}), and the bundle has no labels to "
-            "know them by; export it again with --labels"
+            f"{where}: expected as many classes as the model's {model.count}, got {len(names)} ({_some(names)}), and it has no labels to "
+            "know them by; export it with --labels"
         )
     known = {_folded(label) for label in model.labels}
     unknown = [name for name in names if _folded(name) not in known]
     return (
-        f"{where}: expected classes among the bundle's {len(model.labels)} labels ({_some(model.labels)}), got {len(unknown)} others "
-        f"({_some(unknown)}); rename them, number them from 0, or export the bundle again with the right --labels"
+        f"{where}: expected classes among the model's {len(model.labels)} labels ({_some(model.labels)}), got {len(unknown)} others "
+        f"({_some(unknown)}); rename them, number them from 0, or export the model with the right --labels"
     )
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from calibration.idx import read_idx
+from calibration.splits import check_no_splits
 from runtimes.errors import BadInput
 from runtimes.preprocess import open_image
 
@@ -77,7 +78,7 @@ def open_source(data: str, *, split: Split = "train") -> ImageSource:
         split: which images of those that come as training and test images: the built-in ones, and a folder with Fashion-MNIST's files.
 
     Raises:
-        BadInput: there is nothing of the kind; says what was looked for.
+        BadInput: there is nothing of the kind; says what was looked for. Or it is the folder above `train` and `val`, which are no classes.
     """
     if data == "built-in":
         return built_in(split)
@@ -115,6 +116,7 @@ def _source_from_folder(folder: Path) -> ImageSource:
     if not paths:
         raise BadInput(f"--data: {folder} holds no pictures; expected {' '.join(IMAGE_SUFFIXES)} files, in it or in a subfolder for each class")
     names = tuple(path.relative_to(folder).as_posix() for path in paths)
+    check_no_splits({name.split("/", 1)[0] for name in names if "/" in name}, folder, "--data")
     source = ImageSource(str(folder), len(paths), lambda place: open_image(paths[place]), names=names)
     if any("/" not in name for name in names):
         return source

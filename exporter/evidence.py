@@ -10,12 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from calibration.classes import ModelClasses, matched
+from calibration.classes import ModelClasses, labels_or_reason
 from calibration.data import ImageSource, evenly_chosen, open_source
 from calibration.reading import Unreadable, check_readable, read_ahead
 from exporter.fitting import fitting
 from runtimes.bundle import Bundle
-from runtimes.errors import BadInput
 from runtimes.preprocess import PIXELS, takes_any_size
 
 SEED = 0
@@ -50,8 +49,10 @@ def pictures_of(bundle: Bundle, data: str, count: int) -> Pictures:
         BadInput: there are none.
         CalibrationError: more than one picture in a hundred cannot be read; names some.
     """
-    source, no_accuracy = _labelled(open_source(data, split="test"), bundle)
+    source = open_source(data, split="test")
     places = evenly_chosen(source, count, SEED)
+    labels, no_accuracy = labels_or_reason(source, ModelClasses(bundle.manifest.model.classes, bundle.labels))
+    source = replace(source, labels=labels)
     read = read_ahead(source, map(int, places), lambda image: True, ahead=DECODED_AHEAD)
     good, left_out = [], []
     for place, one in zip(places, read, strict=True):
@@ -63,17 +64,6 @@ def pictures_of(bundle: Bundle, data: str, count: int) -> Pictures:
     chosen = source.chosen(np.array(good, np.int64))
     names = chosen.names or tuple(f"{source.name} {place}" for place in good)
     return Pictures(chosen, names, chosen.labels, tuple(left_out), no_accuracy)
-
-
-def _labelled(source: ImageSource, bundle: Bundle) -> tuple[ImageSource, str]:
-    """The source with the model's class indices for labels; without labels where they are not the model's, and why."""
-    classes = bundle.manifest.model.classes
-    if source.labels is None or classes == 0:
-        return replace(source, labels=None), ""
-    try:
-        return matched(source, ModelClasses(classes, bundle.labels))[0], ""
-    except BadInput as error:
-        return replace(source, labels=None), str(error)
 
 
 def fed_pictures(bundle: Bundle, pictures: Pictures) -> NDArray[Any]:

@@ -1,35 +1,49 @@
-"""Class names from what training scripts leave behind: a text file, `class_indices.json`, or the folders of an ImageFolder tree."""
+"""Class names from what training scripts leave behind: a text file, JSON, a Python dict, or the folders of an ImageFolder tree."""
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+from calibration.classes import WORDNET_ID, check_not_devkit
+from calibration.splits import LABEL_WITH, check_no_splits
 from runtimes.errors import BadInput
+from runtimes.textfile import lines_from_text, text_from_file
+
+NAMES_UNDER = ("id2label", "label_names", "idx_to_class", "class_to_idx", "label2id", "class_names", "classes", "labels", "names")
+"""Where a JSON file that holds more than the names has them: Hugging Face's `config.json`, timm's, and training scripts' own."""
+DICT_OR_LIST = re.compile(r"\s*(?:\w+\s*=\s*)?([\[{].*[\]}])\s*", re.DOTALL)
+"""All of a text, perhaps behind the name that a script gives it."""
+INDEXED = re.compile(r"([0-9]{1,9})(?:[,;\t]|:\s)\s*(.+)")
+NUMBER_FIRST = re.compile(r"([0-9]{1,9})\s+.+")
+WITH_ID = re.compile(rf"({WORDNET_ID.pattern})[\s,]+(.+)")
+GIT_LFS = "version https://git-lfs."
+FORMS = (
+    'a class name a line, {"0": "daisy", ...}, {"daisy": 0, ...}, a list, '
+    "Keras' imagenet_class_index.json, or Hugging Face's config.json with id2label"
+)
 
 
 def labels_from_path(path: Path) -> tuple[str, ...]:
     """Class names in the order of the model's outputs.
 
-    A text file holds one a line. A `.json` file holds `{"0": "daisy", ...}`, `{"daisy": 0, ...}` or a list. Of a folder they are its
-    subfolders' names, sorted, as torchvision's ImageFolder numbers them; hidden ones are none.
+    A text file holds one a line, perhaps behind its number (`0,daisy`, `0: daisy`) or its WordNet id, as Caffe's `synset_words.txt`; empty lines
+    at its end are none. JSON, or a Python dict or list as text, is `{"0": "daisy", ...}`, `{"daisy": 0, ...}`, a list, or one of them
+    under a name of NAMES_UNDER; a name may be Keras' `["n02119789", "kit_fox"]`. Of a folder they are its subfolders' names, sorted, as
+    torchvision's ImageFolder numbers them; hidden ones are none.
 
     Raises:
         BadInput: it cannot be read, or does not give each number from 0 on one name.
     """
-    if path.is_dir():
-        labels = tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
-        if not labels:
-            raise BadInput(f"expected {path} to hold a subfolder for each class, got none; give the folder that was trained on")
-        return labels
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        labels = _labels_from_json(json.loads(text), path) if path.suffix == ".json" else tuple(text.splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read the labels in {path}: {error}; give a UTF-8 text file with a class name a line") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise BadInput(f"cannot read the labels in {path}: it is not JSON ({error})") from error
-    return labels
+        return _checked(_labels_from_folder(path) if path.is_dir() else _labels_from_text(text_from_file(path), path), path)
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"cannot read the labels in {path}: {why}; give a UTF-8 text file with {FORMS}") from error
 
 
 def checked_labels(path: Path, classes: int) -> tuple[str, ...]:
@@ -40,22 +54,117 @@ def checked_labels(path: Path, classes: int) -> tuple[str, ...]:
     """
     labels = labels_from_path(path)
     if len(labels) != classes:
-        what = "subfolders" if path.is_dir() else "labels" if path.suffix == ".json" else "labels, one a line"
+        what = "subfolders" if path.is_dir() else "labels" if path.suffix.lower() == ".json" else "labels, one a line"
         raise BadInput(f"{path}: expected {classes} {what}, got {len(labels)}; the model has {classes} classes")
     return labels
 
 
-def _labels_from_json(value: object, path: Path) -> tuple[str, ...]:
-    if isinstance(value, list):
-        value = {str(place): name for place, name in enumerate(value)}
+def _checked(labels: Sequence[str], path: Path) -> tuple[str, ...]:
+    """What `labels.txt` can hold: each a line of UTF-8 that is not empty."""
+    for place, name in enumerate(labels):
+        if not name.strip() or re.search(r"[\r\n\0]", name) or name != name.encode("utf-8", "replace").decode():
+            raise BadInput(f"{path}: expected a name of one line of UTF-8 for each number from 0 to {len(labels) - 1}, got {name!a} for {place}")
+    return tuple(labels)
+
+
+def _labels_from_folder(folder: Path) -> list[str]:
+    labels = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not labels:
+        raise BadInput(f"expected {folder} to hold a subfolder for each class, got none; give the folder that was trained on")
+    check_no_splits(labels, folder, "--labels", prefer=LABEL_WITH)
+    return labels
+
+
+def _labels_from_text(text: str, path: Path) -> list[str]:
+    structured = DICT_OR_LIST.fullmatch(text)
+    if structured or path.suffix.lower() == ".json":
+        return _labels_from_value(_value_from_text(structured[1] if structured else text, path), path)
+    if text.startswith(GIT_LFS) or path.suffix.lower() in (".yaml", ".yml"):
+        got = "the pointer to a file that git lfs has yet to fetch (git lfs pull)" if text.startswith(GIT_LFS) else "YAML"
+        raise BadInput(f"{path}: expected {FORMS}; got {got}")
+    return _labels_from_lines([line.strip() for line in lines_from_text(text.rstrip())], path)
+
+
+def _labels_from_lines(lines: list[str], path: Path) -> list[str]:
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            raise BadInput(f"{path}, line {number}: expected a class name, got an empty line; take it out, or name the class")
+    if len(lines) > 1 and (rows := _rows(INDEXED, lines)):
+        return _in_order([(int(number), name) for number, name in rows], path)
+    if rows := _rows(WITH_ID, lines):
+        check_not_devkit([line.split() for line in lines], path)
+        return [name for _, name in rows]
+    numbers = [int(number) for number, *_ in _rows(NUMBER_FIRST, lines)]  # part of the name, where nothing sets it off
+    if numbers != sorted(numbers) == list(range(len(lines))):
+        raise BadInput(
+            f"{path}: expected the lines in the order of the numbers that they begin with, got another; "
+            "sort them, or give the folder of classes where the numbers are part of the names"
+        )
+    return lines
+
+
+def _rows(form: re.Pattern[str], lines: Sequence[str]) -> list[tuple[str, ...]]:
+    """The groups of each line; none where one of the lines is of another form."""
+    found = [match.groups() for match in map(form.fullmatch, lines) if match]
+    return found if len(found) == len(lines) else []
+
+
+def _in_order(pairs: Sequence[tuple[int, str]], path: Path) -> list[str]:
+    """Names by their numbers, from 0 in any order; from 1 on only where they stand so, since some count classes in an order of their own."""
+    numbers = [number for number, _ in pairs]
+    if sorted(numbers) == list(range(len(pairs))):
+        return [name for _, name in sorted(pairs)]
+    if numbers == list(range(1, len(pairs) + 1)):
+        return [name for _, name in pairs]
+    raise BadInput(f"{path}: expected lines numbered 0 to {len(pairs) - 1}, each once, got {min(numbers)} to {max(numbers)}; number them so")
+
+
+def _value_from_text(text: str, path: Path) -> object:
+    """JSON or, since many print one into a file, a Python dict or list; neither runs anything."""
+    try:
+        return json.loads(text, object_pairs_hook=_each_once)
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = str(error)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of backslashes in names
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise BadInput(f"cannot read the labels in {path}: it is not JSON ({reason}), nor a Python dict or list of names; give {FORMS}") from error
+
+
+def _each_once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object; Python's reader keeps the last of what stands in it twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise ValueError(f"'{twice}' stands in it twice")
+    return found
+
+
+def _labels_from_value(value: object, path: Path) -> list[str]:
+    if isinstance(value, dict):
+        inner = (value.get(key) for key in NAMES_UNDER)
+        value = next((one for one in inner if isinstance(one, (dict, list))), value)
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
     if not isinstance(value, dict):
-        raise BadInput(f'{path}: expected {{"0": "daisy", ...}} or {{"daisy": 0, ...}}, got {type(value).__name__}')
-    count = len(value)
-    if all(isinstance(number, int) for number in value.values()):
-        value = {str(number): name for name, number in value.items()}
-    names = [value.get(str(place)) for place in range(count)]
+        raise BadInput(f'{path}: expected {{"0": "daisy", ...}} or {{"daisy": 0, ...}}, got {type(value).__name__}; give {FORMS}')
+    by_number = {str(key): name for key, name in value.items()}
+    places = [str(place) for place in range(len(by_number))]
+    are_numbers = all(isinstance(number, int) for number in value.values())
+    if are_numbers or (set(by_number) != set(places) and all(isinstance(number, str) and number.isdecimal() for number in value.values())):
+        by_number = {str(number): name for name, number in value.items()}
+    names = [_name_of(by_number.get(place)) for place in places]
     for place, name in enumerate(names or [None]):
-        if not isinstance(name, str) or len(name.splitlines()) != 1:
+        if not isinstance(name, str):
             last = max(len(names) - 1, 0)
-            raise BadInput(f"{path}: expected a name of one line for each number from 0 to {last}, got {name!r} for {place}")
-    return tuple(str(name) for name in names)
+            raise BadInput(f"{path}: expected a name of one line for each number from 0 to {last}, got {name!r} for {place}; give {FORMS}")
+    return [str(name) for name in names]
+
+
+def _name_of(value: object) -> object:
+    """Keras has `["n02119789", "kit_fox"]` for a name."""
+    if isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], str) and WORDNET_ID.fullmatch(value[0]):
+        return value[1]
+    return value

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from PIL import Image
 
+from calibration.classes import ModelClasses, labels_or_reason
 from calibration.data import ImageSource, built_in, evenly_chosen, open_source
 from calibration.observers import find_observer
 from calibration.table import CalibrationTable
@@ -50,11 +52,15 @@ FEWEST_GOLDEN_FEATURES = 2
 
 @dataclass(frozen=True)
 class Export:
-    """A finished bundle: where it is, what its manifest says, and how long each step took."""
+    """A finished bundle: where it is, what its manifest says, and how long each step took.
+
+    `no_accuracy` is why accuracy is not measured on --data that has classes; empty where it is.
+    """
 
     folder: Path
     manifest: Manifest
     seconds: dict[str, float]
+    no_accuracy: str = ""
 
 
 class Steps:
@@ -137,7 +143,7 @@ def export(plan: ExportPlan, announce: Announce = silent) -> Export:
             manifest = _manifest(plan, loaded, model, proof, table)
             (folder / REPORT).write_bytes(page_from_proof(Bundle(folder, replace(manifest, files=files_of(folder))), images, proof, drift))
             manifest = finish(folder, manifest)
-    return Export(plan.output, manifest, steps.seconds)
+    return Export(plan.output, manifest, steps.seconds, images.no_accuracy)
 
 
 def _drift(both: Original, images: Images, budget: Budget) -> Drift | None:
@@ -166,27 +172,39 @@ def _say_what_stays_in_float(clean: onnx.ModelProto, steps: Steps) -> None:
 def _images(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
     """Pictures to prove with, others than those of the calibration where there are enough.
 
-    Where the model knows their labels, up to LABELLED_IMAGES of them; else enough to fill the largest batch.
+    Where their classes are the model's, up to LABELLED_IMAGES of them; else enough to fill the largest batch, and it is said why.
     """
     if plan.precision in CALIBRATED and plan.calibration is None:
         calibration_places(data_source(loaded, plan), plan)  # refused before the long work
     source = open_source(plan.data) if plan.data is not None else built_in("test")
-    known = source.labels is not None and (source.classes is None or source.classes == loaded.labels) and source.labels.max() < loaded.facts.classes
+    known, no_accuracy = _known_labels(source, loaded, plan)
+    if no_accuracy:
+        steps.left_out(f"accuracy, {no_accuracy}")
+    if known is not None:
+        source = replace(source, labels=known)
     fewest = max(FEWEST_IMAGES, plan.batch.max)
-    count = LABELLED_IMAGES if known else fewest
+    count = LABELLED_IMAGES if known is not None else fewest
     if plan.data is not None:
         used = calibration_places(source, plan) if plan.precision in CALIBRATED else np.zeros(0, np.int64)
         others = np.setdiff1d(np.arange(source.count), used)
         source = source.chosen(others) if len(others) >= fewest else source
         source = source.chosen(evenly_chosen(source, count, plan.seed))
     source = _readable(source, count, steps)
-    labels = source.labels if known else None
+    labels = source.labels if known is not None else None
     if plan.uint8_input == FULL:
         pictures = [source.image(place) for place in range(source.count)]
         check_resizing(loaded.preprocess, plan.opset, pictures[:RESIZED_IMAGES])
-        return images_of_one_size(pictures, labels, loaded.preprocess)
+        return replace(images_of_one_size(pictures, labels, loaded.preprocess), no_accuracy=no_accuracy)
     inputs = inputs_from_source(source, loaded.preprocess, count)
-    return Images(inputs, labels, loaded.preprocess.pixels_from_inputs(inputs) if plan.uint8_input else None)
+    return Images(inputs, labels, loaded.preprocess.pixels_from_inputs(inputs) if plan.uint8_input else None, no_accuracy)
+
+
+def _known_labels(source: ImageSource, loaded: LoadedModel, plan: ExportPlan) -> tuple[NDArray[np.int64] | None, str]:
+    """The model's classes of the pictures, or None and why. Nobody asked for the built-in ones: only names say that they are a model's."""
+    if plan.data is None and loaded.labels is None:
+        return None, ""
+    labels, reason = labels_or_reason(source, ModelClasses(loaded.facts.classes, loaded.labels))
+    return labels, reason if plan.data is not None else ""
 
 
 def _readable(source: ImageSource, count: int, steps: Steps) -> ImageSource:

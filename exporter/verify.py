@@ -35,11 +35,14 @@ class Images:
 
     For a graph with its preprocessing inside, `pixels` are what the inputs were made from, uint8 (images, height, width, channels): the graph is
     fed those, and the reference the inputs. Where the graph resizes too, they are whole pictures, brought to one size.
+
+    `no_accuracy` is why accuracy is not measured on pictures that have classes; empty where it is.
     """
 
     inputs: NDArray[np.float32]
     labels: NDArray[np.int64] | None
     pixels: NDArray[np.uint8] | None = None
+    no_accuracy: str = ""
 
     @property
     def fed(self) -> NDArray[Any]:

@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 
 from runtimes.errors import BundleError, PlanError
 from runtimes.manifest import FileFacts, Manifest, json_from_manifest, manifest_from_json
+from runtimes.textfile import lines_from_text
 
-MANIFEST = "manifest.json"
+MANIFEST, LABELS = "manifest.json", "labels.txt"
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -62,10 +63,23 @@ class Bundle:
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """Class names in order, where they are known."""
-        if "labels.txt" not in self.manifest.files:
+        """Class names in order, where they are known.
+
+        Raises:
+            BundleError: `labels.txt` is no UTF-8 text, or has not a line for each class.
+        """
+        if LABELS not in self.manifest.files:
             return None
-        return tuple(self.file("labels.txt").read_text(encoding="utf-8").splitlines())
+        try:
+            labels = tuple(lines_from_text(self.file(LABELS).read_bytes().decode()))
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{self.folder}: expected UTF-8 text in {LABELS}, got something else ({error}); export the bundle again") from error
+        if len(labels) != self.manifest.model.classes:
+            raise BundleError(
+                f"{self.folder}: expected a line for each of the {self.manifest.model.classes} classes in {LABELS}, got {len(labels)}; "
+                "export the bundle again"
+            )
+        return labels
 
 
 def _verify(folder: Path, name: str, facts: FileFacts) -> None:

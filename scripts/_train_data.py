@@ -17,6 +17,7 @@ from torchvision.datasets import CIFAR10
 
 from calibration.data import FASHION_MNIST_CLASSES, ImageSource, open_source
 from calibration.idx import read_idx
+from calibration.splits import splits_among
 from exporter.models.torchvision import network_timeout
 from runtimes.errors import BadInput, ResnetExportError
 
@@ -98,9 +99,17 @@ def open_data(request: Request) -> Data:
         return _data_from_cifar10(folder.parent)
     if (folder / CIFAR10_FOLDER).is_dir():
         return _data_from_cifar10(folder)
-    if any((folder / "train").glob("*/")):
+    if _folders(folder / "train"):
         return _data_from_two_trees(folder)
+    if parts := splits_among(_folders(folder)):
+        found = ", ".join(parts)
+        raise BadInput(f"--data: expected train and val in {folder}, each with a folder for each class, got {found}; name and fill them so")
     return _data_from_tree(request)
+
+
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, but for hidden ones; none where it is none. (`glob("*/")` gives files too before Python 3.11.)"""
+    return sorted(path.name for path in folder.glob("*") if path.is_dir() and not path.name.startswith("."))
 
 
 def _data_from_idx(folder: Path) -> Data:
@@ -185,7 +194,7 @@ def _labelled(folder: Path) -> tuple[ImageSource, NDArray[np.int64], tuple[str, 
     source = open_source(str(folder))
     if source.labels is None or source.classes is None:
         raise BadInput(f"--data: expected {folder} to hold a subfolder of pictures for each class and nothing beside, got pictures in it")
-    empty = sorted({path.name for path in folder.glob("*/") if not path.name.startswith(".")} - set(source.classes))
+    empty = sorted(set(_folders(folder)) - set(source.classes))
     if empty:
         raise BadInput(f"--data: expected pictures in every class folder of {folder}, got none in {', '.join(empty[:4])}; remove the empty folders")
     if len(source.classes) < 2:

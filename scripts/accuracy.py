@@ -32,6 +32,7 @@ from onnxruntime import quantization as ort_quantization
 from rich.console import Console
 from rich.progress import track
 
+from calibration.classes import ModelClasses, matched
 from calibration.collect import BATCH, collect
 from calibration.data import ImageSource, built_in, evenly_chosen, open_source
 from calibration.observers import observers
@@ -84,12 +85,10 @@ def images_for(bundle: Bundle, data: Path | None, calibration_data: str, count: 
     """The pictures, through the model's own preprocessing.
 
     Raises:
-        BadInput: the test images have no labels, or none of the model's classes.
+        BadInput: the test images have no labels, or none that are the model's classes for certain.
     """
-    test = test_source(data)
-    classes = bundle.manifest.model.classes
-    if test.labels is None or test.labels.max() >= classes:
-        raise BadInput(f"{test.name}: accuracy needs a label below {classes} for every image; give --data with labelled images")
+    test, _ = matched(test_source(data), ModelClasses(bundle.manifest.model.classes, bundle.labels))
+    assert test.labels is not None
     source = open_source(calibration_data)
     preprocess = bundle.manifest.preprocess
     chosen = source.chosen(evenly_chosen(source, CALIBRATION_IMAGES, SEED))

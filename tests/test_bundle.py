@@ -50,11 +50,14 @@ NULLABLE = (OPTIONAL - {"$.files", "$.parity.budget", "$.parity.backends[...].vi
 }
 
 
+LABELS = ("Trouser", "Königinpasteten", "top\u2028half", "cat\x85s", "form\x0cfeed", *"abcde")
+
+
 def write(folder: Path, manifest: Manifest, *, text: str = "the model") -> Path:
     """A bundle of three files; their content is nobody's business but the manifest's."""
     (folder / "engines").mkdir(parents=True)
     (folder / "model.onnx").write_text(text)
-    (folder / "labels.txt").write_text("Trouser\nKöniginpasteten\n", encoding="utf-8")
+    (folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS), encoding="utf-8")
     (folder / "engines" / "sm87.engine").write_bytes(b"\x00" * 100)
     finish(folder, manifest)
     return folder
@@ -94,7 +97,7 @@ def test_a_bundle_opens_as_it_was_written(bundle: Path, manifest: Manifest) -> N
     assert set(opened.manifest.files) == {"model.onnx", "labels.txt", "engines/sm87.engine"}
     assert opened.manifest.files["engines/sm87.engine"] == FileFacts(sha256_of_file(bundle / "engines/sm87.engine"), 100)
     assert opened.file("model.onnx").read_text() == "the model"
-    assert opened.labels == ("Trouser", "Königinpasteten")
+    assert opened.labels == LABELS
 
 
 def test_a_bundle_without_labels_has_none_and_a_file_it_lacks_is_named_beside_those_it_holds(manifest: Manifest, tmp_path: Path) -> None:
@@ -104,6 +107,30 @@ def test_a_bundle_without_labels_has_none_and_a_file_it_lacks_is_named_beside_th
     assert opened.labels is None
     with pytest.raises(BundleError, match=re.escape(f"{tmp_path} has no reference.pt2; it holds model.onnx")):
         opened.file("reference.pt2")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"caf\xe9\n" * 10, "expected UTF-8 text in labels.txt, got something else"),
+        (b"a\n" * 9, "expected a line for each of the 10 classes in labels.txt, got 9"),
+        (b"a\n" * 11, "expected a line for each of the 10 classes in labels.txt, got 11"),
+        (b"", "got 0"),
+    ],
+)
+def test_labels_that_are_none_are_a_damaged_bundles(manifest: Manifest, tmp_path: Path, text: bytes, said: str) -> None:
+    (tmp_path / "labels.txt").write_bytes(text)
+    finish(tmp_path, manifest)
+    with pytest.raises(BundleError, match=said) as raised:
+        _ = Bundle.open(tmp_path).labels
+    assert "\n" not in str(raised.value)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_labels_need_no_newline_at_the_end(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes(b"a\r\nb\r\n" + b"c\n" * 7 + b"d")
+    finish(tmp_path, manifest)
+    assert Bundle.open(tmp_path).labels == ("a", "b", *"ccccccc", "d")
 
 
 def test_a_file_that_the_manifest_does_not_name_is_not_the_bundles(bundle: Path) -> None:

@@ -282,7 +282,7 @@ def test_data_of_other_classes_has_no_accuracy(run: Any, bundle: Path, tmp_path:
     (checked,) = answer["bundles"]
     (one,) = checked["backends"]
     assert (one["verdict"], one["answer"]["accuracy"], checked["images"]) == ("ok", None, 8)
-    assert "expected classes among the bundle's 10 labels" in checked["no_accuracy"]
+    assert "expected classes among the model's 10 labels" in checked["no_accuracy"]
 
 
 def test_a_picture_in_a_hundred_that_cannot_be_read_is_left_out_and_said_and_two_are_too_many(run: Any, bundle: Path, tmp_path: Path) -> None:

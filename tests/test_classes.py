@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from calibration.annotations import with_labels
-from calibration.classes import Matching, ModelClasses, match_classes, matched, synsets_from_file
+from calibration.classes import Matching, ModelClasses, labels_or_reason, match_classes, matched, synsets_from_file
 from calibration.data import ImageSource, built_in, open_source
 from runtimes.errors import BadInput
 
@@ -61,7 +61,7 @@ def test_two_names_of_one_class_are_refused() -> None:
 
 def test_names_that_are_no_labels_are_shown_beside_the_labels_with_the_remedy() -> None:
     said = refusal(("ant", "wolf", "yak"), 3, ("ant", "bee", "cat"))
-    assert "among the bundle's 3 labels ('ant', 'bee', 'cat'), got 2 others ('wolf', 'yak'); rename them" in said
+    assert "among the model's 3 labels ('ant', 'bee', 'cat'), got 2 others ('wolf', 'yak'); rename them" in said
     assert "('a', 'b', 'c', ...)" in refusal(("yak",), 4, ("a", "b", "c", "d"))
 
 
@@ -79,8 +79,8 @@ def test_a_thousand_wordnet_ids_are_in_sorted_order_whatever_the_labels_are() ->
 def test_fewer_wordnet_ids_need_the_list() -> None:
     said = refusal(SYNSETS[:10], 1000)
     assert "got 10" in said
-    assert "give --synsets" in said
-    assert "give --synsets" in refusal(SYNSETS[:10], 10, tuple("abcdefghij"))
+    assert "give resnet-deploy eval --synsets" in said
+    assert "give resnet-deploy eval --synsets" in refusal(SYNSETS[:10], 10, tuple("abcdefghij"))
     found = match(("n00000007", "n00000002"), 3, None, ("n00000002", "n00000001", "n00000007"))
     assert found == Matching((2, 0), "by --synsets")
     assert "got 'n00000009'" in refusal(("n00000009",), 2, None, ("n00000002", "n00000001"))
@@ -91,16 +91,16 @@ def test_labels_that_are_wordnet_ids_themselves_are_names() -> None:
     assert "another order" in refusal(SYNSETS[:2], 2, SYNSETS[:2], (SYNSETS[1], SYNSETS[0]))
 
 
-@pytest.mark.parametrize("form", ["LOC_synset_mapping.txt", "imagenet_class_index.json", "synsets.txt"])
+@pytest.mark.parametrize("form", ["LOC_synset_mapping.txt", "imagenet_class_index.json", "INDEX.JSON", "synsets.txt"])
 def test_each_form_of_the_synset_list_is_read(tmp_path: Path, form: str) -> None:
     ids = ("n01440764", "n01443537", "n00000003")
     path = tmp_path / form
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         path.write_text(json.dumps({str(place): [name, f"name {place}"] for place, name in enumerate(ids)}))
     elif form == "synsets.txt":
         path.write_text("\n".join(ids))
     else:
-        path.write_text("".join(f"{name} tench, Tinca tinca\n" for name in ids))
+        path.write_text("".join(f"{name} tench,\u2028Tinca\x0ctinca\n" for name in ids) + "\n")
     assert synsets_from_file(path, 3) == ids
 
 
@@ -131,11 +131,37 @@ def test_a_synset_list_that_is_none_is_refused(tmp_path: Path, name: str, text: 
 # --- by number, and in order ---
 
 
-def test_numbers_are_sorted_as_numbers() -> None:
-    names = tuple(sorted(str(place) for place in range(12)))
-    assert names[2] == "10"
-    assert match(names, 12) == Matching((0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9), "by number")
+TWELVE = tuple(sorted(str(place) for place in range(12)))
+BY_NUMBER = (0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9)
+
+
+def test_numbers_are_sorted_as_numbers_where_labels_or_a_file_say_that_they_are_no_names() -> None:
+    assert TWELVE[2] == "10"
+    assert match(TWELVE, 12, tuple("abcdefghijkl")) == Matching(BY_NUMBER, "by number")
+    assert match_classes(TWELVE, ModelClasses(12), "the file", folders=False) == Matching(BY_NUMBER, "by number")
     assert match(("0003", "07"), 10, tuple("abcdefghij")).indices == (3, 7)
+
+
+@pytest.mark.parametrize(("names", "count"), [(TWELVE, 12), (("0", "5"), 12), (("0", "02", "1"), 3)], ids=["all", "some", "two widths"])
+def test_folders_of_numbers_whose_order_as_text_is_another_are_refused_without_labels(names: tuple[str, ...], count: int) -> None:
+    assert "export the model with --labels, the folder that it was trained on" in refusal(names, count)
+
+
+def test_the_refusal_of_numbers_shows_both_readings() -> None:
+    assert "the folder '10' may be class 10, by its number, or class 2, by its place among the folders' sorted names" in refusal(TWELVE, 12)
+
+
+def test_folders_of_numbers_whose_readings_agree_are_told_by_number() -> None:
+    padded = tuple(f"{place:03}" for place in range(12))
+    assert match(padded, 12) == Matching(tuple(range(12)), "by number")
+    assert match(padded[3:9:2], 12).indices == (3, 5, 7)
+    assert match(tuple(map(str, range(10))), 10).indices == tuple(range(10))
+    assert match(("0", "1"), 12).indices == (0, 1)
+
+
+def test_labels_that_are_the_folders_numbers_say_which_class_each_is() -> None:
+    assert match(TWELVE, 12, TWELVE) == Matching(tuple(range(12)), "by name")
+    assert match(("10", "2"), 12, TWELVE).indices == (2, 4)
 
 
 def test_numbers_from_one_are_refused_since_nothing_says_in_which_order_they_count() -> None:
@@ -176,8 +202,45 @@ def test_labels_without_names_are_class_indices() -> None:
         matched(source, ModelClasses(4))
     with pytest.raises(BadInput, match="--synsets is for classes that are WordNet ids"):
         matched(source, ModelClasses(2, None, SYNSETS[:2]))
-    with pytest.raises(BadInput, match="expected a class for each picture of data, got none"):
+    with pytest.raises(BadInput, match="expected a class for each picture of data, got none; put"):
         matched(ImageSource("data", 3, built_in("test").image), ModelClasses(5))
+
+
+def source_of(folder: Path, *names: str) -> ImageSource:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(folder / name)
+    return open_source(str(folder))
+
+
+def test_classes_that_are_not_the_models_are_said_with_the_reason(tmp_path: Path) -> None:
+    tree = source_of(tmp_path / "tree", "ant/1.png", "bee/2.png")
+    labels, reason = labels_or_reason(tree, ModelClasses(3, ("Bee", "cat", "Ant")))
+    assert labels is not None
+    assert (labels.tolist(), reason) == ([2, 0], "")
+    labels, reason = labels_or_reason(tree, ModelClasses(2, ("cat", "bee")))
+    assert (labels, "got 1 others ('ant')" in reason) == (None, True)
+
+
+def test_a_picture_beside_the_class_folders_is_named_for_the_reason(tmp_path: Path) -> None:
+    labels, reason = labels_or_reason(source_of(tmp_path, "ant/1.png", "bee/2.png", "stray.png"), ModelClasses(2, ("ant", "bee")))
+    assert (labels, "got 'stray.png' in no folder" in reason) == (None, True)
+
+
+def test_pictures_in_no_folders_and_features_have_no_classes_and_no_reason(tmp_path: Path) -> None:
+    assert labels_or_reason(source_of(tmp_path / "flat", "1.png", "2.png"), ModelClasses(2)) == (None, "")
+    assert labels_or_reason(source_of(tmp_path / "tree", "ant/1.png", "bee/2.png"), ModelClasses(0)) == (None, "")
+
+
+def test_folders_of_numbers_are_refused_and_indices_of_a_file_are_read_though_as_text_they_are_sorted_otherwise(tmp_path: Path) -> None:
+    folders = source_of(tmp_path / "tree", *(f"{place}/a.png" for place in range(12)))
+    with pytest.raises(BadInput, match="the folder '10' may be class 10"):
+        matched(folders, ModelClasses(12))
+    flat = source_of(tmp_path / "flat", *(f"{place:02}.png" for place in range(12)))
+    (tmp_path / "val.txt").write_text("".join(f"{place:02}.png {place}\n" for place in range(12)))
+    found, how = matched(with_labels(flat, tmp_path / "val.txt"), ModelClasses(12))
+    assert found.labels is not None
+    assert (found.labels.tolist(), how) == (list(range(12)), "by number")
 
 
 # --- labels from a file ---
@@ -212,11 +275,16 @@ def given(folder: Path, text: str | bytes) -> list[str]:
         "b.JPEG,Be\r\na.JPEG,An ant\r\nc 1.JPEG,Cat\r\ndeep/d,Dog\r\n\r\n",
         "val/b.JPEG\tBe\nval/a\tAn ant\n./c 1.JPEG\tCat\nd.JPEG\tDog\n",
         "\ufeffAn ant\nBe\nCat\nDog\n",
+        "\ufeffAn ant\r\nBe\r\nCat\r\nDog\r\n".encode("utf-16-le"),
     ],
-    ids=["tab", "comma", "crlf", "other paths", "a class a line"],
+    ids=["tab", "comma", "crlf", "other paths", "a class a line", "utf-16"],
 )
-def test_each_form_of_a_labels_file_is_read(folder: Path, text: str) -> None:
+def test_each_form_of_a_labels_file_is_read(folder: Path, text: str | bytes) -> None:
     assert given(folder, text) == ["An ant", "Be", "Cat", "Dog"]
+
+
+def test_only_a_newline_ends_a_line_of_a_labels_file(folder: Path) -> None:
+    assert given(folder, "An\u2028ant\nBe\x85\x0ce\nCat\nDog\n") == ["An\u2028ant", "Be\x85\x0ce", "Cat", "Dog"]
 
 
 def test_spaces_and_kaggles_boxes_are_read(folder: Path) -> None:
@@ -249,7 +317,8 @@ def test_spaces_and_kaggles_boxes_are_read(folder: Path) -> None:
         ("a,1\nb\nc 1,3\nd,4\n", "line 2: expected a picture's name and its class, got 'b'"),
         ("a,1\nb,\nc 1,3\nd,4\n", "line 2: expected a picture's name and its class, got 'b,'"),
         ("ImageId,PredictionString\na\n", "line 2: expected a picture, a comma and a WordNet id, got 'a'"),
-        (b"\xff\xfe", "cannot read"),
+        (b"caf\xe9", "cannot read"),
+        (b"\xff\xfea", "cannot read"),
     ],
 )
 def test_a_labels_file_that_does_not_fit_is_refused(folder: Path, text: str | bytes, said: str) -> None:

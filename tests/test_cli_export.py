@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,16 @@ import numpy as np
 import pytest
 import torch
 
+from calibration.data import FASHION_MNIST_CLASSES, built_in
+from exporter import ExportPlan
+from exporter.cli.export import _summary
 from exporter.models.cifar import CifarResNet
+from exporter.pipeline import Export, Steps, _images
 from exporter.plan import precision_names
+from exporter.verify import Images
+from exporter.weights import LoadedModel, load_model
 from runtimes import Bundle, open_runtime
+from runtimes.manifest import Manifest
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +113,82 @@ def test_a_bundle_holds_what_the_design_says_and_runs_everywhere(run: Any, tmp_p
     exists = run("resnet20", "--fp16")
     assert exists.code == 2
     assert "give --force" in exists.error
+
+
+@pytest.fixture(scope="module")
+def shipped() -> LoadedModel:
+    return load_model(ExportPlan("resnet20", Path("unused")))
+
+
+def images_of(loaded: LoadedModel, data: Path | None) -> tuple[Images, list[str]]:
+    """What an export proves itself with on such a model and --data, and what it says on the way."""
+    said: list[str] = []
+    plan = ExportPlan("resnet20", Path("unused"), data=None if data is None else str(data))
+    return _images(loaded, plan, Steps(lambda step, done=0, total=0: said.append(step))), said
+
+
+def tree(folder: Path, names: Sequence[str], count: int = 60) -> Path:
+    """Test pictures in folders; those of class i in folder `names[i]`."""
+    source = built_in("test")
+    assert source.labels is not None
+    for place in range(count):
+        path = folder / names[source.labels[place] % len(names)] / f"{place:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        source.image(place).save(path)
+    return folder
+
+
+def test_class_folders_are_matched_as_check_and_eval_match_them(shipped: LoadedModel, tmp_path: Path) -> None:
+    names = [name.upper().replace("/", "_").replace(" ", "-") for name in FASHION_MNIST_CLASSES]
+    images, said = images_of(shipped, tree(tmp_path, names))
+    labels = built_in("test").labels
+    assert images.labels is not None
+    assert labels is not None
+    assert sorted(images.labels.tolist()) == sorted(labels[:60].tolist())
+    with torch.inference_mode():
+        answers = shipped.module(torch.from_numpy(images.inputs)).argmax(1).numpy()
+    assert (answers == images.labels).mean() > 0.9
+    assert (images.no_accuracy, said) == ("", [])
+
+
+def test_a_thousand_wordnet_folders_are_imagenets_classes(shipped: LoadedModel, tmp_path: Path) -> None:
+    built_in("test").image(0).save(tmp_path / "a.png")
+    for place in range(1000):
+        (tmp_path / "val" / f"n{1000 - place:08}").mkdir(parents=True)
+        (tmp_path / "val" / f"n{1000 - place:08}" / "a.png").symlink_to(tmp_path / "a.png")
+    of_imagenet = replace(shipped, facts=replace(shipped.facts, classes=1000), labels=tuple(f"label {place}" for place in range(1000)))
+    images, said = images_of(of_imagenet, tmp_path / "val")
+    assert images.labels is not None
+    assert (images.labels.tolist(), images.no_accuracy, said) == (list(range(1000)), "", [])
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "why"),
+    [
+        (("cat", "dog"), FASHION_MNIST_CLASSES, "got 2 others ('cat', 'dog'); rename them"),
+        (("n02084071", "n02121808"), FASHION_MNIST_CLASSES, "give resnet-deploy eval --synsets"),
+        (("cat", "dog"), None, "and it has no labels to know them by; export it with --labels"),
+        (("0", "00"), None, "got one number in two spellings"),
+    ],
+)
+def test_classes_that_are_not_the_models_leave_out_accuracy_and_say_why(
+    shipped: LoadedModel, tmp_path: Path, names: Sequence[str], labels: tuple[str, ...] | None, why: str
+) -> None:
+    images, said = images_of(replace(shipped, labels=labels), tree(tmp_path, names))
+    assert (images.labels, len(images.inputs), why in images.no_accuracy) == (None, 32, True)
+    assert said == [f"left out: accuracy, {images.no_accuracy}"]
+
+
+def test_built_in_pictures_that_nobody_asked_for_are_matched_by_name_alone_and_in_silence(shipped: LoadedModel) -> None:
+    for labels in (None, tuple("abcdefghij")):
+        images, said = images_of(replace(shipped, labels=labels), None)
+        assert (images.labels, images.no_accuracy, said) == (None, "", [])
+
+
+def test_why_accuracy_is_not_measured_stands_where_it_would(manifest: Manifest) -> None:
+    lines = _summary(Export(Path("b"), replace(manifest, accuracy=None), {}, "no such classes"), {})
+    assert "accuracy     not measured: no such classes" in lines
+    assert not any("not measured" in line for line in _summary(Export(Path("b"), manifest, {}), {}))
 
 
 def test_a_checkpoint_is_exported_with_its_own_classes_channels_size_and_labels(run: Any, tmp_path: Path, checkpoint: Path) -> None:

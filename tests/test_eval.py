@@ -30,6 +30,7 @@ from runtimes.parity import wilson_interval
 from runtimes.specs import BatchRange
 
 SYNSETS = tuple(f"n{place * 7 % 10:08}" for place in range(10))  # not in sorted order
+FOLDERS = tuple(name.replace("/", "_") for name in FASHION_MNIST_CLASSES)
 MAIN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from exporter.cli.deploy import main; main()"
 
 
@@ -236,7 +237,7 @@ def test_a_tree_of_a_thousand_wordnet_ids_is_in_their_sorted_order(run: Any, ima
     (tmp_path / "LOC_synset_mapping.txt").write_text("".join(f"{synset} a name, another\n" for synset in synsets))
     shutil.rmtree(tmp_path / "val" / next(synset for synset in synsets if synset not in folders[:500]))
     few = run(imagenet_like, "--data", tmp_path / "val")
-    assert (few.code, "give --synsets with the model's classes in order" in few.error) == (2, True)
+    assert (few.code, "give resnet-deploy eval --synsets with the model's classes in order" in few.error) == (2, True)
     listed = run(imagenet_like, "--data", tmp_path / "val", "--synsets", tmp_path / "LOC_synset_mapping.txt", "--json").json
     assert (listed["images"], listed["matched"]) == (len(folders) - 1, "by --synsets")
     assert expected - 1 <= listed["top1"]["correct"] <= expected
@@ -244,7 +245,7 @@ def test_a_tree_of_a_thousand_wordnet_ids_is_in_their_sorted_order(run: Any, ima
 
 @pytest.mark.parametrize("form", ["wordnet ids", "numbers", "names", "links"])
 def test_each_kind_of_tree_gives_the_same_figures(run: Any, bundle: Path, tmp_path: Path, form: str) -> None:
-    names = {"wordnet ids": SYNSETS, "numbers": tuple(map(str, range(10)))}.get(form, tuple(name.replace("/", "_") for name in FASHION_MNIST_CLASSES))
+    names = {"wordnet ids": SYNSETS, "numbers": tuple(map(str, range(10)))}.get(form, FOLDERS)
     data = tree(tmp_path, names)
     if form == "links":
         (tmp_path / "real").mkdir()
@@ -304,7 +305,19 @@ def test_pictures_are_chosen_evenly_and_always_the_same(run: Any, bundle: Path) 
 
 def test_labels_that_do_not_match_are_refused(run: Any, bundle: Path, tmp_path: Path) -> None:
     shown = run(bundle, "--data", tree(tmp_path, ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")))
-    assert (shown.code, "among the bundle's 10 labels ('T-shirt/top', 'Trouser', 'Pullover', ...), got 10 others" in shown.error) == (2, True)
+    assert (shown.code, "among the model's 10 labels ('T-shirt/top', 'Trouser', 'Pullover', ...), got 10 others" in shown.error) == (2, True)
+
+
+@pytest.mark.parametrize("data", ["root", "Root"])
+def test_a_data_root_names_the_folder_to_give(run: Any, bundle: Path, tmp_path: Path, data: str) -> None:
+    parts = {"root": ("train", "val", "test"), "Root": ("Testing", "TRAIN")}[data]
+    right = {"root": "val", "Root": "Testing"}[data]
+    tree(tmp_path, FOLDERS)
+    for part in parts:
+        shutil.copytree(tmp_path / "tree", tmp_path / data / part)
+    shown = run(bundle, "--data", tmp_path / data)
+    assert (shown.code, f"give one of them: --data {tmp_path / data / right}" in shown.error) == (2, True)
+    assert run(bundle, "--data", tmp_path / data / right, "--json").json["images"] == 40
 
 
 def test_another_number_of_classes_is_refused_where_there_are_no_names(run: Any, bundle: Path, tmp_path: Path) -> None:

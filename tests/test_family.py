@@ -307,6 +307,9 @@ def test_a_custom_module_is_exported_in_budget(nets: Path, run: Any, precision: 
     assert ran.json["parity"]["ok"]
     assert ran.json["model"]["name"] == "my_package.nets:grey"
     assert (nets / f"grey-{precision}" / "labels.txt").read_text() == "a\nb\nc\nd\ne\n"
+    assert ran.json["accuracy"] is None
+    assert "got 10 others ('T-shirt/top', 'Trouser', 'Pullover', ...); rename them" in ran.json["no_accuracy"]
+    assert "accuracy is not measured: built-in (train): expected classes" in (nets / f"grey-{precision}" / "report.html").read_text()
 
 
 def test_planning_and_listing_run_nobodys_code(nets: Path, run: Any) -> None:

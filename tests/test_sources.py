@@ -61,6 +61,31 @@ def test_a_folder_with_pictures_beside_subfolders_has_no_labels(tmp_path: Path) 
     assert (source.count, source.labels, source.classes) == (2, None, None)
 
 
+@pytest.mark.parametrize(
+    ("folders", "right"),
+    [
+        (("train/ant", "val/ant"), "val"),
+        (("Train/ant", "VALID/ant", "test"), "VALID"),
+        (("training/ant", "testing/ant"), "testing"),
+        (("validation", "test", "extra"), "validation"),
+        (("train",), "train"),
+    ],
+)
+def test_the_folder_above_the_parts_of_a_data_set_names_the_one_to_give(folders: tuple[str, ...], right: str, tmp_path: Path) -> None:
+    for name in folders:
+        (tmp_path / name).mkdir(parents=True)
+        Image.fromarray(PIXELS[0]).save(tmp_path / name / "a.png")
+    with pytest.raises(BadInput, match=f"got the parts of a data set .* give one of them: --data {tmp_path / right}$"):
+        open_source(str(tmp_path))
+
+
+def test_a_train_among_other_vehicles_is_a_class(tmp_path: Path) -> None:
+    for name in ("bus", "train", "tram"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(PIXELS[0]).save(tmp_path / name / "a.png")
+    assert open_source(str(tmp_path)).classes == ("bus", "train", "tram")
+
+
 @pytest.mark.parametrize("pixels", [PIXELS, PIXELS[..., 0]], ids=["colour", "grey"])
 @pytest.mark.parametrize("labels", [LABELS, None], ids=["labelled", "bare"])
 def test_an_archive_gives_its_images_and_perhaps_labels(pixels: NDArray[np.uint8], labels: NDArray[np.int64] | None, tmp_path: Path) -> None:

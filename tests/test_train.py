@@ -188,6 +188,17 @@ def _train_alone(folder: Path) -> None:
     tree(folder / "train", 2)
 
 
+def _other_parts(folder: Path) -> None:
+    for part in ("Train", "valid"):
+        tree(folder / part, 2)
+
+
+def _flat_parts(folder: Path) -> None:
+    for part in ("train", "val"):
+        (folder / part).mkdir()
+        built_in("train").image(0).save(folder / part / "0.png")
+
+
 def _strange_class(folder: Path) -> None:
     tree(folder / "train", 2, classes=CLASSES[:2])
     tree(folder / "val", 2)
@@ -216,6 +227,8 @@ def _labels_too_few(folder: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "train alone": (_train_alone, "has train but no val"),
+    "parts of other names": (_other_parts, "expected train and val in data, each with a folder for each class, got Train, valid"),
+    "parts without classes": (_flat_parts, "expected train and val in data, each with a folder for each class, got train, val"),
     "strange class": (_strange_class, "has classes that train lacks: Trouser"),
     "stray picture": (_stray_picture, "nothing beside, got pictures in it"),
     "empty class": (_empty_class, "got none in Shirt"),

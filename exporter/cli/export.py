@@ -66,7 +66,7 @@ def _precision_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--shortcut", type=click.Choice([PROJECTION, PAD]), help="How CIFAR ResNets change shape.  [default: projection]")
 @click.option("--num-classes", type=int, metavar="N", help="Size of the head, for random weights.")
-@click.option("--labels", type=click.Path(path_type=Path), metavar="FILE|DIR", help="Class names: one a line, class_indices.json, or folders.")
+@click.option("--labels", type=click.Path(path_type=Path), metavar="FILE|DIR", help="Class names: one a line, JSON, a Python dict, or folders.")
 @click.option("--features", metavar="pool|stages", help="In place of logits: the pooled vector, or the outputs of layer1, layer2 ...")
 @click.option(
     "--uint8-input",
@@ -209,7 +209,7 @@ def _json(result: Export, seconds: dict[str, float]) -> dict[str, Any]:
     import msgspec
 
     facts: dict[str, Any] = msgspec.to_builtins(result.manifest)
-    return {"bundle": str(result.folder), **facts, "seconds": seconds}
+    return {"bundle": str(result.folder), **facts, "no_accuracy": result.no_accuracy, "seconds": seconds}
 
 
 def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
@@ -225,6 +225,8 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
         lines.append(f"{'calibration':<12} {facts.calibrator}, {facts.images} images, fingerprint {facts.fingerprint[:16]}")
     if manifest.accuracy is not None:
         lines.append(accuracy_line(manifest.accuracy))
+    elif result.no_accuracy:
+        lines.append(f"{'accuracy':<12} not measured: {result.no_accuracy}")
     sizes = ", ".join(f"{name} {size_text(facts.bytes)}" for name, facts in manifest.files.items())
     total = sum(seconds.values())
     steps = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())

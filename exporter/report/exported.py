@@ -24,6 +24,7 @@ def page_from_proof(bundle: Bundle, images: Images, proof: Proof, drift: Drift |
         images=len(images.fed),
         reference="FP32 PyTorch",
         backends=tuple(Checked(name, "ok", "", answer, 0.0) for name, answer in proof.answers.items()),
+        no_accuracy=images.no_accuracy,
         drift=drift,
     )
     section = section_from_check(check, CheckPlan(bundle, ()), Evidence(images.fed, proof.outputs, images.labels))

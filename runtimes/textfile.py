@@ -1,0 +1,30 @@
+"""Text files that people and tools write: their encoding, and where a line ends."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+
+def lines_from_text(text: str) -> list[str]:
+    """Lines that end with a newline, or a carriage return and one; nothing else ends a line.
+
+    `str.splitlines` also ends them at form feeds, U+0085, U+2028 and their like, which stand inside names: one such name shifts all that follow.
+    """
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+def text_from_file(path: Path) -> str:
+    """A file's text: UTF-8, or UTF-16 where its byte order mark says so (Windows' PowerShell writes that).
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no such text; says what is wrong.
+    """
+    data = path.read_bytes()
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = data.decode("utf-16" if wide else "utf-8-sig")
+    if "\0" in text:
+        raise ValueError("it holds zero bytes, as no UTF-8 text does")
+    return text
