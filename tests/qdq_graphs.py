@@ -189,3 +189,34 @@ def dynamic(graph: Graph) -> str:
     """Scale and zero point measured as it runs."""
     graph.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["measured", "scale", "zero"]))
     return graph.node("DequantizeLinear", "measured", "scale", "zero")
+
+
+def residual(*turns: str, addition: str = "Add", activation: str = "Relu") -> onnx.ModelProto:
+    """A stem, a residual block and a head, all as it should be but for `turns`.
+
+    `main` and `float shortcut`: which side of the addition is quantized; `norm`, `bias`: a batch norm, an addition of a Constant node behind every
+    convolution; `inside`: a pair ahead of the block's first activation; `gate`: squeeze and excitation; `third`: a third tensor is added.
+    """
+    graph = Graph(13 if "gate" in turns else 17)
+
+    def layer(source: str, *shape: int) -> str:
+        output = graph.node("Conv", source, graph.weight(*shape), pads=[1] * 4)
+        if "norm" in turns:
+            output = graph.node("BatchNormalization", output, *[np.ones(WIDTH, np.float32)] * 4)
+        return graph.node("Add", output, graph.held(np.ones((1, WIDTH, 1, 1), np.float32))) if "bias" in turns else output
+
+    def activated(source: str) -> str:
+        return graph.node(activation, source, *([np.float32(0), np.float32(6)] if activation == "Clip" else []))
+
+    whole = activated(layer(graph.pair("x"), WIDTH, WIDTH, 3, 3))
+    parted = graph.pair(whole)
+    main = layer(parted, WIDTH, WIDTH, 3, 3)
+    main = activated(graph.pair(main) if "inside" in turns else main)
+    main = layer(graph.pair(main), WIDTH, WIDTH, 3, 3)
+    if "gate" in turns:
+        pooled = graph.node("ReduceMean", main, axes=[2, 3], keepdims=1)
+        main = graph.node("Mul", main, graph.node("Sigmoid", graph.node("Conv", pooled, graph.floats(WIDTH, WIDTH, 1, 1))))
+    main = graph.pair(main) if "main" in turns else main
+    sides = [main, whole if "float shortcut" in turns else parted, *([whole] if "third" in turns else [])]
+    pooled = graph.node("GlobalAveragePool", graph.node("Relu", graph.node(addition, *sides)))
+    return graph.model(graph.node("Gemm", graph.node("Flatten", pooled), graph.floats(WIDTH, 10)))

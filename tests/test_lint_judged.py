@@ -241,6 +241,55 @@ def test_what_is_refused_is_told_with_the_remedy(case: str) -> None:
     assert all("; " in finding.message or ": " in finding.message for finding in report.findings if finding.kind == "refused")
 
 
+LATER = "the shortcut is not quantized, so the addition runs in float"
+BOTH = "both inputs are quantized, so the convolution before it cannot take it in"
+BLOCKS: list[tuple[tuple[str, ...], dict[str, str], list[tuple[str, str]]]] = [
+    ((), {}, []),
+    (("float shortcut",), {}, [("Add", LATER)]),
+    (("main",), {}, [("Add", BOTH)]),
+    ((), {"addition": "Sum"}, []),
+    (("float shortcut",), {"addition": "Sum"}, [("Sum", LATER)]),
+    (("main",), {"addition": "Sum"}, [("Sum", BOTH)]),
+    (("norm",), {}, []),
+    (("norm", "float shortcut"), {}, [("Add", LATER)]),
+    (("norm", "inside"), {}, [("Conv", "'QuantizeLinear' stands between it and its ReLU")]),
+    (("bias",), {}, []),
+    (("bias", "float shortcut"), {}, [("Add", LATER)]),
+    (("bias", "inside"), {}, [("Conv", "'QuantizeLinear' stands between it and its ReLU")]),
+    (("inside",), {"activation": "Clip"}, [("Conv", "'QuantizeLinear' stands between it and its Clip")]),
+    (("inside",), {"activation": "LeakyRelu"}, [("Conv", "'QuantizeLinear' stands between it and its LeakyRelu")]),
+]
+
+
+@pytest.mark.parametrize(("turns", "more", "said"), BLOCKS)
+def test_what_keeps_a_residual_block_from_fusing_is_told_by_its_node(
+    turns: tuple[str, ...], more: dict[str, str], said: list[tuple[str, str]]
+) -> None:
+    model = made.residual(*turns, **more)
+    report = held_against(model)
+    assert [(model.graph.node[one.place].op_type, one.message.split(";")[0]) for one in report.findings] == said
+    assert (len(report.blocks), report.convolutions) == (3, (3, 3))
+    assert report.shortcuts == (0 if "float shortcut" in turns else 1, 1)
+
+
+def test_nodes_without_names_are_told_apart() -> None:
+    model = made.residual("gate", "float shortcut")
+    report = held_against(model)
+    assert [(finding.kind, model.graph.node[finding.place].op_type) for finding in report.findings] == [
+        ("left in float", "Conv"),  # the gate's, and it alone, whose ReduceMean has its axes as an attribute
+        ("left in float", "Add"),
+    ]
+    assert len({finding.node for finding in report.findings}) == 2
+    assert all(finding.node.endswith("'") for finding in report.findings)
+    assert report.convolutions == (3, 4)
+
+
+def test_three_tensors_added_at_once_are_no_residual_block() -> None:
+    report = held_against(made.residual("third", addition="Sum"))
+    assert [finding.kind for finding in report.findings] == ["unknown"]
+    assert report.shortcuts == (0, 0)
+
+
 def test_what_stands_in_a_local_function_is_read_like_the_rest() -> None:
     model = made.in_function()
     report, verdict = lint(model), judged(model)
