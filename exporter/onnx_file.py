@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, external_data_helper
 
-from exporter.graph import subgraphs
+from exporter.graph import inlined, subgraphs
 from runtimes.errors import BadInput
 
 LARGEST_BYTES = 2 << 30
@@ -21,7 +21,7 @@ TYPICAL = "an ONNX model"
 
 
 def model_from_file(path: Path) -> onnx.ModelProto:
-    """The model, checked by onnx's checker; of what is stored in files beside it, the small tensors are loaded and the large ones are not.
+    """The model, checked by onnx's checker, its local functions replaced by what they are made of; of what is stored in files beside it, the small tensors are loaded and the large ones are not.
 
     Raises:
         BadInput: there is no such file, it is no ONNX model or holds no graph, or a file that it names is missing or too short.
@@ -43,9 +43,27 @@ def model_from_file(path: Path) -> onnx.ModelProto:
             _load_small(tensor, path)
     try:
         onnx.checker.check_model(_without_external(model))
+        model = inlined(model)
     except Exception as error:  # as above
         raise BadInput(f"{path} is no ONNX model: {_first_line(error)}") from error
+    _check_inputs(model.graph, path)
     return model
+
+
+def _check_inputs(graph: onnx.GraphProto, path: Path) -> None:
+    """An operator of another domain that is called as one of ONNX's must have what that has: onnx's checker looks at its own alone.
+
+    Raises:
+        BadInput: one has fewer inputs or outputs.
+    """
+    for node in graph.node:
+        if onnx.defs.has(node.op_type):
+            schema = onnx.defs.get_schema(node.op_type)
+            for what, got, least in (("inputs", len(node.input), schema.min_input), ("outputs", len(node.output), schema.min_output)):
+                if got < least and node.domain:
+                    raise BadInput(f"{path}: expected {least} {what} of {node.domain}'s {node.op_type} '{node.name}', got {got}; save it again")
+        for _, inner in subgraphs(node):
+            _check_inputs(inner, path)
 
 
 def _load_small(tensor: TensorProto, path: Path) -> None:

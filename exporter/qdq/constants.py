@@ -50,8 +50,7 @@ class Constants:
     def _computed(self, name: str, depth: int) -> NDArray[Any] | None:
         stored = self.tensor(name)
         if stored is not None:
-            is_here = stored.data_location != TensorProto.EXTERNAL and math.prod(stored.dims) <= LARGEST
-            return np.asarray(numpy_helper.to_array(stored)) if is_here else None
+            return _array(stored)
         node = self._nodes.get(name)
         if node is None:
             return None
@@ -59,6 +58,16 @@ class Constants:
         if any(value is None for value in given.values()):
             return None
         return _evaluated(node, name, {one: value for one, value in given.items() if value is not None}, self._opset)
+
+
+def _array(tensor: TensorProto) -> NDArray[Any] | None:
+    """None for one that is elsewhere, too large, or whose data do not fit its sizes."""
+    if tensor.data_location == TensorProto.EXTERNAL or math.prod(tensor.dims) > LARGEST:
+        return None
+    try:
+        return np.asarray(numpy_helper.to_array(tensor))
+    except (TypeError, ValueError):
+        return None
 
 
 def _held(node: onnx.NodeProto) -> TensorProto | None:

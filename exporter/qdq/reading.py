@@ -93,6 +93,8 @@ class Readings:
 
 def _given(view: View, found: Mapping[str, Reading], node: onnx.NodeProto, *, weight: bool) -> Reading:
     """What a node gives, from what was found of its inputs."""
+    if not node.input:
+        return Reading(FLOAT)
     if node.op_type == DEQUANTIZE:
         return _dequantized(view, node)
     if node.op_type in JOINS and not weight:

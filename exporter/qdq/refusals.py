@@ -235,7 +235,7 @@ def _of_sizes(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
             yield "refused", f"it is quantized in blocks along axis {axis}; TensorRT has blocks along the last two axes alone"
     elif len(scale) > 1:
         yield "refused", f"its scales have {len(scale)} axes; give it one, or one for each channel"
-    elif count > 1 and axis >= len(shape):
+    elif count > 1 and not 0 <= axis < len(shape):
         yield "refused", f"its axis is {axis}, and '{node.input[0]}' has {len(shape)}; quantize along the channels"
     elif count > 1 and shape[axis] not in (None, count):
         yield "refused", f"it has {count} scales for {shape[axis]} channels; give it one, or one for each"
