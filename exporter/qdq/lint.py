@@ -40,6 +40,8 @@ ACTIVATIONS = (
 )
 AFFINE = ("BatchNormalization", "Add", "Sub", "Mul", "Div", "Identity", "Cast")
 """What TensorRT takes into the convolution before it, where all but one of its inputs are constant: batch norms, biases, scales."""
+BIASES = ("BatchNormalization", "Add", "Sub", "Identity", "Cast")
+"""Those behind which it takes an addition in as well, as far as NVIDIA says; our own placement leaves additions behind others in float."""
 
 
 @dataclass(frozen=True)
@@ -185,9 +187,9 @@ class _Linted:
         return node.op_type in AFFINE and self.view.constants.names.issuperset(others) and tensor in node.input
 
     def _convolution_behind(self, name: str) -> onnx.NodeProto | None:
-        """What makes a tensor; of a batch norm, a bias or a scale, the node whose output it is of."""
+        """What makes a tensor; of a batch norm or a bias, the node whose output it is of."""
         node = self.view.producer(name)
-        while node is not None and node.op_type in AFFINE:
+        while node is not None and node.op_type in BIASES:
             computed = [one for one in node.input if one and one not in self.view.constants.names]
             before = self.view.producer(computed[0]) if len(computed) == 1 else None
             if before is None:
