@@ -17,17 +17,18 @@ LARGEST_BYTES = 2 << 30
 """Protobuf reads no more in one message; what is larger keeps its weights in files beside it."""
 LOADED_ELEMENTS = 1 << 16
 """Of tensors in other files those up to this size are read: scales, zero points, shapes. Weights have sizes and types without being read."""
-TYPICAL = "an ONNX model"
 
 
 def model_from_file(path: Path) -> onnx.ModelProto:
-    """The model, checked by onnx's checker, its local functions replaced by what they are made of; of what is stored in files beside it, the small tensors are loaded and the large ones are not.
+    """The model, checked by onnx's checker, its local functions replaced by what they are made of.
+
+    Of what is stored in files beside it, the small tensors are loaded and the large ones are not.
 
     Raises:
         BadInput: there is no such file, it is no ONNX model or holds no graph, or a file that it names is missing or too short.
     """
     if not path.is_file():
-        raise BadInput(f"{path}: expected {TYPICAL}, got {'a folder' if path.is_dir() else 'nothing'} there; give a file")
+        raise BadInput(f"{path}: expected an ONNX model, got {'a folder' if path.is_dir() else 'nothing'} there; give a file")
     if path.stat().st_size >= LARGEST_BYTES:
         raise BadInput(
             f"{path} is no ONNX model: expected less than 2 GiB, got {path.stat().st_size / 1e9:.1f} GB; keep its weights in a file beside it"
