@@ -17,7 +17,14 @@ from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import PlanError
 from runtimes.parity import sqnr_db
 
-OPERATORS = {"aten.add": "Add", "aten.relu": "Relu", "aten.conv1d": "Conv", "aten.conv2d": "Conv", "aten.max_pool2d": "MaxPool"}
+OPERATORS = {
+    "aten.add": "Add",
+    "aten.relu": "Relu",
+    "aten.conv1d": "Conv",
+    "aten.conv2d": "Conv",
+    "aten.conv_transpose2d": "ConvTranspose",
+    "aten.max_pool2d": "MaxPool",
+}
 """What torch's operators are called in ONNX, so far as blocks are found by them; `aten.add_` is `aten.add` in place."""
 REMEDY = "its blocks cannot be followed, leave --blocks out"
 ALIKE = ("Add", "Relu", "MaxPool")

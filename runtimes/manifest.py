@@ -36,11 +36,14 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What `model.onnx` is made of. `macs` are multiply-accumulates for one image; `types` counts nodes by operator and input type."""
+    """What `model.onnx` is made of. `types` counts nodes by operator and input type.
+
+    `macs` are multiply-accumulates for one image, None where they are not known: of free sizes, say.
+    """
 
     nodes: int
     parameters: int
-    macs: int
+    macs: int | None
     operators: dict[str, int]
     types: dict[str, dict[str, int]]
 

@@ -116,6 +116,7 @@ def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_as
 
 def test_the_listed_facts_are_the_graphs(traced: Traced) -> None:
     facts, spec = graph_facts(traced.graph), traced.spec
+    assert facts.macs is not None
     assert spec.parameters is not None
     assert spec.macs is not None
     if spec.variant == PAD:  # its shortcuts compute nothing

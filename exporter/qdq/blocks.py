@@ -8,6 +8,10 @@ from itertools import takewhile
 
 import onnx
 
+from exporter.graph import CONVOLUTIONS, constant_names
+
+ADDITIONS = ("Add", "Sum")
+
 
 @dataclass(frozen=True)
 class Block:
@@ -43,12 +47,13 @@ class Residual:
 
 def residual_additions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The additions of two computed tensors, one of them behind a convolution. One of a constant is a bias; before the first, preprocessing."""
-    constants = {tensor.name for tensor in graph.initializer}
+    constants = constant_names(graph)
     convolved: set[str] = set()
     for node in graph.node:
-        if node.op_type == "Conv" or convolved.intersection(node.input):
+        if node.op_type in CONVOLUTIONS or convolved.intersection(node.input):
             convolved.update(node.output)
-    return [node for node in graph.node if node.op_type == "Add" and convolved.intersection(node.input) and not constants.intersection(node.input)]
+    additions = (node for node in graph.node if node.op_type in ADDITIONS and len(node.input) == 2)
+    return [node for node in additions if convolved.intersection(node.input) and not constants.intersection(node.input)]
 
 
 def residuals(graph: onnx.GraphProto) -> list[Residual]:
@@ -128,7 +133,7 @@ def _convolutions_back(nodes: Sequence[onnx.NodeProto], starts: Sequence[str], m
             reached = max((back[name] for name in node.output if name in back), default=-1)
             if reached >= 0:
                 for name in inputs:
-                    back[name] = max(back.get(name, -1), reached + (node.op_type == "Conv"))
+                    back[name] = max(back.get(name, -1), reached + (node.op_type in CONVOLUTIONS))
     return furthest
 
 
@@ -143,7 +148,7 @@ def _until_next_fork(graph: onnx.GraphProto, tensor: str, left: set[int]) -> lis
 
 def _name(graph: onnx.GraphProto, places: Sequence[int], addition: int | None) -> str:
     """What the convolutions' names have in common, part by part; else the addition's own name."""
-    names = [graph.node[place].name for place in places if graph.node[place].op_type == "Conv"]
+    names = [graph.node[place].name for place in places if graph.node[place].op_type in CONVOLUTIONS]
     separator = "/" if any("/" in name for name in names) else "."
     parts = zip(*(name.split(separator)[:-1] for name in names), strict=False)
     common = separator.join(part[0] for part in takewhile(lambda part: len(set(part)) == 1, parts))

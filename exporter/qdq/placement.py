@@ -15,11 +15,13 @@ Whatever else there is (attention, normalisation, gates, resizing, concatenation
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 
 import onnx
 from onnx import numpy_helper
 
+from exporter.graph import constant_names
 from exporter.qdq.blocks import residuals
 
 Edge = tuple[str, int]
@@ -74,21 +76,28 @@ def placement_for_tensorrt(model: onnx.ModelProto) -> Placement:
 
 def left_in_float(graph: onnx.GraphProto) -> dict[str, str]:
     """The convolutions that the placement leaves in float, by name, and why; of a quantized graph, those it would."""
-    constants = {tensor.name for tensor in graph.initializer}
-    known = constants | {name for node in graph.node if set(node.input) <= constants for name in node.output}
+    return {graph.node[place].name: reason for place, reason in places_left_in_float(graph).items()}
+
+
+def places_left_in_float(graph: onnx.GraphProto) -> dict[int, str]:
+    """The same by their places in the graph: strangers' nodes may have no names, or one name twice."""
+    known = constant_names(graph)
     pooled = _pooled(graph, known)
     reasons = {}
-    for node in graph.node:
+    for place, node in enumerate(graph.node):
         if node.op_type == "Conv" and node.input[0] in pooled:
-            reasons[node.name] = "its input is one pooled pixel: little work, and much of the accuracy"
+            reasons[place] = "its input is one pooled pixel: little work, and much of the accuracy"
         elif node.op_type == "Conv" and node.input[1] not in known:
-            reasons[node.name] = "its weight is computed, so it has no scales of its own"
+            reasons[place] = "its weight is computed, so it has no scales of its own"
     return reasons
 
 
-def _pooled(graph: onnx.GraphProto, known: set[str]) -> set[str]:
+def _pooled(graph: onnx.GraphProto, known: Set[str]) -> set[str]:
     """The tensors computed from globally pooled ones alone: one pixel for each channel."""
     values = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            values.update((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
     pooled: set[str] = set()
     for node in graph.node:
         computed = set(filter(None, node.input)) - known
@@ -98,7 +107,10 @@ def _pooled(graph: onnx.GraphProto, known: set[str]) -> set[str]:
 
 
 def _means_over_space(node: onnx.NodeProto, values: dict[str, onnx.TensorProto]) -> bool:
-    """A ReduceMean over the last two of four axes, where no GlobalAveragePool was made of it."""
-    if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[1] not in values:
+    """A ReduceMean over the last two of four axes, where no GlobalAveragePool was made of it; up to opset 17 the axes are an attribute."""
+    if node.op_type != "ReduceMean":
         return False
-    return sorted(int(axis) for axis in numpy_helper.to_array(values[node.input[1]])) in ([2, 3], [-2, -1])
+    axes = [int(axis) for attribute in node.attribute if attribute.name == "axes" for axis in attribute.ints]
+    if len(node.input) == 2 and node.input[1] in values:
+        axes = [int(axis) for axis in numpy_helper.to_array(values[node.input[1]]).ravel()]
+    return sorted(axes) in ([2, 3], [-2, -1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from exporter.graph import initializer_shapes, multiply_accumulates, types_and_shapes
+from exporter.graph import initializer_shapes, multiply_accumulates, scopes
 from exporter.qdq.lint import DEQUANTIZE
 from exporter.qdq.placement import left_in_float
 from exporter.report.sections import Layer
@@ -17,12 +17,12 @@ SHORT = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16"}
 
 def layers_from_model(model: onnx.ModelProto) -> tuple[Layer, ...]:
     """The graph's layers in its order. Biases are left out of account: they are float in every precision."""
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    types, shapes = types_and_shapes(inferred)
-    constants = initializer_shapes(inferred)
-    nodes = inferred.graph.node
+    own = scopes(model)[0]
+    types, shapes = own.types, own.shapes
+    constants = initializer_shapes(model)
+    nodes = model.graph.node
     pairs = {node.output[0]: node for node in nodes if node.op_type == DEQUANTIZE}
-    floats = left_in_float(inferred.graph) if pairs else {}
+    floats = left_in_float(model.graph) if pairs else {}
 
     def kind(tensor: str) -> str:
         name = types.get(pairs[tensor].input[0] if tensor in pairs else tensor, "unknown")
@@ -42,7 +42,7 @@ def layers_from_model(model: onnx.ModelProto) -> tuple[Layer, ...]:
             operator=node.op_type,
             precision=" + ".join(dict.fromkeys(kind(name) for name in read(node))),
             weights=weights(node) if node.op_type in WEIGHTED else "",
-            macs=multiply_accumulates(node, shapes),
+            macs=(multiply_accumulates(node, shapes) or 0) // own.images,
             remark=floats.get(node.name, ""),
         )
         for node in nodes
