@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli._build import build, engine_lines
+from exporter.cli._build import build, engine_lines, trust_option
 from exporter.cli._check import check
 from exporter.cli._common import accuracy_line, echo_json, gives_text, parity_lines, run_command, size_text
 from exporter.cli._eval import evaluate
 from runtimes._plugins import needed_for
-from runtimes.errors import BadInput
+from runtimes.errors import BadInput, ResnetExportError
 
 if TYPE_CHECKING:
     from exporter.qdq.lint import BlockReport, QdqReport
@@ -67,8 +67,9 @@ def inspect(path: Path, as_json: bool) -> None:
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Classes to show for each picture.")
 @click.option("--backend", default="onnxruntime", show_default=True, help="What runs the model.")
 @click.option("--provider", help="Where it runs: cpu or cuda.  [default: the backend's]")
+@trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def run(bundle: Path, images: tuple[Path, ...], top: int, backend: str, provider: str | None, as_json: bool) -> None:
+def run(bundle: Path, images: tuple[Path, ...], top: int, backend: str, provider: str | None, trust_engines: tuple[str, ...], as_json: bool) -> None:
     """Classify pictures: the most likely classes of each IMAGE."""
     from runtimes import Bundle, open_image, open_runtime
     from runtimes.classify import check_classifier, classify
@@ -76,7 +77,7 @@ def run(bundle: Path, images: tuple[Path, ...], top: int, backend: str, provider
     opened = Bundle.open(bundle)
     check_classifier(opened.manifest.outputs)
     pictures = [open_image(path) for path in images]
-    with open_runtime(opened, backend, provider=provider) as runtime:
+    with open_runtime(opened, backend, provider=provider, trust_engine=trust_engines) as runtime:
         found = classify(runtime, opened.manifest.preprocess, pictures, labels=opened.labels, top=top)
     if as_json:
         return echo_json({str(path): [asdict(one) for one in predictions] for path, predictions in zip(images, found, strict=True)})
@@ -89,12 +90,21 @@ def run(bundle: Path, images: tuple[Path, ...], top: int, backend: str, provider
 def _inspect_engine(path: Path, *, as_json: bool) -> None:
     import msgspec
 
-    from runtimes.engine import facts_of
+    from runtimes.engine import facts_of, sidecar_document
+    from runtimes.plan_files import sidecar_of
+    from runtimes.trust import check_trusted
 
     facts = facts_of(path)
+    problem = ""
+    try:
+        check_trusted(sidecar_document(sidecar_of(path)), str(path), ())
+    except ResnetExportError as error:
+        problem = str(error)
     if as_json:
-        return echo_json({"file": str(path), **msgspec.to_builtins(facts)})
-    click.echo("\n".join(engine_lines(path, facts)))
+        return echo_json({"file": str(path), "built_here": not problem, **msgspec.to_builtins(facts)})
+    click.echo(
+        "\n".join([*engine_lines(path, facts), f"{'sha256':<12} {facts.engine_sha256}", f"{'trust':<12} {problem or 'built on this machine'}"])
+    )
 
 
 def _inspect_onnx(path: Path, *, as_json: bool) -> None:
