@@ -170,6 +170,8 @@ def _check_folder(folder: Path) -> None:
     """
     if folder.is_symlink():
         raise BundleError(f"{folder} is a link, so that engines would be written elsewhere; remove it, and build again")
+    if folder.exists() and not folder.is_dir():
+        raise _not_written(folder, os.strerror(errno.ENOTDIR))
     if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
         raise _not_written(folder, os.strerror(errno.EACCES))
 

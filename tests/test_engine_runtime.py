@@ -24,6 +24,7 @@ from PIL import Image
 from standin_cuda import Allocation, StandinCuda
 from standin_tensorrt import NOT_CAPTURABLE, StandinTensorRT, imported_as_tensorrt
 
+from exporter.builders._layers import Layer, layers_on_gpu, spread_over_dla
 from exporter.engines import BuildPlan, build_engine
 from runtimes import Bundle, Manifest, open_runtime
 from runtimes._open import backend_class
@@ -44,6 +45,7 @@ from runtimes.engine import (
     sealed,
 )
 from runtimes.errors import BackendUnavailable, BadInput, BundleError
+from runtimes.golden import golden_report
 from runtimes.plan_files import engine_name, platform_text, sidecar_of
 from runtimes.specs import BatchRange, TensorSpec
 from runtimes.trust import KEY_VARIABLE, made_machine_key, with_seal
@@ -1023,18 +1025,16 @@ def test_a_build_that_fails_leaves_the_engine_before_it_as_it_was(
 def test_until_a_new_engine_is_proven_the_one_before_it_is_found(
     proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from exporter import engines
-
     assert deploy("build", proven).code == 0
-    before, measure = content(proven / "engines"), engines.golden_report
+    before = content(proven / "engines")
 
     def looked_at(*arguments: Any) -> Any:
         assert {name: data for name, data in content(proven / "engines").items() if not name.startswith(".")} == before
         with open_runtime(proven, "tensorrt") as runtime:
             assert not runtime._loaded.path.name.startswith(".")  # type: ignore[attr-defined]  # an engine's
-        return measure(*arguments)
+        return golden_report(*arguments)
 
-    monkeypatch.setattr(engines, "golden_report", looked_at)
+    monkeypatch.setattr("exporter.engines.golden_report", looked_at)
     assert deploy("build", proven, "--force").code == 0
     assert content(proven / "engines").keys() == before.keys()
 
@@ -1214,17 +1214,27 @@ def test_tensorrt_11_has_no_weak_typing_to_fall_back_to(proven: Path, api: Stand
 
 
 @pytest.fixture
-def static(shipped_bundle: Any, tmp_path: Path) -> Path:
-    """The shipped ResNet-20 in FP16, at one batch size."""
-    return Path(shutil.copytree(shipped_bundle("fp16", batch=BatchRange(2, 2, 2)).folder, tmp_path / "static"))
+def static(proven: Path, manifest: Manifest) -> Path:
+    """The bundle as if it were FP16, which the stand-in's inspector says of all that runs on DLA, at one batch size."""
+    (proven / "manifest.json").unlink()
+    finish(proven, replace(manifest, batch=BatchRange(2, 2, 2), precision="fp16"))
+    return proven
 
 
-def test_dla_needs_one_batch_size_a_core_and_a_precision_that_it_has(
-    proven: Path, static: Path, shipped_bundle: Any, tmp_path: Path, api: StandinTensorRT, deploy: Callable[..., Ran]
-) -> None:
-    assert "DLA computes in FP16 and INT8, and the bundle is fp32; export it with --fp16" in deploy("build", proven, "--dla", "0").error
-    many = Path(shutil.copytree(shipped_bundle("fp16").folder, tmp_path / "many"))
-    assert "DLA runs one batch size alone, the bundle has 1:2:4" in deploy("build", many, "--dla", "0").error
+@pytest.fixture
+def convolutions(folder: Path) -> list[str]:
+    return [node.name for node in onnx.load(folder / "model.onnx").graph.node if node.op_type == "Conv"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_dla_is_refused_for_what_it_cannot_compute(proven: Path, manifest: Manifest, precision: str, deploy: Callable[..., Ran]) -> None:
+    (proven / "manifest.json").unlink()
+    finish(proven, replace(manifest, batch=BatchRange(2, 2, 2), precision=precision))
+    ran = deploy("build", proven, "--dla", "0")
+    assert (ran.code, f"DLA computes in FP16 and INT8, and the bundle is {precision}; export it with --fp16" in ran.error) == (2, True)
+
+
+def test_dla_needs_one_batch_size_and_a_core(static: Path, api: StandinTensorRT, manifest: Manifest, deploy: Callable[..., Ran]) -> None:
     assert "finds no DLA on stand-in" in deploy("build", static, "--dla", "0").error
     api.dla_cores = 2
     assert "expected --dla below 2, got 2" in deploy("build", static, "--dla", "2").error
@@ -1234,29 +1244,51 @@ def test_dla_needs_one_batch_size_a_core_and_a_precision_that_it_has(
     assert api.last_config is not None
     assert (api.last_config.DLA_core, api.last_config.default_device_type.name) == (1, "DLA")
     assert api.BuilderFlag.GPU_FALLBACK in api.last_config.flags
+    (static / "manifest.json").unlink()
+    shutil.rmtree(static / "engines")
+    finish(static, replace(manifest, batch=BATCH, precision="fp16"))
+    assert "DLA runs one batch size alone, the bundle has 2:3:4" in deploy("build", static, "--dla", "0").error
 
 
-def test_what_fell_back_from_dla_to_the_gpu_is_listed(static: Path, api: StandinTensorRT, deploy: Callable[..., Ran]) -> None:
+def test_what_fell_back_from_dla_to_the_gpu_is_listed(
+    static: Path, api: StandinTensorRT, convolutions: list[str], deploy: Callable[..., Ran]
+) -> None:
     api.dla_cores = 1
     ran = deploy("build", static, "--dla", "0")
     assert ran.code == 0, ran.err
     layers = deploy("inspect", next((static / "engines").glob("*-dla0.engine")), "--json").json["layers"]
-    assert layers["convolutions"] == {"fp16": 21}
-    assert any("pool" in name for name in layers["on_gpu"])
-    assert not any("conv" in name for name in layers["on_gpu"])
-    assert f"on the GPU and not on DLA: {', '.join(layers['on_gpu'])}" in ran.out
+    assert layers["convolutions"] == {"fp16": len(convolutions)}
+    pooling = [node.name for node in onnx.load(static / "model.onnx").graph.node if node.op_type in api.off_dla]
+    assert layers["on_gpu"] == pooling != []
+    assert f"on the GPU and not on DLA: {', '.join(pooling)}" in ran.out
 
 
 def test_convolutions_that_fell_back_from_dla_to_the_gpu_are_refused_unless_allowed(
-    static: Path, api: StandinTensorRT, deploy: Callable[..., Ran]
+    static: Path, api: StandinTensorRT, convolutions: list[str], deploy: Callable[..., Ran]
 ) -> None:
     api.dla_cores = 1
-    api.off_dla.add("layer2.1.conv1")
+    api.off_dla.add(convolutions[1])
     ran = deploy("build", static, "--dla", "0")
     assert ran.code == 1
-    assert "--dla 0 asks for DLA, but 1 of 21 convolutions do not run there: layer2.1.conv1; accept that with --allow-fallback-layers" in ran.error
+    assert f"--dla 0 asks for DLA, but 1 of {len(convolutions)} convolutions do not run there: {convolutions[1]}; accept that with" in ran.error
     assert not (static / "engines").exists()
     facts = deploy("build", static, "--dla", "0", "--allow-fallback-layers", "--json").json
-    assert "layer2.1.conv1" in facts["layers"]["on_gpu"]
+    assert convolutions[1] in facts["layers"]["on_gpu"]
     api.off_dla.add("Conv")
-    assert "21 of 21 convolutions do not run there: conv1, layer1.0.conv1" in deploy("build", static, "--dla", "0", "--force").error
+    all_of_them = f"{len(convolutions)} of {len(convolutions)} convolutions do not run there: {convolutions[0]}, "
+    assert all_of_them in deploy("build", static, "--dla", "0", "--force").error
+
+
+def test_a_stretch_on_dla_holds_what_lies_between_its_ends_and_no_gpu_layer_names() -> None:
+    order = ("input.cast", "conv1", "relu", "conv2", "side", "conv3", "pool", "fc", "bias")
+    layers = [
+        Layer("Reformat", ("fp16",), frozenset({"conv1"}), "Reformatting CopyNode for conv1"),
+        Layer("DLA", ("fp16",), frozenset(), "{ForeignNode[conv1...conv3]}"),
+        Layer("CaskConvolution", ("fp16",), frozenset({"side"}), "side"),
+        Layer("DLA", ("fp16",), frozenset(), "{ForeignNode[fc + bias]}"),
+        Layer("DLA", ("fp16",), frozenset(), "{ForeignNode[nobody...knows]}"),
+        Layer("DLA", ("fp16",), frozenset(), "{ForeignNode[input.cast...nobody]}"),
+    ]
+    spread = spread_over_dla(layers, order)
+    assert [set(layer.nodes) for layer in spread] == [{"conv1"}, {"conv1", "relu", "conv2", "conv3"}, {"side"}, {"fc", "bias"}, set(), set()]
+    assert layers_on_gpu(spread, order) == ("side",)

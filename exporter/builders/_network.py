@@ -114,11 +114,12 @@ def built(api: Any, job: Job, configure: Callable[[Any, Any], None], on_step: On
         cache = _timing_cache(api, config, job.options.timing_cache)
         monitor = _monitor(api, on_step)
         config.progress_monitor = monitor
-        plan = _interruptible(lambda: builder.build_serialized_network(network, config), monitor)
+        with log.recording() as building:  # apart from what the parser said of a typed graph that it refused
+            plan = _interruptible(lambda: builder.build_serialized_network(network, config), monitor)
         del parser  # its memory holds the weights until here
         if plan is None or plan.nbytes == 0:
             weakly = f" (with weak typing, for the typed graph was refused: {typed_refusal})" if typed_refusal else ""
-            raise BuildError(f"the engine could not be built: {recording.reason}{weakly}")
+            raise BuildError(f"the engine could not be built: {building.reason}{weakly}")
         return Built(
             plan=bytes(memoryview(plan)),
             convolutions=_convolutions(api, network),
