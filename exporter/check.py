@@ -44,6 +44,7 @@ class CheckPlan:
         timeout_s: how long a backend may take to answer; None waits however long it takes.
         blocks: follow the values block by block, too (see `exporter.drift`).
         bisect: find the blocks whose return to FP32 mends a broken budget (see `exporter.bisect`).
+        trust_engines: sha256 of engines that may be loaded though this machine did not build them.
     """
 
     bundle: Bundle
@@ -56,6 +57,7 @@ class CheckPlan:
     timeout_s: float | None = None
     blocks: bool = False
     bisect: bool = False
+    trust_engines: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.timeout_s is not None and not self.timeout_s > 0:  # nan too
@@ -91,6 +93,7 @@ class _Task:
     evidence: Evidence
     old: Bundle | None
     old_evidence: Evidence | None
+    trust_engines: tuple[str, ...]
 
 
 def question_of(plan: CheckPlan, say: Announce = silent) -> Question:
@@ -123,7 +126,7 @@ def check_bundle(plan: CheckPlan, say: Announce = silent, question: Question | N
     found = []
     for backend in plan.backends:
         say(f"check {bundle.manifest.name} on {backend}")
-        found.append(_checked(_Task(bundle, backend, budget, evidence, plan.against, question.old_evidence), plan.timeout_s))
+        found.append(_checked(_Task(bundle, backend, budget, evidence, plan.against, question.old_evidence, plan.trust_engines), plan.timeout_s))
     return BundleCheck(
         bundle=str(bundle.folder),
         name=bundle.manifest.name,
@@ -212,8 +215,8 @@ def _answer(task: _Task) -> tuple[Verdict, Answered]:
     backend_class(task.backend).check_here()
     evidence = task.evidence
     if task.old is not None and task.old_evidence is not None:
-        evidence = replace(evidence, outputs=_outputs(task.old, task.backend, task.old_evidence))
-    with open_runtime(task.bundle, task.backend) as model:
+        evidence = replace(evidence, outputs=_outputs(task.old, task.backend, task.old_evidence, task.trust_engines))
+    with open_runtime(task.bundle, task.backend, trust_engine=task.trust_engines) as model:
         answer = answered(fed_to(model, evidence, task.bundle), task.backend, model, task.budget, task.bundle.manifest.batch)
     return "ok" if answer.ok else "out of budget", answer
 
@@ -223,10 +226,10 @@ def _reference(bundle: Bundle, evidence: Evidence) -> tuple[Verdict, dict[str, A
     return "ok", _outputs(bundle, REFERENCE, evidence)
 
 
-def _outputs(bundle: Bundle, backend: str, evidence: Evidence) -> dict[str, Any]:
+def _outputs(bundle: Bundle, backend: str, evidence: Evidence, trust_engines: tuple[str, ...] = ()) -> dict[str, Any]:
     from runtimes._open import open_runtime
 
-    with open_runtime(bundle, backend) as model:
+    with open_runtime(bundle, backend, trust_engine=trust_engines) as model:
         fed = fed_to(model, evidence, bundle)
         return model.run({model.inputs[0].name: fed.inputs})
 

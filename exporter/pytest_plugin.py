@@ -36,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--resnet-config", metavar="FILE", help="Test the bundles of a resnet-parity.toml, with its settings.")
     group.addoption("--resnet-backend", action="append", default=[], metavar="NAME|all", help="What is to answer.  [default: all that are here]")
     group.addoption("--resnet-budget", action="append", default=[], metavar="NAME=VALUE", help="A limit in place of the bundle's own.")
+    group.addoption("--resnet-trust-engine", action="append", default=[], metavar="SHA256", help="Load this engine, though another machine built it.")
     group.addoption("--resnet-data", metavar="SOURCE", help="Pictures to ask in place of the bundle's golden inputs.")
 
 
@@ -183,18 +184,24 @@ def _plans(config: pytest.Config) -> tuple[CheckPlan, ...]:
     """
     bundles, file = config.getoption("resnet_bundle"), config.getoption("resnet_config")
     backends, budget, data = (config.getoption(f"resnet_{name}") for name in ("backend", "budget", "data"))
+    engines = config.getoption("resnet_trust_engine")
     if not bundles and file is None:
         if backends or budget or data is not None:
             raise pytest.UsageError(f"--resnet-backend, --resnet-budget and --resnet-data are about a bundle, and {NO_BUNDLE}")
+        if engines:
+            raise pytest.UsageError(f"--resnet-trust-engine is about a bundle's engine, and {NO_BUNDLE}")
         return ()
     from exporter.cli._check import entries, plan_from_entry
     from exporter.fleet import Settings
     from runtimes.budget import budget_from_text
     from runtimes.errors import ResnetExportError
+    from runtimes.trust import trusted_engines
 
     try:
+        trusted = tuple(sorted(trusted_engines(engines)))
         given = Settings(backends=tuple(backends) or None, data=data, budget=budget_from_text(tuple(budget)))
-        return tuple(plan_from_entry(entry) for entry in entries([Path(one) for one in bundles], Path(file) if file else None, given))
+        named = entries([Path(one) for one in bundles], Path(file) if file else None, given)
+        return tuple(replace(plan_from_entry(entry), trust_engines=trusted) for entry in named)
     except ResnetExportError as error:
         raise pytest.UsageError(str(error)) from error
 
@@ -231,7 +238,7 @@ def _opened(bundle: Bundle, backend: str, plans: tuple[CheckPlan, ...]) -> Runti
     if backend not in plan.backends:
         pytest.skip(f"{backend} is not among the backends that were asked for {plan.bundle.folder}")
     try:
-        return open_runtime(bundle, backend)
+        return open_runtime(bundle, backend, trust_engine=plan.trust_engines)
     except BackendUnavailable as error:
         if not plan.asked:
             pytest.skip(f"{backend}: not here: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from runtimes import backends
@@ -9,6 +10,7 @@ from runtimes._plugins import load_plugin, plugin_names
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.trust import trusted_engines
 
 REMEDIES = {
     "tensorrt": "on a Jetson use JetPack's own, in a venv made with --system-site-packages; elsewhere pip install 'resnet-export[tensorrt]'",
@@ -51,28 +53,31 @@ def remedy_for(name: str) -> str:
     return REMEDIES.get(name, f"pip install 'resnet-export[{name}]'")
 
 
-def open_runtime(model: str | Path | Bundle, backend: str = "onnxruntime", *, provider: str | None = None) -> Runtime:
+def open_runtime(
+    model: str | Path | Bundle, backend: str = "onnxruntime", *, provider: str | None = None, trust_engine: str | Collection[str] = ()
+) -> Runtime:
     """Open a bundle, or a single model file, on a backend.
 
     Args:
         model: a bundle (its folder, verified file by file first) or a model file of the backend's own kind.
         backend: a name from `backend_names()`.
         provider: where it runs, for example `cpu` or `cuda`; None is the backend's default.
+        trust_engine: the sha256 of an engine, or of several, that may be loaded though this machine did not build it. Engines are code.
 
     Raises:
         UnknownName, BackendUnavailable: the backend or provider is not there.
-        BundleError: the bundle is not what its manifest says, or lacks the backend's file.
-        BadInput: the file is no model of this backend, or the provider is an empty text.
+        BundleError: the bundle is not what its manifest says, or lacks the backend's file; an engine was changed, or nobody vouches for it.
+        BadInput: the file is no model of this backend, the provider is an empty text, or `trust_engine` is no sha256.
     """
     if provider is not None and not provider.strip():
         raise BadInput("expected a provider, got nothing; leave it out, or name one, as cpu or cuda")
+    trusted = trusted_engines(trust_engine)
     runtime = backend_class(backend)
     if not isinstance(model, Bundle):
         path = Path(model)
         if path.is_file():
-            return runtime.open(path, provider=provider)
+            return runtime.open_model(path, provider=provider, trusted=trusted)
         if not path.exists():
             raise BadInput(f"{path} does not exist; give a bundle folder or a model file")
         model = Bundle.open(path)
-    runtime.check_bundle(model.manifest, provider)
-    return runtime.open(runtime.file_of(model), provider=provider, batch=model.manifest.batch)
+    return runtime.open_model(model, provider=provider, trusted=trusted)

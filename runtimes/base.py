@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +60,18 @@ class Runtime(ABC):
         if cls.FILE not in bundle.manifest.files:
             raise BackendUnavailable(f"{bundle.folder} has no {cls.FILE}, which this backend runs; export the bundle again, with nothing left out")
         return bundle.file(cls.FILE)
+
+    @classmethod
+    def open_model(cls, model: Path | Bundle, *, provider: str | None = None, trusted: Collection[str] = ()) -> Self:
+        """Open what `open_runtime` was given: a model file, or this backend's file of a bundle.
+
+        `trusted` names engines, by sha256, that may be loaded though this machine did not build them; backends that load none do not look at it.
+        Raises as `open`, `file_of` and `check_bundle` do.
+        """
+        if isinstance(model, Path):
+            return cls.open(model, provider=provider)
+        cls.check_bundle(model.manifest, provider)
+        return cls.open(cls.file_of(model), provider=provider, batch=model.manifest.batch)
 
     @classmethod  # noqa: B027  (not abstract: a package that can be imported is mostly all that is needed)
     def check_here(cls) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import gc
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,17 @@ from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, FileFacts, Graph
 from runtimes.parity import Accuracy, Comparison, ParityReport
 from runtimes.preprocess import Preprocess
 from runtimes.specs import BatchRange, TensorSpec
+from runtimes.trust import KEY_VARIABLE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """This machine's engine key, for the tests alone: the one in the home folder is not to be touched."""
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("key") / "engine.key"
+        patch.setenv(KEY_VARIABLE, str(path))
+        yield path
+
 
 # --- runtimes: one small model in each backend's own file, and a manifest that fits it ---
 

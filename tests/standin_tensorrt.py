@@ -9,6 +9,7 @@ of whose outcome only the fact that there is one is used.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import struct
 import sys
@@ -83,6 +84,7 @@ class StandinTensorRT(ModuleType):
         dla_cores: how many this device has.
         distort: makes every engine answer otherwise.
         runs_as: what the inspector says some convolutions read, by node.
+        off_dla: operators and nodes that run on the GPU when DLA is asked for.
     """
 
     def __init__(self, cuda: StandinCuda, version: str = "11.4.0.106", *, tag: bytes = b"ftrt") -> None:
@@ -94,14 +96,15 @@ class StandinTensorRT(ModuleType):
         self.dla_cores = 0
         self.distort: Distortion | None = None
         self.runs_as: dict[str, str] = {}
+        self.off_dla = {"Cast", "GlobalAveragePool", "Flatten"}
         self.ILogger = ILogger
         self.last_config: BuilderConfig | None = None
         self._logger: ILogger | None = None
-        self._failures: dict[str, tuple[int, str]] = {}
+        self._failures: dict[str, tuple[int, list[str]]] = {}
         for name in SHARED:
             setattr(self, name, getattr(real, name))
         if self.major == 10:
-            flags = {**real.BuilderFlag.__members__, "FP16": "FP16", "INT8": "INT8"}
+            flags = {**real.BuilderFlag.__members__, "FP16": "FP16", "BF16": "BF16", "INT8": "INT8"}
             self.BuilderFlag = SimpleNamespace(**flags)
         for kind in (Runtime, Builder, OnnxParser, Refitter, OnnxParserRefitter):
             setattr(self, kind.__name__, functools.partial(kind, self))
@@ -115,19 +118,18 @@ class StandinTensorRT(ModuleType):
         """`8.7`"""
         return "{}.{}".format(*list(self.cuda.attributes.values())[:2])
 
-    def fail(self, call: str, reason: str, *, after: int = 0) -> None:
-        """This method fails the next time, or after so many times, in the way it does, with this in the log."""
-        self._failures[call] = (after, reason)
+    def fail(self, call: str, *reasons: str, after: int = 0) -> None:
+        """This method fails the next time, or after so many times, in the way it does, with this in the log; once for each reason."""
+        self._failures[call] = (after, [*reasons])
 
     def called(self, call: str) -> bool:
         """Count a call; False where it is to fail."""
         self.calls[call] += 1
-        left, reason = self._failures.get(call, (-1, ""))
-        if left == 0:
-            del self._failures[call]
-            return self.refused(reason)
+        left, reasons = self._failures.get(call, (-1, []))
+        if left == 0 and reasons:
+            return self.refused(reasons.pop(0))
         if left > 0:
-            self._failures[call] = (left - 1, reason)
+            self._failures[call] = (left - 1, reasons)
         return True
 
     def refused(self, reason: str) -> bool:
@@ -427,11 +429,8 @@ class OnnxParserRefitter:
         api.register(logger)
         self.api, self.refitter = api, refitter
 
-    def refit_from_file(self, path: str) -> bool:
-        try:
-            model = onnx.load(path)
-        except OSError:
-            return self.api.refused(f"Failed to open ONNX file: {path}")
+    def refit_from_bytes(self, data: bytes) -> bool:
+        model = onnx.load_model_from_string(data)
         if _weights(model) != _weights(onnx.load_model_from_string(self.refitter.engine.model)):
             return self.api.refused("Refitter was unable to find all the weights of the engine.")
         self.refitter.model = model.SerializeToString()
@@ -465,7 +464,9 @@ def _information(engine: Engine) -> str:
     producers = {name: node for node in graph.node for name in node.output}
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info)}
     layers: list[object] = []
-    for node in graph.node:
+    if engine.about.get("dla"):
+        layers = list(_stretches(engine.api, graph))
+    for node in () if layers else graph.node:
         producer = producers.get(node.input[0]) if node.op_type == "Conv" else None
         if node.op_type != "Conv":
             continue
@@ -473,6 +474,21 @@ def _information(engine: Engine) -> str:
         word = engine.api.runs_as.get(node.name, read)
         layers.append({"Name": node.name, "LayerType": "CaskConvolution", "Inputs": [_tensor(node.input[0], word, engine.api.major)], "Outputs": []})
     return json.dumps({"Layers": layers if engine.about.get("detailed") else [node.name for node in graph.node]})
+
+
+def _stretches(api: StandinTensorRT, graph: Any) -> Iterator[object]:
+    """What runs on DLA, by the first and the last node of each stretch, and what runs on the GPU, node by node."""
+
+    def layer(name: str, kind: str, node: Any) -> object:
+        return {"Name": name, "LayerType": kind, "Inputs": [_tensor(node.input[0], "FP16", api.major)], "Outputs": []}
+
+    for on_gpu, nodes in itertools.groupby(graph.node, lambda node: bool({node.op_type, node.name} & api.off_dla)):
+        several = list(nodes)
+        if on_gpu:
+            yield from (layer(node.name, "CaskConvolution" if node.op_type == "Conv" else "Kgen", node) for node in several)
+        else:
+            ends = dict.fromkeys((several[0].name, several[-1].name))
+            yield layer(f"{{ForeignNode[{'...'.join(ends)}]}}", "DLA", several[0])
 
 
 def _tensor(name: str, word: str, major: int) -> dict[str, str]:
@@ -566,9 +582,9 @@ class OnnxParser:
         self.errors: list[Any] = []
 
     def parse(self, model: bytes) -> bool:
-        failures = dict(self.api._failures)
+        reason = [*self.api._failures.get("parse", (0, []))[1], ""][0]
         if not self.api.called("parse"):
-            self.errors = [SimpleNamespace(desc=lambda: failures["parse"][1], node_name=lambda: "", node_operator=lambda: "")]
+            self.errors = [SimpleNamespace(desc=lambda: reason, node_name=lambda: "", node_operator=lambda: "")]
             return False
         self.network.model = model
         parsed = bool(self.real.parse(model))
@@ -625,7 +641,8 @@ class BuilderConfig:
 
     def asked(self) -> dict[str, bool]:
         flags = {"stripped": real.BuilderFlag.STRIP_PLAN, "version_compatible": real.BuilderFlag.VERSION_COMPATIBLE}
-        return {name: True for name, flag in flags.items() if flag in self.flags}
+        asked = {name: True for name, flag in flags.items() if flag in self.flags}
+        return asked | ({"dla": True} if self.default_device_type == real.DeviceType.DLA else {})
 
 
 class TimingCache:

@@ -30,9 +30,11 @@ from exporter.cli import _build
 from exporter.cli._common import status
 from exporter.engines import BuildPlan, build_engine
 from runtimes import Bundle
-from runtimes.engine import EngineFacts, facts_of, sidecar_of
+from runtimes.engine import EngineFacts, facts_of
 from runtimes.errors import BackendUnavailable, BuildError, BundleError, PlanError, UnknownName
+from runtimes.plan_files import sidecar_of
 from runtimes.specs import BatchRange
+from runtimes.trust import KEY_VARIABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = ("torch", "torchvision", "onnx", "onnxruntime", "onnxsim")
@@ -327,7 +329,7 @@ def test_a_device_needs_neither_torch_nor_onnx_nor_onnxruntime(bundle: Path, tmp
         code = f"{forbid}; sys.argv = {['resnet-deploy', *arguments]!r}; from exporter.cli.deploy import main; main()"
         done = subprocess.run(
             [tmp_path / "device/bin/python", "-c", code],
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), KEY_VARIABLE: os.environ[KEY_VARIABLE]},
             capture_output=True,
             text=True,
             check=False,

@@ -29,20 +29,19 @@ from runtimes.engine import (
     DeviceFacts,
     EngineFacts,
     Here,
-    PlanHeader,
     check_loadable,
     engine_for,
-    engine_name,
     facts_of,
     json_from_facts,
-    plan_header,
-    platform_text,
+    loadable_engine,
     read_engine,
     read_sidecar,
-    sidecar_of,
+    sealed,
 )
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, ResnetExportError
+from runtimes.plan_files import PlanHeader, engine_name, plan_header, platform_text, sidecar_of
 from runtimes.specs import BatchRange
+from runtimes.trust import made_machine_key
 
 REBUILD = "resnet-deploy build"
 RTX = "tensorrt-rtx"
@@ -101,12 +100,12 @@ def tensorrt_plan(*version: int, size: int = 1000) -> bytes:
 
 
 def put(folder: Path, plan: bytes, facts: EngineFacts, **changes: Any) -> Path:
-    """Add a plan to a bundle, and a sidecar that says that it is the one."""
+    """Add a plan to a bundle, and a sidecar that says that it is the one, as a build on this machine does."""
     facts = replace(facts, engine_sha256=hashlib.sha256(plan).hexdigest(), engine_bytes=len(plan), **changes)
-    path = folder / "engines" / engine_name(facts.backend, facts.version, facts.targets, facts.batch)
+    path = folder / "engines" / engine_name(facts.backend, facts.version, facts.targets, facts.batch, facts.options)
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(plan)
-    sidecar_of(path).write_bytes(json_from_facts(facts))
+    sidecar_of(path).write_bytes(json_from_facts(sealed(facts, made_machine_key())))
     return path
 
 
@@ -412,6 +411,136 @@ def test_engines_with_malformed_sidecars_are_passed_over_and_told(engine: Path, 
     with pytest.raises(BackendUnavailable, match="has no engine .*json: Input data was truncated") as caught:
         engine_for(Bundle.open(bundle), here)
     assert said(caught.value)
+
+
+def test_a_link_to_nothing_among_the_engines_is_passed_over(engine: Path, bundle: Path, here: Here) -> None:
+    (bundle / "engines" / f"{RTX}-0.engine").symlink_to("nowhere")
+    shutil.copy(sidecar_of(engine), bundle / "engines" / f"{RTX}-0.json")
+    os.utime(engine, (1000, 1000))
+    assert engine_for(Bundle.open(bundle), here) == engine
+
+
+def test_engines_that_differ_by_their_options_have_names_of_their_own() -> None:
+    options: dict[str, dict[str, Any]] = {
+        "": {},
+        "-dla1": {"dla_core": 1},
+        "-dla0-version-compatible-ampere-plus-stripped-o5-w512": {
+            "workspace_bytes": 512 << 20,
+            "optimization_level": 5,
+            "strip_weights": True,
+            "hardware_compatible": "ampere-plus",
+            "version_compatible": True,
+            "dla_core": 0,
+        },
+        "-o0": {"optimization_level": 0},
+        "-w1000b": {"workspace_bytes": 1000},
+    }
+    for words, given in options.items():
+        assert engine_name("tensorrt", "10.3.0", ("sm87",), BatchRange(1, 8, 32), given) == f"tensorrt-10.3.0-sm87-b1-8-32{words}.engine"
+
+
+# --- whose engine it is ---
+
+
+def as_a_strangers(engine: Path, **changes: Any) -> EngineFacts:
+    """The sidecar as another machine's build writes it."""
+    facts = sealed(replace(read_sidecar(sidecar_of(engine)), **changes), bytes(32))
+    sidecar_of(engine).write_bytes(json_from_facts(facts))
+    return facts
+
+
+def test_a_strangers_engine_is_not_loaded_unless_it_is_named(engine: Path, bundle: Path, facts: EngineFacts, here: Here) -> None:
+    assert loadable_engine(engine, lambda: here, ())[1] == engine.read_bytes()
+    as_a_strangers(engine, options={"version_compatible": True}, version="1.0.0.0")
+    with pytest.raises(BundleError) as caught:
+        loadable_engine(engine, lambda: here, {"0" * 64})
+    assert said(caught.value, f"--trust-engine {facts.engine_sha256}").startswith(f"{engine} was not built on this machine, and engines are code, ")
+    assert REBUILD in str(caught.value)
+    with pytest.raises(BackendUnavailable, match="has no engine for .* was not built on this machine.* --trust-engine"):
+        engine_for(Bundle.open(bundle), here)
+    for trusted in ({facts.engine_sha256}, [facts.engine_sha256]):
+        assert loadable_engine(engine, lambda: here, trusted)[1] == engine.read_bytes()
+        assert engine_for(Bundle.open(bundle), here, trusted) == engine
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seal": ""},
+        {"options": {"version_compatible": True}},
+        {"checked": True},
+        {"onnx_sha256": "0" * 64},
+        {"targets": ["sm86", "sm89"]},
+        {"more": 1},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_sidecar_that_was_edited_vouches_for_nothing(engine: Path, here: Here, change: dict[str, Any]) -> None:
+    sidecar_of(engine).write_bytes(edited(lambda document: document.update(change))(sidecar_of(engine).read_bytes()))
+    with pytest.raises(BundleError, match="was not built on this machine"):
+        loadable_engine(engine, lambda: here, ())
+
+
+def test_an_engine_that_was_exchanged_is_not_loaded_even_when_it_is_named(engine: Path, facts: EngineFacts, here: Here) -> None:
+    engine.write_bytes(engine.read_bytes()[:-1] + b"!")
+    for trusted in ((), (facts.engine_sha256,)):
+        with pytest.raises(BundleError, match="was changed after it was built"):
+            loadable_engine(engine, lambda: here, trusted)
+
+
+def test_nothing_of_a_strangers_engine_is_read_beyond_its_header(engine: Path, facts: EngineFacts, here: Here) -> None:
+    size = 1 << 40
+    with engine.open("r+b") as file:
+        file.truncate(size)  # of zeros that take no room
+    for read in (facts_of, read_engine):
+        with pytest.raises(BundleError, match="was changed after it was built"):
+            read(engine)
+    as_a_strangers(engine, engine_bytes=size)
+    with pytest.raises(BundleError, match="was not built on this machine"):
+        loadable_engine(engine, lambda: here, ())
+
+
+@pytest.mark.parametrize("which", ["engine", "sidecar"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(engine: Path, which: str) -> None:
+    path = engine if which == "engine" else sidecar_of(engine)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises((BundleError, BadInput), match=re.escape(f"cannot read {path} (it is no file)")) as caught:
+        facts_of(engine)
+    assert said(caught.value)
+
+
+def test_a_sidecar_larger_than_any_is_not_read(engine: Path) -> None:
+    with sidecar_of(engine).open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(BundleError, match="cannot read .*json .it is larger than 1048576 bytes"):
+        facts_of(engine)
+
+
+def test_of_several_engines_the_one_that_is_named_is_taken_and_a_strangers_never(engine: Path, bundle: Path, facts: EngineFacts, here: Here) -> None:
+    special = put(bundle, engine.read_bytes()[:-1] + b"!", facts, options={"optimization_level": 5})
+    strangers = put(bundle, engine.read_bytes()[:-1] + b"?", facts, batch=BatchRange(1, 1, 1))
+    named = as_a_strangers(strangers).engine_sha256
+    for second, path in enumerate((engine, special, strangers)):
+        os.utime(path, (1000 + second, 1000 + second))
+    opened = Bundle.open(bundle)
+    assert engine_for(opened, here) == special
+    assert engine_for(opened, here, {named}) == strangers
+    assert engine_for(opened, here, {facts.engine_sha256}) == engine
+    os.utime(special, (1000, 1000))
+    assert engine_for(opened, here) == engine  # of the same age, the one with fewer options
+
+
+def test_inspect_says_whose_an_engine_is(engine: Path, facts: EngineFacts, deploy: Callable[..., Ran]) -> None:
+    shown = deploy("inspect", engine)
+    assert "trust        built on this machine" in shown.out
+    assert deploy("inspect", engine, "--json").json["built_here"]
+    as_a_strangers(engine)
+    shown = deploy("inspect", engine)
+    assert shown.code == 0
+    assert f"trust        {engine} was not built on this machine" in shown.out
+    assert f"sha256       {facts.engine_sha256}" in shown.out
+    assert not deploy("inspect", engine, "--json").json["built_here"]
 
 
 # --- the command line, on a machine without a driver ---

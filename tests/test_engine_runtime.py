@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import io
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -19,9 +20,12 @@ import onnx
 import pytest
 from commands import Ran
 from numpy.typing import NDArray
+from PIL import Image
 from standin_cuda import Allocation, StandinCuda
 from standin_tensorrt import NOT_CAPTURABLE, StandinTensorRT, imported_as_tensorrt
 
+from exporter.builders._layers import Layer, layers_on_gpu, spread_over_dla
+from exporter.engines import BuildPlan, build_engine
 from runtimes import Bundle, Manifest, open_runtime
 from runtimes._open import backend_class
 from runtimes.backends import _cuda
@@ -36,14 +40,15 @@ from runtimes.engine import (
     DeviceFacts,
     EngineFacts,
     LayerFacts,
-    engine_name,
     json_from_facts,
-    platform_text,
     read_sidecar,
-    sidecar_of,
+    sealed,
 )
 from runtimes.errors import BackendUnavailable, BadInput, BundleError
+from runtimes.golden import golden_report
+from runtimes.plan_files import engine_name, platform_text, sidecar_of
 from runtimes.specs import BatchRange, TensorSpec
+from runtimes.trust import KEY_VARIABLE, made_machine_key, with_seal
 
 INPUT, OUTPUT = "input", "logits"
 ROUNDING = 1e-5
@@ -51,6 +56,10 @@ ROUNDING = 1e-5
 BATCH = BatchRange(2, 3, 4)
 OUT_OF_MEMORY, LAUNCH_FAILED = 2, 719
 IMAGE_BYTES = 28 * 28 * 4
+
+
+def quiet(step: str, done: int = 0, total: int = 0) -> None:
+    pass
 
 
 def leaks(cuda: StandinCuda) -> list[str]:
@@ -118,10 +127,10 @@ def add_engine(folder: Path, api: StandinTensorRT, *, batch: BatchRange = BATCH,
         engine_bytes=len(plan),
         key="0" * 64,
     )
-    path = folder / "engines" / engine_name(backend, api.__version__, facts.targets, batch)
+    path = folder / "engines" / engine_name(backend, api.__version__, facts.targets, batch, options)
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(plan)
-    sidecar_of(path).write_bytes(json_from_facts(facts))
+    sidecar_of(path).write_bytes(json_from_facts(sealed(facts, made_machine_key())))
     return path
 
 
@@ -599,7 +608,7 @@ def test_an_engine_of_another_version_or_device_is_tensorrts_to_refuse_where_the
         path = add_engine(folder, other)
         cuda.attributes.update(before)
         sidecar = sidecar_of(path)
-        sidecar.write_bytes(json_from_facts(replace(read_sidecar(sidecar), version=api.__version__)))
+        sidecar.write_bytes(json_from_facts(sealed(replace(read_sidecar(sidecar), version=api.__version__), made_machine_key())))
         with pytest.raises(BackendUnavailable, match=said):
             opened(path)
 
@@ -616,7 +625,7 @@ def test_an_engine_of_another_version_or_device_is_tensorrts_to_refuse_where_the
 def test_what_the_sidecar_says_against_an_engine_is_said_before_tensorrt_reads_it(
     engine: Path, api: StandinTensorRT, changes: dict[str, Any], message: str
 ) -> None:
-    sidecar_of(engine).write_bytes(json_from_facts(replace(read_sidecar(sidecar_of(engine)), **changes)))
+    sidecar_of(engine).write_bytes(json_from_facts(sealed(replace(read_sidecar(sidecar_of(engine)), **changes), made_machine_key())))
     with pytest.raises((BackendUnavailable, BundleError), match=message):
         opened(engine)
     assert api.calls["deserialize_cuda_engine"] == 0
@@ -624,6 +633,69 @@ def test_what_the_sidecar_says_against_an_engine_is_said_before_tensorrt_reads_i
 
 def test_a_version_compatible_engine_is_allowed_its_lean_runtime(folder: Path, api: StandinTensorRT, cuda: StandinCuda) -> None:
     with opened(add_engine(folder, StandinTensorRT(cuda, "10.3.0.30"), version_compatible=True)) as runtime:
+        assert runtime.run({INPUT: images(2)})[OUTPUT].shape == (2, 10)
+
+
+# --- whose engine it is ---
+
+
+def as_a_strangers(engine: Path, **changes: Any) -> str:
+    """The sidecar as another machine's build writes it; returns the engine's sha256."""
+    facts = sealed(replace(read_sidecar(sidecar_of(engine)), **changes), bytes(32))
+    sidecar_of(engine).write_bytes(json_from_facts(facts))
+    return facts.engine_sha256
+
+
+def test_a_strangers_engine_reaches_tensorrt_only_when_it_is_named(folder: Path, api: StandinTensorRT, reference: OnnxRuntime) -> None:
+    engine = add_engine(folder, api, version_compatible=True)
+    sha256 = as_a_strangers(engine)
+    with pytest.raises(BundleError, match=f"was not built on this machine.* --trust-engine {sha256}"):
+        open_runtime(engine, "tensorrt")
+    for model in (folder, Bundle.open(folder)):
+        with pytest.raises(BackendUnavailable, match=f"was not built on this machine.* --trust-engine {sha256}"):
+            open_runtime(model, "tensorrt", trust_engine="0" * 64)
+    assert api.calls["deserialize_cuda_engine"] == 0
+    for model in (folder, Bundle.open(folder), engine):
+        with open_runtime(model, "tensorrt", trust_engine=[sha256.upper(), "0" * 64]) as runtime:
+            assert_right(runtime.run({INPUT: images(3)})[OUTPUT], reference, images(3))
+    with pytest.raises(BadInput, match="expected the sha256 of an engine"):
+        open_runtime(folder, "tensorrt", trust_engine="yes")
+
+
+def test_each_command_that_opens_an_engine_takes_the_name_of_a_strangers(
+    proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def here(work: Callable[..., tuple[str, object]], *arguments: object, timeout_s: float | None = None) -> tuple[str, str, object]:
+        """In place of a process of its own, which would have no stand-in."""
+        verdict, value = work(*arguments)
+        return verdict, "", value
+
+    monkeypatch.setattr("exporter.check.in_a_process", here)
+    sha256 = as_a_strangers(Path(deploy("build", proven, "--json").json["engine"]))
+    for number in range(10):
+        (tmp_path / "pictures" / str(number)).mkdir(parents=True)
+        Image.fromarray(np.full((28, 28), 20 * number, np.uint8)).save(tmp_path / "pictures" / str(number) / "picture.png")
+    on = ("--backend", "tensorrt")
+    commands: list[tuple[object, ...]] = [
+        ("run", proven, tmp_path / "pictures" / "1" / "picture.png", *on),
+        ("eval", proven, "--data", tmp_path / "pictures", *on),
+        ("check", proven, *on),
+        ("check", proven, "--against", proven, *on),
+    ]
+    for command in commands[:2]:
+        ran = deploy(*command)
+        assert (ran.code, f"--trust-engine {sha256}" in ran.error) == (3, True), ran.err
+    for command in commands:
+        assert deploy(*command, "--trust-engine", sha256).code == 0, command
+        assert deploy(*command, "--trust-engine", "all").code == 2, command
+
+
+def test_a_build_replaces_a_strangers_engine_by_its_own(proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran]) -> None:
+    built = deploy("build", proven, "--json").json
+    as_a_strangers(Path(built["engine"]))
+    again = deploy("build", proven, "--json").json
+    assert (again["cached"], again["engine"]) == (False, built["engine"])
+    with open_runtime(proven, "tensorrt") as runtime:
         assert runtime.run({INPUT: images(2)})[OUTPUT].shape == (2, 10)
 
 
@@ -657,13 +729,32 @@ def test_a_stripped_engine_takes_its_weights_from_the_bundle(folder: Path, api: 
 def test_a_stripped_engine_whose_onnx_is_missing_or_another_says_so(folder: Path, api: StandinTensorRT) -> None:
     path = add_engine(folder, api, strip_weights=True)
     (folder / "model.onnx").rename(folder / "away.onnx")
-    with pytest.raises(BackendUnavailable, match="does not take .*model.onnx's weights: Failed to open.*; build the engine again without --strip-w"):
+    with pytest.raises(BundleError, match="cannot read .*model.onnx .No such file .*, which holds the engine's weights; build the engine again"):
         opened(path)
     model = onnx.load(folder / "away.onnx")
-    del model.graph.initializer[0]
-    onnx.save(model, folder / "model.onnx")
-    with pytest.raises(BackendUnavailable, match="weights: Refitter was unable to find all the weights"):
+    for kept in (1, 0):
+        model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[::-1]
+        del model.graph.initializer[kept:1]
+        onnx.save(model, folder / "model.onnx")
+        with pytest.raises(BundleError, match="model.onnx is not the file that the engine was built from, whose weights it takes"):
+            opened(path)
+    assert api.calls["deserialize_cuda_engine"] == 0
+
+
+def test_a_stripped_engine_that_tensorrt_cannot_fill_says_why(folder: Path, api: StandinTensorRT) -> None:
+    path = add_engine(folder, api, strip_weights=True)
+    api.fail("refit_cuda_engine", "Refitter was unable to find all the weights of the engine.")
+    with pytest.raises(BackendUnavailable, match="does not put its weights into .*: Refitter was unable .*; build it again without --strip-weights"):
         opened(path)
+
+
+def test_a_stripped_engine_finds_its_weights_from_any_working_folder(
+    folder: Path, api: StandinTensorRT, reference: OnnxRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = add_engine(folder, api, strip_weights=True)
+    monkeypatch.chdir(path.parent)
+    with open_runtime(path.name, "tensorrt") as runtime:
+        assert_right(runtime.run({INPUT: images(3)})[OUTPUT], reference, images(3))
 
 
 # --- TensorRT-RTX, whose engine is a stand-in ---
@@ -699,6 +790,31 @@ def test_an_rtx_cache_that_does_not_fit_is_filled_anew(rtx: tuple[StandinTensorR
         runtime.run({INPUT: images(3)})
     assert api.compiled[3] == 1
     assert api.__version__.encode() in path.with_suffix(".cache").read_bytes()
+
+
+def test_kernels_that_another_machine_compiled_are_not_loaded(rtx: tuple[StandinTensorRT, Path]) -> None:
+    api, path = rtx
+    sha256, kernels = read_sidecar(sidecar_of(path)).engine_sha256, f'["{api.__version__}", [3]]'.encode()
+    for known, content in enumerate((kernels, with_seal(kernels, sha256, bytes(32)), with_seal(kernels, "0" * 64, made_machine_key()))):
+        path.with_suffix(".cache").write_bytes(content)
+        with open_runtime(path, "tensorrt-rtx") as runtime:
+            runtime.run({INPUT: images(3)})
+        assert api.compiled[3] == known + 1
+    path.with_suffix(".cache").write_bytes(with_seal(kernels, sha256, made_machine_key()))
+    with open_runtime(path, "tensorrt-rtx") as runtime:
+        runtime.run({INPUT: images(3)})
+    assert api.compiled[3] == 3
+
+
+def test_an_rtx_engine_without_a_place_for_a_key_runs_and_keeps_no_kernels(
+    rtx: tuple[StandinTensorRT, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _, path = rtx
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(KEY_VARIABLE, str(tmp_path / "file" / "key"))
+    with open_runtime(path, "tensorrt-rtx", trust_engine=read_sidecar(sidecar_of(path)).engine_sha256) as runtime:
+        assert runtime.run({INPUT: images(3)})[OUTPUT].shape == (3, 10)
+    assert not path.with_suffix(".cache").exists()
 
 
 def test_an_rtx_bundle_that_may_not_be_written_to_runs_all_the_same(rtx: tuple[StandinTensorRT, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -867,6 +983,128 @@ def test_an_engine_out_of_budget_is_not_kept(proven: Path, api: StandinTensorRT,
     assert list((proven / "engines").iterdir()) == []
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_build_that_fails_leaves_the_engine_before_it_as_it_was(
+    proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert deploy("build", proven).code == 0
+    before = content(proven / "engines")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def no_room(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    def fails(code: int) -> None:
+        assert deploy("build", proven, "--force").code == code
+        assert content(proven / "engines") == before
+        with open_runtime(proven, "tensorrt") as runtime:
+            assert runtime.run({INPUT: images(2)})[OUTPUT].shape == (2, 10)
+
+    for call, code in (("build_serialized_network", 1), ("deserialize_cuda_engine", 1), ("execute_async_v3", 3)):
+        api.fail(call, "an illegal access")
+        fails(code)
+    api.fail("deserialize_cuda_engine", "not this one", after=1)  # the inspector's is the first
+    fails(3)
+    with monkeypatch.context() as patch:
+        patch.setattr("exporter.engines.golden_report", interrupt)
+        assert deploy("build", proven, "--force").code == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", no_room)
+        assert deploy("build", proven, "--force").code == 1
+    assert content(proven / "engines") == before
+    api.distort = lambda answer, _: -answer
+    assert deploy("build", proven, "--force").code == 4
+    assert content(proven / "engines") == before
+
+
+def test_until_a_new_engine_is_proven_the_one_before_it_is_found(
+    proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert deploy("build", proven).code == 0
+    before = content(proven / "engines")
+
+    def looked_at(*arguments: Any) -> Any:
+        assert {name: data for name, data in content(proven / "engines").items() if not name.startswith(".")} == before
+        with open_runtime(proven, "tensorrt") as runtime:
+            assert not runtime._loaded.path.name.startswith(".")  # type: ignore[attr-defined]  # an engine's
+        return golden_report(*arguments)
+
+    monkeypatch.setattr("exporter.engines.golden_report", looked_at)
+    assert deploy("build", proven, "--force").code == 0
+    assert content(proven / "engines").keys() == before.keys()
+
+
+def test_engines_of_other_options_stand_beside_each_other_and_the_last_asked_for_is_taken(
+    proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran]
+) -> None:
+    def taken() -> str:
+        with open_runtime(proven, "tensorrt") as runtime:
+            return runtime._loaded.path.name  # type: ignore[attr-defined, no-any-return]  # an engine's
+
+    names = []
+    for options in ([], ["--version-compatible"], ["--strip-weights", "--optimization-level", "5"], ["--workspace", "64"]):
+        names.append(Path(deploy("build", proven, "--json", *options).json["engine"]).name)
+        for path in (proven / "engines").iterdir():
+            os.utime(path, (path.stat().st_mtime - 10,) * 2)
+        assert taken() == names[-1]
+    stem = "tensorrt-11.4.0.106-sm87-b2-3-4"
+    assert names == [f"{stem}.engine", f"{stem}-version-compatible.engine", f"{stem}-stripped-o5.engine", f"{stem}-w64.engine"]
+    again = deploy("build", proven, "--json", "--version-compatible").json
+    assert again["cached"]
+    assert taken() == names[1]
+
+
+def test_what_a_build_that_was_killed_left_is_removed_by_a_later_one(proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran]) -> None:
+    engine = Path(deploy("build", proven, "--json").json["engine"])
+    old, young = (engine.with_name(f".{engine.stem}.partial-{word}.engine") for word in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (1000, 1000))
+    assert deploy("build", proven, "--force").code == 0
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_a_timing_cache_that_cannot_be_used_is_told_before_the_build(
+    proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"folder.{api.__version__}-sm87").mkdir()
+    for file, message in (("nowhere/times", "there is no folder"), ("folder", "Is a directory")):
+        ran = deploy("build", proven, "--timing-cache", tmp_path / file)
+        assert (ran.code, message in ran.error) == (2, True), ran.err
+    assert api.calls["build_serialized_network"] == 0
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("exporter.timings.write_in_one_step", refuse)
+    ran = deploy("build", proven, "--timing-cache", tmp_path / "times")
+    assert (ran.code, "the engine is built and kept, but" in ran.error) == (2, True)
+    assert deploy("build", proven, "--json").json["cached"]
+
+
+def test_engines_are_not_written_through_a_link(proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran], tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (proven / "engines").symlink_to(tmp_path / "elsewhere")
+    ran = deploy("build", proven)
+    assert (ran.code, "is a link, so that engines would be written elsewhere; remove it" in ran.error) == (1, True)
+    assert (api.calls["build_serialized_network"], [*(tmp_path / "elsewhere").iterdir()]) == (0, [])
+
+
+def test_without_a_place_for_the_key_nothing_is_built(
+    proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(KEY_VARIABLE, str(tmp_path / "file" / "key"))
+    ran = deploy("build", proven)
+    assert (ran.code, f"set {KEY_VARIABLE} to a file" in ran.error) == (3, True)
+    assert api.calls["build_serialized_network"] == 0
+
+
 def test_an_engine_that_fails_on_the_spot_is_not_kept(proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran]) -> None:
     api.fail("execute_async_v3", "an illegal access")
     ran = deploy("build", proven)
@@ -933,8 +1171,37 @@ def test_an_early_tensorrt_10_that_refuses_typed_graphs_builds_with_weak_typing(
     with imported_as_tensorrt(api):
         facts = deploy("build", proven, "--json").json
     assert (facts["typing"], facts["checked"]) == ("weak", True)
+    assert "must be of same type" in facts["typed_refusal"]
     assert api.last_config is not None
-    assert {"FP16", "INT8"} <= api.last_config.flags
+    assert not {"FP16", "BF16", "INT8"} & api.last_config.flags  # the bundle is FP32
+
+
+@pytest.mark.parametrize(("precision", "flags"), [("fp16", {"FP16"}), ("bf16", {"BF16"}), ("int8", {"FP16", "INT8"})])
+def test_weak_typing_allows_what_the_bundles_precision_is_made_of_alone(
+    proven: Path, cuda: StandinCuda, manifest: Manifest, precision: str, flags: set[str]
+) -> None:
+    (proven / "manifest.json").unlink()
+    finish(proven, replace(manifest, batch=BATCH, precision=precision))
+    api = StandinTensorRT(cuda, "10.3.0.30")
+    api.fail("parse", "In node 0: must be of same type")
+    with imported_as_tensorrt(api):
+        build_engine(BuildPlan(Bundle.open(proven), "tensorrt", allow_fallback_layers=True), quiet)
+    assert api.last_config is not None
+    assert api.last_config.flags & {"FP16", "BF16", "INT8"} == flags
+
+
+def test_what_both_ways_of_typing_were_refused_for_is_told(proven: Path, cuda: StandinCuda, deploy: Callable[..., Ran]) -> None:
+    api = StandinTensorRT(cuda, "10.3.0.30")
+    with imported_as_tensorrt(api):
+        api.fail("parse", "In node 0: must be of same type", "In node 7: no such operator")
+        ran = deploy("build", proven)
+        assert ran.code == 1
+        assert "TensorRT refuses model.onnx: In node 0: must be of same type" in ran.error
+        assert ran.error.endswith("; and with weak typing: In node 7: no such operator")
+        api.fail("parse", "In node 0: must be of same type")
+        api.fail("build_serialized_network", "no implementation")
+        ran = deploy("build", proven)
+        assert "the engine could not be built: no implementation (with weak typing, for the typed graph was refused: In node 0: must be" in ran.error
 
 
 def test_tensorrt_11_has_no_weak_typing_to_fall_back_to(proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran]) -> None:
@@ -943,14 +1210,85 @@ def test_tensorrt_11_has_no_weak_typing_to_fall_back_to(proven: Path, api: Stand
     assert (ran.code, ran.error.count("its types are mixed")) == (1, 1)
 
 
-def test_dla_needs_one_batch_size_and_a_core(proven: Path, api: StandinTensorRT, manifest: Manifest, deploy: Callable[..., Ran]) -> None:
-    assert "DLA runs one batch size alone, the bundle has 2:3:4" in deploy("build", proven, "--dla", "0").error
+# --- DLA ---
+
+
+@pytest.fixture
+def static(proven: Path, manifest: Manifest) -> Path:
+    """The bundle as if it were FP16, which the stand-in's inspector says of all that runs on DLA, at one batch size."""
     (proven / "manifest.json").unlink()
-    finish(proven, replace(manifest, batch=BatchRange(2, 2, 2)))
-    assert "finds no DLA on stand-in" in deploy("build", proven, "--dla", "0").error
+    finish(proven, replace(manifest, batch=BatchRange(2, 2, 2), precision="fp16"))
+    return proven
+
+
+@pytest.fixture
+def convolutions(folder: Path) -> list[str]:
+    return [node.name for node in onnx.load(folder / "model.onnx").graph.node if node.op_type == "Conv"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_dla_is_refused_for_what_it_cannot_compute(proven: Path, manifest: Manifest, precision: str, deploy: Callable[..., Ran]) -> None:
+    (proven / "manifest.json").unlink()
+    finish(proven, replace(manifest, batch=BatchRange(2, 2, 2), precision=precision))
+    ran = deploy("build", proven, "--dla", "0")
+    assert (ran.code, f"DLA computes in FP16 and INT8, and the bundle is {precision}; export it with --fp16" in ran.error) == (2, True)
+
+
+def test_dla_needs_one_batch_size_and_a_core(static: Path, api: StandinTensorRT, manifest: Manifest, deploy: Callable[..., Ran]) -> None:
+    assert "finds no DLA on stand-in" in deploy("build", static, "--dla", "0").error
     api.dla_cores = 2
-    assert "expected --dla below 2, got 2" in deploy("build", proven, "--dla", "2").error
-    assert deploy("build", proven, "--dla", "1", "--json").json["options"] == {"dla_core": 1}
+    assert "expected --dla below 2, got 2" in deploy("build", static, "--dla", "2").error
+    facts = deploy("build", static, "--dla", "1", "--json").json
+    assert (facts["options"], facts["checked"]) == ({"dla_core": 1}, True)
+    assert Path(facts["engine"]).name == "tensorrt-11.4.0.106-sm87-b2-2-2-dla1.engine"
     assert api.last_config is not None
     assert (api.last_config.DLA_core, api.last_config.default_device_type.name) == (1, "DLA")
     assert api.BuilderFlag.GPU_FALLBACK in api.last_config.flags
+    (static / "manifest.json").unlink()
+    shutil.rmtree(static / "engines")
+    finish(static, replace(manifest, batch=BATCH, precision="fp16"))
+    assert "DLA runs one batch size alone, the bundle has 2:3:4" in deploy("build", static, "--dla", "0").error
+
+
+def test_what_fell_back_from_dla_to_the_gpu_is_listed(
+    static: Path, api: StandinTensorRT, convolutions: list[str], deploy: Callable[..., Ran]
+) -> None:
+    api.dla_cores = 1
+    ran = deploy("build", static, "--dla", "0")
+    assert ran.code == 0, ran.err
+    layers = deploy("inspect", next((static / "engines").glob("*-dla0.engine")), "--json").json["layers"]
+    assert layers["convolutions"] == {"fp16": len(convolutions)}
+    pooling = [node.name for node in onnx.load(static / "model.onnx").graph.node if node.op_type in api.off_dla]
+    assert layers["on_gpu"] == pooling != []
+    assert f"on the GPU and not on DLA: {', '.join(pooling)}" in ran.out
+
+
+def test_convolutions_that_fell_back_from_dla_to_the_gpu_are_refused_unless_allowed(
+    static: Path, api: StandinTensorRT, convolutions: list[str], deploy: Callable[..., Ran]
+) -> None:
+    api.dla_cores = 1
+    api.off_dla.add(convolutions[1])
+    ran = deploy("build", static, "--dla", "0")
+    assert ran.code == 1
+    assert f"--dla 0 asks for DLA, but 1 of {len(convolutions)} convolutions do not run there: {convolutions[1]}; accept that with" in ran.error
+    assert not (static / "engines").exists()
+    facts = deploy("build", static, "--dla", "0", "--allow-fallback-layers", "--json").json
+    assert convolutions[1] in facts["layers"]["on_gpu"]
+    api.off_dla.add("Conv")
+    all_of_them = f"{len(convolutions)} of {len(convolutions)} convolutions do not run there: {convolutions[0]}, "
+    assert all_of_them in deploy("build", static, "--dla", "0", "--force").error
+
+
+def test_a_stretch_on_dla_holds_what_lies_between_its_ends_and_no_gpu_layer_names() -> None:
+    order = ("input.cast", "conv1", "relu", "conv2", "side", "conv3", "pool", "fc", "bias")
+    layers = [
+        Layer("Reformat", ("fp16",), frozenset({"conv1"}), "Reformatting CopyNode for conv1"),
+        Layer("DLA", ("fp16",), frozenset(), "{ForeignNode[conv1...conv3]}"),
+        Layer("CaskConvolution", ("fp16",), frozenset({"side"}), "side"),
+        Layer("DLA", ("fp16",), frozenset(), "{ForeignNode[fc + bias]}"),
+        Layer("DLA", ("fp16",), frozenset(), "{ForeignNode[nobody...knows]}"),
+        Layer("DLA", ("fp16",), frozenset(), "{ForeignNode[input.cast...nobody]}"),
+    ]
+    spread = spread_over_dla(layers, order)
+    assert [set(layer.nodes) for layer in spread] == [{"conv1"}, {"conv1", "relu", "conv2", "conv3"}, {"side"}, {"fc", "bias"}, set(), set()]
+    assert layers_on_gpu(spread, order) == ("side",)

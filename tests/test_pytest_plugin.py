@@ -204,6 +204,8 @@ def test_a_backend_without_its_file_fails(run: Run, exported: Path, tmp_path: Pa
         (["--resnet-bundle=BUNDLE", "--resnet-budget=min_agrement=1"], "ERROR: unknown budget 'min_agrement'; did you mean min_agreement*"),
         (["--resnet-bundle=BUNDLE", "--resnet-config=nowhere.toml"], "ERROR: expected bundles or --config, got both*"),
         (["--resnet-config=nowhere.toml"], "ERROR: cannot read nowhere.toml*"),
+        (["--resnet-trust-engine=" + "0" * 64], "ERROR: --resnet-trust-engine is about a bundle's engine, and no bundle is named*"),
+        (["--resnet-bundle=BUNDLE", "--resnet-trust-engine=yes"], "ERROR: expected the sha256 of an engine, 64 hexadecimal digits, got 'yes'*"),
         (["--resnet-data=images"], "ERROR: --resnet-backend, --resnet-budget and --resnet-data are about a bundle*"),
     ],
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import tensorrt_rtx
 
@@ -58,3 +61,35 @@ def test_there_is_one_logger_and_a_recording_ends_with_its_block() -> None:
             log.logger.log(tensorrt_rtx.ILogger.Severity.ERROR, "second")
     log.logger.log(tensorrt_rtx.ILogger.Severity.ERROR, "third")
     assert (outer.errors, inner.errors) == (["first", "second"], ["second"])
+
+
+def test_a_recording_that_ends_leaves_another_that_is_as_empty_alone() -> None:
+    log = log_of(tensorrt_rtx)
+    with log.recording() as outer:
+        with log.recording() as inner:
+            pass
+        log.logger.log(tensorrt_rtx.ILogger.Severity.ERROR, "told to the one that goes on")
+    assert (outer.errors, inner.errors) == (["told to the one that goes on"], [])
+
+
+def test_two_threads_at_once_are_told_each_its_own_reason() -> None:
+    log, both = log_of(tensorrt_rtx), threading.Barrier(2, timeout=60)
+
+    def fail(name: str) -> tuple[str, str]:
+        with log.recording() as recording:
+            both.wait()  # both record
+            log.logger.log(tensorrt_rtx.ILogger.Severity.ERROR, name)
+            both.wait()  # both have failed
+            return recording.own_reason, recording.reason
+
+    with ThreadPoolExecutor(2) as pool:
+        told = dict(zip("ab", pool.map(fail, "ab"), strict=True))
+    assert {name: own for name, (own, _) in told.items()} == {"a": "a", "b": "b"}
+    assert all({*reason.split("; ")} == {"a", "b"} for _, reason in told.values())
+
+
+def test_a_reason_that_another_thread_logs_is_not_lost() -> None:
+    log = log_of(tensorrt_rtx)
+    with log.recording() as recording, ThreadPoolExecutor(1) as pool:
+        pool.submit(log.logger.log, tensorrt_rtx.ILogger.Severity.ERROR, "from the builder's thread").result()
+    assert recording.reason == recording.own_reason == "from the builder's thread"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,48 @@ def test_by_default_the_cache_is_under_the_home_folder(monkeypatch: pytest.Monke
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "resnet-export" / "tensorrt"
+
+
+def test_every_folder_of_the_cache_is_made_private(bundle: Path, cache: Path) -> None:
+    before = os.umask(0)
+    try:
+        folder = Path(tensorrt_settings(bundle / "model.onnx", None)["trt_engine_cache_path"])
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(one.stat().st_mode) for one in (folder, cache, cache.parent, cache.parent.parent)] == [0o700] * 4
+
+
+@pytest.mark.parametrize("which", ["own", "tensorrt", "resnet-export"])
+@pytest.mark.parametrize("how", ["writable", "link"])
+def test_a_cache_that_others_may_have_filled_is_refused(shipped_bundle: Any, cache: Path, tmp_path: Path, which: str, how: str) -> None:
+    model = shipped_bundle("fp16").file("model.onnx")
+    folder = Path(tensorrt_settings(model, None)["trt_engine_cache_path"])
+    spoilt = {"own": folder, "tensorrt": cache, "resnet-export": cache.parent}[which]
+    if how == "writable":
+        spoilt.chmod(0o777)
+    else:
+        spoilt.rename(tmp_path / "away")
+        spoilt.symlink_to(tmp_path / "away")
+    with pytest.raises(BackendUnavailable) as caught:
+        tensorrt_settings(model, None)
+    assert str(caught.value).startswith(f"expected {spoilt} to be a folder that you alone may write to, got ")
+    assert str(caught.value).endswith("remove it, or set XDG_CACHE_HOME to a folder that you alone may write to")
+
+
+def test_a_home_that_cannot_be_written_to_is_told_in_one_line(shipped_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = shipped_bundle("fp16").file("model.onnx")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(BackendUnavailable, match="cannot make the folder .*: Not a directory; set XDG_CACHE_HOME to a folder"):
+        tensorrt_settings(model, None)
+
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(BackendUnavailable, match="this user has no home folder; set XDG_CACHE_HOME to a folder that you may write to"):
+        tensorrt_settings(model, None)
 
 
 @pytest.mark.skipif(NAME in onnxruntime.get_available_providers(), reason="this onnxruntime has the provider")

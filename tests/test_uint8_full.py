@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -324,7 +325,7 @@ def test_tensorrt_rtx_compiles_no_kernels_of_one_size(bundles: Any, standin: Sta
         shapes = tuple((rows, 28, 28, 1) for rows in (1, 2, 4))
         plan = api.plan(model.SerializeToString(), {"input": shapes})  # type: ignore[dict-item]  # of three, as it says
         library: Any = api.Runtime(log_of(api).logger)
-        sidecar: Any = None  # for which nothing asks once the engine is loaded
+        sidecar: Any = SimpleNamespace(engine_sha256="0" * 64)  # all that is asked for once the engine is loaded
         with kind(Loaded(library, library.deserialize_cuda_engine(plan), sidecar, tmp_path / f"{name}.engine")) as runtime:
             assert runtime._config.dynamic_shapes_kernel_specialization_strategy.name == kernels
             assert runtime._config.cuda_graph_strategy.name == graphs

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 
+WEAK_TYPES: dict[str, tuple[str, ...]] = {"fp32": (), "fp16": ("FP16",), "bf16": ("BF16",), "int8": ("FP16", "INT8")}
+"""The flags that allow a weakly typed network what the bundle's precision is made of, and nothing else."""
+
+
 class OnStep(Protocol):
     """Told what the builder is at, and how much of it is done."""
 
@@ -69,12 +73,16 @@ class Built:
     Attributes:
         left_in_float: the convolutions that a graph with Q/DQ pairs has none at: it promises no INT8 there.
         typing: `strong`, or `weak` where TensorRT 10 could not import the typed graph.
+        typed_refusal: why it could not.
+        order: the graph's layers by name, in its order.
         timing_cache: what to keep for the next build; None where none was asked for.
     """
 
     plan: bytes
     convolutions: tuple[str, ...]
     typing: str
+    typed_refusal: str
+    order: tuple[str, ...]
     log: Recording
     timing_cache: bytes | None = field(default=None, repr=False)
     left_in_float: frozenset[str] = frozenset()
@@ -92,55 +100,71 @@ def built(api: Any, job: Job, configure: Callable[[Any, Any], None], on_step: On
     with log.recording() as recording:
         builder: trt.Builder = api.Builder(log.logger)
         on_step("parse")
-        network, parser, typing = _parsed(api, builder, job)
+        network, parser, typed_refusal = _parsed(api, builder, job)
         if network.num_layers == 0:
             raise BuildError("TensorRT refuses model.onnx: it holds no graph; export the bundle again")
         config = builder.create_builder_config()
         config.profiling_verbosity = api.ProfilingVerbosity.DETAILED  # or nobody can tell in which precision it runs
         _set_options(api, config, job)
-        if typing == "weak":
-            for name in ("FP16", "INT8"):
+        if typed_refusal:
+            for name in WEAK_TYPES.get(job.precision, ()):
                 config.set_flag(getattr(api.BuilderFlag, name))
         _add_profile(builder, config, network, job)
         configure(builder, config)
         cache = _timing_cache(api, config, job.options.timing_cache)
         monitor = _monitor(api, on_step)
         config.progress_monitor = monitor
-        plan = _interruptible(lambda: builder.build_serialized_network(network, config), monitor)
+        with log.recording() as building:  # apart from what the parser said of a typed graph that it refused
+            plan = _interruptible(lambda: builder.build_serialized_network(network, config), monitor)
         del parser  # its memory holds the weights until here
         if plan is None or plan.nbytes == 0:
-            raise BuildError(f"the engine could not be built: {recording.reason}")
-        timings = bytes(memoryview(cache.serialize())) if cache else None
-        return Built(bytes(memoryview(plan)), _convolutions(api, network), typing, recording, timings, _left_in_float(api, network))
+            weakly = f" (with weak typing, for the typed graph was refused: {typed_refusal})" if typed_refusal else ""
+            raise BuildError(f"the engine could not be built: {building.reason}{weakly}")
+        return Built(
+            plan=bytes(memoryview(plan)),
+            convolutions=_convolutions(api, network),
+            typing="weak" if typed_refusal else "strong",
+            typed_refusal=typed_refusal,
+            order=tuple(network.get_layer(place).name for place in range(network.num_layers)),
+            log=recording,
+            timing_cache=bytes(memoryview(cache.serialize())) if cache else None,
+            left_in_float=_left_in_float(api, network),
+        )
 
 
 def _parsed(api: Any, builder: trt.Builder, job: Job) -> tuple[trt.INetworkDefinition, trt.OnnxParser, str]:
-    """The network, the parser that keeps its weights, and how it is typed.
+    """The network, the parser that keeps its weights, and why the typed graph was refused, where it was: the network is weakly typed then.
 
     TensorRT 10's early parsers are stricter about typed Q/DQ pairs than 11's. Where one refuses the typed graph and the library still has
     weak typing, that is tried: flags say which types may be used, and the proof of precision afterwards says which were.
+
+    Raises:
+        BuildError: the graph was refused, with the reason; and with weak typing too, with that reason as well.
     """
     log = log_of(api)
     network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser: trt.OnnxParser = api.OnnxParser(network, log.logger)
     if parser.parse(job.onnx):
-        return network, parser, "strong"
+        return network, parser, ""
     refusal = _refusal(parser)
     resizes = any(takes_any_size(spec) for spec in job.inputs)  # in FP32, which weak typing would not keep to
     if hasattr(api.BuilderFlag, "FP16") and hasattr(api.BuilderFlag, "INT8") and not resizes:
         network = builder.create_network(0)
         parser = api.OnnxParser(network, log.logger)
         if parser.parse(job.onnx):
-            return network, parser, "weak"
-    raise BuildError(refusal)
+            return network, parser, refusal.removeprefix(": ")
+        weakly = _refusal(parser)
+        if weakly != refusal:
+            raise BuildError(f"TensorRT refuses model.onnx{refusal}; and with weak typing{weakly}")
+    raise BuildError(f"TensorRT refuses model.onnx{refusal}")
 
 
 def _refusal(parser: trt.OnnxParser) -> str:
-    """The parser's errors in one line: node, operator, reason, remedy."""
+    """The parser's errors in one line, after what they are about: node, operator, reason, remedy."""
     recording = Recording([(1, parser.get_error(place).desc()) for place in range(parser.num_errors)])
     first = parser.get_error(0) if parser.num_errors else None
     node = f" at {first.node_name()} ({first.node_operator()})" if first is not None and first.node_name() else ""
-    return f"TensorRT refuses model.onnx{node}: {recording.reason}"
+    return f"{node}: {recording.reason}"
 
 
 def _set_options(api: Any, config: trt.IBuilderConfig, job: Job) -> None:

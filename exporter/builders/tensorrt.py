@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorrt as api
 
-from exporter.builders._layers import Layer, layers_from_inspector
+from exporter.builders._layers import Layer, layers_from_inspector, spread_over_dla
 from exporter.builders._network import BuildOptions, Built, Job, OnStep, built
 from runtimes.backends._cuda import Device, device
 from runtimes.backends._log import log_of
@@ -44,7 +44,7 @@ def build(job: Job, on_step: OnStep) -> tuple[Built, list[Layer]]:
 
     result = built(api, job, configure, on_step)
     on_step("inspect")
-    return result, layers_from_inspector(_information(result.plan, job.options))
+    return result, spread_over_dla(layers_from_inspector(_information(result.plan, job.options)), result.order)
 
 
 def _use_dla(builder: api.Builder, config: api.IBuilderConfig, job: Job, gpu: Device) -> None:

@@ -18,6 +18,11 @@ BACKENDS = ("tensorrt", "tensorrt-rtx")
 LEVELS = ("ampere-plus", "same-compute-capability")
 
 
+trust_option = click.option(
+    "--trust-engine", "trust_engines", multiple=True, metavar="SHA256", help="Load this engine, though another machine built it. Engines are code."
+)
+
+
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--backend", type=click.Choice(BACKENDS), default="tensorrt", show_default=True, help="What builds, and will run, the engine.")
@@ -27,11 +32,13 @@ LEVELS = ("ampere-plus", "same-compute-capability")
 @click.option(
     "--timing-cache", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Keep the builder's measurements in FILE.VERSION-GPU."
 )
-@click.option("--dla", "dla_core", type=click.IntRange(min=0), metavar="N", help="Run on this DLA core, the rest on the GPU; static batch.")
+@click.option(
+    "--dla", "dla_core", type=click.IntRange(min=0), metavar="N", help="Run on this DLA core; what is no convolution may go to the GPU; static batch."
+)
 @click.option("--hardware-compatible", type=click.Choice(LEVELS), help="Also for other GPUs, at some cost in speed.")
 @click.option("--version-compatible", is_flag=True, help="Also for newer versions of the library.")
 @click.option("--strip-weights", is_flag=True, help="Leave the weights in the bundle's ONNX; not with int8.")
-@click.option("--allow-fallback-layers", is_flag=True, help="Accept convolutions in another precision than the bundle promises.")
+@click.option("--allow-fallback-layers", is_flag=True, help="Accept convolutions in another precision than promised, or off the DLA.")
 @click.option("--force", is_flag=True, help="Build even if nothing has changed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="Say nothing on the way.")
@@ -78,10 +85,14 @@ def engine_lines(path: Path, facts: EngineFacts) -> list[str]:
         f"{'batch':<12} {facts.batch}",
         f"{'precision':<12} {facts.precision}, {facts.typing} typing; convolutions: {convolutions}",
     ]
+    if facts.typed_refusal:
+        lines.append(f"{'':<12} the typed graph was refused: {facts.typed_refusal}")
     if facts.layers.fallback:
         lines.append(f"{'':<12} in another precision: {', '.join(facts.layers.fallback)}")
     for kind, types in facts.layers.kernels.items():
         lines.append(f"{'':<12} {kind:<20} {', '.join(f'{count} {name}' for name, count in types.items())}")
+    if facts.layers.on_gpu:
+        lines.append(f"{'':<12} on the GPU and not on DLA: {', '.join(facts.layers.on_gpu)}")
     if facts.options:
         lines.append(f"{'options':<12} {', '.join(f'{name} {value}' for name, value in facts.options.items())}")
     return [*lines, f"{'seconds':<12} {facts.seconds:.1f}"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from exporter.cli._build import trust_option
 from exporter.cli._common import accuracy_line, echo_json, parity_lines, status
 from runtimes.errors import BadInput, ParityError, PlanError, ResnetExportError
 
@@ -42,6 +43,7 @@ Exit codes: 0 within budget, 1 failed, 2 asked for wrongly,
 @click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="How long a backend may take.  [default: no limit]")
 @click.option("--blocks", is_flag=True, help="Follow error and SQNR block by block: PyTorch, FP32 ONNX, model.onnx, and as a device rounds.")
 @click.option("--bisect", is_flag=True, help="Find the fewest blocks whose return to FP32 mends a broken budget.")
+@trust_option
 @click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help=f"The bundles to check, and their settings.  [default: {FLEET}]")
 @click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="JUnit XML, a test case for each backend and limit.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="A page with plots, flips and layers, in one file.")
@@ -55,10 +57,12 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
     from exporter.junit import xml_from_checks
     from exporter.report import load_page
     from exporter.report.sections import section_from_check
+    from runtimes.trust import trusted_engines
 
+    trusted = tuple(sorted(trusted_engines(options["trust_engines"])))
     summary = summary_file() if github else None
     page = load_page() if html is not None else None
-    plans = [plan_from_entry(entry) for entry in entries(bundles, options["config"], _given(options))]
+    plans = [replace(plan_from_entry(entry), trust_engines=trusted) for entry in entries(bundles, options["config"], _given(options))]
     if options["blocks"] or options["bisect"]:
         load_blockwise()
         plans = [replace(plan, blocks=options["blocks"], bisect=options["bisect"]) for plan in plans]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from exporter.cli._build import trust_option
 from exporter.cli._common import echo_json, status
 from runtimes.errors import AccuracyError, BadInput
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--images", type=click.IntRange(min=1), metavar="N", help="How many, evenly over the classes.  [default: all]")
 @click.option("--backend", default="onnxruntime", show_default=True, metavar="NAME", help="What runs the model.")
 @click.option("--provider", metavar="P", help="Where it runs: cpu or cuda.  [default: the backend's]")
+@trust_option
 @click.option("--resume", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Keep what is done in FILE, and go on from there.")
 @click.option("--worst", type=click.IntRange(min=0), default=10, show_default=True, metavar="N", help="Confused pairs, and classes, to show.")
 @click.option("--min-top1", type=click.FloatRange(0, 1), metavar="X", help="End with 4 where top-1, 0..1, is below X.")
@@ -61,7 +63,7 @@ def evaluate(bundle: Path, **options: Any) -> None:
         opened = Bundle.open(bundle)
         check_classifier(opened.manifest.outputs)
         source, how = Labelled(options["data"], options["data_labels"], options["synsets"], options["images"]).source(opened)
-        with open_runtime(opened, options["backend"], provider=options["provider"]) as runtime:
+        with open_runtime(opened, options["backend"], provider=options["provider"], trust_engine=options["trust_engines"]) as runtime:
             provider = runtime.provider
             found = _evaluated(opened, options["backend"], runtime, source, resume, say)
     shown = replace(found, confused=found.confused[: options["worst"]])

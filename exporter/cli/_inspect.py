@@ -11,6 +11,7 @@ import click
 from exporter.cli._build import engine_lines
 from exporter.cli._common import accuracy_line, echo_json, gives_text, parity_lines, size_text
 from runtimes._plugins import needed_for
+from runtimes.errors import ResnetExportError
 
 if TYPE_CHECKING:
     from exporter.qdq.lint import BlockReport, QdqReport
@@ -41,12 +42,20 @@ def inspect(path: Path, as_json: bool) -> None:
 def _inspect_engine(path: Path, *, as_json: bool) -> None:
     import msgspec
 
-    from runtimes.engine import facts_of
+    from runtimes.engine import facts_of, sidecar_document
+    from runtimes.plan_files import sidecar_of
+    from runtimes.trust import check_trusted
 
     facts = facts_of(path)
+    problem = ""
+    try:
+        check_trusted(sidecar_document(sidecar_of(path)), str(path), ())
+    except ResnetExportError as error:
+        problem = str(error)
     if as_json:
-        return echo_json({"file": str(path), **msgspec.to_builtins(facts)})
-    click.echo("\n".join(engine_lines(path, facts)))
+        return echo_json({"file": str(path), "built_here": not problem, **msgspec.to_builtins(facts)})
+    whose = (f"{'sha256':<12} {facts.engine_sha256}", f"{'trust':<12} {problem or 'built on this machine'}")
+    click.echo("\n".join([*engine_lines(path, facts), *whose]))
 
 
 def _inspect_onnx(path: Path, *, as_json: bool) -> None:

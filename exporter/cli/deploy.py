@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from exporter.cli._build import build
+from exporter.cli._build import build, trust_option
 from exporter.cli._check import check
 from exporter.cli._common import echo_json, run_command
 from exporter.cli._eval import evaluate
@@ -42,8 +42,9 @@ command.add_command(inspect)
 @click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Classes to show for each picture.")
 @click.option("--backend", default="onnxruntime", show_default=True, help="What runs the model.")
 @click.option("--provider", help="Where it runs: cpu or cuda.  [default: the backend's]")
+@trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def run(bundle: Path, images: tuple[Path, ...], top: int, backend: str, provider: str | None, as_json: bool) -> None:
+def run(bundle: Path, images: tuple[Path, ...], top: int, backend: str, provider: str | None, trust_engines: tuple[str, ...], as_json: bool) -> None:
     """Classify pictures: the most likely classes of each IMAGE."""
     from runtimes import Bundle, open_image, open_runtime
     from runtimes.classify import check_classifier, classify
@@ -51,7 +52,7 @@ def run(bundle: Path, images: tuple[Path, ...], top: int, backend: str, provider
     opened = Bundle.open(bundle)
     check_classifier(opened.manifest.outputs)
     pictures = [open_image(path) for path in images]
-    with open_runtime(opened, backend, provider=provider) as runtime:
+    with open_runtime(opened, backend, provider=provider, trust_engine=trust_engines) as runtime:
         found = classify(runtime, opened.manifest.preprocess, pictures, labels=opened.labels, top=top)
     if as_json:
         return echo_json({str(path): [asdict(one) for one in predictions] for path, predictions in zip(images, found, strict=True)})

@@ -14,11 +14,12 @@ from exporter.checked import BundleCheck
 from exporter.remarks import bisection_remark, drift_remark
 from exporter.report.reproduce import check_line, export_lines
 from runtimes.bundle import Bundle
-from runtimes.engine import FOLDER, EngineFacts, read_sidecar
+from runtimes.engine import EngineFacts, read_sidecar
 from runtimes.errors import BundleError
 from runtimes.evidence import Evidence
 from runtimes.flips import Flip
 from runtimes.manifest import Manifest
+from runtimes.plan_files import FOLDER
 from runtimes.preprocess import MODES, PIXELS, Preprocess
 
 if TYPE_CHECKING:

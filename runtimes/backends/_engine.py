@@ -6,7 +6,7 @@ used by many threads, while contexts, stream and buffers are not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -79,17 +79,24 @@ class EngineRuntime(Runtime):
 
     @classmethod
     def open(cls, path: Path, *, provider: str | None = None, batch: BatchRange | None = None) -> Self:
-        """Load the engine at `path`, if its sidecar names it and says that it was built for this library and GPU.
+        """Load the engine at `path`, if this machine built it, its sidecar names it and says that it was built for this library and GPU.
 
         The batch range is the engine's own; `batch` is not looked at.
 
         Raises:
             BackendUnavailable: no driver, or an engine for another library, version, platform or GPU.
-            BundleError, BadInput: changed since it was built, without a sidecar, or no engine.
+            BundleError, BadInput: changed since it was built, built elsewhere, without a sidecar, or no engine.
         """
+        return cls.open_model(path, provider=provider)
+
+    @classmethod
+    def open_model(cls, model: Path | Bundle, *, provider: str | None = None, trusted: Collection[str] = ()) -> Self:
         if provider not in (None, "cuda"):
             raise BackendUnavailable(f"{cls.BACKEND} runs on an NVIDIA GPU alone, got provider '{provider}'; leave --provider out")
-        return cls(loaded(cls.API, path, cls.here))
+        if isinstance(model, Path):
+            return cls(loaded(cls.API, model, cls.here, trusted))
+        cls.check_bundle(model.manifest, provider)
+        return cls(loaded(cls.API, engine_for(model, cls.here(), trusted), cls.here, trusted))
 
     @classmethod
     def file_of(cls, bundle: Bundle) -> Path:
@@ -191,7 +198,7 @@ class EngineRuntime(Runtime):
     def _execute(self, lane: Lane) -> None:
         with log_of(self.API).recording() as recording:
             if not lane.context.execute_async_v3(self._stream.handle):
-                raise BackendUnavailable(f"TensorRT could not run a batch of {rows_of(lane.shapes)}: {recording.reason}")
+                raise BackendUnavailable(f"TensorRT could not run a batch of {rows_of(lane.shapes)}: {recording.own_reason}")
 
     def _answers(self, rows: int) -> dict[str, NDArray[Any]]:
         """Wait, and copy the outputs out of the pinned memory that the next call writes to."""
@@ -228,7 +235,7 @@ class EngineRuntime(Runtime):
         with log_of(self.API).recording() as recording:
             context = self._context()
             if context is None:
-                raise BackendUnavailable(f"TensorRT cannot make an execution context for {self._loaded.path}: {recording.reason}")
+                raise BackendUnavailable(f"TensorRT cannot make an execution context for {self._loaded.path}: {recording.own_reason}")
         return self._at(Lane(context), shapes)
 
     def _at(self, lane: Lane, shapes: Shapes) -> Lane:
@@ -239,13 +246,15 @@ class EngineRuntime(Runtime):
         with log_of(self.API).recording() as recording:
             for spec in self.inputs:
                 if not lane.context.set_input_shape(spec.name, shapes[spec.name]):
-                    raise BackendUnavailable(f"TensorRT does not take a batch of {rows} for '{spec.name}' (range {self.batch}): {recording.reason}")
+                    raise BackendUnavailable(
+                        f"TensorRT does not take a batch of {rows} for '{spec.name}' (range {self.batch}): {recording.own_reason}"
+                    )
             try:
                 missing = lane.context.infer_shapes()
             except RuntimeError as error:
-                raise BackendUnavailable(f"TensorRT cannot tell the shapes for a batch of {rows}: {recording.reason}") from error
+                raise BackendUnavailable(f"TensorRT cannot tell the shapes for a batch of {rows}: {recording.own_reason}") from error
             if missing:
-                raise BackendUnavailable(f"TensorRT cannot tell the shapes of {', '.join(missing)}: {recording.reason}")
+                raise BackendUnavailable(f"TensorRT cannot tell the shapes of {', '.join(missing)}: {recording.own_reason}")
         lane.shapes = shapes
         return lane
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtimes.backends._log import log_of
-from runtimes.engine import EngineFacts, Here, check_loadable, read_engine
-from runtimes.errors import BackendUnavailable
+from runtimes.engine import EngineFacts, Here, loadable_engine
+from runtimes.errors import BackendUnavailable, BundleError
+from runtimes.private import read_regular
 
 if TYPE_CHECKING:
     import tensorrt as trt
+
+
+ONNX = "model.onnx"
+MOST_ONNX_BYTES = 1 << 31
+"""No protobuf is larger."""
 
 
 @dataclass(frozen=True)
@@ -25,33 +32,49 @@ class Loaded:
     path: Path
 
 
-def loaded(api: Any, path: Path, here: Callable[[], Here]) -> Loaded:
-    """The engine at `path`, if it is the one its sidecar names and was built for this library, version, platform and GPU; `here` asks the driver.
+def loaded(api: Any, path: Path, here: Callable[[], Here], trusted: Collection[str] = ()) -> Loaded:
+    """The engine at `path`, if this machine built it, or `trusted` has its sha256, and it is for this library, version, platform and GPU.
 
     Raises:
         BackendUnavailable: no driver; an engine for something else; or TensorRT refuses it, with its reason.
-        BundleError, BadInput: changed since it was built, without a sidecar, or no engine.
+        BundleError, BadInput: changed since it was built, built elsewhere, without a sidecar, without the weights it was built from, or no engine.
     """
-    facts, data = read_engine(path)
-    check_loadable(facts, here(), str(path))
+    facts, data = loadable_engine(path, here, trusted)
+    weights = _weights(facts, path.absolute().parent.parent / ONNX) if facts.stripped else None
     log = log_of(api)
     with log.recording() as recording:
         runtime: trt.Runtime = api.Runtime(log.logger)
         if facts.version_compatible:
-            runtime.engine_host_code_allowed = True  # it holds a lean runtime; its content is what the sidecar names
+            runtime.engine_host_code_allowed = True  # it holds a lean runtime; we built it, or were told to trust it
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise BackendUnavailable(f"TensorRT does not load {path}: {recording.reason}; build it again with: resnet-deploy build BUNDLE")
-        if facts.stripped:
-            _refit(api, engine, path.parent.parent / "model.onnx")
+        if weights is not None:
+            _refit(api, engine, weights, path)
     return Loaded(runtime, engine, facts, path)
 
 
-def _refit(api: Any, engine: trt.ICudaEngine, onnx: Path) -> None:
-    """Put the ONNX file's weights into an engine that was stripped of them."""
+def _weights(facts: EngineFacts, onnx: Path) -> bytes:
+    """The ONNX file that a stripped engine was built from.
+
+    Raises:
+        BundleError: it cannot be read, or is another.
+    """
+    again = "build the engine again, without --strip-weights if it is to run without that file"
+    try:
+        model = read_regular(onnx, MOST_ONNX_BYTES)
+    except OSError as error:
+        raise BundleError(f"cannot read {onnx} ({error.strerror}), which holds the engine's weights; {again}") from error
+    if hashlib.sha256(model).hexdigest() != facts.onnx_sha256:
+        raise BundleError(f"{onnx} is not the file that the engine was built from, whose weights it takes; {again}")
+    return model
+
+
+def _refit(api: Any, engine: trt.ICudaEngine, model: bytes, path: Path) -> None:
+    """Put an ONNX file's weights into an engine that was stripped of them."""
     log = log_of(api)
     with log.recording() as recording:
         refitter: trt.Refitter = api.Refitter(engine, log.logger)
         parser: trt.OnnxParserRefitter = api.OnnxParserRefitter(refitter, log.logger)
-        if not parser.refit_from_file(str(onnx)) or not refitter.refit_cuda_engine():
-            raise BackendUnavailable(f"TensorRT does not take {onnx}'s weights: {recording.reason}; build the engine again without --strip-weights")
+        if not parser.refit_from_bytes(model) or not refitter.refit_cuda_engine():
+            raise BackendUnavailable(f"TensorRT does not put its weights into {path}: {recording.reason}; build it again without --strip-weights")

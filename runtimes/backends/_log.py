@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -43,27 +44,46 @@ REMEDIES = (
 )
 
 
-@dataclass
+@dataclass(eq=False)  # each is one of its own: two that are still empty are not the same
 class Recording:
-    """What was logged while it ran."""
+    """What was logged while it ran.
+
+    Attributes:
+        lines: by any thread; a builder works in several.
+        own: by the thread that records.
+    """
 
     lines: list[tuple[int, str]] = field(default_factory=list)
+    own: list[tuple[int, str]] = field(default_factory=list)
 
     @property
     def errors(self) -> list[str]:
         """Error messages, each once and in one line, without where in TensorRT's sources they arose."""
-        return list(dict.fromkeys(plain(message) for severity, message in self.lines if severity <= ERROR))
+        return _errors(self.lines)
 
     @property
     def reason(self) -> str:
         """The first errors in one line, with what to do where it is known."""
-        said = "; ".join(self.errors[:3]) or "TensorRT gave no reason"
-        remedy = remedy_for(said)
-        return f"{said}; {remedy}" if remedy else said
+        return _reason(self.errors)
+
+    @property
+    def own_reason(self) -> str:
+        """The reason of a call that logs in the thread it is made in, while other threads make calls of their own."""
+        return _reason(_errors(self.own) or self.errors)
 
     @property
     def text(self) -> str:
         return "\n".join(message for _, message in self.lines)
+
+
+def _errors(lines: list[tuple[int, str]]) -> list[str]:
+    return list(dict.fromkeys(plain(message) for severity, message in lines if severity <= ERROR))
+
+
+def _reason(errors: list[str]) -> str:
+    said = "; ".join(errors[:3]) or "TensorRT gave no reason"
+    remedy = remedy_for(said)
+    return f"{said}; {remedy}" if remedy else said
 
 
 def plain(message: str) -> str:
@@ -81,21 +101,25 @@ class Log:
 
     def __init__(self, logger: trt.ILogger) -> None:
         self.logger = logger
-        self._recordings: list[Recording] = []
+        self._recordings: list[tuple[int, Recording]] = []
+        """Each with the thread that records."""
 
     def add(self, severity: int, message: str) -> None:
-        for recording in self._recordings:
+        here = threading.get_ident()
+        for thread, recording in tuple(self._recordings):  # other threads begin and end theirs meanwhile
             recording.lines.append((severity, message))
+            if thread == here:
+                recording.own.append((severity, message))
 
     @contextmanager
     def recording(self) -> Iterator[Recording]:
         """What is logged inside the block, by any thread."""
-        recording = Recording()
-        self._recordings.append(recording)
+        entry = threading.get_ident(), Recording()
+        self._recordings.append(entry)
         try:
-            yield recording
+            yield entry[1]
         finally:
-            self._recordings.remove(recording)
+            self._recordings.remove(entry)
 
 
 @functools.cache

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import onnxruntime as ort
 
 from runtimes.bundle import sha256_of_file
+from runtimes.private import home_folder, private_folder
 from runtimes.specs import BatchRange
 
 NAME = "TensorrtExecutionProvider"
+FOLDERS = ("resnet-export", "tensorrt")
 TYPES = {"fp16": ("trt_fp16_enable",), "bf16": ("trt_bf16_enable",), "int8": ("trt_fp16_enable", "trt_int8_enable")}
 """What may be used of a graph's types: before TensorRT 11 the provider builds weakly typed networks."""
 
@@ -20,10 +21,12 @@ def tensorrt_settings(model: Path, batch: BatchRange | None) -> dict[str, str]:
 
     Engines go into a folder of their own for each content of a model file: the provider's own key does not see a change of weights.
     The precision is the one that resnet-export wrote into the file's metadata.
+
+    Raises:
+        BackendUnavailable: the folder cannot be made, or others may write to it.
     """
-    digest = sha256_of_file(model)
-    folder = cache_folder() / digest[:16]
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # engines are executable: nobody else may put one there
+    remedy = "set XDG_CACHE_HOME to a folder that you alone may write to"
+    folder = private_folder(cache_base(), *FOLDERS, sha256_of_file(model)[:16], remedy=remedy)  # engines are executable
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     described = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -43,5 +46,9 @@ def tensorrt_settings(model: Path, batch: BatchRange | None) -> dict[str, str]:
 
 
 def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/resnet-export/tensorrt`, by default under `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-export" / "tensorrt"
+    """`$XDG_CACHE_HOME/resnet-export/tensorrt`, by default under `~/.cache`. Raises as `home_folder` does."""
+    return cache_base().joinpath(*FOLDERS)
+
+
+def cache_base() -> Path:
+    return home_folder("XDG_CACHE_HOME", ".cache")

@@ -12,7 +12,12 @@ from runtimes.backends._engine import EngineRuntime
 from runtimes.backends._load import Loaded
 from runtimes.backends._shapes import engine_specs
 from runtimes.bundle import write_in_one_step
+from runtimes.errors import BackendUnavailable, BadInput
 from runtimes.preprocess import takes_any_size
+from runtimes.private import read_regular
+from runtimes.trust import machine_key, made_machine_key, with_seal, without_seal
+
+MOST_CACHE_BYTES = 1 << 30
 
 
 @final
@@ -38,8 +43,9 @@ class TensorRTRTX(EngineRuntime):
             self._config.cuda_graph_strategy = tensorrt_rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._cache = self._config.create_runtime_cache()
         self._cache_file = cache_of(model.path)
-        with suppress(OSError):  # none yet, or none that may be read
-            self._cache.deserialize(self._cache_file.read_bytes())  # one of another version or GPU is refused, and filled anew
+        kernels = kernels_of(model)
+        if kernels is not None:
+            self._cache.deserialize(kernels)  # one of another version or GPU is refused, and filled anew
         self._config.set_runtime_cache(self._cache)
         super().__init__(model)
 
@@ -47,17 +53,24 @@ class TensorRTRTX(EngineRuntime):
         return _engine(self._loaded).create_execution_context(self._config)
 
     def _close(self) -> None:
-        compiled = self._cache.serialize()
+        compiled, sha256 = self._cache.serialize(), self._loaded.facts.engine_sha256
         super()._close()
-        try:
-            write_in_one_step(self._cache_file, bytes(memoryview(compiled)))
-        except OSError:
-            return  # a bundle that may not be written to: the kernels are compiled again next time
+        # A bundle that may not be written to, or no place for a key: the kernels are compiled again next time.
+        with suppress(OSError, BackendUnavailable, BadInput):
+            write_in_one_step(self._cache_file, with_seal(bytes(memoryview(compiled)), sha256, made_machine_key()))
 
 
 def _engine(model: Loaded) -> tensorrt_rtx.ICudaEngine:
     """The engine as TensorRT-RTX's: `Loaded` knows it as one of either library."""
     return cast("tensorrt_rtx.ICudaEngine", model.engine)
+
+
+def kernels_of(model: Loaded) -> bytes | None:
+    """The engine's compiled kernels: code, so that only those that this machine compiled and kept are used; None where there are none such."""
+    with suppress(OSError, BackendUnavailable, BadInput):  # none yet, or none that may be read; no key that may be used
+        key = machine_key()
+        return without_seal(read_regular(cache_of(model.path), MOST_CACHE_BYTES), model.facts.engine_sha256, key) if key is not None else None
+    return None
 
 
 def cache_of(engine: Path) -> Path:
