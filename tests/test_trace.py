@@ -80,7 +80,7 @@ def test_a_batch_that_became_a_number_is_refused(program: torch.export.ExportedP
         assert exported is not None
         proto = exported.model_proto
         proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-        return type("Exported", (), {"model_proto": proto})
+        return type("Exported", (), {"model_proto": proto, "model": exported.model, "optimize": lambda: None})
 
     monkeypatch.setattr(torch.onnx, "export", frozen)
     with pytest.raises(TraceError, match="'input' with a free batch dimension, got 1"):
@@ -98,7 +98,7 @@ def test_a_convolution_bias_of_impossible_shape_is_refused(program: torch.export
         del node.input[2:]
         node.input.append("bent")
         proto.graph.initializer.append(onnx.numpy_helper.from_array(torch.zeros(3).numpy(), "bent"))
-        return type("Exported", (), {"model_proto": proto})
+        return type("Exported", (), {"model_proto": proto, "model": exported.model, "optimize": lambda: None})
 
     monkeypatch.setattr(torch.onnx, "export", bent)
     with pytest.raises(TraceError, match=r"expected a bias of shape \(16,\), got \(3,\)"):
