@@ -92,13 +92,13 @@ def _pooled(graph: onnx.GraphProto, known: set[str]) -> set[str]:
     pooled: set[str] = set()
     for node in graph.node:
         computed = set(filter(None, node.input)) - known
-        if node.op_type in POOLS or _means_over_space(node, values) or (computed and computed <= pooled):
+        if node.op_type in POOLS or _reduces_space(node, values) or (computed and computed <= pooled):
             pooled.update(node.output)
     return pooled
 
 
-def _means_over_space(node: onnx.NodeProto, values: dict[str, onnx.TensorProto]) -> bool:
-    """A ReduceMean over the last two of four axes, where no GlobalAveragePool was made of it."""
-    if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[1] not in values:
+def _reduces_space(node: onnx.NodeProto, values: dict[str, onnx.TensorProto]) -> bool:
+    """A mean, a maximum or the like over the last two of four axes, where no global pool was made of it."""
+    if not node.op_type.startswith("Reduce") or len(node.input) != 2 or node.input[1] not in values:
         return False
-    return sorted(int(axis) for axis in numpy_helper.to_array(values[node.input[1]])) in ([2, 3], [-2, -1])
+    return sorted(int(axis) % 4 for axis in numpy_helper.to_array(values[node.input[1]])) == [2, 3]
