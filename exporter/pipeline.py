@@ -24,7 +24,7 @@ from exporter.drift import Drift, drift_between
 from exporter.features import output_names, with_features
 from exporter.graph import graph_facts, tensor_specs
 from exporter.original import Original, with_correction
-from exporter.pictures import check_resizing, fitted, images_of_one_size
+from exporter.pictures import check_resizing, fitted, images_of_one_colour, images_of_one_size
 from exporter.plan import CALIBRATED, CALIBRATOR, FULL, ExportPlan, load_precision
 from exporter.qdq.fit import TOO_SMALL
 from exporter.qdq.placement import left_in_float
@@ -100,7 +100,8 @@ def export(plan: ExportPlan, announce: Announce = silent) -> Export:
             outputs = output_names(loaded.module)
             if plan.uint8_input == FULL:
                 check_resizable(loaded.preprocess)
-            images = _images(loaded, plan, steps)
+            plain = images_of_one_colour(loaded.preprocess, as_pixels=plan.uint8_input is not None)
+            images = replace(_images(loaded, plan, steps), plain=plain)
         with steps("trace"):
             program = program_from_module(loaded.module, loaded.preprocess.shape)
             traced = onnx_from_program(program, opset=plan.opset, batch=plan.batch, outputs=outputs)

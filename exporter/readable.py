@@ -69,7 +69,7 @@ def _flattens(node: onnx.NodeProto, channels: int, constants: Mapping[str, NDArr
     """Does it give (batch, channels) of (batch, channels, 1, 1)? A Reshape to (batch x 2, channels / 2) does not."""
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
     if node.op_type == "Flatten":
-        return attributes.get("axis", 1) == 1
+        return bool(attributes.get("axis", 1) == 1)
     if node.op_type != "Reshape" or node.input[1] not in constants:
         return False
     target = constants[node.input[1]].tolist()
@@ -107,7 +107,7 @@ def _is_pointwise(node: onnx.NodeProto, weight: onnx.TensorProto) -> bool:
     """Is the convolution a matrix product over the channels, for an image of one pixel?"""
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     is_bordered = any(attributes.get("pads", ())) or attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
-    return tuple(weight.dims[2:]) == (1, 1) and attributes.get("group", 1) == 1 and not is_bordered
+    return tuple(weight.dims[2:]) == (1, 1) and bool(attributes.get("group", 1) == 1) and not is_bordered
 
 
 def _swap(convolution: onnx.NodeProto, flatten: onnx.NodeProto) -> None:

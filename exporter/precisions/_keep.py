@@ -24,7 +24,7 @@ from onnx import AttributeProto, TensorProto, defs, numpy_helper
 from runtimes.errors import LowerError
 
 FLOAT = TensorProto.FLOAT
-SMALLEST_KEPT = {TensorProto.FLOAT16: 2.0**-19, TensorProto.BFLOAT16: 2.0**-129}
+SMALLEST_KEPT: dict[int, float] = {TensorProto.FLOAT16: 2.0**-19, TensorProto.BFLOAT16: 2.0**-129}
 """Below it, 5 of FP16's 11 significant bits are left, and 4 of BF16's 8."""
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 SUMS = (*PRODUCTS, "Add", "Sub", "Sum")
@@ -117,6 +117,8 @@ def _loses_constant(node: onnx.NodeProto, constants: Mapping[str, NDArray[np.flo
         lost = is_lost(values, elem_type)
         if lost.any() and (node.op_type not in SUMS or lost[values != 0].all()):
             return True
+    if node.op_type == "Constant" and _loses_attribute(node, elem_type):
+        return True
     tensors = [numpy_helper.to_array(one.t) for one in node.attribute if one.type == AttributeProto.TENSOR and one.t.data_type == FLOAT]
     return any(bool(is_lost(values, elem_type).any()) for values in tensors)
 

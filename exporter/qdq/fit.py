@@ -1,8 +1,8 @@
 """Fit INT8 scales into FP16: a convolution's weight times its input is all that counts, so a power of two may go from one to the other.
 
-A network that takes pixels of 0..255, or a 12-bit camera's of 0..4095, has weights in its first convolution that are as much smaller, and their
-scales fall below the smallest normal FP16 number, 6.1e-5. Written as that they would leave the weights a few levels (measured: 46 dB of SQNR with
-pixels of 0..1, 29 with 0..255, 10 with 0..4095).
+A network that takes pixels of 0..255, or a 12-bit camera's of 0..4095, has weights in its first convolution that are as much smaller. Scales of
+weights held at the smallest normal FP16 number, 6.1e-5, left them a few levels (measured: 46 dB of SQNR with pixels of 0..1, 29 with 0..255, 10 with
+0..4095). A weight is quantized with its scale as FP16 holds it, so that a scale of few digits is as good as another: 2**-19 has six bits of them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from exporter.qdq.placement import Edge, Placement
 
 LEVELS = 127
 SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
-SMALLEST_WEIGHT_SCALE = 4 * SMALLEST_SCALE
-"""Of the output channel with the largest weights. A channel with smaller ones may then be held at `SMALLEST_SCALE`: what that makes it lose is below
+"""Of an input: it is divided by its scale, whose digits count."""
+SMALLEST_WEIGHT_SCALE = 2.0**-19
+ENOUGH = 4 * SMALLEST_WEIGHT_SCALE
+"""For the output channel with the largest weights. One with smaller ones may then be held at the smallest scale: what that makes it lose is below
 a quarter of the step that the layer's output is quantized with, as it is for a dead channel."""
-ROOMY_SCALE = 64 * SMALLEST_SCALE
-"""What weights that are moved are moved to, so that their other channels keep all levels too."""
+ROOMY = 64 * SMALLEST_WEIGHT_SCALE
+"""Where weights that are moved are moved to, so that their other channels keep all levels too."""
 NOTHING = float(np.finfo(np.float16).smallest_subnormal) / 2
 """FP16 rounds to zero what is below."""
 TOO_SMALL = "FP16 holds no INT8 scales for numbers as small as its weight's and its input's"
@@ -76,9 +78,9 @@ def _shift(threshold: float, weight: NDArray[np.float32]) -> int | None:
     """The power of two that lifts a weight at the cost of its input, or, below zero, the other way round; None where there is not room for both."""
     own, other = float(np.abs(weight).max()) / LEVELS, threshold / LEVELS
     most = threshold * float(np.abs(weight).reshape(len(weight), -1).sum(1, dtype=np.float64).max())
-    if most < NOTHING or (own >= SMALLEST_WEIGHT_SCALE and other >= SMALLEST_SCALE):
+    if most < NOTHING or (own >= ENOUGH and other >= SMALLEST_SCALE):
         return 0
-    fewest, highest = math.ceil(math.log2(SMALLEST_WEIGHT_SCALE / own)), math.floor(math.log2(other / SMALLEST_SCALE))
+    fewest, highest = math.ceil(math.log2(ENOUGH / own)), math.floor(math.log2(other / SMALLEST_SCALE))
     if fewest > highest:
         return None
-    return highest if other < SMALLEST_SCALE else min(math.ceil(math.log2(ROOMY_SCALE / own)), highest)
+    return highest if other < SMALLEST_SCALE else min(math.ceil(math.log2(ROOMY / own)), highest)

@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from exporter.qdq.fit import LEVELS, SMALLEST_SCALE, Fit, fitted, shifted_name
+from exporter.qdq.fit import LEVELS, SMALLEST_SCALE, SMALLEST_WEIGHT_SCALE, Fit, fitted, shifted_name
 from exporter.qdq.placement import Placement
 from runtimes.errors import CalibrationError, LowerError
 
@@ -112,7 +112,7 @@ def _quantized_weight(weight: NDArray[np.float32], name: str, constants: list[on
 def channel_scales(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """A scale for each output channel (axis 0): an FP16 number, rounded up so that no weight is clipped; a dead channel gets the smallest."""
     wanted = np.abs(weight.reshape(len(weight), -1)).max(1) / np.float32(LEVELS)
-    scales = np.maximum(wanted, SMALLEST_SCALE).astype(np.float16)
+    scales = np.maximum(wanted, SMALLEST_WEIGHT_SCALE).astype(np.float16)
     low = scales.astype(np.float32) < wanted
     scales[low] = np.nextafter(scales[low], np.float16(np.inf))
     return np.asarray(scales, np.float32)
