@@ -87,7 +87,12 @@ def matched(module: GraphModule, graph: onnx.GraphProto) -> dict[str, str]:
     if not (_is_chain(program) and _is_chain(graph)):
         raise PlanError(f"expected residual additions that follow from one another, got some side by side; {REMEDY}")
     nodes, tensors = ends_of(program), ends_of(graph)
-    kinds = [[node.op_type for name in ends for node in one.node if name in node.output] for one, ends in ((program, nodes), (graph, tensors))]
+    constants = {tensor.name for tensor in graph.initializer}
+
+    def kind_of(node: onnx.NodeProto) -> str:
+        return "Bias" if node.op_type == "Add" and constants.intersection(node.input) else str(node.op_type)  # the shift of a batch norm
+
+    kinds = [[kind_of(node) for name in ends for node in one.node if name in node.output] for one, ends in ((program, nodes), (graph, tensors))]
     alike = [[kind if kind in ALIKE else "" for kind in each] for each in kinds]
     if alike[0] != alike[1]:
         raise PlanError(f"expected blocks that end alike in the program and its ONNX graph, got {kinds[0]} and {kinds[1]}; {REMEDY}")

@@ -56,6 +56,12 @@ def fitted(images: Images, preprocess: Preprocess, count: int) -> Images:
     return images_of_one_size(pictures, None if images.labels is None else images.labels[:count], preprocess)
 
 
+def images_of_one_colour(preprocess: Preprocess, *, as_pixels: bool) -> Images:
+    """A black, a grey and a white picture of the network's size; `as_pixels` for a graph that has the preprocessing inside."""
+    pixels = np.stack([np.full((*preprocess.crop, preprocess.channels), level, np.uint8) for level in (0, 128, 255)])
+    return Images(preprocess.normalised(pixels), None, pixels if as_pixels else None)
+
+
 def trial_sizes(preprocess: Preprocess) -> list[tuple[int, int]]:
     """Sizes (height, width) to try: enlarged and shrunk, odd, lying and standing, narrow, as it is to be, and smaller than the crop."""
     height, width = resized_size(preprocess)

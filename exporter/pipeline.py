@@ -26,8 +26,9 @@ from exporter.drift import Drift, drift_between
 from exporter.features import output_names, with_features
 from exporter.graph import graph_facts, tensor_specs
 from exporter.original import Original, with_correction
-from exporter.pictures import check_resizing, fitted, images_of_one_size
+from exporter.pictures import check_resizing, fitted, images_of_one_colour, images_of_one_size
 from exporter.plan import CALIBRATED, CALIBRATOR, FULL, ExportPlan, load_precision
+from exporter.qdq.fit import TOO_SMALL
 from exporter.qdq.placement import left_in_float
 from exporter.report.exported import REPORT, page_from_proof
 from exporter.resize import check_resizable, with_any_size
@@ -102,7 +103,8 @@ def export(plan: ExportPlan, announce: Announce = silent) -> Export:
             outputs = output_names(loaded.module)
             if plan.uint8_input == FULL:
                 check_resizable(loaded.preprocess)
-            images = _images(loaded, plan, steps)
+            plain = images_of_one_colour(loaded.preprocess, as_pixels=plan.uint8_input is not None)
+            images = replace(_images(loaded, plan, steps), plain=plain)
         with steps("trace"):
             program = program_from_module(loaded.module, loaded.preprocess.shape)
             traced = onnx_from_program(program, opset=plan.opset, batch=plan.batch, outputs=outputs)
@@ -111,13 +113,12 @@ def export(plan: ExportPlan, announce: Announce = silent) -> Export:
             if plan.uint8_input:
                 clean = with_uint8_input(clean, loaded.preprocess)
         table = _table(precision.observed(clean), clean, loaded, plan, steps)
-        if table is not None:
-            _say_what_stays_in_float(clean, steps)
         with steps(f"lower to {plan.precision}"):
             if table is None:
                 model = precision.lower(clean, {})
             else:
                 model, table = corrected(precision, clean, table, loaded, plan)
+                _say_what_stays_in_float(clean, model, steps)
         if plan.uint8_input == FULL:
             clean, model = (with_any_size(graph, loaded.preprocess) for graph in (clean, model))
         with steps("save"):
@@ -161,8 +162,10 @@ def _table(tensors: Sequence[str], clean: onnx.ModelProto, loaded: LoadedModel, 
         return calibrated(clean, tensors, loaded, plan, lambda done, total: steps.announce("calibrate", done, total), steps.left_out)
 
 
-def _say_what_stays_in_float(clean: onnx.ModelProto, steps: Steps) -> None:
-    reasons = left_in_float(clean.graph)
+def _say_what_stays_in_float(clean: onnx.ModelProto, lowered: onnx.ModelProto, steps: Steps) -> None:
+    quantized = {name for node in lowered.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    floats = [node.name for node in lowered.graph.node if node.op_type == "Conv" and node.input[1] not in quantized]
+    reasons = {**dict.fromkeys(floats, TOO_SMALL), **left_in_float(clean.graph)}
     convolutions = sum(node.op_type == "Conv" for node in clean.graph.node)
     for reason in dict.fromkeys(reasons.values()):
         names = [name for name, one in reasons.items() if one == reason]

@@ -8,10 +8,13 @@ pools with ReduceMean and Reshape. Here nodes are called after their module (`la
 from __future__ import annotations
 
 import ast
-from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain, count
+from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
@@ -28,46 +31,83 @@ def make_readable(model: onnx.ModelProto) -> None:
 
 
 def _use_known_pooling(graph: onnx.GraphProto) -> None:
-    """ReduceMean over both spatial axes, and the Reshape to rank two behind it, as GlobalAveragePool and Flatten."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.input)}
-    pooled: set[str] = set()
+    """A mean over both spatial axes, and a pool as large as what it pools, as a global pool; a Reshape that flattens behind it as Flatten."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    shapes = {value.name: [one.dim_value for one in value.type.tensor_type.shape.dim] for value in (*graph.value_info, *graph.input)}
+    channels: dict[str, int] = {}  # of what is globally pooled
     for node in graph.node:
-        constant = constants.get(node.input[1]) if len(node.input) == 2 else None
-        if constant is None or node.op_type not in ("ReduceMean", "Reshape"):
-            continue
-        attributes = {attribute.name: attribute.i for attribute in node.attribute}
-        values = numpy_helper.to_array(constant).tolist()
-        if node.op_type == "ReduceMean" and attributes.get("keepdims", 1) == 1 and ranks.get(node.input[0]) == 4:
-            if sorted(axis % 4 for axis in values) == [2, 3]:
-                _become(node, "GlobalAveragePool")
-                pooled.add(node.output[0])
-        elif node.op_type == "Reshape" and node.input[0] in pooled and len(values) == 2 and values[0] in (-1, 0):
+        shape = shapes.get(node.input[0], []) if node.input else []
+        if _means_over_space(node, shape, constants):
+            _become(node, "GlobalAveragePool")
+        elif _pools_all(node, shape):
+            _become(node, f"Global{node.op_type}")
+        elif node.op_type == "Reshape" and node.input[0] in channels and _flattens(node, channels[node.input[0]], constants):
             _become(node, "Flatten", axis=1)
-    used = {name for node in graph.node for name in node.input}
-    _keep(graph.initializer, used)
+        if node.op_type.startswith("Global") and len(shape) > 1:
+            channels[node.output[0]] = shape[1]
+    _keep(graph.initializer, {name for node in graph.node for name in node.input})
+
+
+def _means_over_space(node: onnx.NodeProto, shape: Sequence[int], constants: Mapping[str, NDArray[Any]]) -> bool:
+    if node.op_type != "ReduceMean" or len(node.input) != 2 or node.input[1] not in constants or len(shape) != 4:
+        return False
+    keeps = next((attribute.i for attribute in node.attribute if attribute.name == "keepdims"), 1)
+    return keeps == 1 and sorted(axis % 4 for axis in constants[node.input[1]].tolist()) == [2, 3]
+
+
+def _pools_all(node: onnx.NodeProto, shape: Sequence[int]) -> bool:
+    """Is it a pool without a border whose one window is the whole image?"""
+    if node.op_type not in ("MaxPool", "AveragePool") or len(node.output) != 1 or len(shape) != 4:
+        return False
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    is_bordered = any(attributes.get("pads", ())) or attributes.get("auto_pad", b"NOTSET") != b"NOTSET"
+    window = list(attributes["kernel_shape"])
+    return not is_bordered and set(attributes.get("dilations", ())) <= {1} and window == list(shape[2:]) != [1, 1]
+
+
+def _flattens(node: onnx.NodeProto, channels: int, constants: Mapping[str, NDArray[Any]]) -> bool:
+    """Does it give (batch, channels) of (batch, channels, 1, 1)? A Reshape to (batch x 2, channels / 2) does not."""
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    if node.op_type == "Flatten":
+        return bool(attributes.get("axis", 1) == 1)
+    if node.op_type != "Reshape" or node.input[1] not in constants:
+        return False
+    target = constants[node.input[1]].tolist()
+    keeps_batch = target[:1] == [0] and not attributes.get("allowzero", 0)
+    return (len(target) == 2 and channels > 0 and target[1] == channels and (target[0] == -1 or keeps_batch)) or (keeps_batch and target[1:] == [-1])
 
 
 def _use_known_classifier(graph: onnx.GraphProto) -> None:
     """A 1x1 convolution of what is globally pooled, flattened behind it, as Flatten and Gemm: timm has heads of that kind."""
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    constants = {name: numpy_helper.to_array(tensor) for name, tensor in tensors.items() if tensor.data_type == onnx.TensorProto.INT64}
     users: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             users.setdefault(name, []).append(node)
-    pooled = {node.output[0] for node in graph.node if node.op_type == "GlobalAveragePool"}
+    pooled = {node.output[0] for node in graph.node if node.op_type.startswith("Global")}
     outputs = {value.name for value in graph.output}
+    used = {*tensors, *(name for node in graph.node for name in (*node.input, *node.output))}
     for node in graph.node:
-        if node.op_type != "Conv" or node.input[0] not in pooled or node.input[1] not in constants:
+        if node.op_type != "Conv" or node.input[0] not in pooled or node.input[1] not in tensors:
             continue
-        weight, behind = constants[node.input[1]], users.get(node.output[0], [])
-        if tuple(weight.dims[2:]) == (1, 1) and len(behind) == 1 and behind[0].op_type in ("Reshape", "Flatten") and behind[0].output[0] in outputs:
+        weight, behind = tensors[node.input[1]], users.get(node.output[0], [])
+        if not _is_pointwise(node, weight) or len(users[weight.name]) > 1 or len(behind) != 1 or node.output[0] in outputs:
+            continue
+        if behind[0].output[0] in outputs and _flattens(behind[0], weight.dims[0], constants):
             if len(node.input) < 3:  # torch leaves a bias of zeros out
-                node.input.append(f"{weight.name.removesuffix('weight')}bias")
+                node.input.append(_distinct(f"{weight.name.removesuffix('weight')}bias", used))
                 graph.initializer.append(numpy_helper.from_array(np.zeros(weight.dims[0], np.float32), node.input[2]))
             del weight.dims[2:]
             _swap(node, behind[0])
     _keep(graph.initializer, {name for node in graph.node for name in node.input})
+
+
+def _is_pointwise(node: onnx.NodeProto, weight: onnx.TensorProto) -> bool:
+    """Is the convolution a matrix product over the channels, for an image of one pixel?"""
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    is_bordered = any(attributes.get("pads", ())) or attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
+    return tuple(weight.dims[2:]) == (1, 1) and bool(attributes.get("group", 1) == 1) and not is_bordered
 
 
 def _swap(convolution: onnx.NodeProto, flatten: onnx.NodeProto) -> None:
@@ -96,12 +136,21 @@ def _keep(tensors: object, used: set[str]) -> None:
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
-    taken: Counter[str] = Counter()
+    """The first node of a module has its name; those that follow, as where a module is called twice, are counted, past names of other modules."""
     constants = {tensor.name for tensor in graph.initializer}
-    for node in graph.node:
-        name = _module_name(node, constants)
-        taken[name] += 1
-        node.name = name if taken[name] == 1 else f"{name}_{taken[name] - 1}"
+    names = [_module_name(node, constants) for node in graph.node]
+    used, seen = set(names), set()
+    for node, name in zip(graph.node, names, strict=True):
+        node.name = _distinct(name, used) if name in seen else name
+        seen.add(name)
+
+
+def _distinct(name: str, used: set[str]) -> str:
+    """The name, counted on where it is used; it is used from then on."""
+    candidates = chain([name], (f"{name}_{place}" for place in count(1)))
+    result = next(one for one in candidates if one not in used)
+    used.add(result)
+    return result
 
 
 def _module_name(node: onnx.NodeProto, constants: set[str]) -> str:
@@ -123,13 +172,14 @@ def _module_name(node: onnx.NodeProto, constants: set[str]) -> str:
 def _name_tensors(graph: onnx.GraphProto) -> None:
     names = {value.name: value.name for value in (*graph.input, *graph.output)}
     constants = {tensor.name for tensor in graph.initializer}
+    used = set(names)
     for node in graph.node:
         for place, output in enumerate(node.output):
-            if output:
-                names.setdefault(output, f"{node.name}.out" if len(node.output) == 1 else f"{node.name}.out{place}")
+            if output and output not in names:
+                names[output] = _distinct(f"{node.name}.out" if len(node.output) == 1 else f"{node.name}.out{place}", used)
         for place, value in enumerate(node.input):
-            if value in constants:
-                names.setdefault(value, f"{node.name}.{_formal_name(node.op_type, place)}")
+            if value in constants and value not in names:
+                names[value] = _distinct(f"{node.name}.{_formal_name(node.op_type, place)}", used)
     for node in graph.node:
         for values in (node.input, node.output):
             for place, value in enumerate(values):

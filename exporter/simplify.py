@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxsim
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import SimplifyError
@@ -15,10 +17,14 @@ from runtimes.errors import SimplifyError
 LARGEST_RELATIVE_ERROR = 1e-5
 SIMPLIFY_IMAGES = 2
 """To run both graphs on."""
+DEFAULT_EPSILON = 1e-5
+"""Of ONNX's BatchNormalization."""
 
 
 def simplified(model: onnx.ModelProto, inputs: NDArray[Any]) -> onnx.ModelProto:
     """Constants folded, identities and duplicates removed by onnxsim; inputs are real ones, (images, channels, height, width).
+
+    A batch norm that no convolution took in becomes a scale and a shift.
 
     onnxsim's own check is off unless asked for and compares random inputs; this one runs both graphs in ONNX Runtime, unless they are equal.
 
@@ -27,6 +33,7 @@ def simplified(model: onnx.ModelProto, inputs: NDArray[Any]) -> onnx.ModelProto:
     """
     try:
         result: onnx.ModelProto = onnxsim.simplify(model)[0]
+        result = with_scales_and_shifts(result)
         onnx.checker.check_model(result, full_check=True)
         del result.metadata_props[:]  # the settings of this run of onnxsim
     except Exception as error:  # onnxsim raises whatever its C++ core does
@@ -42,6 +49,44 @@ def simplified(model: onnx.ModelProto, inputs: NDArray[Any]) -> onnx.ModelProto:
                 f"simplifying changed the {name} by {difference:.1e} of the largest, allowed {LARGEST_RELATIVE_ERROR:.0e}; report the model"
             )
     return result
+
+
+def with_scales_and_shifts(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which every batch norm of constants is a Mul and an Add, computed in double precision; the graph itself where there is none.
+
+    A narrower type would have to hold the variance, which may be beyond FP16 where no activation is.
+    """
+    if not any(node.op_type == "BatchNormalization" for node in model.graph.node):
+        return model
+    inferred = onnx.shape_inference.infer_shapes(model)
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*inferred.graph.input, *inferred.graph.value_info)}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    del graph.node[:]
+    for node in model.graph.node:
+        is_constant = node.op_type == "BatchNormalization" and len(node.output) == 1 and all(name in constants for name in node.input[1:])
+        if is_constant and ranks.get(node.input[0], 0) > 1:
+            _append_scale_and_shift(graph, node, ranks[node.input[0]], [constants[name] for name in node.input[1:]])
+        else:
+            graph.node.append(node)
+    used = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return result
+
+
+def _append_scale_and_shift(graph: onnx.GraphProto, norm: onnx.NodeProto, rank: int, constants: Sequence[NDArray[np.float32]]) -> None:
+    """`constants` are the batch norm's weight, bias, mean and variance, each (channels,); the channels are axis 1 of `rank` axes."""
+    weight, bias, mean, variance = (values.astype(np.float64) for values in constants)
+    factor = weight / np.sqrt(variance + next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), DEFAULT_EPSILON))
+    names = {what: f"{norm.name}.{what}" for what in ("factor", "shift", "scaled")}
+    for name, values in ((names["factor"], factor), (names["shift"], bias - mean * factor)):
+        graph.initializer.append(numpy_helper.from_array(values.astype(np.float32).reshape(-1, *[1] * (rank - 2)), name))
+    graph.node.append(helper.make_node("Mul", [norm.input[0], names["factor"]], [names["scaled"]], name=f"{norm.name}.scale"))
+    graph.node.append(helper.make_node("Add", [names["scaled"], names["shift"]], list(norm.output), name=norm.name))
 
 
 def _is_same(one: onnx.ModelProto, other: onnx.ModelProto) -> bool:

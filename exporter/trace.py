@@ -16,6 +16,7 @@ from torch.export import Dim, ExportedProgram
 
 from exporter.at_work import first_line, in_its_layer, layers_at_work, source_line
 from exporter.graph import initializer_shapes
+from exporter.guards import keep_guards
 from exporter.readable import make_readable
 from runtimes.errors import TraceError
 from runtimes.parity import LOGITS, is_classifier
@@ -56,9 +57,18 @@ def onnx_from_program(program: ExportedProgram, *, opset: int, batch: BatchRange
     """
     try:
         exported = torch.onnx.export(
-            program, dynamo=True, opset_version=opset, input_names=[INPUT], output_names=list(outputs), external_data=False, verbose=False
+            program,
+            dynamo=True,
+            opset_version=opset,
+            input_names=[INPUT],
+            output_names=list(outputs),
+            external_data=False,
+            verbose=False,
+            optimize=False,
         )
         assert exported is not None
+        keep_guards(exported.model)
+        exported.optimize()
         model = exported.model_proto
     except Exception as error:  # as above
         raise TraceError(f"torch.onnx cannot export the traced program{_untranslated(program, error)}") from error

@@ -27,6 +27,7 @@ REFERENCE, SIMULATION = "pytorch", "simulation"
 SIMULATED_IMAGES = 8
 """Where no labels are known: errors of 8 images' logits are thousands of figures, and the simulation costs twice a plain run."""
 SIMULATED_BATCH = 32
+NOT_FINITE = "gives a picture of one colour an answer that is no number, where the reference gives one; look for a division by zero in the network"
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,15 @@ class Images:
     For a graph with its preprocessing inside, `pixels` are what the inputs were made from, uint8 (images, height, width, channels): the graph is
     fed those, and the reference the inputs. Where the graph resizes too, they are whole pictures, brought to one size.
 
-    `no_accuracy` is why accuracy is not measured on pictures that have classes; empty where it is.
+    `no_accuracy` is why accuracy is not measured on pictures that have classes; empty where it is. `plain` are pictures of one colour each, which
+    networks are fed too (a lens cap, padding), and which real pictures do not stand for: what divides by a spread divides by zero.
     """
 
     inputs: NDArray[np.float32]
     labels: NDArray[np.int64] | None
     pixels: NDArray[np.uint8] | None = None
     no_accuracy: str = ""
+    plain: Images | None = None
 
     @property
     def fed(self) -> NDArray[Any]:
@@ -75,6 +78,8 @@ def prove(folder: Path, images: Images, graphs: Graphs, *, budget: Budget, batch
     runs on all images with labels, or on the first few without; where no backend runs the file, it runs as a backend
     would, and onnx's checker reads the file. Top-1 is that of the simulation where there is one.
 
+    Of pictures of one colour it is asked that the answer is finite where the reference's is.
+
     Raises:
         LowerError: a tensor is beyond the precision's range; names it.
         ParityError: a backend is out of budget; carries the report.
@@ -86,22 +91,63 @@ def prove(folder: Path, images: Images, graphs: Graphs, *, budget: Budget, batch
         # By their place: the program alone does not know what its outputs are called.
         names = [value.name for value in graphs.original.graph.output]
         reference = dict(zip(names, _outputs(runtime, images.inputs, batch.opt).values(), strict=True))
+        plain = _Plain(images.plain, runtime, batch)
     evidence = Evidence(images.fed, reference, images.labels)
     answers: dict[str, Answered] = {}
     for backend in backends:
         with _opened(folder, backend) as runtime:
             answers[backend] = answered(evidence, backend, runtime, budget, batch)
+            plain.ask(backend, runtime)
     if simulation is not None:
         if not backends:
             onnx.checker.check_model(folder / OnnxRuntime.FILE, full_check=True)
         answers[SIMULATION] = _simulated(simulation, evidence, budget, None if backends else batch)
+        plain.ask_simulation(simulation)
     compared = {name: one.report.backends[name] for name, one in answers.items()}
     report = ParityReport(all(one.ok for one in answers.values()), len(images.fed), batch.checked, compared, budget)
     said = [f"{name}: {', '.join(limit.text for limit in one.limits if not limit.ok)}" for name, one in answers.items() if not one.ok]
     if said:
         where = worst_block(graphs, images.fed[:SIMULATED_IMAGES])
         raise ParityError(f"parity is out of budget over {len(images.fed)} images, {'; '.join(said)}{where}; no bundle was written", report)
+    if plain.not_finite:
+        raise ParityError(f"{' and '.join(plain.not_finite)} {NOT_FINITE}; no bundle was written", report)
     return Proof(reference, answers, report, list(answers.values())[-1].accuracy)
+
+
+class _Plain:
+    """Asks for pictures of one colour, and keeps who gave no number for one where the reference did."""
+
+    def __init__(self, images: Images | None, reference: Runtime, batch: BatchRange) -> None:
+        self.not_finite: list[str] = []
+        self.inputs: NDArray[Any] | None = None
+        if images is None:
+            return
+        size = max(batch.min, min(len(images.inputs), batch.max))
+        places = np.resize(np.arange(len(images.inputs)), -(-len(images.inputs) // size) * size)
+        self.size, self.inputs = size, images.fed[places]
+        self.expected = [np.isfinite(values) for values in _outputs(reference, images.inputs[places], size).values()]
+
+    def ask(self, name: str, runtime: Runtime) -> bool:
+        """Is every number that the reference gives a number here too?"""
+        if self.inputs is None:
+            return True
+        found = _outputs(runtime, self.inputs, self.size).values()
+        is_right = all(np.isfinite(values[finite]).all() for values, finite in zip(found, self.expected, strict=True))
+        if not is_right:
+            self.not_finite.append(name)
+        return is_right
+
+    def ask_simulation(self, simulation: onnx.ModelProto) -> None:
+        """
+        Raises:
+            LowerError: names the tensor that is no number there.
+        """
+        if self.inputs is None:
+            return
+        with OnnxRuntime.from_bytes(simulation.SerializeToString()) as runtime:
+            is_right = self.ask(SIMULATION, runtime)
+        if not is_right:
+            _name_overflow(simulation, self.inputs[: self.size], "for a picture of one colour")
 
 
 def _simulated(simulation: onnx.ModelProto, evidence: Evidence, budget: Budget, batch: BatchRange | None) -> Answered:
@@ -150,7 +196,7 @@ def _outputs(runtime: Runtime, inputs: NDArray[Any], size: int) -> Outputs:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _name_overflow(simulation: onnx.ModelProto, inputs: NDArray[Any]) -> None:
+def _name_overflow(simulation: onnx.ModelProto, inputs: NDArray[Any], where: str = "on real images") -> None:
     """Raise LowerError for the first tensor of the simulation that is not finite."""
     # Each rounded tensor is read as its `.wide` copy: numpy has no BF16.
     names = [name for node in simulation.graph.node if node.op_type == "Cast" for name in node.output if name.endswith(".wide")]
@@ -158,7 +204,7 @@ def _name_overflow(simulation: onnx.ModelProto, inputs: NDArray[Any]) -> None:
     for name in names:
         if not np.isfinite(values[name]).all():
             tensor, wider = name.removesuffix(".wide"), wider_precisions(_narrow_type(simulation))
-            raise LowerError(f"the values of '{tensor}' are beyond the precision's range on real images; export in {wider}")
+            raise LowerError(f"the values of '{tensor}' are beyond the precision's range {where}; export in {wider}")
 
 
 def _narrow_type(simulation: onnx.ModelProto) -> int:

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from exporter.models.cifar import CifarResNet
+from exporter.pictures import images_of_one_colour
 from exporter.plan import BF16_OPSET
 from exporter.precisions import bf16
 from exporter.simplify import simplified
@@ -24,6 +25,7 @@ from exporter.verify import Graphs, Images, Proof, prove, worst_block
 from runtimes import BatchRange, Budget, Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import BackendUnavailable, LowerError, ParityError
+from runtimes.preprocess import Preprocess
 
 BATCH = BatchRange(1, 2, 4)
 INPUTS = np.random.default_rng(0).standard_normal((8, 1, 28, 28), dtype=np.float32)
@@ -192,6 +194,43 @@ def wrong_at(model: onnx.ModelProto, *, batch: int) -> onnx.ModelProto:
     )
     result.graph.initializer.append(numpy_helper.from_array(np.array([batch], np.int64), "wrong_size"))
     return result
+
+
+def with_a_spread(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy that adds zero divided by the input's spread to the logits: no number where all pixels are equal."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    graph.node[-1].output[0] = "right"
+    graph.initializer.append(numpy_helper.from_array(np.array([1, 2, 3]), "axes"))
+    graph.initializer.append(numpy_helper.from_array(np.array(0, np.float32), "zero"))
+    graph.node.extend(
+        [
+            helper.make_node("ReduceMax", ["input", "axes"], ["most"], keepdims=0),
+            helper.make_node("ReduceMin", ["input", "axes"], ["least"], keepdims=0),
+            helper.make_node("Sub", ["most", "least"], ["spread"]),
+            helper.make_node("Div", ["zero", "spread"], ["none"]),
+            helper.make_node("Unsqueeze", ["none", "last"], ["column"]),
+            helper.make_node("Add", ["right", "column"], ["logits"]),
+        ]
+    )
+    graph.initializer.append(numpy_helper.from_array(np.array([1]), "last"))
+    return result
+
+
+@pytest.mark.parametrize("batch", [BATCH, BatchRange(1, 1, 1), BatchRange(8, 8, 8)], ids=str)
+def test_pictures_of_one_colour_are_asked_for_too(tiny: Tiny, batch: BatchRange) -> None:
+    simulation = bf16.simulated(tiny.lowered)
+    preprocess = Preprocess(28, (28, 28), "bilinear", True, (0.286,), (0.353,))
+    images = Images(INPUTS, None, plain=images_of_one_colour(preprocess, as_pixels=False))
+
+    def proof(model: onnx.ModelProto, images: Images) -> Proof:
+        return prove(tiny.folder, images, Graphs(tiny.original, model), budget=bf16.BUDGET, batch=batch, backends=())
+
+    assert proof(simulation, images).report.ok
+    assert proof(with_a_spread(simulation), Images(INPUTS, None)).report.ok
+    with pytest.raises(ParityError, match="simulation gives a picture of one colour an answer that is no number, where the reference gives one"):
+        proof(with_a_spread(simulation), images)
 
 
 def test_the_last_images_are_proven_too(tiny: Tiny) -> None:

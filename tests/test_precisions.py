@@ -191,6 +191,27 @@ def test_simplifying_takes_away_what_does_nothing_and_is_checked_by_running(grap
     np.testing.assert_array_equal(logits(result), logits(graph))
 
 
+@pytest.mark.parametrize("shape", [("batch", 4), ("batch", 4, 5), ("batch", 4, 5, 3)])
+def test_a_batch_norm_that_nothing_took_in_is_a_scale_and_a_shift_in_double_precision(shape: tuple[str | int, ...]) -> None:
+    values = {"weight": [1, -2, 0.5, 0], "bias": [0, 1, 2, 3], "mean": [0, 3000, -1, 5], "variance": [1, 9e6, 1e-12, 4]}  # 9e6 is beyond FP16
+    tensors = {name: np.array(each, np.float32) for name, each in values.items()}
+    node = helper.make_node("BatchNormalization", ["input", *tensors], ["logits"], name="bn1", epsilon=1e-5)
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("input", "logits")]
+    constants = [numpy_helper.from_array(each, name) for name, each in tensors.items()]
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    inputs = 100 * np.random.default_rng(0).standard_normal((2, *(int(size) for size in shape[1:]))).astype(np.float32)
+    result = simplified(model, inputs)
+    assert [(one.op_type, one.name) for one in result.graph.node] == [("Mul", "bn1.scale"), ("Add", "bn1")]
+    exact = {name: each.astype(np.float64).reshape(-1, *[1] * (len(shape) - 2)) for name, each in tensors.items()}
+    factor = exact["weight"] / np.sqrt(exact["variance"] + np.float64(np.float32(1e-5)))
+    written = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.graph.initializer}
+    np.testing.assert_array_equal(written["bn1.factor"], factor.astype(np.float32))
+    np.testing.assert_array_equal(written["bn1.shift"], (exact["bias"] - exact["mean"] * factor).astype(np.float32))
+    np.testing.assert_allclose(logits(result, inputs), logits(model, inputs), rtol=1e-5, atol=1e-4)
+    assert np.isfinite(logits(fp16.lower(result, {}), inputs)).all()
+
+
 def test_a_simplifier_that_changes_the_answer_is_stopped(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
     def careless(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
         changed = onnx.ModelProto()

@@ -9,6 +9,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -18,6 +19,7 @@ from exporter.at_work import layers_at_work
 from exporter.models.cifar import CifarResNet
 from exporter.trace import IR_VERSION, onnx_from_program, program_from_module, save_program
 from runtimes import BatchRange
+from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import TraceError
 
 SHAPE = (1, 28, 28)
@@ -72,6 +74,71 @@ def test_a_mean_that_is_no_global_pooling_stays_what_it_is() -> None:
     assert "ReduceMean" in [node.op_type for node in model.graph.node]
 
 
+class Shapes(nn.Module):
+    """Global pools, flattened or not; a module called three times beside one that is named as its second call was; guards of a division."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu, self.relu_1, self.conv = nn.ReLU(), nn.ReLU(), nn.Conv2d(8, 8, 1)
+        self.whole = nn.AvgPool2d(28)
+        self.head = nn.Conv2d(8, 6, 1, groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.conv(self.relu(self.conv(self.relu(x.expand(-1, 8, -1, -1))))))
+        x = self.relu_1(x - 0.1)
+        pooled = x.mean((2, 3), keepdim=True)
+        pairs = pooled.view(-1, 4).sum(1).view(-1, 2)
+        flat = self.whole(x).flatten(1) + pooled.view(-1, 8)
+        even = flat / (1e-12 + flat.square().sum(1, keepdim=True))
+        return even.sum(1, keepdim=True) + self.head(pooled).view(-1, 3).sum(1).view(-1, 2) + pairs
+
+
+def test_names_are_distinct_and_a_reshape_that_does_not_flatten_and_a_guard_stay() -> None:
+    torch.manual_seed(0)
+    network = Shapes().eval()
+    model = onnx_from_program(program_from_module(network, SHAPE), opset=20, batch=BatchRange(1, 8, 32))
+    onnx.checker.check_model(model, full_check=True)
+    names = [node.name for node in model.graph.node]
+    assert len(set(names)) == len(names)
+    assert {"relu", "relu_2", "relu_3", "relu_1", "conv", "conv_1"} <= set(names)
+    tensors = [tensor.name for tensor in model.graph.initializer] + [name for node in model.graph.node for name in node.output]
+    assert len(set(tensors)) == len(tensors)
+    inputs = torch.rand(4, *SHAPE)
+    inputs[0] = 0
+    with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime, torch.inference_mode():
+        np.testing.assert_allclose(runtime.run({"input": inputs.numpy()})["logits"], network(inputs).numpy(), rtol=1e-4, atol=1e-5)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("GlobalAveragePool") == 2
+    assert kinds.count("Flatten") == 2
+
+
+@pytest.mark.parametrize("guard", [1e-8, 1e-12])
+def test_the_guard_of_a_division_is_kept_in_fp32(guard: float) -> None:
+    """torch's optimiser takes it for zero."""
+    network = Odd(lambda x: x / (guard + x.square().sum((1, 2, 3), keepdim=True)).sqrt())
+    model = onnx_from_program(program_from_module(network, SHAPE), opset=20, batch=BatchRange(1, 8, 32))
+    with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
+        assert not runtime.run({"input": np.zeros((2, *SHAPE), np.float32)})["logits"].any()
+
+
+def test_a_head_of_grouped_or_shared_convolutions_stays_one() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.grouped = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1, groups=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            pooled = x.expand(-1, 4, -1, -1).mean((2, 3), keepdim=True) * torch.arange(4.0)[:, None, None]
+            return self.grouped(self.shared(self.shared(pooled)).relu().mean((2, 3), keepdim=True)).flatten(1)
+
+    torch.manual_seed(0)
+    network = Head().eval()
+    model = onnx_from_program(program_from_module(network, SHAPE), opset=20, batch=BatchRange(1, 8, 32))
+    inputs = torch.rand(2, *SHAPE)
+    with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime, torch.inference_mode():
+        np.testing.assert_allclose(runtime.run({"input": inputs.numpy()})["logits"], network(inputs).numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_a_batch_that_became_a_number_is_refused(program: torch.export.ExportedProgram, monkeypatch: pytest.MonkeyPatch) -> None:
     original = torch.onnx.export
 
@@ -80,7 +147,7 @@ def test_a_batch_that_became_a_number_is_refused(program: torch.export.ExportedP
         assert exported is not None
         proto = exported.model_proto
         proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
-        return type("Exported", (), {"model_proto": proto})
+        return type("Exported", (), {"model_proto": proto, "model": exported.model, "optimize": lambda: None})
 
     monkeypatch.setattr(torch.onnx, "export", frozen)
     with pytest.raises(TraceError, match="'input' with a free batch dimension, got 1"):
@@ -98,7 +165,7 @@ def test_a_convolution_bias_of_impossible_shape_is_refused(program: torch.export
         del node.input[2:]
         node.input.append("bent")
         proto.graph.initializer.append(onnx.numpy_helper.from_array(torch.zeros(3).numpy(), "bent"))
-        return type("Exported", (), {"model_proto": proto})
+        return type("Exported", (), {"model_proto": proto, "model": exported.model, "optimize": lambda: None})
 
     monkeypatch.setattr(torch.onnx, "export", bent)
     with pytest.raises(TraceError, match=r"expected a bias of shape \(16,\), got \(3,\)"):

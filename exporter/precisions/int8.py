@@ -8,18 +8,25 @@ import onnx
 
 from exporter.precisions._cast import cast_graph, rounded
 from exporter.qdq.insert import quantized
-from exporter.qdq.placement import placement_for_tensorrt
+from exporter.qdq.placement import Placement, left_in_float, placement_for_tensorrt
 from runtimes.backends.onnxruntime import rounds_fp16
 from runtimes.budget import Budget
+from runtimes.errors import PlanError
 
 BUDGET = Budget(own_error=0.05, min_agreement=0.98, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01, max_batch_difference=0.05)
 RUNS_ON = ("onnxruntime",) if rounds_fp16() else ()
 """On Python 3.10, whose last onnxruntime truncates, the simulation alone proves the file: its scales are widened to FP32."""
+MOST_REASONS = 3
+"""Why a convolution stays in float, that one message says."""
 
 
 def observed(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The tensors that get a Q/DQ pair of their own range."""
-    return placement_for_tensorrt(model).observed
+    """The tensors that get a Q/DQ pair of their own range.
+
+    Raises:
+        PlanError: there is nothing to quantize; says why.
+    """
+    return _placement(model).observed
 
 
 def lower(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.ModelProto:
@@ -28,8 +35,21 @@ def lower(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.Model
     Raises:
         CalibrationError: `thresholds` lacks a tensor.
         LowerError: a bias or the classifier is beyond the FP16 range; names it.
+        PlanError: there is nothing to quantize; says why.
     """
-    return cast_graph(quantized(model, placement_for_tensorrt(model), thresholds), onnx.TensorProto.FLOAT16)
+    return cast_graph(quantized(model, _placement(model), thresholds), onnx.TensorProto.FLOAT16)
+
+
+def _placement(model: onnx.ModelProto) -> Placement:
+    placement = placement_for_tensorrt(model)
+    if placement.weights:
+        return placement
+    reasons = left_in_float(model.graph)
+    why = "; ".join(f"'{name}' stays in float, {reason}" for name, reason in list(reasons.items())[:MOST_REASONS])
+    more = f"; and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""
+    raise PlanError(
+        f"expected a convolution that --int8 can quantize, got {f'none: {why}{more}' if reasons else 'a network without any'}; take --fp16"
+    )
 
 
 def simulated(model: onnx.ModelProto) -> onnx.ModelProto:
