@@ -26,7 +26,6 @@ from calibration.table import table_from_file
 from exporter import ExportPlan
 from exporter.calibrate import CALIBRATION_IMAGES, calibrated
 from exporter.cli import export as export_cli
-from exporter.graph import types_and_shapes
 from exporter.plan import CALIBRATOR
 from exporter.precisions import fp16, int8
 from exporter.simplify import simplified
@@ -132,11 +131,13 @@ def test_where_onnxruntime_truncates_the_simulation_alone_proves_the_same_file(
 
 def test_the_simulation_quantizes_in_fp32_which_every_onnxruntime_does_rightly(bundle: Path) -> None:
     simulation = int8.simulated(onnx.load(bundle / "model.onnx"))
-    types, _ = types_and_shapes(onnx.shape_inference.infer_shapes(simulation))
-    pairs = [node for node in simulation.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    graph = onnx.shape_inference.infer_shapes(simulation).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
+    types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
+    pairs = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     assert len(pairs) > 40
     for node in pairs:
-        assert {types[name] for name in node.input if types[name] != "INT8"} == {"FLOAT"}, node.name
+        assert {types[name] for name in node.input} == {onnx.TensorProto.FLOAT, onnx.TensorProto.INT8}, node.name
 
 
 def test_a_table_reused_gives_the_same_bundle_to_the_last_byte(run: Any, bundle: Path, pictures: Path, tmp_path: Path) -> None:
