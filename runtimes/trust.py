@@ -152,9 +152,10 @@ def check_trusted(document: Mapping[str, object], where: str, trusted: Collectio
         return
     if not SHA256.fullmatch(sha256):
         raise BundleError(f"{where}: its sidecar names no sha256; build it again with: resnet-deploy build BUNDLE")
+    before = "" if document.get("seal") else " (or by an earlier version, which left no seal)"
     raise BundleError(
-        f"{where} was not built on this machine, and engines are code, so it is not loaded; build it here with: resnet-deploy build BUNDLE, or, if "
-        f"you trust its builder, give --trust-engine {sha256}"
+        f"{where} was not built on this machine{before}, and engines are code, so it is not loaded; "
+        f"build it here with: resnet-deploy build BUNDLE, or, if you trust its builder, give --trust-engine {sha256}"
     )
 
 

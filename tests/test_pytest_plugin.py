@@ -216,6 +216,14 @@ def test_what_was_asked_for_wrongly_is_one_line(run: Run, exported: Path, argume
     pytest.LineMatcher([line]).fnmatch_lines([message])
 
 
+def test_the_engines_that_are_named_reach_what_is_checked(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(
+        "from exporter.pytest_plugin import PLANS\ndef pytest_report_header(config):\n    return str(config.stash[PLANS][0].trust_engines)"
+    )
+    shown = run("--collect-only", f"--resnet-bundle={exported}", "--resnet-trust-engine=" + "AB" * 32, "--resnet-trust-engine=" + "12" * 32)
+    shown.stdout.fnmatch_lines([str(("12" * 32, "ab" * 32))])
+
+
 def test_pictures_that_cannot_be_read_fail_every_limit_in_one_line(run: Run, exported: Path) -> None:
     shown = run(f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-data=nowhere")
     shown.assert_outcomes(failed=4)

@@ -194,6 +194,9 @@ def test_an_engine_that_nobody_vouches_for_is_refused_with_both_remedies() -> No
     with pytest.raises(BundleError) as caught:
         check_trusted(DOCUMENT, "it", ())
     assert said(caught.value, "it was not built on this machine", "resnet-deploy build BUNDLE", f"--trust-engine {SHA256}")
+    assert "or by an earlier version" in str(caught.value)
+    with pytest.raises(BundleError, match="it was not built on this machine, and engines are code"):
+        check_trusted({**DOCUMENT, "seal": "0" * 64}, "it", ())
     check_trusted(DOCUMENT, "it", {SHA256})
     with pytest.raises(BundleError, match="was not built on this machine"):
         check_trusted(DOCUMENT, "it", {"cd" * 32})
