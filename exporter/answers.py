@@ -36,7 +36,7 @@ class Attempt:
         answer: what it answered; None where it failed.
         error: what it raised; None where it did not.
         where: ` in its layer 'layer2.0' (nets.py, line 12)`, of the error.
-        depth: how far it came: the failing layer's place among the network's.
+        depth: how many of its layers ran to their end.
     """
 
     shape: tuple[int, int, int]
@@ -70,8 +70,7 @@ def attempt(module: nn.Module, shape: tuple[int, int, int]) -> Attempt:
             return Attempt(shape, answer=_run(module, torch.zeros(1, *shape, dtype=torch.float32), TraceError))
         except TraceError as failed:
             error = failed.__cause__ or failed
-    names = [name for name, _ in module.named_modules()]
-    return Attempt(shape, None, error, place(inside, error), names.index(inside[-1]) if inside else 0)
+    return Attempt(shape, None, error, place(inside, error), inside.ended)
 
 
 def side_that_fits(module: nn.Module, shape: tuple[int, int, int]) -> int | None:

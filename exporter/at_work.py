@@ -37,10 +37,20 @@ def others_code(told: Callable[[BaseException], ResnetExportError]) -> Iterator[
         raise told(error) from error
 
 
+class LayersAtWork(list[str]):
+    """The names of the layers whose `forward` is running, the innermost last, '' for the module itself; after an error, those it came through.
+
+    Attributes:
+        ended: how many layers have run to their end.
+    """
+
+    ended: int = 0
+
+
 @contextmanager
-def layers_at_work(module: nn.Module) -> Iterator[list[str]]:
-    """The names of the layers whose `forward` is running, the innermost last, '' for the module itself; after an error, those it came through."""
-    inside: list[str] = []
+def layers_at_work(module: nn.Module) -> Iterator[LayersAtWork]:
+    """While it is watched, which layers of a network are running."""
+    inside = LayersAtWork()
     hooks = []
     for name, part in module.named_modules():
         hooks.append(part.register_forward_pre_hook(_entering(inside, name)))
@@ -56,8 +66,9 @@ def _entering(inside: list[str], name: str) -> Callable[..., None]:
     return lambda part, inputs: inside.append(name)
 
 
-def _leaving(inside: list[str], name: str) -> Callable[..., None]:
+def _leaving(inside: LayersAtWork, name: str) -> Callable[..., None]:
     def leave(part: nn.Module, inputs: object, output: object) -> None:
+        inside.ended += 1
         while inside and inside.pop() != name:  # a layer within raised, and this one went on
             pass
 
