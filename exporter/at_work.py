@@ -1,24 +1,56 @@
-"""Where in a network something went wrong: the layer by its name, the line of its source, and the reason in one line."""
+"""Somebody's code at work: whatever goes wrong in it is told in one line, with the layer by its name, the line of its source, and the reason."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING
+
+from runtimes.errors import ResnetExportError
 
 if TYPE_CHECKING:
     from torch import nn
 
 OTHERS = sys.stdlib_module_names | {"torch", "exporter"}
+SCRIPTED = "The following operation failed in the TorchScript interpreter"
+"""How TorchScript's errors begin; what they are about stands in their last line."""
 
 
 @contextmanager
-def layers_at_work(module: nn.Module) -> Iterator[list[str]]:
-    """The names of the layers whose `forward` is running, the innermost last, '' for the module itself; after an error, those it came through."""
-    inside: list[str] = []
+def others_code(told: Callable[[BaseException], ResnetExportError]) -> Iterator[None]:
+    """Around every step into code that is not ours: an import, a factory, `eval()`, `forward`, `state_dict()`.
+
+    What it raises, SystemExit too, leaves as the error that `told` makes of it; an error of ours passes. What it prints goes to stderr, for stdout
+    holds what was asked for; its warnings, which speak to its author, are not shown.
+    """
+    try:
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except ResnetExportError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise told(error) from error
+
+
+class LayersAtWork(list[str]):
+    """The names of the layers whose `forward` is running, the innermost last, '' for the module itself; after an error, those it came through.
+
+    Attributes:
+        ended: how many layers have run to their end.
+    """
+
+    ended: int = 0
+
+
+@contextmanager
+def layers_at_work(module: nn.Module) -> Iterator[LayersAtWork]:
+    """While it is watched, which layers of a network are running."""
+    inside = LayersAtWork()
     hooks = []
     for name, part in module.named_modules():
         hooks.append(part.register_forward_pre_hook(_entering(inside, name)))
@@ -34,9 +66,10 @@ def _entering(inside: list[str], name: str) -> Callable[..., None]:
     return lambda part, inputs: inside.append(name)
 
 
-def _leaving(inside: list[str], name: str) -> Callable[..., None]:
+def _leaving(inside: LayersAtWork, name: str) -> Callable[..., None]:
     def leave(part: nn.Module, inputs: object, output: object) -> None:
-        while inside.pop() != name:  # a layer within raised, and this one went on
+        inside.ended += 1
+        while inside and inside.pop() != name:  # a layer within raised, and this one went on
             pass
 
     return leave
@@ -47,10 +80,32 @@ def in_its_layer(name: str) -> str:
     return f" in its layer '{name}'" if name else ""
 
 
+def place(inside: Sequence[str], error: BaseException) -> str:
+    """` in its layer 'layer2.0' (nets.py, line 12)`, as much of it as is known."""
+    line = source_line(error)
+    return (in_its_layer(inside[-1]) if inside else "") + (f" ({line})" if line else "")
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, as far as its first line; its kind where it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    try:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    except Exception:  # it is anybody's code that says it
+        lines = []
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if lines[0].startswith(SCRIPTED) else lines[0]
+
+
+def kind_and_line(error: BaseException) -> str:
+    """`KeyError: 'labels'`."""
+    said = first_line(error)
+    return said if said == type(error).__name__ else f"{type(error).__name__}: {said}"
+
+
+def reason(error: BaseException) -> str:
+    """`KeyError: 'labels'`; of a RuntimeError, torch's usual kind, its words alone."""
+    return first_line(error) if type(error) is RuntimeError else kind_and_line(error)
 
 
 def source_line(error: BaseException) -> str | None:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from exporter.answers import as_exported
+from exporter.at_work import others_code, reason
 from exporter.plan import FEATURES
 from exporter.weights import LoadedModel
 from runtimes.errors import PlanError
@@ -81,16 +83,18 @@ def _check_order(network: nn.Module, features: Features, shape: Sequence[int]) -
         PlanError: no.
     """
     example = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
-    seen = _outputs_of_parts(network, [name for name, _ in features.named_children()], example)
-    with torch.inference_mode():
+    parts = [name for name, _ in features.named_children()]
+    refusal = f"--features expects a network that runs its parts {', '.join(parts)} one after the other, got one that does more than that"
+    with others_code(lambda error: PlanError(f"{refusal}: {reason(error)}")), as_exported(), torch.inference_mode():
+        seen = _outputs_of_parts(network, parts, example)
         result = features(example)
-    if isinstance(result, tuple):
-        same = all(name in seen and torch.equal(seen[name], one) for name, one in zip(features.names, result, strict=True))
-    else:
-        *_, (_, pooled) = seen.items()
-        same = pooled.shape[2:].numel() == 1 and torch.equal(pooled.flatten(1), result)
+        if isinstance(result, tuple):
+            same = all(name in seen and torch.equal(seen[name], one) for name, one in zip(features.names, result, strict=True))
+        else:
+            *_, (_, pooled) = seen.items()
+            same = pooled.shape[2:].numel() == 1 and torch.equal(pooled.flatten(1), result)
     if not same:
-        raise PlanError(f"--features expects a network that runs its parts {', '.join(seen)} one after the other, got one that does more than that")
+        raise PlanError(refusal)
 
 
 def _outputs_of_parts(network: nn.Module, names: Sequence[str], example: Tensor) -> dict[str, Tensor]:
@@ -107,7 +111,7 @@ def _outputs_of_parts(network: nn.Module, names: Sequence[str], example: Tensor)
 
     hooks = [network.get_submodule(name).register_forward_hook(keep(name)) for name in names]
     try:
-        with torch.inference_mode(), suppress(_Reached):
+        with suppress(_Reached):
             network(example)
     finally:
         for hook in hooks:

@@ -21,6 +21,7 @@ from calibration.data import ImageSource, built_in, evenly_chosen, open_source
 from calibration.observers import find_observer
 from calibration.table import CalibrationTable
 from exporter.announce import Announce, silent
+from exporter.answers import check_steady
 from exporter.calibrate import calibrated, calibration_places, corrected, data_source
 from exporter.drift import Drift, drift_between
 from exporter.features import output_names, with_features
@@ -45,6 +46,8 @@ from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, Manifest
 PACKAGES = ("resnet-export", "torch", "torchvision", "onnx", "onnxscript", "onnxsim", "numpy", "pillow")
 FEWEST_IMAGES, LABELLED_IMAGES = 32, 2000
 RESIZED_IMAGES = 8
+OTHERS_CODE = ("custom", "timm")
+"""Sources of networks of which nobody has read whether they answer a picture alike each time."""
 DRIFT_IMAGES = 2
 GOLDEN_IMAGES, GOLDEN_BYTES = (8, 32), 4 << 20
 FEWEST_GOLDEN_FEATURES = 2
@@ -106,6 +109,8 @@ def export(plan: ExportPlan, announce: Announce = silent) -> Export:
             plain = images_of_one_colour(loaded.preprocess, as_pixels=plan.uint8_input is not None)
             images = replace(_images(loaded, plan, steps), plain=plain)
         with steps("trace"):
+            if plan.spec.source in OTHERS_CODE:
+                check_steady(loaded.module, images.inputs[0], plan.model)
             program = program_from_module(loaded.module, loaded.preprocess.shape)
             traced = onnx_from_program(program, opset=plan.opset, batch=plan.batch, outputs=outputs)
         with steps("simplify"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import zipfile
@@ -11,10 +12,11 @@ from pathlib import Path
 
 import onnx
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from exporter.at_work import first_line, in_its_layer, layers_at_work, source_line
+from exporter.answers import as_exported
+from exporter.at_work import first_line, in_its_layer, layers_at_work, others_code, place
 from exporter.graph import initializer_shapes
 from exporter.guards import keep_guards
 from exporter.readable import make_readable
@@ -39,11 +41,13 @@ def program_from_module(module: nn.Module, shape: tuple[int, int, int]) -> Expor
     """
     example = torch.zeros(TRACED_BATCH, *shape)
     with layers_at_work(module) as inside:
-        try:
-            with torch.no_grad(), _silence():
-                program = torch.export.export(module.eval(), (example,), dynamic_shapes=({0: Dim(BATCH, min=1)},))
-        except Exception as error:  # torch.export raises many kinds, most of them private
-            raise TraceError(f"torch.export cannot trace {type(module).__name__}{_where(inside, error)}: {_why(error)}") from error
+
+        def told(error: BaseException) -> TraceError:
+            return TraceError(f"torch.export cannot trace {type(module).__name__}{place(inside, error)}: {_why(error, module)}")
+
+        with others_code(told), as_exported(), torch.no_grad(), _silence():
+            module.eval()  # somebody's own may return nothing
+            program = torch.export.export(module, (example,), dynamic_shapes=_free_batch(module, example))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     return program
@@ -131,6 +135,13 @@ def _name_batch(model: onnx.ModelProto, batch: BatchRange) -> None:
             dimension.dim_param = BATCH
 
 
+def _free_batch(module: nn.Module, example: Tensor) -> tuple[object, ...]:
+    """What torch.export is to leave free, in the form in which `forward` takes its input: `*args` is a tuple of them."""
+    free = {0: Dim(BATCH, min=1)}
+    taken = inspect.signature(module.forward).bind(example).arguments
+    return tuple((free,) if isinstance(argument, tuple) else free for argument in taken.values())
+
+
 @contextmanager
 def _silence() -> Iterator[None]:
     """On stderr and in its log torch shows the whole graph of a trace that fails, and a command says one line."""
@@ -143,20 +154,18 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def _where(inside: Sequence[str], error: Exception) -> str:
-    line = source_line(error)
-    return (in_its_layer(inside[-1]) if inside else "") + (f" ({line})" if line else "")
-
-
-def _why(error: Exception) -> str:
+def _why(error: BaseException, module: nn.Module) -> str:
     """torch.export's reason; in plain words where torch speaks of its own inner parts, and then with a remedy."""
     said = first_line(error)
+    scripted = [name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
     if "data-dependent" in said:
         return "what it does depends on a tensor's values, which a trace does not have; compute every case and choose with torch.where"
     if ".numpy()" in said:
         return "it leaves PyTorch for NumPy, where a trace cannot follow; compute it with tensors"
     if said.startswith("Constraints violated"):
         return "it works for one size of the batch alone; take the size from the input's shape"
+    if scripted:
+        return f"its layer '{scripted[0]}' is TorchScript, which torch.export does not follow; give it as it was before torch.jit"
     return said
 
 

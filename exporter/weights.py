@@ -16,14 +16,15 @@ from torch.nn import functional
 
 from calibration.data import ImageSource, built_in
 from exporter import models
-from exporter.at_work import first_line, in_its_layer, layers_at_work
+from exporter.answers import Attempt, as_exported, attempt, described, logits_within, side_that_fits
+from exporter.at_work import layers_at_work, others_code, place, reason
 from exporter.checkpoints import sha256_of_state, state_from_file
 from exporter.labels import checked_labels
 from exporter.models import Pretrained
 from exporter.plan import ExportPlan
 from runtimes._plugins import load_plugin
 from runtimes.bundle import sha256_of_file
-from runtimes.errors import BadInput, PlanError
+from runtimes.errors import BadInput, PlanError, ResnetExportError, TraceError
 from runtimes.manifest import ModelFacts, WeightsFacts
 from runtimes.preprocess import Preprocess
 
@@ -49,8 +50,9 @@ def load_model(plan: ExportPlan) -> LoadedModel:
 
     Raises:
         WeightsUnavailable: the default weights could not be fetched.
-        BadInput: a checkpoint that cannot be read, does not fit, or holds values that are not finite; a model that does not
-            answer such an image with logits.
+        BadInput: a checkpoint that cannot be read, does not fit, or holds values that are not finite; a factory that raises, or returns what
+            cannot be exported; a model that does not answer such an image with logits.
+        TraceError: a model that fails at an image of any size.
         PlanError: --mean, --std or --num-classes do not fit the weights.
     """
     spec = plan.spec
@@ -71,59 +73,83 @@ def _random(source: Any, plan: ExportPlan) -> LoadedModel:
     own = source.preprocess(plan.spec)
     channels = len(plan.mean) if plan.mean and len(plan.mean) > 1 else own.channels
     module: nn.Module = source.create(plan.spec, plan.classes or plan.spec.classes, channels)
-    preprocess = _adjusted(own, plan, module)
-    _answer(module, preprocess, plan)  # refused before the statistics
-    _make_random_behave(module, preprocess)
+    preprocess, _ = _shown(module, own, plan)  # refused before the statistics
+    _make_random_behave(module, preprocess, plan.model)
     return _loaded(plan, module, WeightsFacts("random", sha256_of_state(module.state_dict())), own, None)
 
 
 def _loaded(plan: ExportPlan, module: nn.Module, weights: WeightsFacts, own: Preprocess, labels: tuple[str, ...] | None) -> LoadedModel:
-    preprocess = _adjusted(own, plan, module)
-    classes = 0 if plan.features else _classes(module, preprocess, plan)
+    preprocess, answer = _shown(module, own, plan)
+    classes = 0 if plan.features else _classes(module, answer, plan)
     if plan.classes not in (None, classes):
         where = plan.weights if weights.kind == "file" else plan.model
         raise PlanError(f"--num-classes says {plan.classes}, but {where} has {classes} classes; leave the option out")
     if plan.labels is not None:
         labels = checked_labels(plan.labels, classes)
     facts = ModelFacts(plan.model, plan.spec.source, plan.spec.variant, classes, weights)
-    return LoadedModel(module.eval(), facts, preprocess, labels)
+    return LoadedModel(module, facts, preprocess, labels)
 
 
-def _classes(module: nn.Module, preprocess: Preprocess, plan: ExportPlan) -> int:
-    """How many logits the model answers an image with.
+def _shown(module: nn.Module, own: Preprocess, plan: ExportPlan) -> tuple[Preprocess, object]:
+    """How pictures reach the model, and what it answers a black one with.
+
+    The channels are those that the model takes: it is shown images of as many as --mean has values, as its own preprocessing has, of 3, of as
+    many as its first convolution takes (which need not be the input's: a stem may fold space into channels, or add coordinates), and of 1.
+    For --features the head may fail: they are taken before it.
 
     Raises:
-        BadInput: it answers with something else, or does not take an image of that size.
+        BadInput: it does not take an image of that size, and of another it does.
+        TraceError: it takes none; the attempt that came farthest is told.
+    """
+    crop = plan.image_size or own.crop
+    first = next((part.in_channels for part in module.modules() if isinstance(part, nn.Conv2d)), own.channels)
+    given = [len(values) for values in (plan.mean, plan.std, own.mean) if values and len(values) > 1]
+    attempts: list[Attempt] = []
+    for channels in dict.fromkeys((*given, 3, first, 1)):
+        attempts.append(attempt(module, (channels, *crop)))
+        if attempts[-1].error is None:
+            break
+    best = max(attempts, key=lambda one: (one.error is None, one.depth))
+    if best.error is not None and not plan.features:
+        raise _does_not_take(module, best, plan)
+    return _adjusted(own, plan, best.shape[0]), best.answer
+
+
+def _does_not_take(module: nn.Module, failed: Attempt, plan: ExportPlan) -> ResnetExportError:
+    assert failed.error is not None
+    shape = "x".join(map(str, failed.shape))
+    said = f"{plan.model} does not take an image of {shape}{failed.where}: {reason(failed.error)}"
+    side = side_that_fits(module, failed.shape)
+    if side is not None:
+        return BadInput(f"{said}; choose another --image-size, {side} for one")
+    if isinstance(failed.error, TypeError) and "argument" in str(failed.error):
+        return TraceError(f"{said}; give a network whose forward, in evaluation mode, takes the image alone")
+    return TraceError(f"{said}; no other --image-size helps: it must run, in evaluation mode, on torch.zeros(1, {', '.join(map(str, failed.shape))})")
+
+
+def _classes(module: nn.Module, answer: object, plan: ExportPlan) -> int:
+    """How many logits the model answers an image with; where they are a part of what it answers, it answers with them alone from here on.
+
+    Raises:
+        BadInput: it answers with something else.
     """
     if isinstance(getattr(module, "fc", None), nn.Identity):
         raise BadInput(
             f"{plan.weights} is of a {plan.model} without a head, so there are no logits; give --features pool or stages for what is there"
         )
-    answer = _answer(module, preprocess, plan)
-    if not isinstance(answer, Tensor) or answer.ndim != 2 or answer.shape[0] != 1:
-        got = f"a tensor of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
-        raise BadInput(f"expected {plan.model} to answer one image with logits of shape (1, classes), got {got}")
-    return int(answer.shape[1])
+    logits = answer if isinstance(answer, Tensor) else logits_within(answer)
+    if logits is None or logits.ndim != 2 or logits.shape[0] != 1 or not logits.shape[1] or logits.dtype != torch.float32:
+        raise BadInput(
+            f"expected {plan.model} to answer one image with logits of shape (1, classes), got {described(answer)}; "
+            "return the logits alone, in float32"
+        )
+    if logits is not answer:
+        module.register_forward_hook(lambda part, inputs, output: logits_within(output))
+    return int(logits.shape[1])
 
 
-def _answer(module: nn.Module, preprocess: Preprocess, plan: ExportPlan) -> object:
-    """What the model answers a black image with; where it fails, the innermost layer that was at work is named."""
-    with layers_at_work(module) as inside:
-        try:
-            with torch.inference_mode():
-                return module.eval()(torch.zeros(1, *preprocess.shape))
-        except Exception as error:  # it is anybody's code
-            where = in_its_layer(inside[-1]) if inside else ""
-            shape = "x".join(map(str, preprocess.shape))
-            raise BadInput(f"{plan.model} does not take an image of {shape}{where}: {first_line(error)}; choose another --image-size") from error
-
-
-def _adjusted(own: Preprocess, plan: ExportPlan, module: nn.Module) -> Preprocess:
-    """The model's own preprocessing, changed by --image-size, --mean and --std; one value stands for every channel.
-
-    The channels are those of the module's first convolution.
-    """
-    channels = next((part.in_channels for part in module.modules() if isinstance(part, nn.Conv2d)), own.channels)
+def _adjusted(own: Preprocess, plan: ExportPlan, channels: int) -> Preprocess:
+    """The model's own preprocessing, changed by --image-size, --mean and --std; one value stands for every channel."""
 
     def values(given: tuple[float, ...] | None, default: tuple[float, ...], option: str) -> tuple[float, ...]:
         chosen = given or default
@@ -153,7 +179,7 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _make_random_behave(module: nn.Module, preprocess: Preprocess) -> None:
+def _make_random_behave(module: nn.Module, preprocess: Preprocess, name: str) -> None:
     """Give random weights the activations and the noise stability of a trained network, in place.
 
     Plain random weights make logits of 1e8 at ResNet-152's depth, and a network so chaotic that rounding changes the answer. So the
@@ -168,17 +194,25 @@ def _make_random_behave(module: nn.Module, preprocess: Preprocess) -> None:
     """
     for block in module.modules():
         last = getattr(block, "bn3", None) or getattr(block, "bn2", None)
-        if isinstance(last, nn.BatchNorm2d):
+        if isinstance(last, nn.BatchNorm2d) and last.affine:
             nn.init.constant_(last.weight, RESIDUAL_SCALE)
     inputs = torch.from_numpy(inputs_from_source(built_in("train"), preprocess, STATISTICS_IMAGES))
     hooks = []
+    module.eval()  # as a whole: in training mode a head may want labels, and dropout would shift the statistics
     for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(getattr(layer, "running_var", None), Tensor):
+            layer.training = True
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.momentum = None  # a cumulative average: after one batch, that batch's statistics
         elif isinstance(layer, nn.Conv2d):
             hooks.append(layer.register_forward_pre_hook(_take_in_patches))
-    with torch.inference_mode():
-        module.train()(inputs)
+    with layers_at_work(module) as inside:
+
+        def told(error: BaseException) -> TraceError:
+            return TraceError(f"{name} does not take a batch of {len(inputs)} images{place(inside, error)}: {reason(error)}; give --weights FILE")
+
+        with others_code(told), as_exported(), torch.inference_mode():
+            module(inputs)
     for hook in hooks:
         hook.remove()
     module.eval()

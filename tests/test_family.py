@@ -233,7 +233,7 @@ CUSTOM = [
     ("nets:broken", "my_package.nets:broken raised ValueError: no such dataset"),
     ("nets:leaving", "my_package.nets:leaving raised SystemExit: 3"),
     ("nets:lazy", "returns a module with lazy layers that have no shape yet"),
-    ("nets:Deep", "does not take an image of 2x16x16 in its layer 'model.4.0': Calculated padded input size"),
+    ("nets:Deep", "does not take an image of 2x16x16 in its layer 'model.4.0' (nets.py, line 11): Calculated padded input size"),
     ("nets:Map", "to answer one image with logits of shape (1, classes), got a tensor of shape (1, 8, 7, 7)"),
 ]
 

@@ -16,12 +16,13 @@ from huggingface_hub import constants
 from timm.data import ImageNetInfo, resolve_data_config
 from torch import Tensor, nn
 
+from exporter.at_work import kind_and_line, others_code
 from exporter.checkpoints import state_from_file
 from exporter.layouts import fitted, stripped
 from exporter.models import ModelSpec, Pretrained
 from exporter.weights import RESIDUAL_SCALE
 from runtimes.bundle import sha256_of_file
-from runtimes.errors import PlanError, UnknownName, WeightsUnavailable
+from runtimes.errors import BadInput, PlanError, UnknownName, WeightsUnavailable
 from runtimes.preprocess import Preprocess
 
 PREFIX = "timm:"
@@ -79,8 +80,9 @@ def preprocess(spec: ModelSpec) -> Preprocess:
 
 def _created(spec: ModelSpec, **options: Any) -> nn.Module:
     _check_name(spec)
-    module: nn.Module = timm.create_model(spec.name.removeprefix(PREFIX), **options)
-    return module
+    with others_code(lambda error: BadInput(f"timm cannot make {spec.name}: {kind_and_line(error)}; choose another model")):
+        module: nn.Module = timm.create_model(spec.name.removeprefix(PREFIX), **options)
+        return module.eval()
 
 
 def _check_name(spec: ModelSpec) -> None:
