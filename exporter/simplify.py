@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from typing import Any
 
 import numpy as np
@@ -15,6 +20,8 @@ from runtimes.errors import SimplifyError
 LARGEST_RELATIVE_ERROR = 1e-5
 SIMPLIFY_IMAGES = 2
 """To run both graphs on."""
+_ONE_AT_A_TIME = threading.Lock()
+"""Of two threads the second would keep the first one's silence and restore it for good."""
 
 
 def simplified(model: onnx.ModelProto, inputs: NDArray[Any]) -> onnx.ModelProto:
@@ -26,7 +33,8 @@ def simplified(model: onnx.ModelProto, inputs: NDArray[Any]) -> onnx.ModelProto:
         SimplifyError: onnxsim fails, or the outputs differ by more than 1e-5 of the largest.
     """
     try:
-        result: onnx.ModelProto = onnxsim.simplify(model)[0]
+        with _silence():
+            result: onnx.ModelProto = onnxsim.simplify(model)[0]
         onnx.checker.check_model(result, full_check=True)
         del result.metadata_props[:]  # the settings of this run of onnxsim
     except Exception as error:  # onnxsim raises whatever its C++ core does
@@ -42,6 +50,19 @@ def simplified(model: onnx.ModelProto, inputs: NDArray[Any]) -> onnx.ModelProto:
                 f"simplifying changed the {name} by {difference:.1e} of the largest, allowed {LARGEST_RELATIVE_ERROR:.0e}; report the model"
             )
     return result
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """onnxsim's C++ core writes the traceback of an error that it then raises to the process's own stdout and stderr, past `sys.stderr`."""
+    with _ONE_AT_A_TIME, redirect_stderr(io.StringIO()), open(os.devnull, "wb") as nowhere, ExitStack() as kept:
+        for number in (1, 2):
+            with suppress(OSError):  # one that is closed
+                before = os.dup(number)
+                kept.callback(os.close, before)
+                kept.callback(os.dup2, before, number)
+                os.dup2(nowhere.fileno(), number)
+        yield
 
 
 def _is_same(one: onnx.ModelProto, other: onnx.ModelProto) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from runtimes import backends
 from runtimes._plugins import load_plugin, plugin_names
 from runtimes.base import Runtime
-from runtimes.bundle import Bundle
-from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.bundle import Bundle, path_from_given
+from runtimes.errors import BackendUnavailable, BadInput, UnknownName
 
 REMEDIES = {
     "tensorrt": "on a Jetson use JetPack's own, in a venv made with --system-site-packages; elsewhere pip install 'resnet-export[tensorrt]'",
@@ -41,6 +42,8 @@ def backend_class(name: str) -> type[Runtime]:
         UnknownName: there is no such backend.
         BackendUnavailable: its package is not installed.
     """
+    if not isinstance(name, str):
+        raise UnknownName("backend", str(name), backend_names())
     module = load_plugin(backends, name, kind="backend", remedy=remedy_for(name))
     runtime: type[Runtime] = module.RUNTIME
     return runtime
@@ -64,14 +67,16 @@ def open_runtime(model: str | Path | Bundle, backend: str = "onnxruntime", *, pr
         BundleError: the bundle is not what its manifest says, or lacks the backend's file.
         BadInput: the file is no model of this backend, or the provider is an empty text.
     """
+    if not isinstance(provider, str | None):
+        raise BadInput(f"expected a provider's name, got {type(provider).__name__}; name one, as cpu or cuda")
     if provider is not None and not provider.strip():
         raise BadInput("expected a provider, got nothing; leave it out, or name one, as cpu or cuda")
     runtime = backend_class(backend)
     if not isinstance(model, Bundle):
-        path = Path(model)
-        if path.is_file():
+        path = path_from_given(model, "a bundle folder or a model file")
+        if os.path.isfile(path):
             return runtime.open(path, provider=provider)
-        if not path.exists():
+        if not os.path.exists(path):  # a name that no file can have, too
             raise BadInput(f"{path} does not exist; give a bundle folder or a model file")
         model = Bundle.open(path)
     runtime.check_bundle(model.manifest, provider)

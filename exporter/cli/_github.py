@@ -38,7 +38,7 @@ def write_summary(path: Path, checks: Sequence[BundleCheck]) -> None:
         BadInput: the file cannot be written.
     """
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(markdown_from_checks(checks))
     except OSError as error:
         raise BadInput(f"cannot write the job summary {path}: {error.strerror}") from error

@@ -10,7 +10,7 @@ import click
 
 from exporter.cli._build import build, engine_lines
 from exporter.cli._check import check
-from exporter.cli._common import accuracy_line, echo_json, gives_text, parity_lines, run_command, size_text
+from exporter.cli._common import accuracy_line, echo_json, echo_lines, gives_text, parity_lines, run_command, size_text
 from exporter.cli._eval import evaluate
 from runtimes._plugins import needed_for
 from runtimes.errors import BadInput
@@ -58,7 +58,7 @@ def inspect(path: Path, as_json: bool) -> None:
         import msgspec
 
         return echo_json({"bundle": str(path), **msgspec.to_builtins(manifest)})
-    click.echo("\n".join(_bundle_lines(path, manifest)))
+    echo_lines(_bundle_lines(path, manifest))
 
 
 @command.command()
@@ -81,9 +81,7 @@ def run(bundle: Path, images: tuple[Path, ...], top: int, backend: str, provider
     if as_json:
         return echo_json({str(path): [asdict(one) for one in predictions] for path, predictions in zip(images, found, strict=True)})
     for path, predictions in zip(images, found, strict=True):
-        click.echo(str(path))
-        for one in predictions:
-            click.echo(f"  {one.probability:>7.2%}  {one.label}")
+        echo_lines([str(path), *(f"  {one.probability:>7.2%}  {one.label}" for one in predictions)])
 
 
 def _inspect_engine(path: Path, *, as_json: bool) -> None:
@@ -94,7 +92,7 @@ def _inspect_engine(path: Path, *, as_json: bool) -> None:
     facts = facts_of(path)
     if as_json:
         return echo_json({"file": str(path), **msgspec.to_builtins(facts)})
-    click.echo("\n".join(engine_lines(path, facts)))
+    echo_lines(engine_lines(path, facts))
 
 
 def _inspect_onnx(path: Path, *, as_json: bool) -> None:

@@ -77,7 +77,7 @@ def html_from_sections(sections: Sequence[Section]) -> bytes:
         "thumbnail": THUMBNAIL,
     }
     page = environment.get_template(PAGE).render(sections=sections, overall=overall_text([one.check for one in sections]))
-    return page.encode(errors="replace")  # a path may hold bytes that are no text
+    return page.encode(errors="backslashreplace")  # a path may hold bytes that are no text
 
 
 def limit_rows(section: Section) -> list[LimitRow]:
