@@ -105,14 +105,13 @@ def _verify(folder: Path, name: str, facts: FileFacts) -> None:
     size = path.stat().st_size
     if size != facts.bytes:
         raise BundleError(f"{folder}: {name} was changed: expected {facts.bytes} bytes, got {size}; export or copy the bundle again")
-    if sha256_of_file(path, size) != facts.sha256:
+    if sha256_of_file(path) != facts.sha256:
         raise BundleError(f"{folder}: {name} was changed: its sha256 is not the manifest's; export or copy the bundle again")
 
 
-def sha256_of_file(path: Path, size: int | None = None) -> str:
-    """sha256 of a file's content in hex, read in pieces; of its first `size` bytes where given, so that one that never ends is not followed."""
-    digest = hashlib.sha256()
-    left = path.stat().st_size if size is None else size
+def sha256_of_file(path: Path) -> str:
+    """sha256 of a file's content in hex, read in pieces, and no further than its size: some files of the system never end."""
+    digest, left = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as file:
         while piece := file.read(min(left, 1 << 20)):
             digest.update(piece)

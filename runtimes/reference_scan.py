@@ -111,16 +111,18 @@ def _most(name: str) -> float:
     """The most bytes that an entry may have."""
     if PAYLOAD.fullmatch(name):
         return math.inf
-    limits = {MODEL: LARGEST_JSON, SAMPLES: math.inf, **dict.fromkeys(CONFIGS, LARGEST_JSON), **dict.fromkeys(LINES, LARGEST_LINE)}
+    limits: dict[str, float] = {MODEL: LARGEST_JSON, SAMPLES: math.inf, **dict.fromkeys(CONFIGS, LARGEST_JSON), **dict.fromkeys(LINES, LARGEST_LINE)}
     if name not in limits:
         raise _Refused(f"an entry {name!r}")
     return limits[name]
 
 
-def _packed(parts: Mapping[str, bytes]) -> io.BytesIO:
+def _packed(parts: dict[str, bytes]) -> io.BytesIO:
+    """Takes the parts out of the dictionary as it goes, so that they are not in memory twice."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as packed:
-        for name, content in parts.items():
+        for name in list(parts):
+            content = parts.pop(name)
             packed.writestr(zipfile.ZipInfo(f"reference/{name}"), b"" if name == SAMPLES else content)
     buffer.seek(0)
     return buffer

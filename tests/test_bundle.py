@@ -264,6 +264,13 @@ def test_another_schema_version_is_refused_before_anything_else(bundle: Path, ve
         Bundle.open(bundle)
 
 
+@pytest.mark.parametrize("field", ["inputs", "outputs"])
+def test_a_model_without_inputs_or_outputs_is_none(bundle: Path, field: str) -> None:
+    rewrite(bundle, lambda document: document.update({field: []}))
+    with pytest.raises(BundleError, match="expected an input and an output, got"):
+        Bundle.open(bundle)
+
+
 @pytest.mark.parametrize("name", ["a\n::error::b", "a\x1b[31m"])
 def test_a_name_that_could_do_more_than_be_shown_is_refused(bundle: Path, name: str) -> None:
     rewrite(bundle, lambda document: document.update(name=name))

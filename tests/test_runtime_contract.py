@@ -295,6 +295,14 @@ def test_closing_one_runtime_leaves_another_of_the_same_file_alone(backend: Back
     np.testing.assert_array_equal(runtime.run({INPUT: images(2)})[OUTPUT], expected)
 
 
+def test_a_file_whose_name_is_no_text_opens(backend: Backend, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"b\xe9") / backend.path.name
+    path.parent.mkdir()
+    shutil.copy(backend.path, path)
+    with backend.kind.open(path, provider=backend.provider) as runtime:
+        assert runtime.run({INPUT: images(2)})[OUTPUT].shape == (2, 10)
+
+
 # --- one process ---
 
 

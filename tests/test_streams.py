@@ -22,6 +22,7 @@ from exporter.evaluate import Labelled
 from exporter.plan import ExportPlan
 from exporter.printable import printable
 from exporter.simplify import simplified
+from runtimes.bundle import finish
 from runtimes.errors import PlanError, SimplifyError
 
 COMMAND = [sys.executable, "-c", "from exporter.cli.deploy import main; main()"]
@@ -64,7 +65,7 @@ def test_labels_and_names_are_shown_in_any_encoding(surroundings: dict[str, str]
             assert (done.returncode, done.stderr) == (0, b"")
             assert b"picture" not in done.stdout
             if more:
-                assert list(json.loads(done.stdout)) == [str(tmp_path / name)]
+                assert list(json.loads(done.stdout)) == [f"{tmp_path}/{name}".replace(LATIN, r"caf\xe9")]
 
 
 def test_a_bundle_and_pictures_whose_names_are_no_text_are_told_in_every_form(
@@ -76,16 +77,31 @@ def test_a_bundle_and_pictures_whose_names_are_no_text_are_told_in_every_form(
     files = ("--junit", tmp_path / "r.xml", "--html", tmp_path / "r.html", "--github")
     shown = deploy("check", folder, "--backend", "onnxruntime", "--budget", "min_sqnr_db=300", *files, "--quiet")
     assert shown.code == 4
-    assert r"caf\udce9\x1b[31m\n::error::x" in shown.out.splitlines()[0]
+    assert r"caf\xe9\x1b[31m\n::error::x" in shown.out.splitlines()[0]
     assert "\x1b" not in shown.out + shown.err
     ElementTree.parse(tmp_path / "r.xml")
     for file in ("r.html", "summary.md"):
-        assert r"caf\udce9" in (tmp_path / file).read_text(encoding="utf-8")
+        assert r"caf\xe9" in (tmp_path / file).read_text(encoding="utf-8")
     shown = deploy("inspect", folder, "--json")
-    assert shown.json["bundle"] == str(folder)
-    assert deploy("check", tmp_path / LATIN).error == rf"error: {tmp_path}/caf\udce9 is no bundle: cannot read manifest.json (No such file or " + (
+    assert shown.json["bundle"] == f"{tmp_path}/caf\\xe9\x1b[31m\n::error::x"
+    assert deploy("check", tmp_path / LATIN).error == rf"error: {tmp_path}/caf\xe9 is no bundle: cannot read manifest.json (No such file or " + (
         "directory); give the folder that resnet-export wrote"
     )
+
+
+def test_a_bundle_without_its_graph_is_told_in_every_command(good: Made, tmp_path: Path, deploy: Any) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(good[1].bundle.folder, folder)
+    (folder / "model.onnx").unlink()
+    finish(folder, good[1].bundle.manifest)
+    Image.new("L", (28, 28), 99).save(tmp_path / "a.png")
+    assert deploy("inspect", folder).code == 0
+    assert "has no model.onnx, which this backend runs" in deploy("run", folder, tmp_path / "a.png").error
+    assert "has no model.onnx" in deploy("eval", folder, "--data", "built-in", "--quiet").error
+    assert "has no model.onnx" in deploy("build", folder, "--backend", "tensorrt-rtx", "--quiet").error
+    assert "has no model.onnx" in deploy("check", folder, "--backend", "pytorch", "--blocks", "--quiet").err
+    shown = deploy("check", folder, "--backend", "onnxruntime", "--html", tmp_path / "r.html", "--quiet")
+    assert (shown.code, "has no model.onnx" in shown.out) == (3, True)
 
 
 def test_an_evaluation_goes_on_past_a_damaged_picture_whose_name_is_no_text(good: Made, tmp_path: Path, deploy: Any) -> None:
@@ -98,12 +114,20 @@ def test_an_evaluation_goes_on_past_a_damaged_picture_whose_name_is_no_text(good
     options = ("--data", tmp_path / "data", "--resume", tmp_path / "journal", "--json", "--quiet")
     first, second = (deploy("eval", good[1].bundle.folder, *options) for _ in range(2))
     assert first.code == second.code == 0, first.err
-    assert [r"caf\udce9.png" in one for one in first.json["unreadable"]] == [True]
+    assert [r"caf\xe9.png" in one for one in first.json["unreadable"]] == [True]
     assert second.json["top1"] == first.json["top1"]
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [("plain ü猫", "plain ü猫"), (LATIN, r"caf\udce9"), ("a\n\x1b[31m\u2028", r"a\n\x1b[31m\u2028"), ("", "")]
+    ("text", "shown"),
+    [
+        ("plain ü猫", "plain ü猫"),
+        (LATIN, r"caf\xe9"),
+        (os.fsdecode("ü猫".encode()), "ü猫"),
+        ("\ud800", r"\ud800"),
+        ("a\n\x1b[31m\u2028", r"a\n\x1b[31m\u2028"),
+        ("", ""),
+    ],
 )
 def test_what_is_no_letter_sign_or_space_is_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
@@ -194,3 +218,11 @@ def test_a_check_of_what_a_field_does_not_take_is_refused(given: dict[str, Any],
 def test_labelled_pictures_of_what_a_field_does_not_take_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match="expected "):
         Labelled(**{"data": "built-in", **given})
+
+
+def test_a_home_that_cannot_be_written_is_not_talked_about(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file, in which root cannot make a folder either")
+    surroundings = {**os.environ, "HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": "", "MPLCONFIGDIR": ""}
+    code = "import exporter.report.page, runtimes.backends.onnxruntime"
+    done = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

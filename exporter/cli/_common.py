@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import click
 
-from exporter.printable import printable
+from exporter.printable import as_text, printable
 from runtimes.errors import ParityError, ResnetExportError
 
 if TYPE_CHECKING:
@@ -81,7 +81,16 @@ class Say(Protocol):
 
 def echo_json(value: object) -> None:
     """One JSON object on stdout."""
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json.dumps(_as_texts(value), indent=2))
+
+
+def _as_texts(value: object) -> object:
+    """Surrogates are no JSON: many readers refuse all of it."""
+    if isinstance(value, str):
+        return as_text(value)
+    if isinstance(value, dict):
+        return {_as_texts(key): _as_texts(one) for key, one in value.items()}
+    return list(map(_as_texts, value)) if isinstance(value, list | tuple) else value
 
 
 def echo_lines(lines: Iterable[str]) -> None:
