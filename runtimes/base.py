@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -137,6 +138,12 @@ class Runtime(ABC):
             self._closed = True
             if self._process == os.getpid():
                 self._close()
+
+    @final
+    def __del__(self) -> None:
+        if getattr(self, "_process", os.getpid()) != os.getpid():
+            # A fork's end would wait for the threads that the backend's objects left behind, without end: they are never let go of there.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.__dict__))
 
     @final
     def __enter__(self) -> Self:

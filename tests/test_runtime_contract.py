@@ -330,6 +330,19 @@ def test_a_fork_of_the_process_that_opened_a_runtime_is_told_to_open_its_own(bac
         assert runtime.run({INPUT: images(1)})[OUTPUT].shape == (1, 10)  # the one that opened it goes on
 
 
+def test_a_fork_that_ends_by_an_error_ends(backend: Backend) -> None:
+    code = (
+        "import os, signal, sys, warnings; warnings.simplefilter('ignore'); import numpy; from runtimes import open_runtime\n"
+        "model = open_runtime(sys.argv[1], sys.argv[2])\n"
+        "signal.alarm(60 if os.fork() else 20)\n"
+        "model.run({'input': numpy.zeros((1, 1, 28, 28), numpy.float32)})\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(backend.path), backend.name], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "open it after the fork" in done.stderr
+
+
 # --- what cannot be opened ---
 
 
