@@ -15,6 +15,7 @@ from exporter.changes import changes
 from exporter.checked import BundleCheck, Checked
 from exporter.evidence import Pictures, fed_pictures, pictures_of
 from exporter.isolated import Verdict, in_a_process
+from exporter.kinds import check_kinds
 from runtimes._plugins import needed_for
 from runtimes.budget import Budget
 from runtimes.bundle import Bundle
@@ -60,6 +61,9 @@ class CheckPlan:
     trust_engines: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        check_kinds(self)
+        if self.images < 1:
+            raise PlanError(f"expected at least 1 of the images, got {self.images}")
         if self.timeout_s is not None and not self.timeout_s > 0:  # nan too
             raise PlanError(f"expected a timeout of more than 0 seconds, got {self.timeout_s:g}; leave it out for none")
         if self.bisect and self.against is not None:

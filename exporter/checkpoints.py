@@ -95,8 +95,11 @@ def _refuse_programs(path: Path) -> None:
         return
     saved = f"torch.save({{}}, '{path.with_suffix('.weights.pth').name}')"
     if names & {"archive_format", "serialized_exported_program.json"}:
-        take = saved.format(f"torch.export.load('{path.name}').state_dict")
-        raise BadInput(f"{path} is a program of torch.export (.pt2), not a checkpoint; take its weights out with {take}")
+        take = saved.format(f"program_from_file('{path.name}')[0].state_dict")  # torch.export.load would run what a stranger's file brings
+        how = "from runtimes.backends.pytorch import program_from_file"
+        raise BadInput(f"{path} is a program of torch.export (.pt2), not a checkpoint; take its weights out with {how}; {take}")
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
         take = saved.format(f"torch.jit.load('{path.name}').state_dict()")
-        raise BadInput(f"{path} is a TorchScript archive, not a checkpoint; take its weights out with {take}")
+        raise BadInput(
+            f"{path} is a TorchScript archive, not a checkpoint; if you trust it (loading may run its code), take its weights out with {take}"
+        )

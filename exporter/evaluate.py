@@ -18,6 +18,7 @@ from calibration.classes import ModelClasses, matched, synsets_from_file
 from calibration.data import ImageSource, evenly_chosen, open_source
 from calibration.reading import Unreadable, check_readable, read_ahead
 from exporter.journal import Answered, Journal
+from exporter.kinds import check_kinds
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.classify import check_finite
@@ -100,6 +101,11 @@ class Labelled:
     data_labels: Path | None = None
     synsets: Path | None = None
     images: int | None = None
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        if self.images is not None and self.images < 1:
+            raise PlanError(f"expected at least 1 of the images, got {self.images}; leave the number out for all")
 
     def source(self, bundle: Bundle) -> tuple[ImageSource, str]:
         """The pictures, whose labels and `classes` are the model's, and how their classes were told.

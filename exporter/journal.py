@@ -10,17 +10,19 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from io import FileIO
 from pathlib import Path
 
 import msgspec
 
 from calibration.data import ImageSource
+from exporter.printable import printable
 from runtimes.base import Runtime
-from runtimes.bundle import Bundle, sha256_of_file, write_in_one_step
+from runtimes.bundle import Bundle, sha256_of_file
 from runtimes.errors import BadInput, PlanError
 from runtimes.manifest import json_from_manifest
 
@@ -101,7 +103,8 @@ class Journal:
         Raises:
             BadInput: it cannot be written.
         """
-        line = msgspec.json.encode(batch) + b"\n"
+        # A name that is no UTF-8 has no place in JSON.
+        line = msgspec.json.encode(replace(batch, unreadable=tuple(map(printable, batch.unreadable)))) + b"\n"
         with _said(self.path):
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -133,15 +136,21 @@ def open_journal(path: Path, key: Key) -> Iterator[Journal]:
         BadInput: the file is no journal, or one of another evaluation (says what differs); or it cannot be written.
         PlanError: another process is writing it.
     """
+    ours = msgspec.json.encode(key) + b"\n"
     with _said(path):
-        if not path.exists() or (path.is_file() and path.stat().st_size == 0):
-            write_in_one_step(path, msgspec.json.encode(key) + b"\n")
-        file = path.open("r+b", buffering=0)  # what is written is out at once, or not at all
+        # Made and locked before anything is written: of two that find no file, one would take the other's away.
+        file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666), "r+")  # written at once, or not at all
     with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise BadInput(f"--resume: {path} is not a file; give another, which will be made")
         with _said(path):
             _lock(file, path)
-            header = file.read(LONGEST_HEADER).split(b"\n")[0]
-        _check_header(header, key, path)
+            header = file.read(LONGEST_HEADER)
+            if ours.startswith(header) and header != ours:  # nothing yet, or a first line that was torn
+                file.seek(0)
+                header = ours[: file.write(ours)]
+                os.fsync(file.fileno())
+        _check_header(header.split(b"\n")[0], key, path)
         yield Journal(path, file)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from exporter.checked import BundleCheck, Checked, distinct_names, why_not_judged
+from exporter.printable import as_text, printable
 
+NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML has no way to write, as those of a terminal's commands (XML 1.0, section 2.2)."""
 KINDS = {"failed": "error", "crashed": "error", "not here": "skipped"}
 
 
@@ -21,7 +25,8 @@ def xml_from_checks(checks: Sequence[BundleCheck]) -> bytes:
             _add_cases(suite, f"{name}.{one.backend}", one, check)
         for attribute, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
             suite.set(attribute, str(len(list(suite.iter(tag)))))
-    return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
+    text = as_text(ElementTree.tostring(root, encoding="unicode"))
+    return f"<?xml version='1.0' encoding='utf-8'?>\n{NO_XML.sub(lambda found: printable(found[0]), text)}".encode()
 
 
 def _add_cases(suite: ElementTree.Element, group: str, one: Checked, check: BundleCheck) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from exporter import precisions
+from exporter.kinds import check_kinds
 from exporter.models import ModelSpec, find_model
 from runtimes._plugins import load_plugin, plugin_names
 from runtimes.errors import PlanError, UnknownName
@@ -88,6 +89,7 @@ class ExportPlan:
     variant: str | None = None
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         self._check_model(find_model(self.model, self.variant))
         if self.precision not in precision_names():
             raise UnknownName("precision", self.precision, precision_names())

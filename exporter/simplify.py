@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
 from typing import Any
 
 import numpy as np
@@ -19,6 +23,8 @@ SIMPLIFY_IMAGES = 2
 """To run both graphs on."""
 DEFAULT_EPSILON = 1e-5
 """Of ONNX's BatchNormalization."""
+_ONE_AT_A_TIME = threading.Lock()
+"""Of two threads the second would keep the first one's silence and restore it for good."""
 
 
 def simplified(model: onnx.ModelProto, inputs: NDArray[Any]) -> onnx.ModelProto:
@@ -32,7 +38,8 @@ def simplified(model: onnx.ModelProto, inputs: NDArray[Any]) -> onnx.ModelProto:
         SimplifyError: onnxsim fails, or the outputs differ by more than 1e-5 of the largest.
     """
     try:
-        result: onnx.ModelProto = onnxsim.simplify(model)[0]
+        with _silence():
+            result: onnx.ModelProto = onnxsim.simplify(model)[0]
         result = with_scales_and_shifts(result)
         onnx.checker.check_model(result, full_check=True)
         del result.metadata_props[:]  # the settings of this run of onnxsim
@@ -87,6 +94,19 @@ def _append_scale_and_shift(graph: onnx.GraphProto, norm: onnx.NodeProto, rank: 
         graph.initializer.append(numpy_helper.from_array(values.astype(np.float32).reshape(-1, *[1] * (rank - 2)), name))
     graph.node.append(helper.make_node("Mul", [norm.input[0], names["factor"]], [names["scaled"]], name=f"{norm.name}.scale"))
     graph.node.append(helper.make_node("Add", [names["scaled"], names["shift"]], list(norm.output), name=norm.name))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """onnxsim's C++ core writes the traceback of an error that it then raises to the process's own stdout and stderr, past `sys.stderr`."""
+    with _ONE_AT_A_TIME, redirect_stderr(io.StringIO()), open(os.devnull, "wb") as nowhere, ExitStack() as kept:
+        for number in (1, 2):
+            with suppress(OSError):  # one that is closed
+                before = os.dup(number)
+                kept.callback(os.close, before)
+                kept.callback(os.dup2, before, number)
+                os.dup2(nowhere.fileno(), number)
+        yield
 
 
 def _is_same(one: onnx.ModelProto, other: onnx.ModelProto) -> bool:

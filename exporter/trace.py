@@ -20,8 +20,9 @@ from exporter.at_work import first_line, in_its_layer, layers_at_work, others_co
 from exporter.graph import initializer_shapes
 from exporter.guards import keep_guards
 from exporter.readable import make_readable
-from runtimes.errors import TraceError
+from runtimes.errors import BundleError, TraceError
 from runtimes.parity import LOGITS, is_classifier
+from runtimes.reference_scan import plain_program
 from runtimes.specs import BatchRange
 
 INPUT, BATCH = "input", "batch"
@@ -90,6 +91,9 @@ def save_program(program: ExportedProgram, path: Path, outputs: Sequence[str] = 
 
     torch's own container differs from run to run (its folder is named after the file, and it carries a serialisation id and an example
     input), so its entries are packed again, sorted, without dates, under a fixed name.
+
+    Raises:
+        TraceError: the program holds what no reader of a bundle would run (see `runtimes.reference_scan`).
     """
     program._example_inputs = None  # the traced zeros: a megabyte that nothing reads
     buffer = io.BytesIO()
@@ -99,6 +103,10 @@ def save_program(program: ExportedProgram, path: Path, outputs: Sequence[str] = 
             inner = name.split("/", 1)[1]
             if inner != ".data/serialization_id":
                 packed.writestr(zipfile.ZipInfo(f"reference/{inner}"), original.read(name))
+    try:
+        plain_program(path)
+    except BundleError as error:
+        raise TraceError(f"the traced program holds {error.__cause__}, expected operators of ATen alone; compute it from those") from error
 
 
 def _check_opset(model: onnx.ModelProto, opset: int) -> None:

@@ -10,6 +10,7 @@ first use, so that a command's `--help` pays for none of them.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from runtimes.parity import Accuracy, Comparison, ParityReport, compare
     from runtimes.preprocess import Preprocess, open_image
     from runtimes.specs import BatchRange, TensorSpec
+
+# Read by onnxruntime 1.29 and newer when it is imported, here or in a process that this one starts: left alone it writes a device's id and a
+# database of events into the home folder, and reports them (onnxruntime#27379). ORT_DISABLE_TELEMETRY=0 in the environment is left as it is.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "available_backends": "_open",

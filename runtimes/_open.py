@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
 from runtimes import backends
 from runtimes._plugins import load_plugin, plugin_names
 from runtimes.base import Runtime
-from runtimes.bundle import Bundle
-from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.bundle import Bundle, path_from_given
+from runtimes.errors import BackendUnavailable, BadInput, UnknownName
 from runtimes.trust import trusted_engines
 
 REMEDIES = {
@@ -43,6 +44,8 @@ def backend_class(name: str) -> type[Runtime]:
         UnknownName: there is no such backend.
         BackendUnavailable: its package is not installed.
     """
+    if not isinstance(name, str):
+        raise UnknownName("backend", str(name), backend_names())
     module = load_plugin(backends, name, kind="backend", remedy=remedy_for(name))
     runtime: type[Runtime] = module.RUNTIME
     return runtime
@@ -69,15 +72,17 @@ def open_runtime(
         BundleError: the bundle is not what its manifest says, or lacks the backend's file; an engine was changed, or nobody vouches for it.
         BadInput: the file is no model of this backend, the provider is an empty text, or `trust_engine` is no sha256.
     """
+    if not isinstance(provider, str | None):
+        raise BadInput(f"expected a provider's name, got {type(provider).__name__}; name one, as cpu or cuda")
     if provider is not None and not provider.strip():
         raise BadInput("expected a provider, got nothing; leave it out, or name one, as cpu or cuda")
     trusted = trusted_engines(trust_engine)
     runtime = backend_class(backend)
     if not isinstance(model, Bundle):
-        path = Path(model)
-        if path.is_file():
+        path = path_from_given(model, "a bundle folder or a model file")
+        if os.path.isfile(path):
             return runtime.open_model(path, provider=provider, trusted=trusted)
-        if not path.exists():
+        if not os.path.exists(path):  # a name that no file can have, too
             raise BadInput(f"{path} does not exist; give a bundle folder or a model file")
         model = Bundle.open(path)
     return runtime.open_model(model, provider=provider, trusted=trusted)

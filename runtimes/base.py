@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
@@ -27,7 +29,7 @@ class Runtime(ABC):
 
     What is fed is checked here, once for every backend; a batch above the range is split, and one below it is padded and
     trimmed. The arrays that `run` returns belong to the caller: no later call changes them. An instance is used by one
-    thread at a time.
+    thread at a time, and in the process that opened it.
     """
 
     FILE: ClassVar[str]
@@ -39,6 +41,7 @@ class Runtime(ABC):
         self.batch = batch if batch is not None else _declared_batch(inputs)
         self._fed = tuple(_with_free_batch(spec) for spec in inputs)
         self._closed = False
+        self._process = os.getpid()
 
     @classmethod
     @abstractmethod
@@ -108,10 +111,10 @@ class Runtime(ABC):
 
         Raises:
             BadInput: names, dtypes or shapes are not the model's.
+            BackendUnavailable: another process opened it, of which this one is a fork.
             ValueError: the runtime is closed.
         """
-        if self._closed:
-            raise ValueError("the runtime is closed; open it again")
+        self._check_usable()
         count = check_feeds(self._fed, feeds)
         # Backends read raw memory: one run of it, in this machine's byte order.
         contiguous = {name: np.ascontiguousarray(array, array.dtype.newbyteorder("=")) for name, array in feeds.items()}
@@ -119,6 +122,17 @@ class Runtime(ABC):
             return self._run(contiguous)
         parts = [self._run_rows(contiguous, start, stop, self.batch.min) for start, stop in self.batch.chunks(count)]
         return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.outputs}
+
+    @final
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise ValueError("the runtime is closed; open it again")
+        if self._process != os.getpid():
+            # A backend's threads stay behind: PyTorch waits for its own without end, and CUDA's state is the other process's (pytorch#49555).
+            raise BackendUnavailable(
+                f"expected a model that process {os.getpid()} opened, got one of process {self._process}, which forked; "
+                "open it after the fork, or start processes with multiprocessing's 'spawn'"
+            )
 
     @final
     def _run_rows(self, feeds: dict[str, NDArray[Any]], start: int, stop: int, least: int) -> dict[str, NDArray[Any]]:
@@ -131,10 +145,17 @@ class Runtime(ABC):
 
     @final
     def close(self) -> None:
-        """Let go of the model; harmless when done twice."""
+        """Let go of the model; harmless when done twice, and in a fork, where it is the other process's to let go of."""
         if not self._closed:
             self._closed = True
-            self._close()
+            if self._process == os.getpid():
+                self._close()
+
+    @final
+    def __del__(self) -> None:
+        if getattr(self, "_process", os.getpid()) != os.getpid():
+            # A fork's end would wait for the threads that the backend's objects left behind, without end: they are never let go of there.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.__dict__))
 
     @final
     def __enter__(self) -> Self:

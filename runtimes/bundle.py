@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import os
 import re
+import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from runtimes.errors import BundleError, PlanError
+from runtimes.errors import BadInput, BundleError, PlanError
 from runtimes.manifest import FileFacts, Manifest, json_from_manifest, manifest_from_json
 from runtimes.textfile import lines_from_text
 
 MANIFEST, LABELS = "manifest.json", "labels.txt"
+LARGEST_MANIFEST = 16 << 20
+ENGINES, OF_ENGINES = "engines", (".engine", ".json", ".cache")
+"""What a bundle holds beside the files that it names: what a device builds, and its sidecars."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -34,16 +40,10 @@ class Bundle:
 
         Raises:
             BundleError: no manifest, a malformed one, or a file that is missing, changed, or outside the folder (named).
+            BadInput: `folder` is no path.
         """
-        folder = Path(folder)
-        path = folder / MANIFEST
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise BundleError(
-                f"{folder} is no bundle: cannot read {MANIFEST} ({error.strerror}); give the folder that resnet-export wrote"
-            ) from error
-        manifest = manifest_from_json(data, where=str(path))
+        folder = path_from_given(folder, "the folder of a bundle")
+        manifest = _manifest_of(folder)
         for name, facts in manifest.files.items():
             try:
                 _verify(folder, name, facts)
@@ -82,10 +82,37 @@ class Bundle:
         return labels
 
 
+def path_from_given(given: object, what: str) -> Path:
+    """A path as a caller gives one.
+
+    Raises:
+        BadInput: it is none.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise BadInput(f"expected {what}, got {type(given).__name__}; give its path")
+    return Path(given)
+
+
+def _manifest_of(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        if stat.S_ISFIFO(path.stat().st_mode) or stat.S_ISCHR(path.stat().st_mode):  # which would be waited for, or read without end
+            raise OSError(errno.EINVAL, "Not a file")
+        with path.open("rb") as file:
+            data = file.read(LARGEST_MANIFEST + 1)
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise BundleError(f"{folder} is no bundle: cannot read {MANIFEST} ({said}); give the folder that resnet-export wrote") from error
+    if len(data) > LARGEST_MANIFEST:
+        raise BundleError(f"{path}: expected at most {LARGEST_MANIFEST >> 20} MiB, got more; do not use this bundle")
+    return manifest_from_json(data, where=str(path))
+
+
 def _verify(folder: Path, name: str, facts: FileFacts) -> None:
+    """Names stay below the folder; links may lead out of it, as a hub's cache has them, since the digest says what the content is."""
     pure = PurePosixPath(name)
     path = folder / name
-    if pure.is_absolute() or ".." in pure.parts or not path.resolve().is_relative_to(folder.resolve()):
+    if pure.is_absolute() or ".." in pure.parts:
         raise BundleError(f"{folder}: {name} lies outside the bundle; do not use this bundle")
     if not path.is_file():
         raise BundleError(f"{folder}: {name} is missing; export or copy the bundle again")
@@ -97,11 +124,12 @@ def _verify(folder: Path, name: str, facts: FileFacts) -> None:
 
 
 def sha256_of_file(path: Path) -> str:
-    """sha256 of a file's content, in hex, read in pieces."""
-    digest = hashlib.sha256()
+    """sha256 of a file's content in hex, read in pieces, and no further than its size: some files of the system never end."""
+    digest, left = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
+        while piece := file.read(min(left, 1 << 20)):
             digest.update(piece)
+            left -= len(piece)
     return digest.hexdigest()
 
 
@@ -111,15 +139,20 @@ def write_in_one_step(path: Path, data: bytes) -> None:
     Raises:
         OSError: it cannot be written; nothing is left.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = _partial(path)
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _partial(path: Path) -> Path:
+    """A name beside `path` that nobody else has: a process's number is that of another one in another container, and of another thread."""
+    return path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
 
 
 @contextmanager
@@ -133,32 +166,61 @@ def staging_folder(destination: Path, *, force: bool) -> Iterator[Path]:
         PlanError: the destination exists without `force`, or is something else than a bundle.
         BundleError: the folder cannot be written; says why.
     """
-    staging = destination.parent / f".{destination.name}.partial-{os.getpid()}"
-    try:
-        _check_replaceable(destination, force=force)
+    check_destination(destination, force=force)
+    with _said(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(destination)
-        staging.mkdir()
-    except OSError as error:
-        raise BundleError(f"cannot write {destination}: {error.strerror}; choose another --output") from error
+        staging, lock = _locked_folder(destination)
     try:
-        yield staging
-        _exchange(staging, destination)
+        with _said(destination):
+            yield staging
+            _exchange(staging, destination)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        os.close(lock)
+
+
+@contextmanager
+def _said(destination: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         hint = "free some room, or choose another --output" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another --output"
         raise BundleError(f"cannot write {destination}: {error.strerror or error}; {hint}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
-def _check_replaceable(destination: Path, *, force: bool) -> None:
-    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
-        raise PlanError(f"{destination} is not a folder; choose another --output")
-    if destination.exists() and any(destination.iterdir()):
-        if not (destination / MANIFEST).exists():
-            raise PlanError(f"{destination} holds something else than a bundle; choose another --output")
-        if not force:
-            raise PlanError(f"{destination} exists; give --force to replace it, or another --output")
+def check_destination(destination: Path, *, force: bool) -> None:
+    """May a bundle be written there? Asked before the work.
+
+    Raises:
+        PlanError: it is the current folder or holds it; or it exists without `force`, or is or holds something else than a bundle (named).
+        BundleError: it cannot be looked at; says why.
+    """
+    with _said(destination):
+        if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+            raise PlanError(f"{destination} is not a folder; choose another --output")
+        if destination.name in ("", "..") or Path.cwd().is_relative_to(os.path.realpath(destination)):
+            raise PlanError(f"'{destination}' is the current folder, or holds it, and a bundle is a folder of its own; choose another --output")
+        if destination.exists() and any(destination.iterdir()):
+            _check_replaceable(destination)
+            if not force:
+                raise PlanError(f"{destination} exists; give --force to replace it, or another --output")
+
+
+def _check_replaceable(folder: Path) -> None:
+    try:
+        named = _manifest_of(folder).files
+    except BundleError as error:
+        raise PlanError(f"{folder} holds something else than a bundle; choose another --output") from error
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        is_file = path.is_symlink() or not path.is_dir()
+        if is_file and name != MANIFEST and name not in named and not _is_of_an_engine(path, folder):
+            raise PlanError(f"{folder} holds {name}, which its manifest does not name; move it away, or choose another --output")
+
+
+def _is_of_an_engine(path: Path, bundle: Path) -> bool:
+    return path.parent == bundle / ENGINES and (path.suffix in OF_ENGINES or ".partial-" in path.name)
 
 
 def files_of(folder: Path) -> dict[str, FileFacts]:
@@ -198,19 +260,34 @@ def _exchange(staging: Path, destination: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def _locked_folder(destination: Path) -> tuple[Path, int]:
+    """A new staging folder, and its lock: held for as long as its process lives, whatever container or machine that is in.
+
+    A run that clears leftovers away may take it for one in the moment before it is locked; then another is made.
+    """
+    while True:
+        staging = _partial(destination)
+        staging.mkdir()
+        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+        with suppress(OSError):  # a file system without locks, where no run clears anything away
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if staging.stat().st_ino == os.fstat(lock).st_ino:
+                return staging, lock
+        os.close(lock)
+
+
 def _remove_leftovers(destination: Path) -> None:
-    """Staging folders of this destination whose process is gone. In a container each run may have the same number: ours is a leftover too."""
-    pattern = re.compile(re.escape(f".{destination.name}.partial-") + r"(\d+)(-old)?")
+    """Staging folders of this destination whose process is gone: those that nobody has locked. What stepped aside for one that never came stays."""
+    pattern = re.compile(re.escape(f".{destination.name}.partial-") + r"([0-9a-f]{16}|\d+)(-old)?")
     for path in destination.parent.iterdir():
         found = pattern.fullmatch(path.name)
-        if found and (int(found[1]) == os.getpid() or not _is_alive(int(found[1]))):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    with suppress(PermissionError):
-        try:
-            os.kill(process, 0)
-        except (ProcessLookupError, OverflowError):
-            return False
-    return True
+        if found is None or (found[2] and not destination.exists()):
+            continue
+        with suppress(OSError):
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)

@@ -70,7 +70,7 @@ class UnknownName(ResnetExportError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         names = sorted(known)
-        nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.7)
+        nearest = difflib.get_close_matches(str(name), names, n=3, cutoff=0.7)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"choose from {', '.join(names)}"
         super().__init__(f"unknown {kind} '{name}'; {hint}")
 

@@ -80,11 +80,16 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) 
     Raises:
         BadInput: says which input, what was expected and what came.
     """
-    if set(feeds) != {spec.name for spec in specs}:
-        raise BadInput(f"expected inputs {sorted(spec.name for spec in specs)}, got {sorted(feeds)}")
+    names = sorted(spec.name for spec in specs)
+    if not isinstance(feeds, Mapping):
+        raise BadInput(f"expected inputs {names} as arrays by name, got {type(feeds).__name__}; feed a dict")
+    if set(feeds) != set(names):
+        raise BadInput(f"expected inputs {names}, got {sorted(map(str, feeds))}")
     free: dict[str, int] = {}
     for spec in specs:
         array = feeds[spec.name]
+        if not hasattr(getattr(array, "dtype", None), "name"):
+            raise BadInput(f"input '{spec.name}': expected a numpy array, got {type(array).__name__}; convert it with numpy.asarray")
         if array.dtype.name != spec.dtype:
             raise BadInput(f"input '{spec.name}': expected {spec.dtype}, got {array.dtype.name}; convert it with .astype('{spec.dtype}')")
         fits = array.ndim == len(spec.shape) and all(

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 
 from runtimes.budget import Budget
-from runtimes.bundle import MANIFEST, Bundle, finish, sha256_of_file, staging_folder
+from runtimes.bundle import MANIFEST, Bundle, finish, sha256_of_file, staging_folder, write_in_one_step
 from runtimes.errors import BundleError, PlanError
 from runtimes.manifest import FileFacts, Manifest, json_from_manifest, manifest_from_json
 
@@ -214,12 +215,29 @@ def test_an_absolute_name_is_refused_even_inside_the_folder(bundle: Path) -> Non
         Bundle.open(bundle)
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "engines"])
-def test_a_link_out_of_the_folder_is_refused(bundle: Path, name: str) -> None:
-    outside = bundle.parent / "outside"
-    (bundle / name).rename(outside)
-    (bundle / name).symlink_to(outside)
-    with pytest.raises(BundleError, match=re.escape(f"{name}") + ".* lies outside the bundle; do not use this bundle"):
+def test_a_bundle_of_links_opens_as_a_hubs_cache_keeps_it(bundle: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "models--me--net" / "blobs", tmp_path / "models--me--net" / "snapshots" / "abc"
+    for path in [path for path in bundle.rglob("*") if path.is_file()]:
+        blob, link = blobs / sha256_of_file(path), snapshot / path.relative_to(bundle)
+        for place in (blob, link):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(path, blob)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    assert Bundle.open(snapshot).file("model.onnx").read_text() == "the model"
+    (blobs / sha256_of_file(snapshot / "model.onnx")).write_text("the modem")
+    with pytest.raises(BundleError, match="model.onnx was changed: its sha256 is not the manifest's"):
+        Bundle.open(snapshot)
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "/proc/self/mem", "a pipe"])
+@pytest.mark.parametrize("name", ["model.onnx", MANIFEST])
+def test_a_link_to_what_never_ends_is_not_followed(bundle: Path, name: str, target: str) -> None:
+    if target == "a pipe":
+        target = str(bundle.parent / "pipe")
+        os.mkfifo(target)
+    (bundle / name).unlink()
+    (bundle / name).symlink_to(target)
+    with pytest.raises(BundleError, match="is missing|was changed|is no bundle|expected a JSON object"):
         Bundle.open(bundle)
 
 
@@ -274,6 +292,13 @@ def test_a_manifest_that_is_no_json_object_is_named_with_what_came(bundle: Path,
 def test_another_schema_version_is_refused_before_anything_else(bundle: Path, version: object) -> None:
     (bundle / MANIFEST).write_text(json.dumps({"schema_version": version}))
     with pytest.raises(BundleError, match=re.escape(f"{bundle / MANIFEST}: expected schema_version 1, got {version!r}; export again")):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize("field", ["inputs", "outputs"])
+def test_a_model_without_inputs_or_outputs_is_none(bundle: Path, field: str) -> None:
+    rewrite(bundle, lambda document: document.update({field: []}))
+    with pytest.raises(BundleError, match="expected an input and an output, got"):
         Bundle.open(bundle)
 
 
@@ -443,6 +468,48 @@ def test_a_folder_of_something_else_is_never_replaced(force: bool, tmp_path: Pat
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("text", ["{}", '{"schema_version": 1}', '{"name": "my site", "start_url": "/"}', ""])
+def test_a_folder_with_another_kind_of_manifest_is_never_replaced(text: str, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / MANIFEST).write_text(text)  # as of a web app or an extension of a browser
+    with pytest.raises(PlanError, match="site holds something else than a bundle"), staging_folder(tmp_path / "site", force=True):
+        pytest.fail("the block must not run")
+    assert (tmp_path / "site" / MANIFEST).read_text() == text
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "engines/notes.txt", "engines/deep/other.engine", ".git/HEAD", "photos", ".hidden"])
+def test_a_bundle_that_holds_a_strangers_file_is_not_replaced(name: str, bundle: Path) -> None:
+    (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+    if name == "photos":
+        (bundle / name).symlink_to(bundle.parent)
+    else:
+        (bundle / name).write_text("years of work")
+    with (
+        pytest.raises(PlanError, match=re.escape(f"{bundle} holds {name}, which its manifest does not name; move it away")),
+        staging_folder(bundle, force=True),
+    ):
+        pytest.fail("the block must not run")
+    assert Bundle.open(bundle).file("model.onnx").read_text() == "the model"
+
+
+def test_engines_that_were_built_in_a_bundle_go_with_it(bundle: Path, manifest: Manifest) -> None:
+    for name in ("tensorrt-10.3-sm87-b1-8-32.engine", "tensorrt-10.3-sm87-b1-8-32.json", ".tensorrt.engine.partial-77"):
+        (bundle / "engines" / name).write_text("built here")
+    with staging_folder(bundle, force=True) as folder:
+        finish(folder, manifest)
+    assert [path.name for path in bundle.iterdir()] == [MANIFEST]
+
+
+@pytest.mark.parametrize("place", [".", "./", "..", "../work", "/", "sub/..", "sub/../.."])
+@pytest.mark.parametrize("force", [True, False])
+def test_the_current_folder_and_those_that_hold_it_are_refused(place: str, force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work" / "sub").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    with pytest.raises(PlanError, match="is the current folder, or holds it"), staging_folder(Path(place), force=force):
+        pytest.fail("the block must not run")
+    assert leftovers(tmp_path) == []
+
+
 @pytest.mark.parametrize("force", [True, False])
 @pytest.mark.parametrize("kind", ["file", "link to a bundle", "broken link"])
 def test_what_is_not_a_folder_is_never_replaced(kind: str, force: bool, bundle: Path) -> None:
@@ -559,23 +626,52 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path, manifest:
     with subprocess.Popen([sys.executable, "-c", script, str(destination)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        theirs = f".bundle.partial-{process.pid}"
-        assert leftovers(tmp_path) == [theirs]
+        (theirs,) = leftovers(tmp_path)
         with staging_folder(destination, force=False) as folder:
             finish(folder, manifest)
             assert theirs in leftovers(tmp_path)  # the other still lives
         process.kill()
     assert leftovers(tmp_path) == [theirs]
     (tmp_path / f"{theirs}-old").mkdir()
-    (tmp_path / f".other.partial-{process.pid}").mkdir()
+    (tmp_path / f".other.partial-{'0' * 16}").mkdir()
     (tmp_path / ".bundle.partial-mine").mkdir()
     with staging_folder(destination, force=True) as folder:
         finish(folder, manifest)
-    assert leftovers(tmp_path) == [".bundle.partial-mine", f".other.partial-{process.pid}"]
+    assert leftovers(tmp_path) == [".bundle.partial-mine", f".other.partial-{'0' * 16}"]
 
 
-def test_what_a_killed_run_of_the_same_process_number_left_is_no_obstacle(tmp_path: Path, manifest: Manifest) -> None:
-    (tmp_path / f".bundle.partial-{os.getpid()}" / "engines").mkdir(parents=True)  # in a container every run may be number 1
+def test_a_run_in_another_container_keeps_its_folder(bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dead(process: int, signal: int) -> None:
+        raise ProcessLookupError  # as the number of a process of another container, or machine, is
+
+    monkeypatch.setattr(os, "kill", dead)
+    with staging_folder(bundle, force=True) as theirs:
+        (theirs / "model.onnx").write_text("theirs")
+        with staging_folder(bundle, force=True) as ours:
+            finish(ours, manifest)
+        finish(theirs, manifest)
+    assert Bundle.open(bundle).file("model.onnx").read_text() == "theirs"
+    assert leftovers(bundle.parent) == []
+
+
+def test_a_bundle_that_stepped_aside_for_one_that_never_came_is_kept(tmp_path: Path, manifest: Manifest) -> None:
+    aside = write(tmp_path / f".bundle.partial-{'0' * 16}-old", manifest)
+    with staging_folder(tmp_path / "bundle", force=False) as folder:
+        finish(folder, manifest)
+    assert Bundle.open(aside).file("model.onnx").read_text() == "the model"
+
+
+def test_two_threads_that_write_one_file_leave_one_of_the_two(tmp_path: Path) -> None:
+    texts = [bytes([letter]) * 300_000 for letter in b"ab"]
+    for _ in range(20):
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(lambda text: write_in_one_step(tmp_path / "file", text), texts))
+        assert (tmp_path / "file").read_bytes() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_run_of_an_earlier_version_left_is_no_obstacle(tmp_path: Path, manifest: Manifest) -> None:
+    (tmp_path / f".bundle.partial-{os.getpid()}" / "engines").mkdir(parents=True)  # it was called by the number of its process
     (tmp_path / f".bundle.partial-{10**30}").mkdir()
     with staging_folder(tmp_path / "bundle", force=False) as folder:
         assert list(folder.iterdir()) == []

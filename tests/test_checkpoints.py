@@ -101,15 +101,16 @@ def test_two_networks_told_apart_by_prefix_alone_are_refused(state: State, tmp_p
 
 
 @pytest.mark.parametrize("ending", ["pth", "pt2"])
-def test_programs_given_as_weights_are_recognised_and_explained(tmp_path: Path, ending: str) -> None:
+def test_programs_given_as_weights_are_recognised_and_their_remedy_works(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = nn.Sequential(nn.Conv2d(1, 1, 1)).eval()
     path = tmp_path / f"program.{ending}"
     torch.export.save(torch.export.export(module, (torch.zeros(1, 1, 4, 4),)), tmp_path / "p.pt2")
     (tmp_path / "p.pt2").rename(path)
-    with pytest.raises(
-        BadInput, match=r"is a program of torch.export \(.pt2\), not a checkpoint; take its weights out with torch.save\(torch.export.load"
-    ):
+    with pytest.raises(BadInput, match=r"is a program of torch.export \(.pt2\), not a checkpoint; take its weights out with from ") as refused:
         state_from_file(path)
+    monkeypatch.chdir(tmp_path)
+    exec(str(refused.value).split("take its weights out with ")[1], {"torch": torch})
+    assert set(state_from_file(Path("program.weights.pth"))) == {"0.weight", "0.bias"}
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")

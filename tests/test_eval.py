@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -12,8 +13,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -24,8 +27,10 @@ from PIL import Image
 from calibration.data import FASHION_MNIST_CLASSES, built_in, open_source
 from exporter import ExportPlan, export
 from exporter.evaluate import Evaluation, Labelled, evaluate
+from exporter.journal import Key, open_journal
 from exporter.uint8 import with_uint8_input
 from runtimes import Bundle, open_runtime
+from runtimes.errors import BadInput, PlanError
 from runtimes.parity import wilson_interval
 from runtimes.specs import BatchRange
 
@@ -476,6 +481,43 @@ def test_a_journal_that_cannot_be_written_is_said_in_one_line(run: Any, bundle: 
         fcntl.flock(file, fcntl.LOCK_EX)
         shown = run(bundle, *options, journal)
     assert (shown.code, "another evaluation is writing" in shown.error) == (2, True)
+
+
+KEY = Key("bundle", "file", "onnxruntime", "cpu", "1:8:32", 10, "data")
+
+
+def test_of_two_evaluations_that_start_at_once_one_keeps_the_journal_and_the_other_is_told(tmp_path: Path) -> None:
+    start, end = Barrier(2), Barrier(2)
+
+    def work(path: Path) -> bool:
+        start.wait(10)
+        try:
+            with open_journal(path, KEY):
+                end.wait(10)
+            return True
+        except PlanError:
+            end.wait(10)
+            return False
+
+    with ThreadPoolExecutor(2) as threads:
+        for number in range(50):
+            assert sorted(threads.map(work, [tmp_path / str(number)] * 2)) == [False, True]
+
+
+def test_a_journal_whose_first_line_was_torn_is_begun_again(tmp_path: Path) -> None:
+    with open_journal(tmp_path / "journal", KEY):
+        whole = (tmp_path / "journal").read_bytes()
+    for cut in (0, 1, len(whole) - 1):
+        (tmp_path / "journal").write_bytes(whole[:cut])
+        with open_journal(tmp_path / "journal", KEY) as journal:
+            assert list(journal.batches()) == []
+        assert (tmp_path / "journal").read_bytes() == whole
+
+
+def test_a_pipe_is_no_journal(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(BadInput, match="is not a file; give another"), open_journal(tmp_path / "pipe", KEY):
+        pytest.fail("there is none")
 
 
 def test_a_full_disk_is_said_in_one_line_and_what_was_written_is_used(bundle: Path, tmp_path: Path, run: Any) -> None:

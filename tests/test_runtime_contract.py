@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -200,8 +206,15 @@ def test_any_layout_of_memory_gives_the_values_it_holds(runtime: Runtime, layout
         ({INPUT: images(2)[..., :27]}, "expected shape batchx1x28x28, got 2x1x28x27"),
         ({INPUT: images(2)[:0]}, "expected shape batchx1x28x28, got 0x1x28x28"),
         ({INPUT: np.float32(1).reshape(())}, "expected shape batchx1x28x28, got a scalar"),
+        ({1: images(2)}, r"expected inputs \['input'\], got \['1'\]"),
+        ({INPUT: images(2).tolist()}, "expected a numpy array, got list; convert it with numpy.asarray"),
+        ({INPUT: None}, "expected a numpy array, got NoneType"),
+        ({INPUT: torch.zeros(2, 1, 28, 28)}, "expected a numpy array, got Tensor"),
+        ({INPUT: images(2).astype(object)}, "expected float32, got object"),
+        (images(2), r"expected inputs \['input'\] as arrays by name, got ndarray; feed a dict"),
+        (None, r"expected inputs \['input'\] as arrays by name, got NoneType"),
     ],
-    ids=["nothing", "another name", "one too many", "float64", "float16", "uint8", "no batch", "three channels", "narrow", "no rows", "scalar"],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
 def test_wrong_names_dtypes_and_shapes_are_refused_and_the_runtime_lives_on(runtime: Runtime, feeds: dict[str, NDArray[Any]], message: str) -> None:
     with pytest.raises(BadInput, match=message):
@@ -280,6 +293,54 @@ def test_closing_one_runtime_leaves_another_of_the_same_file_alone(backend: Back
     expected = runtime.run({INPUT: images(2)})[OUTPUT]
     backend.open().close()
     np.testing.assert_array_equal(runtime.run({INPUT: images(2)})[OUTPUT], expected)
+
+
+def test_a_file_whose_name_is_no_text_opens(backend: Backend, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"b\xe9") / backend.path.name
+    path.parent.mkdir()
+    shutil.copy(backend.path, path)
+    with backend.kind.open(path, provider=backend.provider) as runtime:
+        assert runtime.run({INPUT: images(2)})[OUTPUT].shape == (2, 10)
+
+
+# --- one process ---
+
+
+def test_a_fork_of_the_process_that_opened_a_runtime_is_told_to_open_its_own(backend: Backend) -> None:
+    with backend.open() as runtime:
+        runtime.run({INPUT: images(1)})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # from Python 3.12 on: a process with threads forks
+            child = os.fork()
+        if child == 0:
+            try:
+                runtime.run({INPUT: images(1)})
+            except BackendUnavailable as error:
+                runtime.close()
+                os._exit(0 if "open it after the fork" in str(error) else 1)
+            finally:
+                os._exit(2)
+        deadline = time.monotonic() + 30
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if ended == (0, 0):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        assert ended == (child, 0)
+        assert runtime.run({INPUT: images(1)})[OUTPUT].shape == (1, 10)  # the one that opened it goes on
+
+
+def test_a_fork_that_ends_by_an_error_ends(backend: Backend) -> None:
+    code = (
+        "import os, signal, sys, warnings; warnings.simplefilter('ignore'); import numpy; from runtimes import open_runtime\n"
+        "model = open_runtime(sys.argv[1], sys.argv[2])\n"
+        "signal.alarm(60 if os.fork() else 20)\n"
+        "model.run({'input': numpy.zeros((1, 1, 28, 28), numpy.float32)})\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(backend.path), backend.name], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "open it after the fork" in done.stderr
 
 
 # --- what cannot be opened ---
@@ -372,6 +433,45 @@ def test_a_single_file_opens_with_the_batch_it_declares(backend: Backend) -> Non
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=re.escape(f"{tmp_path / 'nothing'} does not exist; give a bundle folder or a model file")):
         open_runtime(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("given", [None, 7, b"bundle", [], 1.5], ids=repr)
+def test_what_is_no_path_is_refused(given: Any) -> None:
+    for opened in (Bundle.open, open_runtime):
+        with pytest.raises(BadInput, match=f"got {type(given).__name__}; give its path"):
+            opened(given)
+
+
+@pytest.mark.parametrize("given", ["a\0b", "x" * 5000, ""], ids=["nul", "long", "empty"])
+def test_a_name_that_no_bundle_can_have_is_refused(given: str) -> None:
+    for opened in (Bundle.open, open_runtime):
+        with pytest.raises((BadInput, BundleError)):
+            opened(given)
+
+
+@pytest.mark.parametrize("given", [7, b"cpu", []], ids=repr)
+def test_what_is_no_name_of_a_backend_or_provider_is_refused(given: Any, tiny_model: Path) -> None:
+    with pytest.raises(UnknownName, match="unknown backend"):
+        open_runtime(tiny_model / "model.onnx", given)
+    with pytest.raises(BadInput, match="expected a provider's name"):
+        open_runtime(tiny_model / "model.onnx", provider=given)
+
+
+@pytest.mark.parametrize("given", [None, "0"], ids=["by itself", "as the user says"])
+def test_onnxruntime_writes_nothing_into_the_home_folder(given: str | None, tiny_model: Path, tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from runtimes import open_runtime; model = open_runtime(sys.argv[1]); print(os.environ['ORT_DISABLE_TELEMETRY'])\n"
+        "import numpy; model.run({'input': numpy.zeros((1, 1, 28, 28), numpy.float32)})"
+    )
+    surroundings = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
+    surroundings.pop("ORT_DISABLE_TELEMETRY", None)
+    if given is not None:
+        surroundings["ORT_DISABLE_TELEMETRY"] = given
+    command = [sys.executable, "-B", "-c", code, str(tiny_model / "model.onnx")]
+    done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{given or '1'}\n"
+    if given is None:
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_folder_that_is_no_bundle_and_a_bundle_without_the_backends_file_are_refused(tmp_path: Path, tiny_model: Path, manifest: Manifest) -> None:

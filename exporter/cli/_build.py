@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli._common import echo_json, parity_lines, size_text, status
+from exporter.cli._common import echo_json, echo_lines, parity_lines, size_text, status
 
 if TYPE_CHECKING:
     from exporter.engines import Engine
@@ -64,7 +64,7 @@ def build(
 
         report = msgspec.to_builtins(engine.report)
         return echo_json({"engine": str(engine.path), "cached": engine.cached, "parity": report, **msgspec.to_builtins(engine.facts)})
-    click.echo("\n".join([*engine_lines(engine.path, engine.facts), *_proof_lines(engine)]))
+    echo_lines([*engine_lines(engine.path, engine.facts), *_proof_lines(engine)])
 
 
 def _proof_lines(engine: Engine) -> list[str]:

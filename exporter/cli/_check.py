@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter.cli._build import trust_option
-from exporter.cli._common import accuracy_line, echo_json, parity_lines, status
+from exporter.cli._common import accuracy_line, echo_json, echo_lines, parity_lines, status
+from exporter.printable import printable
 from runtimes.errors import BadInput, ParityError, PlanError, ResnetExportError
 
 if TYPE_CHECKING:
@@ -92,9 +93,9 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
 
         echo_json({"ok": all(one.ok for one in checks), "bundles": [{"ok": one.ok, **msgspec.to_builtins(one)} for one in checks]})
     else:
-        click.echo("\n".join(line for one in checks for line in check_lines(one)))
+        echo_lines(line for one in checks for line in check_lines(one))
     if github:  # a runner reads its commands from both streams, and JSON is to stay JSON
-        click.echo("".join(f"{line}\n" for line in annotation_lines(checks)), nl=False, err=as_json)
+        click.echo("".join(f"{printable(line)}\n" for line in annotation_lines(checks)), nl=False, err=as_json)
     for problem in problems:
         if problem is not None:
             if isinstance(problem, ParityError):

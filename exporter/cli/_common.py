@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import click
 
+from exporter.printable import as_text, printable
 from runtimes.errors import ParityError, ResnetExportError
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ INTERRUPTED, TERMINATED, WRONG_USE = 130, 143, 2
 def run_command(command: click.Command) -> NoReturn:
     """Run a command and leave with its exit code; what a user can cause is one line on stderr, never a traceback."""
     signal.signal(signal.SIGTERM, _terminated)
+    _settle_streams()
     try:
         command.main(standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as help_wanted:
@@ -40,9 +43,6 @@ def run_command(command: click.Command) -> NoReturn:
         _fail(str(error), error.exit_code)
     except ResnetExportError as error:
         _fail(str(error), error.exit_code)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe went away; python would complain once more at exit
-        sys.exit(0)
     except OSError as error:  # that nothing made an error of its own of
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # python would complain once more at exit
         _fail(f"{error.filename}: {error.strerror}" if error.filename else f"cannot write the output: {error.strerror or error}; make room for it", 1)
@@ -57,7 +57,7 @@ def status(*, quiet: bool) -> Iterator[Say]:
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
     if not console.is_terminal:
-        yield lambda step, done=0, total=0: None if done else console.print(step, markup=False, soft_wrap=True)
+        yield lambda step, done=0, total=0: None if done else console.print(printable(step), markup=False, soft_wrap=True)
         return
     speed = TextColumn("{task.fields[speed]}")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
@@ -66,7 +66,7 @@ def status(*, quiet: bool) -> Iterator[Say]:
 
         def say(step: str, done: int = 0, total: int = 0) -> None:
             if step.startswith("left out"):  # stays on the screen; the moving line does not
-                return progress.console.print(step, markup=False, soft_wrap=True)
+                return progress.console.print(printable(step), markup=False, soft_wrap=True)
             rate = progress.tasks[0].speed
             progress.update(task, description=step, completed=done, total=total or None, speed=f"{rate:.0f} images/s" if total and rate else "")
 
@@ -81,7 +81,21 @@ class Say(Protocol):
 
 def echo_json(value: object) -> None:
     """One JSON object on stdout."""
-    click.echo(json.dumps(value, indent=2))
+    click.echo(json.dumps(_as_texts(value), indent=2))
+
+
+def _as_texts(value: object) -> object:
+    """Surrogates are no JSON: many readers refuse all of it."""
+    if isinstance(value, str):
+        return as_text(value)
+    if isinstance(value, dict):
+        return {_as_texts(key): _as_texts(one) for key, one in value.items()}
+    return list(map(_as_texts, value)) if isinstance(value, list | tuple) else value
+
+
+def echo_lines(lines: Iterable[str]) -> None:
+    """Lines on stdout, each of them one, whatever the names in it hold."""
+    click.echo("\n".join(map(printable, lines)))
 
 
 def parity_lines(report: ParityReport) -> list[str]:
@@ -134,11 +148,40 @@ def size_text(count: int) -> str:
     return f"{count / 1e6:.1f} MB" if count >= 100_000 else f"{count / 1e3:.1f} kB"
 
 
+class _Pipe(io.FileIO):
+    """A stream whose reader may go away: what nobody reads is dropped, and the command ends as it would have (click ends it with 1)."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return len(data)
+
+
+def _settle_streams() -> None:
+    """Names and labels can be shown whatever the encoding: what it has no letter for, and bytes of names that are no text, are escaped.
+
+    A stream that is closed is one that nobody reads; its number must not become that of the next file that is opened.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+    for name, own in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
+        stream = getattr(sys, name)
+        if stream is None or stream is not own or not isinstance(stream, io.TextIOWrapper):
+            continue  # a caller's: a test's, or a notebook's
+        stream.flush()
+        raw = io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False))
+        setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering))
+
+
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(TERMINATED)
 
 
 def _fail(message: str, code: int) -> NoReturn:
     """One line, whatever the names in it hold."""
-    click.echo(f"error: {''.join(one if one.isprintable() else one.encode('unicode_escape').decode() for one in message)}", err=True)
+    click.echo(f"error: {printable(message)}", err=True)
     sys.exit(code)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter.cli._build import trust_option
-from exporter.cli._common import echo_json, status
+from exporter.cli._common import echo_json, echo_lines, status
 from runtimes.errors import AccuracyError, BadInput
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def evaluate(bundle: Path, **options: Any) -> None:
     else:
         precision = opened.manifest.precision
         head = [f"{'bundle':<12} {bundle}, {precision} on {options['backend']} ({provider})", _data_line(source, found, how)]
-        click.echo("\n".join([*head, *_lines(shown, options["worst"])]))
+        echo_lines([*head, *_lines(shown, options["worst"])])
     _check_top1(found.top1, options["min_top1"])
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter.cli._build import engine_lines
-from exporter.cli._common import accuracy_line, echo_json, gives_text, parity_lines, size_text
+from exporter.cli._common import accuracy_line, echo_json, echo_lines, gives_text, parity_lines, size_text
 from runtimes._plugins import needed_for
 from runtimes.errors import ResnetExportError
 
@@ -36,7 +36,7 @@ def inspect(path: Path, as_json: bool) -> None:
         import msgspec
 
         return echo_json({"bundle": str(path), **msgspec.to_builtins(manifest)})
-    click.echo("\n".join(_bundle_lines(path, manifest)))
+    echo_lines(_bundle_lines(path, manifest))
 
 
 def _inspect_engine(path: Path, *, as_json: bool) -> None:
@@ -55,7 +55,7 @@ def _inspect_engine(path: Path, *, as_json: bool) -> None:
     if as_json:
         return echo_json({"file": str(path), "built_here": not problem, **msgspec.to_builtins(facts)})
     whose = (f"{'sha256':<12} {facts.engine_sha256}", f"{'trust':<12} {problem or 'built on this machine'}")
-    click.echo("\n".join([*engine_lines(path, facts), *whose]))
+    echo_lines([*engine_lines(path, facts), *whose])
 
 
 def _inspect_onnx(path: Path, *, as_json: bool) -> None:
@@ -78,8 +78,8 @@ def _inspect_onnx(path: Path, *, as_json: bool) -> None:
             }
         )
     opsets = ", ".join(f"{domain} {number}" for domain, number in opset.items())
-    click.echo(f"{'file':<12} {path}, {size_text(path.stat().st_size)}\n{'format':<12} IR {model.ir_version}, opset {opsets}")
-    click.echo("\n".join([*_graph_lines(facts), *(_qdq_lines(report) if report else [])]))
+    lines = [f"{'file':<12} {path}, {size_text(path.stat().st_size)}", f"{'format':<12} IR {model.ir_version}, opset {opsets}"]
+    echo_lines([*lines, *_graph_lines(facts), *(_qdq_lines(report) if report else [])])
 
 
 def _qdq_lines(report: QdqReport) -> list[str]:

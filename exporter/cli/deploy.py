@@ -9,7 +9,7 @@ import click
 
 from exporter.cli._build import build, trust_option
 from exporter.cli._check import check
-from exporter.cli._common import echo_json, run_command
+from exporter.cli._common import echo_json, echo_lines, run_command
 from exporter.cli._eval import evaluate
 from exporter.cli._inspect import inspect
 
@@ -57,6 +57,4 @@ def run(bundle: Path, images: tuple[Path, ...], top: int, backend: str, provider
     if as_json:
         return echo_json({str(path): [asdict(one) for one in predictions] for path, predictions in zip(images, found, strict=True)})
     for path, predictions in zip(images, found, strict=True):
-        click.echo(str(path))
-        for one in predictions:
-            click.echo(f"  {one.probability:>7.2%}  {one.label}")
+        echo_lines([str(path), *(f"  {one.probability:>7.2%}  {one.label}" for one in predictions)])

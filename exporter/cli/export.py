@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli._common import accuracy_line, echo_json, gives_text, parity_lines, run_command, size_text, status
+from exporter.cli._common import accuracy_line, echo_json, echo_lines, gives_text, parity_lines, run_command, size_text, status
 from exporter.models import MODELS, PAD, PROJECTION, V1, V1_5
 from exporter.plan import (
     BF16_OPSET,
@@ -112,6 +112,9 @@ def command(**options: Any) -> None:
     plan = _plan(options)
     if options["dry_run"]:
         return _describe(plan, as_json=options["as_json"])
+    from runtimes.bundle import check_destination
+
+    check_destination(plan.output, force=plan.force)  # before the packages are loaded
     with status(quiet=options["quiet"]) as say:
         start = time.perf_counter()
         say("load packages")
@@ -127,7 +130,7 @@ def command(**options: Any) -> None:
     if options["as_json"]:
         echo_json(_json(result, seconds))
     else:
-        click.echo("\n".join(_summary(result, seconds)))
+        echo_lines(_summary(result, seconds))
 
 
 def main() -> None:

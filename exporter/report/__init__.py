@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from types import ModuleType
 
 from runtimes._plugins import needed_for
+
+# Where the home folder cannot be written, matplotlib says so twice as it is imported, and goes on with a temporary one, which is all it takes.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def load_page() -> ModuleType:

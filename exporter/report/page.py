@@ -15,6 +15,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from exporter.printable import as_text
 from exporter.report.plots import Caption, drift_svgs, histogram_svg
 from exporter.report.sections import Drift, Section
 from exporter.report.verdict import joined, overall_text, precision_text, share_text, status_of, verdict_sentences
@@ -77,7 +78,7 @@ def html_from_sections(sections: Sequence[Section]) -> bytes:
         "thumbnail": THUMBNAIL,
     }
     page = environment.get_template(PAGE).render(sections=sections, overall=overall_text([one.check for one in sections]))
-    return page.encode(errors="replace")  # a path may hold bytes that are no text
+    return as_text(page).encode(errors="backslashreplace")  # a path may hold bytes that are no text
 
 
 def limit_rows(section: Section) -> list[LimitRow]:

@@ -113,8 +113,7 @@ class EngineRuntime(Runtime):
 
     def sibling(self) -> Self:
         """Another instance on the same engine, for another thread. Raises as `run` does where the runtime is closed."""
-        if self._closed:
-            raise ValueError("the runtime is closed; open it again")
+        self._check_usable()
         return type(self)(self._loaded)
 
     @property
@@ -149,8 +148,7 @@ class EngineRuntime(Runtime):
             BadInput: names, dtypes or shapes are not the model's, or not DLPack's.
             ValueError: the runtime is closed.
         """
-        if self._closed:
-            raise ValueError("the runtime is closed; open it again")
+        self._check_usable()
         self._let_go()
         tensors = {name: imported(array, self._stream.handle) for name, array in feeds.items()}
         count = check_feeds(self._fed, {name: like(tensor) for name, tensor in tensors.items()})

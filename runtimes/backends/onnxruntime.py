@@ -110,7 +110,7 @@ class OnnxRuntime(Runtime):
         if name not in ort.get_available_providers():
             raise BackendUnavailable(f"this onnxruntime was built without {name}; uninstall onnxruntime and install resnet-export[gpu]")
         try:
-            session = ort.InferenceSession(model, options, providers=_providers(wanted, model, batch), enable_fallback=0)
+            session = ort.InferenceSession(_readable(model), options, providers=_providers(wanted, model, batch), enable_fallback=0)
         except Exception as error:  # onnxruntime's own errors share no base class below this one
             if wanted != "cpu":
                 raise BackendUnavailable(f"onnxruntime cannot run {where} on {name}: {_first_line(error)}") from error
@@ -153,6 +153,13 @@ class OnnxRuntime(Runtime):
     def _close(self) -> None:
         self._buffers.clear()
         del self._session
+
+
+def _readable(model: Path | bytes) -> Path | bytes:
+    """onnxruntime takes paths that are UTF-8 alone; a file at another is read here."""
+    if isinstance(model, bytes) or not any("\ud800" <= letter <= "\udfff" for letter in str(model)):
+        return model
+    return model.read_bytes()
 
 
 def _providers(wanted: str, model: Path | bytes, batch: BatchRange | None) -> list[tuple[str, dict[str, str]]]:

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from runtimes.base import Runtime
 from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.reference_scan import plain_program
 from runtimes.specs import BatchRange, TensorSpec
 
 INPUT, OUTPUT = "input", "logits"
@@ -62,16 +63,17 @@ class PyTorchRuntime(Runtime):
         del self._module
 
 
-def program_from_file(path: Path) -> tuple[ExportedProgram, list[str]]:
-    """The program in a `.pt2` file, and what its outputs are called.
+def program_from_file(path: str | Path) -> tuple[ExportedProgram, list[str]]:
+    """The program in a `.pt2` file, and what its outputs are called. Nothing that the file brings is run (see `runtimes.reference_scan`).
 
     Raises:
         BadInput: the file is none.
+        BundleError: it holds something else than plain tensors and ATen operators.
     """
-    extra = {OUTPUTS_FILE: ""}
+    archive, extra = plain_program(Path(path)), {OUTPUTS_FILE: ""}
     try:
         with _silent_loader():
-            program = torch.export.load(path, extra_files=extra)
+            program = torch.export.load(archive, extra_files=extra)
     except Exception as error:  # torch.export.load raises whatever its parts raise: zip, json, pickle and runtime errors
         raise BadInput(f"pytorch cannot load {path}: expected a torch.export program (.pt2), got {type(error).__name__}: {error}") from error
     return program, extra[OUTPUTS_FILE].splitlines() or [OUTPUT]
