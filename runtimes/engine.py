@@ -241,9 +241,12 @@ def engine_for(bundle: Bundle, here: Here) -> Path:
 
     Raises:
         BackendUnavailable: there is none; says what there is, and the command that builds one.
-        BundleError: those that load were built from another ONNX file.
+        BundleError: those that load were built from another ONNX file, or the bundle has none.
     """
     build = f"build one here with: resnet-deploy build {bundle.folder} --backend {here.backend}"
+    model = bundle.manifest.files.get("model.onnx")
+    if model is None:
+        raise BundleError(f"{bundle.folder} has no model.onnx, so no engine of it either; export the bundle again")
     found = sorted((bundle.folder / FOLDER).glob(f"{here.backend}-[0-9]*.engine"), key=os.path.getmtime, reverse=True)
     problems, stale = [], []
     for path in found:
@@ -253,7 +256,7 @@ def engine_for(bundle: Bundle, here: Here) -> Path:
         except (BackendUnavailable, BundleError) as error:
             problems.append(str(error))
             continue
-        if facts.onnx_sha256 == bundle.manifest.files["model.onnx"].sha256:
+        if facts.onnx_sha256 == model.sha256:
             return path
         stale.append(path)
     if stale:
