@@ -105,10 +105,12 @@ def build_engine(plan: BuildPlan, on_step: OnStep) -> Engine:
 
     Raises:
         BackendUnavailable: no such library or device here, or it is too old for the bundle; no place for this machine's engine key.
+        BundleError: the bundle has no graph.
         BuildError: the library refuses the graph, or the engine does not run in the bundle's precision.
         ParityError: the engine answers out of budget; it is not kept.
         PlanError, UnknownName, BadInput: options that do not go together or are not known, or a file that cannot be used.
     """
+    plan.bundle.file(ONNX)
     builder = load_builder(plan.backend)
     _check_opset(plan, builder.VERSION)
     targets, device = builder.here(plan.options)

@@ -263,9 +263,12 @@ def engine_for(bundle: Bundle, here: Here, trusted: Collection[str] = ()) -> Pat
 
     Raises:
         BackendUnavailable: there is none; says what there is, and the command that builds one.
-        BundleError: those that load were built from another ONNX file.
+        BundleError: those that load were built from another ONNX file, or the bundle has none.
     """
     build = f"build one here with: resnet-deploy build {bundle.folder} --backend {here.backend}"
+    model = bundle.manifest.files.get("model.onnx")
+    if model is None:
+        raise BundleError(f"{bundle.folder} has no model.onnx, so no engine of it either; export the bundle again")
     fitting: dict[Path, EngineFacts] = {}
     foreign, stale, problems = [], [], []
     for path in sorted((bundle.folder / FOLDER).glob(f"{here.backend}-[0-9]*.engine")):
@@ -276,7 +279,7 @@ def engine_for(bundle: Bundle, here: Here, trusted: Collection[str] = ()) -> Pat
         except (BackendUnavailable, BundleError) as error:
             problems.append(str(error))
             continue
-        if facts.onnx_sha256 != bundle.manifest.files["model.onnx"].sha256:
+        if facts.onnx_sha256 != model.sha256:
             stale.append(path)
             continue
         try:

@@ -81,7 +81,7 @@ def test_a_bundle_and_pictures_whose_names_are_no_text_are_told_in_every_form(
     assert "\x1b" not in shown.out + shown.err
     ElementTree.parse(tmp_path / "r.xml")
     assert (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert r"caf\\xe9" in (tmp_path / "summary.md").read_text(encoding="utf-8")  # in Markdown a backslash is written twice
+    assert r"caf\\xe9\\x1b[31m" in (tmp_path / "summary.md").read_text(encoding="utf-8")  # in Markdown a backslash is written twice
     shown = deploy("inspect", folder, "--json")
     assert shown.json["bundle"] == f"{tmp_path}/caf\\xe9\x1b[31m\n::error::x"
     assert deploy("check", tmp_path / LATIN).error == rf"error: {tmp_path}/caf\xe9 is no bundle: cannot read manifest.json (No such file or " + (

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.printable import as_text
+from exporter.printable import printable
 from runtimes.errors import BadInput, PlanError
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def write_summary(path: Path, checks: Sequence[BundleCheck]) -> None:
         BadInput: the file cannot be written.
     """
     try:
-        with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(as_text(markdown_from_checks(checks)))
+        with path.open("a", encoding="utf-8") as file:
+            file.write(markdown_from_checks(checks))
     except OSError as error:
         raise BadInput(f"cannot write the job summary {path}: {error.strerror}") from error
 
@@ -83,7 +83,7 @@ def _row(one: Checked) -> Sequence[str]:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return printable(" ".join(text.split())).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _command(level: str, title: str, message: str) -> str:
