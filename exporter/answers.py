@@ -1,4 +1,4 @@
-"""What a network answers, before it is traced: to how many channels, at which size, and alike each time whatever stands beside it in a batch."""
+"""What a network answers before it is traced: to how many channels, at which size, and whether always alike."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from runtimes.errors import ResnetExportError, TraceError
 SIDES = (28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 288, 299, 320, 384, 448, 512)
 """Of square images: those that networks are usually made for."""
 SAME, NEIGHBOURS = 1e-6, 1e-3
-"""Of the largest value. The same work twice gives the same bits; for another size of the batch torch takes other kernels, whose rounding a deep
-network amplifies (a ResNet-152 of random weights: 1e-5)."""
-ROUNDS = 16
-"""How often a network that draws random numbers is asked again: a layer skipped once in ten times may be there twice in a row."""
-
+"""Of the largest value. The same work twice gives the same bits; for another size of the batch torch takes other kernels,
+whose rounding a deep network amplifies."""
+ROUNDS = 64
+"""How often a network that draws random numbers is asked: what it does once in ten times is missed once in a thousand."""
 BATCH_REMEDY = "it must take batches of any size: take the size from the input's shape, and flatten from dimension 1 on"
 
 
@@ -50,8 +49,8 @@ class Attempt:
 def as_exported() -> Iterator[None]:
     """Whatever a network is wrapped in, it computes in FP32 and as it is written.
 
-    `torch.compile` would compile for minutes, with a C++ compiler, what runs a few times; `torch.autocast` would make the FP32 reference one of
-    half precision: what is lowered, and how, is chosen by the command's options.
+    `torch.compile` would compile for minutes, with a C++ compiler, what runs a few times; `torch.autocast` would make the
+    FP32 reference one of half precision, and precision is what the command's options choose.
     """
     entering, leaving = torch.autocast.__enter__, torch.autocast.__exit__
     torch.autocast.__enter__ = lambda self: self  # type: ignore[method-assign]  # torch has no switch that an inner autocast heeds
@@ -74,7 +73,7 @@ def attempt(module: nn.Module, shape: tuple[int, int, int]) -> Attempt:
 
 
 def side_that_fits(module: nn.Module, shape: tuple[int, int, int]) -> int | None:
-    """The side of a square image, near the one of `shape`, that the network does take; None where none of the usual ones helps.
+    """The side of a square image, near the one of `shape`, that the network does take; None where no usual one helps.
 
     Tried on torch's `meta` device, which computes shapes alone.
     """
@@ -106,12 +105,13 @@ def described(answer: object) -> str:
 
 
 def check_steady(module: nn.Module, picture: NDArray[np.float32], name: str) -> None:
-    """Does the network answer a picture (channels, height, width), float32, alike each time, and alike beside another one?
+    """Does the network answer a picture, float32 (channels, height, width), alike each time, and alike beside another?
 
     Raises:
-        TraceError: it draws random numbers, keeps what it saw, or looks at the whole batch; names the layer where that shows first.
+        TraceError: it draws random numbers, keeps what it saw, or looks at the whole batch; names the layer where that
+            shows first.
     """
-    alone = torch.from_numpy(picture)[None]
+    alone = torch.tensor(picture)[None]
     both = torch.cat([alone, 1 - 2 * alone.flip(-1)])
 
     def run(inputs: Tensor) -> tuple[Tensor, ...]:
@@ -152,7 +152,7 @@ def _run(module: nn.Module, inputs: Tensor, told: Callable[[BaseException], Resn
 
 
 def _apart(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """The largest difference relative to the largest value, over several tensors; infinite for other shapes, and where one alone is not finite."""
+    """The largest difference relative to the largest value; infinite for other shapes, and where one alone is not finite."""
     differences = [0.0]
     for left, right in zip(one, other, strict=True):
         if left.shape != right.shape or not torch.equal(left.isfinite(), right.isfinite()):
@@ -164,7 +164,7 @@ def _apart(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 
 
 def _first_to_differ(module: nn.Module, batches: tuple[Tensor, Tensor], tolerance: float) -> str:
-    """` in its layer 'layer2.0.drop'`: of two runs, the innermost that gave another output for the same input first; empty where none can be told."""
+    """` in its layer 'layer2.0.drop'`: the first of two runs to give another output for the same input; empty where none."""
     for _ in range(ROUNDS if batches[0] is batches[1] else 1):
         calls = [_calls(module, inputs) for inputs in batches]
         for (name, taken, given), (same, also_taken, also_given) in zip(*calls, strict=False):
@@ -179,13 +179,14 @@ Call = tuple[str, list[Tensor], list[Tensor]]
 
 
 def _calls(module: nn.Module, inputs: Tensor) -> list[Call]:
-    """Of one run every layer's name, and of the first picture what it was given and what it gave, in the order in which they ended."""
+    """Every layer's name, and of the first picture what it was given and what it gave, in the order in which they ended."""
     begun: list[list[Tensor]] = []
     calls: list[Call] = []
 
     def of_first_picture(values: object) -> list[Tensor]:
         some = values if isinstance(values, list | tuple) else [values]
-        return [value[:1].clone() for value in some if isinstance(value, Tensor) and value.ndim]  # what comes behind may write to it
+        # Copies: what comes behind may write to them.
+        return [value[:1].clone() for value in some if isinstance(value, Tensor) and value.ndim]
 
     def leaving(name: str) -> Callable[[nn.Module, object, object], None]:
         return lambda part, taken, given: calls.append((name, begun.pop(), of_first_picture(given)))

@@ -1,4 +1,4 @@
-"""Somebody's code at work: whatever goes wrong in it is told in one line, with the layer by its name, the line of its source, and the reason."""
+"""Somebody's code at work: what goes wrong in it is told in one line, with the layer, the line of its source, and the reason."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ SCRIPTED = "The following operation failed in the TorchScript interpreter"
 def others_code(told: Callable[[BaseException], ResnetExportError]) -> Iterator[None]:
     """Around every step into code that is not ours: an import, a factory, `eval()`, `forward`, `state_dict()`.
 
-    What it raises, SystemExit too, leaves as the error that `told` makes of it; an error of ours passes. What it prints goes to stderr, for stdout
-    holds what was asked for; its warnings, which speak to its author, are not shown.
+    What it raises, SystemExit too, leaves as the error that `told` makes of it; an error of ours passes. What it prints goes
+    to stderr, for stdout holds what was asked for; its warnings, which speak to its author, are not shown.
     """
     try:
         with redirect_stdout(sys.stderr), warnings.catch_warnings():
@@ -38,7 +38,9 @@ def others_code(told: Callable[[BaseException], ResnetExportError]) -> Iterator[
 
 
 class LayersAtWork(list[str]):
-    """The names of the layers whose `forward` is running, the innermost last, '' for the module itself; after an error, those it came through.
+    """The names of the layers whose `forward` is running, the innermost last, '' for the module itself.
+
+    After an error, those it came through.
 
     Attributes:
         ended: how many layers have run to their end.

@@ -93,9 +93,9 @@ def _loaded(plan: ExportPlan, module: nn.Module, weights: WeightsFacts, own: Pre
 def _shown(module: nn.Module, own: Preprocess, plan: ExportPlan) -> tuple[Preprocess, object]:
     """How pictures reach the model, and what it answers a black one with.
 
-    The channels are those that the model takes: it is shown images of as many as --mean has values, as its own preprocessing has, of 3, of as
-    many as its first convolution takes (which need not be the input's: a stem may fold space into channels, or add coordinates), and of 1.
-    For --features the head may fail: they are taken before it.
+    The channels are those that the model takes: it is shown images of as many as --mean has values, as its own preprocessing
+    has, of 3, of as many as its first convolution takes (which need not be the input's: a stem may fold space into channels,
+    or add coordinates), and of 1. For --features the head may fail: they are taken before it.
 
     Raises:
         BadInput: it does not take an image of that size, and of another it does.
@@ -128,7 +128,7 @@ def _does_not_take(module: nn.Module, failed: Attempt, plan: ExportPlan) -> Resn
 
 
 def _classes(module: nn.Module, answer: object, plan: ExportPlan) -> int:
-    """How many logits the model answers an image with; where they are a part of what it answers, it answers with them alone from here on.
+    """How many logits the model answers an image with; of an answer that holds more, it gives them alone from here on.
 
     Raises:
         BadInput: it answers with something else.
@@ -211,10 +211,12 @@ def _make_random_behave(module: nn.Module, preprocess: Preprocess, name: str) ->
         def told(error: BaseException) -> TraceError:
             return TraceError(f"{name} does not take a batch of {len(inputs)} images{place(inside, error)}: {reason(error)}; give --weights FILE")
 
-        with others_code(told), as_exported(), torch.inference_mode():
-            module(inputs)
-    for hook in hooks:
-        hook.remove()
+        try:
+            with others_code(told), as_exported(), torch.inference_mode():
+                module(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
     module.eval()
 
 

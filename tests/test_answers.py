@@ -457,6 +457,7 @@ UNSTEADY = {
 def test_a_network_that_answers_by_chance_or_by_its_neighbours_is_refused_and_the_layer_named(kind: str) -> None:
     torch.manual_seed(0)
     random.seed(0)
+    np.random.seed(0)
     net = UNSTEADY[kind].network()
     said = refused(lambda: check_steady(net, PICTURE, "x:y"), TraceError)
     assert re.search(UNSTEADY[kind].says, said), said

@@ -175,7 +175,7 @@ def _telling(what: str) -> Callable[[BaseException], BadInput]:
 
 @contextmanager
 def _as_alone(path: str) -> Iterator[None]:
-    """As `python -m PATH` has it: this folder can be imported from, and there are no arguments, which are ours and not a training script's.
+    """As `python -m PATH` has it: this folder can be imported from, and there are no arguments, for those are ours.
 
     What a script sets for all of torch ends with it.
     """
