@@ -5,17 +5,18 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from exporter.checkpoints import sha256_of_state
 from exporter.layouts import fitted
 from exporter.models import ModelSpec, Pretrained
+from exporter.wrappers import Checkpoint, Fitted
 from runtimes.errors import BadInput
 from runtimes.preprocess import Preprocess
 
@@ -30,9 +31,9 @@ def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Mod
     return module
 
 
-def load(spec: ModelSpec, state: Mapping[str, Tensor], where: str) -> nn.Module:
+def load(spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
     """What the factory returns, with a checkpoint's weights under its own names."""
-    return fitted(_made(spec), state, where, spec.name)
+    return fitted(_made(spec), checkpoint, spec.name)
 
 
 def pretrained(spec: ModelSpec) -> Pretrained:
