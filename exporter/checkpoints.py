@@ -8,7 +8,6 @@ import pickle
 import re
 import sys
 import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from exporter.not_weights import is_safetensors, refuse_what_is_none
+from exporter.not_weights import archive_names, is_safetensors, refuse_what_is_none
 from runtimes.errors import BadInput
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "state_dict_ema", "model_ema", "ema_state_dict", "ema")
@@ -139,7 +138,10 @@ def _plain(value: Tensor, key: str, path: Path) -> Tensor:
     kind = next((kind for kind, found in kinds.items() if found), None)
     if kind is None and value.numel() * value.element_size() > value.untyped_storage().nbytes():
         kind = "a view that repeats its values"
-    remedy = {"quantized": "save the float model's state_dict, and quantize it with --int8"}
+    remedy = {
+        "quantized": "save the float model's state_dict, and quantize it with --int8",
+        "laid out as torch.sparse_coo": "save value.to_dense()",
+    }
     if kind:
         do = remedy.get(kind, "save the dense float32 tensors of the trained model")
         raise BadInput(f"{path}: expected plain tensors of real numbers, got '{key}', which is {kind}; {do}")
@@ -189,13 +191,7 @@ def _stand_ins(path: Path) -> list[Any]:
 
 def _refuse_programs(path: Path) -> None:
     """Files that hold a network and its weights as one, told by what is in the archive: their ending is often the same."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.split("/", 1)[-1] for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError):
-        return
+    names = {name.split("/", 1)[-1] for name in archive_names(path) or ()}
     saved = f"torch.save({{}}, '{path.with_suffix('.weights.pth').name}')"
     trusted = "which runs code of the file: only where you trust its maker"
     if names & {"archive_format", "serialized_exported_program.json"}:

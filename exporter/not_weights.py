@@ -56,6 +56,17 @@ def is_safetensors(path: Path) -> bool:
     return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 
+def archive_names(path: Path) -> list[str] | None:
+    """The names in a zip archive, none where it is damaged; None where it is no such archive."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return None
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception:  # damaged, in whatever way; who reads it says so
+        return []
+
+
 def _what(path: Path, head: bytes) -> str:
     """What a file is, and what to do; empty where it may be a checkpoint."""
     if not head:
@@ -76,10 +87,9 @@ def _what(path: Path, head: bytes) -> str:
 
 
 def _what_archive(path: Path) -> str:
-    if not zipfile.is_zipfile(path):
+    names = archive_names(path)
+    if names is None:
         return "incomplete: it begins as a file of torch.save and its end is missing; copy or download it again"
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
     inner = {name.split("/", 1)[-1] for name in names}
     if inner & {"data.pkl", "constants.pkl", "archive_format", "serialized_exported_program.json"} or not names:
         return ""  # PyTorch's; which of them is told where it is read

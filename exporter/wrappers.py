@@ -110,15 +110,15 @@ def network_of(checkpoint: Checkpoint) -> Found | None:
     chosen, copies = _chosen(networks, checkpoint)
     tensors, head = _with_head(chosen, state, copies, checkpoint)
     taken = {chosen.keys[name] for name in tensors if name in chosen.keys} | head
-    beside = {key: value for key, value in state.items() if key not in taken}
+    beside = _without(state, taken)
     left_out = [_sentence(counters, "counters of a profiler or an average")] if counters else []
     for copy in copies:
         keys = [key for key in beside if key.startswith(copy.prefix)]
         left_out.append(_sentence(keys, f"a copy of the network, '{copy.prefix}'"))
-        beside = {key: value for key, value in beside.items() if key not in keys}
+        beside = _without(beside, keys)
     for what, keys in _of_training(beside, chosen.prefix, checkpoint).items():
         left_out.append(_sentence(keys, what, _groups(keys, chosen.prefix)))
-        beside = {key: value for key, value in beside.items() if key not in keys}
+        beside = _without(beside, keys)
     return Found(chosen.layout, tensors, beside, tuple(left_out))
 
 
@@ -140,12 +140,17 @@ def pruned(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
 def without_counters(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors but those of counters, and the names of the latter."""
     counters = [key for key in state if key.rpartition(".")[2] in COUNTERS]
-    return {key: value for key, value in state.items() if key not in set(counters)}, counters
+    return _without(state, counters), counters
 
 
 def training_only(keys: Iterable[str], prefix: str) -> list[str]:
     """Those of losses and metrics, by the first part of their names behind the prefix or any part of it."""
     return [key for key in keys if TRAINING.fullmatch(_first_part(key, prefix))]
+
+
+def _without(state: Mapping[str, Tensor], keys: Iterable[str]) -> dict[str, Tensor]:
+    left = set(keys)
+    return {key: value for key, value in state.items() if key not in left}
 
 
 def _networks(state: Mapping[str, Tensor]) -> list[Network]:

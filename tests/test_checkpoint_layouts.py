@@ -19,6 +19,7 @@ from exporter import ExportPlan
 from exporter.features import with_features
 from exporter.models import find_model, torchvision
 from exporter.models.cifar import CifarResNet
+from exporter.pipeline import export
 from exporter.weights import LoadedModel, load_model
 from runtimes.errors import BadInput, PlanError
 
@@ -160,6 +161,24 @@ def test_what_only_training_needs_is_left_out_and_named(
     assert says in loaded.left_out[0]
     with torch.inference_mode():
         assert torch.equal(loaded.module(IMAGES), network(IMAGES))
+
+
+class Enough(Exception):
+    """The export has come as far as matters."""
+
+
+def test_what_is_left_out_is_said_while_exporting(state: State, tmp_path: Path) -> None:
+    torch.save({**under("model.", state), "criterion.weight": torch.ones(7)}, tmp_path / "c.pth")
+    said: list[str] = []
+
+    def announce(step: str, done: int = 0, total: int = 0) -> None:
+        said.append(step)
+        if step == "trace":
+            raise Enough
+
+    with pytest.raises(Enough):
+        export(ExportPlan("resnet20", tmp_path / "out", weights=str(tmp_path / "c.pth")), announce)
+    assert "left out: 1 tensors of the checkpoint, losses and metrics: criterion.*" in said
 
 
 def test_pruned_weights_are_multiplied_with_their_masks(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def unusual() -> dict[str, tuple[Callable[[], Any], str]]:
     value = STATE["conv1.weight"]
     return {
         "quantized": (lambda: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "quantized; save the float model's state_dict"),
-        "sparse": (value.to_sparse, "laid out as torch.sparse_coo"),
+        "sparse": (value.to_sparse, "laid out as torch.sparse_coo; save value.to_dense()"),
         "complex": (lambda: value.to(torch.complex64), "complex"),
         "meta": (lambda: value.to("meta"), "without values, on the meta device"),
         "repeated": (lambda: torch.zeros(1).expand(1 << 40), "a view that repeats its values"),
