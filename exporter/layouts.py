@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,98 +11,61 @@ from torch import Tensor, nn
 
 from exporter import models
 from exporter.models import DEPTHS, MODELS, PAD, ModelSpec, Shape, find_model
+from exporter.wrappers import COUNTERS, Checkpoint, Fitted, Found, check_finite, network_of, pruned, some, training_only, without_counters
 from runtimes._plugins import load_plugin
 from runtimes.errors import BadInput
 
+Create = Callable[[ModelSpec, int | None, int | None], nn.Module]
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "resnet.")
 """What DataParallel, torch.compile and Lightning modules put before the names."""
-COUNTER = "n_averaged"
-"""torch.optim.swa_utils.AveragedModel counts in it."""
-SHOWN_KEYS = 4
 NORM_EPSILON = 1e-5
+OWN_NETWORK = "export the network that it is of as package.module:factory, with these --weights"
 
 
-@dataclass(frozen=True)
-class Layout:
-    """A way of naming the parts: patterns of a name's beginning, and what torchvision calls it."""
-
-    name: str
-    rules: tuple[tuple[str, str], ...]
-
-
-LAYOUTS = (
-    Layout(
-        "torchvision's or a tutorial's names",
-        (
-            (r"(conv|conv1\.0|stem\.0)\.", "conv1."),
-            (r"(bn|conv1\.1|stem\.1)\.", "bn1."),
-            (r"(fc|linear|classifier|head)(\.\d+)?\.(?=weight|bias)", "fc."),
-            *((rf"(conv{stage + 1}_x|stage{stage}|layers\.{stage - 1})\.", f"layer{stage}.") for stage in range(1, 5)),
-        ),
-    ),
-    Layout(
-        "d2l.ai's names",
-        (
-            (r"0\.0\.", "conv1."),
-            (r"0\.1\.", "bn1."),
-            *((rf"({stage}|b{stage + 1})\.(?=\d+\.)", f"layer{stage}.") for stage in range(1, 5)),
-            (r"(7|last\.2)\.", "fc."),
-        ),
-    ),
-    Layout(
-        "nn.Sequential's numbers",
-        (
-            (r"0\.", "conv1."),
-            (r"1\.", "bn1."),
-            *((rf"({stage + 3}|resnet_block{stage})\.(?=\d+\.)", f"layer{stage}.") for stage in range(1, 5)),
-            (r"(9|10|fc\.\d+)\.", "fc."),
-        ),
-    ),
-)
-BLOCK_RULES = (
-    (r"\.shortcut\.", ".downsample."),
-    (r"\.downsample\.(weight|bias)$", r".downsample.0.\1"),
-    *((rf"\.residual_function\.{3 * place}\.", f".conv{place + 1}.") for place in range(3)),
-    *((rf"\.residual_function\.{3 * place + 1}\.", f".bn{place + 1}.") for place in range(3)),
-)
-KNOWN = re.compile(
-    r"((conv1|bn1|fc)|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.(weight|bias|running_mean|running_var|num_batches_tracked)"
-)
-
-
-def resnet_from_state(
-    create: Callable[[ModelSpec, int | None, int | None], nn.Module], spec: ModelSpec, state: Mapping[str, Tensor], where: str
-) -> nn.Module:
+def resnet_from_state(create: Create, spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
     """The model that `create` makes, with a checkpoint's weights; without a head in the checkpoint, `fc` passes on what it is given.
 
     Raises:
-        BadInput: it does not fit; says which registered model it is of, or the closest one and what differs.
+        BadInput: it does not fit; says which registered model it is of, or what differs and what to do.
     """
-    layout, named = renamed(state, where)
-    named = folded(named)
-    stem, head = named.get("conv1.weight"), named.get("fc.weight")
-    if stem is not None and stem.ndim == 4 and (head is None or head.ndim == 2):
+    found = network_of(checkpoint)
+    if found is None:
+        raise BadInput(
+            f"{checkpoint.where} is of no ResNet that is known: expected the tensors of a {spec.name}, got {some(sorted(checkpoint.state))}; "
+            f"{_remedy([*checkpoint.state])}"
+        )
+    named = folded(found.tensors)
+    if not found.unknown and named["conv1.weight"].ndim == 4:
         module = _empty(create, spec, named)
         if not differences(module, named):
-            return loaded(module, named)
-    raise BadInput(f"{where} {_misfit(spec, named, layout)}")
+            check_finite(named, checkpoint.where)
+            return Fitted(loaded(module, named), found.left_out, found.layout)
+    raise BadInput(f"{checkpoint.where} {_misfit(create, spec, named, found)}")
 
 
-def fitted(module: nn.Module, state: Mapping[str, Tensor], where: str, name: str) -> nn.Module:
+def fitted(module: nn.Module, checkpoint: Checkpoint, name: str) -> Fitted:
     """A module of anybody's making with a checkpoint's weights under its own names, bare or behind a prefix.
 
     Raises:
         BadInput: they do not fit; says what differs.
     """
-    first = next(iter(module.state_dict()), "")
+    own = module.state_dict()
+    state = dict(checkpoint.state)
+    if not any(key.endswith("_mask") for key in own):
+        state = pruned(state, checkpoint.where)
+    state, counters = (state, []) if any(key.rpartition(".")[2] in COUNTERS for key in own) else without_counters(state)
+    first = next(iter(own), "")
     prefixes = sorted({"", *(key.removesuffix(first) for key in state if key.endswith(f".{first}"))}, key=len)
     found = []
     for prefix in prefixes:
-        bare = {key.removeprefix(prefix): value for key, value in state.items() if key != COUNTER}
+        losses = [key for key in training_only(state, prefix) if key.removeprefix(prefix) not in own]
+        bare = {key.removeprefix(prefix): value for key, value in state.items() if key not in losses}
         found.append(differences(module, bare))
         if not found[-1]:
-            return loaded(module, bare)
-    raise BadInput(f"{where} does not fit {name}: {min(found, key=len)}; is it a checkpoint of another architecture?")
+            check_finite(bare, checkpoint.where)
+            left_out = [f"{len(keys)} tensors of the checkpoint, counters, losses and metrics: {some(keys)}" for keys in [counters + losses] if keys]
+            return Fitted(loaded(module, bare), tuple(left_out))
+    raise BadInput(f"{checkpoint.where} does not fit {name}: {min(found, key=len)}; is it a checkpoint of another architecture?")
 
 
 def stripped(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -119,19 +80,7 @@ def stripped(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         if name in bare:
             raise BadInput(f"{where} holds '{name}' twice, behind different prefixes, one of them in '{key}'; save the one network to export")
         bare[name] = value
-    bare.pop(COUNTER, None)
     return bare
-
-
-def renamed(state: Mapping[str, Tensor], where: str) -> tuple[Layout, dict[str, Tensor]]:
-    """The layout that knows most of the names, and the tensors under torchvision's; names it does not know stay."""
-    bare = stripped(state, where)
-    candidates = []
-    for layout in LAYOUTS:
-        names = {key: _renamed(key, layout) for key in bare}
-        times = Counter(names.values())  # a head of two layers would become one
-        candidates.append((layout, {names[key] if times[names[key]] == 1 else key: value for key, value in bare.items()}))
-    return max(candidates, key=lambda candidate: sum(KNOWN.fullmatch(key) is not None for key in candidate[1]))
 
 
 def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -157,17 +106,17 @@ def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def differences(module: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """What is missing, unexpected or of another shape; empty where all fits. Batch counters do not count."""
+    """What is missing, unexpected, of another shape or no floats; empty where all fits. Batch counters do not count."""
     wanted = {key: value for key, value in module.state_dict().items() if not key.endswith("num_batches_tracked")}
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted and not key.endswith("num_batches_tracked")]
-    reshaped = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in state and state[key].shape != value.shape
+    both = [(key, value, state[key]) for key, value in wanted.items() if key in state]
+    reshaped = [f"{key} {tuple(given.shape)} instead of {tuple(value.shape)}" for key, value, given in both if given.shape != value.shape]
+    retyped = [
+        f"{key} {given.dtype} instead of {value.dtype}" for key, value, given in both if given.is_floating_point() != value.is_floating_point()
     ]
-    found = [(keys, what) for keys, what in ((missing, "missing"), (unexpected, "unexpected"), (reshaped, "of another shape")) if keys]
-    return "; ".join(f"{len(keys)} {what}: {_some(keys)}" for keys, what in found)
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped, "of another type": retyped}
+    return "; ".join(f"{len(keys)} {what}: {some(keys)}" for what, keys in found.items() if keys)
 
 
 def loaded(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -193,24 +142,54 @@ def spec_from_state(state: Mapping[str, Tensor]) -> ModelSpec | None:
     return find_model(name, PAD if padded and PAD in find_model(name).variants else None)
 
 
-def _misfit(spec: ModelSpec, state: Mapping[str, Tensor], layout: Layout) -> str:
-    """Why a checkpoint is not of `spec`, behind the file's name."""
+def _misfit(create: Create, spec: ModelSpec, state: Mapping[str, Tensor], found: Found) -> str:
+    """Why a checkpoint is not of `spec`, and what to do; goes behind the file's name."""
     near = spec_from_state(state)
     if near is None:
-        return f"is of no ResNet that is known: expected the tensors of a {spec.name}, got {_some(sorted(state))}"
-    source: Any = load_plugin(models, near.source, kind="model source", remedy="pip install 'resnet-export[export]'")
-    found = differences(_empty(source.create, near, state), state)
+        return f"is of no ResNet that is known: expected the tensors of a {spec.name}, got {some(sorted(state))}; {OWN_NETWORK}"
+    if near.shape != spec.shape or PAD in (near.variant, spec.variant):
+        source: Any = load_plugin(models, near.source, kind="model source", remedy="pip install 'resnet-export[export]'")
+        create = source.create
+    else:
+        near = spec
+    differs = differences(_empty(create, near, state), state)
     asked, choice = (f"{one.name} --shortcut {one.variant}" if one.variant == PAD else one.name for one in (spec, near))
-    if not found:
+    if not differs and asked != choice:
         return f"is a checkpoint of {choice}, not of {asked}; export {choice}"
-    return f"does not fit {asked}: the closest known is {choice}, with {layout.name}, and it differs: {found}"
+    beside = f"{len(found.unknown)} unexpected: {some(found.unknown)}" if found.unknown else ""
+    if asked != choice:
+        differs = "; ".join(filter(None, (differs, beside)))
+        return f"does not fit {asked}: the closest known is {choice}, with {found.layout.name}, and it differs: {differs}; {OWN_NETWORK}"
+    if not differs:
+        return f"{_beside(asked, state, found)}"
+    return f"has the parts of a {asked}, and differs from it: {'; '.join(filter(None, (differs, beside)))}; {_remedy([*found.unknown])}"
 
 
-def _empty(create: Callable[[ModelSpec, int | None, int | None], nn.Module], spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
+def _beside(asked: str, state: Mapping[str, Tensor], found: Found) -> str:
+    """What is said where all of a model is there, and more."""
+    names, count = some(found.unknown), len(found.unknown)
+    linear = [key for key, value in found.unknown.items() if value.ndim == 2 and key.endswith("weight")]
+    if "fc.weight" not in state and linear:
+        return (
+            f"has the body of a {asked}, and a head of more than one linear layer ({names}); {OWN_NETWORK}, "
+            "or give --features pool or stages for what is before the head"
+        )
+    return f"has all of a {asked}, and {count} tensors that it has no place for: {names}; {_remedy([*found.unknown])}"
+
+
+def _remedy(unknown: list[str]) -> str:
+    if any("fake_quant" in key or "activation_post_process" in key for key in unknown):
+        return "it is of quantization-aware training: save the float model's state_dict, and quantize it with --int8"
+    if any(re.search(r"parametrizations|weight_(g|v|u|orig)$", key) for key in unknown):
+        return "its weights are parametrized: remove that (torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm), save it again"
+    return OWN_NETWORK
+
+
+def _empty(create: Create, spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
     """The model with a checkpoint's numbers of classes and channels, and no values yet: initialising what is replaced costs seconds."""
     head, stem = state.get("fc.weight"), state["conv1.weight"]
     with torch.device("meta"):
-        module = create(spec, None if head is None else head.shape[0], stem.shape[1])
+        module = create(spec, None if head is None or head.ndim != 2 else head.shape[0], stem.shape[1])
     if head is None:
         module.fc = nn.Identity()
     return module
@@ -249,22 +228,7 @@ def _distance(known: Shape | None, shape: Shape) -> tuple[int, ...]:
     )
 
 
-def _renamed(key: str, layout: Layout) -> str:
-    for pattern, replacement in layout.rules:
-        changed, times = re.subn(f"^{pattern}", replacement, key)
-        if times:
-            key = changed
-            break
-    for pattern, replacement in BLOCK_RULES:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
 def _shortcut(key: str, state: Mapping[str, Tensor]) -> str:
     """d2l.ai calls the shortcut's convolution `conv3`, and has no third batch norm."""
     match = re.fullmatch(r"(layer\d\.\d+\.)conv3\.(weight|bias)", key)
     return f"{match[1]}downsample.0.{match[2]}" if match and f"{match[1]}bn3.weight" not in state else key
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:SHOWN_KEYS]) + (", ..." if len(keys) > SHOWN_KEYS else "")

@@ -103,6 +103,8 @@ def export(plan: ExportPlan, announce: Announce = silent) -> Export:
     with staging_folder(plan.output, force=plan.force) as folder:
         with steps("weights"):
             loaded = with_features(load_model(plan), plan.features)
+            for what in loaded.left_out:
+                steps.left_out(what)
             outputs = output_names(loaded.module)
             if plan.uint8_input == FULL:
                 check_resizable(loaded.preprocess)

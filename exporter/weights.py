@@ -19,9 +19,12 @@ from exporter import models
 from exporter.answers import Attempt, as_exported, attempt, described, logits_within, side_that_fits
 from exporter.at_work import layers_at_work, others_code, place, reason
 from exporter.checkpoints import sha256_of_state, state_from_file
+from exporter.hugging_face import check_form, config_beside
 from exporter.labels import checked_labels
 from exporter.models import Pretrained
+from exporter.part_names import HUGGING_FACE
 from exporter.plan import ExportPlan
+from exporter.wrappers import Checkpoint, Fitted
 from runtimes._plugins import load_plugin
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import BadInput, PlanError, ResnetExportError, TraceError
@@ -37,12 +40,13 @@ inputs' power; a trained one's do by 5.8 dB, white filters by 0 dB."""
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A module in evaluation mode, and what the manifest says of it."""
+    """A module in evaluation mode, what the manifest says of it, and what of the checkpoint was left out, a sentence for each kind."""
 
     module: nn.Module
     facts: ModelFacts
     preprocess: Preprocess
     labels: tuple[str, ...] | None
+    left_out: tuple[str, ...] = ()
 
 
 def load_model(plan: ExportPlan) -> LoadedModel:
@@ -64,9 +68,23 @@ def load_model(plan: ExportPlan) -> LoadedModel:
         if plan.weights == "default":
             weights: Pretrained = source.pretrained(spec)
             return _loaded(plan, weights.module, WeightsFacts(weights.kind, weights.sha256), weights.preprocess, weights.labels)
-        path = Path(plan.weights)
-        module = source.load(spec, state_from_file(path), str(path))
-    return _loaded(plan, module, WeightsFacts("file", sha256_of_file(path)), source.preprocess(spec), None)
+        return _from_file(source, plan)
+
+
+def _from_file(source: Any, plan: ExportPlan) -> LoadedModel:
+    path = Path(plan.weights)
+    fitted: Fitted = source.load(plan.spec, Checkpoint(state_from_file(path), str(path), headless=plan.features is not None))
+    config = config_beside(path) if fitted.layout is HUGGING_FACE else None
+    if config is not None:
+        check_form(config, plan.spec, path)
+    loaded = _loaded(plan, fitted.module, WeightsFacts("file", sha256_of_file(path)), source.preprocess(plan.spec), None)
+    loaded = replace(loaded, left_out=fitted.left_out)
+    if config is None or config.labels is None or plan.labels is not None or plan.features:
+        return loaded
+    if len(config.labels) != loaded.facts.classes:
+        count = f"{len(config.labels)} class names of config.json: {path.name} has {loaded.facts.classes} classes"
+        return replace(loaded, left_out=(*fitted.left_out, count))
+    return replace(loaded, labels=config.labels)
 
 
 def _random(source: Any, plan: ExportPlan) -> LoadedModel:
@@ -84,6 +102,8 @@ def _loaded(plan: ExportPlan, module: nn.Module, weights: WeightsFacts, own: Pre
     if plan.classes not in (None, classes):
         where = plan.weights if weights.kind == "file" else plan.model
         raise PlanError(f"--num-classes says {plan.classes}, but {where} has {classes} classes; leave the option out")
+    if plan.labels is not None and not plan.labels.exists():
+        raise BadInput(f"--labels: there is no file or folder {plan.labels}; give class names, one a line, or the folder that was trained on")
     if plan.labels is not None:
         labels = checked_labels(plan.labels, classes)
     facts = ModelFacts(plan.model, plan.spec.source, plan.spec.variant, classes, weights)

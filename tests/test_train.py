@@ -257,7 +257,7 @@ OPTIONS = {
     ("--model", "resnet2"): (2, "unknown model 'resnet2'; did you mean"),
     ("--freeze",): (2, "--freeze needs --weights"),
     ("--weights", "random"): (2, "leave the option out to train from scratch"),
-    ("--weights", "gone.pth"): (2, "gone.pth is not a file"),
+    ("--weights", "gone.pth"): (2, "there is no file gone.pth"),
     ("--schedule", "linear"): (2, "is not one of 'onecycle', 'multistep', 'cosine'"),
     ("--image-size", "big"): (2, "expected --image-size as N or HxW"),
     ("--learning-rate", "-1"): (2, "--learning-rate"),

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from calibration.data import built_in
 from exporter import ExportPlan
-from exporter.checkpoints import state_from_file
 from exporter.features import with_features
 from exporter.models.cifar import CifarResNet
 from exporter.weights import PATCH_SHARE, LoadedModel, _take_in_patches, inputs_from_source, load_model
@@ -169,7 +168,7 @@ def test_labels_must_be_as_many_as_classes(state: dict[str, Tensor], tmp_path: P
     labels.write_text("a\nb\n")
     with pytest.raises(BadInput, match="expected 7 labels, one a line, got 2"):
         load(path, tmp_path, labels=labels)
-    with pytest.raises(BadInput, match="cannot read the labels"):
+    with pytest.raises(BadInput, match="--labels: there is no file or folder .*none.txt"):
         load(path, tmp_path, labels=tmp_path / "none.txt")
 
 
@@ -208,8 +207,7 @@ def test_what_is_no_checkpoint_is_refused(state: dict[str, Tensor], tmp_path: Pa
     cases = {
         "truncated.pt": whole[: len(whole) // 2],
         "empty.pt": b"",
-        "junk.pt": b"not a checkpoint at all",
-        "text.pth": b'{"json": true}',
+        "junk.pt": b"\x00\x01 not a checkpoint at all",
         "empty.safetensors": b"",
         "junk.safetensors": os.urandom(64),
         "truncated.safetensors": (8).to_bytes(8, "little"),
@@ -218,11 +216,12 @@ def test_what_is_no_checkpoint_is_refused(state: dict[str, Tensor], tmp_path: Pa
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match=name):
             load(tmp_path / name, tmp_path)
-    with pytest.raises(BadInput, match="is not a file"):
-        load(tmp_path / "missing.pt", tmp_path)
     with pytest.raises(BadInput, match="got list without tensors"):
         load(saved([1, 2], tmp_path / "list.pt"), tmp_path)
-    with pytest.raises(BadInput, match="is of no ResNet that is known: expected the tensors of a resnet20, got a$"):
+    with pytest.raises(
+        BadInput,
+        match="is of no ResNet that is known: expected the tensors of a resnet20, got a; export .* package.module:factory",
+    ):
         load(saved({"a": torch.zeros(1)}, tmp_path / "other.pt"), tmp_path)
 
 
@@ -230,7 +229,7 @@ def test_what_is_no_checkpoint_is_refused(state: dict[str, Tensor], tmp_path: Pa
 def test_weights_that_are_not_finite_are_refused_by_name(state: dict[str, Tensor], tmp_path: Path, value: float) -> None:
     broken = {**state, "layer2.0.bn1.bias": torch.full((32,), value)}
     with pytest.raises(BadInput, match=r"'layer2\.0\.bn1\.bias' holds NaN or infinite values"):
-        state_from_file(saved(broken, tmp_path / "nan.pt"))
+        load(saved(broken, tmp_path / "nan.pt"), tmp_path)
 
 
 def test_default_weights_are_downloaded_with_all_that_the_weights_object_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 A source file has four functions, each of which takes a `ModelSpec` first:
 
     create(spec, classes, channels) -> nn.Module     freshly initialised, from torch's current random state; None takes the model's own
-    load(spec, state, where) -> nn.Module            with a checkpoint's weights, whose numbers of classes and channels are its own
+    load(spec, checkpoint) -> Fitted                 with a checkpoint's weights, whose numbers of classes and channels are its own
     pretrained(spec) -> Pretrained                   what `--weights default` means
     preprocess(spec) -> Preprocess                   what the model expects of images when nothing else says
 
@@ -16,9 +16,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from runtimes.errors import PlanError, UnknownName
+from runtimes.errors import BadInput, PlanError, UnknownName
 
 if TYPE_CHECKING:
     from torch import nn
@@ -100,6 +101,7 @@ DEPTHS: Mapping[int, tuple[tuple[int, ...], bool]] = {
     152: ((3, 8, 36, 3), True),
 }
 """Blocks in each stage, and whether they are bottlenecks (He et al. 2015, table 1)."""
+PATH_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".onnx", ".h5", ".pt2", ".py", ".json")
 PATTERN = re.compile(r"resnet(\d+)|resnext(\d+)_([1-9]\d{0,3})x([1-9]\d{0,3})d|wide_resnet(\d+)_([1-9]\d?)")
 
 
@@ -191,4 +193,21 @@ def _find(name: str) -> ModelSpec:
         return ModelSpec(name, "custom", ("custom",), None, None, weights=True)
     if imagenet_shape(name):
         return _imagenet(name)
+    _refuse_path(name)
     raise UnknownName("model", name, MODELS)
+
+
+def _refuse_path(name: str) -> None:
+    """
+    Raises:
+        BadInput: a path where a model's name belongs.
+    """
+    path = Path(name)
+    if not path.exists() and "/" not in name and path.suffix not in PATH_SUFFIXES:
+        return
+    names = "a name of --list, its pattern, or package.module:factory"
+    if not path.exists():
+        raise BadInput(f"expected MODEL as {names}, got a path, and there is no file {name}")
+    kind = "folder" if path.is_dir() else "file"
+    weights = f"give the network's name, and a checkpoint of it with --weights{' ' + name if kind == 'file' and path.suffix != '.onnx' else ''}"
+    raise BadInput(f"expected MODEL as {names}, got the {kind} {name}; {weights}")

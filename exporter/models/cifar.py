@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torchvision.models.resnet import BasicBlock, conv1x1
 from calibration.data import FASHION_MNIST_CLASSES
 from exporter.layouts import resnet_from_state
 from exporter.models import PAD, PROJECTION, ModelSpec, Pretrained, torchvision
+from exporter.wrappers import Checkpoint, Fitted
 from runtimes.bundle import sha256_of_file
 from runtimes.preprocess import Preprocess
 
@@ -83,15 +83,15 @@ def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Mod
     return CifarResNet(spec.shape.blocks[0], channels or preprocess(spec).channels, classes or 10, shortcut=spec.variant)
 
 
-def load(spec: ModelSpec, state: Mapping[str, Tensor], where: str) -> nn.Module:
+def load(spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
     """The model with a checkpoint's weights, whatever its training script called the parts."""
-    return resnet_from_state(create, spec, state, where)
+    return resnet_from_state(create, spec, checkpoint)
 
 
 def pretrained(spec: ModelSpec) -> Pretrained:
     """The weights that ship with the package: trained on Fashion-MNIST by `scripts/train.py`."""
     path = ASSETS / f"{spec.name}.safetensors"
-    module = load(spec, load_file(path), where="the shipped weights")
+    module = load(spec, Checkpoint(load_file(path), "the shipped weights")).module
     return Pretrained(module, preprocess(spec), FASHION_MNIST_CLASSES, "shipped", sha256_of_file(path))
 
 

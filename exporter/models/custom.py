@@ -8,10 +8,11 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
@@ -19,6 +20,7 @@ from exporter.at_work import kind_and_line, others_code, source_line
 from exporter.checkpoints import sha256_of_state
 from exporter.layouts import fitted
 from exporter.models import ModelSpec, Pretrained
+from exporter.wrappers import Checkpoint, Fitted
 from runtimes.errors import BadInput
 from runtimes.preprocess import Preprocess
 
@@ -37,12 +39,12 @@ def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Mod
     return module
 
 
-def load(spec: ModelSpec, state: Mapping[str, Tensor], where: str) -> nn.Module:
+def load(spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
     """What the factory returns, with a checkpoint's weights under its own names."""
     module = _made(spec)
-    with others_code(_telling(f"loading {where} into {spec.name} raised")):
-        module = fitted(module, state, where, spec.name)
-    return _prepared(spec.name, module)
+    with others_code(_telling(f"loading {checkpoint.where} into {spec.name} raised")):
+        found = fitted(module, checkpoint, spec.name)
+    return replace(found, module=_prepared(spec.name, found.module))
 
 
 def pretrained(spec: ModelSpec) -> Pretrained:

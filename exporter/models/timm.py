@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import urllib.request
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from exporter.checkpoints import state_from_file
 from exporter.layouts import fitted, stripped
 from exporter.models import ModelSpec, Pretrained
 from exporter.weights import RESIDUAL_SCALE
+from exporter.wrappers import Checkpoint, Fitted, check_finite
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import BadInput, PlanError, UnknownName, WeightsUnavailable
 from runtimes.preprocess import Preprocess
@@ -39,14 +40,14 @@ def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Mod
     return module
 
 
-def load(spec: ModelSpec, state: Mapping[str, Tensor], where: str) -> nn.Module:
+def load(spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
     """timm's model with a checkpoint's weights under timm's names; the numbers of classes and channels are the checkpoint's."""
-    bare = stripped(state, where)
+    bare = stripped(checkpoint.state, checkpoint.where)
     config = _config(spec)
     head, stem = (bare.get(f"{_first(config.get(part))}.weight") for part in ("classifier", "first_conv"))
     classes = None if head is None else int(head.shape[0])
     channels = None if stem is None or stem.ndim != 4 else int(stem.shape[1])
-    return fitted(_created(spec, num_classes=classes, in_chans=channels), bare, where, spec.name)
+    return fitted(_created(spec, num_classes=classes, in_chans=channels), replace(checkpoint, state=bare), spec.name)
 
 
 def pretrained(spec: ModelSpec) -> Pretrained:
@@ -57,7 +58,9 @@ def pretrained(spec: ModelSpec) -> Pretrained:
     """
     own = preprocess(spec)
     path = _weights_file(spec)
-    module = _created(spec, pretrained=True, pretrained_cfg_overlay={"state_dict": state_from_file(path)})
+    state = state_from_file(path)
+    check_finite(state, str(path))
+    module = _created(spec, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
     labels = tuple(ImageNetInfo().label_descriptions()) if _config(spec).get("num_classes") == IMAGENET_CLASSES else None
     return Pretrained(module, own, labels, "default", sha256_of_file(path))
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import ResNet50_Weights, WeightsEnum, get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from exporter.layouts import resnet_from_state
 from exporter.models import V1, ModelSpec, Pretrained
+from exporter.wrappers import Checkpoint, Fitted
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import WeightsUnavailable
 from runtimes.preprocess import Preprocess
@@ -43,9 +44,9 @@ def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Mod
     return model
 
 
-def load(spec: ModelSpec, state: Mapping[str, Tensor], where: str) -> nn.Module:
+def load(spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
     """The model with a checkpoint's weights, whatever its training script called the parts."""
-    return resnet_from_state(create, spec, state, where)
+    return resnet_from_state(create, spec, checkpoint)
 
 
 def pretrained(spec: ModelSpec) -> Pretrained:
@@ -65,7 +66,7 @@ def pretrained(spec: ModelSpec) -> Pretrained:
         ) from error
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     labels = tuple(str(label) for label in weights.meta["categories"])
-    module = load(spec, state, where="the default weights")
+    module = load(spec, Checkpoint(state, "the default weights")).module
     return Pretrained(module, preprocess(spec), labels, "default", sha256_of_file(cached))
 
 
