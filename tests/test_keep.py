@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from exporter.precisions import bf16, fp16
 from exporter.precisions._cast import cast_graph
+from runtimes.backends._log import log_of
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import LowerError
 
@@ -51,6 +52,7 @@ def types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 AXES = np.array([1])
+GUARDED: dict[str, NDArray[Any]] = {"axes": AXES, "tiny": np.array(1e-8, np.float32)}
 NORM = node("ReduceL2", "input axes", "norm", keepdims=1)
 SQUARES = [node("Mul", "input input", "squares"), node("ReduceSum", "squares axes", "sum", keepdims=1)]
 GUARDS: dict[str, list[onnx.NodeProto]] = {
@@ -91,7 +93,7 @@ GUARDS: dict[str, list[onnx.NodeProto]] = {
 
 @pytest.mark.parametrize("form", GUARDS)
 def test_a_guard_of_a_division_outlives_fp16(form: str) -> None:
-    model = graph_of(GUARDS[form], {"axes": AXES, "tiny": np.float32(1e-8)})
+    model = graph_of(GUARDS[form], GUARDED)
     assert np.isfinite(answer(model, ZERO)).all()
     lowered = fp16.lower(model, {})
     onnx.checker.check_model(lowered, full_check=True)
@@ -110,9 +112,6 @@ def test_what_is_computed_from_a_guard_is_fp32_up_to_the_division_and_keeps_its_
         TensorProto.FLOAT16,
     ]
     assert casts(lowered) == ["input.cast", "norm.float.cast", "even.float16.cast", "logits.cast"]
-
-
-GUARDED: dict[str, NDArray[Any]] = {"axes": AXES, "tiny": np.array(1e-8, np.float32)}
 
 
 def test_bf16_holds_a_guard_that_fp16_does_not() -> None:
@@ -185,7 +184,7 @@ FORMLESS = {
 def test_an_operator_without_a_narrow_form_computes_in_fp32_between_casts(operator: str, precision: Any) -> None:
     if operator.startswith("Random") and precision is bf16:
         pytest.skip("ONNX Runtime has no random numbers of opset 22")
-    constants = {"zero": np.float32(0), "one": np.float32(1)} if operator == "Range" else {}
+    constants = {"zero": np.array(0, np.float32), "one": np.array(1, np.float32)} if operator == "Range" else {}
     model = graph_of(FORMLESS[operator], constants, shape=(4, 8), opset=22 if precision is bf16 else 20)
     lowered = precision.lower(model, {})
     onnx.checker.check_model(lowered, full_check=True)
@@ -196,7 +195,7 @@ def test_an_operator_without_a_narrow_form_computes_in_fp32_between_casts(operat
 
 
 def test_a_count_is_not_rounded_on_its_way_to_a_range() -> None:
-    constants = {"zero": np.float32(0), "one": np.float32(1)}
+    constants = {"zero": np.array(0, np.float32), "one": np.array(1, np.float32)}
     lowered = fp16.lower(graph_of(COUNTED, constants, shape=(1, 2049)), {})
     assert types(lowered)["end"] == TensorProto.FLOAT  # FP16 has no 2049
     assert answer(lowered, np.zeros((1, 2049), np.float32))[0, -1] == 2048
@@ -238,7 +237,7 @@ def test_tensorrt_takes_casts_around_nodes() -> None:
     tensors = {"w": np.eye(8, dtype=np.float32).reshape(8, 8, 1, 1), **GUARDED}
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(values, name) for name, values in tensors.items()])
     lowered = fp16.lower(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), {})
-    log = trt.Logger(trt.Logger.ERROR)
+    log = log_of(trt).logger
     builder = trt.Builder(log)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)

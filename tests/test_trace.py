@@ -90,7 +90,8 @@ class Shapes(nn.Module):
         pairs = pooled.view(-1, 4).sum(1).view(-1, 2)
         flat = self.whole(x).flatten(1) + pooled.view(-1, 8)
         even = flat / (1e-12 + flat.square().sum(1, keepdim=True))
-        return even.sum(1, keepdim=True) + self.head(pooled).view(-1, 3).sum(1).view(-1, 2) + pairs
+        result: Tensor = even.sum(1, keepdim=True) + self.head(pooled).view(-1, 3).sum(1).view(-1, 2) + pairs
+        return result
 
 
 def test_names_are_distinct_and_a_reshape_that_does_not_flatten_and_a_guard_stay() -> None:
@@ -129,7 +130,8 @@ def test_a_head_of_grouped_or_shared_convolutions_stays_one() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             pooled = x.expand(-1, 4, -1, -1).mean((2, 3), keepdim=True) * torch.arange(4.0)[:, None, None]
-            return self.grouped(self.shared(self.shared(pooled)).relu().mean((2, 3), keepdim=True)).flatten(1)
+            result: Tensor = self.grouped(self.shared(self.shared(pooled)).relu().mean((2, 3), keepdim=True)).flatten(1)
+            return result
 
     torch.manual_seed(0)
     network = Head().eval()
