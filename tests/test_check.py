@@ -18,6 +18,7 @@ import onnx
 import pytest
 from conftest import Made
 from onnx import numpy_helper
+from rounding import needs_rounding
 from spoilt import with_file
 
 from calibration.data import built_in
@@ -519,6 +520,7 @@ def test_github_outside_a_workflow_is_refused(run: Any, bundle: Path, monkeypatc
 # --- block by block ---
 
 
+@needs_rounding
 def test_blocks_and_bisect_stand_in_the_text_in_json_and_in_the_report(run: Any, tmp_path: Path, shipped_bundle: Any) -> None:
     folder = shipped_bundle("int8").folder
     options = ("--backend", "onnxruntime", "--blocks", "--bisect", "--budget", "min_sqnr_db=37.5")

@@ -14,6 +14,7 @@ import torch
 from commands import Ran, run_main
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from rounding import RUNNABLE
 from torch import Tensor, nn
 
 from calibration.data import built_in
@@ -22,7 +23,7 @@ from exporter.builders._layers import check_precision, layer_facts
 from exporter.builders._network import BuildOptions, Job
 from exporter.cli import deploy
 from exporter.models.cifar import CifarResNet
-from exporter.plan import precision_names
+from exporter.plan import load_precision, precision_names
 from exporter.precisions import fp32
 from exporter.simplify import simplified
 from exporter.trace import onnx_from_program, program_from_module, save_program
@@ -101,7 +102,7 @@ def test_a_bundle_takes_pixels_and_is_proven_against_preprocessing_outside(bundl
         reference = runtime.run({"input": manifest.preprocess.normalised(inputs)})["logits"]
         assert golden_report(bundle, "pytorch", runtime).ok
     np.testing.assert_allclose(golden["logits"], reference, rtol=1e-4, atol=1e-4)
-    if precision != "bf16":  # which onnxruntime does not run on a CPU
+    if load_precision(precision).RUNS_ON:
         with open_runtime(bundle) as runtime:
             assert golden_report(bundle, "onnxruntime", runtime).ok
             with pytest.raises(BadInput, match="expected uint8, got float32"):
@@ -200,7 +201,7 @@ def test_classify_feeds_pixels_where_the_model_takes_them(bundles: Any) -> None:
 def test_resnet_deploy_run_names_what_is_in_a_picture(
     bundles: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle, picture = bundles("int8"), tmp_path / "boot.png"
+    bundle, picture = bundles(RUNNABLE), tmp_path / "boot.png"
     built_in("test").image(0).convert("RGB").save(picture)
     told: Ran = run_main(deploy.main, ("run", bundle.folder, picture), capsys, monkeypatch)
     assert "Ankle boot" in told.out.splitlines()[1]

@@ -17,6 +17,7 @@ import pytest
 from commands import Ran, run_main
 from numpy.typing import NDArray
 from PIL import Image
+from rounding import RUNNABLE
 from standin_cuda import StandinCuda
 from standin_tensorrt import StandinTensorRT, imported_as_tensorrt
 
@@ -30,7 +31,7 @@ from exporter.engines import BuildPlan, build_engine
 from exporter.fitting import fitting_size
 from exporter.graph import tensor_specs
 from exporter.pictures import check_resizing, images_of_one_size, trial_sizes
-from exporter.plan import precision_names
+from exporter.plan import load_precision, precision_names
 from exporter.qdq.lint import lint
 from exporter.resize import check_resizable, resizing_graph, with_any_size
 from exporter.uint8 import with_uint8_input
@@ -208,7 +209,7 @@ def test_a_bundle_takes_pictures_of_any_size_and_is_proven_against_pillow_outsid
         reference = runtime.run({"input": manifest.preprocess.outside(inputs, any_size=True)})["logits"]
         assert golden_report(bundle, "pytorch", runtime).ok
     np.testing.assert_allclose(golden["logits"], reference, rtol=1e-4, atol=1e-4)
-    if precision != "bf16":  # which onnxruntime does not run on a CPU
+    if load_precision(precision).RUNS_ON:
         with open_runtime(bundle) as runtime:
             assert golden_report(bundle, "onnxruntime", runtime).ok
 
@@ -360,9 +361,9 @@ def test_resnet_deploy_run_takes_each_picture_at_its_own_size(
     for place, size in enumerate([(28, 28), (90, 61)]):
         paths.append(tmp_path / f"{place}.png")
         built_in("test").image(0).convert("RGB").resize(size).save(paths[-1])
-    told: Ran = run_main(deploy.main, ("run", bundles("int8").folder, *paths, "--top", "1"), capsys, monkeypatch)
+    told: Ran = run_main(deploy.main, ("run", bundles(RUNNABLE).folder, *paths, "--top", "1"), capsys, monkeypatch)
     assert told.out.count("Ankle boot") == 2
-    shown: Ran = run_main(deploy.main, ("inspect", bundles("int8").folder), capsys, monkeypatch)
+    shown: Ran = run_main(deploy.main, ("inspect", bundles(RUNNABLE).folder), capsys, monkeypatch)
     assert "input uint8 batchxheightxwidthx1" in shown.out
 
 
@@ -458,6 +459,6 @@ def test_pictures_of_several_sizes_are_brought_to_one_to_be_checked(bundles: Any
 
 
 def test_golden_pictures_of_any_size_are_checked(bundles: Any, deploy: Any) -> None:
-    found = deploy("check", bundles("int8").folder, "--json", "--quiet").json
+    found = deploy("check", bundles(RUNNABLE).folder, "--json", "--quiet").json
     verdicts = {one["backend"]: one["verdict"] for one in found["bundles"][0]["backends"]}
     assert (verdicts["onnxruntime"], verdicts["pytorch"]) == ("ok", "ok")
