@@ -112,7 +112,7 @@ def with_part(part: Callable[[nn.Module], Any]) -> nn.Module:
 
 def compiled(net: nn.Module) -> nn.Module:
     net.forward = torch.compile(net.forward)
-    net.norm.compile()  # type: ignore[operator]  # torch types submodules loosely
+    net.get_submodule("norm").compile()
     return net
 
 
@@ -192,7 +192,8 @@ def scripted() -> Any:
 
 def quantized() -> nn.Module:
     net = Net()
-    net.head = torch.ao.nn.quantized.dynamic.Linear(8, 5)  # type: ignore[assignment]  # as quantize_dynamic does
+    made_by_quantize_dynamic: Any = torch.ao.nn.quantized.dynamic.Linear
+    net.head = made_by_quantize_dynamic(8, 5)
     return net
 
 
@@ -251,7 +252,7 @@ def flat(net: Any, x: Tensor) -> Any:
     return functional.linear(x.flatten(1), x.new_zeros(5, 3 * 32 * 32))
 
 
-FORWARDS: dict[str, tuple[Callable[[Any, Tensor], Any], type[ResnetExportError], str]] = {
+FORWARDS: dict[str, tuple[Callable[..., Any], type[ResnetExportError], str]] = {
     "another size": (flat, BadInput, f"does not take an image of 3x16x16 {HERE}: .*; choose another --image-size, 32 for one$"),
     "exception": (
         lambda net, x: net.head(net.norm(net.stem(x))["x"]),
@@ -414,6 +415,7 @@ class Counting(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
+        self.seen: Tensor
         self.register_buffer("seen", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -421,13 +423,14 @@ class Counting(nn.Module):
         return x * self.seen
 
 
-def network(layer: nn.Module, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Module:
+def network(layer: nn.Module, norm: Callable[[int], nn.Module] = nn.BatchNorm2d) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 8, 3), norm(8), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
 
 
 def always_training() -> nn.Module:
     net = network(nn.ReLU())
-    net[1].train = lambda mode=True: net[1]  # type: ignore[index, method-assign, misc, assignment]  # what somebody's freezing may do
+    frozen: Any = net[1]
+    frozen.train = lambda mode=True: frozen  # as somebody's own way of freezing may have it
     return net
 
 
