@@ -8,8 +8,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from calibration.data import IMAGE_SUFFIXES, ImageSource
+from calibration.data import ImageSource
 from runtimes.errors import BadInput
+from runtimes.picture_file import IMAGE_SUFFIXES
 from runtimes.textfile import lines_from_text, text_from_file
 
 KAGGLE_HEADER = "ImageId,PredictionString"

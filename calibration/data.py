@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -18,8 +17,10 @@ from PIL import Image
 
 from calibration.idx import read_idx
 from calibration.splits import check_no_splits
+from runtimes.arrays import array_from_npy, arrays_from_npz
 from runtimes.errors import BadInput
-from runtimes.preprocess import open_image
+from runtimes.picture_file import ARRAY_SUFFIX, IMAGE_SUFFIXES, Picture, open_picture, picture_from_array
+from runtimes.preprocess import Preprocess
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
@@ -34,8 +35,8 @@ FASHION_MNIST_CLASSES = (
     "Ankle boot",
 )  # README of github.com/zalandoresearch/fashion-mnist, "Labels"
 
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SHOWN = 4
+CHANNELS_APART = 37
 
 Split = Literal["train", "test"]
 IDX_NAMES: dict[Split, str] = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
@@ -48,10 +49,12 @@ class ImageSource:
     Attributes:
         name: what a user would call it.
         count: how many pictures.
-        image: the picture at a place, 0 <= place < count; raises BadInput where it cannot be read.
+        image: the picture at a place, 0 <= place < count; raises BadInput where it cannot be read, or is neither grey nor in colour.
         labels: class indices, int64 (count,), where they are known.
         classes: class names, where they are known.
         names: the pictures' paths below the folder that was given, with slashes; None for what is no folder.
+        left_out: what of a folder is not taken, in words: files that are no pictures, classes without any.
+        channelled: as `image`, where there may be pictures of other channels than grey and colour; None where there are none.
     """
 
     name: str
@@ -60,19 +63,38 @@ class ImageSource:
     labels: NDArray[np.int64] | None = field(default=None, repr=False)
     classes: tuple[str, ...] | None = field(default=None, repr=False)
     names: tuple[str, ...] | None = field(default=None, repr=False)
+    left_out: tuple[str, ...] = ()
+    channelled: Callable[[int], Picture] | None = field(default=None, repr=False)
+
+    def picture(self, place: int) -> Picture:
+        """The picture at a place, of whatever channels.
+
+        Raises:
+            BadInput: it cannot be read.
+        """
+        return self.image(place) if self.channelled is None else self.channelled(place)
 
     def chosen(self, places: NDArray[np.int64]) -> ImageSource:
         """The pictures at these places, in their order."""
         labels = None if self.labels is None else self.labels[places]
         names = None if self.names is None else tuple(self.names[place] for place in places)
-        return ImageSource(self.name, len(places), lambda place: self.image(int(places[place])), labels, self.classes, names)
+        channelled = self.channelled
+        return replace(
+            self,
+            count=len(places),
+            image=lambda place: self.image(int(places[place])),
+            labels=labels,
+            names=names,
+            channelled=None if channelled is None else lambda place: channelled(int(places[place])),
+        )
 
 
 def open_source(data: str, *, split: Split = "train") -> ImageSource:
     """The pictures that `--data` names.
 
-    `built-in`; a folder of pictures; a folder whose subfolders are classes; an `.npz` with `images` (uint8, (n, height, width) or
-    (n, height, width, 3)) and perhaps `labels`; an IDX file of images, or a folder with Fashion-MNIST's four.
+    `built-in`; a folder of pictures, or of `.npy` files (uint8, (height, width, channels)); a folder whose subfolders are classes; an `.npz` with
+    `images` (uint8, (n, height, width) or (n, height, width, channels)) and perhaps `labels`; an `.npy` file of images; an IDX file of images, or a
+    folder with Fashion-MNIST's four.
 
     Args:
         split: which images of those that come as training and test images: the built-in ones, and a folder with Fashion-MNIST's files.
@@ -96,7 +118,8 @@ def open_source(data: str, *, split: Split = "train") -> ImageSource:
         raise BadInput(f"--data: {path} does not exist; give a folder of pictures, an .npz, an IDX file, or built-in")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         raise BadInput(f"--data: expected a folder of pictures, got the picture {path}; name the folder that it lies in")
-    return _source_from_npz(path) if path.suffix == ".npz" else _source_from_idx(path)
+    readers = {".npz": _source_from_npz, ARRAY_SUFFIX: _source_from_npy}
+    return readers.get(path.suffix.lower(), _source_from_idx)(path)
 
 
 def evenly_chosen(source: ImageSource, count: int, seed: int) -> NDArray[np.int64]:
@@ -111,19 +134,57 @@ def evenly_chosen(source: ImageSource, count: int, seed: int) -> NDArray[np.int6
     return np.sort(order[:count]).astype(np.int64)
 
 
+def check_channels(source: ImageSource, preprocess: Preprocess) -> None:
+    """Refuse pictures of other channels than the model's, judged by the first that can be read.
+
+    Raises:
+        BadInput: says what the model takes, and how to give that.
+    """
+    for place in range(source.count):
+        try:
+            picture = source.picture(place)
+        except BadInput:
+            continue  # counted and named where the pictures are read
+        try:
+            preprocess.check(picture)
+        except BadInput as error:
+            raise BadInput(f"{source.name}: {error}") from error
+        return
+
+
 def _source_from_folder(folder: Path) -> ImageSource:
-    paths = sorted(path for path in _files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES)
+    files = list(_files_below(folder))
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+    if not any(path.suffix.lower() in suffixes for path in files):
+        suffixes = (ARRAY_SUFFIX,)  # beside pictures, arrays are something else: labels, say
+    paths = sorted(path for path in files if path.suffix.lower() in suffixes)
+    others = _counted(path for path in files if path.suffix.lower() not in suffixes)
     if not paths:
-        raise BadInput(f"--data: {folder} holds no pictures; expected {' '.join(IMAGE_SUFFIXES)} files, in it or in a subfolder for each class")
+        raise BadInput(
+            f"--data: {folder} holds no pictures; expected {' '.join(IMAGE_SUFFIXES)} files, or {ARRAY_SUFFIX} for other channels, "
+            f"in it or in a subfolder for each class, got {others or 'none'}"
+        )
     names = tuple(path.relative_to(folder).as_posix() for path in paths)
     check_no_splits({name.split("/", 1)[0] for name in names if "/" in name}, folder, "--data")
-    source = ImageSource(str(folder), len(paths), lambda place: open_image(paths[place]), names=names)
+    left_out = (f"{folder}: {others}, which are no pictures",) if others else ()
+    source = replace(_source_of(str(folder), len(paths), lambda place: open_picture(paths[place])), names=names, left_out=left_out)
     if any("/" not in name for name in names):
         return source
     parents = [name.split("/", 1)[0] for name in names]
     classes = tuple(sorted(set(parents)))
     numbers = {name: number for number, name in enumerate(classes)}
-    return replace(source, labels=np.array([numbers[parent] for parent in parents], np.int64), classes=classes)
+    empty = sorted({path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")} - set(classes))
+    if empty:
+        some = ", ".join(empty[:SHOWN]) + (", ..." if len(empty) > SHOWN else "")
+        left_out = (*left_out, f"{folder}: {len(empty)} class folder{'s' * (len(empty) > 1)} without a picture: {some}")
+    return replace(source, labels=np.array([numbers[parent] for parent in parents], np.int64), classes=classes, left_out=left_out)
+
+
+def _counted(paths: Iterable[Path]) -> str:
+    """Files in words, by suffix, the most frequent first: 12 .txt, 3 .svg, 1 without a suffix."""
+    counts = Counter(path.suffix.lower() or "without a suffix" for path in paths)
+    said = [f"{count} {suffix}" for suffix, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+    return ", ".join(said[:SHOWN]) + (f" and {counts.total() - sum(sorted(counts.values())[-SHOWN:])} others" if len(said) > SHOWN else "")
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
@@ -156,18 +217,18 @@ def _identity(folder: str | Path) -> tuple[int, int]:
 
 def _source_from_npz(path: Path) -> ImageSource:
     try:
-        with path.open("rb") as file:  # np.load leaves a damaged file open
-            archive = np.load(file)
-            if isinstance(archive, np.ndarray):
-                raise ValueError("it is a lone array, not an archive of them")
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        arrays = arrays_from_npz(path, ("images",), ("labels",))
+    except ValueError as error:
         raise BadInput(f"--data: cannot read {path}: {error}") from error
-    images, labels = arrays.get("images"), arrays.get("labels")
-    if images is None or images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
-        found = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in arrays.items()) or "nothing"
-        raise BadInput(f"{path}: expected 'images' of uint8 (n, height, width) or (n, height, width, 3), got {found}")
-    return _source_from_arrays(str(path), images, labels)
+    return _source_from_arrays(str(path), arrays["images"], arrays.get("labels"))
+
+
+def _source_from_npy(path: Path) -> ImageSource:
+    try:
+        images = array_from_npy(path)
+    except ValueError as error:
+        raise BadInput(f"--data: cannot read {path}: {error}") from error
+    return _source_from_arrays(str(path), images, None)
 
 
 def _source_from_idx(path: Path) -> ImageSource:
@@ -179,14 +240,31 @@ def _source_from_idx(path: Path) -> ImageSource:
     return _source_from_arrays(str(path), images, labels)
 
 
-def _source_from_arrays(name: str, images: NDArray[np.uint8], labels: NDArray[Any] | None) -> ImageSource:
+def _source_from_arrays(name: str, images: NDArray[Any], labels: NDArray[Any] | None) -> ImageSource:
+    channels_first = images.ndim == 4 and images.shape[1] in (1, 3)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels_first:
+        kept = "expected 'images' of uint8 (n, height, width) or (n, height, width, channels)"
+        raise BadInput(f"{name}: {kept}, got images {images.dtype} {images.shape}; {'transpose them' if channels_first else 'scale them to 0..255'}")
     if images.size == 0:
         raise BadInput(f"{name} holds no pictures, or empty ones: images of shape {images.shape}")
     if labels is not None and labels.shape != images.shape[:1]:
         raise BadInput(f"{name}: expected a label for each of {len(images)} images, got labels of shape {labels.shape}")
     if labels is not None and (labels.dtype.kind not in "iu" or labels.min() < 0):
         raise BadInput(f"{name}: expected labels of whole numbers, not negative, got {', '.join(map(str, labels[:3]))}, ... ({labels.dtype})")
-    return ImageSource(name, len(images), lambda place: Image.fromarray(images[place]), None if labels is None else labels.astype(np.int64))
+    source = _source_of(name, len(images), lambda place: picture_from_array(images[place]))
+    return replace(source, labels=None if labels is None else labels.astype(np.int64))
+
+
+def _source_of(name: str, count: int, picture: Callable[[int], Picture]) -> ImageSource:
+    """A source of pictures of whatever channels."""
+
+    def image(place: int) -> Image.Image:
+        found = picture(place)
+        if not isinstance(found, Image.Image):
+            raise BadInput(f"{name}: expected pictures in grey or colour, got {found.shape[2]} channels")
+        return found
+
+    return ImageSource(name, count, image, channelled=picture)
 
 
 @functools.cache
@@ -205,3 +283,15 @@ def built_in(split: Split) -> ImageSource:
         labels=labels.astype(np.int64),
         classes=FASHION_MNIST_CLASSES,
     )
+
+
+def channelled(source: ImageSource, channels: int) -> ImageSource:
+    """Pictures of so many channels, each of which is another picture of the source's, which are grey and of one size.
+
+    No such picture was ever taken, so they have no labels; but what confuses channels is seen.
+    """
+
+    def picture(place: int) -> Picture:
+        return np.dstack([np.asarray(source.image((place + CHANNELS_APART * channel) % source.count)) for channel in range(channels)])
+
+    return _source_of(source.name, source.count, picture)

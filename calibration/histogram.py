@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import math
 import zlib
 from dataclasses import dataclass, field
@@ -16,7 +17,10 @@ from runtimes.errors import CalibrationError
 
 BINS = 2048
 SAMPLES = 1 << 16
-SMALLEST_EXPONENT = -126
+SMALLEST_EXPONENT, LARGEST_EXPONENT = -126, 128
+"""Of the smallest normal float32, and above the largest."""
+MOST_COUNTED = 1 << 53
+"""Values in all: counts add up exactly, as float64 too."""
 
 
 @dataclass
@@ -27,9 +31,8 @@ class Histogram:
     counts are those that one pass with the final range would give. So batches may be cut and ordered at will, and the
     histograms of two shards add up to exactly the whole's.
 
-    Of an image with more than SAMPLES values, every second, third, ... one is counted, by its place in the image (the step is odd, so that all
-    rows and columns take part): counting all ten million activations of a ResNet-50 takes longer than computing them. The
-    largest magnitude is that of all values.
+    Of an image with more than SAMPLES values, every second, third, ... one is counted, by its place in the image (see `sampling_step`): counting all
+    ten million activations of a ResNet-50 takes longer than computing them. The largest magnitude is that of all values.
 
     Attributes:
         exponent: the range's upper end is 2**exponent.
@@ -54,7 +57,7 @@ class Histogram:
         self._grow(exponent_above(largest))
         self.largest = max(self.largest, largest)
         rows = values.reshape(len(values), -1)
-        sampled = rows[:, :: (rows.shape[1] // SAMPLES) | 1].ravel()
+        sampled = rows[:, :: sampling_step(rows.shape[1])].ravel()
         magnitudes = sampled if low >= 0 else np.abs(sampled)
         self.counts += histogram1d(magnitudes, BINS, (0.0, 2.0**self.exponent)).astype(np.int64)
 
@@ -102,13 +105,30 @@ class Histogram:
         Raises:
             ValueError: the text is damaged.
         """
-        try:
-            counts = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), "<i8").astype(np.int64)
+        expected = BINS * np.dtype("<i8").itemsize
+        unpacker = zlib.decompressobj()
+        try:  # no further than a byte beyond what is expected: a few kilobytes may unpack to gigabytes
+            unpacked = unpacker.decompress(base64.b64decode(text, validate=True), expected + 1)
         except zlib.error as error:
             raise ValueError(f"a histogram's counts are damaged: {error}") from error
-        if counts.shape != (BINS,) or counts.min() < 0:
-            raise ValueError(f"a histogram has {counts.shape} counts, expected {BINS}, none negative")
+        if len(unpacked) != expected or not unpacker.eof:
+            raise ValueError(f"expected a histogram of {BINS} counts, got {'more' if len(unpacked) > expected else 'fewer'}")
+        counts = np.frombuffer(unpacked, "<i8").astype(np.int64)
+        if counts.min() < 0 or counts.sum(dtype=np.float64) > MOST_COUNTED:
+            raise ValueError("a histogram's counts are negative, or beyond what can be added up")
+        if not SMALLEST_EXPONENT <= exponent <= LARGEST_EXPONENT:
+            raise ValueError(f"expected a histogram's exponent from {SMALLEST_EXPONENT} to {LARGEST_EXPONENT}, got {exponent}")
         return cls(exponent, counts, largest)
+
+
+def sampling_step(values: int) -> int:
+    """The distance of the values that are counted, of an image of so many: the smallest that leaves no more than SAMPLES or so, and has no common
+    divisor with their number, which is channels times height times width.
+
+    So it has none with the width or the height, and all columns, rows and places of a plane are visited equally often. A step of 7 over planes of 28
+    columns visited 4 of them, and the border, which padding makes another than the rest, had 25 % of the samples where 3.6 % is fair.
+    """
+    return next(step for step in itertools.count(max(1, values // SAMPLES)) if math.gcd(step, values) == 1)
 
 
 def exponent_above(value: float) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
+import stat
 import struct
 import zlib
 from pathlib import Path
@@ -12,36 +14,48 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtimes.arrays import check_growth
 from runtimes.errors import BadInput
 
 UNSIGNED_BYTE = 0x08
 MOST_DIMENSIONS = 32
 """numpy 1 has no more."""
+GZIP_START = b"\x1f\x8b"
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of unsigned bytes in an IDX file, gzip-compressed or not.
+    """The array of unsigned bytes in an IDX file, gzip-compressed or not; no more is unpacked than its sizes say.
 
     Raises:
         BadInput: the file is missing, truncated, or not an IDX file of unsigned bytes.
     """
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error) as error:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # a pipe would be waited for without end
+            raise OSError("it is no file")
+        with path.open("rb") as file:
+            compressed = file.read(len(GZIP_START)) == GZIP_START
+        stored = path.stat().st_size
+        with gzip.open(path) if compressed else path.open("rb") as stream:
+            return _array(stream, path, stored, compressed=compressed)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise BadInput(f"cannot read {path}: {error}") from error
-    if len(data) < 4 or data[:3] != bytes([0, 0, UNSIGNED_BYTE]):
-        raise BadInput(f"{path}: expected an IDX file of unsigned bytes, got a file that starts with {data[:4].hex() or 'nothing'}")
-    rank = data[3]
-    start = 4 + 4 * rank
-    if not 1 <= rank <= MOST_DIMENSIONS or len(data) < start:
-        raise BadInput(
-            f"{path}: expected the sizes of 1 to {MOST_DIMENSIONS} dimensions, got {rank} in {len(data)} bytes; the file is truncated or not IDX"
-        )
-    shape: tuple[Any, ...] = struct.unpack_from(f">{rank}I", data, 4)
-    if len(data) - start != math.prod(shape):
-        raise BadInput(
-            f"{path}: expected {math.prod(shape)} bytes of data for shape {shape}, got {len(data) - start}; the file is truncated or not IDX"
-        )
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+
+
+def _array(stream: io.BufferedIOBase, path: Path, stored: int, *, compressed: bool) -> NDArray[np.uint8]:
+    head = stream.read(4)
+    if len(head) < 4 or head[:3] != bytes([0, 0, UNSIGNED_BYTE]):
+        raise BadInput(f"{path}: expected an IDX file of unsigned bytes, got a file that starts with {head.hex() or 'nothing'}")
+    rank = head[3]
+    sizes = stream.read(4 * rank)
+    if not 1 <= rank <= MOST_DIMENSIONS or len(sizes) < 4 * rank:
+        got = f"{rank} in {len(head) + len(sizes)} bytes"
+        raise BadInput(f"{path}: expected the sizes of 1 to {MOST_DIMENSIONS} dimensions, got {got}; the file is truncated or not IDX")
+    shape: tuple[Any, ...] = struct.unpack(f">{rank}I", sizes)
+    expected, there = math.prod(shape), stored - 4 - 4 * rank
+    if compressed:
+        check_growth(expected, stored)
+    data = stream.read(expected + 1) if compressed or there == expected else b""
+    if len(data) != expected:
+        found = f"{len(data)}{' or more' if len(data) > expected else ''}" if compressed else there
+        raise BadInput(f"{path}: expected {expected} bytes of data for shape {shape}, got {found}; the file is truncated or not IDX")
+    return np.frombuffer(data, np.uint8).reshape(shape)

@@ -9,10 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from PIL import Image
-
 from calibration.data import ImageSource
 from runtimes.errors import BadInput, CalibrationError
+from runtimes.picture_file import Picture
 
 LARGEST_UNREADABLE_SHARE = 0.01
 DECODERS = min(8, max(2, os.cpu_count() or 2))
@@ -27,20 +26,21 @@ class Unreadable:
     reason: str
 
 
-def read_ahead(
-    source: ImageSource, places: Iterable[int], prepare: Callable[[Image.Image], Prepared], *, ahead: int
-) -> Iterator[Prepared | Unreadable]:
+def read_ahead(source: ImageSource, places: Iterable[int], prepare: Callable[[Picture], Prepared], *, ahead: int) -> Iterator[Prepared | Unreadable]:
     """What `prepare` makes of the pictures at `places`, in their order; at most `ahead` of them are decoded and not yet taken.
 
-    `prepare` runs in the threads too. Only what the source says of a picture makes it unreadable: an error of `prepare` is raised.
+    `prepare` runs in the threads too. A picture is unreadable where the source or `prepare` says so (BadInput), or there is not the memory for it;
+    another error is raised.
     """
 
     def read(place: int) -> Prepared | Unreadable:
         try:
-            image = source.image(place)
+            return prepare(source.picture(place))
         except BadInput as error:
             return Unreadable(str(error))
-        return prepare(image)
+        except MemoryError:
+            name = source.names[place] if source.names is not None else f"{source.name} {place}"
+            return Unreadable(f"cannot prepare the picture {name}: there is not enough memory for it")
 
     with ThreadPoolExecutor(DECODERS) as pool:
         waiting: deque[Future[Prepared | Unreadable]] = deque()

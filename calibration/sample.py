@@ -13,6 +13,7 @@ from PIL import Image
 from calibration.data import ImageSource
 from calibration.reading import Unreadable, check_readable, read_ahead
 from runtimes.errors import CalibrationError
+from runtimes.picture_file import Picture
 from runtimes.preprocess import Preprocess
 
 FEWEST_IMAGES = 64
@@ -27,6 +28,8 @@ class Sample:
 
     Attributes:
         images: pictures decoded so far.
+        keep: how many pictures to keep as they go by, spread evenly over the source; in place of one that cannot be read, the next.
+        kept: those, each uint8 (height, width, channels), of the model's size.
         unreadable: what was wrong with those that could not be.
         fingerprint: sum of the pictures' sha256 digests modulo 2**256, in hex. It does not depend on their order, and the sum of two
             shards' is the whole's.
@@ -34,6 +37,8 @@ class Sample:
 
     source: ImageSource
     preprocess: Preprocess
+    keep: int = 0
+    kept: list[NDArray[np.uint8]] = field(default_factory=list)
     images: int = 0
     unreadable: list[str] = field(default_factory=list)
     _digests: int = 0
@@ -47,18 +52,21 @@ class Sample:
             CalibrationError: more than one picture in a hundred cannot be read; names some.
         """
         rows: list[NDArray[np.float32]] = []
-        for decoded in read_ahead(self.source, range(self.source.count), self._prepare, ahead=size * AHEAD):
+        spread = np.linspace(0, self.source.count - 1, min(self.keep, self.source.count)).astype(np.int64)
+        for place, decoded in enumerate(read_ahead(self.source, range(self.source.count), self._prepare, ahead=size * AHEAD)):
             on_image()
             if isinstance(decoded, Unreadable):
                 self.unreadable.append(decoded.reason)
                 check_readable(self.unreadable, self.source.count)
                 continue
-            array, digest, correlation = decoded
+            pixels, digest, correlation = decoded
+            if len(self.kept) < np.searchsorted(spread, place, "right"):
+                self.kept.append(pixels)
             self.images += 1
             self._digests = (self._digests + int.from_bytes(digest, "big")) % (1 << DIGEST_BITS)
             self._distinct.add(digest)
             self._correlations.append(correlation)
-            rows.append(array)
+            rows.append(self.preprocess.normalised(pixels))
             if len(rows) == size:
                 yield np.stack(rows)
                 rows = []
@@ -84,16 +92,18 @@ class Sample:
         if np.median(self._correlations) < NOISE_CORRELATION:
             raise CalibrationError("the calibration images look like random noise (neighbouring pixels are unrelated); give real images")
 
-    def _prepare(self, image: Image.Image) -> tuple[NDArray[np.float32], bytes, float]:
-        header = f"{image.mode} {image.size}".encode()
-        return self.preprocess(image), hashlib.sha256(header + image.tobytes()).digest(), neighbour_correlation(image)
+    def _prepare(self, picture: Picture) -> tuple[NDArray[np.uint8], bytes, float]:
+        header = f"{picture.mode} {picture.size}" if isinstance(picture, Image.Image) else f"{picture.shape}"
+        digest = hashlib.sha256(header.encode())
+        digest.update(picture.tobytes())
+        return self.preprocess.pixels(picture), digest.digest(), neighbour_correlation(picture)
 
 
-def neighbour_correlation(image: Image.Image) -> float:
+def neighbour_correlation(picture: Picture) -> float:
     """Correlation of horizontally adjacent grey values: near 1 for pictures, near 0 for noise; 1 for a picture of one colour or column."""
-    if image.width < 2:
+    grey = np.asarray(picture.convert("L"), np.float32) if isinstance(picture, Image.Image) else picture.mean(2, np.float32)
+    if grey.shape[1] < 2:
         return 1.0
-    grey = np.asarray(image.convert("L"), np.float32)
     left, right = grey[:, :-1].ravel(), grey[:, 1:].ravel()
     left, right = left - left.mean(), right - right.mean()
     scale = float(np.sqrt((left * left).sum() * (right * right).sum()))

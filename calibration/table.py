@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from runtimes.preprocess import Preprocess
 
 SCHEMA_VERSION = 1
 SIGNIFICANT_DIGITS = 9
+LARGEST_FILE = 256 << 20
+"""In bytes. A tensor takes some ten thousand, and a ResNet-1202 has a few thousand of them."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,10 @@ def table_from_file(path: Path) -> CalibrationTable:
         BadInput: the file is missing, no table, of another schema version, or damaged.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # a pipe would be waited for without end
+            raise ValueError("it is no file")
+        if path.stat().st_size > LARGEST_FILE:
+            raise ValueError(f"expected at most {LARGEST_FILE:,} bytes, got {path.stat().st_size:,}")
         table = msgspec.json.decode(path.read_bytes(), type=CalibrationTable)
         int(table.fingerprint, 16)
         for name, tensor in table.tensors.items():
@@ -151,8 +158,8 @@ def table_from_file(path: Path) -> CalibrationTable:
             _ = tensor.histogram
     except OSError as error:
         raise BadInput(f"cannot read the calibration table {path}: {error.strerror}") from error
-    except (msgspec.DecodeError, ValueError, PlanError) as error:
-        raise BadInput(f"{path} is no calibration table: {error}") from error
+    except (msgspec.DecodeError, ValueError, PlanError, RecursionError) as error:
+        raise BadInput(f"{path} is no calibration table: {' '.join(str(error).split())}") from error
     if table.schema_version != SCHEMA_VERSION:
         raise BadInput(f"{path}: expected schema_version {SCHEMA_VERSION}, got {table.schema_version}; calibrate again with this version")
     return table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from calibration.collect import BATCH, collect
-from calibration.data import ImageSource, evenly_chosen, open_source
+from calibration.data import ImageSource, Split, built_in, channelled, check_channels, evenly_chosen, open_source
 from calibration.sample import Sample
 from calibration.table import CalibrationTable, Provenance, table_from_file, table_from_histograms
 from exporter.plan import CALIBRATOR, ExportPlan
@@ -22,10 +22,25 @@ from exporter.weights import LoadedModel
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import BadInput, CalibrationError, PlanError
 from runtimes.parity import is_classifier
+from runtimes.preprocess import MODES
 
 CALIBRATION_IMAGES = 512
 CORRECTION_IMAGES = 64
 PACKAGES = ("resnet-export", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The ranges of a plan.
+
+    Attributes:
+        table: measured, or given.
+        pictures: some of those it was measured on, spread over all, uint8 (pictures, height, width, channels), of the model's size; None where a
+            table is given without --data.
+    """
+
+    table: CalibrationTable
+    pictures: NDArray[np.uint8] | None
 
 
 def calibrated(
@@ -35,8 +50,8 @@ def calibrated(
     plan: ExportPlan,
     on_image: Callable[[int, int], None],
     on_unreadable: Callable[[str], None],
-) -> CalibrationTable:
-    """The table for `tensors` of the simplified FP32 graph.
+) -> Measured:
+    """The table for `tensors` of the simplified FP32 graph, and some of the pictures it is of. Each picture is read once.
 
     Args:
         on_image: called with the number of pictures done and of all.
@@ -45,7 +60,7 @@ def calibrated(
     Raises:
         PlanError: a model that was trained on other images than the built-in ones, and no --data.
         CalibrationError: the images, or a given table, do not do.
-        BadInput: --data or --calibration cannot be read.
+        BadInput: --data or --calibration cannot be read, or the pictures have other channels than the model.
     """
     import onnxruntime
 
@@ -66,7 +81,8 @@ def calibrated(
     for problem in sample.unreadable:
         on_unreadable(problem)
     sample.check(allow_few=plan.allow_few_images)
-    return table_from_histograms(histograms, provenance, images=sample.images, fingerprint=sample.fingerprint)
+    table = table_from_histograms(histograms, provenance, images=sample.images, fingerprint=sample.fingerprint)
+    return Measured(table, np.stack(sample.kept))
 
 
 def data_source(loaded: LoadedModel, plan: ExportPlan) -> ImageSource:
@@ -82,7 +98,22 @@ def data_source(loaded: LoadedModel, plan: ExportPlan) -> ImageSource:
             f"--int8 measures ranges on real images, and the built-in ones are not what {plan.model} was trained on; "
             "give --data with a folder of some 500 images like those it will see"
         )
-    return open_source("built-in")
+    return built_in_for(loaded, plan, "train")
+
+
+def built_in_for(loaded: LoadedModel, plan: ExportPlan, split: Split) -> ImageSource:
+    """The built-in pictures, where no --data is given; for random weights of other channels than pictures have, each channel is another picture.
+
+    Raises:
+        BadInput: trained weights of such channels are not proven by grey pictures.
+    """
+    channels = loaded.preprocess.channels
+    if channels not in MODES and loaded.facts.weights.kind != "random":
+        raise BadInput(
+            f"{plan.model} takes {channels} channels, and the built-in pictures are grey; give --data with pictures like those it was trained on, an "
+            f".npz with images of uint8 (n, height, width, {channels}) or a folder of .npy files of (height, width, {channels})"
+        )
+    return built_in(split) if channels in MODES else channelled(built_in(split), channels)
 
 
 def calibration_places(source: ImageSource, plan: ExportPlan) -> NDArray[np.int64]:
@@ -98,7 +129,8 @@ def calibration_places(source: ImageSource, plan: ExportPlan) -> NDArray[np.int6
 
 def _sample(loaded: LoadedModel, plan: ExportPlan) -> Sample:
     source = data_source(loaded, plan)
-    return Sample(source.chosen(calibration_places(source, plan)), loaded.preprocess)
+    check_channels(source, loaded.preprocess)
+    return Sample(source.chosen(calibration_places(source, plan)), loaded.preprocess, keep=CORRECTION_IMAGES)
 
 
 def _fed(batches: Iterable[NDArray[np.float32]], loaded: LoadedModel, plan: ExportPlan) -> Iterator[NDArray[Any]]:
@@ -107,27 +139,28 @@ def _fed(batches: Iterable[NDArray[np.float32]], loaded: LoadedModel, plan: Expo
         yield loaded.preprocess.pixels_from_inputs(batch) if plan.uint8_input else batch
 
 
-def _reused(provenance: Provenance, tensors: Sequence[str], loaded: LoadedModel, plan: ExportPlan) -> CalibrationTable:
+def _reused(provenance: Provenance, tensors: Sequence[str], loaded: LoadedModel, plan: ExportPlan) -> Measured:
     assert plan.calibration is not None
     table = table_from_file(plan.calibration)
     provenance.check(table, str(plan.calibration))
     missing = [name for name in tensors if name not in table.tensors]
     if missing:
         raise BadInput(f"{plan.calibration} has no range for {', '.join(missing[:3])}; leave --calibration out to measure again")
-    if plan.data is not None:
-        sample = _sample(loaded, plan)
-        for _ in sample.batches(BATCH):
-            pass
-        if sample.fingerprint != table.fingerprint:
-            raise CalibrationError(
-                f"{plan.calibration} was measured on other images than {plan.data}: fingerprint {table.fingerprint[:16]}..., "
-                f"expected {sample.fingerprint[:16]}...; leave --calibration out to measure again"
-            )
-    return table
+    if plan.data is None:
+        return Measured(table, None)
+    sample = _sample(loaded, plan)
+    for _ in sample.batches(BATCH):
+        pass
+    if sample.fingerprint != table.fingerprint:
+        raise CalibrationError(
+            f"{plan.calibration} was measured on other images than {plan.data}: fingerprint {table.fingerprint[:16]}..., "
+            f"expected {sample.fingerprint[:16]}...; leave --calibration out to measure again"
+        )
+    return Measured(table, np.stack(sample.kept))
 
 
 def corrected(
-    precision: Any, model: onnx.ModelProto, table: CalibrationTable, loaded: LoadedModel, plan: ExportPlan
+    precision: Any, model: onnx.ModelProto, measured: Measured, loaded: LoadedModel, plan: ExportPlan
 ) -> tuple[onnx.ModelProto, CalibrationTable]:
     """The graph lowered with the table's thresholds and its mean error taken off the classifier's bias, and the table with that correction.
 
@@ -137,17 +170,15 @@ def corrected(
     it stands; without pictures to measure it on, there is none.
     Features have no classifier, and what stands before a ReLU cannot be corrected behind it: their graph is lowered as it is.
     """
-    calibrator = plan.calibrator or CALIBRATOR
+    table, pictures, calibrator = measured.table, measured.pictures, plan.calibrator or CALIBRATOR
     thresholds = table.thresholds(calibrator)
     lowered: onnx.ModelProto = precision.lower(model, thresholds)
     if not is_classifier(value.name for value in model.graph.output):
         return lowered, table
     if calibrator not in table.corrections:
-        if plan.calibration is not None and plan.data is None:
+        if pictures is None:
             return lowered, table
-        sample = _sample(loaded, plan)
-        spread = np.linspace(0, sample.source.count - 1, min(CORRECTION_IMAGES, sample.source.count)).astype(np.int64)  # over all classes
-        batches = Sample(sample.source.chosen(spread), loaded.preprocess).batches(BATCH)
+        batches = (loaded.preprocess.normalised(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH))
         error = mean_error(model, precision.simulated(lowered), _fed(batches, loaded, plan))
         table = replace(table, corrections={**table.corrections, calibrator: [float(f"{value:.6g}") for value in error]})
     biased = with_bias_less(model, np.array(table.corrections[calibrator], np.float32))

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from calibration.annotations import with_labels
 from calibration.classes import ModelClasses, matched, synsets_from_file
-from calibration.data import ImageSource, evenly_chosen, open_source
+from calibration.data import ImageSource, check_channels, evenly_chosen, open_source
 from calibration.reading import Unreadable, check_readable, read_ahead
 from exporter.journal import Answered, Journal
 from exporter.kinds import check_kinds
@@ -24,6 +23,7 @@ from runtimes.bundle import Bundle
 from runtimes.classify import check_finite
 from runtimes.errors import PlanError
 from runtimes.parity import LOGITS, wilson_interval
+from runtimes.picture_file import Picture
 from runtimes.preprocess import PIXELS, takes_any_size
 
 TOP = 5
@@ -111,11 +111,12 @@ class Labelled:
         """The pictures, whose labels and `classes` are the model's, and how their classes were told.
 
         Raises:
-            BadInput: there are no pictures, no labels, or none that are the model's for certain.
+            BadInput: there are no pictures, none with the model's channels, no labels, or none that are the model's for certain.
             PlanError: more pictures are asked for than there are.
         """
         count = bundle.manifest.model.classes
         source = open_source(self.data, split="test")
+        check_channels(source, bundle.manifest.preprocess)
         if self.data_labels is not None:
             source = with_labels(source, self.data_labels)
         synsets = synsets_from_file(self.synsets, count) if self.synsets is not None else None
@@ -150,7 +151,7 @@ def evaluate(
             journal.add(batch)
         tally.add(batch)
         on_batch(batch)
-    return tally.evaluation(source.classes)
+    return tally.evaluation(source)
 
 
 @dataclass
@@ -179,9 +180,12 @@ class Tally:
         self.model_s += batch.model_s
         self.elapsed_s += batch.elapsed_s
 
-    def evaluation(self, names: Sequence[str]) -> Evaluation:
-        """What was counted, with the names of the model's classes."""
-        total = self.images.total()
+    def evaluation(self, source: ImageSource) -> Evaluation:
+        """What was counted, with the names of the model's classes; a class whose pictures could none be read is named with what is unreadable."""
+        assert source.classes is not None
+        assert source.labels is not None
+        names, total = source.classes, self.images.total()
+        lost = [names[label] for label in np.unique(source.labels) if label not in self.images]
         recall = tuple(Recall(index, names[index], _rate(self.top1[index], count)) for index, count in sorted(self.images.items()))
         worst = sorted(self.wrong.items(), key=lambda item: (-item[1], item[0]))
         return Evaluation(
@@ -191,7 +195,7 @@ class Tally:
             mean_recall=float(np.mean([one.top1.share for one in recall])),
             recall=recall,
             confused=tuple(Confusion(names[label], names[given], count, self.images[label]) for (label, given), count in worst),
-            unreadable=tuple(self.unreadable),
+            unreadable=(*self.unreadable, *(f"none of the pictures of class '{name}' can be read" for name in lost)),
             model_images_per_s=round(total / self.model_s, 1),
             images_per_s=round(total / self.elapsed_s, 1),
         )
@@ -233,7 +237,7 @@ def _answers(bundle: Bundle, runtime: Runtime, source: ImageSource, tally: Tally
             yield answered(place + 1)
 
 
-def feeder(bundle: Bundle, runtime: Runtime) -> Callable[[Image.Image], NDArray[Any]]:
+def feeder(bundle: Bundle, runtime: Runtime) -> Callable[[Picture], NDArray[Any]]:
     """What turns a picture into what the model is fed for it: pixels where its preprocessing is inside, else normalised planes."""
     preprocess, source = bundle.manifest.preprocess, runtime.inputs[0]
     if takes_any_size(source):

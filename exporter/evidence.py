@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from calibration.classes import ModelClasses, labels_or_reason
-from calibration.data import ImageSource, evenly_chosen, open_source
+from calibration.data import ImageSource, check_channels, evenly_chosen, open_source
 from calibration.reading import Unreadable, check_readable, read_ahead
-from exporter.fitting import fitting
+from exporter.fitting import of_one_size
 from runtimes.bundle import Bundle
-from runtimes.preprocess import PIXELS, takes_any_size
+from runtimes.picture_file import Picture
+from runtimes.preprocess import PIXELS, image_from_pixels, takes_any_size
 
 SEED = 0
 DECODED_AHEAD = 4
@@ -27,7 +27,7 @@ class Pictures:
 
     Attributes:
         names: their paths below the folder, or their places in the source.
-        left_out: what is wrong with each one that could not be read.
+        left_out: what is wrong with each one that could not be read, and what else of the source is not taken.
         no_accuracy: why accuracy is not measured on pictures that have classes; empty where it is.
     """
 
@@ -37,23 +37,26 @@ class Pictures:
     left_out: tuple[str, ...]
     no_accuracy: str
 
-    def __iter__(self) -> Iterator[Image.Image]:
+    def __iter__(self) -> Iterator[Picture]:
         """The pictures, one at a time: a hundred photographs are gigabytes."""
-        return map(self.source.image, range(self.source.count))
+        return map(self.source.picture, range(self.source.count))
 
 
 def pictures_of(bundle: Bundle, data: str, count: int) -> Pictures:
     """At most `count` pictures that `--data` names, evenly over its classes.
 
     Raises:
-        BadInput: there are none.
+        BadInput: there are none, or they have other channels than the model.
         CalibrationError: more than one picture in a hundred cannot be read; names some.
     """
+    preprocess = bundle.manifest.preprocess
     source = open_source(data, split="test")
+    check_channels(source, preprocess)
     places = evenly_chosen(source, count, SEED)
     labels, no_accuracy = labels_or_reason(source, ModelClasses(bundle.manifest.model.classes, bundle.labels))
     source = replace(source, labels=labels)
-    read = read_ahead(source, map(int, places), lambda image: True, ahead=DECODED_AHEAD)
+    prepare = preprocess.picture if takes_any_size(bundle.manifest.inputs[0]) else preprocess.pixels
+    read = read_ahead(source, map(int, places), lambda picture: prepare(picture).size, ahead=DECODED_AHEAD)
     good, left_out = [], []
     for place, one in zip(places, read, strict=True):
         if isinstance(one, Unreadable):
@@ -63,14 +66,14 @@ def pictures_of(bundle: Bundle, data: str, count: int) -> Pictures:
     check_readable(left_out, len(places))
     chosen = source.chosen(np.array(good, np.int64))
     names = chosen.names or tuple(f"{source.name} {place}" for place in good)
-    return Pictures(chosen, names, chosen.labels, tuple(left_out), no_accuracy)
+    return Pictures(chosen, names, chosen.labels, (*source.left_out, *left_out), no_accuracy)
 
 
 def fed_pictures(bundle: Bundle, pictures: Pictures) -> NDArray[Any]:
     """The pictures as the bundle's model takes them, (pictures, ...); for one that takes any size, brought to one where they differ."""
     preprocess, source = bundle.manifest.preprocess, bundle.manifest.inputs[0]
     if takes_any_size(source):
-        fit = fitting(((image.width, image.height) for image in pictures), preprocess)
-        return np.stack([preprocess.picture(fit(image)) for image in pictures])
-    pixels = np.stack([preprocess.pixels(image) for image in pictures])
+        images = (image_from_pixels(preprocess.picture(picture)) for picture in pictures)
+        return np.stack([preprocess.picture(image) for image in of_one_size(images, preprocess)])
+    pixels = np.stack([preprocess.pixels(picture) for picture in pictures])
     return pixels if source.dtype == PIXELS else preprocess.normalised(pixels)

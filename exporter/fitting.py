@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 
 from PIL import Image, ImageOps
 
@@ -10,18 +10,19 @@ from runtimes.preprocess import Preprocess
 from runtimes.specs import PICTURE_SIDES
 
 
-def of_one_size(pictures: Sequence[Image.Image], preprocess: Preprocess) -> list[Image.Image]:
-    """Pictures as they are, where they have one size and are no larger than `fitting_size`; all of that size otherwise."""
-    return list(map(fitting((picture.size for picture in pictures), preprocess), pictures))
+def of_one_size(pictures: Iterable[Image.Image], preprocess: Preprocess) -> list[Image.Image]:
+    """Pictures as they are, where they have one size and are no larger than `fitting_size`; all of that size otherwise.
 
-
-def fitting(sizes: Iterable[tuple[int, int]], preprocess: Preprocess) -> Callable[[Image.Image], Image.Image]:
-    """What brings pictures of these sizes, (width, height), to one."""
+    They are taken one at a time, and none that is larger is kept.
+    """
     height, width = fitting_size(preprocess)
-    found = set(sizes)
-    if len(found) > 1 or any(size[0] > width or size[1] > height for size in found):
-        return lambda picture: ImageOps.fit(picture, (width, height))
-    return lambda picture: picture
+    kept: list[Image.Image] = []
+    fit = False
+    for picture in pictures:
+        if not fit and (picture.width > width or picture.height > height or any(picture.size != one.size for one in kept[:1])):
+            fit, kept = True, [ImageOps.fit(one, (width, height)) for one in kept]
+        kept.append(ImageOps.fit(picture, (width, height)) if fit else picture)
+    return kept
 
 
 def fitting_size(preprocess: Preprocess) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
 
 import numpy as np
@@ -18,6 +18,8 @@ from runtimes.errors import ExportError
 from runtimes.preprocess import Preprocess, image_from_pixels
 from runtimes.specs import PICTURE_SIDES
 
+RESIZED_IMAGES = 8
+
 
 def check_resizing(preprocess: Preprocess, opset: int, pictures: Sequence[Image.Image]) -> None:
     """Run the graph's resizing over the pictures as they are, up to the largest that an engine takes, and over some of them at `trial_sizes`.
@@ -25,8 +27,7 @@ def check_resizing(preprocess: Preprocess, opset: int, pictures: Sequence[Image.
     Raises:
         ExportError: a pixel differs from Pillow's.
     """
-    side = PICTURE_SIDES[-1]
-    as_they_are = [ImageOps.contain(picture, (side, side)) if max(picture.size) > side else picture for picture in pictures]
+    as_they_are = list(map(_for_an_engine, pictures))
     trials = [*as_they_are, *(picture.resize((width, height)) for picture, (height, width) in zip(cycle(pictures), trial_sizes(preprocess)))]
     with OnnxRuntime.from_bytes(resizing_graph(preprocess, opset).SerializeToString()) as runtime:
         for picture in trials:
@@ -38,6 +39,29 @@ def check_resizing(preprocess: Preprocess, opset: int, pictures: Sequence[Image.
                     f"{np.count_nonzero(differences)} of {differences.size} that differ, by up to {differences.max():g} levels; report it, or take "
                     "--uint8-input without full, and resize outside"
                 )
+
+
+def images_of_any_size(pictures: Iterable[tuple[int, Image.Image]], labels: NDArray[np.int64] | None, preprocess: Preprocess, opset: int) -> Images:
+    """Pictures of any size with their places among the labels, brought to one; the first ones are run through the graph's resizing as they are.
+
+    None is kept that is much larger than the network's input.
+
+    Raises:
+        ExportError: as above.
+    """
+    places: list[int] = []
+    first: list[Image.Image] = []
+
+    def passing() -> Iterator[Image.Image]:
+        for place, picture in pictures:
+            places.append(place)
+            if len(first) < RESIZED_IMAGES:
+                first.append(_for_an_engine(picture))
+            yield picture
+
+    fitting = of_one_size(passing(), preprocess)
+    check_resizing(preprocess, opset, first)
+    return images_of_one_size(fitting, None if labels is None else labels[places], preprocess)
 
 
 def images_of_one_size(pictures: Sequence[Image.Image], labels: NDArray[np.int64] | None, preprocess: Preprocess) -> Images:
@@ -60,6 +84,12 @@ def images_of_one_colour(preprocess: Preprocess, *, as_pixels: bool) -> Images:
     """A black, a grey and a white picture of the network's size; `as_pixels` for a graph that has the preprocessing inside."""
     pixels = np.stack([np.full((*preprocess.crop, preprocess.channels), level, np.uint8) for level in (0, 128, 255)])
     return Images(preprocess.normalised(pixels), None, pixels if as_pixels else None)
+
+
+def _for_an_engine(picture: Image.Image) -> Image.Image:
+    """The picture as it is, up to the largest that an engine takes."""
+    side = PICTURE_SIDES[-1]
+    return ImageOps.contain(picture, (side, side)) if max(picture.size) > side else picture
 
 
 def trial_sizes(preprocess: Preprocess) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -14,20 +14,20 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from PIL import Image
 
 from calibration.classes import ModelClasses, labels_or_reason
-from calibration.data import ImageSource, built_in, evenly_chosen, open_source
+from calibration.data import ImageSource, check_channels, evenly_chosen, open_source
 from calibration.observers import find_observer
+from calibration.reading import Prepared, Unreadable, read_ahead
 from calibration.table import CalibrationTable
 from exporter.announce import Announce, silent
 from exporter.answers import check_steady
-from exporter.calibrate import calibrated, calibration_places, corrected, data_source
+from exporter.calibrate import Measured, built_in_for, calibrated, calibration_places, corrected, data_source
 from exporter.drift import Drift, drift_between
 from exporter.features import output_names, with_features
 from exporter.graph import graph_facts, tensor_specs
 from exporter.original import Original, with_correction
-from exporter.pictures import check_resizing, fitted, images_of_one_colour, images_of_one_size
+from exporter.pictures import fitted, images_of_any_size, images_of_one_colour
 from exporter.plan import CALIBRATED, CALIBRATOR, FULL, ExportPlan, load_precision
 from exporter.qdq.fit import TOO_SMALL
 from exporter.qdq.placement import left_in_float
@@ -37,15 +37,17 @@ from exporter.simplify import SIMPLIFY_IMAGES, simplified
 from exporter.trace import onnx_from_program, program_from_module, save_program
 from exporter.uint8 import with_uint8_input
 from exporter.verify import Graphs, Images, Outputs, Proof, prove
-from exporter.weights import LoadedModel, inputs_from_source, load_model
+from exporter.weights import LoadedModel, load_model
 from runtimes.budget import Budget
 from runtimes.bundle import Bundle, files_of, finish, staging_folder
 from runtimes.errors import BadInput, PlanError
 from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, Manifest
+from runtimes.picture_file import Picture
+from runtimes.preprocess import image_from_pixels
 
 PACKAGES = ("resnet-export", "torch", "torchvision", "onnx", "onnxscript", "onnxsim", "numpy", "pillow")
 FEWEST_IMAGES, LABELLED_IMAGES = 32, 2000
-RESIZED_IMAGES = 8
+DECODED_AHEAD = 4
 OTHERS_CODE = ("custom", "timm")
 """Sources of networks of which nobody has read whether they answer a picture alike each time."""
 DRIFT_IMAGES = 2
@@ -73,10 +75,13 @@ class Steps:
     def __init__(self, announce: Announce) -> None:
         self.seconds: dict[str, float] = {}
         self.announce = announce
+        self.said: set[str] = set()
 
     def left_out(self, problem: str) -> None:
-        """Say what is not taken (a picture, a convolution to quantize), and why."""
-        self.announce(f"left out: {problem}")
+        """Say once what is not taken (a picture, a convolution to quantize), and why."""
+        if problem not in self.said:
+            self.said.add(problem)
+            self.announce(f"left out: {problem}")
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -119,12 +124,12 @@ def export(plan: ExportPlan, announce: Announce = silent) -> Export:
             clean = simplified(traced, images.inputs[:SIMPLIFY_IMAGES])
             if plan.uint8_input:
                 clean = with_uint8_input(clean, loaded.preprocess)
-        table = _table(precision.observed(clean), clean, loaded, plan, steps)
+        measured, table = _measured(precision.observed(clean), clean, loaded, plan, steps), None
         with steps(f"lower to {plan.precision}"):
-            if table is None:
+            if measured is None:
                 model = precision.lower(clean, {})
             else:
-                model, table = corrected(precision, clean, table, loaded, plan)
+                model, table = corrected(precision, clean, measured, loaded, plan)
                 _say_what_stays_in_float(clean, model, steps)
         if plan.uint8_input == FULL:
             clean, model = (with_any_size(graph, loaded.preprocess) for graph in (clean, model))
@@ -162,7 +167,7 @@ def _drift(both: Original, images: Images, budget: Budget) -> Drift | None:
         return None
 
 
-def _table(tensors: Sequence[str], clean: onnx.ModelProto, loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> CalibrationTable | None:
+def _measured(tensors: Sequence[str], clean: onnx.ModelProto, loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Measured | None:
     if not tensors:
         return None
     with steps("calibrate"):
@@ -186,7 +191,10 @@ def _images(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
     """
     if plan.precision in CALIBRATED and plan.calibration is None:
         calibration_places(data_source(loaded, plan), plan)  # refused before the long work
-    source = open_source(plan.data) if plan.data is not None else built_in("test")
+    source = open_source(plan.data) if plan.data is not None else built_in_for(loaded, plan, "test")
+    check_channels(source, loaded.preprocess)
+    for problem in source.left_out:
+        steps.left_out(problem)
     known, no_accuracy = _known_labels(source, loaded, plan)
     if no_accuracy:
         steps.left_out(f"accuracy, {no_accuracy}")
@@ -199,14 +207,16 @@ def _images(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
         others = np.setdiff1d(np.arange(source.count), used)
         source = source.chosen(others) if len(others) >= fewest else source
         source = source.chosen(evenly_chosen(source, count, plan.seed))
-    source = _readable(source, count, steps)
     labels = source.labels if known is not None else None
     if plan.uint8_input == FULL:
-        pictures = [source.image(place) for place in range(source.count)]
-        check_resizing(loaded.preprocess, plan.opset, pictures[:RESIZED_IMAGES])
-        return replace(images_of_one_size(pictures, labels, loaded.preprocess), no_accuracy=no_accuracy)
-    inputs = inputs_from_source(source, loaded.preprocess, count)
-    return Images(inputs, labels, loaded.preprocess.pixels_from_inputs(inputs) if plan.uint8_input else None, no_accuracy)
+        whole = _readable(source, count, lambda picture: image_from_pixels(loaded.preprocess.picture(picture)), steps)
+        return replace(images_of_any_size(whole, labels, loaded.preprocess, plan.opset), no_accuracy=no_accuracy)
+    read = dict(_readable(source, count, loaded.preprocess.pixels, steps))
+    inputs = np.empty((len(read), *loaded.preprocess.shape), np.float32)
+    for row, pixels in zip(inputs, read.values(), strict=True):  # one by one: all at once would take as much memory again, twice
+        row[:] = loaded.preprocess.normalised(pixels)
+    kept = np.stack(list(read.values())) if plan.uint8_input else None
+    return Images(inputs, None if labels is None else labels[list(read)], kept, no_accuracy)
 
 
 def _known_labels(source: ImageSource, loaded: LoadedModel, plan: ExportPlan) -> tuple[NDArray[np.int64] | None, str]:
@@ -217,19 +227,23 @@ def _known_labels(source: ImageSource, loaded: LoadedModel, plan: ExportPlan) ->
     return labels, reason if plan.data is not None else ""
 
 
-def _readable(source: ImageSource, count: int, steps: Steps) -> ImageSource:
-    """The first `count` pictures that can be read, decoded."""
-    pictures: dict[int, Image.Image] = {}
-    for place in range(source.count):
-        if len(pictures) == count:
-            break
-        try:
-            pictures[place] = source.image(place)
-        except BadInput as error:
-            steps.left_out(str(error))
-    if not pictures:
+def _readable(source: ImageSource, count: int, prepare: Callable[[Picture], Prepared], steps: Steps) -> Iterator[tuple[int, Prepared]]:
+    """What `prepare` makes of the first `count` pictures that can be read, with their places; few are in memory at a time.
+
+    Raises:
+        BadInput: none can be read.
+    """
+    found = 0
+    for place, one in enumerate(read_ahead(source, range(source.count), prepare, ahead=DECODED_AHEAD)):
+        if isinstance(one, Unreadable):
+            steps.left_out(one.reason)
+            continue
+        found += 1
+        yield place, one
+        if found == count:
+            return
+    if not found:
         raise BadInput(f"none of the {source.count} pictures of {source.name} can be read; give others")
-    return replace(source.chosen(np.array(list(pictures))), image=list(pictures.values()).__getitem__)
 
 
 def _write_rest(folder: Path, plan: ExportPlan, loaded: LoadedModel, images: Images, outputs: Outputs) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from calibration.data import ImageSource, built_in
+from calibration.data import ImageSource, built_in, channelled
 from exporter import models
 from exporter.answers import Attempt, as_exported, attempt, described, logits_within, side_that_fits
 from exporter.at_work import layers_at_work, others_code, place, reason
@@ -29,7 +29,7 @@ from runtimes._plugins import load_plugin
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import BadInput, PlanError, ResnetExportError, TraceError
 from runtimes.manifest import ModelFacts, WeightsFacts
-from runtimes.preprocess import Preprocess
+from runtimes.preprocess import MODES, Preprocess
 
 STATISTICS_IMAGES = 8
 RESIDUAL_SCALE = 0.1
@@ -216,7 +216,8 @@ def _make_random_behave(module: nn.Module, preprocess: Preprocess, name: str) ->
         last = getattr(block, "bn3", None) or getattr(block, "bn2", None)
         if isinstance(last, nn.BatchNorm2d) and last.affine:
             nn.init.constant_(last.weight, RESIDUAL_SCALE)
-    inputs = torch.from_numpy(inputs_from_source(built_in("train"), preprocess, STATISTICS_IMAGES))
+    source = built_in("train") if preprocess.channels in MODES else channelled(built_in("train"), preprocess.channels)
+    inputs = torch.from_numpy(inputs_from_source(source, preprocess, STATISTICS_IMAGES))
     hooks = []
     module.eval()  # as a whole: in training mode a head may want labels, and dropout would shift the statistics
     for layer in module.modules():
@@ -260,11 +261,7 @@ def _take_in_patches(layer: nn.Conv2d, inputs: tuple[Any, ...]) -> None:
 def inputs_from_source(source: ImageSource, preprocess: Preprocess, count: int) -> NDArray[np.float32]:
     """The first `count` pictures as the model's input, float32 (count, channels, height, width).
 
-    A model with a number of channels that no picture has (neither 1 nor 3) gets the grey picture in each.
+    Raises:
+        BadInput: one cannot be read, or has other channels than the model.
     """
-    images = [source.image(place) for place in range(min(count, source.count))]
-    if preprocess.channels in (1, 3):
-        return preprocess.batch(images)
-    grey = replace(preprocess, mean=(0.0,), std=(1.0,)).batch(images)
-    mean, std = (np.array(values, np.float32)[:, None, None] for values in (preprocess.mean, preprocess.std))
-    return np.asarray((grey - mean) / std, np.float32)
+    return np.stack([preprocess(source.picture(place)) for place in range(min(count, source.count))])

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from runtimes.base import Runtime
 from runtimes.errors import BadInput, ExportError
 from runtimes.parity import LOGITS, is_classifier
+from runtimes.picture_file import Picture
 from runtimes.preprocess import PIXELS, Preprocess, takes_any_size
 from runtimes.specs import TensorSpec
+
+AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -27,28 +30,34 @@ class Prediction:
 
 
 def classify(
-    runtime: Runtime, preprocess: Preprocess, images: Sequence[Image.Image], *, labels: Sequence[str] | None = None, top: int = 5
+    runtime: Runtime, preprocess: Preprocess, images: Iterable[Picture], *, labels: Sequence[str] | None = None, top: int = 5
 ) -> list[list[Prediction]]:
     """The `top` most likely classes of each picture, most likely first.
 
+    Pictures are taken a batch at a time, so an iterator that reads them never has more than one in memory.
     A model that takes uint8 has its preprocessing inside and is fed pixels; one that takes any size is fed the pictures as they are, one by one.
 
     Raises:
-        BadInput: the model gives features, not classes.
+        BadInput: the model gives features, not classes; or takes other channels than a picture has.
         ExportError: it gives logits that are not finite.
     """
     check_classifier(runtime.outputs)
     source = runtime.inputs[0]
-    if takes_any_size(source):
-        logits = np.concatenate([runtime.run({source.name: preprocess.picture(image)[None]})[LOGITS] for image in images])
-    else:
-        pixels = np.stack([preprocess.pixels(image) for image in images])
+    any_size = takes_any_size(source)
+    size = 1 if any_size else min(runtime.batch.opt, AT_ONCE) if runtime.batch is not None else AT_ONCE
+    prepared = map(preprocess.picture if any_size else preprocess.pixels, images)
+    found: list[list[Prediction]] = []
+    while batch := list(islice(prepared, size)):
+        pixels = np.stack(batch)
         logits = runtime.run({source.name: pixels if source.dtype == PIXELS else preprocess.normalised(pixels)})[LOGITS]
-    check_finite(logits)
-    return [
-        [Prediction(int(index), labels[index] if labels else str(index), float(row[index])) for index in np.argsort(-row, kind="stable")[:top]]
-        for row in softmax(logits)
-    ]
+        check_finite(logits)
+        found += [_predictions(row, labels, top) for row in softmax(logits)]
+    return found
+
+
+def _predictions(row: NDArray[np.float64], labels: Sequence[str] | None, top: int) -> list[Prediction]:
+    order = np.argsort(-row, kind="stable")[:top]
+    return [Prediction(int(index), labels[index] if labels else str(index), float(row[index])) for index in order]
 
 
 def check_classifier(outputs: Sequence[TensorSpec]) -> None:

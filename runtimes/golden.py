@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from runtimes.arrays import arrays_from_npz
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
@@ -17,9 +15,6 @@ from runtimes.evidence import Evidence, answered
 from runtimes.parity import ParityReport
 from runtimes.preprocess import PIXELS, takes_any_size
 from runtimes.specs import TensorSpec
-
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
-"""What numpy raises for a file that is no archive of arrays: the middle ones for an empty one and for a single array."""
 
 
 def golden_arrays(bundle: Bundle) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
@@ -42,10 +37,13 @@ def golden_evidence(bundle: Bundle) -> Evidence:
     manifest = bundle.manifest
     names = [spec.name for spec in manifest.outputs]
     try:
-        with path.open("rb") as file, np.load(file) as arrays:  # of an archive that it cannot read, numpy leaves its own file open
-            inputs, outputs = arrays["inputs"], {name: arrays[name] for name in names}
-    except UNREADABLE as error:
+        arrays = arrays_from_npz(path, ("inputs", *names))
+    except ValueError as error:
         raise BundleError(f"{path} does not hold golden inputs and {' and '.join(names)} ({error}); export the bundle again") from error
+    inputs, outputs = arrays["inputs"], {name: arrays[name] for name in names}
+    scalars = [name for name, values in arrays.items() if not values.ndim]
+    if scalars:
+        raise BundleError(f"{path} holds a single number for {scalars[0]}; export the bundle again")
     for name, values in outputs.items():
         if len(inputs) != len(values) or len(inputs) == 0:
             raise BundleError(f"{path} holds {len(inputs)} inputs and {len(values)} {name}; export the bundle again")

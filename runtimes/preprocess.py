@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from runtimes.errors import BadInput, PlanError
+from runtimes.picture_file import Picture
+from runtimes.picture_file import open_image as open_image  # as a part of this module's interface
 from runtimes.specs import PICTURE, TensorSpec
 
 RESAMPLING = {
@@ -25,7 +25,11 @@ PIXELS = "uint8"
 """The type of the input of a model with its preprocessing inside: uint8 (batch, height, width, channels). Where height and width are free, the model
 takes pictures of any size, and resizes and crops them itself."""
 MODES = {1: "L", 3: "RGB"}
+WITH_ALPHA = {2: "LA", 4: "RGBA"}
+"""Pictures whose transparency is a channel like the others, for a model of that many."""
 LEVELS = 255
+MOST_RESIZED = 1 << 24
+"""Pixels. No picture but a strip is so large when it is resized, and of those only what the crop needs is computed."""
 
 
 @dataclass(frozen=True)
@@ -69,29 +73,34 @@ class Preprocess:
         """(channels, height, width) of one input."""
         return (self.channels, *self.crop)
 
-    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
-        """One image as float32 (channels, height, width).
+    def __call__(self, picture: Picture) -> NDArray[np.float32]:
+        """One picture as float32 (channels, height, width).
 
         Raises:
-            BadInput: the model does not take pictures (it has neither one nor three channels).
+            BadInput: the picture has other channels than the model; grey and colour pictures do for both, one and three.
         """
-        return self.normalised(self.pixels(image))
+        return self.normalised(self.pixels(picture))
 
-    def pixels(self, image: Image.Image) -> NDArray[np.uint8]:
-        """One image resized and cropped, uint8 (height, width, channels): what a model with its preprocessing inside takes.
-
-        Raises:
-            BadInput: as above.
-        """
-        return self._array(self._cropped(self._resized(self._converted(image))))
-
-    def picture(self, image: Image.Image) -> NDArray[np.uint8]:
-        """One image as it is, uint8 (height, width, channels): what a model takes that resizes and crops itself.
+    def pixels(self, picture: Picture) -> NDArray[np.uint8]:
+        """One picture resized and cropped, uint8 (height, width, channels): what a model with its preprocessing inside takes.
 
         Raises:
             BadInput: as above.
         """
-        return self._array(self._converted(image))
+        return np.dstack([np.asarray(self._fitted(part)) for part in self._parts(picture)])
+
+    def picture(self, picture: Picture) -> NDArray[np.uint8]:
+        """One picture as it is, uint8 (height, width, channels): what a model takes that resizes and crops itself.
+
+        Raises:
+            BadInput: as above; or it is a strip, and resizing all of it would take more than MOST_RESIZED pixels.
+        """
+        parts = self._parts(picture)
+        width, height = self._resized_size(parts[0].size)
+        if width * height > MOST_RESIZED:
+            found = f"{parts[0].height}x{parts[0].width}"
+            raise BadInput(f"expected a picture that is resized to at most {MOST_RESIZED:,} pixels, got {width * height:,} of one of {found}; cut it")
+        return np.dstack([np.asarray(part) for part in parts])
 
     def normalised(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pixels (..., height, width, channels) scaled and normalised, float32 (..., channels, height, width)."""
@@ -105,9 +114,9 @@ class Preprocess:
         levels = np.rint((inputs * std + mean) * LEVELS)
         return np.ascontiguousarray(np.moveaxis(levels.astype(np.uint8), -3, -1))
 
-    def batch(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """Images as float32 (images, channels, height, width)."""
-        return np.stack([self(image) for image in images])
+    def batch(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
+        """Pictures as float32 (pictures, channels, height, width)."""
+        return np.stack([self(picture) for picture in pictures])
 
     def outside(self, pixels: NDArray[np.uint8], *, any_size: bool) -> NDArray[np.float32]:
         """What a model without its preprocessing inside takes in place of pixels, uint8 (images, height, width, channels), of its size or any."""
@@ -115,41 +124,83 @@ class Preprocess:
             return self.normalised(pixels)
         return self.batch([image_from_pixels(picture) for picture in pixels])
 
-    def _converted(self, image: Image.Image) -> Image.Image:
-        if self.channels not in MODES:
-            raise BadInput(f"expected a model of 1 or 3 channels to feed pictures to, got {self.channels}; feed arrays instead")
-        return image.convert(MODES[self.channels])
+    def check(self, picture: Picture) -> None:
+        """
+        Raises:
+            BadInput: the picture has other channels than the model, as above.
+        """
+        self._parts(picture)
 
-    def _array(self, image: Image.Image) -> NDArray[np.uint8]:
-        return np.array(image, np.uint8).reshape(image.height, image.width, self.channels)
-
-    def _resized(self, image: Image.Image) -> Image.Image:
-        if self.resize is None:
-            return image
-        if isinstance(self.resize, tuple):
-            height, width = self.resize
+    def _parts(self, picture: Picture) -> list[Image.Image]:
+        """The picture in the model's channels: one in grey or colour, or a grey one for each channel."""
+        if isinstance(picture, Image.Image):
+            if self.channels in MODES:
+                mode = MODES[self.channels]
+                return [picture if picture.mode == mode else picture.convert(mode)]
+            if picture.mode == WITH_ALPHA.get(self.channels):
+                return list(picture.split())
+            found = f"pixels of mode {picture.mode}"
+        elif picture.shape[2] == self.channels:
+            return [Image.fromarray(picture[..., channel]) for channel in range(self.channels)]
         else:
-            short, long = sorted(image.size)
-            scaled = int(self.resize * long / short)  # torchvision's rounding
-            width, height = (self.resize, scaled) if image.width <= image.height else (scaled, self.resize)
-        if (width, height) == image.size:
-            return image
-        if self.antialias:
-            # Columns first, in two steps: Pillow does so until 12, and 13 starts with the rows where it loses far more of them, one level off.
-            columns = image.resize((width, image.height), RESAMPLING[self.interpolation])
-            return columns.resize((width, height), RESAMPLING[self.interpolation])
-        # Pillow's `resize` always filters; an affine transform samples the four (or sixteen) nearest pixels.
-        return image.transform((width, height), Image.Transform.EXTENT, (0, 0, *image.size), RESAMPLING[self.interpolation])
+            found = f"{picture.shape[2]} channels"
+        count = self.channels
+        kept = "grey or colour" if count in MODES else f"{count} channels"
+        raise BadInput(
+            f"expected pictures of {kept}, as the model takes, got {found}; give an .npz with images of uint8 (n, height, width, {count}), "
+            f"or a folder of .npy files of (height, width, {count})"
+        )
 
-    def _cropped(self, image: Image.Image) -> Image.Image:
+    def _fitted(self, image: Image.Image) -> Image.Image:
+        """The image resized, and the crop cut from its centre; what the crop does not need is not computed."""
         height, width = self.crop
-        if image.width < width or image.height < height:
-            left, top = max(0, (width - image.width) // 2), max(0, (height - image.height) // 2)
-            padded = Image.new(image.mode, (max(width, image.width), max(height, image.height)))
-            padded.paste(image, (left, top))
-            image = padded
-        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-        return image.crop((left, top, left + width, top + height))
+        size = self._resized_size(image.size)
+        left, top = _offset(size[0], width), _offset(size[1], height)
+        box = (max(left, 0), max(top, 0), min(left + width, size[0]), min(top + height, size[1]))
+        if size != image.size:
+            image = self._resampled(image, size, box)
+            left, top = min(left, 0), min(top, 0)
+        return image.crop((left, top, left + width, top + height))  # beyond its edges, Pillow pads with black
+
+    def _resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) to resize a picture of this (width, height) to."""
+        if self.resize is None:
+            return size
+        if isinstance(self.resize, tuple):
+            return self.resize[1], self.resize[0]
+        short, long = sorted(size)
+        scaled = int(self.resize * long / short)  # torchvision's rounding
+        return (self.resize, scaled) if size[0] <= size[1] else (scaled, self.resize)
+
+    def _resampled(self, image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+        """The box (left, top, right, bottom) of the image resized to `size`, (width, height).
+
+        To the bit what resizing and then cutting gives; but where MOST_RESIZED pixels would be in memory on the way, the box's own part of the image
+        is resized, whose filter weights may differ in the last bit.
+        """
+        kind, (width, height), (left, top, right, bottom) = RESAMPLING[self.interpolation], size, box
+        across, down = image.width / width, image.height / height
+        if not self.antialias:
+            # Pillow's `resize` always filters; an affine transform samples the four (or sixteen) nearest pixels.
+            if width * height <= MOST_RESIZED:
+                return image.transform(size, Image.Transform.EXTENT, (0, 0, *image.size), kind).crop(box)
+            part = (left * across, top * down, right * across, bottom * down)
+            return image.transform((right - left, bottom - top), Image.Transform.EXTENT, part, kind)
+        # Columns first, in two steps: Pillow does so until 12, and 13 starts with the rows where it loses far more of them, one level off.
+        if width * image.height <= MOST_RESIZED:
+            image = image.resize((width, image.height), kind).crop((left, 0, right, image.height))
+        else:
+            part = (left * across, 0, min(right * across, image.width), image.height)
+            image = image.resize((right - left, image.height), kind, part)
+        if image.width * height <= MOST_RESIZED:
+            return image.resize((image.width, height), kind).crop((0, top, image.width, bottom))
+        part = (0, top * down, image.width, min(bottom * down, image.height))
+        return image.resize((image.width, bottom - top), kind, part)
+
+
+def _offset(size: int, crop: int) -> int:
+    """Where the crop begins, as torchvision rounds it; negative where it is larger."""
+    return round((size - crop) / 2) if size >= crop else -((crop - size) // 2)
 
 
 def takes_any_size(spec: TensorSpec) -> bool:
@@ -160,25 +211,3 @@ def takes_any_size(spec: TensorSpec) -> bool:
 def image_from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
     """The picture of pixels (height, width, 1 or 3)."""
     return Image.fromarray(pixels if pixels.shape[2] > 1 else pixels[..., 0])
-
-
-def open_image(path: Path) -> Image.Image:
-    """The picture in a file, upright (EXIF) and in eight bits.
-
-    Raises:
-        BadInput: the file is missing or is no picture that Pillow reads.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for without end
-            raise OSError("it is no file")
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            image.load()
-        image.info.pop("transparency", None)  # unused, and Pillow warns of some on converting
-    except Exception as error:  # a decoder raises whatever it stumbles over: OSError, SyntaxError, ValueError, RuntimeError (AVIF)
-        raise BadInput(f"cannot read the picture {path}: {error}") from error
-    if image.mode in ("F", "LAB"):
-        raise BadInput(f"{path}: expected whole numbers in grey or colour, got pixels of mode {image.mode}; save it as a PNG")
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255 instead of scaling
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().clip(0, 255).astype(np.uint8))
-    return image

@@ -168,6 +168,8 @@ DAMAGE: dict[str, Callable[[CalibrationTable], bytes]] = {
     "a range that its largest is beyond": lambda table: edited(table, lambda facts: first(facts).update(largest=1e30)),
     "a threshold of minus one": lambda table: edited(table, lambda facts: first(facts)["thresholds"].update(mse=-1.0)),
     "no fingerprint": lambda table: edited(table, lambda facts: facts.update(fingerprint="of a finger")),
+    "a range beyond every float": lambda table: edited(table, lambda facts: first(facts).update(exponent=10**6)),
+    "nested without end": lambda table: table.json().rstrip()[:-1] + b',"more":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "a crop of nothing": lambda table: edited(table, lambda facts: facts["preprocess"].update(crop=[0, 0])),
 }
 

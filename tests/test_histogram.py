@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from itertools import pairwise
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibration.histogram import BINS, SAMPLES, SMALLEST_EXPONENT, Histogram, exponent_above
+from calibration.histogram import BINS, SAMPLES, SMALLEST_EXPONENT, Histogram, exponent_above, sampling_step
 from runtimes.errors import CalibrationError
 
 Values = NDArray[np.float32]
@@ -101,17 +102,50 @@ def test_merged_shards_are_the_whole_to_the_last_bit(kind: str, parts: int) -> N
         assert facts(both) == facts(counted(values))
 
 
-def test_of_a_large_image_every_third_value_or_so_is_counted_by_its_place_alone() -> None:
+def test_of_a_large_image_every_few_values_one_is_counted_by_its_place_alone() -> None:
     images = np.random.default_rng(1).standard_normal((4, 3, 260, 260), np.float32)  # 202,800 values each
     images[2, 1, 130, 131] = -60  # may be left out of the counts, never of the range
     whole = counted(images)
     assert whole.largest == 60
-    shares = np.abs(images.reshape(4, -1)[:, :: (3 * 260 * 260 // SAMPLES) | 1].astype(np.float64))
-    assert len(shares[0]) == 3 * 260 * 260 / 3
+    step = sampling_step(3 * 260 * 260)
+    assert step == 7  # 3 to 6 divide 202,800, or a part of it
+    shares = np.abs(images.reshape(4, -1)[:, ::step].astype(np.float64))
     np.testing.assert_array_equal(whole.counts, np.histogram(shares, BINS, (0.0, 2.0**whole.exponent))[0])
     assert facts(counted(*images[:, None])) == facts(counted(images[3:], images[:3])) == facts(counted(images[:2]).merged(counted(images[2:])))
     small = images[:, :, :147, :148]  # 65,268 values: few enough to count all
     assert counted(small).counts.sum() == small.size
+
+
+STRIDES_AND_CHANNELS = [(1, (3, 1)), (2, (64, 32)), (4, (64, 256, 128)), (8, (128, 512, 256)), (16, (256, 1024)), (32, (512, 2048))]
+"""Of a ResNet's activations: by how much a stage is smaller than the picture, and how many channels it may have."""
+
+
+@pytest.mark.parametrize("size", [28, 32, 96, 112, 160, 192, 224, 232, 240, 256, 288, 299, 320, 352, 384, 448, 512, (224, 320), (480, 640)], ids=str)
+def test_columns_rows_and_borders_of_every_activation_are_sampled_alike(size: int | tuple[int, int]) -> None:
+    picture = size if isinstance(size, tuple) else (size, size)
+    for stride, channels in STRIDES_AND_CHANNELS:
+        height, width = (-(-side // stride) for side in picture)
+        for planes in channels:
+            count = planes * height * width
+            if count <= SAMPLES:
+                continue
+            places = np.arange(0, count, sampling_step(count))
+            # As many as promised; where a step is passed over for what it divides, somewhat fewer.
+            assert SAMPLES / 6 < len(places) < 2 * SAMPLES
+            channel, row, column = np.unravel_index(places, (planes, height, width))
+            for along, length in ((row, height), (column, width), (channel, planes)):
+                fair = len(places) / length
+                counts = np.bincount(along, minlength=length)
+                assert np.abs(counts - fair).max() <= max(0.05 * fair, 2), (stride, planes)
+            border = (row % (height - 1) == 0) | (column % (width - 1) == 0)
+            assert border.mean() == pytest.approx(2 * (height + width - 2) / (height * width), rel=0.05), (stride, planes)
+
+
+def test_the_border_of_a_plane_of_28_columns_counts_for_its_share() -> None:
+    images = np.zeros((2, 512, 28, 28), np.float32)
+    images[..., 0] = 1  # one column of 28
+    counts = counted(images).counts
+    assert counts[np.flatnonzero(counts)[-1]] / counts.sum() == pytest.approx(1 / 28, rel=0.01)
 
 
 def test_merging_with_nothing_and_with_zeros_changes_no_count() -> None:
@@ -192,9 +226,29 @@ def compressed(counts: NDArray[np.int64]) -> str:
         compressed(np.zeros(BINS - 1, np.int64)),
         compressed(np.zeros(0, np.int64)),
         compressed(np.full(BINS, -1, np.int64)),
+        compressed(np.zeros(BINS + 1, np.int64)),
+        compressed(np.full(BINS, 1 << 62, np.int64)),
     ],
-    ids=["empty", "no base64", "no zlib", "cut short", "no whole numbers", "a bin too few", "no bins", "negative"],
+    ids=["empty", "no base64", "no zlib", "cut short", "no whole numbers", "a bin too few", "no bins", "negative", "a bin too many", "beyond adding"],
 )
 def test_damaged_text_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match="."):
         Histogram.from_text(0, text, 1.0)
+
+
+def test_counts_that_unpack_to_gigabytes_are_refused_before_they_do() -> None:
+    packer = zlib.compressobj(9)
+    packed = b"".join([*(packer.compress(bytes(1 << 20)) for _ in range(100)), packer.flush()])  # 100 MB in 100 kB
+    text = base64.b64encode(packed).decode()
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="expected a histogram of 2048 counts, got more"):
+        Histogram.from_text(0, text, 1.0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize("exponent", [SMALLEST_EXPONENT - 1, 129, 10**9])
+def test_a_range_that_no_float_has_is_a_value_error(exponent: int) -> None:
+    with pytest.raises(ValueError, match=f"expected a histogram's exponent from -126 to 128, got {exponent}"):
+        Histogram.from_text(exponent, compressed(np.ones(BINS, np.int64)), 0.0)

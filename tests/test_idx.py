@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import struct
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -103,4 +105,33 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(path: Path) -> None:
         read_idx(path)
     path.mkdir()
     with pytest.raises(BadInput, match=re.escape(f"cannot read {path}: ") + ".*Is a directory"):
+        read_idx(path)
+
+
+def test_sizes_that_the_file_does_not_hold_take_no_memory(path: Path) -> None:
+    head = bytes([0, 0, 8, 3]) + struct.pack(">3I", 100_000, 10_000, 10_000)
+    for content in (head + bytes(99), gzip.compress(head + bytes(99))):
+        path.write_bytes(content)
+        tracemalloc.start()
+        with pytest.raises(BadInput, match=r"expected 10000000000000 bytes of data|it unpacks from \d+ bytes to 10,000,000,000,000"):
+            read_idx(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+
+
+def test_a_compressed_file_is_unpacked_no_further_than_its_sizes_say(path: Path) -> None:
+    path.write_bytes(gzip.compress(idx_from_array(IMAGES) + bytes(50 << 20)))
+    tracemalloc.start()
+    with pytest.raises(BadInput, match="expected 60 bytes of data for shape .*, got 61 or more; the file is truncated or not IDX"):
+        read_idx(path)
+    assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    tracemalloc.stop()
+    path.write_bytes(gzip.compress(idx_from_array(np.zeros((100, 1000, 1000), np.uint8)), 9))
+    with pytest.raises(BadInput, match=r"it unpacks from .* bytes to 100,000,000, more than 100 times as many"):
+        read_idx(path)
+
+
+def test_a_pipe_is_not_waited_for(path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(BadInput, match="it is no file"):
         read_idx(path)

@@ -160,7 +160,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> tuple[Loa
 
 
 def reuse(loaded: LoadedModel, graph: onnx.ModelProto, plan: ExportPlan) -> object:
-    return calibrated(graph, int8.observed(graph), loaded, plan, lambda done, total: None, lambda problem: None)
+    return calibrated(graph, int8.observed(graph), loaded, plan, lambda done, total: None, lambda problem: None).table
 
 
 def changed_table(bundle: Path, folder: Path, **changes: Any) -> Path:

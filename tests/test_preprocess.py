@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +146,7 @@ def test_the_array_is_contiguous_for_those_who_read_raw_memory() -> None:
 
 
 def test_a_model_of_two_channels_takes_no_pictures() -> None:
-    with pytest.raises(BadInput, match="expected a model of 1 or 3 channels to feed pictures to, got 2; feed arrays instead"):
+    with pytest.raises(BadInput, match="expected pictures of 2 channels, as the model takes, got pixels of mode RGB; give an .npz"):
         plain(mean=(0.0, 0.0), std=(1.0, 1.0))(Image.fromarray(noise(4, 6)))
 
 
@@ -181,6 +183,118 @@ def test_every_interpolation_keeps_a_picture_of_one_colour(interpolation: str, a
     grey = Image.new("RGB", (21, 13), (51, 102, 204))
     made = plain(resize=9, interpolation=interpolation, antialias=antialias)(grey)
     np.testing.assert_array_equal(pixels(made), np.broadcast_to([51, 102, 204], (4, 6, 3)))
+
+
+# --- only what the crop needs ---
+
+
+def resized_whole(steps: Preprocess, image: Image.Image) -> Image.Image:
+    """All of the picture resized, columns first; then it is cut."""
+    short, long = sorted(image.size)
+    assert isinstance(steps.resize, int)
+    scaled = int(steps.resize * long / short)
+    width, height = (steps.resize, scaled) if image.width <= image.height else (scaled, steps.resize)
+    kind = RESAMPLING[steps.interpolation]
+    if not steps.antialias:
+        return image.transform((width, height), Image.Transform.EXTENT, (0, 0, *image.size), kind)
+    return image.resize((width, image.height), kind).resize((width, height), kind)
+
+
+@pytest.mark.parametrize("size", [(1, 700), (700, 1), (3, 200), (97, 12), (64, 640), (480, 640), (333, 257)], ids=str)
+@pytest.mark.parametrize(
+    ("interpolation", "antialias"), [("bilinear", True), ("bicubic", True), ("lanczos", True), ("bilinear", False), ("nearest", False)]
+)
+def test_what_is_cut_is_to_the_bit_what_resizing_all_of_the_picture_gives(interpolation: str, antialias: bool, size: tuple[int, int]) -> None:
+    image = Image.fromarray(noise(*size))
+    for resize, crop in ((32, (28, 28)), (32, (30, 17)), (20, (28, 24))):
+        steps = plain(resize=resize, crop=crop, interpolation=interpolation, antialias=antialias)
+        np.testing.assert_array_equal(steps.pixels(image), np.asarray(center_crop(resized_whole(steps, image), list(crop))))
+
+
+STRIPS = {"lying": (60_000, 1), "standing": (1, 60_000), "very long": (5_000_000, 2), "very high": (2, 5_000_000)}
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("size", STRIPS.values(), ids=STRIPS)
+def test_of_a_strip_no_more_is_computed_than_the_crop_needs(size: tuple[int, int], antialias: bool) -> None:
+    """Of 60,000 x 1 pixels, resizing to 256 makes four thousand million; and the middle is smooth, so that its pixels are known."""
+    along = np.arange(max(size)) // max(1, max(size) // 200) % 256
+    row = np.broadcast_to(along[None] if size[0] > size[1] else along[:, None], size[::-1]).astype(np.uint8)
+    steps = plain(resize=256, crop=(224, 224), antialias=antialias, mean=(0.0,), std=(1.0,))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels = steps.pixels(Image.fromarray(row))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # in kB
+    assert pixels.shape == (224, 224, 1)
+    middle = along[max(size) // 2]
+    assert np.abs(pixels.astype(int) - middle).max() <= 1
+
+
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("size", [(300, 200), (37, 411), (900, 20)], ids=str)
+def test_the_crops_own_part_resized_alone_is_what_resizing_all_gives_within_a_level(
+    size: tuple[int, int], antialias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, steps = Image.fromarray(noise(*size)), plain(resize=64, crop=(56, 56), antialias=antialias)
+    whole = steps.pixels(image)
+    monkeypatch.setattr("runtimes.preprocess.MOST_RESIZED", 0)
+    assert np.abs(steps.pixels(image).astype(int) - whole).max() <= 1
+
+
+def test_a_crop_larger_than_a_long_picture_is_not_padded_along_all_of_it() -> None:
+    image = Image.fromarray(noise(1, 3_000_000, channels=1))
+    steps = plain(crop=(224, 224), mean=(0.0,), std=(1.0,))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    pixels = steps.pixels(image)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    np.testing.assert_array_equal(pixels[111, :, 0], np.asarray(image)[0, 1_499_888:1_500_112])
+    assert pixels.sum() == pixels[111].sum()
+
+
+def test_a_strip_is_refused_where_the_model_itself_would_resize_all_of_it() -> None:
+    steps = plain(resize=256, crop=(224, 224))
+    assert steps.picture(Image.new("RGB", (4000, 100))).shape == (100, 4000, 3)
+    with pytest.raises(BadInput, match=r"resized to at most 16,777,216 pixels, got 3,932,160,000 of one of 1x60000; cut it"):
+        steps.picture(Image.new("RGB", (60_000, 1)))
+
+
+# --- any number of channels ---
+
+
+@pytest.mark.parametrize("channels", [2, 4, 6, 13])
+def test_each_channel_of_an_array_is_prepared_as_a_grey_picture(channels: int) -> None:
+    array = noise(40, 50, channels)
+    mean, std = tuple(np.linspace(0.1, 0.6, channels)), tuple(np.linspace(0.2, 0.3, channels))
+    steps = plain(resize=32, crop=(28, 28), mean=mean, std=std)
+    expected = [replace(steps, mean=mean[one : one + 1], std=std[one : one + 1])(Image.fromarray(array[..., one]))[0] for one in range(channels)]
+    np.testing.assert_array_equal(steps(array), np.stack(expected), strict=True)
+    np.testing.assert_array_equal(steps.picture(array), array)
+    np.testing.assert_array_equal(steps.pixels_from_inputs(steps(array)), steps.pixels(array))
+
+
+def test_transparency_is_a_channel_for_a_model_of_four_and_does_not_darken_the_others() -> None:
+    array = noise(40, 50, 4)
+    steps = plain(resize=32, crop=(28, 28), mean=(0.0,) * 4, std=(1.0,) * 4)
+    np.testing.assert_array_equal(steps(Image.fromarray(array, "RGBA")), steps(array))
+
+
+@pytest.mark.parametrize(
+    ("picture", "channels", "says"),
+    [
+        (Image.new("RGB", (9, 9)), 4, "expected pictures of 4 channels, as the model takes, got pixels of mode RGB; give an .npz"),
+        (Image.new("CMYK", (9, 9)), 4, "expected pictures of 4 channels, as the model takes, got pixels of mode CMYK"),
+        (
+            noise(9, 9, 6),
+            4,
+            "expected pictures of 4 channels, as the model takes, got 6 channels; give an .npz with images of uint8 (n, height, width, 4)",
+        ),
+        (noise(9, 9, 13), 3, "expected pictures of grey or colour, as the model takes, got 13 channels"),
+        (noise(9, 9, 4), 1, "expected pictures of grey or colour, as the model takes, got 4 channels"),
+    ],
+    ids=["colour", "print", "six", "thirteen", "alpha"],
+)
+def test_pictures_of_other_channels_than_the_models_are_refused(picture: Any, channels: int, says: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(says)):
+        plain(mean=(0.0,) * channels, std=(1.0,) * channels)(picture)
 
 
 # --- files ---
@@ -304,7 +418,6 @@ def test_an_opened_picture_outlives_its_file(tmp_path: Path) -> None:
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     ],
 )
-@pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning")  # Pillow's, of a TIFF's eight bytes
 def test_a_file_that_is_no_picture_is_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "picture.jpg"
     path.write_bytes(content)
@@ -335,7 +448,6 @@ def test_a_missing_picture_and_a_folder_are_named(tmp_path: Path) -> None:
             open_image(path)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow warns of damaged metadata that it skips
 def test_a_damaged_picture_is_read_or_named_and_never_anything_else(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     path, exif = tmp_path / "damaged", Image.Exif()

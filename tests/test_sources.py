@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from calibration.data import ImageSource, built_in, evenly_chosen, open_source
+from calibration.data import ImageSource, built_in, channelled, check_channels, evenly_chosen, open_source
 from runtimes.errors import BadInput
 from runtimes.preprocess import Preprocess
 
@@ -330,3 +330,88 @@ def test_hidden_files_and_folders_are_no_pictures(tmp_path: Path) -> None:
 def test_what_is_no_source_is_told(data: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=said):
         open_source(data.replace("PICTURE", str(tree(tmp_path) / "cats" / "one.png")))
+
+
+# --- what is left out, and what has other channels ---
+
+
+def test_what_is_no_picture_is_counted_by_suffix_and_classes_without_one_are_named(tmp_path: Path) -> None:
+    tree(tmp_path)
+    for name in ("cats/a.txt", "cats/b.TXT", "dogs/c.svg", "dogs/README", "notes.txt"):
+        (tmp_path / name).write_text("no picture")
+    assert open_source(str(tmp_path)).left_out == (f"{tmp_path}: 3 .txt, 1 .svg, 1 without a suffix, which are no pictures",)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "drawings" / "deeper").mkdir(parents=True)
+    (tmp_path / "drawings" / "deeper" / "a.svg").write_text("no picture")
+    source = open_source(str(tmp_path))
+    assert source.classes == ("cats", "dogs")
+    assert source.left_out[1:] == (f"{tmp_path}: 2 class folders without a picture: drawings, empty",)
+    assert source.chosen(np.array([0])).left_out == source.left_out
+    for place in range(9):
+        (tmp_path / f"x.{place}").write_text("no picture")
+    assert open_source(str(tmp_path)).left_out[0].endswith("3 .txt, 2 .svg, 1 .0, 1 .1 and 8 others, which are no pictures")
+
+
+def test_where_there_is_no_picture_what_there_is_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.psd").write_text("no picture")
+    with pytest.raises(BadInput, match=r"holds no pictures; expected \.jpg .*, got 1 \.psd"):
+        open_source(str(tmp_path))
+
+
+BANDS = np.random.default_rng(1).integers(0, 256, (6, 10, 12, 13), np.uint8)
+
+
+def many(channels: int) -> Preprocess:
+    return Preprocess(8, (8, 8), "bilinear", True, (0.5,) * channels, (0.25,) * channels)
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy", "folder", "tree"])
+def test_arrays_of_any_number_of_channels_are_pictures(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"bands.{kind}"
+    if kind == "npz":
+        np.savez(path, images=BANDS, labels=LABELS)
+    elif kind == "npy":
+        np.save(path, BANDS)
+    else:
+        for place, array in enumerate(BANDS):
+            parent = path / str(LABELS[place]) if kind == "tree" else path
+            parent.mkdir(parents=True, exist_ok=True)
+            np.save(parent / f"{place}.npy", array)
+    source = open_source(str(path))
+    order = np.argsort(LABELS, kind="stable") if kind == "tree" else np.arange(6)
+    assert (source.labels is not None) == (kind in ("npz", "tree"))
+    for one in (source, source.chosen(np.arange(6))):
+        np.testing.assert_array_equal(np.stack([np.asarray(one.picture(place)) for place in range(6)]), BANDS[order])
+    check_channels(source, many(13))
+    for channels in (1, 3, 4):
+        with pytest.raises(BadInput, match=re.escape(str(path)) + ": expected pictures of .*, as the model takes, got 13 channels"):
+            check_channels(source, many(channels))
+    with pytest.raises(BadInput, match="expected pictures in grey or colour, got 13 channels"):
+        source.image(0)
+
+
+def test_pictures_with_transparency_are_of_four_channels_and_the_first_that_can_be_read_decides(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"damaged")
+    Image.fromarray(BANDS[0, :, :, :4], "RGBA").save(tmp_path / "1.png")
+    check_channels(open_source(str(tmp_path)), many(4))
+    check_channels(open_source(str(tmp_path)), many(3))
+    with pytest.raises(BadInput, match="expected pictures of 6 channels, as the model takes, got pixels of mode RGBA"):
+        check_channels(open_source(str(tmp_path)), many(6))
+
+
+def test_arrays_beside_pictures_are_not_taken_for_pictures(tmp_path: Path) -> None:
+    tree(tmp_path)
+    np.save(tmp_path / "labels.npy", LABELS)
+    source = open_source(str(tmp_path))
+    assert (source.count, source.classes) == (2, ("cats", "dogs"))
+    assert source.left_out == (f"{tmp_path}: 1 .npy, which are no pictures",)
+
+
+def test_random_weights_see_another_picture_in_each_channel() -> None:
+    train = built_in("train")
+    source = channelled(train, 4)
+    picture = np.asarray(source.picture(990))
+    assert picture.shape == (28, 28, 4)
+    assert len({picture[..., channel].tobytes() for channel in range(4)}) == 4
+    np.testing.assert_array_equal(picture[..., 0], np.asarray(train.image(990)))
+    assert source.labels is None

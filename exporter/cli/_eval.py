@@ -63,6 +63,8 @@ def evaluate(bundle: Path, **options: Any) -> None:
         opened = Bundle.open(bundle)
         check_classifier(opened.manifest.outputs)
         source, how = Labelled(options["data"], options["data_labels"], options["synsets"], options["images"]).source(opened)
+        for problem in source.left_out:
+            say(f"left out {problem}")
         with open_runtime(opened, options["backend"], provider=options["provider"], trust_engine=options["trust_engines"]) as runtime:
             provider = runtime.provider
             found = _evaluated(opened, options["backend"], runtime, source, resume, say)
@@ -70,7 +72,8 @@ def evaluate(bundle: Path, **options: Any) -> None:
     if options["as_json"]:
         import msgspec
 
-        told = {"bundle": str(bundle), "backend": options["backend"], "provider": provider, "data": source.name, "matched": how}
+        told = {"bundle": str(bundle), "backend": options["backend"], "provider": provider}
+        told |= {"data": source.name, "left_out": source.left_out, "matched": how}
         echo_json({**told, **msgspec.to_builtins(shown)})
     else:
         precision = opened.manifest.precision

@@ -12,6 +12,7 @@ from exporter.cli._check import check
 from exporter.cli._common import echo_json, echo_lines, run_command
 from exporter.cli._eval import evaluate
 from exporter.cli._inspect import inspect
+from runtimes.errors import BadInput
 
 EPILOG = """\b
 Exit codes: 0 done and within budget, 1 failed, 2 asked for wrongly,
@@ -46,14 +47,17 @@ command.add_command(inspect)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def run(bundle: Path, images: tuple[Path, ...], top: int, backend: str, provider: str | None, trust_engines: tuple[str, ...], as_json: bool) -> None:
     """Classify pictures: the most likely classes of each IMAGE."""
-    from runtimes import Bundle, open_image, open_runtime
+    from runtimes import Bundle, open_runtime
     from runtimes.classify import check_classifier, classify
+    from runtimes.picture_file import open_picture
 
     opened = Bundle.open(bundle)
     check_classifier(opened.manifest.outputs)
-    pictures = [open_image(path) for path in images]
+    for path in images:
+        if not path.exists():  # told before the model is loaded; the pictures themselves are read one by one
+            raise BadInput(f"cannot read the picture {path}: there is no such file")
     with open_runtime(opened, backend, provider=provider, trust_engine=trust_engines) as runtime:
-        found = classify(runtime, opened.manifest.preprocess, pictures, labels=opened.labels, top=top)
+        found = classify(runtime, opened.manifest.preprocess, map(open_picture, images), labels=opened.labels, top=top)
     if as_json:
         return echo_json({str(path): [asdict(one) for one in predictions] for path, predictions in zip(images, found, strict=True)})
     for path, predictions in zip(images, found, strict=True):

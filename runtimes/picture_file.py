@@ -1,0 +1,139 @@
+"""A picture from a file: of the formats that photographs come in, of a bounded size, upright, in eight bits."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import re
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError, _imaging
+
+from runtimes.arrays import array_from_npy
+from runtimes.errors import BadInput
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "GIF", "AVIF", "JPEG2000")
+"""Pillow's names of what is read, whatever a file is called. It knows thirty more, and starts a program for some of them (Ghostscript for EPS)."""
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jpe", ".jfif", ".mpo", ".apng"),
+    *(".dib", ".gif", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+)
+"""What such files are called, in lower case."""
+ARRAY_SUFFIX = ".npy"
+Picture = Image.Image | NDArray[np.uint8]
+"""Grey or colour; or, of any other number of channels, uint8 (height, width, channels)."""
+MOST_PIXELS = 178_956_970
+"""Beyond that many (13,377 x 13,377), Pillow takes a picture for a decompression bomb."""
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+JPEG_START = b"\xff\xd8"
+ORIENTATION = 0x0112  # Exif 2.3, "Orientation"
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def open_picture(path: Path) -> Picture:
+    """What `open_image` reads; or, of an `.npy` file, an array of channels that a picture does not have.
+
+    Raises:
+        BadInput: the file is missing, no picture that Pillow reads, too large, or no array of uint8 (height, width, channels).
+    """
+    if path.suffix.lower() != ARRAY_SUFFIX:
+        return open_image(path)
+    try:
+        array = array_from_npy(path)
+    except ValueError as error:
+        raise BadInput(f"cannot read the array {path}: {error}") from error
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
+        raise BadInput(f"{path}: expected an array of uint8 (height, width, channels), got {array.dtype} {array.shape}; scale the values to 0..255")
+    return picture_from_array(array)
+
+
+def picture_from_array(array: NDArray[np.uint8]) -> Picture:
+    """Pixels (height, width) or (height, width, channels) as a picture, grey or in colour where they can be one."""
+    if array.ndim == 3 and array.shape[2] not in (1, 3):
+        return array
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+
+
+def open_image(path: Path) -> Image.Image:
+    """The picture in a file, upright (EXIF) and in eight bits; of several in one file, the first.
+
+    Of the metadata the orientation alone counts: where the rest is damaged, so that Pillow warns or fails, the picture is read all the same.
+
+    Raises:
+        BadInput: the file is missing, is no picture that Pillow reads, or holds more than MOST_PIXELS.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for without end
+            raise OSError("it is no file")
+        image = _decoded(path)
+        if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255 instead of scaling
+            levels = (np.arange(1 << 16) / 257).round().astype(np.uint8)
+            image = Image.fromarray(levels[np.asarray(image).clip(0, (1 << 16) - 1)])
+    except UnidentifiedImageError as error:
+        raise BadInput(f"cannot read the picture {path}: it is damaged, or none of {', '.join(FORMATS)}") from error
+    except Exception as error:  # a decoder raises whatever it stumbles over: OSError, SyntaxError, ValueError, RuntimeError, MemoryError
+        raise BadInput(f"cannot read the picture {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    if image.mode not in MODES:
+        raise BadInput(f"{path}: expected whole numbers in grey or colour, got pixels of mode {image.mode}; save it as a PNG")
+    return image
+
+
+def _decoded(path: Path) -> Image.Image:
+    formats = _formats()
+    _silence_warnings()
+    with path.open("rb") as file:
+        is_jpeg = file.read(len(JPEG_START)) == JPEG_START
+    # Pillow looks for further pictures behind a JPEG (MPO), and fails where what tells of them is damaged.
+    with JpegImagePlugin.JpegImageFile(path) if is_jpeg else Image.open(path, formats=formats) as opened:
+        if opened.width * opened.height > MOST_PIXELS:
+            raise ValueError(f"it has {opened.width}x{opened.height} pixels, and more than {MOST_PIXELS:,} are not read; make it smaller")
+        opened.load()
+        turn = TURNS.get(_orientation(opened))
+        image = opened.copy() if turn is None else opened.transpose(turn)
+    image.info.clear()  # unused, and Pillow warns of some transparencies on converting
+    return image
+
+
+def _orientation(opened: Image.Image) -> int:
+    """The EXIF orientation, or else XMP's, 1..8; 1 where there is none, or it is damaged."""
+    alone = Image.new("1", (1, 1))  # what is left where the EXIF cannot be read at all
+    alone.info = {name: value for name, value in opened.info.items() if "xmp" in str(name).lower()}
+    for image in (opened, alone):
+        try:
+            found = image.getexif().get(ORIENTATION, 1)
+            return found if isinstance(found, int) else 1
+        except Exception:  # of metadata, as above
+            continue
+    return 1
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that this Pillow reads. Its libtiff is told not to write to stderr: Pillow raises what goes wrong."""
+    Image.init()
+    with contextlib.suppress(AttributeError, OSError):  # where it is linked in such a way that it cannot be told
+        ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _silence_warnings() -> None:
+    """What Pillow warns of, metadata mostly, is of no use to who classifies pictures.
+
+    A filter of its own, which stays: `warnings.catch_warnings` is not for threads, and pictures are decoded in several.
+    """
+    own = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+    if own != next(iter(warnings.filters), None):
+        warnings.filterwarnings("ignore", module=r"PIL\.")
