@@ -21,6 +21,7 @@ from runtimes.arrays import array_from_npy, arrays_from_npz
 from runtimes.errors import BadInput
 from runtimes.picture_file import ARRAY_SUFFIX, IMAGE_SUFFIXES, Picture, open_picture, picture_from_array
 from runtimes.preprocess import Preprocess
+from runtimes.printable import as_text
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
@@ -164,7 +165,7 @@ def _source_from_folder(folder: Path) -> ImageSource:
             f"--data: {folder} holds no pictures; expected {' '.join(IMAGE_SUFFIXES)} files, or {ARRAY_SUFFIX} for other channels, "
             f"in it or in a subfolder for each class, got {others or 'none'}"
         )
-    names = tuple(path.relative_to(folder).as_posix() for path in paths)
+    names = tuple(as_text(path.relative_to(folder).as_posix()) for path in paths)
     check_no_splits({name.split("/", 1)[0] for name in names if "/" in name}, folder, "--data")
     left_out = (f"{folder}: {others}, which are no pictures",) if others else ()
     source = replace(_source_of(str(folder), len(paths), lambda place: open_picture(paths[place])), names=names, left_out=left_out)

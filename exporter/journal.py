@@ -20,11 +20,11 @@ from pathlib import Path
 import msgspec
 
 from calibration.data import ImageSource
-from exporter.printable import printable
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle, sha256_of_file
 from runtimes.errors import BadInput, PlanError
 from runtimes.manifest import json_from_manifest
+from runtimes.printable import printable
 
 SHOWN = 12
 """Characters of a digest that are enough to tell it from another."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from xml.etree import ElementTree
 
 from exporter.checked import BundleCheck, Checked, distinct_names, why_not_judged
-from exporter.printable import as_text, printable
+from runtimes.printable import as_text, printable
 
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML has no way to write, as those of a terminal's commands (XML 1.0, section 2.2)."""

@@ -11,6 +11,11 @@ from pathlib import Path
 
 import pytest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parent.parent
 LAYERS = ("runtimes", "calibration", "exporter")  # each may import itself and those before it
 HEAVY = {
@@ -115,10 +120,6 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> 
 
 
 def test_every_backend_has_a_remedy_that_names_an_extra() -> None:
-    if sys.version_info < (3, 11):
-        pytest.skip("tomllib came with Python 3.11")
-    import tomllib
-
     from runtimes import backend_names
     from runtimes._open import REMEDIES
 

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -56,7 +57,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return Tiny(original, lowered, folder)
 
 
-def logits(model: onnx.ModelProto) -> np.ndarray:
+def logits(model: onnx.ModelProto) -> NDArray[Any]:
     with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
         return runtime.run({"input": INPUTS})["logits"]
 

@@ -10,9 +10,11 @@ import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import EpsImagePlugin, Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -235,7 +237,7 @@ def test_an_array_is_a_picture_of_its_channels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "array", [np.zeros((2, 3, 4)), np.zeros((2, 3, 4, 5), np.uint8), np.zeros((0, 3, 4), np.uint8)], ids=lambda one: str(one.shape)
 )
-def test_an_array_of_something_else_is_no_picture(array: np.ndarray, tmp_path: Path) -> None:
+def test_an_array_of_something_else_is_no_picture(array: NDArray[Any], tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(BadInput, match=r"a\.npy: expected an array of uint8 \(height, width, channels\), got"):
         open_picture(tmp_path / "a.npy")

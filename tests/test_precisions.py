@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from calibration.data import built_in
@@ -42,7 +44,7 @@ def graph_in_opset(module: torch.nn.Module, opset: int) -> onnx.ModelProto:
     return simplified(onnx_from_program(program_from_module(module, (1, 28, 28)), opset=opset, batch=BatchRange(1, 8, 32)), INPUTS)
 
 
-def logits(model: onnx.ModelProto, inputs: np.ndarray = INPUTS) -> np.ndarray:
+def logits(model: onnx.ModelProto, inputs: NDArray[Any] = INPUTS) -> NDArray[Any]:
     with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
         return runtime.run({runtime.inputs[0].name: inputs})[runtime.outputs[0].name]
 

@@ -20,10 +20,10 @@ from PIL import Image
 from exporter.check import CheckPlan
 from exporter.evaluate import Labelled
 from exporter.plan import ExportPlan
-from exporter.printable import printable
 from exporter.simplify import simplified
 from runtimes.bundle import finish
 from runtimes.errors import PlanError, SimplifyError
+from runtimes.printable import printable
 
 COMMAND = [sys.executable, "-c", "from exporter.cli.deploy import main; main()"]
 LATIN = os.fsdecode(b"caf\xe9")
@@ -102,6 +102,17 @@ def test_a_bundle_without_its_graph_is_told_in_every_command(good: Made, tmp_pat
     assert "has no model.onnx" in deploy("check", folder, "--backend", "pytorch", "--blocks", "--quiet").err
     shown = deploy("check", folder, "--backend", "onnxruntime", "--html", tmp_path / "r.html", "--quiet")
     assert (shown.code, "has no model.onnx" in shown.out) == (3, True)
+
+
+@pytest.mark.parametrize("surroundings", [{"PYTHONUTF8": "1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=["utf-8", "C"])
+def test_folders_of_classes_are_the_labels_in_any_locale(surroundings: dict[str, str], tmp_path: Path) -> None:
+    for name in ("Müller", "猫"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.new("L", (28, 28)).save(tmp_path / "data" / name / "a.png")
+    code = "import sys; from calibration.data import open_source; print(ascii(open_source(sys.argv[1]).classes))"
+    command = [sys.executable, "-c", code, str(tmp_path / "data")]
+    done = subprocess.run(command, env={**os.environ, **surroundings}, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{('Müller', '猫')!a}\n"
 
 
 def test_an_evaluation_goes_on_past_a_damaged_picture_whose_name_is_no_text(good: Made, tmp_path: Path, deploy: Any) -> None:

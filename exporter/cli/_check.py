@@ -11,8 +11,8 @@ import click
 
 from exporter.cli._build import trust_option
 from exporter.cli._common import accuracy_line, echo_json, echo_lines, parity_lines, status
-from exporter.printable import printable
 from runtimes.errors import BadInput, ParityError, PlanError, ResnetExportError
+from runtimes.printable import printable
 
 if TYPE_CHECKING:
     from exporter.check import CheckPlan

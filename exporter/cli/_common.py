@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import click
 
-from exporter.printable import as_text, printable
 from runtimes.errors import ParityError, ResnetExportError
+from runtimes.printable import as_text, printable
 
 if TYPE_CHECKING:
     from runtimes.manifest import Manifest

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from exporter.printable import printable
 from runtimes.errors import BadInput, PlanError
+from runtimes.printable import printable
 
 if TYPE_CHECKING:
     from exporter.checked import BundleCheck, Checked

@@ -15,13 +15,13 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from exporter.printable import as_text
 from exporter.report.plots import Caption, drift_svgs, histogram_svg
 from exporter.report.sections import Drift, Section
 from exporter.report.verdict import joined, overall_text, precision_text, share_text, status_of, verdict_sentences
 from runtimes.budget import Limit
 from runtimes.evidence import ErrorHistogram
 from runtimes.parity import LARGEST_ERROR, Accuracy, Comparison, is_classifier
+from runtimes.printable import as_text
 
 TEMPLATES, PAGE = Path(__file__).parent / "assets", "report.html.j2"
 THUMBNAIL = 96
