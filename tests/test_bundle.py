@@ -45,9 +45,9 @@ OPTIONAL = {
 }
 NULLABLE = (OPTIONAL - {"$.files", "$.parity.budget", "$.parity.backends[...].violations", "$.parity.backends[...].outputs"}) | {
     "$.preprocess.resize",
-    *(
-        f"$.parity.backends[...].{name}" for name in ("top1_agreement", "top5_overlap", "flips", "worst_cosine")
-    ),  # which features or a single logit do not have
+    "$.graph.macs",  # unknown for free sizes
+    # What features do not have, and a single logit.
+    *(f"$.parity.backends[...].{name}" for name in ("top1_agreement", "top5_overlap", "flips", "worst_cosine")),
 }
 
 

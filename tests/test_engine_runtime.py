@@ -21,6 +21,7 @@ import pytest
 from commands import Ran
 from numpy.typing import NDArray
 from PIL import Image
+from rounding import needs_rounding
 from standin_cuda import Allocation, StandinCuda
 from standin_tensorrt import NOT_CAPTURABLE, StandinTensorRT, imported_as_tensorrt
 
@@ -953,6 +954,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory, shipped_bundle: Any) -> 
     return Path(shutil.copytree(shipped_bundle("int8").folder, tmp_path_factory.mktemp("quantized") / "resnet20"))
 
 
+@needs_rounding  # the stand-in computes with it
 @pytest.mark.parametrize("version", ["10.3.0.30", "11.4.0.106"])
 def test_an_int8_bundle_is_built_and_proven_in_int8(quantized: Path, cuda: StandinCuda, deploy: Callable[..., Ran], version: str) -> None:
     with imported_as_tensorrt(StandinTensorRT(cuda, version)):
