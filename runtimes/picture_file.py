@@ -29,6 +29,8 @@ Picture = Image.Image | NDArray[np.uint8]
 """Grey or colour; or, of any other number of channels, uint8 (height, width, channels)."""
 MOST_PIXELS = 178_956_970
 """Beyond that many (13,377 x 13,377), Pillow takes a picture for a decompression bomb."""
+LONGEST_SIDE = 1 << 20
+"""A JPEG's is 65,535 at most. To shrink a longer one, Pillow would hold gigabytes of filter weights."""
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 JPEG_START = b"\xff\xd8"
 ORIENTATION = 0x0112  # Exif 2.3, "Orientation"
@@ -73,7 +75,7 @@ def open_image(path: Path) -> Image.Image:
     Of the metadata the orientation alone counts: where the rest is damaged, so that Pillow warns or fails, the picture is read all the same.
 
     Raises:
-        BadInput: the file is missing, is no picture that Pillow reads, or holds more than MOST_PIXELS.
+        BadInput: the file is missing, is no picture that Pillow reads, or holds more than MOST_PIXELS or a side of more than LONGEST_SIDE.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for without end
@@ -100,6 +102,8 @@ def _decoded(path: Path) -> Image.Image:
     with JpegImagePlugin.JpegImageFile(path) if is_jpeg else Image.open(path, formats=formats) as opened:
         if opened.width * opened.height > MOST_PIXELS:
             raise ValueError(f"it has {opened.width}x{opened.height} pixels, and more than {MOST_PIXELS:,} are not read; make it smaller")
+        if max(opened.size) > LONGEST_SIDE:
+            raise ValueError(f"it has {opened.width}x{opened.height} pixels, and no side of more than {LONGEST_SIDE:,} is read; cut it")
         opened.load()
         turn = TURNS.get(_orientation(opened))
         image = opened.copy() if turn is None else opened.transpose(turn)
@@ -108,15 +112,17 @@ def _decoded(path: Path) -> Image.Image:
 
 
 def _orientation(opened: Image.Image) -> int:
-    """The EXIF orientation, or else XMP's, 1..8; 1 where there is none, or it is damaged."""
-    alone = Image.new("1", (1, 1))  # what is left where the EXIF cannot be read at all
-    alone.info = {name: value for name, value in opened.info.items() if "xmp" in str(name).lower()}
+    """The orientation that EXIF tells, or else XMP, 1..8; 1 where neither does, or they are damaged."""
+    alone = Image.new("1", (1, 1))  # XMP without the EXIF, which Pillow may have found damaged
+    if opened.format != "TIFF":  # Pillow turns those itself on loading
+        alone.info = {name: value for name, value in opened.info.items() if "xmp" in str(name).lower()}
     for image in (opened, alone):
         try:
-            found = image.getexif().get(ORIENTATION, 1)
-            return found if isinstance(found, int) else 1
+            found = image.getexif().get(ORIENTATION)
         except Exception:  # of metadata, as above
             continue
+        if isinstance(found, int) and found in range(1, 9):
+            return found
     return 1
 
 

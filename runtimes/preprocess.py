@@ -28,8 +28,8 @@ MODES = {1: "L", 3: "RGB"}
 WITH_ALPHA = {2: "LA", 4: "RGBA"}
 """Pictures whose transparency is a channel like the others, for a model of that many."""
 LEVELS = 255
-MOST_RESIZED = 1 << 24
-"""Pixels. No picture but a strip is so large when it is resized, and of those only what the crop needs is computed."""
+MOST_RESIZED, LONGEST_RESIZED = 1 << 24, 1 << 16
+"""Pixels, and those of one side. No picture but a strip is so large when it is resized, and of those only the crop's part is resized at all."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Preprocess:
         """One picture as it is, uint8 (height, width, channels): what a model takes that resizes and crops itself.
 
         Raises:
-            BadInput: as above; or it is a strip, and resizing all of it would take more than MOST_RESIZED pixels.
+            BadInput: as above; or it is a strip, and resizing all of it would make more than MOST_RESIZED pixels.
         """
         parts = self._parts(picture)
         width, height = self._resized_size(parts[0].size)
@@ -175,27 +175,23 @@ class Preprocess:
     def _resampled(self, image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
         """The box (left, top, right, bottom) of the image resized to `size`, (width, height).
 
-        To the bit what resizing and then cutting gives; but where MOST_RESIZED pixels would be in memory on the way, the box's own part of the image
-        is resized, whose filter weights may differ in the last bit.
+        To the bit what resizing and then cutting gives; but of a strip that would take more than MOST_RESIZED on the way, the box's own part is
+        resized, whose filter weights may differ in the last bit.
         """
         kind, (width, height), (left, top, right, bottom) = RESAMPLING[self.interpolation], size, box
         across, down = image.width / width, image.height / height
+        part = (left * across, top * down, min(right * across, image.width), min(bottom * down, image.height))
+        strip = max(size) > LONGEST_RESIZED or width * max(height, image.height) > MOST_RESIZED
         if not self.antialias:
             # Pillow's `resize` always filters; an affine transform samples the four (or sixteen) nearest pixels.
-            if width * height <= MOST_RESIZED:
-                return image.transform(size, Image.Transform.EXTENT, (0, 0, *image.size), kind).crop(box)
-            part = (left * across, top * down, right * across, bottom * down)
-            return image.transform((right - left, bottom - top), Image.Transform.EXTENT, part, kind)
+            if strip:
+                return image.transform((right - left, bottom - top), Image.Transform.EXTENT, part, kind)
+            return image.transform(size, Image.Transform.EXTENT, (0, 0, *image.size), kind).crop(box)
+        if strip:
+            return image.resize((right - left, bottom - top), kind, part)
         # Columns first, in two steps: Pillow does so until 12, and 13 starts with the rows where it loses far more of them, one level off.
-        if width * image.height <= MOST_RESIZED:
-            image = image.resize((width, image.height), kind).crop((left, 0, right, image.height))
-        else:
-            part = (left * across, 0, min(right * across, image.width), image.height)
-            image = image.resize((right - left, image.height), kind, part)
-        if image.width * height <= MOST_RESIZED:
-            return image.resize((image.width, height), kind).crop((0, top, image.width, bottom))
-        part = (0, top * down, image.width, min(bottom * down, image.height))
-        return image.resize((image.width, bottom - top), kind, part)
+        columns = image.resize((width, image.height), kind).crop((left, 0, right, image.height))
+        return columns.resize((right - left, height), kind).crop((0, top, right - left, bottom))
 
 
 def _offset(size: int, crop: int) -> int:

@@ -7,6 +7,8 @@ import io
 import json
 import re
 import shutil
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -229,6 +231,22 @@ def test_junit_into_a_folder_that_is_not_there_is_refused_before_the_work(run: A
     shown = run("check", bundle, "--junit", tmp_path / "nowhere" / "junit.xml")
     assert shown.code == 2
     assert "there is no folder" in shown.error
+
+
+def test_a_golden_file_that_would_fill_the_memory_or_run_code_is_refused_in_one_line(run: Any, bundle: Path) -> None:
+    with np.load(bundle / "golden.npz") as arrays:
+        logits = arrays["logits"]
+    forged, head = io.BytesIO(), b"{'descr': '<f4', 'fortran_order': False, 'shape': (16, 1, 999999, 999999)}"
+    with zipfile.ZipFile(forged, "w") as archive:
+        archive.writestr("inputs.npy", b"\x93NUMPY\x01\0" + struct.pack("<H", len(head)) + head)
+    objects = io.BytesIO()
+    np.savez(objects, inputs=np.array([{}], object), logits=logits)
+    scalar = io.BytesIO()
+    np.savez(scalar, inputs=np.float32(1), logits=logits)
+    for file, said in ((forged, "expected 63,999,8"), (objects, "one of type |O, which is not read"), (scalar, "a single number for inputs")):
+        replaced(bundle, "golden.npz", file.getvalue())
+        shown = run("check", bundle, "--backend", "onnxruntime")
+        assert (shown.code, said in shown.err, shown.err.strip().count("\n")) == (1, True, 0)
 
 
 def test_a_golden_file_of_another_model_is_told_from_this_ones(run: Any, bundle: Path) -> None:

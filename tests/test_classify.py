@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +81,20 @@ def test_pictures_of_any_size_and_colour_go_together(tiny_model: Path) -> None:
     for several, one in zip(together, alone, strict=True):
         assert [prediction.index for prediction in several] == [prediction.index for prediction in one]
         assert [prediction.probability for prediction in several] == pytest.approx([prediction.probability for prediction in one], rel=1e-4)
+
+
+def test_pictures_are_read_as_they_are_needed_and_none_but_a_batchs_is_kept(tiny_model: Path) -> None:
+    alive: list[weakref.ref[Image.Image]] = []
+
+    def read() -> Iterator[Image.Image]:
+        for image in pictures(20):
+            copy = image.copy()
+            alive.append(weakref.ref(copy))
+            yield copy
+            del copy
+            assert sum(one() is not None for one in alive) <= 2
+
+    with OnnxRuntime.open(tiny_model / "model.onnx", batch=BatchRange(1, 4, 4)) as runtime:
+        streamed = classify(runtime, PREPROCESS, read())
+        assert streamed == classify(runtime, PREPROCESS, pictures(20))
+    assert len(alive) == 20

@@ -8,9 +8,11 @@ import json
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -375,6 +377,40 @@ def test_a_picture_that_cannot_be_read_is_said_counted_and_left_out(run: Any, bu
         path.write_bytes(b"junk")
     shown = run(bundle, "--data", data)
     assert (shown.code, "3 of the 201 pictures cannot be read, more than 1 %" in shown.error) == (1, True)
+
+
+def test_strips_and_bombs_among_the_pictures_end_nothing(run: Any, bundle: Path, tmp_path: Path) -> None:
+    data = tree(tmp_path, tuple(map(str, range(10))), 200)
+    strip, bomb = data / "0" / "strip.png", data / "0" / "bomb.png"
+    Image.new("L", (60_000, 1), 99).save(strip)
+    strip.rename(strip.with_suffix(".jpe"))  # what it is called does not matter
+    Image.new("1", (8, 8)).save(bomb)
+    head = b"IHDR" + struct.pack(">II", 60_000, 60_000) + bomb.read_bytes()[24:29]
+    bomb.write_bytes(bomb.read_bytes()[:12] + head + struct.pack(">I", zlib.crc32(head)) + bomb.read_bytes()[33:])
+    shown = run(bundle, "--data", data, "--json")
+    assert shown.code == 0, shown.err
+    assert shown.json["images"] == 201
+    assert [str(bomb) in reason for reason in shown.json["unreadable"]] == [True]
+
+
+def test_what_is_no_picture_is_said_and_a_class_that_cannot_be_read_is_named(run: Any, bundle: Path, tmp_path: Path) -> None:
+    data = tree(tmp_path, tuple(map(str, range(10))), 198)
+    (data / "0" / "notes.txt").write_text("no picture")
+    (data / "1" / "drawing.SVG").write_text("no picture")
+    for path in sorted((data / "3").iterdir())[1:]:
+        path.unlink()
+    next((data / "3").iterdir()).write_bytes(b"junk")
+    shown = run(bundle, "--data", data, "--json")
+    assert shown.code == 0, shown.err
+    assert f"left out {data}: 1 .svg, 1 .txt, which are no pictures" in shown.err
+    assert shown.json["left_out"] == [f"{data}: 1 .svg, 1 .txt, which are no pictures"]
+    assert shown.json["unreadable"][-1].startswith("none of the pictures of class '")
+
+
+def test_pictures_of_other_channels_than_the_models_are_refused_before_anything_runs(run: Any, bundle: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "bands.npz", images=np.zeros((20, 28, 28, 13), np.uint8), labels=np.zeros(20, np.int64))
+    shown = run(bundle, "--data", tmp_path / "bands.npz")
+    assert (shown.code, "expected pictures of grey or colour, as the model takes, got 13 channels" in shown.error) == (2, True)
 
 
 def test_logits_that_are_not_finite_end_it(run: Any, bundle: Path, tmp_path: Path) -> None:
