@@ -112,15 +112,17 @@ def _decoded(path: Path) -> Image.Image:
 
 
 def _orientation(opened: Image.Image) -> int:
-    """The EXIF orientation, or else XMP's, 1..8; 1 where there is none, or it is damaged."""
-    alone = Image.new("1", (1, 1))  # what is left where the EXIF cannot be read at all
-    alone.info = {name: value for name, value in opened.info.items() if "xmp" in str(name).lower()}
+    """The orientation that EXIF tells, or else XMP, 1..8; 1 where neither does, or they are damaged."""
+    alone = Image.new("1", (1, 1))  # XMP without the EXIF, which Pillow may have found damaged
+    if opened.format != "TIFF":  # Pillow turns those itself on loading
+        alone.info = {name: value for name, value in opened.info.items() if "xmp" in str(name).lower()}
     for image in (opened, alone):
         try:
-            found = image.getexif().get(ORIENTATION, 1)
-            return found if isinstance(found, int) else 1
+            found = image.getexif().get(ORIENTATION)
         except Exception:  # of metadata, as above
             continue
+        if isinstance(found, int) and found in range(1, 9):
+            return found
     return 1
 
 
