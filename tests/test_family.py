@@ -286,7 +286,7 @@ def test_a_checkpoint_of_another_module_says_what_differs(nets: Path) -> None:
 
 
 def test_a_model_that_cannot_be_traced_is_named_and_leaves_nothing(nets: Path, run: Any) -> None:
-    ran = run("my_package.nets:Branching", "--image-size", "16", "--data", "built-in")
+    ran = run("my_package.nets:Branching", "--image-size", "16", "--weights", "random")
     assert ran.code == 1
     line = next(place for place, said in enumerate(NETS.splitlines(), 1) if "x.sum() > -1" in said)
     assert (
