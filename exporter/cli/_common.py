@@ -108,7 +108,7 @@ def parity_lines(report: ParityReport) -> list[str]:
     batches = ", ".join(map(str, report.batches))
     largest = "value of each output" if any(one.outputs for one in report.backends.values()) else "logit"
     differences = [one.max_batch_difference for one in report.backends.values() if one.max_batch_difference is not None and one.finite]
-    differ = f", which differ by up to {max(differences):.1e}" if differences else ""
+    differ = "" if not differences else f", which differ by up to {max(differences):.1e}" if any(differences) else ", which agree to the last bit"
     return [*lines, f"{'':<12} errors relative to the largest reference {largest}; {report.images} images, batch {batches}{differ}"]
 
 
