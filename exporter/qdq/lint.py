@@ -141,7 +141,7 @@ class _Linted:
         if block.addition is not None:
             addition = self.view.nodes[block.addition]
             side = self.shortcuts[addition.output[0]]
-            shortcut = self.readings.is_quantized(addition.input[side])
+            shortcut = self.readings.is_dequantized(addition.input[side])
             findings += self._of_addition(block.addition, addition, side)
         for place, node in nodes:
             findings += self._of_other(place, node)
@@ -198,7 +198,7 @@ class _Linted:
         return node
 
     def _of_addition(self, place: int, node: onnx.NodeProto, shortcut: int) -> Iterator[Finding]:
-        sides = self.readings.is_quantized(node.input[shortcut]), self.readings.is_quantized(node.input[1 - shortcut])
+        sides = self.readings.is_dequantized(node.input[shortcut]), self.readings.is_dequantized(node.input[1 - shortcut])
         main = self._convolution_behind(node.input[1 - shortcut])
         if not any(sides) and (main is None or main.op_type not in CONVOLUTIONS):
             before = "the graph's input" if main is None else f"{_quoted(main)} ({main.op_type})"

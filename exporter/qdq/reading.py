@@ -27,6 +27,7 @@ MOVES = (
 MOVES_ACTIVATIONS = ("Gather", "GatherElements", "DepthToSpace", "SpaceToDepth", "Neg", "Abs")
 MOVES_WEIGHTS_PER_TENSOR = ("Gather", "Neg")
 # fmt: on
+POOLS = ("MaxPool", "GlobalMaxPool")
 SCALES = ("Mul", "Div")
 JOINS = ("Concat", "Max", "Min", "Where")
 """Of tensors that are quantized by one and the same scale."""
@@ -41,12 +42,14 @@ class Reading:
         reason: why not, for people; empty otherwise.
         axis: the axis that the scales belong to; -1 for one scale.
         scale: the tensor of the scales.
+        pooled: does a pool stand between it and its pair?
     """
 
     type: str
     reason: str = ""
     axis: int = PER_TENSOR
     scale: str = ""
+    pooled: bool = False
 
     @property
     def is_quantized(self) -> bool:
@@ -87,8 +90,12 @@ class Readings:
         return found
 
     def is_quantized(self, name: str) -> bool:
-        """Does the tensor come out of a DequantizeLinear, moved or not, whatever its scales?"""
+        """Does the tensor come out of a DequantizeLinear, whatever its scales and whatever moved it?"""
         return self._activations.get(name, Reading(FLOAT)).is_quantized
+
+    def is_dequantized(self, name: str) -> bool:
+        """The same, but for what a pool made of it: that has no pair of its own for an addition."""
+        return self.is_quantized(name) and not self._activations[name].pooled
 
 
 def _given(view: View, found: Mapping[str, Reading], node: onnx.NodeProto, *, weight: bool) -> Reading:
@@ -173,6 +180,8 @@ def _over(view: View, node: onnx.NodeProto, place: int, source: Reading, *, weig
             return source
         is_same = weight and len(per_channel) == 1 and source.axis in (PER_TENSOR, *per_channel)
         return replace(source, axis=per_channel[0]) if is_same else lost
+    if node.op_type in POOLS:
+        source = replace(source, pooled=True)
     if source.axis == PER_TENSOR:
         return source
     if node.op_type in MOVES_WEIGHTS_PER_TENSOR and weight:
