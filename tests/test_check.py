@@ -415,6 +415,7 @@ def test_a_limit_that_the_model_cannot_have_is_refused(good: Made, limit: str, s
         question_of(plan)
 
 
+@needs_rounding
 def test_a_limit_that_does_not_apply_is_a_skipped_case(run: Any, tmp_path: Path, shipped_bundle: Any) -> None:
     assert run("check", shipped_bundle("int8").folder, "--backend", "onnxruntime", "--junit", tmp_path / "junit.xml").code == 0
     skipped = cases(tmp_path / "junit.xml")["resnet20-int8.onnxruntime.max_accuracy_drop"].find("skipped")
@@ -475,6 +476,7 @@ def test_a_bundle_against_itself_has_no_change_and_no_error(run: Any, bundle: Pa
     assert checked["backends"][0]["answer"]["report"]["backends"]["onnxruntime"]["max_relative_error"] == 0
 
 
+@needs_rounding
 def test_what_changed_between_two_bundles_is_listed_and_judged(run: Any, bundle: Path, shipped_bundle: Any) -> None:
     other = shipped_bundle("int8").folder
     shown = run("check", other, "--against", bundle, "--backend", "onnxruntime")
