@@ -19,6 +19,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 from PIL import Image
+from rounding import needs_rounding
 
 from exporter import ExportPlan, export
 from exporter.pytest_plugin import pytest_addoption
@@ -129,6 +130,7 @@ def test_a_broken_limit_fails_with_the_table_and_no_traceback(run: Run, exported
     shown.stdout.no_fnmatch_line("*pytest_plugin.py*")
 
 
+@needs_rounding
 def test_the_accuracy_needs_labels_and_gets_them_from_data(run: Run, exported: Path, shipped_bundle: Any) -> None:
     own = run(f"--resnet-bundle={shipped_bundle('int8').folder}", "--resnet-backend=onnxruntime", "-k", "accuracy", "-rs")
     own.assert_outcomes(skipped=1, deselected=5)
