@@ -25,6 +25,7 @@ import torch
 from commands import Ran, run_main
 from numpy.typing import NDArray
 from PIL import Image
+from rounding import RUNNABLE
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.datasets import CIFAR10
@@ -546,7 +547,7 @@ def test_pictures_of_another_size_and_colour_say_how_to_export(train: Any, tmp_p
     assert 0.45 < min(facts["mean"]) < 0.55
 
 
-def test_a_trained_network_is_exported_in_int8_and_names_held_out_pictures(
+def test_a_trained_network_is_exported_and_names_held_out_pictures(
     train: Any, run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree(tmp_path / "tree", 100)
@@ -557,7 +558,7 @@ def test_a_trained_network_is_exported_in_int8_and_names_held_out_pictures(
     assert json.loads((tmp_path / "out/class_indices.json").read_text()) == {"0": "Bag", "1": "Sneaker", "2": "Trouser"}
     words = ran.out.splitlines()[-1].split()
     assert words == ["resnet-export", "resnet20", "--weights", "out/best.pth", "--labels", "out/class_indices.json"]
-    exported = run(*words[1:], "--int8", "--data", "tree", "--output", "bundle", "--quiet")
+    exported = run(*words[1:], f"--{RUNNABLE}", "--data", "tree", "--output", "bundle", "--quiet")
     assert exported.code == 0, exported.err
     pictures = sorted(held_out.rglob("*.png"))
     deploy = functools.partial(run_main, deploy_cli.main, capsys=capsys, monkeypatch=monkeypatch)
