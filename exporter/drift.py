@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.hybrid import apart
-from exporter.inner import REMEDY, exposed, largest_fall, matched, program_values, rounded_names
+from exporter.inner import REMEDY, exposed, matched, program_values, rounded_names
 from exporter.original import Original, original_of, reference_inputs
 from exporter.qdq.blocks import blocks
 from runtimes.budget import Budget
@@ -44,8 +44,8 @@ class Stage:
         name: `onnx fp32`, the FP32 ONNX graph; `model.onnx`, the lowered graph as ONNX Runtime runs it; `simulation`, the lowered graph rounded
             as a device rounds. In these three a block is fed what the one before it gives, so that errors add up, and held against the
             program. `alone` is the simulation (or the file, where there is none) with every block fed what the FP32 graph feeds it, and held
-            against that graph, so that each shows its own error alone. (What INT8 takes off the classifier's bias, to make up for the errors
-            of the blocks before, is no error of the head: that graph has it too.)
+            against that graph, so that each shows its own error alone, and with it that of rounding what it gives. (What INT8 takes off the
+            classifier's bias, to make up for the errors of the blocks before, is no error of the head: that graph has it too.)
         blocks: one for each block, in order.
         beyond: the first block that is beyond the budget; None where all are inside.
     """
@@ -66,9 +66,8 @@ class Drift:
         stages: see `Stage`.
         out_of_line: the first block whose own error, all alone, is beyond what the budget allows the whole network; None where there is
             none, as in a network that is out of budget because many blocks add a little each.
-        falls_most: the block in which the signal-to-noise ratio falls furthest below the one before it, in the last stage in which errors add
-            up. There is always one: it need not be at fault.
-        fall_db: by how much.
+        noisiest: the block whose signal-to-noise ratio is lowest all alone. There is always one: it need not be at fault.
+        noisiest_db: that ratio.
     """
 
     images: int
@@ -76,8 +75,8 @@ class Drift:
     budget: Budget
     stages: tuple[Stage, ...]
     out_of_line: str | None
-    falls_most: str
-    fall_db: float
+    noisiest: str
+    noisiest_db: float
 
 
 def drift_of(bundle: Bundle, inputs: NDArray[Any], budget: Budget | None = None) -> Drift:
@@ -114,11 +113,9 @@ def drift_between(original: Original, inputs: NDArray[Any], outside: NDArray[Any
         found = exposed(model, tensors, inputs).values()
         each = tuple(_deviation(*pair) for pair in zip(expected, found, strict=True))
         stages.append(Stage(name, each, next((block for block, one in zip(names, each, strict=True) if _is_beyond(one, budget)), None)))
-    *_, last, alone = stages
-    ratios = [one.sqnr_db for one in last.blocks]
-    place = largest_fall(ratios)
-    fall = ratios[place - 1] - ratios[place] if place else 0.0
-    return Drift(len(inputs), names, budget, tuple(stages), alone.beyond, names[place], fall)
+    alone = stages[-1]
+    noisiest, worst = min(zip(names, alone.blocks, strict=True), key=lambda pair: pair[1].sqnr_db)
+    return Drift(len(inputs), names, budget, tuple(stages), alone.beyond, noisiest, worst.sqnr_db)
 
 
 def _ways(original: Original, tensors: list[str]) -> Mapping[str, tuple[Any, list[str]]]:

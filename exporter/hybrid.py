@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, helper
 
 FP32, LOWERED = "fp32/", "lowered/"
+ROUNDING = ("Cast", "QuantizeLinear", "DequantizeLinear")
 
 
 def hybrid(original: onnx.ModelProto, lowered: onnx.ModelProto, returned: Collection[str]) -> onnx.ModelProto:
@@ -25,40 +26,48 @@ def hybrid(original: onnx.ModelProto, lowered: onnx.ModelProto, returned: Collec
     With none returned it computes what `lowered` does, with all returned what `original` does.
     """
     computed = {name: node.name in returned for node in original.graph.node for name in node.output}
-    to_lowered = [name for name, is_returned in computed.items() if is_returned]
-    to_fp32 = [name for name, is_returned in computed.items() if not is_returned]
-    outputs = {value.name: f"{FP32 if computed[value.name] else LOWERED}{value.name}" for value in original.graph.output}
-    return _joined(original, lowered, to_lowered, to_fp32, outputs)
+    names = _lowered_names(original.graph, lowered.graph)
+    makers = {name: node for node in lowered.graph.node for name in node.output}
+    to_lowered = {names[name]: f"{FP32}{name}" for name, is_returned in computed.items() if is_returned}
+    rounded = {name: source for name, source in to_lowered.items() if makers[name].op_type == "Cast"}
+    taken = {name: source for name, source in to_lowered.items() if name not in rounded}
+    inputs = _kept(original.graph)
+    inside = [
+        _prefixed(node, LOWERED, {node.input[0]: rounded[node.output[0]]} if node.output[0] in rounded else {**inputs, **taken})
+        for node in lowered.graph.node
+    ]
+    to_fp32 = (name for name, is_returned in computed.items() if not is_returned)
+    given = {name: f"{LOWERED}{names[name]}.wide" if f"{names[name]}.wide" in makers else f"{LOWERED}{names[name]}" for name in to_fp32}
+    outside = [_prefixed(node, FP32, {**inputs, **given}) for node in original.graph.node]
+    return _joined(original, lowered, outside + inside, {value.name: given.get(value.name, f"{FP32}{value.name}") for value in original.graph.output})
 
 
 def apart(original: onnx.ModelProto, lowered: onnx.ModelProto, ends: Sequence[str]) -> onnx.ModelProto:
     """A graph that gives the tensors `ends` as blocks of the lowered graph compute them from what is exact: what each does wrong by itself.
 
     Args:
-        ends: the tensors at which one block ends and the next begins. Each is given before it is rounded, as the next block rounds it.
+        ends: the tensors at which one block ends and the next begins. Each is given as it was rounded, to INT8 too; so a block answers for the
+            range of what it gives, and the next one, which is fed the exact tensor, does not.
     """
     names = _lowered_names(original.graph, lowered.graph)
     produced = {name for node in lowered.graph.node for name in node.output}
-    before = {name: f"{names[name]}.exact" if f"{names[name]}.exact" in produced else names[name] for name in ends}
-    return _joined(original, lowered, ends, (), {name: f"{LOWERED}{inner}" for name, inner in before.items()})
-
-
-def _joined(
-    original: onnx.ModelProto, lowered: onnx.ModelProto, to_lowered: Sequence[str], to_fp32: Sequence[str], outputs: Mapping[str, str]
-) -> onnx.ModelProto:
-    """The two side by side; `outputs` maps the result's outputs to tensors of either under its prefix."""
-    names = _lowered_names(original.graph, lowered.graph)
-    makers = {name: node for node in lowered.graph.node for name in node.output}
-    inputs = {value.name: value.name for value in original.graph.input} | {"": ""}
-    rounded = {names[name]: name for name in to_lowered if makers[names[name]].op_type == "Cast"}
-    taken = {names[name]: f"{FP32}{name}" for name in to_lowered if names[name] not in rounded}
-    nodes = []
+    forms = {f"{names[end]}.exact" if f"{names[end]}.exact" in produced else names[end]: end for end in ends}
+    inputs = _kept(original.graph)
+    taken = {name: f"{FP32}{end}" for name, end in forms.items()}
+    inside = []
     for node in lowered.graph.node:
-        source = rounded.get(node.output[0])
-        nodes.append(_prefixed(node, LOWERED, {**inputs, **taken} if source is None else {node.input[0]: f"{FP32}{source}"}))
-    given = {name: f"{LOWERED}{names[name]}.wide" if f"{names[name]}.wide" in makers else f"{LOWERED}{names[name]}" for name in to_fp32}
-    nodes += [_prefixed(node, FP32, {**inputs, **given}) for node in original.graph.node]
-    nodes += [helper.make_node("Identity", [tensor], [name]) for name, tensor in outputs.items()]
+        is_rounding = node.op_type in ROUNDING and node.input[0] in forms
+        inside.append(_prefixed(node, LOWERED, inputs if is_rounding else {**inputs, **taken}))
+        if is_rounding:
+            forms[node.output[0]] = forms[node.input[0]]
+            taken[node.output[0]] = taken[node.input[0]]
+    outside = [_prefixed(node, FP32, inputs) for node in original.graph.node]
+    return _joined(original, lowered, outside + inside, {end: f"{LOWERED}{name}" for name, end in forms.items()})
+
+
+def _joined(original: onnx.ModelProto, lowered: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], outputs: Mapping[str, str]) -> onnx.ModelProto:
+    """A model of what is needed of `nodes`, those of both under their prefixes; `outputs` maps the result's outputs to their tensors."""
+    nodes = [*nodes, *(helper.make_node("Identity", [tensor], [name]) for name, tensor in outputs.items())]
     nodes = _needed(nodes, outputs)
     read = {name for node in nodes for name in node.input}
     weights = []
@@ -79,6 +88,11 @@ def _lowered_names(original: onnx.GraphProto, lowered: onnx.GraphProto) -> dict[
     casts = {node.output[0]: node.input[0] for node in lowered.node if node.op_type == "Cast" and node.name == f"{node.output[0]}.cast"}
     outputs = {value.name for value in original.output}
     return {name: casts.get(name, name) if name in outputs else name for node in original.node for name in node.output}
+
+
+def _kept(graph: onnx.GraphProto) -> dict[str, str]:
+    """Names that get no prefix: both graphs' input is the result's, and an optional input left out has none."""
+    return {value.name: value.name for value in graph.input} | {"": ""}
 
 
 def _prefixed(node: onnx.NodeProto, prefix: str, instead: Mapping[str, str]) -> onnx.NodeProto:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from onnx import helper
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
+from exporter.hybrid import apart
 from exporter.qdq.blocks import blocks, residual_additions
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import PlanError
-from runtimes.parity import sqnr_db
+from runtimes.parity import LARGEST_SQNR_DB, sqnr_db
 
 OPERATORS = {
     "aten.add": "Add",
@@ -58,17 +59,14 @@ def rounded_names(simulation: onnx.GraphProto, tensors: Sequence[str]) -> list[s
     return [f"{name}.wide" if f"{name}.wide" in produced and name not in given else name for name in tensors]
 
 
-def largest_fall(ratios: Sequence[float]) -> int:
-    """The place in a list of signal-to-noise ratios, from block to block, that lies furthest below the one before it."""
-    return int(np.argmin(np.diff(ratios))) + 1 if len(ratios) > 1 else 0
-
-
-def ratios_of(original: onnx.ModelProto, simulation: onnx.ModelProto, inputs: NDArray[Any]) -> dict[str, float]:
-    """Signal to noise of a simulation at the end of each block, in dB, by the tensor's name, against the FP32 graph it was lowered from."""
-    tensors = list(ends_of(original.graph))
-    exact = exposed(original, tensors, inputs)
-    noisy = exposed(simulation, rounded_names(simulation.graph, tensors), inputs)
-    return {tensor: sqnr_db(values, found) for (tensor, values), found in zip(exact.items(), noisy.values(), strict=True)}
+def noisiest(original: onnx.ModelProto, simulation: onnx.ModelProto, inputs: NDArray[Any]) -> tuple[str, float]:
+    """The block, the stem and the head among them, whose own error is largest where each is fed what is exact, and its signal to noise in dB."""
+    ends = ends_of(original.graph)
+    exact = exposed(original, list(ends), inputs)
+    found = exposed(apart(original, simulation, list(ends)), list(ends), inputs)
+    ratios = [sqnr_db(exact[end], found[end]) if np.isfinite(found[end]).all() else -LARGEST_SQNR_DB for end in ends]
+    place = int(np.argmin(ratios))
+    return list(ends.values())[place], ratios[place]
 
 
 def matched(module: GraphModule, graph: onnx.GraphProto) -> dict[str, str]:

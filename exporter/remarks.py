@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runtimes.budget import Budget
+from runtimes.parity import LARGEST_SQNR_DB
 
 if TYPE_CHECKING:
     from exporter.bisect import Bisection
@@ -14,12 +15,11 @@ if TYPE_CHECKING:
 def drift_remark(drift: Drift) -> str:
     """Which block is out of line, if one is."""
     allowed = allowed_text(drift.budget)
-    fall = f"the SQNR falls most in {drift.falls_most}, by {drift.fall_db:.1f} dB"
+    noisiest = f"{drift.noisiest} adds the most noise, an SQNR of {drift.noisiest_db:.1f} dB by itself"
     if drift.out_of_line is not None:
-        return f"{drift.out_of_line} is the first block that alone is beyond {allowed}; {fall}"
-    if allowed:
-        return f"no block is, alone, beyond {allowed}; {fall}, which need not be a fault"
-    return f"the budget says neither error nor SQNR; {fall}, which need not be a fault"
+        return f"{drift.out_of_line} is the first block that alone is beyond {allowed}; {noisiest}"
+    said = f"no block is, alone, beyond {allowed}" if allowed else "the budget says neither error nor SQNR"
+    return f"{said}; {'none differs at all' if drift.noisiest_db == LARGEST_SQNR_DB else f'{noisiest}, which need not be a fault'}"
 
 
 def bisection_remark(bisection: Bisection) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from exporter.inner import ends_of, exposed, largest_fall, ratios_of
+from exporter.inner import exposed, noisiest
 from exporter.precisions._cast import wider_precisions
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
@@ -167,21 +167,15 @@ def _simulated(simulation: onnx.ModelProto, evidence: Evidence, budget: Budget, 
 
 
 def worst_block(graphs: Graphs, inputs: NDArray[Any]) -> str:
-    """Which residual block adds the most noise to the simulation, and what to try; empty without one.
-
-    Read off the blocks' ends: the largest fall of the signal-to-noise ratio from one to the next.
-    """
+    """Which block, the stem and the head among them, adds the most noise by itself, and what to try; empty without a simulation."""
     if graphs.simulation is None:
         return ""
-    ratios, names = ratios_of(graphs.original, graphs.simulation, inputs), list(ends_of(graphs.original.graph).values())
-    if len(names) < 2:
-        return ""
-    worst = names[largest_fall(list(ratios.values()))]
+    worst, ratio = noisiest(graphs.original, graphs.simulation, inputs)
     calibrated = any(node.op_type == "QuantizeLinear" for node in graphs.simulation.graph.node)
     remedy = "try another --calibrator, more --data like what the model sees, or --fp16" if calibrated else "try --fp32"
     if _narrow_type(graphs.simulation) == onnx.TensorProto.BFLOAT16:
         remedy = "try --fp16 or --fp32"
-    return f"; the signal-to-noise ratio falls most in block {worst}; {remedy}"
+    return f"; {worst} adds the most noise, an SQNR of {ratio:.1f} dB by itself; {remedy}"
 
 
 def _opened(folder: Path, backend: str) -> Runtime:
