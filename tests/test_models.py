@@ -30,9 +30,9 @@ from exporter.verify import Graphs, Images, prove
 from exporter.weights import inputs_from_source, load_model
 from runtimes import BatchRange
 
-SLOW = ("resnet44", "resnet56", "resnet110", "resnet1202", "resnet34_cifar", "resnet50_cifar")
+SLOW = ("resnet44", "resnet56", "resnet110", "resnet1202", "resnet34_cifar", "resnet50_cifar", "resnext101_32x8d", "resnext101_64x4d")
 QUICK = ("resnet20 pad", "resnet50 v1")
-"""Of forms that are not their model's first. These and torchvision's models are built on every run; the others take minutes more."""
+"""Of forms that are not their model's first. These and torchvision's other models are built on every run; the slow ones take minutes more."""
 FORMS = [f"{name} {variant}" if place else name for name, spec in MODELS.items() for place, variant in enumerate(spec.variants)]
 PARAMETERS = [pytest.param(form, marks=() if form in QUICK or (form in MODELS and form not in SLOW) else pytest.mark.slow) for form in FORMS]
 BATCH = BatchRange(1, 2, 4)
