@@ -47,7 +47,7 @@ def answer(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> NDArray[np.fl
 
 
 def sqnr_db(exact: NDArray[np.float32], found: NDArray[np.float32]) -> float:
-    return float(10 * np.log10((exact**2).sum() / max(((exact - found) ** 2).sum(), 1e-30)))
+    return float(10 * np.log10((exact**2).sum() / max(float(((exact - found) ** 2).sum()), 1e-30)))
 
 
 def constants(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -309,12 +309,12 @@ def test_a_hundred_broken_pictures_among_600_are_an_error(run: Any, tmp_path: Pa
 
 def unfit(kind: str) -> NDArray[np.uint8]:
     chance = np.random.default_rng(0)
-    pixels: NDArray[np.uint8] = {
+    kinds: dict[str, Callable[[], NDArray[np.uint8]]] = {
         "few": lambda: np.stack([np.asarray(built_in("train").image(place)) for place in range(20)]),
         "noise": lambda: chance.integers(0, 256, (64, 28, 28), np.uint8),
         "one": lambda: np.repeat(np.asarray(built_in("train").image(0))[None], 64, axis=0),
-    }[kind]()
-    return pixels
+    }
+    return kinds[kind]()
 
 
 @pytest.mark.parametrize(
