@@ -296,3 +296,12 @@ def channelled(source: ImageSource, channels: int) -> ImageSource:
         return np.dstack([np.asarray(source.image((place + CHANNELS_APART * channel) % source.count)) for channel in range(channels)])
 
     return _source_of(source.name, source.count, picture)
+
+
+def inputs_from_source(source: ImageSource, preprocess: Preprocess, count: int) -> NDArray[np.float32]:
+    """The first `count` pictures as the model's input, float32 (count, channels, height, width).
+
+    Raises:
+        BadInput: one cannot be read, or has other channels than the model.
+    """
+    return np.stack([preprocess(source.picture(place)) for place in range(min(count, source.count))])

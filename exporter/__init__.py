@@ -12,10 +12,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from exporter.pipeline import Export, export
-    from exporter.plan import ExportPlan
+    from exporter.pipeline.export import Export, export
+    from exporter.pipeline.plan import ExportPlan
 
-_HOMES = {"Export": "pipeline", "ExportPlan": "plan", "export": "pipeline"}
+_HOMES = {"Export": "pipeline.export", "ExportPlan": "pipeline.plan", "export": "pipeline.export"}
 
 __all__ = ["Export", "ExportPlan", "export"]
 

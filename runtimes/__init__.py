@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from runtimes._open import available_backends, backend_names, open_runtime
     from runtimes.base import Runtime
-    from runtimes.budget import Budget
     from runtimes.bundle import Bundle
     from runtimes.manifest import Manifest
-    from runtimes.parity import Accuracy, Comparison, ParityReport, compare
+    from runtimes.parity.budget import Budget
+    from runtimes.parity.compare import ParityReport, compare
+    from runtimes.parity.measures import Accuracy, Comparison
     from runtimes.preprocess import Preprocess, open_image
     from runtimes.specs import BatchRange, TensorSpec
 
@@ -34,11 +35,11 @@ _HOMES = {
     "Runtime": "base",
     "Bundle": "bundle",
     "Manifest": "manifest",
-    "Accuracy": "parity",
-    "Budget": "budget",
-    "Comparison": "parity",
-    "ParityReport": "parity",
-    "compare": "parity",
+    "Accuracy": "parity.measures",
+    "Budget": "parity.budget",
+    "Comparison": "parity.measures",
+    "ParityReport": "parity.compare",
+    "compare": "parity.compare",
     "Preprocess": "preprocess",
     "open_image": "preprocess",
     "BatchRange": "specs",

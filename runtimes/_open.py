@@ -6,12 +6,12 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from runtimes import backends
+import runtimes.backends as backends
 from runtimes._plugins import load_plugin, plugin_names
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle, path_from_given
 from runtimes.errors import BackendUnavailable, BadInput, UnknownName
-from runtimes.trust import trusted_engines
+from runtimes.nvidia.trust import trusted_engines
 
 REMEDIES = {
     "tensorrt": "on a Jetson use JetPack's own, in a venv made with --system-site-packages; elsewhere pip install 'resnet-export[tensorrt]'",

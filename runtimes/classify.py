@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from runtimes.base import Runtime
 from runtimes.errors import BadInput, ExportError
-from runtimes.parity import LOGITS, is_classifier
+from runtimes.parity.compare import LOGITS, is_classifier
 from runtimes.picture_file import Picture
 from runtimes.preprocess import PIXELS, Preprocess, takes_any_size
 from runtimes.specs import TensorSpec

@@ -26,7 +26,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from runtimes.parity import ParityReport
+    from runtimes.parity.compare import ParityReport
 
 
 class ResnetExportError(Exception):

@@ -8,7 +8,8 @@ from typing import Literal
 import msgspec
 
 from runtimes.errors import BundleError, PlanError
-from runtimes.parity import Accuracy, ParityReport
+from runtimes.parity.compare import ParityReport
+from runtimes.parity.measures import Accuracy
 from runtimes.preprocess import Preprocess
 from runtimes.specs import BatchRange, TensorSpec
 

@@ -18,7 +18,7 @@ from torchvision.datasets import CIFAR10
 from calibration.data import FASHION_MNIST_CLASSES, ImageSource, open_source
 from calibration.idx import read_idx
 from calibration.splits import splits_among
-from exporter.models.torchvision import network_timeout
+from exporter.models.sources.torchvision import network_timeout
 from runtimes.errors import BadInput, ResnetExportError
 
 FASHION_MNIST_BEGINS = (9, 0, 0, 3, 0, 2, 7, 2, 5, 5)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from _train_data import Data
 from torch import nn
 
-from exporter import models
-from exporter.models import ModelSpec, find_model
-from exporter.plan import ExportPlan
-from exporter.weights import load_model
-from runtimes._plugins import load_plugin
-from runtimes.budget import number_text
+from exporter.models.loading import load_model
+from exporter.models.registry import find_model, load_source
+from exporter.models.spec import ModelSpec
+from exporter.pipeline.plan import ExportPlan
 from runtimes.errors import BadInput
+from runtimes.parity.budget import number_text
 from runtimes.preprocess import Preprocess
 
 SMALL_PIXELS = 64
@@ -50,7 +48,7 @@ def start(network: Network, data: Data, seed: int) -> Start:
         UnknownName, BadInput, WeightsUnavailable: no such model, or its weights are not to be had.
     """
     spec = find_model(network.model)
-    source = _source(spec)
+    source = load_source(spec)
     torch.manual_seed(seed)
     own: Preprocess = source.preprocess(spec)
     size = network.image_size or _natural_size(spec, own, data)
@@ -60,13 +58,9 @@ def start(network: Network, data: Data, seed: int) -> Start:
         _head(module, _outputs(module, steps, spec), len(data.classes), spec)
         return Start(module, module, steps, None)
     plan = ExportPlan(network.model, Path("unused"), weights=network.weights, image_size=None if size == own.crop else size)
-    loaded = load_model(plan)
+    loaded = load_model(plan.model_request)
     head = _head(loaded.module, _outputs(loaded.module, loaded.preprocess, spec), len(data.classes), spec)
     return Start(loaded.module, head if network.freeze else loaded.module, loaded.preprocess, loaded.facts.weights.sha256)
-
-
-def _source(spec: ModelSpec) -> Any:
-    return load_plugin(models, spec.source, kind="model source", remedy="pip install 'resnet-export[export]'")
 
 
 def _natural_size(spec: ModelSpec, own: Preprocess, data: Data) -> tuple[int, int]:
@@ -141,7 +135,7 @@ def _head(module: nn.Module, before: int, classes: int, spec: ModelSpec) -> nn.M
 def export_options(model: str, used: Preprocess) -> list[str]:
     """What resnet-export must be told: where the network was not trained with the model's own preprocessing."""
     spec = find_model(model)
-    own: Preprocess = _source(spec).preprocess(spec)
+    own: Preprocess = load_source(spec).preprocess(spec)
     default = own if own.channels == used.channels else _averaged(own, used.channels)
     options = [] if used.crop == own.crop else ["--image-size", "x".join(map(str, used.crop))]
     for option, values, usual in (("--mean", used.mean, default.mean), ("--std", used.std, default.std)):

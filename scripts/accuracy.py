@@ -34,16 +34,17 @@ from rich.progress import track
 
 from calibration.classes import ModelClasses, matched
 from calibration.collect import BATCH, collect
-from calibration.data import ImageSource, built_in, evenly_chosen, open_source
+from calibration.data import ImageSource, built_in, evenly_chosen, inputs_from_source, open_source
 from calibration.observers import observers
 from exporter import ExportPlan, export
-from exporter.calibrate import CORRECTION_IMAGES, mean_error, with_bias_less
-from exporter.plan import CALIBRATOR
-from exporter.precisions import fp16, int8
-from exporter.weights import inputs_from_source
+from exporter.lowering.bias_correction import mean_error, with_bias_less
+from exporter.lowering.precisions import fp16, int8
+from exporter.lowering.ranges import CORRECTION_IMAGES
+from exporter.lowering.request import CALIBRATOR
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput, ResnetExportError
-from runtimes.parity import sqnr_db, wilson_interval
+from runtimes.parity.compare import wilson_interval
+from runtimes.parity.measures import sqnr_db
 
 CALIBRATION_IMAGES, SEED = 512, 0
 RUN_BATCH = 16

@@ -33,8 +33,8 @@ def batches(count: int) -> Any:
     """Preprocessed built-in images, decoded while the model runs."""
     from calibration.data import built_in
     from calibration.sample import Sample
-    from exporter.models import MODELS
-    from exporter.models.torchvision import preprocess
+    from exporter.models.registry import MODELS
+    from exporter.models.sources.torchvision import preprocess
 
     source = built_in("train")
     return Sample(source.chosen(np.arange(count)), preprocess(MODELS["resnet50"])).batches(BATCH)
@@ -55,7 +55,7 @@ def ours(model: Path, count: int) -> None:
 
     from calibration.collect import collect
     from calibration.observers import observers
-    from exporter.precisions import int8
+    from exporter.lowering.precisions import int8
 
     graph = onnx.load(model)
     histograms = collect(graph, int8.observed(graph), batches(count))

@@ -28,12 +28,12 @@ import msgspec
 import numpy as np
 
 from exporter import ExportPlan, export
-from exporter.builders._network import BuildOptions
-from exporter.engines import BuildPlan, build_engine
+from exporter.engines.build import BuildPlan, build_engine
+from exporter.engines.builders._network import BuildOptions
 from runtimes import Bundle, Runtime, open_runtime
-from runtimes.backends._cuda import Device, device
 from runtimes.errors import ResnetExportError
-from runtimes.golden import golden_arrays, golden_report
+from runtimes.nvidia.cuda import Device, device
+from runtimes.parity.golden import golden_arrays, golden_report
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "numpy", "onnx")

@@ -23,7 +23,7 @@ from PIL import Image
 
 from calibration.data import open_source
 from exporter import ExportPlan, export
-from exporter.resize import resizing_graph
+from exporter.graph.pillow_resize import resizing_graph
 from runtimes import Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.preprocess import Preprocess, image_from_pixels

@@ -23,15 +23,15 @@ from typing import Any
 import click
 
 from exporter import ExportPlan, export
-from exporter.builders._network import BuildOptions
-from exporter.check import CheckPlan, check_bundle
-from exporter.engines import BuildPlan, build_engine
-from exporter.models import MODELS
-from exporter.plan import precision_names
+from exporter.engines.build import BuildPlan, build_engine
+from exporter.engines.builders._network import BuildOptions
+from exporter.lowering.registry import precision_names
+from exporter.models.registry import MODELS
+from exporter.verification.check import CheckPlan, check_bundle
 from runtimes import Bundle, available_backends
 from runtimes.bundle import write_in_one_step
 from runtimes.errors import ResnetExportError
-from runtimes.parity import Comparison
+from runtimes.parity.measures import Comparison
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED, TABLE = ROOT / "docs" / "measurements" / "parity-matrix.json", ROOT / "docs" / "parity.md"

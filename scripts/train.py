@@ -41,7 +41,7 @@ from _train_start import Network, Start, export_options, start
 from safetensors.torch import save_file
 
 from exporter.cli._common import run_command
-from exporter.plan import size_from_text
+from exporter.pipeline.plan import size_from_text
 from runtimes.errors import BackendUnavailable, BadInput, PlanError
 
 LEARNING_RATES = {"onecycle": 0.2, "multistep": 0.1, "cosine": 0.1}

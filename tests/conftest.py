@@ -15,21 +15,22 @@ import numpy as np
 import pytest
 from commands import Ran, run_main
 
-from exporter.check import CheckPlan, check_bundle
-from exporter.checked import BundleCheck
 from exporter.cli import deploy as deploy_cli
 from exporter.cli import export as export_cli
-from exporter.plan import DEFAULT_BATCH
+from exporter.pipeline.plan import DEFAULT_BATCH
+from exporter.verification.check import CheckPlan, check_bundle
+from exporter.verification.verdicts import BundleCheck
 from runtimes import Bundle, open_runtime
-from runtimes.budget import Budget
 from runtimes.bundle import finish
-from runtimes.evidence import Evidence
-from runtimes.flips import Flips
 from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, FileFacts, GraphFacts, Manifest, ModelFacts, WeightsFacts
-from runtimes.parity import Accuracy, Comparison, ParityReport
+from runtimes.nvidia.trust import KEY_VARIABLE
+from runtimes.parity.budget import Budget
+from runtimes.parity.compare import ParityReport
+from runtimes.parity.evidence import Evidence
+from runtimes.parity.flips import Flips
+from runtimes.parity.measures import Accuracy, Comparison
 from runtimes.preprocess import Preprocess
 from runtimes.specs import BatchRange, TensorSpec
-from runtimes.trust import KEY_VARIABLE
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,8 +51,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import onnx
     import torch
 
-    from exporter.models.cifar import CifarResNet
-    from exporter.trace import onnx_from_program, program_from_module, save_program
+    from exporter.graph.trace import onnx_from_program, program_from_module, save_program
+    from exporter.models.sources.cifar import CifarResNet
 
     folder = tmp_path_factory.mktemp("tiny")
     with torch.random.fork_rng(devices=[]):
@@ -189,7 +190,7 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> Any:
     """In place of CUDA; what a test leaves behind fails it."""
     from standin_cuda import StandinCuda
 
-    from runtimes.backends import _cuda
+    from runtimes.nvidia import cuda as _cuda
 
     checker = StandinCuda()
     monkeypatch.setattr(_cuda, "cudart", checker)

@@ -28,7 +28,7 @@ import tensorrt_rtx
 from numpy.typing import NDArray
 from standin_cuda import LEGACY_STREAM, PER_THREAD_STREAM, Region, StandinCuda
 
-from runtimes.backends._log import log_of
+from runtimes.nvidia.log import log_of
 
 real: Any = tensorrt_rtx
 Shape = tuple[int, ...]
@@ -157,7 +157,7 @@ class StandinTensorRT(ModuleType):
 @contextmanager
 def imported_as_tensorrt(api: StandinTensorRT) -> Iterator[None]:
     """`import tensorrt` gives the stand-in, and the plug-ins for TensorRT are there, until the block ends."""
-    plugins = ("runtimes.backends.tensorrt", "exporter.builders.tensorrt")
+    plugins = ("runtimes.backends.tensorrt", "exporter.engines.builders.tensorrt")
     names = ("tensorrt", *plugins)
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     sys.modules["tensorrt"] = api
@@ -166,7 +166,7 @@ def imported_as_tensorrt(api: StandinTensorRT) -> Iterator[None]:
     finally:
         for name in names:
             sys.modules.pop(name, None)
-        for package in ("runtimes.backends", "exporter.builders"):
+        for package in ("runtimes.backends", "exporter.engines.builders"):
             vars(sys.modules.get(package, api)).pop("tensorrt", None)
         sys.modules.update(before)
 

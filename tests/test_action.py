@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from exporter.cli._check import check
-from exporter.fleet import fleet_from_toml
+from exporter.verification.parity_toml import fleet_from_toml
 
 ROOT = Path(__file__).resolve().parent.parent
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())

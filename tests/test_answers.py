@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from exporter import ExportPlan
-from exporter.answers import check_steady
-from exporter.features import with_features
-from exporter.models.cifar import CifarResNet
-from exporter.trace import program_from_module
-from exporter.weights import LoadedModel, load_model
+from exporter.graph.trace import program_from_module
+from exporter.models.backbone import with_features
+from exporter.models.determinism import check_steady
+from exporter.models.loaded import LoadedModel
+from exporter.models.loading import load_model
+from exporter.models.sources.cifar import CifarResNet
 from runtimes.errors import BadInput, PlanError, ResnetExportError, TraceError
 
 PICTURE = np.random.default_rng(0).random((3, 16, 16), np.float32)
@@ -76,7 +77,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Loade
         module = ModuleType("strangers_nets")
         module.make = factory  # type: ignore[attr-defined]  # a module has what is put into it
         monkeypatch.setitem(sys.modules, "strangers_nets", module)
-        return load_model(ExportPlan("strangers_nets:make", tmp_path / "out", **{"image_size": (size, size), **changes}))
+        return load_model(ExportPlan("strangers_nets:make", tmp_path / "out", **{"image_size": (size, size), **changes}).model_request)
 
     return load
 

@@ -58,14 +58,14 @@ def test_arrows_of_import_point_one_way(package: str) -> None:
     [
         "runtimes",
         "runtimes.bundle",
-        "runtimes.parity",
+        "runtimes.parity.compare",
         "runtimes.classify",
         "calibration.data",
         "exporter",
-        "exporter.plan",
-        "exporter.evaluate",
+        "exporter.pipeline.plan",
+        "exporter.verification.accuracy.evaluate",
         "exporter.cli.deploy",
-        "exporter.report.sections",
+        "exporter.verification.report.sections",
     ],
 )
 def test_importing_what_a_device_needs_loads_nothing_heavy(module: str) -> None:
@@ -111,7 +111,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> 
         "exporter/models/assets/README.md",
         "calibration/assets/fashion_mnist.npz",
         "calibration/assets/README.md",
-        *(f"exporter/report/assets/{name}" for name in ("report.html.j2", "section.html.j2", "report.css")),
+        *(f"exporter/verification/report/assets/{name}" for name in ("report.html.j2", "section.html.j2", "report.css")),
         *(f"{package}/py.typed" for package in LAYERS),
     }
     assert needed <= set(names)

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from exporter.models.cifar import CifarResNet
-from exporter.pictures import images_of_one_colour
-from exporter.plan import BF16_OPSET
-from exporter.precisions import bf16
-from exporter.simplify import simplified
-from exporter.trace import onnx_from_program, program_from_module, save_program
-from exporter.verify import Graphs, Images, Proof, prove, worst_block
+from exporter.graph.simplify import simplified
+from exporter.graph.trace import onnx_from_program, program_from_module, save_program
+from exporter.lowering.opsets import BF16_OPSET
+from exporter.lowering.precisions import bf16
+from exporter.models.sources.cifar import CifarResNet
+from exporter.pipeline.images import Graphs, Images, Proof
+from exporter.pipeline.prove import prove, worst_block
+from exporter.pipeline.resize_proof import images_of_one_colour
 from runtimes import BatchRange, Budget, Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import BackendUnavailable, LowerError, ParityError

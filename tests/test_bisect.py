@@ -16,20 +16,21 @@ import torch
 from numpy.typing import NDArray
 from spoilt import BLOCKS, spoilt, with_file
 
-from exporter.bisect import MOST_BLOCKS_FOR_PAIRS, Bisection, bisected, smallest_set
 from exporter.cli._drift import bisection_lines
-from exporter.hybrid import hybrid
-from exporter.inner import exposed
-from exporter.models.cifar import CifarResNet
-from exporter.original import Original, original_of
-from exporter.qdq.blocks import blocks
-from exporter.trace import program_from_module, save_program
+from exporter.graph.blocks import blocks
+from exporter.graph.mixed import hybrid
+from exporter.graph.probe import exposed
+from exporter.graph.trace import program_from_module, save_program
+from exporter.models.sources.cifar import CifarResNet
+from exporter.verification.blocks.bisect import MOST_BLOCKS_FOR_PAIRS, bisected, smallest_set
+from exporter.verification.blocks.both_sides import BothSides, both_sides_of
+from exporter.verification.blocks.findings import Bisection
 from runtimes import Bundle
-from runtimes.budget import Budget
 from runtimes.errors import BundleError, PlanError
-from runtimes.flips import Flips
-from runtimes.golden import golden_arrays
-from runtimes.parity import Comparison
+from runtimes.parity.budget import Budget
+from runtimes.parity.flips import Flips
+from runtimes.parity.golden import golden_arrays
+from runtimes.parity.measures import Comparison
 
 FORMS: list[tuple[str, str | None, str | None]] = [("fp16", None, None), ("bf16", None, None), ("int8", None, None), ("int8", "stages", "crop")]
 
@@ -43,16 +44,16 @@ def ran(model: onnx.ModelProto, inputs: NDArray[Any]) -> list[NDArray[Any]]:
 
 
 @pytest.fixture(params=FORMS, ids=lambda form: "-".join(map(str, form)))
-def sides(request: pytest.FixtureRequest, shipped_bundle: Any) -> tuple[Original, onnx.ModelProto, NDArray[Any]]:
+def sides(request: pytest.FixtureRequest, shipped_bundle: Any) -> tuple[BothSides, onnx.ModelProto, NDArray[Any]]:
     precision, features, uint8 = request.param
     bundle = shipped_bundle(precision, features, uint8=uint8)
     inputs = golden_arrays(bundle)[0]
-    original = original_of(bundle, inputs)
+    original = both_sides_of(bundle, inputs)
     assert original.simulation is not None
     return original, original.simulation, inputs
 
 
-def test_hybrids_are_the_simulation_at_one_end_and_the_fp32_graph_at_the_other(sides: tuple[Original, onnx.ModelProto, NDArray[Any]]) -> None:
+def test_hybrids_are_the_simulation_at_one_end_and_the_fp32_graph_at_the_other(sides: tuple[BothSides, onnx.ModelProto, NDArray[Any]]) -> None:
     original, simulation, inputs = sides
     before = original.graph.SerializeToString(deterministic=True), simulation.SerializeToString(deterministic=True)
     none = hybrid(original.graph, simulation, ())
@@ -64,7 +65,7 @@ def test_hybrids_are_the_simulation_at_one_end_and_the_fp32_graph_at_the_other(s
     assert before == (original.graph.SerializeToString(deterministic=True), simulation.SerializeToString(deterministic=True))
 
 
-def test_every_hybrid_is_a_valid_graph_in_which_its_blocks_and_no_others_are_fp32(sides: tuple[Original, onnx.ModelProto, NDArray[Any]]) -> None:
+def test_every_hybrid_is_a_valid_graph_in_which_its_blocks_and_no_others_are_fp32(sides: tuple[BothSides, onnx.ModelProto, NDArray[Any]]) -> None:
     original, simulation, inputs = sides
     graph = original.graph.graph
     lowered = ran(simulation, inputs)

@@ -23,18 +23,18 @@ import pytest
 from onnx import numpy_helper
 
 from exporter import ExportPlan, export
-from exporter.builders import tensorrt_rtx
-from exporter.builders._layers import Layer, check_precision, layer_facts, layers_from_inspector
-from exporter.builders._network import BuildOptions
 from exporter.cli import _build
 from exporter.cli._common import status
-from exporter.engines import BuildPlan, build_engine
+from exporter.engines.build import BuildPlan, build_engine
+from exporter.engines.builders import tensorrt_rtx
+from exporter.engines.builders._layers import EngineLayer, check_precision, layer_facts, layers_from_inspector
+from exporter.engines.builders._network import BuildOptions
 from runtimes import Bundle
-from runtimes.engine import EngineFacts, facts_of
 from runtimes.errors import BackendUnavailable, BuildError, BundleError, PlanError, UnknownName
-from runtimes.plan_files import sidecar_of
+from runtimes.nvidia.engine_file import EngineFacts, facts_of
+from runtimes.nvidia.plan_files import sidecar_of
+from runtimes.nvidia.trust import KEY_VARIABLE
 from runtimes.specs import BatchRange
-from runtimes.trust import KEY_VARIABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 FORBIDDEN = ("torch", "torchvision", "onnx", "onnxruntime", "onnxsim")
@@ -268,7 +268,7 @@ def test_an_unknown_builder_is_told_the_known_ones(bundle: Path) -> None:
 
 def test_a_parser_too_old_for_the_opset_is_refused_with_the_reason(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changed(bundle, lambda document: document.update(opset=22, precision="bf16"))
-    monkeypatch.setattr("exporter.engines.NEWEST_OPSETS", {"tensorrt-rtx": ((99, 0), 20)})
+    monkeypatch.setattr("exporter.engines.build.NEWEST_OPSETS", {"tensorrt-rtx": ((99, 0), 20)})
     with pytest.raises(BackendUnavailable, match=r"needs opset 22 \(bf16\), and .* reads none above 20; update"):
         build_engine(BuildPlan(Bundle.open(bundle), "tensorrt-rtx"), quiet)
 
@@ -357,14 +357,19 @@ def inspected(style: int, *, conv: str = "Int8", linear: str = "Half") -> str:
         {
             "Layers": [
                 {"Name": "Reformatting CopyNode for Input Tensor 0 to conv1", "LayerType": "Reformat", "Inputs": [tensor("Float")]},
-                {"Name": "conv1.weight + conv1 + relu", "LayerType": "CaskConvolution", "Inputs": [tensor(conv)], "Metadata": "[ONNX Layer: conv1]"},
+                {
+                    "Name": "conv1.weight + conv1 + relu",
+                    "LayerType": "CaskConvolution",
+                    "Inputs": [tensor(conv)],
+                    "Metadata": "[ONNX EngineLayer: conv1]",
+                },
                 {
                     "Name": "layer1.0.conv1 + layer1.0.add",
                     "LayerType": "CaskConvolution",
                     "Inputs": [tensor(conv), tensor("Half")],
-                    "Metadata": "[ONNX Layer: layer1.0.conv1]\x1e[ONNX Layer: layer1.0.add]",
+                    "Metadata": "[ONNX EngineLayer: layer1.0.conv1]\x1e[ONNX EngineLayer: layer1.0.add]",
                 },
-                {"Name": "fc", "LayerType": "CaskGemmMatrixMultiply", "Inputs": [tensor(linear)], "Metadata": "[ONNX Layer: fc]"},
+                {"Name": "fc", "LayerType": "CaskGemmMatrixMultiply", "Inputs": [tensor(linear)], "Metadata": "[ONNX EngineLayer: fc]"},
             ]
         }
     )
@@ -373,7 +378,7 @@ def inspected(style: int, *, conv: str = "Int8", linear: str = "Half") -> str:
 @pytest.mark.parametrize("style", [10, 11])
 def test_the_inspectors_layers_are_read_in_both_dialects(style: int) -> None:
     layers = layers_from_inspector(inspected(style))
-    assert layers[1] == Layer("CaskConvolution", ("int8",), frozenset({"conv1", "conv1.weight", "relu"}))
+    assert layers[1] == EngineLayer("CaskConvolution", ("int8",), frozenset({"conv1", "conv1.weight", "relu"}))
     facts = layer_facts(layers, ("conv1", "layer1.0.conv1"), "int8")
     assert facts.convolutions == {"int8": 2}
     assert facts.kernels == {"CaskConvolution": {"int8": 2}, "CaskGemmMatrixMultiply": {"fp16": 1}, "Reformat": {"fp32": 1}}

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from runtimes.budget import Budget
 from runtimes.bundle import MANIFEST, Bundle, finish, sha256_of_file, staging_folder, write_in_one_step
 from runtimes.errors import BundleError, PlanError
 from runtimes.manifest import FileFacts, Manifest, json_from_manifest, manifest_from_json
+from runtimes.parity.budget import Budget
 
 FREE_KEYS = {
     "$.versions",

@@ -19,8 +19,8 @@ from calibration.data import built_in
 from calibration.observers import observers
 from calibration.sample import Sample
 from calibration.table import CalibrationTable, Provenance, merged, table_from_file, table_from_histograms
-from exporter.qdq.placement import placement_for_tensorrt
-from exporter.simplify import simplified
+from exporter.graph.simplify import simplified
+from exporter.lowering.qdq.targets.tensorrt import placement_for_tensorrt
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import BadInput, CalibrationError
 from runtimes.preprocess import Preprocess

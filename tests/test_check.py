@@ -25,13 +25,15 @@ from spoilt import with_file
 
 from calibration.data import built_in
 from calibration.table import table_from_file
-from exporter import ExportPlan, check, export, isolated
-from exporter.changes import changes
-from exporter.check import CheckPlan, check_bundle, question_of
+from exporter import ExportPlan, export
+from exporter.verification import check
+from exporter.verification import own_process as isolated
+from exporter.verification.bundle_diff import changes
+from exporter.verification.check import CheckPlan, check_bundle, question_of
 from runtimes import Accuracy, Budget, Bundle, _open, backend_names, compare
-from runtimes.budget import budget_from_text
 from runtimes.errors import PlanError
-from runtimes.golden import golden_arrays
+from runtimes.parity.budget import budget_from_text
+from runtimes.parity.golden import golden_arrays
 from runtimes.specs import BatchRange
 
 

@@ -16,11 +16,13 @@ from torch.nn.utils import prune
 from torchvision.models import resnet50
 
 from exporter import ExportPlan
-from exporter.features import with_features
-from exporter.models import find_model, torchvision
-from exporter.models.cifar import CifarResNet
-from exporter.pipeline import export
-from exporter.weights import LoadedModel, load_model
+from exporter.models.backbone import with_features
+from exporter.models.loaded import LoadedModel
+from exporter.models.loading import load_model
+from exporter.models.registry import find_model
+from exporter.models.sources import torchvision
+from exporter.models.sources.cifar import CifarResNet
+from exporter.pipeline.export import export
 from runtimes.errors import BadInput, PlanError
 
 State = dict[str, Tensor]
@@ -52,7 +54,7 @@ def state(network: CifarResNet) -> State:
 def load(value: object, folder: Path, model: str = "resnet20", *, features: str | None = None, variant: str | None = None) -> LoadedModel:
     path = folder / "c.pth"
     torch.save(value, path)
-    return with_features(load_model(ExportPlan(model, folder / "out", weights=str(path), features=features, variant=variant)), features)
+    return with_features(load_model(ExportPlan(model, folder / "out", weights=str(path), features=features, variant=variant).model_request), features)
 
 
 def said(value: object, folder: Path, *, features: str | None = None) -> str:
@@ -347,7 +349,7 @@ def test_labels_come_from_the_config_beside_the_weights(network: CifarResNet, st
     plan = saved_for_transformers(
         tmp_path, state, id2label={str(place): name for place, name in enumerate("abcdefg")}, downsample_in_bottleneck=False
     )
-    loaded = load_model(plan)
+    loaded = load_model(plan.model_request)
     assert loaded.labels == tuple("abcdefg")
     with torch.inference_mode():
         assert torch.equal(loaded.module(IMAGES), network(IMAGES))
@@ -355,11 +357,11 @@ def test_labels_come_from_the_config_beside_the_weights(network: CifarResNet, st
 
 @pytest.mark.parametrize("names", [{str(place): f"LABEL_{place}" for place in range(7)}, {}, {"0": "a", "2": "b"}, ["a"]])
 def test_placeholders_are_no_labels(state: State, tmp_path: Path, names: object) -> None:
-    assert load_model(saved_for_transformers(tmp_path, state, id2label=names)).labels is None
+    assert load_model(saved_for_transformers(tmp_path, state, id2label=names).model_request).labels is None
 
 
 def test_names_of_another_head_are_left_out_and_said(state: State, tmp_path: Path) -> None:
-    loaded = load_model(saved_for_transformers(tmp_path, state, id2label={"0": "cat", "1": "dog"}))
+    loaded = load_model(saved_for_transformers(tmp_path, state, id2label={"0": "cat", "1": "dog"}).model_request)
     assert loaded.labels is None
     assert loaded.left_out == ("2 class names of config.json: model.safetensors has 7 classes",)
 
@@ -367,7 +369,7 @@ def test_names_of_another_head_are_left_out_and_said(state: State, tmp_path: Pat
 @pytest.mark.parametrize(("key", "value"), [("hidden_act", "gelu"), ("downsample_in_first_stage", True)])
 def test_a_config_of_another_computation_is_refused(state: State, tmp_path: Path, key: str, value: object) -> None:
     with pytest.raises(BadInput, match=f'config.json says "{key}" .*, so model.safetensors is of no resnet20; export package.module:factory'):
-        load_model(saved_for_transformers(tmp_path, state, **{key: value}))
+        load_model(saved_for_transformers(tmp_path, state, **{key: value}).model_request)
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff"])
@@ -375,7 +377,7 @@ def test_a_damaged_config_is_told(state: State, tmp_path: Path, content: str) ->
     plan = saved_for_transformers(tmp_path, state)
     (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(BadInput, match=r"config\.json.*put it right, or move it away"):
-        load_model(plan)
+        load_model(plan.model_request)
 
 
 @pytest.mark.parametrize("first", [False, True])
@@ -388,8 +390,8 @@ def test_where_the_config_puts_the_stride_is_where_it_is(tmp_path: Path, first: 
     module.load_state_dict(own.state_dict())
     plan = saved_for_transformers(tmp_path, dict(module.state_dict()), downsample_in_bottleneck=first)
     images = torch.randn(1, 3, 64, 64)
-    loaded = load_model(ExportPlan("resnet50", tmp_path, weights=plan.weights, variant=variant, image_size=(64, 64))).module
+    loaded = load_model(ExportPlan("resnet50", tmp_path, weights=plan.weights, variant=variant, image_size=(64, 64)).model_request).module
     with torch.inference_mode():
         assert torch.equal(loaded(images), module.eval()(images))
     with pytest.raises(PlanError, match=rf"which is {variant}, not {other}; give --variant {variant}"):
-        load_model(ExportPlan("resnet50", tmp_path, weights=plan.weights, variant=other, image_size=(64, 64)))
+        load_model(ExportPlan("resnet50", tmp_path, weights=plan.weights, variant=other, image_size=(64, 64)).model_request)

@@ -19,11 +19,13 @@ from torchvision.models import ResNet, resnet18
 from torchvision.models.resnet import BasicBlock
 
 from exporter import ExportPlan
-from exporter.checkpoints import state_from_file
-from exporter.layouts import spec_from_state
-from exporter.models import MODELS, find_model, torchvision
-from exporter.models.cifar import CifarResNet
-from exporter.weights import LoadedModel, load_model
+from exporter.models.checkpoints import state_from_file
+from exporter.models.loaded import LoadedModel
+from exporter.models.loading import load_model
+from exporter.models.registry import MODELS, find_model
+from exporter.models.sources import torchvision
+from exporter.models.sources.cifar import CifarResNet
+from exporter.models.state_names import spec_from_state
 from runtimes.errors import BadInput
 
 State = dict[str, Tensor]
@@ -47,7 +49,7 @@ def state() -> State:
 def load(value: object, folder: Path, model: str = "resnet20", **changes: Any) -> LoadedModel:
     path = folder / "c.pth"
     torch.save(value, path)
-    return load_model(ExportPlan(model, folder / "out", weights=str(path), **changes))
+    return load_model(ExportPlan(model, folder / "out", weights=str(path), **changes).model_request)
 
 
 def said(value: object, folder: Path, model: str = "resnet20", **changes: Any) -> str:
@@ -301,7 +303,7 @@ def test_what_fits_nothing_is_compared_with_the_closest(state: State, tmp_path: 
 
 @pytest.mark.parametrize("name", [*MODELS, "resnext101_16x8d", "wide_resnet101_4", "wide_resnet152_2"])
 def test_every_model_is_told_by_its_tensors(name: str) -> None:
-    from exporter.models import cifar
+    from exporter.models.sources import cifar
 
     for variant in find_model(name).variants if MODELS.get(name) and MODELS[name].source == "cifar" and "pad" in MODELS[name].variants else (None,):
         spec = find_model(name, variant)

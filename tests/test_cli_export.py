@@ -17,13 +17,16 @@ import torch
 from calibration.data import FASHION_MNIST_CLASSES, built_in
 from exporter import ExportPlan
 from exporter.cli.export import _summary
-from exporter.models.cifar import CifarResNet
-from exporter.pipeline import Export, Steps, _images
-from exporter.plan import precision_names
-from exporter.verify import Images
-from exporter.weights import LoadedModel, load_model
+from exporter.lowering.registry import precision_names
+from exporter.models.loaded import LoadedModel
+from exporter.models.loading import load_model
+from exporter.models.sources.cifar import CifarResNet
+from exporter.pipeline.choose_images import proof_images
+from exporter.pipeline.export import Export
+from exporter.pipeline.images import Images
 from runtimes import Bundle, open_runtime
 from runtimes.manifest import Manifest
+from runtimes.progress import Steps
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +120,14 @@ def test_a_bundle_holds_what_the_design_says_and_runs_everywhere(run: Any, tmp_p
 
 @pytest.fixture(scope="module")
 def shipped() -> LoadedModel:
-    return load_model(ExportPlan("resnet20", Path("unused")))
+    return load_model(ExportPlan("resnet20", Path("unused")).model_request)
 
 
 def images_of(loaded: LoadedModel, data: Path | None) -> tuple[Images, list[str]]:
     """What an export proves itself with on such a model and --data, and what it says on the way."""
     said: list[str] = []
     plan = ExportPlan("resnet20", Path("unused"), data=None if data is None else str(data))
-    return _images(loaded, plan, Steps(lambda step, done=0, total=0: said.append(step))), said
+    return proof_images(loaded, plan, Steps(lambda step, done=0, total=0: said.append(step))), said
 
 
 def tree(folder: Path, names: Sequence[str], count: int = 60) -> Path:
@@ -209,7 +212,7 @@ def test_a_checkpoint_is_exported_with_its_own_classes_channels_size_and_labels(
 
 
 def test_out_of_budget_ends_with_4_the_report_and_no_bundle(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter.precisions import fp16
+    from exporter.lowering.precisions import fp16
     from runtimes import Budget
 
     monkeypatch.setattr(fp16, "BUDGET", Budget(own_error=0.0, max_relative_error=1e-7))
@@ -221,9 +224,9 @@ def test_out_of_budget_ends_with_4_the_report_and_no_bundle(run: Any, tmp_path: 
 
 
 def test_a_failure_in_any_step_leaves_nothing(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from exporter import pipeline
+    from exporter.pipeline import export as pipeline
 
-    for step in ("simplified", "prove", "finish"):
+    for step in ("clean_graph", "prove", "finish"):
 
         def full(*arguments: object, **options: object) -> None:
             raise OSError(28, "No space left on device")

@@ -17,8 +17,8 @@ from cuda.bindings import runtime as real  # type: ignore[import-untyped]  # NVI
 from numpy.typing import NDArray
 from standin_cuda import POISON, StandinCuda
 
-from runtimes.backends import _cuda
 from runtimes.errors import BackendUnavailable
+from runtimes.nvidia import cuda as _cuda
 
 
 @pytest.fixture(params=["stand-in", pytest.param("device", marks=pytest.mark.gpu)])
@@ -255,7 +255,7 @@ def test_a_missing_package_is_named_for_the_plug_in_loader() -> None:
         import sys
         sys.modules["cuda.bindings"] = None
         try:
-            import runtimes.backends._cuda
+            import runtimes.nvidia.cuda
         except ImportError as error:
             print(error.name)
     """

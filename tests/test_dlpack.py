@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from standin_cuda import POISON, StandinCuda
 from torch.utils.dlpack import from_dlpack as torch_from_dlpack
 
-from runtimes.backends import _cuda
-from runtimes.backends._dlpack import CPU, CUDA, CUDA_HOST, DeviceArray, DeviceTensor, _tensor_from_capsule, imported
 from runtimes.errors import BadInput
+from runtimes.nvidia import cuda as _cuda
+from runtimes.nvidia.dlpack import CPU, CUDA, CUDA_HOST, DeviceArray, DeviceTensor, _tensor_from_capsule, imported
 
 CPU_DEVICE = (CPU, 0)
 
@@ -267,7 +267,7 @@ def test_a_consumer_may_outlive_the_array_and_the_interpreter() -> None:
     code = """if True:
         import sys, builtins
         import numpy as np, torch
-        from runtimes.backends._dlpack import DeviceArray
+        from runtimes.nvidia.dlpack import DeviceArray
         class Memory:
             values = np.arange(3.0)
             pointer = values.ctypes.data

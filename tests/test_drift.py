@@ -21,21 +21,24 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from exporter.cli._drift import drift_lines
-from exporter.drift import Drift, drift_of
-from exporter.inner import ends_of, exposed, matched, program_values, with_outputs
-from exporter.models import PAD
-from exporter.models.cifar import CifarResNet
-from exporter.original import original_of
-from exporter.plan import precision_names
-from exporter.precisions import int8
-from exporter.simplify import simplified
-from exporter.trace import onnx_from_program, program_from_module, save_program
+from exporter.graph.probe import ends_of, exposed, with_outputs
+from exporter.graph.simplify import simplified
+from exporter.graph.trace import onnx_from_program, program_from_module, save_program
+from exporter.lowering.precisions import int8
+from exporter.lowering.registry import precision_names
+from exporter.models.registry import PAD
+from exporter.models.sources.cifar import CifarResNet
+from exporter.verification.blocks.both_sides import both_sides_of
+from exporter.verification.blocks.drift import drift_of
+from exporter.verification.blocks.findings import Drift
+from exporter.verification.blocks.program import matched, program_values
 from runtimes import Bundle
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.budget import Budget
 from runtimes.errors import BundleError, PlanError
-from runtimes.golden import golden_arrays
-from runtimes.parity import LARGEST_ERROR, LARGEST_SQNR_DB, compare_outputs, sqnr_db
+from runtimes.parity.budget import Budget
+from runtimes.parity.compare import compare_outputs
+from runtimes.parity.golden import golden_arrays
+from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, sqnr_db
 from runtimes.specs import BatchRange
 
 BATCH = BatchRange(1, 2, 4)
@@ -97,7 +100,7 @@ def test_the_heads_figures_are_those_of_the_parity_check(shipped_bundle: Any, pr
 def test_outputs_are_the_same_to_the_last_bit_with_inner_ones_beside_them(shipped_bundle: Any, precision: str) -> None:
     bundle = shipped_bundle(precision)
     inputs, _ = golden_arrays(bundle)
-    original = original_of(bundle, inputs)
+    original = both_sides_of(bundle, inputs)
     tensors = list(ends_of(original.graph.graph))
     graphs = [(original.graph, tensors)]
     if precision != "bf16":  # which onnxruntime does not run on a CPU
@@ -115,7 +118,7 @@ def test_outputs_are_the_same_to_the_last_bit_with_inner_ones_beside_them(shippe
 
 def test_what_the_file_was_lowered_from_is_made_again_to_the_last_bit(shipped_bundle: Any) -> None:
     bundle = shipped_bundle("fp32")
-    original = original_of(bundle, golden_arrays(bundle)[0])
+    original = both_sides_of(bundle, golden_arrays(bundle)[0])
     assert list(original.graph.graph.node) == list(original.lowered.graph.node)
     assert list(original.graph.graph.initializer) == list(original.lowered.graph.initializer)
 
@@ -155,7 +158,7 @@ def test_a_network_whose_blocks_all_add_a_little_has_no_culprit(shipped_bundle: 
 
 def test_what_int8_takes_off_the_classifiers_bias_is_no_error_of_the_head(shipped_bundle: Any) -> None:
     bundle = shipped_bundle("int8")
-    original = original_of(bundle, golden_arrays(bundle)[0])
+    original = both_sides_of(bundle, golden_arrays(bundle)[0])
     own, corrected = (
         next(numpy_helper.to_array(one) for one in model.graph.initializer if one.name == "fc.bias") for model in (original.graph, original.corrected)
     )
@@ -291,7 +294,7 @@ def test_values_of_another_shape_are_refused(shipped_bundle: Any, monkeypatch: p
         found = matched(module, graph)
         return dict(zip(found, [*list(found.values())[1:], next(iter(found.values()))], strict=True))
 
-    monkeypatch.setattr("exporter.drift.matched", shifted)
+    monkeypatch.setattr("exporter.verification.blocks.drift.matched", shifted)
     with pytest.raises(PlanError, match=r"output of shape \(32, 32, 14, 14\), as in the program, got \(32, 16, 28, 28\); its blocks cannot"):
         drifted(shipped_bundle("fp32"))
 

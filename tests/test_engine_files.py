@@ -20,12 +20,13 @@ import torch
 from commands import Ran
 from PIL import Image
 
-from exporter.builders._network import BuildOptions
-from exporter.engines import BuildPlan, build_engine
+from exporter.engines.build import BuildPlan, build_engine
+from exporter.engines.builders._network import BuildOptions
 from runtimes import Bundle, Manifest, open_runtime
 from runtimes._open import backend_class
 from runtimes.bundle import finish
-from runtimes.engine import (
+from runtimes.errors import BackendUnavailable, BadInput, BundleError, ResnetExportError
+from runtimes.nvidia.engine_file import (
     DeviceFacts,
     EngineFacts,
     Here,
@@ -38,10 +39,9 @@ from runtimes.engine import (
     read_sidecar,
     sealed,
 )
-from runtimes.errors import BackendUnavailable, BadInput, BundleError, ResnetExportError
-from runtimes.plan_files import PlanHeader, engine_name, plan_header, platform_text, sidecar_of
+from runtimes.nvidia.plan_files import PlanHeader, engine_name, plan_header, platform_text, sidecar_of
+from runtimes.nvidia.trust import made_machine_key
 from runtimes.specs import BatchRange
-from runtimes.trust import made_machine_key
 
 REBUILD = "resnet-deploy build"
 RTX = "tensorrt-rtx"
@@ -582,7 +582,7 @@ def test_inspect_shows_an_engine_and_refuses_what_is_none(engine: Path, facts: E
 
 def test_engine_files_are_read_without_tensorrt_and_cuda(engine: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from runtimes.engine import facts_of; print(facts_of(Path(sys.argv[1])).version); "
+        "import sys; from pathlib import Path; from runtimes.nvidia.engine_file import facts_of; print(facts_of(Path(sys.argv[1])).version); "
         "print(*[name for name in ('tensorrt', 'tensorrt_rtx', 'cuda', 'torch', 'onnx') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code, str(engine)], capture_output=True, text=True, cwd=ROOT, check=False)

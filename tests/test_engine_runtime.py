@@ -25,31 +25,23 @@ from rounding import needs_rounding
 from standin_cuda import Allocation, StandinCuda
 from standin_tensorrt import NOT_CAPTURABLE, StandinTensorRT, imported_as_tensorrt
 
-from exporter.builders._layers import Layer, layers_on_gpu, spread_over_dla
-from exporter.engines import BuildPlan, build_engine
+from exporter.engines.build import BuildPlan, build_engine
+from exporter.engines.builders._layers import EngineLayer, layers_on_gpu, spread_over_dla
 from runtimes import Bundle, Manifest, open_runtime
 from runtimes._open import backend_class
-from runtimes.backends import _cuda
-from runtimes.backends._cuda import DeviceBuffer, Graph, PinnedBuffer, Stream, copy_to_host
-from runtimes.backends._dlpack import CUDA_HOST, DeviceArray, imported
-from runtimes.backends._engine import MOST_GRAPHS, EngineRuntime
-from runtimes.backends._log import log_of
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.bundle import finish
-from runtimes.engine import (
-    SCHEMA_VERSION,
-    DeviceFacts,
-    EngineFacts,
-    LayerFacts,
-    json_from_facts,
-    read_sidecar,
-    sealed,
-)
 from runtimes.errors import BackendUnavailable, BadInput, BundleError
-from runtimes.golden import golden_report
-from runtimes.plan_files import engine_name, platform_text, sidecar_of
+from runtimes.nvidia import cuda as _cuda
+from runtimes.nvidia.cuda import DeviceBuffer, Graph, PinnedBuffer, Stream, copy_to_host
+from runtimes.nvidia.dlpack import CUDA_HOST, DeviceArray, imported
+from runtimes.nvidia.engine_file import SCHEMA_VERSION, DeviceFacts, EngineFacts, LayerFacts, json_from_facts, read_sidecar, sealed
+from runtimes.nvidia.engine_runtime import MOST_GRAPHS, EngineRuntime
+from runtimes.nvidia.log import log_of
+from runtimes.nvidia.plan_files import engine_name, platform_text, sidecar_of
+from runtimes.nvidia.trust import KEY_VARIABLE, made_machine_key, with_seal
+from runtimes.parity.golden import golden_report
 from runtimes.specs import BatchRange, TensorSpec
-from runtimes.trust import KEY_VARIABLE, made_machine_key, with_seal
 
 INPUT, OUTPUT = "input", "logits"
 ROUNDING = 1e-5
@@ -671,7 +663,7 @@ def test_each_command_that_opens_an_engine_takes_the_name_of_a_strangers(
         verdict, value = work(*arguments)
         return verdict, "", value
 
-    monkeypatch.setattr("exporter.check.in_a_process", here)
+    monkeypatch.setattr("exporter.verification.check.in_a_process", here)
     sha256 = as_a_strangers(Path(deploy("build", proven, "--json").json["engine"]))
     for number in range(10):
         (tmp_path / "pictures" / str(number)).mkdir(parents=True)
@@ -1013,7 +1005,7 @@ def test_a_build_that_fails_leaves_the_engine_before_it_as_it_was(
     api.fail("deserialize_cuda_engine", "not this one", after=1)  # the inspector's is the first
     fails(3)
     with monkeypatch.context() as patch:
-        patch.setattr("exporter.engines.golden_report", interrupt)
+        patch.setattr("exporter.engines.build.golden_report", interrupt)
         assert deploy("build", proven, "--force").code == 130
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", no_room)
@@ -1036,7 +1028,7 @@ def test_until_a_new_engine_is_proven_the_one_before_it_is_found(
             assert not runtime._loaded.path.name.startswith(".")  # type: ignore[attr-defined]  # an engine's
         return golden_report(*arguments)
 
-    monkeypatch.setattr("exporter.engines.golden_report", looked_at)
+    monkeypatch.setattr("exporter.engines.build.golden_report", looked_at)
     assert deploy("build", proven, "--force").code == 0
     assert content(proven / "engines").keys() == before.keys()
 
@@ -1083,7 +1075,7 @@ def test_a_timing_cache_that_cannot_be_used_is_told_before_the_build(
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("exporter.timings.write_in_one_step", refuse)
+    monkeypatch.setattr("exporter.engines.timings.write_in_one_step", refuse)
     ran = deploy("build", proven, "--timing-cache", tmp_path / "times")
     assert (ran.code, "the engine is built and kept, but" in ran.error) == (2, True)
     assert deploy("build", proven, "--json").json["cached"]
@@ -1284,12 +1276,12 @@ def test_convolutions_that_fell_back_from_dla_to_the_gpu_are_refused_unless_allo
 def test_a_stretch_on_dla_holds_what_lies_between_its_ends_and_no_gpu_layer_names() -> None:
     order = ("input.cast", "conv1", "relu", "conv2", "side", "conv3", "pool", "fc", "bias")
     layers = [
-        Layer("Reformat", ("fp16",), frozenset({"conv1"}), "Reformatting CopyNode for conv1"),
-        Layer("DLA", ("fp16",), frozenset(), "{ForeignNode[conv1...conv3]}"),
-        Layer("CaskConvolution", ("fp16",), frozenset({"side"}), "side"),
-        Layer("DLA", ("fp16",), frozenset(), "{ForeignNode[fc + bias]}"),
-        Layer("DLA", ("fp16",), frozenset(), "{ForeignNode[nobody...knows]}"),
-        Layer("DLA", ("fp16",), frozenset(), "{ForeignNode[input.cast...nobody]}"),
+        EngineLayer("Reformat", ("fp16",), frozenset({"conv1"}), "Reformatting CopyNode for conv1"),
+        EngineLayer("DLA", ("fp16",), frozenset(), "{ForeignNode[conv1...conv3]}"),
+        EngineLayer("CaskConvolution", ("fp16",), frozenset({"side"}), "side"),
+        EngineLayer("DLA", ("fp16",), frozenset(), "{ForeignNode[fc + bias]}"),
+        EngineLayer("DLA", ("fp16",), frozenset(), "{ForeignNode[nobody...knows]}"),
+        EngineLayer("DLA", ("fp16",), frozenset(), "{ForeignNode[input.cast...nobody]}"),
     ]
     spread = spread_over_dla(layers, order)
     assert [set(layer.nodes) for layer in spread] == [{"conv1"}, {"conv1", "relu", "conv2", "conv3"}, {"side"}, {"fc", "bias"}, set(), set()]

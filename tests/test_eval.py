@@ -28,12 +28,12 @@ from PIL import Image
 
 from calibration.data import FASHION_MNIST_CLASSES, built_in, open_source
 from exporter import ExportPlan, export
-from exporter.evaluate import Evaluation, Labelled, evaluate
-from exporter.journal import Key, open_journal
-from exporter.uint8 import with_uint8_input
+from exporter.graph.pixel_input import with_uint8_input
+from exporter.verification.accuracy.evaluate import Evaluation, Labelled, evaluate
+from exporter.verification.accuracy.resume_file import Key, open_journal
 from runtimes import Bundle, open_runtime
 from runtimes.errors import BadInput, PlanError
-from runtimes.parity import wilson_interval
+from runtimes.parity.compare import wilson_interval
 from runtimes.specs import BatchRange
 
 SYNSETS = tuple(f"n{place * 7 % 10:08}" for place in range(10))  # not in sorted order

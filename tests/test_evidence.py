@@ -11,10 +11,11 @@ import pytest
 from numpy.typing import NDArray
 
 from runtimes.base import Runtime
-from runtimes.budget import Budget
-from runtimes.evidence import Evidence, answered
-from runtimes.flips import Flip, Flips
-from runtimes.parity import LARGEST_ERROR, Accuracy, wilson_interval
+from runtimes.parity.budget import Budget
+from runtimes.parity.compare import wilson_interval
+from runtimes.parity.evidence import Evidence, answered
+from runtimes.parity.flips import Flip, Flips
+from runtimes.parity.measures import LARGEST_ERROR, Accuracy
 from runtimes.specs import BatchRange, TensorSpec
 
 Wrong = Callable[[NDArray[Any], int], NDArray[Any]]

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from torchvision.models import resnet50, resnext50_32x4d, wide_resnet50_2
 
 from exporter import ExportPlan
-from exporter.models import MODELS, ModelSpec, cifar, find_model, torchvision
-from exporter.models.cifar import CifarResNet, PadShortcut
-from exporter.weights import LoadedModel, load_model
+from exporter.models.loaded import LoadedModel
+from exporter.models.loading import load_model
+from exporter.models.registry import MODELS, find_model
+from exporter.models.sources import cifar, torchvision
+from exporter.models.sources.cifar import CifarResNet, PadShortcut
+from exporter.models.spec import ModelSpec
 from runtimes.errors import BadInput, PlanError, UnknownName
 
 
@@ -143,7 +146,7 @@ def test_what_means_nothing_is_refused_when_it_is_planned(model: str, changes: d
 
 @pytest.mark.parametrize(("model", "size"), [("resnet18", (32, 32)), ("resnet50", (32, 32)), ("resnet18_cifar", (8, 8)), ("resnet20", (8, 8))])
 def test_the_smallest_size_is_taken(tmp_path: Path, model: str, size: tuple[int, int]) -> None:
-    loaded = load_model(ExportPlan(model, tmp_path, weights="random", image_size=size, classes=3))
+    loaded = load_model(ExportPlan(model, tmp_path, weights="random", image_size=size, classes=3).model_request)
     with torch.inference_mode():
         assert loaded.module(torch.zeros(1, *loaded.preprocess.shape)).isfinite().all()
 
@@ -218,7 +221,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def made(factory: str, **changes: Any) -> LoadedModel:
     changes = {"image_size": (16, 16), **changes}
-    return load_model(ExportPlan(f"my_package.{factory}", Path("out"), **changes))
+    return load_model(ExportPlan(f"my_package.{factory}", Path("out"), **changes).model_request)
 
 
 CUSTOM = [

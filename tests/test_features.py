@@ -16,23 +16,24 @@ from torch import Tensor, nn
 
 from calibration.data import built_in
 from exporter import ExportPlan, export
-from exporter.builders import tensorrt_rtx
-from exporter.builders._layers import check_precision, layer_facts
-from exporter.builders._network import BuildOptions, Job
-from exporter.features import Features, output_names, with_features
-from exporter.graph import tensor_specs
-from exporter.models.cifar import CifarResNet
-from exporter.plan import load_precision, precision_names
-from exporter.precisions import fp32
-from exporter.simplify import simplified
-from exporter.trace import onnx_from_program, program_from_module, save_program
-from exporter.verify import Graphs, Images, prove
-from exporter.weights import load_model
+from exporter.engines.builders import tensorrt_rtx
+from exporter.engines.builders._layers import check_precision, layer_facts
+from exporter.engines.builders._network import BuildOptions, Job
+from exporter.graph.facts import tensor_specs
+from exporter.graph.simplify import simplified
+from exporter.graph.trace import onnx_from_program, program_from_module, save_program
+from exporter.lowering.precisions import fp32
+from exporter.lowering.registry import load_precision, precision_names
+from exporter.models.backbone import Features, output_names, with_features
+from exporter.models.loading import load_model
+from exporter.models.sources.cifar import CifarResNet
+from exporter.pipeline.images import Graphs, Images
+from exporter.pipeline.prove import prove
 from runtimes import Bundle, open_runtime
 from runtimes.bundle import finish, staging_folder
 from runtimes.classify import classify
 from runtimes.errors import BadInput, BundleError, ParityError, PlanError, SimplifyError, UnknownName
-from runtimes.golden import golden_arrays, golden_report
+from runtimes.parity.golden import golden_arrays, golden_report
 from runtimes.specs import BatchRange
 
 BATCH = BatchRange(1, 2, 4)
@@ -111,7 +112,7 @@ def test_pytorch_calls_the_outputs_what_the_manifest_does_and_keeps_to_the_golde
 
 
 def test_the_golden_outputs_are_those_of_the_network_itself(bundles: Any) -> None:
-    module = load_model(ExportPlan("resnet20", Path("unused"))).module
+    module = load_model(ExportPlan("resnet20", Path("unused")).model_request).module
     inputs, pooled = golden_arrays(bundles("pool", "fp32"))
     head = module.get_submodule("fc")
     with torch.inference_mode():
@@ -124,7 +125,7 @@ def test_the_golden_outputs_are_those_of_the_network_itself(bundles: Any) -> Non
 
 def test_a_resnet50_gives_strides_of_4_to_32_with_readable_names_and_a_free_batch() -> None:
     plan = ExportPlan("resnet50", Path("unused"), weights="random", features="stages", image_size=(352, 352), batch=BatchRange(1, 1, 2))
-    loaded = with_features(load_model(plan), "stages")
+    loaded = with_features(load_model(plan.model_request), "stages")
     program = program_from_module(loaded.module, loaded.preprocess.shape)
     graph = onnx_from_program(program, opset=20, batch=plan.batch, outputs=output_names(loaded.module))
     onnx.checker.check_model(graph, full_check=True)
@@ -161,7 +162,7 @@ def test_a_network_whose_head_cannot_be_run_is_enough(network: CifarResNet) -> N
     headless = CifarResNet(1, 1, 10).eval()
     headless.load_state_dict(network.state_dict())
     headless.fc = nn.Linear(64, 10, device="meta")  # which cannot be run
-    loaded = load_model(ExportPlan("resnet20", Path("unused")))
+    loaded = load_model(ExportPlan("resnet20", Path("unused")).model_request)
     for kind in SHAPES:
         made = with_features(replace(loaded, module=headless), kind).module
         expected = with_features(replace(loaded, module=network), kind).module
@@ -179,7 +180,7 @@ class Doubled(CifarResNet):
 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_network_that_does_more_than_run_its_parts_is_refused(kind: str) -> None:
-    loaded = load_model(ExportPlan("resnet20", Path("unused")))
+    loaded = load_model(ExportPlan("resnet20", Path("unused")).model_request)
     with pytest.raises(PlanError, match="expects a network that runs its parts conv1, bn1, relu, layer1, layer2, layer3"):
         with_features(replace(loaded, module=Doubled(1, 1, 10).eval()), kind)
 

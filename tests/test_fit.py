@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from rounding import needs_rounding
 
-from exporter.precisions import int8
-from exporter.qdq.fit import SMALLEST_WEIGHT_SCALE
-from exporter.qdq.lint import lint
+from exporter.lowering.precisions import int8
+from exporter.lowering.qdq.fit import SMALLEST_WEIGHT_SCALE
+from exporter.lowering.qdq.lint import lint
 from runtimes.backends.onnxruntime import OnnxRuntime, rounds_fp16
 from runtimes.errors import PlanError
 

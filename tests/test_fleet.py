@@ -10,8 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from commands import Ran
 
-from exporter.cli._check import FLEET
-from exporter.fleet import Settings, fleet_from_toml
+from exporter.verification.parity_toml import FLEET, Settings, fleet_from_toml
 from runtimes.errors import BadInput, PlanError, UnknownName
 
 FULL = """

@@ -25,17 +25,21 @@ from calibration.data import built_in
 from calibration.observers import observers
 from calibration.table import table_from_file
 from exporter import ExportPlan
-from exporter.calibrate import CALIBRATION_IMAGES, calibrated
 from exporter.cli import export as export_cli
-from exporter.plan import CALIBRATOR
-from exporter.precisions import fp16, int8
-from exporter.simplify import simplified
-from exporter.trace import onnx_from_program, program_from_module
-from exporter.verify import Graphs, worst_block
-from exporter.weights import LoadedModel, load_model
+from exporter.graph.simplify import simplified
+from exporter.graph.trace import onnx_from_program, program_from_module
+from exporter.lowering.precisions import fp16, int8
+from exporter.lowering.ranges import CALIBRATION_IMAGES, measure_ranges
+from exporter.lowering.request import CALIBRATOR
+from exporter.models.loaded import LoadedModel
+from exporter.models.loading import load_model
+from exporter.pipeline.choose_images import calibration_set
+from exporter.pipeline.images import Graphs
+from exporter.pipeline.prove import worst_block
 from runtimes import Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime, check_rounding, rounds_fp16
 from runtimes.errors import BackendUnavailable, BadInput, CalibrationError
+from runtimes.progress import Steps
 
 BATCH = ("--batch", "1:4:16")
 
@@ -153,7 +157,7 @@ def test_a_table_reused_gives_the_same_bundle_to_the_last_byte(run: Any, bundle:
 def shipped(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> tuple[LoadedModel, onnx.ModelProto, ExportPlan]:
     """The shipped model, its simplified graph, and a plan that reuses the bundle's table."""
     plan = ExportPlan("resnet20", tmp_path_factory.mktemp("unused") / "x", precision="int8", calibration=bundle / "calibration.json")
-    loaded = load_model(plan)
+    loaded = load_model(plan.model_request)
     traced = onnx_from_program(
         program_from_module(loaded.module, loaded.preprocess.shape), opset=plan.opset, batch=Bundle.open(bundle).manifest.batch
     )
@@ -161,7 +165,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> tuple[Loa
 
 
 def reuse(loaded: LoadedModel, graph: onnx.ModelProto, plan: ExportPlan) -> object:
-    return calibrated(graph, int8.observed(graph), loaded, plan, lambda done, total: None, lambda problem: None).table
+    return measure_ranges(graph, int8.observed(graph), calibration_set(loaded, plan), plan.lowering_request, Steps()).table
 
 
 def changed_table(bundle: Path, folder: Path, **changes: Any) -> Path:
@@ -254,7 +258,7 @@ def test_more_calibration_images_than_built_in_ones_are_refused(run: Any, tmp_pa
 
 
 def random_state() -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = load_model(ExportPlan("resnet20", Path("unused"), weights="random")).module.state_dict()
+    state: dict[str, torch.Tensor] = load_model(ExportPlan("resnet20", Path("unused"), weights="random").model_request).module.state_dict()
     return state
 
 
@@ -337,7 +341,7 @@ def test_every_calibrator_is_within_budget_on_the_shipped_model(
     shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], bundle: Path, name: str
 ) -> None:
     from runtimes.backends.onnxruntime import OnnxRuntime
-    from runtimes.parity import compare
+    from runtimes.parity.compare import compare
 
     _, graph, plan = shipped
     assert plan.calibration is not None
@@ -361,7 +365,7 @@ def test_an_interruption_while_calibrating_leaves_nothing(run: Any, pictures: Pa
 
         return collect(model, tensors, until())
 
-    monkeypatch.setattr("exporter.calibrate.collect", interrupted)
+    monkeypatch.setattr("exporter.lowering.ranges.collect", interrupted)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background with SIGINT ignored
     try:
         ran = run("resnet20", "--int8", "--data", pictures, "--quiet")

@@ -14,7 +14,13 @@ import pytest
 
 from runtimes import Bundle
 
-PRELOADED = ["exporter.pipeline", "exporter.cli.export", "exporter.models.cifar", "runtimes.backends.pytorch", "torch.onnx._internal.exporter._core"]
+PRELOADED = [
+    "exporter.pipeline.export",
+    "exporter.cli.export",
+    "exporter.models.sources.cifar",
+    "runtimes.backends.pytorch",
+    "torch.onnx._internal.exporter._core",
+]
 
 
 def _export(output: str, seed: int) -> None:

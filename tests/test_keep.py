@@ -12,11 +12,11 @@ import tensorrt_rtx as trt
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from exporter.precisions import bf16, fp16
-from exporter.precisions._cast import cast_graph
-from runtimes.backends._log import log_of
+from exporter.lowering.precisions import bf16, fp16
+from exporter.lowering.precisions._cast import cast_graph
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import LowerError
+from runtimes.nvidia.log import log_of
 
 X = np.random.default_rng(0).standard_normal((4, 8), dtype=np.float32)
 ZERO = np.zeros((2, 8), np.float32)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.labels import checked_labels, labels_from_path
+from exporter.models.labels import checked_labels, labels_from_path
 from runtimes.errors import BadInput
 
 FLOWERS = ("daisy", "rose", "tulip")

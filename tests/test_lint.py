@@ -13,13 +13,13 @@ from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from exporter import ExportPlan
-from exporter.precisions import int8
-from exporter.qdq.blocks import blocks
-from exporter.qdq.lint import QdqReport, lint
-from exporter.simplify import simplified
-from exporter.trace import onnx_from_program, program_from_module
-from exporter.weights import load_model
-from runtimes.backends._log import log_of
+from exporter.graph.blocks import blocks
+from exporter.graph.simplify import simplified
+from exporter.graph.trace import onnx_from_program, program_from_module
+from exporter.lowering.precisions import int8
+from exporter.lowering.qdq.lint import QdqReport, lint
+from exporter.models.loading import load_model
+from runtimes.nvidia.log import log_of
 
 INPUTS = np.random.default_rng(0).standard_normal((4, 1, 28, 28), dtype=np.float32)
 
@@ -27,7 +27,7 @@ INPUTS = np.random.default_rng(0).standard_normal((4, 1, 28, 28), dtype=np.float
 @pytest.fixture(scope="module")
 def graph(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
     plan = ExportPlan("resnet20", tmp_path_factory.mktemp("lint"), weights="random")
-    program = program_from_module(load_model(plan).module, (1, 28, 28))
+    program = program_from_module(load_model(plan.model_request).module, (1, 28, 28))
     return simplified(onnx_from_program(program, opset=20, batch=plan.batch), INPUTS)
 
 

@@ -13,21 +13,24 @@ import pytest
 from onnx import version_converter
 
 from calibration.collect import collect
-from calibration.data import built_in
+from calibration.data import built_in, inputs_from_source
 from calibration.observers.mse import mse
 from exporter import ExportPlan, export
-from exporter.builders import tensorrt_rtx
-from exporter.builders._layers import check_precision, layer_facts
-from exporter.builders._network import BuildOptions, Job
-from exporter.calibrate import mean_error, with_bias_less
-from exporter.graph import graph_facts, tensor_specs
-from exporter.models import MODELS, PAD, V1, ModelSpec
-from exporter.plan import DEFAULT_BATCH, load_precision, precision_names
-from exporter.precisions import int8
-from exporter.simplify import simplified
-from exporter.trace import onnx_from_program, program_from_module, save_program
-from exporter.verify import Graphs, Images, prove
-from exporter.weights import inputs_from_source, load_model
+from exporter.engines.builders import tensorrt_rtx
+from exporter.engines.builders._layers import check_precision, layer_facts
+from exporter.engines.builders._network import BuildOptions, Job
+from exporter.graph.facts import graph_facts, tensor_specs
+from exporter.graph.simplify import simplified
+from exporter.graph.trace import onnx_from_program, program_from_module, save_program
+from exporter.lowering.bias_correction import mean_error, with_bias_less
+from exporter.lowering.precisions import int8
+from exporter.lowering.registry import load_precision, precision_names
+from exporter.models.loading import load_model
+from exporter.models.registry import MODELS, PAD, V1
+from exporter.models.spec import ModelSpec
+from exporter.pipeline.images import Graphs, Images
+from exporter.pipeline.plan import DEFAULT_BATCH
+from exporter.pipeline.prove import prove
 from runtimes import BatchRange
 
 SLOW = ("resnet44", "resnet56", "resnet110", "resnet1202", "resnet34_cifar", "resnet50_cifar", "resnext101_32x8d", "resnext101_64x4d")
@@ -66,7 +69,7 @@ def planned(form: str, folder: Path, precision: str = "fp32", batch: BatchRange 
 def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     folder = tmp_path_factory.mktemp("model")
     plan = planned(request.param, folder)
-    loaded = load_model(plan)
+    loaded = load_model(plan.model_request)
     images = Images(inputs_from_source(built_in("test"), loaded.preprocess, BATCH.max), None)
     program = program_from_module(loaded.module, loaded.preprocess.shape)
     graph = simplified(onnx_from_program(program, opset=plan.opset, batch=plan.batch), images.inputs[:2])

@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from exporter import ExportPlan
-from exporter.checkpoints import state_from_file
-from exporter.models import find_model
-from exporter.weights import load_model
+from exporter.models.checkpoints import state_from_file
+from exporter.models.loading import load_model
+from exporter.models.registry import find_model
 from runtimes.errors import BadInput, UnknownName
 
 STATE = {"conv1.weight": torch.arange(9.0).reshape(1, 1, 3, 3)}
@@ -136,7 +136,7 @@ def test_a_folder_names_the_file_in_it(tmp_path: Path) -> None:
 def test_labels_that_are_nowhere_are_told(tmp_path: Path) -> None:
     for name in ("gone.json", "gone.txt", "gone"):
         with pytest.raises(BadInput, match=f"--labels: there is no file or folder .*{name};"):
-            load_model(ExportPlan("resnet20", tmp_path / "out", labels=tmp_path / name))
+            load_model(ExportPlan("resnet20", tmp_path / "out", labels=tmp_path / name).model_request)
 
 
 def test_a_path_in_place_of_a_model_is_told(tmp_path: Path) -> None:

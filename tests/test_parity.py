@@ -11,21 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtimes.budget import Budget
 from runtimes.errors import ParityError
-from runtimes.flips import Flips, flipped
-from runtimes.parity import (
-    LARGEST_ERROR,
-    LARGEST_SQNR_DB,
-    Accuracy,
-    Comparison,
-    ParityReport,
-    accuracy,
-    compare,
-    compare_features,
-    compare_outputs,
-    wilson_interval,
-)
+from runtimes.parity.budget import Budget
+from runtimes.parity.compare import ParityReport, accuracy, compare, compare_features, compare_outputs, wilson_interval
+from runtimes.parity.flips import Flips, flipped
+from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, Accuracy, Comparison
 
 FREE = Budget(own_error=0.0)
 REFERENCE = np.array([[10.0, 0.0], [0.0, 5.0]])

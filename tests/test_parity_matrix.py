@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from exporter.models import MODELS
-from exporter.plan import precision_names
+from exporter.lowering.registry import precision_names
+from exporter.models.registry import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -12,15 +12,16 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from calibration.data import built_in
-from exporter import ExportPlan, precisions
-from exporter.models.cifar import CifarResNet
-from exporter.precisions import fp16
-from exporter.precisions._cast import cast_graph
-from exporter.simplify import simplified
-from exporter.trace import onnx_from_program, program_from_module
-from exporter.verify import _name_overflow
-from exporter.weights import inputs_from_source, load_model
+from calibration.data import built_in, inputs_from_source
+from exporter import ExportPlan
+from exporter.graph.simplify import simplified
+from exporter.graph.trace import onnx_from_program, program_from_module
+from exporter.lowering import precisions
+from exporter.lowering.precisions import fp16
+from exporter.lowering.precisions._cast import cast_graph
+from exporter.models.loading import load_model
+from exporter.models.sources.cifar import CifarResNet
+from exporter.pipeline.prove import _name_overflow
 from runtimes import BatchRange, backend_names, open_runtime
 from runtimes._plugins import plugin_names
 from runtimes.backends.onnxruntime import OnnxRuntime
@@ -51,7 +52,7 @@ def logits(model: onnx.ModelProto, inputs: NDArray[Any] = INPUTS) -> NDArray[Any
 
 @pytest.mark.parametrize("name", plugin_names(precisions.__file__))
 def test_every_precision_keeps_names_and_interface_and_leaves_its_argument_alone(module: torch.nn.Module, name: str, tmp_path: Path) -> None:
-    from exporter.plan import load_precision
+    from exporter.lowering.registry import load_precision
 
     graph = graph_in_opset(module, ExportPlan("resnet20", Path("unused"), precision=name).opset)
     before = graph.SerializeToString(deterministic=True)
@@ -122,14 +123,16 @@ def test_the_simulation_rounds_as_pytorch_does_in_half_precision(module: torch.n
 @pytest.mark.parametrize(("name", "dtype", "step"), [("fp16", torch.float16, 2**-10), ("bf16", torch.bfloat16, 2**-7)], ids=["fp16", "bf16"])
 def test_the_simulation_of_a_trained_resnet20_is_pytorchs_own_narrow_module(name: str, dtype: torch.dtype, step: float) -> None:
     """But for the order of sums, which moves a value that lies between two to the other one now and then."""
-    from exporter.plan import load_precision
+    from exporter.lowering.registry import load_precision
 
     precision = load_precision(name)
     plan = ExportPlan("resnet20", Path("unused"), precision=name)
-    loaded = load_model(plan)
+    loaded = load_model(plan.model_request)
     inputs = inputs_from_source(built_in("test"), loaded.preprocess, 256)
     graph = onnx_from_program(program_from_module(loaded.module, loaded.preprocess.shape), opset=plan.opset, batch=plan.batch)
-    simulated = logits(precision.simulated(precision.lower(simplified(graph, inputs[:2]), {})), inputs)
+    simulation = precision.simulated(precision.lower(simplified(graph, inputs[:2]), {}))
+    assert simulation is not None
+    simulated = logits(simulation, inputs)
     with torch.inference_mode():
         exact = loaded.module(torch.from_numpy(inputs)).numpy()
         narrow = folded(loaded.module).to(dtype)(torch.from_numpy(inputs).to(dtype)).float().numpy()

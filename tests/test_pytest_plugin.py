@@ -22,12 +22,12 @@ from PIL import Image
 from rounding import needs_rounding
 
 from exporter import ExportPlan, export
-from exporter.pytest_plugin import pytest_addoption
+from exporter.verification.pytest_plugin import pytest_addoption
 
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).resolve().parent.parent
-PLUGIN = "exporter.pytest_plugin"
+PLUGIN = "exporter.verification.pytest_plugin"
 # An environment that was set up before the entry point was there does not have it, and loading a plugin twice is an error.
 IS_LOADED = any(entry.value == PLUGIN for entry in importlib.metadata.entry_points(group="pytest11"))
 LOAD = () if IS_LOADED else ("-p", PLUGIN)
@@ -78,7 +78,7 @@ def test_a_limit_given_on_the_command_line_is_a_test_too(run: Run, exported: Pat
 
 def test_without_options_nothing_is_collected_or_imported(run: Run, pytester: pytest.Pytester) -> None:
     assert run().ret == pytest.ExitCode.NO_TESTS_COLLECTED
-    pytester.makepyfile("import sys\ndef test_light(): assert not {'numpy', 'exporter.check', 'runtimes.bundle'} & set(sys.modules)")
+    pytester.makepyfile("import sys\ndef test_light(): assert not {'numpy', 'exporter.verification.check', 'runtimes.bundle'} & set(sys.modules)")
     run("-q").assert_outcomes(passed=1)
 
 
@@ -97,15 +97,15 @@ def test_a_bundle_within_budget_passes_where_there_are_no_other_tests(run: Run, 
 def test_a_reference_program_runs_once_for_all_backends(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
         """
-        import exporter.check
+        import exporter.verification.check
 
-        isolated, asked = exporter.check.in_a_process, open("asked.txt", "w")
+        isolated, asked = exporter.verification.check.in_a_process, open("asked.txt", "w")
 
         def in_a_process(work, *arguments, **options):
             print(work.__name__, file=asked, flush=True)
             return isolated(work, *arguments, **options)
 
-        exporter.check.in_a_process = in_a_process
+        exporter.verification.check.in_a_process = in_a_process
         """
     )
     backends = ("--resnet-backend=onnxruntime", "--resnet-backend=pytorch")
@@ -220,7 +220,7 @@ def test_what_was_asked_for_wrongly_is_one_line(run: Run, exported: Path, argume
 
 def test_the_engines_that_are_named_reach_what_is_checked(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
-        "from exporter.pytest_plugin import PLANS\ndef pytest_report_header(config):\n    return str(config.stash[PLANS][0].trust_engines)"
+        "from exporter.verification.pytest_plugin import PLANS\ndef pytest_report_header(config):\n    return str(config.stash[PLANS][0].trust_engines)"
     )
     shown = run("--collect-only", f"--resnet-bundle={exported}", "--resnet-trust-engine=" + "AB" * 32, "--resnet-trust-engine=" + "12" * 32)
     shown.stdout.fnmatch_lines([str(("12" * 32, "ab" * 32))])

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from exporter import ExportPlan
-from exporter.precisions import int8
-from exporter.qdq import blocks
-from exporter.qdq.blocks import residuals
-from exporter.qdq.fit import SMALLEST_WEIGHT_SCALE
-from exporter.qdq.insert import channel_scales, quantized
-from exporter.qdq.placement import Placement, placement_for_tensorrt
-from exporter.simplify import simplified
-from exporter.trace import onnx_from_program, program_from_module
-from exporter.weights import load_model
+from exporter.graph import blocks
+from exporter.graph.blocks import residuals
+from exporter.graph.simplify import simplified
+from exporter.graph.trace import onnx_from_program, program_from_module
+from exporter.lowering.precisions import int8
+from exporter.lowering.qdq.fit import SMALLEST_WEIGHT_SCALE
+from exporter.lowering.qdq.insert import channel_scales, quantized
+from exporter.lowering.qdq.targets.tensorrt import Placement, placement_for_tensorrt
+from exporter.models.loading import load_model
 from runtimes import BatchRange
 from runtimes.errors import CalibrationError, LowerError
 
@@ -39,7 +39,9 @@ def graph_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], onnx.M
 
     def graph(name: str) -> onnx.ModelProto:
         if name not in graphs:
-            loaded = load_model(ExportPlan(name, tmp_path_factory.mktemp("unused"), weights="random", image_size=SIZES.get(name), batch=BATCH))
+            loaded = load_model(
+                ExportPlan(name, tmp_path_factory.mktemp("unused"), weights="random", image_size=SIZES.get(name), batch=BATCH).model_request
+            )
             traced = onnx_from_program(program_from_module(loaded.module, loaded.preprocess.shape), opset=20, batch=BATCH)
             graphs[name] = simplified(traced, np.zeros((1, *loaded.preprocess.shape), np.float32))
         return graphs[name]

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torchvision.ops import deform_conv2d
 
-from exporter.trace import program_from_module, save_program
+from exporter.graph.trace import program_from_module, save_program
 from runtimes.backends.pytorch import PyTorchRuntime
 from runtimes.bundle import finish
 from runtimes.errors import BadInput, BundleError, TraceError

@@ -22,23 +22,24 @@ from conftest import TINY_BATCH, TINY_IMAGES, TINY_LABELS, Made
 from onnx import TensorProto, helper
 from PIL import Image
 
-from exporter.checked import BundleCheck, Checked
 from exporter.cli._check import check as check_command
-from exporter.plan import channels_from_text
-from exporter.qdq.insert import quantized
-from exporter.qdq.placement import placement_for_tensorrt
-from exporter.report import sections as sections_module
-from exporter.report.layers import layers_from_model
-from exporter.report.page import histogram_rows, html_from_sections
-from exporter.report.reproduce import check_line, export_lines
-from exporter.report.sections import Drift, DriftSeries, Section, section_from_check
-from exporter.report.verdict import overall_text, precision_text, share_text, status_of, verdict_sentences
+from exporter.lowering.qdq.insert import quantized
+from exporter.lowering.qdq.targets.tensorrt import placement_for_tensorrt
+from exporter.pipeline.plan import channels_from_text
+from exporter.verification.report import sections as sections_module
+from exporter.verification.report.layers import layers_from_model
+from exporter.verification.report.page import histogram_rows, html_from_sections
+from exporter.verification.report.records import DriftChart, DriftSeries, Section
+from exporter.verification.report.reproduce import check_line, export_lines
+from exporter.verification.report.sections import section_from_check
+from exporter.verification.report.sentences import overall_text, precision_text, share_text, status_of, verdict_sentences
+from exporter.verification.verdicts import BundleCheck, Checked
 from runtimes import Manifest, TensorSpec, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.budget import Budget, budget_from_text
-from runtimes.engine import SCHEMA_VERSION, EngineFacts, LayerFacts, json_from_facts
-from runtimes.evidence import Evidence, answered
 from runtimes.manifest import CalibrationFacts
+from runtimes.nvidia.engine_file import SCHEMA_VERSION, EngineFacts, LayerFacts, json_from_facts
+from runtimes.parity.budget import Budget, budget_from_text
+from runtimes.parity.evidence import Evidence, answered
 from runtimes.preprocess import Preprocess
 
 BATCH, IMAGES, LABELS = TINY_BATCH, TINY_IMAGES, TINY_LABELS
@@ -235,7 +236,7 @@ def test_pictures_of_any_number_of_channels_are_shown(turned: Made, channels: in
 
 def test_drift_is_two_plots_and_one_table(good: Made) -> None:
     steps = [DriftSeries(step, ("stem", "layer1.0", "head"), (0.0, 0.25, 0.5), (200.0, 12.0, 6.0)) for step in ("FP32 ONNX", "simulation")]
-    page = page_of(replace(section(good), drift=Drift(tuple(steps), "layer1.0 is the first out of line"), remedy=("Return it to FP32.",)))
+    page = page_of(replace(section(good), drift=DriftChart(tuple(steps), "layer1.0 is the first out of line"), remedy=("Return it to FP32.",)))
     assert page.count("<svg ") == 2
     said = text_of(page)
     assert "layer1.0 2.50e-01 12.0 2.50e-01 12.0" in said
@@ -246,7 +247,7 @@ def test_drift_is_two_plots_and_one_table(good: Made) -> None:
 @pytest.mark.parametrize("errors", [(0.0, 0.0), (0.02, 0.03), (1e-7, 30.0), (0.1, sys.float_info.max)])
 def test_drift_has_ticks_whatever_its_range(good: Made, errors: tuple[float, float]) -> None:
     names = ("a\x00b/中文/\udcff", "x" * 200 + "the end")
-    page = page_of(replace(section(good), drift=Drift((DriftSeries("simulation", names, errors, (200.0, 6.0)),), "")))
+    page = page_of(replace(section(good), drift=DriftChart((DriftSeries("simulation", names, errors, (200.0, 6.0)),), "")))
     plot = page[page.index("Relative error after each block") : page.index("Signal to quantization noise after")]
     assert len(re.findall(r">1e[-+]\d+<", plot)) >= 2
     assert ">a?b/??/?<" in plot
@@ -341,7 +342,7 @@ def test_hostile_names_are_text(good: Made, turned: Made) -> None:
     )
     manifest = replace(flipped.manifest, versions={evil: evil}, model=replace(flipped.manifest.model, name=evil))
     steps = (DriftSeries(evil, (evil, "head"), (0.1, 0.2), (20.0, 14.0)),)
-    hostile = replace(flipped, check=check, manifest=manifest, drift=Drift(steps, evil), reproduce=(evil,), remedy=(evil,))
+    hostile = replace(flipped, check=check, manifest=manifest, drift=DriftChart(steps, evil), reproduce=(evil,), remedy=(evil,))
     page = page_of(section(good), hostile)
     assert "<script" not in page
     assert "<img src=x" not in page
@@ -369,7 +370,7 @@ def test_the_same_input_gives_the_same_bytes(good: Made, turned: Made) -> None:
 
 def test_ids_are_unique_where_several_plots_stand_in_one_page(turned: Made) -> None:
     steps = (DriftSeries("simulation", ("stem", "head"), (0.1, 0.2), (20.0, 14.0)),)
-    made = replace(section(turned), drift=Drift(steps, "No block is out of line."))
+    made = replace(section(turned), drift=DriftChart(steps, "No block is out of line."))
     page = page_of(made, made)
     ids = re.findall(r'\sid="([^"]+)"', page)
     assert len(ids) == len(set(ids))
@@ -452,9 +453,9 @@ def test_a_page_into_a_folder_that_is_not_there_is_refused_before_the_work(deplo
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
 def test_a_missing_package_is_told_before_the_work(deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    for name in ("exporter.report.page", "exporter.report.plots"):
+    for name in ("exporter.verification.report.page", "exporter.verification.report.plots"):
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("exporter.report.page")
+    monkeypatch.delattr("exporter.verification.report.page")
     monkeypatch.setitem(sys.modules, package, None)
     shown = deploy("check", tmp_path / "no bundle", "--html", tmp_path / "report.html")
     assert shown.code == 3

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from exporter.report.page import html_from_sections
-from exporter.report.sections import Drift, DriftSeries, section_from_check
+from exporter.verification.report.page import html_from_sections
+from exporter.verification.report.records import DriftChart, DriftSeries
+from exporter.verification.report.sections import section_from_check
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request
@@ -58,7 +59,7 @@ def page_file(good: Any, turned: Any, tmp_path_factory: pytest.TempPathFactory) 
         DriftSeries(step, blocks, tuple(1e-3 * scale for scale in range(1, 51)), (60.0,) * 50) for step in ("FP32 ONNX", "model.onnx", "simulation")
     ]
     path = tmp_path_factory.mktemp("page") / "report.html"
-    drifting = replace(section_from_check(*turned), drift=Drift(tuple(steps), "Block layer1.0 is the first out of line."))
+    drifting = replace(section_from_check(*turned), drift=DriftChart(tuple(steps), "Block layer1.0 is the first out of line."))
     path.write_bytes(html_from_sections([section_from_check(*good), drifting]))
     return path
 

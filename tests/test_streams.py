@@ -17,10 +17,10 @@ import pytest
 from conftest import TINY_LABELS, Made
 from PIL import Image
 
-from exporter.check import CheckPlan
-from exporter.evaluate import Labelled
-from exporter.plan import ExportPlan
-from exporter.simplify import simplified
+from exporter.graph.simplify import simplified
+from exporter.pipeline.plan import ExportPlan
+from exporter.verification.accuracy.evaluate import Labelled
+from exporter.verification.check import CheckPlan
 from runtimes.bundle import finish
 from runtimes.errors import PlanError, SimplifyError
 from runtimes.printable import printable
@@ -234,6 +234,6 @@ def test_labelled_pictures_of_what_a_field_does_not_take_are_refused(given: dict
 def test_a_home_that_cannot_be_written_is_not_talked_about(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file, in which root cannot make a folder either")
     surroundings = {**os.environ, "HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": "", "MPLCONFIGDIR": ""}
-    code = "import exporter.report.page, runtimes.backends.onnxruntime"
+    code = "import exporter.verification.report.page, runtimes.backends.onnxruntime"
     done = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")

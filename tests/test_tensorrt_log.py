@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import tensorrt_rtx
 
-from runtimes.backends._log import ERROR, Recording, log_of, plain, remedy_for
+from runtimes.nvidia.log import ERROR, Recording, log_of, plain, remedy_for
 
 WARNING = 2
 PARSER = "[graph.cpp::parseNode::123] Invalid Node - fc.bias_DequantizeLinear\ninput has type Int32 but must have type FP8, FP4, Int4, Int8, or UInt8"

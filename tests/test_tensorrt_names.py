@@ -23,7 +23,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "tests" / "tensorrt_names"
-SOURCES = ("exporter/builders/*.py", "runtimes/backends/_*.py", "runtimes/backends/tensorrt*.py")
+SOURCES = ("exporter/engines/builders/*.py", "runtimes/nvidia/*.py", "runtimes/backends/tensorrt*.py")
 MODULE_NAMES = {"trt", "api", "API", "_trt", "_api", "tensorrt", "tensorrt_rtx"}
 
 # Names that some version lacks, with their class where another has the same word -> the versions that have them (checked below).
@@ -187,8 +187,8 @@ def test_every_name_used_exists_in_every_version() -> None:
 
 
 def test_the_builders_are_read_and_reach_the_module_by_a_known_name() -> None:
-    trees = [ast.parse(path.read_text()) for path in ROOT.glob("exporter/builders/*.py")]
-    assert trees, "no file in exporter/builders"
+    trees = [ast.parse(path.read_text()) for path in ROOT.glob("exporter/engines/builders/*.py")]
+    assert trees, "no file in exporter/engines/builders"
     found = [use for tree in trees for use in uses(tree)]
     assert {"build_serialized_network", "parse"} <= {use.name for use in found}
     assert {("Builder",), ("OnnxParser",)} <= {use.chain for use in found}, f"the module is reached by a name that is not in {sorted(MODULE_NAMES)}"

@@ -20,7 +20,7 @@ import pytest
 import tensorrt_rtx
 from test_tensorrt_names import ROOT, faced_by, sources, uses
 
-from runtimes.backends._log import log_of
+from runtimes.nvidia.log import log_of
 
 API: Any = tensorrt_rtx
 """As it is, and not as the stub says."""

@@ -19,25 +19,26 @@ from commands import run_main
 from safetensors.torch import save_file
 
 from calibration.collect import collect
-from calibration.data import built_in
+from calibration.data import built_in, inputs_from_source
 from calibration.observers.mse import mse
 from exporter import ExportPlan
-from exporter.builders import tensorrt_rtx
-from exporter.builders._layers import check_precision, layer_facts
-from exporter.builders._network import BuildOptions, Job
-from exporter.calibrate import mean_error, with_bias_less
 from exporter.cli import deploy as deploy_cli
-from exporter.graph import tensor_specs
-from exporter.models import find_model
-from exporter.models import timm as source
-from exporter.plan import load_precision
-from exporter.precisions import int8
-from exporter.qdq.lint import lint
-from exporter.qdq.placement import left_in_float, placement_for_tensorrt
-from exporter.simplify import simplified
-from exporter.trace import onnx_from_program, program_from_module, save_program
-from exporter.verify import Graphs, Images, prove
-from exporter.weights import inputs_from_source, load_model
+from exporter.engines.builders import tensorrt_rtx
+from exporter.engines.builders._layers import check_precision, layer_facts
+from exporter.engines.builders._network import BuildOptions, Job
+from exporter.graph.facts import tensor_specs
+from exporter.graph.simplify import simplified
+from exporter.graph.trace import onnx_from_program, program_from_module, save_program
+from exporter.lowering.bias_correction import mean_error, with_bias_less
+from exporter.lowering.precisions import int8
+from exporter.lowering.qdq.lint import lint
+from exporter.lowering.qdq.targets.tensorrt import left_in_float, placement_for_tensorrt
+from exporter.lowering.registry import load_precision
+from exporter.models.loading import load_model
+from exporter.models.registry import find_model
+from exporter.models.sources import timm as source
+from exporter.pipeline.images import Graphs, Images
+from exporter.pipeline.prove import prove
 from runtimes import BatchRange
 from runtimes.errors import BadInput, UnknownName, WeightsUnavailable
 from runtimes.preprocess import Preprocess
@@ -65,7 +66,7 @@ GATES = {"timm:seresnet18": 16, "timm:seresnet50": 32, "timm:ecaresnet50t": 16, 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_a_model_is_in_budget_and_tensorrt_builds_it(name: str, tmp_path: Path) -> None:
     plan = ExportPlan(name, tmp_path / "unused", weights="random", batch=BATCH, image_size=SMALLER.get(name))
-    loaded = load_model(plan)
+    loaded = load_model(plan.model_request)
     images = Images(inputs_from_source(built_in("test"), loaded.preprocess, 8), None)
     program = program_from_module(loaded.module, loaded.preprocess.shape)
     graph = simplified(onnx_from_program(program, opset=20, batch=BATCH), images.inputs[:2])
@@ -134,7 +135,7 @@ def test_the_preprocessing_is_timms_own(name: str, expected: Preprocess) -> None
 )
 def test_a_typo_is_answered_with_the_nearest_names(name: str, message: str, run: Any) -> None:
     with pytest.raises(UnknownName, match=message):
-        load_model(ExportPlan(name, Path("unused"), weights="random"))
+        load_model(ExportPlan(name, Path("unused"), weights="random").model_request)
     ran = run(name, "--weights", "random", "--output", "out")
     assert ran.code == 2
     assert len(ran.error.strip().splitlines()) == 1
@@ -143,7 +144,7 @@ def test_a_typo_is_answered_with_the_nearest_names(name: str, message: str, run:
 def test_a_checkpoint_brings_its_own_numbers_of_classes_and_channels(tmp_path: Path) -> None:
     network = timm.create_model("resnet10t", num_classes=7, in_chans=1).eval()
     torch.save({"state_dict": {f"module.{name}": value for name, value in network.state_dict().items()}}, tmp_path / "own.pth")
-    loaded = load_model(ExportPlan("timm:resnet10t", tmp_path / "unused", weights=str(tmp_path / "own.pth")))
+    loaded = load_model(ExportPlan("timm:resnet10t", tmp_path / "unused", weights=str(tmp_path / "own.pth")).model_request)
     assert (loaded.facts.classes, loaded.preprocess.shape) == (7, (1, 176, 176))
     example = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(loaded.module(example), network(example))
@@ -152,7 +153,7 @@ def test_a_checkpoint_brings_its_own_numbers_of_classes_and_channels(tmp_path: P
 def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path: Path) -> None:
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "other.pth")
     with pytest.raises(BadInput, match=r"other.pth does not fit timm:resnet14t: .*is it a checkpoint of another architecture\?"):
-        load_model(ExportPlan("timm:resnet14t", tmp_path / "unused", weights=str(tmp_path / "other.pth")))
+        load_model(ExportPlan("timm:resnet14t", tmp_path / "unused", weights=str(tmp_path / "other.pth")).model_request)
 
 
 def test_default_weights_are_read_from_the_cache_with_their_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +164,7 @@ def test_default_weights_are_read_from_the_cache_with_their_labels(tmp_path: Pat
     (snapshot.parents[1] / "refs" / "main").write_text("0", encoding="utf-8")
     save_file(network.state_dict(), snapshot / "model.safetensors")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    loaded = load_model(ExportPlan("timm:resnet10t.c3_in1k", tmp_path / "unused"))
+    loaded = load_model(ExportPlan("timm:resnet10t.c3_in1k", tmp_path / "unused").model_request)
     assert loaded.labels is not None
     assert (len(loaded.labels), loaded.labels[0]) == (1000, "tench, Tinca tinca")
     assert loaded.facts.weights.kind == "default"
@@ -196,7 +197,7 @@ def test_random_weights_leave_no_branch_at_zero() -> None:
 
 
 def test_without_timm_the_command_says_how_to_get_it(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "exporter.models.timm")
+    monkeypatch.delitem(sys.modules, "exporter.models.sources.timm")
     monkeypatch.setitem(sys.modules, "timm", None)
     ran = run("timm:resnet50d", "--weights", "random", "--output", "out")
     assert ran.code == 3

@@ -15,9 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from exporter.at_work import layers_at_work
-from exporter.models.cifar import CifarResNet
-from exporter.trace import IR_VERSION, onnx_from_program, program_from_module, save_program
+from exporter.graph.trace import IR_VERSION, onnx_from_program, program_from_module, save_program
+from exporter.models.failing_layer import layers_at_work
+from exporter.models.sources.cifar import CifarResNet
 from runtimes import BatchRange
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import TraceError
@@ -268,7 +268,7 @@ def test_watching_the_layers_changes_no_byte_of_the_program_and_leaves_nothing_b
     network = CifarResNet(1, 1, 10).eval()
     save_program(program_from_module(network, SHAPE), tmp_path / "watched.pt2")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exporter.trace.layers_at_work", lambda module: nullcontext([]))
+        patch.setattr("exporter.graph.trace.layers_at_work", lambda module: nullcontext([]))
         save_program(program_from_module(network, SHAPE), tmp_path / "alone.pt2")
     assert (tmp_path / "watched.pt2").read_bytes() == (tmp_path / "alone.pt2").read_bytes()
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())

@@ -33,8 +33,8 @@ from torchvision.datasets import CIFAR10
 from calibration.data import FASHION_MNIST_CLASSES, built_in
 from calibration.idx import read_idx
 from exporter.cli import deploy as deploy_cli
-from exporter.models import find_model
-from exporter.models.cifar import ASSETS, CifarResNet, preprocess
+from exporter.models.registry import find_model
+from exporter.models.sources.cifar import ASSETS, CifarResNet, preprocess
 from runtimes.errors import BadInput, PlanError
 from runtimes.preprocess import Preprocess
 
@@ -587,7 +587,7 @@ def test_a_factorys_network_gets_a_head_for_the_classes_and_keeps_its_channels(s
     begin = script("_train_start")
     data = opened(script, tree(tmp_path / "all", 4))
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "homemade.py").write_text("from exporter.models.cifar import CifarResNet\n\ndef net():\n    return CifarResNet(1, 3, 7)\n")
+    (tmp_path / "homemade.py").write_text("from exporter.models.sources.cifar import CifarResNet\n\ndef net():\n    return CifarResNet(1, 3, 7)\n")
     begun = begin.start(begin.Network("homemade:net", None, False, (32, 32)), data, 0)
     assert begun.module.get_parameter("fc.weight").shape == (3, 64)
     assert begun.preprocess.shape == (3, 32, 32)

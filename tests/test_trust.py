@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from runtimes.errors import BackendUnavailable, BadInput, BundleError
-from runtimes.private import open_regular, private_folder, read_regular
-from runtimes.trust import (
+from runtimes.nvidia.trust import (
     KEY_VARIABLE,
     check_trusted,
     is_built_here,
@@ -27,6 +26,7 @@ from runtimes.trust import (
     with_seal,
     without_seal,
 )
+from runtimes.private import open_regular, private_folder, read_regular
 
 ROOT = Path(__file__).resolve().parent.parent
 SHA256 = "ab" * 32
@@ -81,7 +81,7 @@ def test_the_keys_place_is_chosen_by_two_variables(tmp_path: Path, monkeypatch: 
 
 
 def test_processes_that_make_a_key_at_once_agree_on_one(home: Path) -> None:
-    code = "import sys; sys.stdin.readline(); from runtimes.trust import made_machine_key; print(made_machine_key().hex())"
+    code = "import sys; sys.stdin.readline(); from runtimes.nvidia.trust import made_machine_key; print(made_machine_key().hex())"
     running = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     found = set()
     for one in running:

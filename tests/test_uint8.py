@@ -18,22 +18,23 @@ from rounding import RUNNABLE
 from torch import Tensor, nn
 
 from calibration.data import built_in
-from exporter.builders import tensorrt_rtx
-from exporter.builders._layers import check_precision, layer_facts
-from exporter.builders._network import BuildOptions, Job
 from exporter.cli import deploy
-from exporter.models.cifar import CifarResNet
-from exporter.plan import load_precision, precision_names
-from exporter.precisions import fp32
-from exporter.simplify import simplified
-from exporter.trace import onnx_from_program, program_from_module, save_program
-from exporter.uint8 import with_uint8_input
-from exporter.verify import Graphs, Images, prove
+from exporter.engines.builders import tensorrt_rtx
+from exporter.engines.builders._layers import check_precision, layer_facts
+from exporter.engines.builders._network import BuildOptions, Job
+from exporter.graph.pixel_input import with_uint8_input
+from exporter.graph.simplify import simplified
+from exporter.graph.trace import onnx_from_program, program_from_module, save_program
+from exporter.lowering.precisions import fp32
+from exporter.lowering.registry import load_precision, precision_names
+from exporter.models.sources.cifar import CifarResNet
+from exporter.pipeline.images import Graphs, Images
+from exporter.pipeline.prove import prove
 from runtimes import Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.classify import classify
 from runtimes.errors import BadInput, ParityError
-from runtimes.golden import golden_arrays, golden_report
+from runtimes.parity.golden import golden_arrays, golden_report
 from runtimes.preprocess import Preprocess
 from runtimes.specs import BatchRange, TensorSpec
 

@@ -22,30 +22,31 @@ from standin_cuda import StandinCuda
 from standin_tensorrt import StandinTensorRT, imported_as_tensorrt
 
 from calibration.data import built_in, open_source
-from exporter import ExportPlan, export, pictures
-from exporter.builders import tensorrt_rtx
-from exporter.builders._layers import check_precision, layer_facts
-from exporter.builders._network import BuildOptions, Job
+from calibration.one_size import fitting_size
+from exporter import ExportPlan, export
 from exporter.cli import deploy
-from exporter.engines import BuildPlan, build_engine
-from exporter.fitting import fitting_size
-from exporter.graph import tensor_specs
-from exporter.pictures import check_resizing, images_of_one_size, trial_sizes
-from exporter.plan import load_precision, precision_names
-from exporter.qdq.lint import lint
-from exporter.resize import check_resizable, resizing_graph, with_any_size
-from exporter.uint8 import with_uint8_input
+from exporter.engines.build import BuildPlan, build_engine
+from exporter.engines.builders import tensorrt_rtx
+from exporter.engines.builders._layers import check_precision, layer_facts
+from exporter.engines.builders._network import BuildOptions, Job
+from exporter.graph.facts import tensor_specs
+from exporter.graph.pillow_resize import check_resizable, resizing_graph, with_any_size
+from exporter.graph.pixel_input import with_uint8_input
+from exporter.lowering.qdq.lint import lint
+from exporter.lowering.registry import load_precision, precision_names
+from exporter.pipeline import resize_proof as pictures
+from exporter.pipeline.resize_proof import check_resizing, images_of_one_size, trial_sizes
 from runtimes import Bundle, open_runtime
 from runtimes._open import backend_class
-from runtimes.backends._cuda import PinnedBuffer, Stream, copy_to_host
-from runtimes.backends._dlpack import CUDA_HOST, DeviceArray, imported
-from runtimes.backends._engine import EngineRuntime
-from runtimes.backends._load import Loaded
-from runtimes.backends._log import log_of
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.classify import classify
 from runtimes.errors import BackendUnavailable, BadInput, BuildError, ExportError, PlanError
-from runtimes.golden import golden_arrays, golden_report
+from runtimes.nvidia.cuda import PinnedBuffer, Stream, copy_to_host
+from runtimes.nvidia.dlpack import CUDA_HOST, DeviceArray, imported
+from runtimes.nvidia.engine_runtime import EngineRuntime
+from runtimes.nvidia.loading import Loaded
+from runtimes.nvidia.log import log_of
+from runtimes.parity.golden import golden_arrays, golden_report
 from runtimes.preprocess import Preprocess
 from runtimes.specs import PICTURE_SIDES, BatchRange, TensorSpec
 

@@ -14,13 +14,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from calibration.data import built_in
+from calibration.data import built_in, inputs_from_source
 from exporter import ExportPlan
-from exporter.features import with_features
-from exporter.models.cifar import CifarResNet
-from exporter.weights import PATCH_SHARE, LoadedModel, _take_in_patches, inputs_from_source, load_model
+from exporter.models.backbone import with_features
+from exporter.models.loaded import LoadedModel
+from exporter.models.loading import load_model
+from exporter.models.random_start import PATCH_SHARE, _take_in_patches
+from exporter.models.sources.cifar import CifarResNet
 from runtimes.errors import BadInput, PlanError, WeightsUnavailable
-from runtimes.parity import sqnr_db
+from runtimes.parity.measures import sqnr_db
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def state() -> dict[str, Tensor]:
 
 
 def load(weights: str | Path, tmp_path: Path, model: str = "resnet20", **changes: Any) -> LoadedModel:
-    return load_model(ExportPlan(model, tmp_path / "out", weights=str(weights), **changes))
+    return load_model(ExportPlan(model, tmp_path / "out", weights=str(weights), **changes).model_request)
 
 
 def saved(value: object, path: Path) -> Path:
@@ -77,7 +79,7 @@ def test_random_filters_look_for_what_they_are_fed_as_much_as_trained_ones_do(tm
     random, trained = (sum(gains_db(load(weights, tmp_path))) / 20 for weights in ("random", "default"))
     assert trained == pytest.approx(5.8, abs=0.1)
     assert random == pytest.approx(trained, abs=1)
-    monkeypatch.setattr("exporter.weights.PATCH_SHARE", 0.0)
+    monkeypatch.setattr("exporter.models.random_start.PATCH_SHARE", 0.0)
     assert sum(gains_db(load("random", tmp_path))) / 20 == pytest.approx(0, abs=0.3)
 
 

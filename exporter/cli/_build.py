@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli._common import echo_json, echo_lines, parity_lines, size_text, status
+from exporter.cli._common import echo_json, echo_lines, size_text, status
+from exporter.verification.report.lines import parity_lines
 
 if TYPE_CHECKING:
-    from exporter.engines import Engine
-    from runtimes.engine import EngineFacts
+    from exporter.engines.build import Engine
+    from runtimes.nvidia.engine_file import EngineFacts
 
 MIB = 1 << 20
 BACKENDS = ("tensorrt", "tensorrt-rtx")
@@ -46,8 +47,8 @@ def build(
     bundle: Path, backend: str, as_json: bool, quiet: bool, force: bool, allow_fallback_layers: bool, timing_cache: Path | None, **options: object
 ) -> None:
     """Build an engine from BUNDLE into its engines/, prove its precision layer by layer and, where a GPU is, its answers."""
-    from exporter.builders._network import BuildOptions
-    from exporter.engines import BuildPlan, build_engine
+    from exporter.engines.build import BuildPlan, build_engine
+    from exporter.engines.builders._network import BuildOptions
     from runtimes.bundle import Bundle
 
     targets, workspace = options.pop("targets"), options.pop("workspace")

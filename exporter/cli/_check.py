@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter.cli._build import trust_option
-from exporter.cli._common import accuracy_line, echo_json, echo_lines, parity_lines, status
+from exporter.cli._common import echo_json, echo_lines, status
+from exporter.verification.report.lines import accuracy_line, parity_lines
 from runtimes.errors import BadInput, ParityError, PlanError, ResnetExportError
 from runtimes.printable import printable
 
 if TYPE_CHECKING:
-    from exporter.check import CheckPlan
-    from exporter.checked import BundleCheck, Checked
-    from exporter.fleet import Entry, Settings
+    from exporter.verification.check import CheckPlan
+    from exporter.verification.parity_toml import Settings
+    from exporter.verification.verdicts import BundleCheck, Checked
+from exporter.verification.parity_toml import FLEET, entries, plan_from_entry
 
-EVERY, FLEET = "all", "resnet-parity.toml"
 SHOWN_FLIPS = 10
 EPILOG = """\b
 Examples:
@@ -53,12 +54,12 @@ Exit codes: 0 within budget, 1 failed, 2 asked for wrongly,
 @click.option("--quiet", is_flag=True, help="Say nothing on the way.")
 def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | None, html: Path | None, github: bool, **options: Any) -> None:
     """Run each BUNDLE's golden inputs, or pictures, on the backends that are here and hold the answers against its parity budget."""
-    from exporter.check import check_bundle, failed_check, load_blockwise
-    from exporter.cli._github import annotation_lines, summary_file, write_summary
-    from exporter.junit import xml_from_checks
-    from exporter.report import load_page
-    from exporter.report.sections import section_from_check
-    from runtimes.trust import trusted_engines
+    from exporter.verification.check import check_bundle, failed_check, load_blockwise
+    from exporter.verification.report import load_page
+    from exporter.verification.report.github import annotation_lines, summary_file, write_summary
+    from exporter.verification.report.junit import xml_from_checks
+    from exporter.verification.report.sections import section_from_check
+    from runtimes.nvidia.trust import trusted_engines
 
     trusted = tuple(sorted(trusted_engines(options["trust_engines"])))
     summary = summary_file() if github else None
@@ -105,8 +106,8 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
 
 def check_lines(check: BundleCheck) -> list[str]:
     """What became of a bundle, as lines of text."""
-    from exporter.checked import joined_report
     from exporter.cli._drift import bisection_lines, drift_lines
+    from exporter.verification.verdicts import joined_report
 
     asked = f", {check.evidence} against {check.reference}" if check.images else ""
     lines = [f"{'bundle':<12} {check.bundle}: {check.name}{asked}"]
@@ -141,8 +142,8 @@ def _flip_lines(check: BundleCheck, one: Checked) -> list[str]:
 
 def _given(options: dict[str, Any]) -> Settings:
     """What the command line says."""
-    from exporter.fleet import Settings
-    from runtimes.budget import budget_from_text
+    from exporter.verification.parity_toml import Settings
+    from runtimes.parity.budget import budget_from_text
 
     return Settings(
         backends=options["backends"] or None,
@@ -152,59 +153,6 @@ def _given(options: dict[str, Any]) -> Settings:
         against=options["against"],
         timeout_s=options["timeout"],
     )
-
-
-def entries(bundles: Sequence[Path], config: Path | None, given: Settings) -> list[Entry]:
-    """What to check: the bundles named, or those of the file; what was given goes before the file.
-
-    Raises:
-        PlanError: bundles and a file, or neither; the file names none.
-        BadInput, UnknownName: the file is not what it should be.
-    """
-    from exporter.fleet import Entry, fleet_from_toml
-
-    if bundles:
-        if config is not None:
-            raise PlanError("expected bundles or --config, got both; the file names its bundles itself")
-        return [Entry(path, given) for path in bundles]
-    if config is None and not Path(FLEET).exists():
-        raise PlanError(f"expected a BUNDLE, got none, and there is no {FLEET} here; give the folder that resnet-export wrote")
-    return [Entry(entry.path, given.over(entry.settings)) for entry in fleet_from_toml(config or Path(FLEET))]
-
-
-def plan_from_entry(entry: Entry) -> CheckPlan:
-    """Everything is opened and looked at before anything runs.
-
-    Raises:
-        BundleError: a bundle cannot be read.
-        UnknownName, PlanError: a backend or limit that nobody knows, or settings that contradict each other.
-    """
-    from exporter.check import CheckPlan
-    from runtimes._open import backend_names
-    from runtimes.bundle import Bundle
-    from runtimes.errors import UnknownName
-
-    settings, known = entry.settings, backend_names()
-    given = tuple(dict.fromkeys(settings.backends if settings.backends is not None else (EVERY,)))
-    for name in given:
-        if name not in (*known, EVERY):
-            raise UnknownName("backend", name, (*known, EVERY))
-    if EVERY in given and len(given) > 1:
-        raise PlanError(f"expected backends by name or {EVERY}, got both; leave one of them out")
-    asked = EVERY not in given
-    names = given if asked else known
-    if not names:
-        raise PlanError(f"expected a backend for {entry.path}, got none; name one, or {EVERY}")
-    for option, value in (("--data", settings.data), ("--against", settings.against)):
-        if value is not None and not value.strip():
-            raise BadInput(f"expected something for {option}, got nothing; leave it out, or name what is meant")
-    bundle = Bundle.open(entry.path)
-    bundle.manifest.parity.budget.changed(settings.budget)
-    against = Bundle.open(settings.against) if settings.against is not None else None
-    images = CheckPlan.images if settings.images is None else settings.images
-    if settings.images is not None and settings.data is None:
-        raise PlanError("a number of images is about the pictures of --data; give both or neither")
-    return CheckPlan(bundle, names, asked, settings.budget, settings.data, images, against, settings.timeout_s)
 
 
 def _check_writable(outputs: Mapping[str, Path | None], plans: Sequence[CheckPlan]) -> None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -19,7 +19,8 @@ from runtimes.printable import as_text, printable
 
 if TYPE_CHECKING:
     from runtimes.manifest import Manifest
-    from runtimes.parity import Accuracy, Comparison, ParityReport
+from exporter.verification.report.lines import parity_lines
+from runtimes.progress import Progress
 
 INTERRUPTED, TERMINATED, WRONG_USE = 130, 143, 2
 
@@ -50,10 +51,11 @@ def run_command(command: click.Command) -> NoReturn:
 
 
 @contextmanager
-def status(*, quiet: bool) -> Iterator[Say]:
+def status(*, quiet: bool) -> Iterator[Progress]:
     """What is being done, on stderr: on a terminal one line that moves, with a bar where it is long; in a log a line for each step."""
+    from rich import progress as bars
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
     if not console.is_terminal:
@@ -61,7 +63,7 @@ def status(*, quiet: bool) -> Iterator[Say]:
         return
     speed = TextColumn("{task.fields[speed]}")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with bars.Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=None, speed="")
 
         def say(step: str, done: int = 0, total: int = 0) -> None:
@@ -71,12 +73,6 @@ def status(*, quiet: bool) -> Iterator[Say]:
             progress.update(task, description=step, completed=done, total=total or None, speed=f"{rate:.0f} images/s" if total and rate else "")
 
         yield say
-
-
-class Say(Protocol):
-    """Says what is being done."""
-
-    def __call__(self, step: str, done: int = 0, total: int = 0) -> None: ...
 
 
 def echo_json(value: object) -> None:
@@ -98,49 +94,12 @@ def echo_lines(lines: Iterable[str]) -> None:
     click.echo("\n".join(map(printable, lines)))
 
 
-def parity_lines(report: ParityReport) -> list[str]:
-    """A report as lines of text: a heading, and a line for each backend."""
-    lines = [f"{'parity':<12} {'max error':>10} {'mean':>10} {'p99':>10} {'cosine':>9} {'SQNR dB':>8} {'agreement':>10} {'top-5':>8} {'flips':>6}"]
-    for name, one in report.backends.items():
-        verdict = "ok" if one.ok else "OUT OF BUDGET"
-        lines.append(f"{name:<12} {_measures(one)}  {verdict}")
-        lines += [f"  {output:<10} {_measures(measured)}" for output, measured in one.outputs.items()]
-    batches = ", ".join(map(str, report.batches))
-    largest = "value of each output" if any(one.outputs for one in report.backends.values()) else "logit"
-    differences = [one.max_batch_difference for one in report.backends.values() if one.max_batch_difference is not None and one.finite]
-    differ = "" if not differences else f", which differ by up to {max(differences):.1e}" if any(differences) else ", which agree to the last bit"
-    return [*lines, f"{'':<12} errors relative to the largest reference {largest}; {report.images} images, batch {batches}{differ}"]
-
-
-def _measures(one: Comparison) -> str:
-    """The columns of a comparison; what features do not have is a dash."""
-    agreement = "-" if one.top1_agreement is None else f"{one.top1_agreement:.2%}"
-    overlap = "-" if one.top5_overlap is None else f"{one.top5_overlap:.2%}"
-    flips = "-" if one.flips is None else str(one.flips.total)
-    cosine = "-" if one.worst_cosine is None else f"{one.worst_cosine:.6f}"
-    if not one.finite:
-        return f"{'-':>10} {'-':>10} {'-':>10} {'-':>9} {'-':>8} {agreement:>10} {overlap:>8} {flips:>6}"
-    return (
-        f"{one.max_relative_error:>10.2e} {one.mean_relative_error:>10.2e} {one.p99_relative_error:>10.2e} {cosine:>9}"
-        f" {one.sqnr_db:>8.1f} {agreement:>10} {overlap:>8} {flips:>6}"
-    )
-
-
 def gives_text(manifest: Manifest) -> str:
     """What comes out of a model: its number of classes, or its features."""
-    from runtimes.parity import is_classifier
+    from runtimes.parity.compare import is_classifier
 
     names = [spec.name for spec in manifest.outputs]
     return f"{manifest.model.classes} classes" if is_classifier(names) else f"features {', '.join(names)}"
-
-
-def accuracy_line(measured: Accuracy, backend: str = "") -> str:
-    """Top-1 with its interval, beside the reference's; of one backend where there are several."""
-    low, high = measured.interval
-    return (
-        f"{'accuracy':<12} {backend and f'{backend}: '}{measured.top1:.2%} (95 % interval {low:.2%} to {high:.2%}),"
-        f" reference {measured.reference_top1:.2%}, {measured.images} images"
-    )
 
 
 def size_text(count: int) -> str:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from exporter.cli._common import parity_lines
-from exporter.remarks import allowed_text, bisection_remark, drift_remark
-from runtimes.parity import LARGEST_ERROR, ParityReport
+from exporter.verification.blocks.findings import allowed_text, bisection_remark, drift_remark
+from exporter.verification.report.lines import parity_lines
+from runtimes.parity.compare import ParityReport
+from runtimes.parity.measures import LARGEST_ERROR
 
 if TYPE_CHECKING:
-    from exporter.bisect import Bisection
-    from exporter.drift import Deviation, Drift
+    from exporter.verification.blocks.findings import Bisection, Deviation, Drift
 
 
 def drift_lines(drift: Drift) -> list[str]:

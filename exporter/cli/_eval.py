@@ -16,11 +16,11 @@ from runtimes.errors import AccuracyError, BadInput
 
 if TYPE_CHECKING:
     from calibration.data import ImageSource
-    from exporter.cli._common import Say
-    from exporter.evaluate import Evaluation, Rate
-    from exporter.journal import Answered
+    from exporter.verification.accuracy.evaluate import Evaluation, Rate
+    from exporter.verification.accuracy.resume_file import Answered
     from runtimes.base import Runtime
     from runtimes.bundle import Bundle
+    from runtimes.progress import Progress
 
 
 @click.command("eval")
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @click.option("--worst", type=click.IntRange(min=0), default=10, show_default=True, metavar="N", help="Confused pairs, and classes, to show.")
 @click.option("--min-top1", type=click.FloatRange(0, 1), metavar="X", help="End with 4 where top-1, 0..1, is below X.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, with every class's recall.")
-@click.option("--quiet", is_flag=True, help="Say nothing on the way.")
+@click.option("--quiet", is_flag=True, help="Progress nothing on the way.")
 def evaluate(bundle: Path, **options: Any) -> None:
     """Measure how accurate BUNDLE is on labelled pictures: top-1, top-5, each class's recall, and what it confuses.
 
@@ -48,7 +48,7 @@ def evaluate(bundle: Path, **options: Any) -> None:
     given again, it tells the figures at once. It knows pictures by their names and labels, not by their content. --min-top1 holds the
     measured share itself against X, not the ends of its interval.
     """
-    from exporter.evaluate import Labelled
+    from exporter.verification.accuracy.evaluate import Labelled
     from runtimes._open import open_runtime
     from runtimes.bundle import Bundle
     from runtimes.classify import check_classifier
@@ -82,9 +82,9 @@ def evaluate(bundle: Path, **options: Any) -> None:
     _check_top1(found.top1, options["min_top1"])
 
 
-def _evaluated(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource, resume: Path | None, say: Say) -> Evaluation:
-    from exporter.evaluate import evaluate as measure
-    from exporter.journal import key_of, open_journal
+def _evaluated(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource, resume: Path | None, say: Progress) -> Evaluation:
+    from exporter.verification.accuracy.evaluate import evaluate as measure
+    from exporter.verification.accuracy.resume_file import key_of, open_journal
 
     done = 0
 

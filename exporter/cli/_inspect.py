@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from exporter.cli._build import engine_lines
-from exporter.cli._common import accuracy_line, echo_json, echo_lines, gives_text, parity_lines, size_text
+from exporter.cli._common import echo_json, echo_lines, gives_text, size_text
+from exporter.verification.report.lines import accuracy_line, parity_lines
 from runtimes._plugins import needed_for
 from runtimes.errors import ResnetExportError
 
 if TYPE_CHECKING:
-    from exporter.qdq.lint import BlockReport, QdqReport
+    from exporter.lowering.qdq.lint import BlockReport, QdqReport
     from runtimes.manifest import GraphFacts, Manifest
 
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
@@ -42,9 +43,9 @@ def inspect(path: Path, as_json: bool) -> None:
 def _inspect_engine(path: Path, *, as_json: bool) -> None:
     import msgspec
 
-    from runtimes.engine import facts_of, sidecar_document
-    from runtimes.plan_files import sidecar_of
-    from runtimes.trust import check_trusted
+    from runtimes.nvidia.engine_file import facts_of, sidecar_document
+    from runtimes.nvidia.plan_files import sidecar_of
+    from runtimes.nvidia.trust import check_trusted
 
     facts = facts_of(path)
     problem = ""
@@ -60,9 +61,9 @@ def _inspect_engine(path: Path, *, as_json: bool) -> None:
 
 def _inspect_onnx(path: Path, *, as_json: bool) -> None:
     with needed_for("inspecting an ONNX file", "pip install 'resnet-export[export]'"):
-        from exporter.graph import graph_facts
-        from exporter.onnx_file import model_from_file
-        from exporter.qdq.lint import lint
+        from exporter.graph.facts import graph_facts
+        from exporter.graph.onnx_file import model_from_file
+        from exporter.lowering.qdq.lint import lint
     model = model_from_file(path)
     facts, report = graph_facts(model), lint(model)
     opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}

@@ -11,26 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli._common import accuracy_line, echo_json, echo_lines, gives_text, parity_lines, run_command, size_text, status
-from exporter.models import MODELS, PAD, PROJECTION, V1, V1_5
-from exporter.plan import (
-    BF16_OPSET,
-    CALIBRATOR,
-    CROP,
-    FULL,
-    OPSETS,
-    ExportPlan,
-    channels_from_text,
-    check_uint8_input,
-    precision_names,
-    size_from_text,
-)
+from exporter.cli._common import echo_json, echo_lines, gives_text, run_command, size_text, status
+from exporter.lowering.opsets import BF16_OPSET, OPSETS
+from exporter.lowering.registry import precision_names
+from exporter.lowering.request import CALIBRATOR
+from exporter.models.registry import MODELS, PAD, PROJECTION, V1, V1_5
+from exporter.pipeline.plan import CROP, FULL, ExportPlan, channels_from_text, check_uint8_input, size_from_text
+from exporter.verification.report.lines import accuracy_line, parity_lines
 from runtimes._plugins import needed_for
 from runtimes.errors import PlanError
 from runtimes.specs import BatchRange
 
 if TYPE_CHECKING:
-    from exporter.pipeline import Export
+    from exporter.pipeline.export import Export
 
 INPUTS = {
     None: "float32, (batch, channels, height, width)",
@@ -121,7 +114,7 @@ def command(**options: Any) -> None:
         # Threads that wait by spinning take the cores from those that work, on a machine that does anything else (measured: 2.5 times the time).
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         with needed_for("exporting", "pip install 'resnet-export[export]'"):
-            from exporter.pipeline import export
+            from exporter.pipeline.export import export
         if plan.spec.source == "custom":
             say(f"import {plan.model}, which runs its code")
         loading = round(time.perf_counter() - start, 3)

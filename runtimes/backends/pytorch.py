@@ -20,7 +20,7 @@ from runtimes.specs import BatchRange, TensorSpec
 
 INPUT, OUTPUT = "input", "logits"
 OUTPUTS_FILE = "outputs"
-"""Where the names of features stand inside the file, one a line (see `exporter.trace.save_program`)."""
+"""Where the names of features stand inside the file, one a line (see `exporter.graph.trace.save_program`)."""
 
 
 @final

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, final
 
 import tensorrt
 
-from runtimes.backends._engine import EngineRuntime
+from runtimes.nvidia.engine_runtime import EngineRuntime
 
 
 @final

@@ -8,14 +8,14 @@ from typing import Any, ClassVar, cast, final
 
 import tensorrt_rtx
 
-from runtimes.backends._engine import EngineRuntime
-from runtimes.backends._load import Loaded
-from runtimes.backends._shapes import engine_specs
 from runtimes.bundle import write_in_one_step
 from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.nvidia.engine_runtime import EngineRuntime
+from runtimes.nvidia.loading import Loaded
+from runtimes.nvidia.shapes import engine_specs
+from runtimes.nvidia.trust import machine_key, made_machine_key, with_seal, without_seal
 from runtimes.preprocess import takes_any_size
 from runtimes.private import read_regular
-from runtimes.trust import machine_key, made_machine_key, with_seal, without_seal
 
 MOST_CACHE_BYTES = 1 << 30
 

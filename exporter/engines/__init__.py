@@ -1,0 +1,1 @@
+"""Engines from a bundle. Needs neither torch nor onnx."""

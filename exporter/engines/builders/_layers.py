@@ -1,0 +1,174 @@
+"""In which precision an engine's layers run, as the library itself says: the proof that a build gave what the bundle promises."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from runtimes.errors import BuildError
+from runtimes.nvidia.engine_file import LayerFacts
+
+DATA_TYPES = {"float": "fp32", "fp32": "fp32", "half": "fp16", "fp16": "fp16", "bfloat16": "bf16", "bf16": "bf16", "int8": "int8", "fp8": "fp8"}
+NAMED = 5
+DLA = "DLA"
+"""The kind of a layer that is a stretch of the graph on DLA."""
+FOREIGN = re.compile(r"\{ForeignNode\[(?P<first>.+?)(?:\.\.\.(?P<last>.+))?\]\}")
+"""How such a stretch is called: by its first and its last layer, each of which may be fused from several."""
+CONVOLVES = re.compile(r"conv|correlation|gemm|runtime_fusion|dla", re.IGNORECASE)
+LOG_LAYER = re.compile(
+    r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[.*?\], Outputs: \[.*?\],"
+    r".*?Metadata: (?P<metadata>.*)"
+)
+
+
+@dataclass(frozen=True)
+class EngineLayer:
+    """One layer of an engine: kind, the data types of the tensors it reads (weights are not among them), the graph's nodes in it, and its name."""
+
+    kind: str
+    reads: tuple[str, ...]
+    nodes: frozenset[str]
+    name: str = field(default="", compare=False)
+
+    @property
+    def on_dla(self) -> bool:
+        return self.kind.upper() == DLA
+
+    @property
+    def moves_data(self) -> bool:
+        """Does it bring a tensor into another format, and compute nothing?"""
+        return self.kind.lower().startswith("reformat")
+
+
+def layers_from_log(text: str) -> list[EngineLayer]:
+    """From a builder's log at DETAILED verbosity, which TensorRT-RTX writes without a GPU."""
+    return [
+        EngineLayer(
+            match["kind"],
+            tuple(_data_type(word) for word in re.findall(r"Datatype: (\w+)", match["inputs"])),
+            _nodes(match["name"], match["metadata"]),
+        )
+        for line in text.splitlines()
+        if (match := LOG_LAYER.match(line))
+    ]
+
+
+def layers_from_inspector(information: str) -> list[EngineLayer]:
+    """From `EngineInspector.get_engine_information(JSON)` of an engine built at DETAILED verbosity.
+
+    TensorRT 10 has one field "Format/Datatype", 11 has two; the words are "Int8" or "Thirty-two wide channel vectorized row major Int8 format".
+
+    Raises:
+        BuildError: it holds no layers.
+    """
+    try:
+        records = json.loads(information)["Layers"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BuildError(f"the engine inspector's answer has no layers ({error}); its precision is unknown") from error
+    if any(isinstance(record, str) for record in records):
+        raise BuildError("the engine inspector tells no more than names; its precision is unknown")
+    return [
+        EngineLayer(
+            str(record.get("LayerType", "")),
+            tuple(_data_type(_type_field(tensor)) for tensor in record.get("Inputs", ())),
+            _nodes(str(record.get("Name", "")), str(record.get("Metadata", ""))),
+            str(record.get("Name", "")),
+        )
+        for record in records
+    ]
+
+
+def spread_over_dla(layers: Sequence[EngineLayer], order: Sequence[str]) -> list[EngineLayer]:
+    """The layers, those on DLA with all the graph's nodes in them: their names tell the first and the last alone.
+
+    Args:
+        order: the graph's layers by name, in its order. What lies between the two is on DLA where no layer on the GPU names it.
+    """
+    places = {name: place for place, name in enumerate(order)}
+    on_gpu = {node for layer in layers if not layer.on_dla and not layer.moves_data for node in layer.nodes}
+
+    def spread(layer: EngineLayer) -> EngineLayer:
+        found = FOREIGN.search(layer.name)
+        if not layer.on_dla or found is None:
+            return layer
+        first, last = ([places[part] for part in (end or "").split(" + ") if part in places] for end in (found["first"], found["last"]))
+        known = first + last
+        between = order[min(known) : max(known) + 1] if first and (last or found["last"] is None) else ()
+        return replace(layer, nodes=layer.nodes | (frozenset(between) - on_gpu))
+
+    return [spread(layer) for layer in layers]
+
+
+def layers_on_gpu(layers: Iterable[EngineLayer], order: Sequence[str]) -> tuple[str, ...]:
+    """Those of the graph's layers that run on the GPU, in its order."""
+    named = {node for layer in layers if not layer.on_dla and not layer.moves_data for node in layer.nodes}
+    return tuple(name for name in order if name in named)
+
+
+def check_dla(layers: Iterable[EngineLayer], convolutions: Sequence[str], core: int) -> None:
+    """
+    Raises:
+        BuildError: a convolution does not run on DLA, as far as the library tells; names some.
+    """
+    on_dla = {node for layer in layers if layer.on_dla for node in layer.nodes}
+    elsewhere = [name for name in convolutions if name not in on_dla]
+    if elsewhere:
+        raise BuildError(
+            f"--dla {core} asks for DLA, but {len(elsewhere)} of {len(convolutions)} convolutions do not run there: {_some(elsewhere)}; "
+            "accept that with --allow-fallback-layers, or build without --dla"
+        )
+
+
+def layer_facts(
+    layers: Iterable[EngineLayer], convolutions: Sequence[str], precision: str, left_in_float: frozenset[str] = frozenset()
+) -> LayerFacts:
+    """Layers by kind and data type, and the convolutions that do not run in the precision promised; nothing is of those left in float.
+
+    A convolution runs in the type of the first tensor that its layer reads, the activation; where an addition is fused, the second is the shortcut.
+    """
+    kernels: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    types: defaultdict[str, set[str]] = defaultdict(set)
+    for layer in layers:
+        if not layer.reads:
+            continue
+        kernels[layer.kind][layer.reads[0]] += 1
+        if CONVOLVES.search(layer.kind) and not layer.moves_data:
+            for node in layer.nodes:
+                types[node].add(layer.reads[0])
+    counted = Counter(" and ".join(sorted(types[name])) or "unknown" for name in convolutions)
+    fallback = tuple(name for name in convolutions if name not in left_in_float and types[name] != {precision})
+    return LayerFacts({kind: dict(sorted(kernels[kind].items())) for kind in sorted(kernels)}, dict(sorted(counted.items())), fallback)
+
+
+def check_precision(facts: LayerFacts, precision: str) -> None:
+    """
+    Raises:
+        BuildError: a convolution does not run in the precision that the bundle promises; names some.
+    """
+    if facts.fallback:
+        types = ", ".join(f"{count} {name}" for name, count in facts.convolutions.items())
+        raise BuildError(
+            f"the bundle promises {precision}, but {len(facts.fallback)} of its convolutions run otherwise ({types}): {_some(facts.fallback)}; "
+            "accept that with --allow-fallback-layers, or export in another precision"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join([*names[:NAMED], *(["..."] if len(names) > NAMED else [])])
+
+
+def _type_field(tensor: dict[str, object]) -> str:
+    return str(tensor.get("Datatype") or tensor.get("DataType") or tensor.get("Format/Datatype") or "")
+
+
+def _data_type(words: str) -> str:
+    known = [DATA_TYPES[word] for word in re.findall(r"[a-z0-9]+", words.lower()) if word in DATA_TYPES]
+    return known[0] if known else words.lower() or "unknown"
+
+
+def _nodes(name: str, metadata: str) -> frozenset[str]:
+    """The ONNX nodes a layer was made from: listed in its metadata, and in its name where it was fused from several."""
+    return frozenset({*re.findall(r"\[ONNX EngineLayer: ([^\]]+)\]", metadata), *name.split(" + ")})

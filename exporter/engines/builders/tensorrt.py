@@ -1,0 +1,87 @@
+"""TensorRT 10.3 to 11.x: engines for the GPU of this machine, a Jetson's too."""
+
+from __future__ import annotations
+
+import tensorrt as api
+
+from exporter.engines.builders._layers import EngineLayer, layers_from_inspector, spread_over_dla
+from exporter.engines.builders._network import BuildOptions, Built, Job, built
+from runtimes.errors import BackendUnavailable, BuildError, PlanError
+from runtimes.nvidia.cuda import Device, device
+from runtimes.nvidia.engine_file import DeviceFacts
+from runtimes.nvidia.log import log_of
+from runtimes.progress import Progress
+
+VERSION: str = api.__version__
+SHARED_MEMORY_PART = 2
+"""Where GPU and CPU share memory, the builder may use one part in so many of what is free: the system needs the rest."""
+
+
+def here(options: BuildOptions) -> tuple[tuple[str, ...], DeviceFacts]:
+    """This machine's GPU.
+
+    Raises:
+        BackendUnavailable: none, or no driver.
+        PlanError: another target was asked for.
+    """
+    gpu = device()
+    if options.targets not in ((), (gpu.target,)):
+        raise PlanError(
+            f"TensorRT builds for the GPU of the machine it runs on ({gpu.target}), not for {', '.join(options.targets)}; build on that device, "
+            "or for RTX GPUs with --backend tensorrt-rtx"
+        )
+    return (gpu.target,), DeviceFacts(gpu.name, gpu.target, gpu.driver)
+
+
+def build(job: Job, on_step: Progress) -> tuple[Built, list[EngineLayer]]:
+    """The plan, and its layers as the engine inspector lists them."""
+    gpu = device()
+
+    def configure(builder: api.Builder, config: api.IBuilderConfig) -> None:
+        if job.options.workspace_bytes is None and gpu.integrated:
+            config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, gpu.free_bytes // SHARED_MEMORY_PART)
+        if job.options.dla_core is not None:
+            _use_dla(builder, config, job, gpu)
+
+    result = built(api, job, configure, on_step)
+    on_step("inspect")
+    return result, spread_over_dla(layers_from_inspector(_information(result.plan, job.options)), result.order)
+
+
+def _use_dla(builder: api.Builder, config: api.IBuilderConfig, job: Job, gpu: Device) -> None:
+    """
+    Raises:
+        PlanError: the batch is not one size, or there is no such core.
+        BackendUnavailable: no DLA that this TensorRT uses.
+    """
+    core = job.options.dla_core
+    assert core is not None
+    if job.batch.min != job.batch.max:
+        raise PlanError(f"DLA runs one batch size alone, the bundle has {job.batch}; export it with --batch N")
+    if builder.num_DLA_cores == 0:
+        raise BackendUnavailable(
+            f"TensorRT {VERSION} finds no DLA on {gpu.name}: Jetson AGX Orin and Orin NX have one, with TensorRT up to 10.7 "
+            "(JetPack 6) or from 11.4.1; leave out --dla"
+        )
+    if core >= builder.num_DLA_cores:
+        raise PlanError(f"expected --dla below {builder.num_DLA_cores}, got {core}")
+    config.default_device_type = api.DeviceType.DLA
+    config.DLA_core = core
+    config.set_flag(api.BuilderFlag.GPU_FALLBACK)
+
+
+def _information(plan: bytes, options: BuildOptions) -> str:
+    """The engine inspector's JSON.
+
+    Raises:
+        BuildError: the engine that was just built does not load.
+    """
+    log = log_of(api)
+    with log.recording() as recording:
+        runtime = api.Runtime(log.logger)
+        if options.version_compatible:
+            runtime.engine_host_code_allowed = True  # it holds its own lean runtime, and was built a moment ago
+        engine = runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise BuildError(f"the engine that was built does not load: {recording.reason}")
+        return engine.create_engine_inspector().get_engine_information(api.LayerInformationFormat.JSON)

@@ -1,0 +1,1 @@
+"""ONNX graphs in general: made from a program, simplified, named, measured, probed."""

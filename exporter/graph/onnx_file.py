@@ -1,0 +1,121 @@
+"""Read an ONNX file of any origin: checked, and with its large weights left where they are."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, external_data_helper
+
+from exporter.graph.facts import inlined, subgraphs
+from runtimes.errors import BadInput
+
+LARGEST_BYTES = 2 << 30
+"""Protobuf reads no more in one message; what is larger keeps its weights in files beside it."""
+LOADED_ELEMENTS = 1 << 16
+"""Of tensors in other files those up to this size are read: scales, zero points, shapes. Weights have sizes and types without being read."""
+
+
+def model_from_file(path: Path) -> onnx.ModelProto:
+    """The model, checked by onnx's checker, its local functions replaced by what they are made of.
+
+    Of what is stored in files beside it, the small tensors are loaded and the large ones are not.
+
+    Raises:
+        BadInput: there is no such file, it is no ONNX model or holds no graph, or a file that it names is missing or too short.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path}: expected an ONNX model, got {'a folder' if path.is_dir() else 'nothing'} there; give a file")
+    if path.stat().st_size >= LARGEST_BYTES:
+        raise BadInput(
+            f"{path} is no ONNX model: expected less than 2 GiB, got {path.stat().st_size / 1e9:.1f} GB; keep its weights in a file beside it"
+        )
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's own kinds, which share no base with onnx's
+        raise BadInput(f"{path} is no ONNX model: {_first_line(error)}") from error
+    if not model.graph.node and not model.graph.output:
+        raise BadInput(f"{path} is no ONNX model: it holds no graph; save it again")
+    for tensor in _tensors(model.graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            _load_small(tensor, path)
+    try:
+        onnx.checker.check_model(_without_external(model))
+        model = inlined(model)
+    except Exception as error:  # as above
+        raise BadInput(f"{path} is no ONNX model: {_first_line(error)}") from error
+    _check_inputs(model.graph, path)
+    return model
+
+
+def _check_inputs(graph: onnx.GraphProto, path: Path) -> None:
+    """An operator of another domain that is called as one of ONNX's must have what that has: onnx's checker looks at its own alone.
+
+    Raises:
+        BadInput: one has fewer inputs or outputs.
+    """
+    for node in graph.node:
+        if onnx.defs.has(node.op_type):
+            schema = onnx.defs.get_schema(node.op_type)
+            for what, got, least in (("inputs", len(node.input), schema.min_input), ("outputs", len(node.output), schema.min_output)):
+                if got < least and node.domain:
+                    raise BadInput(f"{path}: expected {least} {what} of {node.domain}'s {node.op_type} '{node.name}', got {got}; save it again")
+        for _, inner in subgraphs(node):
+            _check_inputs(inner, path)
+
+
+def _load_small(tensor: TensorProto, path: Path) -> None:
+    """
+    Raises:
+        BadInput: the file that holds the tensor is missing, elsewhere than beside the model, or too short.
+    """
+    told = {entry.key: entry.value for entry in tensor.external_data}
+    name = told.get("location", "")
+    file = path.parent / name
+    folder = os.path.realpath(path.parent)
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise BadInput(f"{path}: expected the weights of '{tensor.name}' in a file beside it, got '{name}'; save it again")
+    if not file.is_file():
+        raise BadInput(f"{path}: expected its weights in {file}, got nothing there; put that file beside it")
+    try:
+        end = int(told.get("offset") or 0) + int(told.get("length") or 0)
+    except ValueError as error:
+        raise BadInput(f"{path} is no ONNX model: where '{tensor.name}' is stored is not a number") from error
+    if file.stat().st_size < end:
+        raise BadInput(f"{path}: expected at least {end} bytes in {file}, got {file.stat().st_size}; copy that file again")
+    if math.prod(tensor.dims) <= LOADED_ELEMENTS:
+        try:
+            external_data_helper.load_external_data_for_tensor(tensor, folder)
+        except Exception as error:  # onnx's checker has its own kinds; a link to elsewhere is one of them
+            raise BadInput(f"{path}: cannot read '{tensor.name}' from {file}: {_first_line(error)}") from error
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _without_external(model: onnx.ModelProto) -> onnx.ModelProto:
+    """For the checker, which would look for the other files from the working folder: tensors that are left there become inputs of no use."""
+    if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in _tensors(copy.graph):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            replaced = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0], raw_data=b"")
+            tensor.CopyFrom(replaced)
+    return copy
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    """Every initializer, and what Constant nodes hold, of a graph and of those inside its nodes."""
+    yield from graph.initializer
+    for node in graph.node:
+        yield from (attribute.t for attribute in node.attribute if attribute.type == onnx.AttributeProto.TENSOR)
+        for _, inner in subgraphs(node):
+            yield from _tensors(inner)
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,76 @@
+"""Preprocessing inside the graph: the model takes pixels as a camera or a decoder gives them, uint8 (batch, height, width, channels).
+
+In front of the network stand a Cast, a Transpose and a Sub of the mean colour; dividing by 255 and by the standard deviation is folded into
+the weights of the first convolution, which computes the same up to rounding. The mean is not folded into its bias: the convolution pads with
+zeros, and a padded zero has to be the mean colour, as it is outside, so that a bias would be right everywhere but at the borders.
+
+The picture has the network's size: resizing and cropping, which `Preprocess.pixels` does with Pillow, stay outside, or come in front by
+`exporter.graph.pillow_resize`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from runtimes.preprocess import LEVELS, Preprocess
+
+MEAN, SCALE = "pixels.mean", "pixels.scale"
+CAST, TRANSPOSE = "pixels.cast", "pixels.transpose"
+
+
+def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
+    """A copy of a float graph, whose one input is what `preprocess` gives, that takes uint8 (batch, height, width, channels) in its place.
+
+    Where something else than a plain convolution reads the input, the division stays a node of its own.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    (source,) = graph.input
+    name = source.name
+    scale = 1 / (LEVELS * np.array(preprocess.std, np.float64))
+    folded = _folded(graph, name, scale)
+    steps = [
+        helper.make_node("Cast", [name], ["pixels.float"], name=CAST, to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["pixels.float"], ["pixels.planes"], name=TRANSPOSE, perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", ["pixels.planes", MEAN], ["pixels.centred"], name="pixels.centre"),
+    ]
+    graph.initializer.append(_per_channel(MEAN, LEVELS * np.array(preprocess.mean, np.float64)))
+    if not folded:
+        steps.append(helper.make_node("Mul", ["pixels.centred", SCALE], ["pixels.normalised"], name="pixels.normalise"))
+        graph.initializer.append(_per_channel(SCALE, scale))
+    for node in graph.node:
+        for place, value in enumerate(node.input):
+            if value == name:
+                node.input[place] = steps[-1].output[0]
+    nodes = [*steps, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    batch, channels, height, width = source.type.tensor_type.shape.dim
+    shape = [batch.dim_param or batch.dim_value, height.dim_value, width.dim_value, channels.dim_value]
+    source.CopyFrom(helper.make_tensor_value_info(name, TensorProto.UINT8, shape))
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+def _folded(graph: onnx.GraphProto, name: str, scale: NDArray[np.float64]) -> bool:
+    """Scale the input channels of the weights of what reads `name`, where that is convolutions whose weights no other node reads; did it?"""
+    users = [node for node in graph.node if name in node.input]
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    readers = [value for node in graph.node for value in node.input]
+    for node in users:
+        groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
+        if node.op_type != "Conv" or groups != 1 or node.input[1] not in weights or readers.count(node.input[1]) != 1:
+            return False
+    for node in users:
+        tensor = weights[node.input[1]]
+        values = numpy_helper.to_array(tensor) * scale[:, None, None]
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
+    return True
+
+
+def _per_channel(name: str, values: NDArray[np.float64]) -> onnx.TensorProto:
+    return numpy_helper.from_array(values.astype(np.float32).reshape(1, -1, 1, 1), name)

@@ -1,0 +1,1 @@
+"""Lower an FP32 graph to a precision."""

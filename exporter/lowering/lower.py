@@ -1,0 +1,55 @@
+"""From an FP32 graph to one of a precision: the one place that knows the order ranges, placement, correction, cast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+
+from calibration.table import CalibrationTable
+from exporter.lowering.bias_correction import lower_with_correction
+from exporter.lowering.qdq.fit import TOO_SMALL
+from exporter.lowering.qdq.targets.tensorrt import left_in_float
+from exporter.lowering.ranges import CalibrationSet, measure_ranges
+from exporter.lowering.registry import load_precision
+from exporter.lowering.request import LoweringRequest
+from runtimes.progress import Steps
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph in its precision, and the ranges that it was calibrated with; None where it needs none."""
+
+    model: onnx.ModelProto
+    table: CalibrationTable | None
+
+
+def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringRequest, steps: Steps) -> Lowered:
+    """Lower a simplified FP32 graph, which stays as it was.
+
+    Raises:
+        CalibrationError: the images, or a given table, do not do.
+        BadInput: a picture or the table cannot be read.
+        LowerError: the precision cannot hold the model's values.
+    """
+    precision = load_precision(request.precision)
+    tensors = precision.observed(clean)
+    if not tensors:
+        with steps(f"lower to {request.precision}"):
+            return Lowered(precision.lower(clean, {}), None)
+    with steps("calibrate"):
+        measured = measure_ranges(clean, tensors, images, request, steps)
+    with steps(f"lower to {request.precision}"):
+        model, table = lower_with_correction(precision, clean, measured, images, request.calibrator_name)
+        _say_what_stays_in_float(clean, model, steps)
+    return Lowered(model, table)
+
+
+def _say_what_stays_in_float(clean: onnx.ModelProto, lowered: onnx.ModelProto, steps: Steps) -> None:
+    quantized = {name for node in lowered.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    floats = [node.name for node in lowered.graph.node if node.op_type == "Conv" and node.input[1] not in quantized]
+    reasons = {**dict.fromkeys(floats, TOO_SMALL), **left_in_float(clean.graph)}
+    convolutions = sum(node.op_type == "Conv" for node in clean.graph.node)
+    for reason in dict.fromkeys(reasons.values()):
+        names = [name for name, one in reasons.items() if one == reason]
+        steps.left_out(f"{len(names)} of {convolutions} convolutions stay in FP16, {names[0]} the first: {reason}")

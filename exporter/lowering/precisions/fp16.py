@@ -1,0 +1,32 @@
+"""FP16: weights, activations and arithmetic in half precision, behind an FP32 input and output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+
+from exporter.lowering.precisions._cast import cast_graph, rounded
+from runtimes.parity.budget import Budget
+
+BUDGET = Budget(own_error=1e-2, max_relative_error=1e-2, min_agreement=0.995, max_batch_difference=1e-2)
+RUNS_ON = ("onnxruntime",)
+
+
+def observed(model: onnx.ModelProto) -> tuple[str, ...]:
+    """No tensor's range is needed."""
+    return ()
+
+
+def lower(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.ModelProto:
+    """The graph in FP16 between two casts.
+
+    Raises:
+        LowerError: a weight is beyond the FP16 range (65504); names it.
+    """
+    return cast_graph(model, onnx.TensorProto.FLOAT16)
+
+
+def simulated(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph for the CPU that rounds as FP16 arithmetic does."""
+    return rounded(model, onnx.TensorProto.FLOAT16)

@@ -1,0 +1,26 @@
+"""FP32: the traced graph as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+
+from runtimes.parity.budget import Budget
+
+BUDGET = Budget(own_error=1e-5, max_relative_error=1e-5, max_batch_difference=1e-5)
+RUNS_ON = ("onnxruntime",)
+
+
+def observed(model: onnx.ModelProto) -> tuple[str, ...]:
+    """No tensor's range is needed."""
+    return ()
+
+
+def lower(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.ModelProto:
+    """The graph itself."""
+    return model
+
+
+def simulated(model: onnx.ModelProto) -> None:
+    """Nothing to simulate: a CPU computes in FP32."""

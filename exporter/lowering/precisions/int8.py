@@ -1,0 +1,57 @@
+"""INT8: convolutions on eight-bit integers between explicit Q/DQ pairs, everything else in FP16."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+
+from exporter.lowering.precisions._cast import cast_graph, rounded
+from exporter.lowering.qdq.insert import quantized
+from exporter.lowering.qdq.targets.tensorrt import Placement, left_in_float, placement_for_tensorrt
+from runtimes.backends.onnxruntime import rounds_fp16
+from runtimes.errors import PlanError
+from runtimes.parity.budget import Budget
+
+BUDGET = Budget(own_error=0.05, min_agreement=0.98, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01, max_batch_difference=0.05)
+RUNS_ON = ("onnxruntime",) if rounds_fp16() else ()
+"""On Python 3.10, whose last onnxruntime truncates, the simulation alone proves the file: its scales are widened to FP32."""
+MOST_REASONS = 3
+"""Why a convolution stays in float, that one message says."""
+
+
+def observed(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The tensors that get a Q/DQ pair of their own range.
+
+    Raises:
+        PlanError: there is nothing to quantize; says why.
+    """
+    return _placement(model).observed
+
+
+def lower(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.ModelProto:
+    """The graph with Q/DQ pairs and an FP16 remainder, between two casts; weights are INT8 constants.
+
+    Raises:
+        CalibrationError: `thresholds` lacks a tensor.
+        LowerError: a bias or the classifier is beyond the FP16 range; names it.
+        PlanError: there is nothing to quantize; says why.
+    """
+    return cast_graph(quantized(model, _placement(model), thresholds), onnx.TensorProto.FLOAT16)
+
+
+def _placement(model: onnx.ModelProto) -> Placement:
+    placement = placement_for_tensorrt(model)
+    if placement.weights:
+        return placement
+    reasons = left_in_float(model.graph)
+    why = "; ".join(f"'{name}' stays in float, {reason}" for name, reason in list(reasons.items())[:MOST_REASONS])
+    more = f"; and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""
+    raise PlanError(
+        f"expected a convolution that --int8 can quantize, got {f'none: {why}{more}' if reasons else 'a network without any'}; take --fp16"
+    )
+
+
+def simulated(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph for the CPU that rounds what is not INT8 as FP16 arithmetic does."""
+    return rounded(model, onnx.TensorProto.FLOAT16)

@@ -1,0 +1,258 @@
+"""What TensorRT's parser and builder refuse of a quantized graph, and where they compute other values than ONNX says.
+
+All of it was tried on TensorRT-RTX 1.7, whose parser says the same as TensorRT's; `tests/test_lint_judged.py` tries it again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+
+from exporter.lowering.qdq.reading import Reading, Readings
+from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, UNKNOWN, View, attribute, told
+
+Kind = Literal["refused", "other values", "not fused", "left in float", "unknown"]
+
+# fmt: off
+UNSUPPORTED = frozenset({
+    "AffineGrid", "Bernoulli", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "CenterCropPad", "Col2Im",
+    "Compress", "ConcatFromSequence", "ConvInteger", "CumProd", "DFT", "DeformConv", "Det", "DynamicQuantizeLinear", "ImageDecoder",
+    "MatMulInteger", "MaxRoiPool", "MaxUnpool", "MelWeightMatrix", "Multinomial", "NegativeLogLikelihoodLoss", "Optional",
+    "OptionalGetElement", "OptionalHasElement", "QLinearConv", "QLinearMatMul", "RegexFullMatch", "SequenceAt", "SequenceConstruct",
+    "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SequenceMap", "SoftmaxCrossEntropyLoss", "SplitToSequence",
+    "StringConcat", "StringNormalizer", "StringSplit", "SwiGLU", "TfIdfVectorizer", "Unique",
+})
+"""ONNX's operators that the parser does not have."""
+UNREAD = ("INT16", "UINT16", "UINT32", "UINT64", "UINT4", "INT2", "UINT2", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E4M3FNUZ", "FLOAT8E8M0",
+          "STRING", "COMPLEX64", "COMPLEX128")
+"""Types that the parser reads no constants of."""
+STORED_QUANTIZED = ("INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1")
+"""Types whose constants nothing but DequantizeLinear may read."""
+SCALES_FOLDED = frozenset({
+    "Constant", "ConstantOfShape", "Identity", "Dropout", "Cast", "CastLike", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Slice",
+    "Gather", "Concat", "Where", "Equal", "Shape", "Clip", "Add", "Sub", "Mul", "Div", "Max", "Min", "Abs", "Neg", "Exp", "Log", "Sqrt",
+    "Reciprocal", "Floor", "Ceil", "Sin", "ReduceProd", QUANTIZE, DEQUANTIZE,
+})
+"""What a scale may be computed by, of constants."""
+SCALES_NOT_FOLDED = frozenset({
+    "ReduceMax", "ReduceMean", "Pow", "Round", "Sigmoid", "Relu", "Tanh", "Softplus", "Erf", "MatMul", "TopK",
+})
+"""What the parser crashes on (1.7.1) on the way to a scale."""
+ZERO_POINTS_FOLDED = frozenset({
+    "Constant", "Identity", "Cast", "CastLike", "Reshape", "Round", "Floor", "Ceil", "Relu", "Abs", "Neg", "Clip",
+})
+ONE_TYPE = frozenset({
+    "Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Mean", "PRelu", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal", "MatMul",
+    "Gemm", "Conv", "ConvTranspose", "Concat", "Where",
+})
+"""Operators whose inputs must share one type, as TensorRT sees it."""
+# fmt: on
+PLAIN_DOMAINS = ("", "ai.onnx")
+FIXED = "write it as a number into an initializer (onnxsim folds what can be folded)"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to know of a node.
+
+    Attributes:
+        kind: TensorRT refuses the graph for it, computes other values than ONNX there, leaves something unfused, the node is better left in
+            float, or it cannot be told.
+        node: its name, or what tells it where it has none.
+        message: what is the matter, and what to do.
+        place: the node's place in its graph: names may be missing, or stand twice.
+    """
+
+    kind: Kind
+    node: str
+    message: str
+    place: int
+
+
+def refusals(view: View, readings: Readings, place: int) -> Iterator[Finding]:
+    """What is refused, computed otherwise, or not known at a node."""
+    node = view.nodes[place]
+    for kind, message in _told_of(view, readings, node):
+        yield Finding(kind, told(node), message, place)
+
+
+def _told_of(view: View, readings: Readings, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
+    is_pair = node.op_type in (QUANTIZE, DEQUANTIZE)
+    if node.op_type in UNSUPPORTED or (node.domain not in PLAIN_DOMAINS and not is_pair):
+        remedy = "quantize to Q/DQ format" if "Q" in node.op_type or "Integer" in node.op_type else "it would need a plugin"
+        yield "refused", f"{node.op_type}{f' of {node.domain}' if node.domain else ''} is not supported; {remedy}"
+        return
+    for name in dict.fromkeys(node.input):
+        stored = view.constants.tensor(name)
+        if stored is not None and view.type(name) in UNREAD:
+            yield "refused", f"'{name}' is {view.type(name)}, which TensorRT does not read; quantize to INT8"
+            return
+        is_bound = node.op_type == "Clip" and name != node.input[0]
+        if stored is None or is_pair or is_bound or view.type(name) not in STORED_QUANTIZED:
+            continue
+        if not _ends_as_zero_point(view, node):
+            yield "refused", f"it reads '{name}', stored as {view.type(name)}: between such a constant and its DequantizeLinear nothing may stand"
+    if is_pair:
+        yield from _of_pair(view, node)
+    if node.op_type in ONE_TYPE:
+        yield from _of_types(view, node)
+    if node.op_type in ("Conv", "ConvTranspose"):
+        yield from _of_convolution(view, readings, node)
+
+
+def _ends_as_zero_point(view: View, node: onnx.NodeProto) -> bool:
+    """Is a node one of those that a zero point may come through, and its output nothing else?"""
+    if node.op_type not in ("Identity", "Cast", "CastLike"):
+        return False
+    users = view.users(node.output[0])
+    return bool(users) and all(
+        (user.op_type in (QUANTIZE, DEQUANTIZE) and node.output[0] not in list(user.input)[:2]) or _ends_as_zero_point(view, user) for user in users
+    )
+
+
+def _of_types(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
+    names = list(node.input)[1:] if node.op_type == "Where" else list(node.input)
+    types = {"FLOAT" if view.type(name) == "DOUBLE" else view.type(name) for name in names if name} - {UNKNOWN}
+    if len(types) > 1:
+        what = "input, weight and bias" if "Conv" in node.op_type or node.op_type == "Gemm" else "they"
+        yield "refused", f"its inputs are {' and '.join(sorted(types))}; {what} must share one type"
+
+
+def _of_convolution(view: View, readings: Readings, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
+    source = view.producer(node.input[1])
+    if source is not None and source.op_type == "Concat" and any(readings.is_quantized(name) for name in source.input):
+        yield "refused", f"its weight is joined by {told(source)} behind DequantizeLinear; join before quantizing"
+    both: tuple[Reading, Reading] = (readings.of_input(node.input[0]), readings.of_weight(node.input[1]))
+    if all(one.is_quantized for one in both) and (both[0].type != both[1].type or both[0].type == "INT4"):
+        types = " and ".join(dict.fromkeys(one.type for one in both))
+        yield "refused", f"its input and weight are quantized to {types}, of which there is no convolution; quantize both to INT8"
+
+
+def _of_pair(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
+    kind = view.quantized_type(node) if node.op_type == QUANTIZE else view.type(node.input[0])
+    if node.op_type == DEQUANTIZE and kind == "INT32":
+        yield "refused", f"'{node.input[0]}' is INT32 (a quantized bias); leave biases in float"
+    elif node.op_type == DEQUANTIZE and kind == "UINT8" and not _is_from_quantize(view, node.input[0]):
+        yield "refused", f"'{node.input[0]}' is UINT8, and no QuantizeLinear made it; quantize to INT8"
+    elif kind in UNREAD:
+        yield "refused", f"it quantizes to {kind}, which TensorRT does not have; quantize to INT8"
+    elif node.op_type == QUANTIZE and kind == "UINT8":
+        yield from _of_unsigned(view, node)
+    elif kind.startswith(("FLOAT8", "FLOAT4")):
+        yield "unknown", f"{kind} needs a GPU that has it: FP8 from sm89 on, FP4 from sm100 on; older ones refuse the graph"
+    if node.op_type == DEQUANTIZE and view.constants.tensor(node.input[0]) is not None and view.shape(node.input[0]) == ():
+        yield "refused", f"'{node.input[0]}' is a scalar; give it an axis"
+    yield from _of_scale(view, node)
+    yield from _of_zero_point(view, node)
+    yield from _of_sizes(view, node)
+
+
+def _of_unsigned(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
+    has_zero_point = len(node.input) > 2 and bool(node.input[2])
+    value = view.constants.value(node.input[2]) if has_zero_point else None
+    if value is not None and np.any(value):
+        return  # refused
+    if not has_zero_point and attribute(node, "output_dtype", 0):
+        yield "refused", "it quantizes to UINT8; quantize to INT8"
+        return
+    says = "it quantizes to UINT8" if has_zero_point else "it has no zero point, so ONNX quantizes to UINT8"
+    yield "other values", f"{says}, and TensorRT to INT8: what is above 127 steps is cut off; quantize symmetrically to INT8"
+
+
+def _is_from_quantize(view: View, name: str) -> bool:
+    node = view.maker(name)
+    while node is not None and node.op_type != QUANTIZE and node.op_type not in ("Cast", "Constant") and node.input:
+        node = view.maker(node.input[0])
+    return node is not None and node.op_type == QUANTIZE
+
+
+def _of_scale(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
+    name = node.input[1]
+    by = _operators_behind(view, name)
+    if name not in view.constants.names and by & {"Shape", "Size"}:
+        yield "unknown", f"scale '{name}' is computed of sizes; {FIXED}"
+        return
+    if name not in view.constants.names:
+        yield "refused", f"scale '{name}' is computed at run time; calibrate, and {FIXED}"
+        return
+    if by & SCALES_NOT_FOLDED:
+        yield "refused", f"scale '{name}' is computed by {', '.join(sorted(by & SCALES_NOT_FOLDED))}; {FIXED}"
+        return
+    value = view.constants.value(name)
+    if by - SCALES_FOLDED or value is None:
+        yield "unknown", f"what scale '{name}' is{_computed_by(by - SCALES_FOLDED)} cannot be told here; {FIXED}"
+    elif not np.all(value.astype(np.float32) > 0):
+        is_seen = view.constants.tensor(name) is not None
+        unseen = "" if is_seen else ", which TensorRT-RTX does not notice where it is computed"
+        yield ("refused" if is_seen else "other values"), f"scale '{name}' is not positive{unseen}; calibrate again"
+
+
+def _of_zero_point(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
+    if len(node.input) < 3:
+        return
+    name = node.input[2]
+    if not name:
+        yield "refused", "its zero point is an empty name; leave it out"
+        return
+    by = _operators_behind(view, name)
+    if name not in view.constants.names or by - ZERO_POINTS_FOLDED:
+        when = _computed_by(by - ZERO_POINTS_FOLDED) or " at run time"
+        yield "refused", f"zero point '{name}' is computed{when.removeprefix(', computed')}; {FIXED}"
+        return
+    if view.type(name) == "UINT8" and view.constants.tensor(name) is None and by - {"Identity"}:
+        yield "refused", f"zero point '{name}' becomes UINT8 in the graph; quantize symmetrically to INT8"
+        return
+    value = view.constants.value(name)
+    if value is None:
+        yield "unknown", f"what zero point '{name}' is cannot be told here; {FIXED}"
+    elif np.any(value.astype(np.float32)):
+        yield "refused", f"zero point '{name}' is not zero; quantize symmetrically to INT8"
+
+
+def _of_sizes(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
+    """Scales must be as many as channels, and zero points as many as scales."""
+    scale, shape = view.shape(node.input[1]), view.shape(node.input[0])
+    if scale is None or None in scale:
+        return
+    count = math.prod(size or 0 for size in scale)
+    zero_point = view.shape(node.input[2]) if len(node.input) > 2 and node.input[2] else scale
+    if zero_point is not None and None not in zero_point and math.prod(size or 0 for size in zero_point) != count:
+        yield (
+            "refused",
+            f"it has {count} scales and {math.prod(size or 0 for size in zero_point)} zero points; give it as many of the one as of the other",
+        )
+    if shape is None:
+        return
+    axis = attribute(node, "axis", 1)
+    axis += len(shape) if axis < 0 else 0
+    if attribute(node, "block_size", 0):
+        if axis < len(shape) - 2:
+            yield "refused", f"it is quantized in blocks along axis {axis}; TensorRT has blocks along the last two axes alone"
+    elif len(scale) > 1:
+        yield "refused", f"its scales have {len(scale)} axes; give it one, or one for each channel"
+    elif count > 1 and not 0 <= axis < len(shape):
+        yield "refused", f"its axis is {axis}, and '{node.input[0]}' has {len(shape)}; quantize along the channels"
+    elif count > 1 and shape[axis] not in (None, count):
+        yield "refused", f"it has {count} scales for {shape[axis]} channels; give it one, or one for each"
+
+
+def _operators_behind(view: View, name: str) -> set[str]:
+    """What a constant is computed by; of a tensor that is not constant, all that it is computed by."""
+    found, waiting, seen = set(), [name], {name}
+    while waiting:
+        node = view.maker(waiting.pop())
+        if node is not None:
+            found.add(str(node.op_type))
+            more = [one for one in node.input if one and one not in seen]
+            seen.update(more)
+            waiting += more
+    return found
+
+
+def _computed_by(operators: set[str]) -> str:
+    return f", computed by {', '.join(sorted(operators))}," if operators else ""

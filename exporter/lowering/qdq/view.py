@@ -1,0 +1,75 @@
+"""A graph with what is asked of it most: who makes and who reads a tensor, its type, its shape, its value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+
+from exporter.graph.facts import Scope, type_name
+from exporter.lowering.qdq.constants import Constants
+
+QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+UNKNOWN = "?"
+
+
+class View:
+    """One graph of a model. Nodes are told apart by their places: strangers' have no names, or one name twice."""
+
+    def __init__(self, scope: Scope, outer: View | None, opset: int) -> None:
+        self.scope, self.opset = scope, opset
+        self.nodes: Sequence[onnx.NodeProto] = scope.graph.node
+        self._places = {name: place for place, node in enumerate(self.nodes) for name in node.output if name}
+        self._users: dict[str, list[int]] = {}
+        for place, node in enumerate(self.nodes):
+            for name in dict.fromkeys(node.input):
+                self._users.setdefault(name, []).append(place)
+        self._all: dict[str, onnx.NodeProto] = dict(outer._all) if outer else {}
+        self._all.update((name, self.nodes[place]) for name, place in self._places.items())
+        self._tensors: dict[str, onnx.TensorProto] = dict(outer._tensors) if outer else {}
+        self._tensors.update((tensor.name, tensor) for tensor in scope.graph.initializer)
+        self.constants = Constants(self._all, self._tensors, scope.constants, opset)
+
+    def producer(self, name: str) -> onnx.NodeProto | None:
+        """The node of this very graph that makes a tensor: TensorRT carries no quantization over the border of an If or a Loop."""
+        place = self._places.get(name)
+        return None if place is None else self.nodes[place]
+
+    def maker(self, name: str) -> onnx.NodeProto | None:
+        """The node that makes a tensor, be it in a graph around this one."""
+        return self._all.get(name)
+
+    def users(self, name: str) -> list[onnx.NodeProto]:
+        return [self.nodes[place] for place in self._users.get(name, [])]
+
+    def type(self, name: str) -> str:
+        """FLOAT, INT8 ...; what Q and DQ of other domains give is inferred here, since onnx does not know them."""
+        known = self.scope.types.get(name, UNKNOWN)
+        node = self.maker(name)
+        if known not in (UNKNOWN, "UNDEFINED") or node is None:
+            return UNKNOWN if known == "UNDEFINED" else known
+        if node.op_type == DEQUANTIZE:
+            return self.type(node.input[1])
+        if node.op_type == QUANTIZE:
+            return self.quantized_type(node)
+        return UNKNOWN
+
+    def quantized_type(self, node: onnx.NodeProto) -> str:
+        """What a QuantizeLinear gives: its zero point's type, else `output_dtype`, else UINT8, by ONNX's rule."""
+        if len(node.input) > 2 and node.input[2]:
+            return self.type(node.input[2])
+        return type_name(attribute(node, "output_dtype", 0) or onnx.TensorProto.UINT8)
+
+    def shape(self, name: str) -> tuple[int | None, ...] | None:
+        value = self.constants.value(name)
+        return tuple(value.shape) if value is not None else self.scope.shapes.get(name)
+
+
+def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    """A whole-number attribute."""
+    return next((int(one.i) for one in node.attribute if one.name == name), default)
+
+
+def told(node: onnx.NodeProto) -> str:
+    """A node's name for people; one without a name is told by what it gives."""
+    return node.name or f"{node.op_type} of '{next((name for name in node.output if name), '')}'"

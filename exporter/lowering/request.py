@@ -1,0 +1,57 @@
+"""What is asked of a lowering: precision, target and calibration; refused here where it contradicts itself. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from exporter.lowering.registry import precision_names
+from runtimes.errors import PlanError, UnknownName
+
+TARGETS = ("tensorrt",)
+CALIBRATED = ("int8",)
+CALIBRATOR = "mse"
+
+
+@dataclass(frozen=True)
+class LoweringRequest:
+    """A graph to lower; the attributes are those of `exporter.pipeline.plan.ExportPlan`.
+
+    Raises:
+        UnknownName: no such precision or target.
+        PlanError: options of a calibration for a precision that has none.
+    """
+
+    precision: str = "fp32"
+    target: str = "tensorrt"
+    calibrator: str | None = None
+    calibration_images: int | None = None
+    calibration: Path | None = None
+    allow_few_images: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.precision not in precision_names():
+            raise UnknownName("precision", self.precision, precision_names())
+        if self.target not in TARGETS:
+            raise UnknownName("target", self.target, TARGETS)
+        given = {
+            "--calibrator": self.calibrator,
+            "--calibration-images": self.calibration_images,
+            "--calibration": self.calibration,
+            "--allow-few-images": self.allow_few_images,
+        }
+        unused = [option for option, value in given.items() if value] if not self.is_calibrated else []
+        if unused:
+            raise PlanError(f"{unused[0]} needs --int8: {self.precision} is not calibrated")
+        if self.calibration_images is not None and self.calibration_images < 1:
+            raise PlanError(f"expected --calibration-images of at least 1, got {self.calibration_images}")
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Does the precision need ranges of activations?"""
+        return self.precision in CALIBRATED
+
+    @property
+    def calibrator_name(self) -> str:
+        return self.calibrator or CALIBRATOR

@@ -1,0 +1,1 @@
+"""Accuracy over labelled pictures, resumable."""

@@ -1,0 +1,256 @@
+"""How accurate a bundle is on labelled pictures: one pass in bounded memory, whatever the size of the data."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calibration.annotations import with_labels
+from calibration.classes import ModelClasses, matched, synsets_from_file
+from calibration.data import ImageSource, check_channels, evenly_chosen, open_source
+from calibration.reading import Unreadable, check_readable, read_ahead
+from exporter.verification.accuracy.resume_file import Answered, Journal
+from runtimes.base import Runtime
+from runtimes.bundle import Bundle
+from runtimes.classify import check_finite
+from runtimes.errors import PlanError
+from runtimes.kinds import check_kinds
+from runtimes.parity.compare import LOGITS, wilson_interval
+from runtimes.picture_file import Picture
+from runtimes.preprocess import PIXELS, takes_any_size
+
+TOP = 5
+BATCHES_AHEAD = 2
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How many of how many pictures; `share` is 0..1, `interval` Wilson's 95 % interval of it."""
+
+    correct: int
+    images: int
+    share: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Recall:
+    """How many of one class's pictures were given that class."""
+
+    index: int
+    name: str
+    top1: Rate
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many pictures of one class were given another."""
+
+    label: str
+    predicted: str
+    images: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        images: pictures evaluated; those that could not be read are not among them.
+        top1, top5: is the label the most likely class, or among the five most likely?
+        mean_recall: the mean of the classes' recalls, 0..1: each class weighs the same, however many pictures it has.
+        recall: each class that has pictures, in the order of the model's classes.
+        confused: pairs of classes, most often confused first.
+        unreadable: what was wrong with pictures that were left out.
+        model_images_per_s: in the model alone, with pictures being decoded beside it.
+        images_per_s: from the files to the figures.
+    """
+
+    images: int
+    top1: Rate
+    top5: Rate
+    mean_recall: float
+    recall: tuple[Recall, ...]
+    confused: tuple[Confusion, ...]
+    unreadable: tuple[str, ...]
+    model_images_per_s: float
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Which pictures to evaluate on, as asked for.
+
+    Attributes:
+        data: as for `calibration.data.open_source`; of what comes as training and test images, the test images.
+        data_labels: the file for `calibration.annotations.with_labels`.
+        synsets: the file for `calibration.classes.synsets_from_file`.
+        images: how many, evenly over the classes and always the same; None takes all.
+    """
+
+    data: str
+    data_labels: Path | None = None
+    synsets: Path | None = None
+    images: int | None = None
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        if self.images is not None and self.images < 1:
+            raise PlanError(f"expected at least 1 of the images, got {self.images}; leave the number out for all")
+
+    def source(self, bundle: Bundle) -> tuple[ImageSource, str]:
+        """The pictures, whose labels and `classes` are the model's, and how their classes were told.
+
+        Raises:
+            BadInput: there are no pictures, none with the model's channels, no labels, or none that are the model's for certain.
+            PlanError: more pictures are asked for than there are.
+        """
+        count = bundle.manifest.model.classes
+        source = open_source(self.data, split="test")
+        check_channels(source, bundle.manifest.preprocess)
+        if self.data_labels is not None:
+            source = with_labels(source, self.data_labels)
+        synsets = synsets_from_file(self.synsets, count) if self.synsets is not None else None
+        source, how = matched(source, ModelClasses(count, bundle.labels, synsets))
+        if self.images is None:
+            return source, how
+        if self.images > source.count:
+            raise PlanError(f"--images asks for {self.images}, but {source.name} has {source.count}; ask for fewer")
+        return source.chosen(evenly_chosen(source, self.images, SEED)), how
+
+
+def evaluate(
+    bundle: Bundle, runtime: Runtime, source: ImageSource, *, journal: Journal | None = None, on_batch: Callable[[Answered], None] = lambda _: None
+) -> Evaluation:
+    """Classify every picture of `source`, whose labels are the model's (`Labelled.source`), at the bundle's middle batch.
+
+    Args:
+        journal: what is in it is not computed again; what is computed is added to it.
+        on_batch: called after each batch.
+
+    Raises:
+        CalibrationError: more than one picture in a hundred cannot be read; names some.
+        ExportError: the model gives logits that are not finite.
+    """
+    assert source.classes is not None
+    tally = Tally()
+    for batch in journal.batches() if journal is not None else ():
+        tally.add(batch)
+        on_batch(batch)
+    for batch in _answers(bundle, runtime, source, tally):
+        if journal is not None:
+            journal.add(batch)
+        tally.add(batch)
+        on_batch(batch)
+    return tally.evaluation(source)
+
+
+@dataclass
+class Tally:
+    """Counts that grow with the batches: pictures, top-1 and top-5 hits of each class, and the wrong pairs (label, predicted)."""
+
+    images: Counter[int] = field(default_factory=Counter)
+    top1: Counter[int] = field(default_factory=Counter)
+    top5: Counter[int] = field(default_factory=Counter)
+    wrong: Counter[tuple[int, int]] = field(default_factory=Counter)
+    unreadable: list[str] = field(default_factory=list)
+    done: int = 0
+    model_s: float = 0.0
+    elapsed_s: float = 0.0
+
+    def add(self, batch: Answered) -> None:
+        """Count one more batch."""
+        for _, label, first, *others in batch.rows:
+            self.images[label] += 1
+            self.top1[label] += first == label
+            self.top5[label] += label in (first, *others)
+            if first != label:
+                self.wrong[label, first] += 1
+        self.unreadable += batch.unreadable
+        self.done = batch.after
+        self.model_s += batch.model_s
+        self.elapsed_s += batch.elapsed_s
+
+    def evaluation(self, source: ImageSource) -> Evaluation:
+        """What was counted, with the names of the model's classes; a class whose pictures could none be read is named with what is unreadable."""
+        assert source.classes is not None
+        assert source.labels is not None
+        names, total = source.classes, self.images.total()
+        lost = [names[label] for label in np.unique(source.labels) if label not in self.images]
+        recall = tuple(Recall(index, names[index], _rate(self.top1[index], count)) for index, count in sorted(self.images.items()))
+        worst = sorted(self.wrong.items(), key=lambda item: (-item[1], item[0]))
+        return Evaluation(
+            images=total,
+            top1=_rate(self.top1.total(), total),
+            top5=_rate(self.top5.total(), total),
+            mean_recall=float(np.mean([one.top1.share for one in recall])),
+            recall=recall,
+            confused=tuple(Confusion(names[label], names[given], count, self.images[label]) for (label, given), count in worst),
+            unreadable=(*self.unreadable, *(f"none of the pictures of class '{name}' can be read" for name in lost)),
+            model_images_per_s=round(total / self.model_s, 1),
+            images_per_s=round(total / self.elapsed_s, 1),
+        )
+
+
+def _rate(correct: int, images: int) -> Rate:
+    return Rate(correct, images, correct / images, wilson_interval(correct, images))
+
+
+def _answers(bundle: Bundle, runtime: Runtime, source: ImageSource, tally: Tally) -> Iterator[Answered]:
+    """The batches that the tally does not hold yet, decoded ahead; none has more than the bundle's middle batch."""
+    assert source.labels is not None
+    labels = source.labels
+    size = bundle.manifest.batch.opt
+    places = range(tally.done, source.count)
+    begin = time.perf_counter()
+    fed: list[tuple[int, NDArray[Any]]] = []
+    unreadable: list[str] = []
+
+    def answered(after: int) -> Answered:
+        nonlocal begin
+        start = time.perf_counter()
+        tops = _top_classes(runtime, [array for _, array in fed]) if fed else np.zeros((0, 0), np.int64)
+        now = time.perf_counter()
+        rows = tuple((place, int(labels[place]), *top) for (place, _), top in zip(fed, tops.tolist(), strict=True))
+        batch = Answered(after, rows, tuple(unreadable), round(now - start, 6), round(now - begin, 6))
+        begin = now
+        fed.clear()
+        unreadable.clear()
+        return batch
+
+    for place, picture in zip(places, read_ahead(source, places, feeder(bundle, runtime), ahead=BATCHES_AHEAD * size), strict=True):
+        if isinstance(picture, Unreadable):
+            unreadable.append(picture.reason)
+            check_readable([*tally.unreadable, *unreadable], source.count)
+        else:
+            fed.append((place, picture))
+        if len(fed) == size or place == source.count - 1:
+            yield answered(place + 1)
+
+
+def feeder(bundle: Bundle, runtime: Runtime) -> Callable[[Picture], NDArray[Any]]:
+    """What turns a picture into what the model is fed for it: pixels where its preprocessing is inside, else normalised planes."""
+    preprocess, source = bundle.manifest.preprocess, runtime.inputs[0]
+    if takes_any_size(source):
+        return preprocess.picture
+    return preprocess.pixels if source.dtype == PIXELS else preprocess
+
+
+def _top_classes(runtime: Runtime, inputs: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
+    """The most likely classes of each picture, most likely first, int64 (images, 5), or as many as there are.
+
+    Pictures of several sizes, which a model that resizes takes, are fed one by one.
+    """
+    batches = [np.stack(inputs)] if len({one.shape for one in inputs}) == 1 else [one[None] for one in inputs]
+    logits = np.concatenate([runtime.run({runtime.inputs[0].name: batch})[LOGITS] for batch in batches])
+    check_finite(logits)
+    return np.argsort(-logits, axis=1, kind="stable")[:, :TOP].astype(np.int64)

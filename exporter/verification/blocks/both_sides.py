@@ -1,0 +1,103 @@
+"""What a bundle was lowered from: its FP32 program, and that program's FP32 ONNX graph, made again as the export made it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+
+from calibration.table import table_from_file
+from exporter.graph.build import GraphForm, clean_graph, with_resize
+from exporter.graph.simplify import SIMPLIFY_IMAGES
+from exporter.lowering.bias_correction import with_correction
+from exporter.lowering.registry import load_precision
+from runtimes.backends.onnxruntime import OnnxRuntime
+from runtimes.backends.pytorch import PyTorchRuntime, program_from_file
+from runtimes.bundle import Bundle
+from runtimes.errors import BadInput, BundleError
+from runtimes.preprocess import PIXELS, takes_any_size
+from runtimes.progress import Steps
+
+
+@dataclass(frozen=True)
+class BothSides:
+    """Both sides of a lowering.
+
+    Attributes:
+        program: the FP32 program.
+        graph: the simplified FP32 graph, as it was before it was lowered; its nodes and tensors have the lowered graph's names.
+        corrected: the same with the mean error of INT8 taken off the classifier's bias, as the lowered graph has it (see
+            `exporter.lowering.bias_correction.lower_with_correction`); `graph` itself where there is no correction.
+        lowered: `model.onnx`.
+        simulation: the lowered graph rewritten to round on a CPU as a device does; None where a CPU does so anyway.
+        runs: can ONNX Runtime run `model.onnx` itself on the CPU?
+    """
+
+    program: ExportedProgram
+    graph: onnx.ModelProto
+    corrected: onnx.ModelProto
+    lowered: onnx.ModelProto
+    simulation: onnx.ModelProto | None
+    runs: bool
+
+
+def both_sides_of(bundle: Bundle, inputs: NDArray[Any]) -> BothSides:
+    """Load both sides of a bundle; `inputs` are some that its graph takes, for the check that simplifying changed nothing.
+
+    Raises:
+        BundleError: it has no `reference.pt2`, or one that is not what `model.onnx` was made from.
+        BackendUnavailable: this onnxruntime would run `model.onnx` wrongly.
+    """
+    manifest = bundle.manifest
+    precision = load_precision(manifest.precision)
+    if precision.RUNS_ON:
+        OnnxRuntime.check_bundle(manifest, None)
+    program = _program(bundle)
+    lowered = onnx.load(bundle.file(OnnxRuntime.FILE))
+    graph = _graph(bundle, program, inputs)
+    _check_same_nodes(bundle, graph, lowered)
+    return BothSides(program, graph, _corrected(bundle, graph), lowered, precision.simulated(lowered), bool(precision.RUNS_ON))
+
+
+def reference_inputs(bundle: Bundle, inputs: NDArray[Any]) -> NDArray[Any]:
+    """What the program takes where the bundle's graph takes `inputs`: the preprocessing of a graph that has it inside is outside there."""
+    if inputs.dtype != PIXELS:
+        return inputs
+    return bundle.manifest.preprocess.outside(inputs, any_size=takes_any_size(bundle.manifest.inputs[0]))
+
+
+def _graph(bundle: Bundle, program: ExportedProgram, inputs: NDArray[Any]) -> onnx.ModelProto:
+    """The FP32 graph of a bundle, made again as its export made it."""
+    manifest = bundle.manifest
+    source = manifest.inputs[0]
+    names = [spec.name for spec in manifest.outputs]
+    form = GraphForm(manifest.opset, manifest.batch, names, takes_pixels=source.dtype == PIXELS, any_size=takes_any_size(source))
+    clean = clean_graph(program, form, manifest.preprocess, reference_inputs(bundle, inputs[:SIMPLIFY_IMAGES]), Steps())
+    return with_resize(clean, form, manifest.preprocess)
+
+
+def _corrected(bundle: Bundle, graph: onnx.ModelProto) -> onnx.ModelProto:
+    facts = bundle.manifest.calibration
+    return graph if facts is None else with_correction(graph, table_from_file(bundle.file("calibration.json")), facts.calibrator)
+
+
+def _program(bundle: Bundle) -> ExportedProgram:
+    if PyTorchRuntime.FILE not in bundle.manifest.files:
+        raise BundleError(f"{bundle.folder} has no {PyTorchRuntime.FILE} to follow the blocks of; export it again without --no-reference")
+    try:
+        return program_from_file(bundle.file(PyTorchRuntime.FILE))[0]
+    except BadInput as error:
+        raise BundleError(f"{error}; export the bundle again") from error
+
+
+def _check_same_nodes(bundle: Bundle, graph: onnx.ModelProto, lowered: onnx.ModelProto) -> None:
+    found = {node.name: node.op_type for node in lowered.graph.node}
+    for node in graph.graph.node:
+        if found.get(node.name) != node.op_type:
+            raise BundleError(
+                f"{bundle.folder}: expected the nodes of reference.pt2 in model.onnx, got no {node.op_type} '{node.name}'; "
+                "export the bundle again with the packages that are installed here"
+            )

@@ -1,0 +1,88 @@
+"""How far a bundle's values drift from the FP32 program's, block by block: from PyTorch to the FP32 ONNX graph to the lowered graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.graph.blocks import blocks
+from exporter.graph.mixed import apart
+from exporter.graph.probe import exposed, rounded_names
+from exporter.verification.blocks.both_sides import BothSides, both_sides_of, reference_inputs
+from exporter.verification.blocks.findings import Deviation, Drift, Stage
+from exporter.verification.blocks.program import REMEDY, matched, program_values
+from runtimes.bundle import Bundle
+from runtimes.errors import PlanError
+from runtimes.parity.budget import Budget
+from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, sqnr_db
+
+MOST_IMAGES = 32
+"""The output of a ResNet-152's blocks at 224 pixels is 53 MB an image, and those of two graphs are held at once."""
+ONNX, FILE, SIMULATION, ALONE = "onnx fp32", "model.onnx", "simulation", "alone"
+
+
+def drift_of(bundle: Bundle, inputs: NDArray[Any], budget: Budget | None = None) -> Drift:
+    """Follow a bundle's values from its program to its lowered graph.
+
+    Args:
+        inputs: (images, ...), as the bundle's graph takes them; the first `MOST_IMAGES` are used.
+        budget: in place of the bundle's own.
+
+    Raises:
+        BundleError: no `reference.pt2`, or one that `model.onnx` was not made from.
+        PlanError: the program's blocks and the graph's cannot be matched without guessing.
+        BackendUnavailable: this onnxruntime would run `model.onnx` wrongly.
+    """
+    inputs = inputs[:MOST_IMAGES]
+    return drift_between(both_sides_of(bundle, inputs), inputs, reference_inputs(bundle, inputs), budget or bundle.manifest.parity.budget)
+
+
+def drift_between(original: BothSides, inputs: NDArray[Any], outside: NDArray[Any], budget: Budget) -> Drift:
+    """Follow the values of both sides of a lowering; `inputs` are what the graphs take, `outside` what the program takes in their place.
+
+    Raises:
+        PlanError: as above.
+    """
+    module = original.program.module()
+    nodes = matched(module, original.graph.graph)
+    names = tuple(block.name for block in blocks(original.graph.graph) for _ in block.ends)
+    exact = program_values(module, nodes.values(), outside)
+    expected = [exact[node] for node in nodes.values()]
+    stages = []
+    for name, (model, tensors) in _ways(original, list(nodes)).items():
+        if name == ALONE:
+            expected = list(exposed(original.corrected, tensors, inputs).values())
+        found = exposed(model, tensors, inputs).values()
+        each = tuple(_deviation(*pair) for pair in zip(expected, found, strict=True))
+        stages.append(Stage(name, each, next((block for block, one in zip(names, each, strict=True) if _is_beyond(one, budget)), None)))
+    alone = stages[-1]
+    noisiest, worst = min(zip(names, alone.blocks, strict=True), key=lambda pair: pair[1].sqnr_db)
+    return Drift(len(inputs), names, budget, tuple(stages), alone.beyond, noisiest, worst.sqnr_db)
+
+
+def _ways(original: BothSides, tensors: list[str]) -> Mapping[str, tuple[Any, list[str]]]:
+    """The stages: a graph each, and what it calls the ends of the blocks."""
+    ways = {ONNX: (original.graph, tensors)}
+    if original.runs:
+        ways[FILE] = (original.lowered, tensors)
+    if original.simulation is not None:
+        ways[SIMULATION] = (original.simulation, rounded_names(original.simulation.graph, tensors))
+    return {**ways, ALONE: (apart(original.corrected, original.simulation or original.lowered, tensors), tensors)}
+
+
+def _deviation(expected: NDArray[Any], found: NDArray[Any]) -> Deviation:
+    if expected.shape != found.shape:
+        raise PlanError(f"expected a block's output of shape {expected.shape}, as in the program, got {found.shape}; {REMEDY}")
+    if not np.isfinite(found).all():
+        return Deviation(LARGEST_ERROR, -LARGEST_SQNR_DB)
+    got = found.astype(np.float32, copy=False)
+    largest = float(np.abs(expected).max()) or 1.0
+    return Deviation(float(np.abs(got - expected).max()) / largest, sqnr_db(expected, got))
+
+
+def _is_beyond(one: Deviation, budget: Budget) -> bool:
+    too_large = budget.max_relative_error is not None and one.relative_error > budget.max_relative_error
+    return too_large or (budget.min_sqnr_db is not None and one.sqnr_db < budget.min_sqnr_db)

@@ -1,0 +1,111 @@
+"""Values inside a network: of an ONNX graph, and of the FP32 program that it came from, matched where a block ends."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import helper
+from torch.fx import Graph, GraphModule, Interpreter, Node
+
+from exporter.graph.blocks import residual_additions
+from exporter.graph.probe import ends_of
+from runtimes.errors import PlanError
+
+OPERATORS = {
+    "aten.add": "Add",
+    "aten.relu": "Relu",
+    "aten.conv1d": "Conv",
+    "aten.conv2d": "Conv",
+    "aten.conv_transpose2d": "ConvTranspose",
+    "aten.max_pool2d": "MaxPool",
+}
+"""What torch's operators are called in ONNX, so far as blocks are found by them; `aten.add_` is `aten.add` in place."""
+REMEDY = "its blocks cannot be followed, leave --blocks out"
+ALIKE = ("Add", "Relu", "MaxPool")
+"""Operators that are the same on both sides: others are folded (batch norms) or taken apart (activations)."""
+
+
+def matched(module: GraphModule, graph: onnx.GraphProto) -> dict[str, str]:
+    """The tensors at the ends of a graph's blocks, in order, each with the node of the program whose value it is.
+
+    Both are parted into blocks by the same rules. Their additions correspond where each is computed from the one before it, so that there is
+    but one order, and there are equally many.
+
+    Raises:
+        PlanError: they cannot be matched without guessing.
+    """
+    program = _outline(module.graph)
+    counts = [len(residual_additions(one)) for one in (program, graph)]
+    if counts[0] != counts[1]:
+        raise PlanError(f"expected the program's residual additions in its ONNX graph too, got {counts[0]} and {counts[1]}; {REMEDY}")
+    if not (_is_chain(program) and _is_chain(graph)):
+        raise PlanError(f"expected residual additions that follow from one another, got some side by side; {REMEDY}")
+    nodes, tensors = ends_of(program), ends_of(graph)
+    constants = {tensor.name for tensor in graph.initializer}
+
+    def kind_of(node: onnx.NodeProto) -> str:
+        return "Bias" if node.op_type == "Add" and constants.intersection(node.input) else str(node.op_type)  # the shift of a batch norm
+
+    kinds = [[kind_of(node) for name in ends for node in one.node if name in node.output] for one, ends in ((program, nodes), (graph, tensors))]
+    alike = [[kind if kind in ALIKE else "" for kind in each] for each in kinds]
+    if alike[0] != alike[1]:
+        raise PlanError(f"expected blocks that end alike in the program and its ONNX graph, got {kinds[0]} and {kinds[1]}; {REMEDY}")
+    return dict(zip(tensors, nodes, strict=True))
+
+
+def program_values(module: GraphModule, nodes: Collection[str], inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+    """What nodes of a program compute, in true FP32 on the CPU."""
+    interpreter = _Keeping(module, nodes)
+    with torch.inference_mode():
+        interpreter.run(torch.from_numpy(inputs.copy()))
+    return interpreter.kept
+
+
+class _Keeping(Interpreter):
+    """Runs a program and keeps what some of its nodes compute, before an operator in place can change it."""
+
+    def __init__(self, module: GraphModule, nodes: Collection[str]) -> None:
+        super().__init__(module)
+        self.nodes = nodes
+        self.kept: dict[str, NDArray[np.float32]] = {}
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self.nodes:
+            self.kept[n.name] = result.numpy().copy()
+        return result
+
+
+def _outline(graph: Graph) -> onnx.GraphProto:
+    """A program as an ONNX graph of what depends on its input: names and operators alone, enough to find its blocks by."""
+    inputs = [node.name for node in graph.nodes if node.op == "placeholder"]
+    computed, nodes = set(inputs), []
+    for node in graph.nodes:
+        sources = [one.name for one in node.all_input_nodes if one.name in computed]
+        if node.op == "output":
+            outputs = sources
+        elif sources:
+            computed.add(node.name)
+            # An addition of one computed tensor is a bias, not where two branches meet.
+            kind = OPERATORS.get(str(node.target).split(".default")[0].split(".Tensor")[0].rstrip("_"), str(node.target))
+            nodes.append(helper.make_node("Bias" if kind == "Add" and len(sources) == 1 else kind, sources, [node.name], name=node.name))
+    given, result = ([onnx.ValueInfoProto(name=name) for name in names] for names in (inputs, outputs))
+    return helper.make_graph(nodes, "program", given, result)
+
+
+def _is_chain(graph: onnx.GraphProto) -> bool:
+    """Is every residual addition computed from the one before it?"""
+    sums = {node.output[0]: place for place, node in enumerate(residual_additions(graph))}
+    latest: dict[str, int] = {}  # which of the additions each tensor was last computed from
+    for node in graph.node:
+        before = max((latest.get(name, -1) for name in node.input), default=-1)
+        place = sums.get(node.output[0]) if node.output else None
+        if place is not None and place != before + 1:
+            return False
+        latest.update(dict.fromkeys(node.output, before if place is None else place))
+    return True

@@ -1,0 +1,172 @@
+"""`resnet-parity.toml`: the bundles that a repository keeps, and what each is held to.
+
+    backends = ["onnxruntime"]          # all that follows is optional, and holds for every bundle that says nothing else
+    data = "images/"                    # pictures in place of the golden inputs
+    images = 256                        # at most that many of them
+    timeout_s = 600                     # how long a backend may take to answer
+
+    [budget]                            # in place of the bundle's own limits
+    min_agreement = 0.99
+
+    [[bundles]]
+    path = "resnet50-int8"
+    against = "released/resnet50-int8"
+    budget = { min_sqnr_db = 25.0 }
+
+Paths are relative to the file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+from exporter.verification.check import CheckPlan
+from runtimes._open import backend_names
+from runtimes.bundle import Bundle
+from runtimes.errors import BadInput, PlanError, UnknownName
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+EVERY, FLEET = "all", "resnet-parity.toml"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for one bundle; None is not said.
+
+    Attributes:
+        budget: limits in place of the bundle's own, by name.
+    """
+
+    backends: tuple[str, ...] | None = None
+    data: str | None = None
+    images: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    budget: dict[str, float] = field(default_factory=dict)
+    against: str | None = None
+    timeout_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+
+    def over(self, other: Settings) -> Settings:
+        """These settings, and the other's where these say nothing; budgets are put together."""
+        said = {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
+        return replace(other, **{**said, "budget": {**other.budget, **self.budget}})
+
+
+EXPECTED = {
+    "backends": 'a list of names, as ["onnxruntime"]',
+    "data": "the name of a source in quotes",
+    "images": "a whole number, 1 or more",
+    "budget": "limits with numbers, as { min_agreement = 0.99 }",
+    "against": "the folder of a bundle in quotes",
+    "timeout_s": "seconds, more than 0",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One bundle of the file, with all that holds for it."""
+
+    path: Path
+    settings: Settings
+
+
+def fleet_from_toml(path: Path) -> tuple[Entry, ...]:
+    """The bundles that a file names, in its order.
+
+    Raises:
+        BadInput: the file cannot be read, is no TOML, or a value is of the wrong kind (named).
+        UnknownName: a key or a limit that nobody knows; lists the nearest.
+        PlanError: it names no bundle.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}; write one, or give a BUNDLE") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path} is no TOML: {error}") from error
+    tables = document.pop("bundles", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise BadInput(f"{path}: expected bundles as tables, [[bundles]], got something else")
+    common = _settings(document, str(path), path.parent, "bundles")
+    entries = []
+    for number, table in enumerate(tables, start=1):
+        where = f"{path}, bundle {number}"
+        place = table.pop("path", None)
+        if not isinstance(place, str):
+            raise BadInput(f'{where}: expected a path, got {place!r}; write path = "FOLDER"')
+        entries.append(Entry(path.parent / place, _settings(table, where, path.parent, "path").over(common)))
+    if not entries:
+        raise PlanError(f'{path} names no bundle; add one: [[bundles]] and under it path = "FOLDER"')
+    return tuple(entries)
+
+
+def _settings(table: Mapping[str, Any], where: str, folder: Path, beside: str) -> Settings:
+    """`beside` is a key that stands there too."""
+    known = [one.name for one in fields(Settings)]
+    for key, value in table.items():
+        if key not in known:
+            raise UnknownName(f"key in {where}", key, (*known, beside))
+        try:
+            msgspec.convert({key: value}, Settings)
+        except msgspec.ValidationError as error:
+            raise BadInput(f"{where}: expected {EXPECTED[key]} for {key}, got {value!r}") from error
+    settings = msgspec.convert(dict(table), Settings)
+    return replace(settings, data=_beside(folder, settings.data), against=_beside(folder, settings.against))
+
+
+def _beside(folder: Path, name: str | None) -> str | None:
+    return name if name in (None, "built-in") else str(folder / str(name))
+
+
+def entries(bundles: Sequence[Path], config: Path | None, given: Settings) -> list[Entry]:
+    """What to check: the bundles named, or those of the file; what was given goes before the file.
+
+    Raises:
+        PlanError: bundles and a file, or neither; the file names none.
+        BadInput, UnknownName: the file is not what it should be.
+    """
+    if bundles:
+        if config is not None:
+            raise PlanError("expected bundles or --config, got both; the file names its bundles itself")
+        return [Entry(path, given) for path in bundles]
+    if config is None and not Path(FLEET).exists():
+        raise PlanError(f"expected a BUNDLE, got none, and there is no {FLEET} here; give the folder that resnet-export wrote")
+    return [Entry(entry.path, given.over(entry.settings)) for entry in fleet_from_toml(config or Path(FLEET))]
+
+
+def plan_from_entry(entry: Entry) -> CheckPlan:
+    """Everything is opened and looked at before anything runs.
+
+    Raises:
+        BundleError: a bundle cannot be read.
+        UnknownName, PlanError: a backend or limit that nobody knows, or settings that contradict each other.
+    """
+    settings, known = entry.settings, backend_names()
+    given = tuple(dict.fromkeys(settings.backends if settings.backends is not None else (EVERY,)))
+    for name in given:
+        if name not in (*known, EVERY):
+            raise UnknownName("backend", name, (*known, EVERY))
+    if EVERY in given and len(given) > 1:
+        raise PlanError(f"expected backends by name or {EVERY}, got both; leave one of them out")
+    asked = EVERY not in given
+    names = given if asked else known
+    if not names:
+        raise PlanError(f"expected a backend for {entry.path}, got none; name one, or {EVERY}")
+    for option, value in (("--data", settings.data), ("--against", settings.against)):
+        if value is not None and not value.strip():
+            raise BadInput(f"expected something for {option}, got nothing; leave it out, or name what is meant")
+    bundle = Bundle.open(entry.path)
+    bundle.manifest.parity.budget.changed(settings.budget)
+    against = Bundle.open(settings.against) if settings.against is not None else None
+    images = CheckPlan.images if settings.images is None else settings.images
+    if settings.images is not None and settings.data is None:
+        raise PlanError("a number of images is about the pictures of --data; give both or neither")
+    return CheckPlan(bundle, names, asked, settings.budget, settings.data, images, against, settings.timeout_s)

@@ -1,0 +1,95 @@
+"""What a GitHub workflow shows of checks: a job summary in Markdown, and annotations.
+
+Formats: docs.github.com, "Workflow commands for GitHub Actions", sections on `::error` and on GITHUB_STEP_SUMMARY.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtimes.errors import BadInput, PlanError
+from runtimes.printable import printable
+
+if TYPE_CHECKING:
+    from exporter.verification.verdicts import BundleCheck, Checked
+
+SUMMARY = "GITHUB_STEP_SUMMARY"
+HEADING = ("backend", "verdict", "max error", "cosine", "SQNR dB", "agreement", "flips", "why")
+
+
+def summary_file() -> Path:
+    """Where this step's summary is to be written.
+
+    Raises:
+        PlanError: this is no step of a workflow.
+    """
+    path = os.environ.get(SUMMARY)
+    if not path:
+        raise PlanError(f"--github is for a step of a GitHub workflow, and {SUMMARY} is not set here; leave the option out")
+    return Path(path)
+
+
+def write_summary(path: Path, checks: Sequence[BundleCheck]) -> None:
+    """Add the checks' tables to the job summary.
+
+    Raises:
+        BadInput: the file cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(markdown_from_checks(checks))
+    except OSError as error:
+        raise BadInput(f"cannot write the job summary {path}: {error.strerror}") from error
+
+
+def markdown_from_checks(checks: Sequence[BundleCheck]) -> str:
+    """A heading and a table for each bundle."""
+    parts = []
+    for check in checks:
+        mark = "✅" if check.ok else "❌"
+        rows = [HEADING, ["---"] * len(HEADING), *(_row(one) for one in check.backends)]
+        table = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
+        asked = f"{check.images} images, {_cell(check.evidence)}, against {_cell(check.reference)}"
+        parts.append(f"### {mark} {_cell(check.name)}\n\n{_cell(check.bundle)}: {asked}\n\n{table}\n\n")
+    return "".join(parts)
+
+
+def annotation_lines(checks: Sequence[BundleCheck]) -> list[str]:
+    """A workflow command for each broken limit, and for each backend that failed or was asked for and is not here."""
+    lines = []
+    for check in checks:
+        for one in check.backends:
+            title = f"{check.name} on {one.backend}"
+            if one.answer is not None:
+                lines += [_command("error", title, limit.text) for limit in one.answer.limits if not limit.ok]
+            else:
+                level = "error" if one.verdict != "not here" or check.may_not_miss else "notice"
+                lines.append(_command(level, title, f"{one.verdict}: {one.reason}"))
+    return lines
+
+
+def _row(one: Checked) -> Sequence[str]:
+    if one.answer is None:
+        return (one.backend, one.verdict, "", "", "", "", "", one.reason)
+    (measured,) = one.answer.report.backends.values()
+    agreement = "" if measured.top1_agreement is None else f"{measured.top1_agreement:.2%}"
+    flips = "" if measured.flips is None else str(measured.flips.total)
+    cosine = "" if measured.worst_cosine is None else f"{measured.worst_cosine:.6f}"
+    errors = (f"{measured.max_relative_error:.2e}", cosine, f"{measured.sqnr_db:.1f}") if measured.finite else ("", "", "")
+    return (one.backend, one.verdict, *errors, agreement, flips, one.reason)
+
+
+def _cell(text: str) -> str:
+    return printable(" ".join(text.split())).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _command(level: str, title: str, message: str) -> str:
+    """`::error title=...::...`, escaped as the runner reads it: a property's end is marked by more characters than the message's."""
+    return f"::{level} title={_escaped(title).replace(':', '%3A').replace(',', '%2C')}::{_escaped(message)}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")

@@ -1,0 +1,74 @@
+"""The command lines that make a bundle and check it, as far as its manifest tells."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from calibration.sample import FEWEST_IMAGES
+from exporter.verification.check import CheckPlan
+from runtimes.manifest import Manifest
+from runtimes.parity.budget import number_text
+from runtimes.parity.compare import is_classifier
+from runtimes.preprocess import PIXELS, takes_any_size
+
+WIDTH = 76
+
+
+def export_lines(manifest: Manifest) -> tuple[str, ...]:
+    """`resnet-export ...`, and as comments what it takes that the manifest knows by its sha256 alone."""
+    model, preprocess = manifest.model, manifest.preprocess
+    outputs = [spec.name for spec in manifest.outputs]
+    words = ["resnet-export", model.name, f"--{manifest.precision}", "--target", manifest.target]
+    notes = []
+    if model.weights.kind == "file":
+        words += ["--weights", "FILE"]
+        notes.append(f"# FILE: the checkpoint of sha256 {model.weights.sha256}")
+    if model.weights.kind == "random":
+        words += ["--weights", "random", *(["--num-classes", str(model.classes)] if is_classifier(outputs) else [])]
+        notes.append(f"# and the --seed that gives weights of sha256 {model.weights.sha256}")
+    if model.source == "cifar":
+        words += ["--shortcut", model.variant]
+    elif model.variant in ("v1", "v1.5"):
+        words += ["--variant", model.variant]
+    if model.weights.kind not in ("default", "shipped") and "labels.txt" in manifest.files:
+        words += ["--labels", "labels.txt"]
+    if not is_classifier(outputs):
+        words += ["--features", "stages" if outputs[0].startswith("layer") else "pool"]
+    if manifest.inputs[0].dtype == PIXELS:
+        words += ["--uint8-input", *(["full"] if takes_any_size(manifest.inputs[0]) else [])]
+    words += ["--image-size", "x".join(map(str, preprocess.crop))]
+    words += ["--mean", ",".join(map(number_text, preprocess.mean)), "--std", ",".join(map(number_text, preprocess.std))]
+    words += ["--batch", str(manifest.batch), "--opset", str(manifest.opset)]
+    if manifest.calibration is not None:
+        facts = manifest.calibration
+        words += ["--calibrator", facts.calibrator, "--calibration-images", str(facts.images)]
+        words += ["--allow-few-images"] if facts.images < FEWEST_IMAGES else []
+        notes.append(f"# and --data, where the pictures of fingerprint {facts.fingerprint} are not the built-in ones")
+    words += ["--no-reference"] if "reference.pt2" not in manifest.files else []
+    return (_command(words), *notes)
+
+
+def check_line(plan: CheckPlan) -> str:
+    """`resnet-deploy check ...`. The bundle goes by its name, which its folder usually has: where that lies says nothing to another machine."""
+    words = ["resnet-deploy", "check", plan.bundle.manifest.name]
+    if plan.asked:
+        words += [word for backend in plan.backends for word in ("--backend", backend)]
+    if plan.data is not None:
+        words += ["--data", plan.data, "--images", str(plan.images)]
+    for name, value in plan.budget.items():
+        words += ["--budget", f"{name}={number_text(value)}"]
+    if plan.against is not None:
+        words += ["--against", str(plan.against.folder)]
+    words += [option for option, given in (("--blocks", plan.blocks), ("--bisect", plan.bisect)) if given]
+    return _command(words)
+
+
+def _command(words: Sequence[str]) -> str:
+    """Words as a shell takes them, over several lines where they are many."""
+    lines = [""]
+    for word in map(shlex.quote, words):
+        if len(lines[-1]) + len(word) > WIDTH and not (lines[-1].split() or [""])[-1].startswith("--"):
+            lines.append("   ")
+        lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    return " \\\n".join(lines)

@@ -1,0 +1,98 @@
+"""What the report says of a bundle, gathered where the check was made; nothing here draws or writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.verification.blocks.findings import Drift, bisection_remark, drift_remark
+from exporter.verification.check import CheckPlan
+from exporter.verification.report.records import DriftChart, DriftSeries, EngineFile, FlippedImage, GraphLayer, Section
+from exporter.verification.report.reproduce import check_line, export_lines
+from exporter.verification.verdicts import BundleCheck
+from runtimes.bundle import Bundle
+from runtimes.errors import BundleError
+from runtimes.nvidia.engine_file import read_sidecar
+from runtimes.nvidia.plan_files import FOLDER
+from runtimes.parity.evidence import Evidence
+from runtimes.parity.flips import Flip
+from runtimes.preprocess import MODES, PIXELS, Preprocess
+
+ONNX = "model.onnx"
+SHOWN_FLIPS = 48
+
+
+def section_from_check(check: BundleCheck, plan: CheckPlan, evidence: Evidence) -> Section:
+    """What a check found, and what else the bundle tells."""
+    bundle = plan.bundle
+    flips = _seen_on(check)
+    return Section(
+        check=check,
+        manifest=bundle.manifest,
+        labels=bundle.labels,
+        flips=tuple(_flipped_image(flip, backends, evidence, bundle.manifest.preprocess) for flip, backends in flips[:SHOWN_FLIPS]),
+        flip_count=len(flips),
+        layers=layers_of(bundle.folder / ONNX) if ONNX in bundle.manifest.files else (),
+        engines=engines_of(bundle),
+        reproduce=(*export_lines(bundle.manifest), check_line(plan)),
+        drift=shown_drift(check.drift) if check.drift is not None else None,
+        remedy=(f"What would mend it: {bisection_remark(check.bisection)}.",) if check.bisection is not None else (),
+    )
+
+
+def shown_drift(found: Drift) -> DriftChart:
+    """A drift by its steps."""
+    series = (
+        DriftSeries(stage.name, found.blocks, tuple(one.relative_error for one in stage.blocks), tuple(one.sqnr_db for one in stage.blocks))
+        for stage in found.stages
+    )
+    return DriftChart(tuple(series), drift_remark(found))
+
+
+def layers_of(path: Path) -> tuple[GraphLayer, ...] | None:
+    """The layers of an ONNX file; None without the onnx package."""
+    try:
+        import onnx
+    except ImportError:
+        return None
+    from exporter.verification.report.layers import layers_from_model
+
+    return layers_from_model(onnx.load(path))
+
+
+def engines_of(bundle: Bundle) -> tuple[EngineFile, ...]:
+    """The engines in a bundle by their sidecars, which are read without loading an engine."""
+    found = []
+    for path in sorted((bundle.folder / FOLDER).glob("*.json")):
+        try:
+            facts = read_sidecar(path)
+        except BundleError as error:
+            found.append(EngineFile(path.stem, None, str(error)))
+            continue
+        same = ONNX in bundle.manifest.files and facts.onnx_sha256 == bundle.manifest.files[ONNX].sha256
+        found.append(EngineFile(path.stem, facts, "" if same else f"it was built from another {ONNX}"))
+    return tuple(found)
+
+
+def _seen_on(check: BundleCheck) -> list[tuple[Flip, tuple[str, ...]]]:
+    """Every image with the class that it became, and the backends that say so; the largest margin first, of several backends as well."""
+    found: dict[tuple[int, int, int], list[tuple[Flip, str]]] = {}
+    for one in check.backends:
+        for flip in one.answer.flips if one.answer is not None else ():
+            found.setdefault((flip.image, flip.reference, flip.got), []).append((flip, one.backend))
+    seen = [(max((flip for flip, _ in same), key=lambda flip: flip.margin), tuple(backend for _, backend in same)) for same in found.values()]
+    return sorted(seen, key=lambda pair: (-pair[0].margin, pair[0].image, pair[0].got))
+
+
+def _flipped_image(flip: Flip, backends: tuple[str, ...], evidence: Evidence, preprocess: Preprocess) -> FlippedImage:
+    label = int(evidence.labels[flip.image]) if evidence.labels is not None else None
+    return FlippedImage(flip, backends, _pixels(evidence.inputs[flip.image], preprocess), label)
+
+
+def _pixels(fed: NDArray[Any], preprocess: Preprocess) -> NDArray[np.uint8]:
+    """What a model was fed, as a picture; of a number of channels that no picture has, the first."""
+    pixels: NDArray[np.uint8] = fed if fed.dtype == PIXELS else preprocess.pixels_from_inputs(fed)
+    return pixels if pixels.shape[-1] in MODES else pixels[..., :1]

@@ -1,0 +1,118 @@
+"""What became of a check: a verdict for each backend, and what a command ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from exporter.verification.bundle_diff import Change
+from exporter.verification.own_process import Verdict
+from runtimes.errors import BackendUnavailable, ExportError, ParityError, ResnetExportError
+from runtimes.parity.budget import Budget
+from runtimes.parity.compare import ParityReport
+from runtimes.parity.evidence import Answered
+
+if TYPE_CHECKING:
+    from exporter.verification.blocks.findings import Bisection, Drift
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What became of one backend.
+
+    Attributes:
+        reason: why it is not `ok`, in one line; empty where it is.
+        answer: what was measured; None where nothing was.
+    """
+
+    backend: str
+    verdict: Verdict
+    reason: str
+    answer: Answered | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BundleCheck:
+    """What became of one bundle.
+
+    Attributes:
+        bundle: its folder, as it was given; `name` is the one in its manifest.
+        evidence: what it was asked, in words, and how many images that were.
+        reference: whose answers count as right, in words.
+        image_names: what each image is called; none for golden inputs, which go by their places.
+        left_out: what is wrong with each picture that could not be read.
+        no_accuracy: why accuracy is not measured on pictures that have classes; empty where it is.
+        changes: what differs from the bundle that it is held against.
+        drift, bisection: None where they were not asked for.
+    """
+
+    bundle: str
+    name: str
+    budget: Budget
+    evidence: str
+    images: int
+    reference: str
+    backends: tuple[Checked, ...]
+    image_names: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    no_accuracy: str = ""
+    changes: tuple[Change, ...] = ()
+    asked: bool = False
+    drift: Drift | None = None
+    bisection: Bisection | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.problem is None
+
+    @property
+    def may_not_miss(self) -> bool:
+        """Is a backend that is not here an error: they were asked for by name, or none is here?"""
+        return self.asked or all(one.verdict == "not here" for one in self.backends)
+
+    def image_text(self, place: int) -> str:
+        """What an image is called."""
+        return self.image_names[place] if self.image_names else f"golden image {place}"
+
+    @property
+    def problem(self) -> ResnetExportError | None:
+        """What a command ends with: the first budget broken; a backend that crashed or failed; one that was asked for by name, or all, not here."""
+        for one in self.backends:
+            if one.verdict == "out of budget" and one.answer is not None:
+                return ParityError(f"{self.name}: {one.backend} is out of budget: {one.reason}", one.answer.report)
+        for one in self.backends:
+            if one.verdict in ("failed", "crashed"):
+                return ExportError(f"{self.name}: {one.backend} {one.verdict}: {one.reason}")
+        missing = [one for one in self.backends if one.verdict == "not here"]
+        if missing and self.may_not_miss:
+            return BackendUnavailable(f"{self.name}: {missing[0].backend} cannot answer: {missing[0].reason}")
+        return None
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Names numbered where several are the same."""
+    return [name if names.count(name) == 1 else f"{name}-{names[: place + 1].count(name)}" for place, name in enumerate(names)]
+
+
+def why_not_judged(limit: str, answer: Answered) -> str:
+    """Why there is no verdict on a limit of the budget."""
+    if not answer.limits[0].ok:
+        return f"{limit} has no meaning: {answer.limits[0].text}"
+    if limit == "max_accuracy_drop":
+        return "max_accuracy_drop needs pictures with labels, so many that it allows one to be lost"
+    if limit == "max_batch_difference":
+        return "max_batch_difference needs several batch sizes, and the model takes one"
+    if limit == "min_cosine":
+        return "min_cosine is about the direction of several values, and the model gives a single one"
+    return f"{limit} is about classes, and this model gives features"
+
+
+def joined_report(check: BundleCheck) -> ParityReport | None:
+    """All backends' figures in one report; None where none answered."""
+    reports = [one.answer.report for one in check.backends if one.answer is not None]
+    if not reports:
+        return None
+    compared = {name: measured for report in reports for name, measured in report.backends.items()}
+    return replace(reports[0], ok=all(report.ok for report in reports), backends=compared)

@@ -1,0 +1,295 @@
+"""Engines on the GPU: what TensorRT and TensorRT-RTX share. Follows NVIDIA's samples (python/common_runtime.py) and the notes of NvInferRuntime.h.
+
+The thread contract: one instance, one thread at a time. `sibling()` gives another thread an instance of its own: the engine is shared, which may be
+used by many threads, while contexts, stream and buffers are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtimes.base import Runtime
+from runtimes.bundle import Bundle
+from runtimes.errors import BackendUnavailable
+from runtimes.nvidia.cuda import CudaError, DeviceBuffer, Event, Graph, PinnedBuffer, Stream, copy_on_device, copy_to_device, copy_to_host, device
+from runtimes.nvidia.dlpack import DeviceArray, DeviceTensor, imported
+from runtimes.nvidia.engine_file import Here, engine_for
+from runtimes.nvidia.loading import Loaded, loaded
+from runtimes.nvidia.log import log_of
+from runtimes.nvidia.shapes import Shapes, batch_range, check_sizes, engine_specs, largest_shape, like, rows_of
+from runtimes.preprocess import takes_any_size
+from runtimes.specs import BatchRange, check_feeds
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+    from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
+
+MOST_GRAPHS = 3
+"""So many batch sizes get a CUDA graph, each with an execution context of its own, whose scratch memory is the largest batch's."""
+REPLAY_TOLERANCE = 1e-3
+"""How far, relative to the largest value, a graph's first replay may be from the plain run: kernels may add in another order."""
+
+
+class Lane:
+    """An execution context at one batch size, and the graph of its work once there is one. No shapes: they are not settled."""
+
+    def __init__(self, context: trt.IExecutionContext) -> None:
+        self.context = context
+        self.shapes: Shapes = {}
+        self.graph: Graph | None = None
+
+
+class EngineRuntime(Runtime):
+    """An engine with its buffers, allocated once at the largest batch, on a stream of its own.
+
+    Host arrays go through pinned memory; the copies and the engine's kernels are one CUDA graph for each of the first few batch sizes,
+    taken after a plain run and kept only if its first replay gives the same. `graph_problem` says why there is none. Pictures of any size get none.
+    """
+
+    FILE = "engines"
+    BACKEND: ClassVar[str]
+    API: ClassVar[Any]
+    CAPTURES: ClassVar[bool] = True
+    """Capture graphs here? No where the library does so itself."""
+
+    def __init__(self, model: Loaded) -> None:
+        engine = model.engine
+        inputs, outputs = engine_specs(self.API, engine), engine_specs(self.API, engine, outputs=True)
+        super().__init__(inputs, outputs, batch_range(engine, inputs[0].name))
+        self._loaded = model
+        self._largest = {spec.name: largest_shape(engine, spec.name) for spec in inputs}
+        free = any(takes_any_size(spec) for spec in inputs)
+        self.graph_problem = "pictures come in any size, and a graph is of one" if free else None
+        self._graphs: dict[int, Lane] = {}
+        self._held: tuple[Event, object] | None = None
+        with ExitStack() as owned:
+            self._stream = owned.enter_context(Stream())
+            largest = self._shapes(self._most, self._largest)
+            self._plain = self._lane(largest)
+            self._device = {name: owned.enter_context(DeviceBuffer(self._bytes(name, shape))) for name, shape in largest.items()}
+            self._pinned = {name: owned.enter_context(PinnedBuffer(self._bytes(name, shape))) for name, shape in largest.items()}
+            self._bind(self._plain)
+            self._owned = owned.pop_all()
+
+    @classmethod
+    def open(cls, path: Path, *, provider: str | None = None, batch: BatchRange | None = None) -> Self:
+        """Load the engine at `path`, if this machine built it, its sidecar names it and says that it was built for this library and GPU.
+
+        The batch range is the engine's own; `batch` is not looked at.
+
+        Raises:
+            BackendUnavailable: no driver, or an engine for another library, version, platform or GPU.
+            BundleError, BadInput: changed since it was built, built elsewhere, without a sidecar, or no engine.
+        """
+        return cls.open_model(path, provider=provider)
+
+    @classmethod
+    def open_model(cls, model: Path | Bundle, *, provider: str | None = None, trusted: Collection[str] = ()) -> Self:
+        if provider not in (None, "cuda"):
+            raise BackendUnavailable(f"{cls.BACKEND} runs on an NVIDIA GPU alone, got provider '{provider}'; leave --provider out")
+        if isinstance(model, Path):
+            return cls(loaded(cls.API, model, cls.here, trusted))
+        cls.check_bundle(model.manifest, provider)
+        return cls(loaded(cls.API, engine_for(model, cls.here(), trusted), cls.here, trusted))
+
+    @classmethod
+    def file_of(cls, bundle: Bundle) -> Path:
+        return engine_for(bundle, cls.here())
+
+    @classmethod
+    def check_here(cls) -> None:
+        device()
+
+    @classmethod
+    def here(cls) -> Here:
+        """This library, and the GPU that it would run on."""
+        return Here(cls.BACKEND, cls.API.__version__, device().target)
+
+    def sibling(self) -> Self:
+        """Another instance on the same engine, for another thread. Raises as `run` does where the runtime is closed."""
+        self._check_usable()
+        return type(self)(self._loaded)
+
+    @property
+    def provider(self) -> str:
+        return "cuda"
+
+    def _context(self) -> trt.IExecutionContext | None:
+        return self._loaded.engine.create_execution_context()
+
+    def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        rows = len(next(iter(feeds.values())))
+        shapes = self._shapes(rows, {name: array.shape for name, array in feeds.items()})
+        for name, array in feeds.items():
+            self._pinned[name].view(array.dtype, array.shape)[...] = array
+        lane = self._graphs.get(rows)
+        if lane is not None and lane.graph is not None:
+            lane.graph.launch(self._stream)
+            return self._answers(rows)
+        self._enqueue(self._at(self._plain, shapes))
+        answers = self._answers(rows)
+        if self.CAPTURES and self.graph_problem is None and len(self._graphs) < MOST_GRAPHS:
+            self._capture(shapes, answers)
+        return answers
+
+    def run_on_device(self, feeds: Mapping[str, object]) -> dict[str, DeviceArray]:
+        """As `run`, for arrays that are on the GPU: taken, and answered, by DLPack, without a way over the CPU and without waiting for the work.
+
+        Order holds both ways: the engine starts after what each producer has queued, and a consumer's stream waits for the answer when it takes it
+        (`torch.from_dlpack(answer)`). Inputs are held until they have been read; the answers are the caller's, and are freed with their last user.
+
+        Raises:
+            BadInput: names, dtypes or shapes are not the model's, or not DLPack's.
+            ValueError: the runtime is closed.
+        """
+        self._check_usable()
+        self._let_go()
+        tensors = {name: imported(array, self._stream.handle) for name, array in feeds.items()}
+        count = check_feeds(self._fed, {name: like(tensor) for name, tensor in tensors.items()})
+        shapes = self._shapes(count, {name: tensor.shape for name, tensor in tensors.items()})
+        with ExitStack() as owned:
+            answers = {spec.name: owned.enter_context(DeviceBuffer(self._bytes(spec.name, shapes[spec.name]))) for spec in self.outputs}
+            owned.callback(self._stream.synchronize)  # before the answers' memory is given back, where something fails
+            assert self.batch is not None
+            for start, stop in self.batch.chunks(count):
+                self._run_between(tensors, answers, start, stop)
+            self._held = (self._stream.record(), tensors)
+            ready = {name: owned.enter_context(self._stream.record()) for name in answers}
+            owned.pop_all()
+        return {spec.name: DeviceArray(answers[spec.name], shapes[spec.name], spec.dtype, ready=ready[spec.name]) for spec in self.outputs}
+
+    def _run_between(self, tensors: Mapping[str, DeviceTensor], answers: Mapping[str, DeviceBuffer], start: int, stop: int) -> None:
+        """Queue rows `start` to `stop`. A batch below the range is run as the smallest; what fills it up is whatever lay there."""
+        assert self.batch is not None
+        shapes = self._shapes(max(stop - start, self.batch.min), {name: tensor.shape for name, tensor in tensors.items()})
+        row = {name: self._bytes(name, shape[1:]) for name, shape in shapes.items()}
+        for name, tensor in tensors.items():
+            copy = copy_on_device if tensor.on_device else copy_to_device
+            copy(self._device[name].pointer, tensor.pointer + start * row[name], (stop - start) * row[name], self._stream)
+        self._execute(self._at(self._plain, shapes))
+        for name, answer in answers.items():
+            copy_on_device(answer.pointer + start * row[name], self._device[name].pointer, (stop - start) * row[name], self._stream)
+
+    def _let_go(self) -> None:
+        """Of the last device call's inputs, once they have been read."""
+        if self._held is not None:
+            event, _ = self._held
+            event.synchronize()
+            self._held = None
+            event.close()
+
+    def _enqueue(self, lane: Lane) -> None:
+        """Queue the copies in, the engine and the copies out. All memory is this instance's, so that it lives until the stream is synchronised."""
+        sizes = {name: self._bytes(name, shape) for name, shape in lane.shapes.items()}
+        for spec in self.inputs:
+            copy_to_device(self._device[spec.name].pointer, self._pinned[spec.name].pointer, sizes[spec.name], self._stream)
+        self._execute(lane)
+        for spec in self.outputs:
+            copy_to_host(self._pinned[spec.name].pointer, self._device[spec.name].pointer, sizes[spec.name], self._stream)
+
+    def _execute(self, lane: Lane) -> None:
+        with log_of(self.API).recording() as recording:
+            if not lane.context.execute_async_v3(self._stream.handle):
+                raise BackendUnavailable(f"TensorRT could not run a batch of {rows_of(lane.shapes)}: {recording.own_reason}")
+
+    def _answers(self, rows: int) -> dict[str, NDArray[Any]]:
+        """Wait, and copy the outputs out of the pinned memory that the next call writes to."""
+        self._stream.synchronize()
+        return {spec.name: self._pinned[spec.name].view(spec.dtype, (rows, *map(int, spec.shape[1:]))).copy() for spec in self.outputs}
+
+    def _capture(self, shapes: Shapes, expected: dict[str, NDArray[Any]]) -> None:
+        """Capture the work of a batch size whose plain run is done, in a context that no other size uses, and try it once."""
+        lane, rows = None, rows_of(shapes)
+        try:
+            lane = self._lane(shapes)
+            self._bind(lane)
+            self._enqueue(lane)  # once after every change of shapes: what TensorRT does then cannot be captured
+            self._stream.synchronize()
+            lane.graph = Graph.captured(self._stream, lambda: self._enqueue(lane))
+            lane.graph.launch(self._stream)
+            replayed = self._answers(rows)
+        except (CudaError, BackendUnavailable) as error:
+            self._dropped(lane, str(error))
+            return
+        for name, array in expected.items():
+            if not _is_same(replayed[name], array):
+                self._dropped(lane, f"the replay for a batch of {rows} gave another '{name}' than the plain run")
+                return
+        self._graphs[rows] = lane
+
+    def _dropped(self, lane: Lane | None, problem: str) -> None:
+        self.graph_problem = problem
+        if lane is not None and lane.graph is not None:
+            with suppress(CudaError), lane.graph:  # of a device that is lost, which the next call will say
+                self._stream.synchronize()
+
+    def _lane(self, shapes: Shapes) -> Lane:
+        with log_of(self.API).recording() as recording:
+            context = self._context()
+            if context is None:
+                raise BackendUnavailable(f"TensorRT cannot make an execution context for {self._loaded.path}: {recording.own_reason}")
+        return self._at(Lane(context), shapes)
+
+    def _at(self, lane: Lane, shapes: Shapes) -> Lane:
+        """The lane, its context told the shapes."""
+        if lane.shapes == shapes:
+            return lane
+        lane.shapes, rows = {}, rows_of(shapes)  # whatever it is that fails, the context is not at the old size any more
+        with log_of(self.API).recording() as recording:
+            for spec in self.inputs:
+                if not lane.context.set_input_shape(spec.name, shapes[spec.name]):
+                    raise BackendUnavailable(
+                        f"TensorRT does not take a batch of {rows} for '{spec.name}' (range {self.batch}): {recording.own_reason}"
+                    )
+            try:
+                missing = lane.context.infer_shapes()
+            except RuntimeError as error:
+                raise BackendUnavailable(f"TensorRT cannot tell the shapes for a batch of {rows}: {recording.own_reason}") from error
+            if missing:
+                raise BackendUnavailable(f"TensorRT cannot tell the shapes of {', '.join(missing)}: {recording.own_reason}")
+        lane.shapes = shapes
+        return lane
+
+    def _bind(self, lane: Lane) -> None:
+        """Tell a context where its tensors lie; addresses never change."""
+        for name, buffer in self._device.items():
+            if not lane.context.set_tensor_address(name, buffer.pointer):
+                raise BackendUnavailable(f"TensorRT refuses the memory for '{name}'; build the engine again with: resnet-deploy build BUNDLE")
+
+    def _close(self) -> None:
+        self._let_go()
+        self._stream.synchronize()
+        for lane in self._graphs.values():
+            if lane.graph is not None:
+                lane.graph.close()
+        self._graphs.clear()
+        del self._plain
+        self._owned.close()
+        del self._loaded
+
+    @property
+    def _most(self) -> int:
+        assert self.batch is not None
+        return self.batch.max
+
+    def _shapes(self, rows: int, fed: Mapping[str, Sequence[int]]) -> Shapes:
+        """Every tensor's, for so many rows of inputs of these shapes; BadInput where a picture is larger than the engine takes."""
+        check_sizes(fed, self._largest)
+        outputs = {spec.name: (rows, *(int(size) for size in spec.shape[1:])) for spec in self.outputs}
+        return {**{name: (rows, *shape[1:]) for name, shape in fed.items()}, **outputs}
+
+    def _bytes(self, name: str, shape: Sequence[int]) -> int:
+        spec = next(spec for spec in (*self.inputs, *self.outputs) if spec.name == name)
+        return int(np.dtype(spec.dtype).itemsize * np.prod(shape, dtype=np.int64))
+
+
+def _is_same(replayed: NDArray[Any], plain: NDArray[Any]) -> bool:
+    """Up to rounding. What is not finite is so in both."""
+    largest = float(np.abs(plain[np.isfinite(plain)]).max(initial=0))
+    return np.allclose(replayed, plain, rtol=0, atol=REPLAY_TOLERANCE * largest, equal_nan=True)

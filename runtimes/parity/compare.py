@@ -1,0 +1,233 @@
+"""Are these outputs the reference's? What is measured, and what is allowed.
+
+Errors are taken relative to the largest reference logit: a ResNet's logits differ by orders of magnitude with its depth and
+weights, so an absolute tolerance means nothing. A flip (another top class) counts against the agreement only where the
+reference itself preferred its class to the one chosen by more than the precision's own error; all flips are reported.
+
+An image counts once, whatever it is asked at: averages and agreement are those of the largest batch, which sees every image. What the smaller
+batches answer to some of the images again goes into what is the worst of all (largest error, cosine, not finite), and into a measure of its
+own, by how much the batch sizes differ among each other.
+
+Features (`--features`) have no classes: each output is measured on its own, relative to its own largest value, and the worst of them is held
+against the budget; what it says of classes does not apply to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtimes.parity.budget import Budget
+from runtimes.parity.flips import Flips, flip_counts, flipped, top_classes
+from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, Accuracy, Comparison, _decibels, sqnr_db
+
+LOGITS = "logits"
+"""The one output of a classifier. A model with any other gives features."""
+Repeated = Sequence[tuple[NDArray[np.int64], NDArray[Any]]]
+"""Of one output: places of images, and their values once more."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """What a backend answers to some of the images again, in a batch of another size.
+
+    Attributes:
+        places: int64 (n,), which images.
+        outputs: by name, (n, ...).
+    """
+
+    places: NDArray[np.int64]
+    outputs: Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """The verdict over all backends: `ok` when every one is. Truth of the report is `ok`."""
+
+    ok: bool
+    images: int
+    batches: tuple[int, ...]
+    backends: dict[str, Comparison]
+    budget: Budget = field(default=Budget(own_error=0.0))
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+
+def is_classifier(outputs: Iterable[str]) -> bool:
+    """Are these the output names of a classifier, rather than those of features?"""
+    return tuple(outputs) == (LOGITS,)
+
+
+def compare_outputs(
+    reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], budget: Budget, again: Sequence[Again] = ()
+) -> Comparison:
+    """Measure a model's outputs by name, those of a classifier or features, against the reference's; `again` holds answers at other batch sizes."""
+    if is_classifier(reference):
+        return compare(reference[LOGITS], outputs[LOGITS], budget, _of_output(LOGITS, again))
+    return compare_features(reference, outputs, budget, again)
+
+
+def compare(reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, again: Repeated = ()) -> Comparison:
+    """Measure `outputs` against `reference`, both float (images, classes); `again` are places of images and what they got once more."""
+    if reference.shape != outputs.shape or reference.ndim != 2:
+        raise ValueError(f"expected two arrays (images, classes) of one shape, got {reference.shape} and {outputs.shape}")
+    if not _all_finite(reference, outputs, again):
+        flips = Flips(len(reference), len(reference))
+        return replace(_not_finite(reference), top1_agreement=0.0, top5_overlap=0.0, flips=flips)
+    expected, got = reference.astype(np.float64), outputs.astype(np.float64)
+    largest = float(np.abs(expected).max()) or 1.0
+    errors = np.abs(got - expected) / largest
+    cosine = None if expected.shape[1] == 1 else float(_cosines(expected, got).min())
+    flips = flip_counts(flipped(expected, got, budget.own_error))
+    measured = Comparison(
+        ok=True,
+        finite=True,
+        max_relative_error=float(errors.max()),
+        mean_relative_error=float(errors.mean()),
+        p99_relative_error=float(np.quantile(errors, 0.99)),
+        worst_cosine=cosine,
+        sqnr_db=sqnr_db(expected, got),
+        top1_agreement=1 - flips.counted / len(expected),
+        top5_overlap=_top_overlap(expected, got, min(5, expected.shape[1])),
+        flips=flips,
+    )
+    return _judged(_with_again(measured, expected, got, again), budget)
+
+
+def compare_features(
+    reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], budget: Budget, again: Sequence[Again] = ()
+) -> Comparison:
+    """Measure features by name, each a float array (images, ...), against the reference's of the same names and shapes."""
+    found = {name: _compare_feature(name, values, outputs[name], budget, _of_output(name, again)) for name, values in reference.items()}
+    each = list(found.values())
+    differences = [one.max_batch_difference for one in each if one.max_batch_difference is not None]
+    return Comparison(
+        ok=all(one.ok for one in each),
+        finite=all(one.finite for one in each),
+        max_relative_error=max(one.max_relative_error for one in each),
+        mean_relative_error=max(one.mean_relative_error for one in each),
+        p99_relative_error=max(one.p99_relative_error for one in each),
+        worst_cosine=min((one.worst_cosine for one in each if one.worst_cosine is not None), default=None),
+        sqnr_db=min(one.sqnr_db for one in each),
+        top1_agreement=None,
+        top5_overlap=None,
+        flips=None,
+        violations=tuple(f"{name}: {said}" for name, one in found.items() for said in one.violations),
+        outputs=found,
+        max_batch_difference=max(differences, default=None),
+    )
+
+
+def _compare_feature(name: str, reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, again: Repeated) -> Comparison:
+    """One output. A stage has a million values an image: they stay in single precision, all but the sums."""
+    if reference.shape != outputs.shape or reference.ndim < 2:
+        raise ValueError(f"expected '{name}' as two arrays (images, ...) of one shape, got {reference.shape} and {outputs.shape}")
+    if not _all_finite(reference, outputs, again):
+        return _not_finite(reference)
+    expected, got = _rows(reference), _rows(outputs)
+    largest = float(np.abs(expected).max()) or 1.0
+    errors = np.abs(got - expected)
+    worst_cosine, ratio = _cosine_and_sqnr(expected, got)
+    measured = Comparison(
+        ok=True,
+        finite=True,
+        max_relative_error=float(errors.max()) / largest,
+        mean_relative_error=float(errors.mean(dtype=np.float64)) / largest,
+        p99_relative_error=float(np.quantile(errors, 0.99)) / largest,
+        worst_cosine=worst_cosine,
+        sqnr_db=ratio,
+        top1_agreement=None,
+        top5_overlap=None,
+        flips=None,
+    )
+    return _judged(_with_again(measured, expected, got, [(places, _rows(values)) for places, values in again]), budget)
+
+
+def _of_output(name: str, again: Sequence[Again]) -> list[tuple[NDArray[np.int64], NDArray[Any]]]:
+    return [(one.places, one.outputs[name]) for one in again]
+
+
+def _rows(values: NDArray[Any]) -> NDArray[np.float32]:
+    """An output as (images, values) in single precision."""
+    return values.reshape(len(values), -1).astype(np.float32, copy=False)
+
+
+def _all_finite(reference: NDArray[Any], outputs: NDArray[Any], again: Repeated) -> bool:
+    return all(np.isfinite(values).all() for values in (reference, outputs, *(values for _, values in again)))
+
+
+def _with_again(measured: Comparison, expected: NDArray[Any], got: NDArray[Any], again: Repeated) -> Comparison:
+    """With the worst of what other batch sizes answered, all arrays (images, values), and by how much that differs from `got`."""
+    if not again:
+        return measured
+    largest = float(np.abs(expected).max()) or 1.0
+    errors = [float(np.abs(values - expected[places]).max()) / largest for places, values in again]
+    differences = [float(np.abs(values - got[places]).max()) / largest for places, values in again]
+    cosines = [measured.worst_cosine, *(_cosine_and_sqnr(expected[places], values)[0] for places, values in again)]
+    return replace(
+        measured,
+        max_relative_error=max(measured.max_relative_error, *errors),
+        worst_cosine=min((one for one in cosines if one is not None), default=None),
+        max_batch_difference=max(differences),
+    )
+
+
+def _cosine_and_sqnr(expected: NDArray[Any], got: NDArray[Any]) -> tuple[float | None, float]:
+    """The worst image's cosine (None for a single value) and the signal-to-noise ratio in dB of two arrays (images, values).
+
+    Computed in double, one image at a time.
+    """
+    worst, signal, noise = 1.0, 0.0, 0.0
+    for place in range(len(expected)):
+        one, other = expected[place : place + 1].astype(np.float64), got[place : place + 1].astype(np.float64)
+        worst = min(worst, float(_cosines(one, other)[0]))
+        signal += float((one**2).sum())
+        noise += float(((other - one) ** 2).sum())
+    return (None if expected.shape[1] == 1 else worst), _decibels(signal, noise)
+
+
+def _judged(measured: Comparison, budget: Budget) -> Comparison:
+    violations = budget.violations(measured)
+    return replace(measured, ok=not violations, violations=violations)
+
+
+def _not_finite(reference: NDArray[Any]) -> Comparison:
+    """The reference or, where that is finite, an answer holds NaN or infinity."""
+    worst = LARGEST_ERROR
+    whose = "outputs that are" if np.isfinite(reference).all() else "a reference that is"
+    return Comparison(False, False, worst, worst, worst, -1.0, -LARGEST_SQNR_DB, None, None, None, (f"{whose} not finite",))
+
+
+def accuracy(reference: NDArray[Any], outputs: NDArray[Any], labels: NDArray[Any]) -> Accuracy:
+    """Top-1 of the reference and of `outputs`, both (images, classes), for integer `labels` (images,)."""
+    correct = int((top_classes(outputs) == labels).sum())
+    return Accuracy(len(labels), float((top_classes(reference) == labels).mean()), correct / len(labels), wilson_interval(correct, len(labels)))
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a proportion (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1)."""
+    z = 1.959963984540054
+    share = successes / trials
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z / (1 + z * z / trials) * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
+
+
+def _cosines(expected: NDArray[Any], got: NDArray[Any]) -> NDArray[Any]:
+    lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(got, axis=1)
+    both_zero = (np.abs(expected).max(1) == 0) & (np.abs(got).max(1) == 0)
+    cosines: NDArray[Any] = np.where(both_zero, 1.0, (expected * got).sum(1) / np.maximum(lengths, np.finfo(np.float64).tiny))
+    return cosines.clip(-1, 1)
+
+
+def _top_overlap(expected: NDArray[Any], got: NDArray[Any], top: int) -> float:
+    def chosen(logits: NDArray[Any]) -> NDArray[Any]:
+        return np.argsort(-logits, axis=1, kind="stable")[:, :top]
+
+    hits = (chosen(expected)[:, :, None] == chosen(got)[:, None, :]).any(2)
+    return float(hits.mean())
