@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 from calibration.classes import ModelClasses, labels_or_reason
 from calibration.data import ImageSource, check_channels, evenly_chosen, open_source
@@ -48,6 +49,7 @@ from runtimes.preprocess import image_from_pixels
 PACKAGES = ("resnet-export", "torch", "torchvision", "onnx", "onnxscript", "onnxsim", "numpy", "pillow")
 FEWEST_IMAGES, LABELLED_IMAGES = 32, 2000
 DECODED_AHEAD = 4
+HALVES = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 OTHERS_CODE = ("custom", "timm")
 """Sources of networks of which nobody has read whether they answer a picture alike each time."""
 DRIFT_IMAGES = 2
@@ -103,6 +105,7 @@ def export(plan: ExportPlan, announce: Announce = silent) -> Export:
     """
     steps = Steps(announce)
     precision: Any = load_precision(plan.precision)
+    budget: Budget = precision.BUDGET
     if plan.calibrator is not None:
         find_observer(plan.calibrator)  # refused before the long work
     with staging_folder(plan.output, force=plan.force) as folder:
@@ -124,6 +127,7 @@ def export(plan: ExportPlan, announce: Announce = silent) -> Export:
             clean = simplified(traced, images.inputs[:SIMPLIFY_IMAGES])
             if plan.uint8_input:
                 clean = with_uint8_input(clean, loaded.preprocess)
+        budget = max([budget, *_budgets_of_its_own(clean)], key=lambda one: one.own_error)
         measured, table = _measured(precision.observed(clean), clean, loaded, plan, steps), None
         with steps(f"lower to {plan.precision}"):
             if measured is None:
@@ -140,15 +144,15 @@ def export(plan: ExportPlan, announce: Announce = silent) -> Export:
         with steps("prove"):
             # What no backend here runs is read back, so that the simulation is of what was written.
             graphs = Graphs(clean, precision.simulated(model if precision.RUNS_ON else onnx.load(folder / "model.onnx")))
-            proof = golden = prove(folder, images, graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON)
+            proof = golden = prove(folder, images, graphs, budget=budget, batch=plan.batch, backends=precision.RUNS_ON)
             kept = fitted(images, loaded.preprocess, GOLDEN_IMAGES[-1]) if plan.uint8_input == FULL else images
             if kept is not images:  # built-in pictures have the network's size: what travels is to be resized
-                golden = prove(folder, kept, graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON)
+                golden = prove(folder, kept, graphs, budget=budget, batch=plan.batch, backends=precision.RUNS_ON)
         with steps("follow blocks"):
             both = Original(
                 program, clean, with_correction(clean, table, plan.calibrator or CALIBRATOR), model, graphs.simulation, bool(precision.RUNS_ON)
             )
-            drift = _drift(both, images, precision.BUDGET)
+            drift = _drift(both, images, budget)
         with steps("write"):
             _write_rest(folder, plan, loaded, kept, golden.outputs)
             if table:
@@ -157,6 +161,13 @@ def export(plan: ExportPlan, announce: Announce = silent) -> Export:
             (folder / REPORT).write_bytes(page_from_proof(Bundle(folder, replace(manifest, files=files_of(folder))), images, proof, drift))
             manifest = finish(folder, manifest)
     return Export(plan.output, manifest, steps.seconds, images.no_accuracy)
+
+
+def _budgets_of_its_own(clean: onnx.ModelProto) -> list[Budget]:
+    """What the network itself costs where it computes in half precision, whatever precision it is lowered to."""
+    found = {helper.get_node_attr_value(node, "to") for node in clean.graph.node if node.op_type == "Cast"}
+    found |= {tensor.data_type for tensor in clean.graph.initializer}
+    return [load_precision(name).BUDGET for kind, name in HALVES.items() if kind in found]
 
 
 def _drift(both: Original, images: Images, budget: Budget) -> Drift | None:

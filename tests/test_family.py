@@ -14,6 +14,7 @@ from torchvision.models import resnet50, resnext50_32x4d, wide_resnet50_2
 from exporter import ExportPlan
 from exporter.models import MODELS, ModelSpec, cifar, find_model, torchvision
 from exporter.models.cifar import CifarResNet, PadShortcut
+from exporter.precisions import fp16
 from exporter.weights import LoadedModel, load_model
 from runtimes.errors import BadInput, PlanError, UnknownName
 
@@ -182,6 +183,10 @@ class Branching(Net):
         super().__init__()
         self.model.append(nn.Sequential(nn.ReLU(), Gate()))
 
+class Island(Net):
+    def forward(self, x):
+        return self.head(self.model(x).mean((2, 3)).half().float())
+
 class Map(Net):
     def forward(self, x):
         return self.model(x)
@@ -310,6 +315,13 @@ def test_a_custom_module_is_exported_in_budget(nets: Path, run: Any, precision: 
     assert ran.json["accuracy"] is None
     assert "got 10 others ('T-shirt/top', 'Trouser', 'Pullover', ...); rename them" in ran.json["no_accuracy"]
     assert "accuracy is not measured: built-in (train): expected classes" in (nets / f"grey-{precision}" / "report.html").read_text()
+
+
+def test_a_network_with_a_half_precision_part_may_cost_what_half_precision_does(nets: Path, run: Any) -> None:
+    """PyTorch and ONNX Runtime differ in the last bit of FP32, which the rounding to half makes a thousand times larger."""
+    ran = run("my_package.nets:Island", "--image-size", "16", "--weights", "random", "--json", "--quiet")
+    assert ran.code == 0, ran.err
+    assert ran.json["parity"]["budget"]["max_relative_error"] == fp16.BUDGET.max_relative_error
 
 
 def test_planning_and_listing_run_nobodys_code(nets: Path, run: Any) -> None:
