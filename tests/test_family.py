@@ -15,6 +15,7 @@ from exporter import ExportPlan
 from exporter.models import MODELS, ModelSpec, cifar, find_model, torchvision
 from exporter.models.cifar import CifarResNet, PadShortcut
 from exporter.precisions import fp16
+from exporter.trace import program_from_module, save_program
 from exporter.weights import LoadedModel, load_model
 from runtimes.errors import BadInput, PlanError, UnknownName
 
@@ -197,6 +198,7 @@ def broken(): raise ValueError("no such dataset\\nand more")
 def leaving(): raise SystemExit(3)
 def half(): return Net().half()
 def grey(): return Net(channels=1)
+def last(): return Net().to(memory_format=torch.channels_last)
 def trained():
     net = Net()
     nn.init.constant_(net.head.weight, 7.0)
@@ -259,6 +261,12 @@ def test_the_factorys_own_weights_are_the_default_and_seeded(nets: Path) -> None
     assert (one.preprocess.shape, one.preprocess.mean, one.preprocess.std) == ((2, 16, 16), (0.0, 0.0), (1.0, 1.0))
     assert made("nets:Net", mean=(0.5,), std=(0.1, 0.2)).preprocess.std == (0.1, 0.2)
     assert {value.dtype for value in made("nets:half").module.parameters()} == {torch.float32}
+
+
+def test_a_network_in_channels_last_is_saved_without_a_warning(nets: Path) -> None:
+    module = made("nets:last", image_size=(16, 16)).module
+    assert all(tensor.is_contiguous() for tensor in module.state_dict().values())
+    save_program(program_from_module(module, (2, 16, 16)), nets / "reference.pt2")  # a warning is an error here
 
 
 def test_random_weights_replace_the_factorys_own(nets: Path) -> None:
