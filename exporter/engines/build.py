@@ -23,7 +23,15 @@ from runtimes._open import backend_class, remedy_for
 from runtimes._plugins import load_plugin, plugin_names
 from runtimes.bundle import Bundle, write_in_one_step
 from runtimes.errors import BackendUnavailable, BundleError, ParityError, PlanError, ResnetExportError
-from runtimes.nvidia.engine_file import SCHEMA_VERSION, EngineFacts, LayerFacts, facts_of, json_from_facts, sealed, sidecar_document
+from runtimes.nvidia.engine_file import (
+    SCHEMA_VERSION,
+    EngineFacts,
+    LayerFacts,
+    facts_of,
+    json_from_facts,
+    sealed,
+    sidecar_document,
+)
 from runtimes.nvidia.plan_files import FOLDER, engine_name, platform_text, sidecar_of
 from runtimes.nvidia.trust import is_built_here, made_machine_key
 from runtimes.parity.compare import ParityReport
@@ -75,7 +83,9 @@ class BuildPlan:
     def __post_init__(self) -> None:
         manifest, options = self.bundle.manifest, self.options
         if options.strip_weights and manifest.precision == "int8":
-            raise PlanError("--strip-weights does not go with int8: TensorRT gives up fusions whose scales might change (docs, refitting)")
+            raise PlanError(
+                "--strip-weights does not go with int8: TensorRT gives up fusions whose scales might change (docs, refitting)"
+            )
         if options.workspace_bytes is not None and options.workspace_bytes < 1:
             raise PlanError("expected --workspace of at least 1 MiB")
         if options.dla_core is not None and manifest.precision not in DLA_PRECISIONS:
@@ -117,7 +127,11 @@ def build_engine(plan: BuildPlan, on_step: Progress) -> Engine:
     targets, device = builder.here(plan.options)
     manifest = plan.bundle.manifest
     key = _key(plan, builder.VERSION, targets)
-    path = plan.bundle.folder / FOLDER / engine_name(plan.backend, builder.VERSION, targets, manifest.batch, _given(plan.options))
+    path = (
+        plan.bundle.folder
+        / FOLDER
+        / engine_name(plan.backend, builder.VERSION, targets, manifest.batch, _given(plan.options))
+    )
     machine_key = made_machine_key()  # asked for now: nobody wants to hear after the work that there is no place for it
     _check_folder(path.parent)
     if not plan.force and (facts := _cached(path, key)) is not None:
@@ -154,7 +168,13 @@ def build_engine(plan: BuildPlan, on_step: Progress) -> Engine:
 def _built(builder: Any, plan: BuildPlan, measured: bytes | None, on_step: Progress) -> tuple[Built, LayerFacts]:
     """The plan, in which precision its layers run, and where."""
     manifest, core = plan.bundle.manifest, plan.options.dla_core
-    job = Job(plan.bundle.file(ONNX).read_bytes(), manifest.precision, manifest.inputs, manifest.batch, replace(plan.options, timing_cache=measured))
+    job = Job(
+        plan.bundle.file(ONNX).read_bytes(),
+        manifest.precision,
+        manifest.inputs,
+        manifest.batch,
+        replace(plan.options, timing_cache=measured),
+    )
     built, layers = builder.build(job, on_step)
     facts = layer_facts(layers, built.convolutions, manifest.precision, built.left_in_float)
     if core is not None:
@@ -179,7 +199,14 @@ def _check_folder(folder: Path) -> None:
         raise _not_written(folder, os.strerror(errno.EACCES))
 
 
-def _kept(path: Path, engine: bytes, seal: Callable[[EngineFacts], EngineFacts], facts: EngineFacts, plan: BuildPlan, on_step: Progress) -> Engine:
+def _kept(
+    path: Path,
+    engine: bytes,
+    seal: Callable[[EngineFacts], EngineFacts],
+    facts: EngineFacts,
+    plan: BuildPlan,
+    on_step: Progress,
+) -> Engine:
     """Write the engine and its sidecar under names that nobody looks for, check it where a device is, and put both in their place."""
     report = None
     staged = path.with_name(f".{path.stem}.partial-{secrets.token_hex(8)}{path.suffix}")
@@ -194,7 +221,9 @@ def _kept(path: Path, engine: bytes, seal: Callable[[EngineFacts], EngineFacts],
                 report = golden_report(plan.bundle, plan.backend, runtime)
             if not report:
                 said = ", ".join(report.backends[plan.backend].violations)
-                raise ParityError(f"the engine's answers to the golden inputs are out of budget: {said}; it was not kept", report)
+                raise ParityError(
+                    f"the engine's answers to the golden inputs are out of budget: {said}; it was not kept", report
+                )
             facts = replace(facts, checked=True)
             write_in_one_step(sidecar_of(staged), json_from_facts(seal(facts)))
         with _alone(path.parent):
@@ -270,7 +299,9 @@ def _key(plan: BuildPlan, version: str, targets: tuple[str, ...]) -> str:
 def _given(options: BuildOptions) -> dict[str, str | int | bool]:
     """The options that were chosen, but for the targets and the cache, which are said elsewhere."""
     return {
-        name: value for name, value in asdict(options).items() if value is not None and value is not False and name not in ("targets", "timing_cache")
+        name: value
+        for name, value in asdict(options).items()
+        if value is not None and value is not False and name not in ("targets", "timing_cache")
     }
 
 

@@ -42,4 +42,6 @@ def keep(cache: Path, data: bytes) -> None:
     try:
         write_in_one_step(cache, data)
     except OSError as error:
-        raise BadInput(f"--timing-cache: the engine is built and kept, but {cache} cannot be written: {error.strerror}; give another file") from error
+        raise BadInput(
+            f"--timing-cache: the engine is built and kept, but {cache} cannot be written: {error.strerror}; give another file"
+        ) from error

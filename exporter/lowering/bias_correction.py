@@ -37,19 +37,28 @@ def lower_with_correction(
     if calibrator not in table.corrections:
         if pictures is None:
             return lowered, table
-        batches = (images.preprocess.normalised(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH))
+        batches = (
+            images.preprocess.normalised(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH)
+        )
         simulation = precision.simulated(lowered)
         assert simulation is not None, "a precision that is calibrated rounds otherwise than a CPU"
         error = mean_error(model, simulation, images.fed(batches))
-        table = replace(table, corrections={**table.corrections, calibrator: [float(f"{value:.6g}") for value in error]})
+        table = replace(
+            table, corrections={**table.corrections, calibrator: [float(f"{value:.6g}") for value in error]}
+        )
     biased = with_bias_less(model, np.array(table.corrections[calibrator], np.float32))
     return (lowered, table) if biased is None else (precision.lower(biased, thresholds), table)
 
 
-def mean_error(exact: onnx.ModelProto, lowered: onnx.ModelProto, batches: Iterable[NDArray[np.float32]]) -> NDArray[np.float64]:
+def mean_error(
+    exact: onnx.ModelProto, lowered: onnx.ModelProto, batches: Iterable[NDArray[np.float32]]
+) -> NDArray[np.float64]:
     """The mean over images of what `lowered` answers more than `exact`: float64 (classes,)."""
     differences = []
-    with OnnxRuntime.from_bytes(exact.SerializeToString()) as one, OnnxRuntime.from_bytes(lowered.SerializeToString()) as other:
+    with (
+        OnnxRuntime.from_bytes(exact.SerializeToString()) as one,
+        OnnxRuntime.from_bytes(lowered.SerializeToString()) as other,
+    ):
         source, result = one.inputs[0].name, one.outputs[0].name
         for batch in batches:
             differences.append(other.run({source: batch})[result].astype(np.float64) - one.run({source: batch})[result])

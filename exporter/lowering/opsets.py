@@ -22,5 +22,9 @@ def settled_opset(precision: str, opset: int) -> int:
     if opset in allowed:
         return opset
     if precision == "bf16":
-        raise PlanError(f"expected opset {BF16_OPSET} for bf16, got {opset}; ONNX has no BF16 convolution before it, leave --opset out")
-    raise PlanError(f"expected an opset among {', '.join(map(str, OPSETS))}, got {opset}; TensorRT 10.3 reads none above 20")
+        raise PlanError(
+            f"expected opset {BF16_OPSET} for bf16, got {opset}; ONNX has no BF16 convolution before it, leave --opset out"
+        )
+    raise PlanError(
+        f"expected an opset among {', '.join(map(str, OPSETS))}, got {opset}; TensorRT 10.3 reads none above 20"
+    )

@@ -59,7 +59,9 @@ class Measured:
     pictures: NDArray[np.uint8] | None
 
 
-def measure_ranges(model: onnx.ModelProto, tensors: Sequence[str], images: CalibrationSet, request: LoweringRequest, steps: Steps) -> Measured:
+def measure_ranges(
+    model: onnx.ModelProto, tensors: Sequence[str], images: CalibrationSet, request: LoweringRequest, steps: Steps
+) -> Measured:
     """The table for `tensors` of the simplified FP32 graph, and some of the pictures it is of. Each picture is read once.
 
     Args:
@@ -99,7 +101,9 @@ def chosen_places(source: ImageSource, request: LoweringRequest) -> NDArray[np.i
         PlanError: --calibration-images asks for more than there are.
     """
     if request.calibration_images is not None and request.calibration_images > source.count:
-        raise PlanError(f"--calibration-images asks for {request.calibration_images}, but {source.name} has {source.count}; ask for fewer")
+        raise PlanError(
+            f"--calibration-images asks for {request.calibration_images}, but {source.name} has {source.count}; ask for fewer"
+        )
     return evenly_chosen(source, request.calibration_images or CALIBRATION_IMAGES, request.seed)
 
 
@@ -110,7 +114,9 @@ def _sample(images: CalibrationSet, request: LoweringRequest) -> Sample:
     return Sample(source.chosen(chosen_places(source, request)), images.preprocess, keep=CORRECTION_IMAGES)
 
 
-def _reused(path: Path, provenance: Provenance, tensors: Sequence[str], images: CalibrationSet, request: LoweringRequest) -> Measured:
+def _reused(
+    path: Path, provenance: Provenance, tensors: Sequence[str], images: CalibrationSet, request: LoweringRequest
+) -> Measured:
     table = table_from_file(path)
     provenance.check(table, str(path))
     missing = [name for name in tensors if name not in table.tensors]

@@ -21,4 +21,6 @@ def load_precision(name: str) -> Precision:
         UnknownName: there is none.
         BackendUnavailable: a package it stands on is missing.
     """
-    return cast(Precision, load_plugin(precisions, name, kind="precision", remedy="pip install 'resnet-export[export]'"))
+    return cast(
+        Precision, load_plugin(precisions, name, kind="precision", remedy="pip install 'resnet-export[export]'")
+    )

@@ -11,7 +11,16 @@ from dataclasses import dataclass, field, replace
 from runtimes.errors import BuildError
 from runtimes.nvidia.engine_file import LayerFacts
 
-DATA_TYPES = {"float": "fp32", "fp32": "fp32", "half": "fp16", "fp16": "fp16", "bfloat16": "bf16", "bf16": "bf16", "int8": "int8", "fp8": "fp8"}
+DATA_TYPES = {
+    "float": "fp32",
+    "fp32": "fp32",
+    "half": "fp16",
+    "fp16": "fp16",
+    "bfloat16": "bf16",
+    "bf16": "bf16",
+    "int8": "int8",
+    "fp8": "fp8",
+}
 NAMED = 5
 DLA = "DLA"
 """The kind of a layer that is a stretch of the graph on DLA."""
@@ -94,7 +103,10 @@ def spread_over_dla(layers: Sequence[EngineLayer], order: Sequence[str]) -> list
         found = FOREIGN.search(layer.name)
         if not layer.on_dla or found is None:
             return layer
-        first, last = ([places[part] for part in (end or "").split(" + ") if part in places] for end in (found["first"], found["last"]))
+        first, last = (
+            [places[part] for part in (end or "").split(" + ") if part in places]
+            for end in (found["first"], found["last"])
+        )
         known = first + last
         between = order[min(known) : max(known) + 1] if first and (last or found["last"] is None) else ()
         return replace(layer, nodes=layer.nodes | (frozenset(between) - on_gpu))
@@ -123,7 +135,10 @@ def check_dla(layers: Iterable[EngineLayer], convolutions: Sequence[str], core: 
 
 
 def layer_facts(
-    layers: Iterable[EngineLayer], convolutions: Sequence[str], precision: str, left_in_float: frozenset[str] = frozenset()
+    layers: Iterable[EngineLayer],
+    convolutions: Sequence[str],
+    precision: str,
+    left_in_float: frozenset[str] = frozenset(),
 ) -> LayerFacts:
     """Layers by kind and data type, and the convolutions that do not run in the precision promised; nothing is of those left in float.
 
@@ -140,7 +155,9 @@ def layer_facts(
                 types[node].add(layer.reads[0])
     counted = Counter(" and ".join(sorted(types[name])) or "unknown" for name in convolutions)
     fallback = tuple(name for name in convolutions if name not in left_in_float and types[name] != {precision})
-    return LayerFacts({kind: dict(sorted(kernels[kind].items())) for kind in sorted(kernels)}, dict(sorted(counted.items())), fallback)
+    return LayerFacts(
+        {kind: dict(sorted(kernels[kind].items())) for kind in sorted(kernels)}, dict(sorted(counted.items())), fallback
+    )
 
 
 def check_precision(facts: LayerFacts, precision: str) -> None:

@@ -177,7 +177,9 @@ def _set_options(api: Any, config: trt.IBuilderConfig, job: Job) -> None:
         name = options.hardware_compatible.upper().replace("-", "_")
         level = getattr(api.HardwareCompatibilityLevel, name, None)
         if level is None:
-            raise BuildError(f"this version has no hardware compatibility level '{options.hardware_compatible}'; update TensorRT, or leave it out")
+            raise BuildError(
+                f"this version has no hardware compatibility level '{options.hardware_compatible}'; update TensorRT, or leave it out"
+            )
         config.hardware_compatibility_level = level
 
 
@@ -194,9 +196,14 @@ def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, network: trt.
     profile = builder.create_optimization_profile()
     ranges = list(zip((job.batch.min, job.batch.opt, job.batch.max), PICTURE_SIDES, strict=True))
     for spec in job.inputs:
-        profile.set_shape(spec.name, *([rows, *(side if isinstance(size, str) else size for size in spec.shape[1:])] for rows, side in ranges))
+        profile.set_shape(
+            spec.name,
+            *([rows, *(side if isinstance(size, str) else size for size in spec.shape[1:])] for rows, side in ranges),
+        )
     if config.add_optimization_profile(profile) < 0:
-        raise BuildError(f"TensorRT refuses the batch range {job.batch}; export the bundle again with --batch MIN:OPT:MAX")
+        raise BuildError(
+            f"TensorRT refuses the batch range {job.batch}; export the bundle again with --batch MIN:OPT:MAX"
+        )
 
 
 def _timing_cache(api: Any, config: trt.IBuilderConfig, data: bytes | None) -> trt.ITimingCache | None:

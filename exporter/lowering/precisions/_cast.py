@@ -26,8 +26,12 @@ def cast_graph(model: onnx.ModelProto, elem_type: int) -> onnx.ModelProto:
     typing = Typing(model)
     kept = nodes_in_fp32(model.graph, typing, elem_type)
     retyped = _Retyped(model.graph, typing, kept, elem_type)
-    graph = helper.make_graph(retyped.sorted_nodes(), model.graph.name, model.graph.input, model.graph.output, retyped.constants())
-    result = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name=model.producer_name)
+    graph = helper.make_graph(
+        retyped.sorted_nodes(), model.graph.name, model.graph.input, model.graph.output, retyped.constants()
+    )
+    result = helper.make_model(
+        graph, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name=model.producer_name
+    )
     try:
         inferred = onnx.shape_inference.infer_shapes(result, check_type=True, strict_mode=True, data_prop=True)
         onnx.checker.check_model(inferred)
@@ -62,7 +66,10 @@ class _Retyped:
         for original, node in zip(self.graph.node, self.nodes, strict=True):
             nodes += [node, *(cast for name in original.output for cast in self.casts.get(name, ()))]
         last = [value.name for value in self.graph.output if value.name in self.outputs - self.wide]
-        return [*nodes, *(helper.make_node("Cast", [self._inner(name)], [name], name=f"{name}.cast", to=FLOAT) for name in last)]
+        return [
+            *nodes,
+            *(helper.make_node("Cast", [self._inner(name)], [name], name=f"{name}.cast", to=FLOAT) for name in last),
+        ]
 
     def constants(self) -> list[TensorProto]:
         """A constant that nodes of both types read is there twice."""

@@ -76,9 +76,15 @@ class Typing:
 
     def has_form(self, node: onnx.NodeProto, elem_type: int) -> bool:
         """Is there a form of the operator in which what is FP32 has the narrower type, but for what is FP32 in every form?"""
-        allowed = {constraint.type_param_str: constraint.allowed_type_strs for constraint in self.schema(node).type_constraints}
+        allowed = {
+            constraint.type_param_str: constraint.allowed_type_strs for constraint in self.schema(node).type_constraints
+        }
         narrow = f"tensor({TensorProto.DataType.Name(elem_type).lower()})"
-        used = {kind for name, kind in (*self.inputs(node), *self.outputs(node)) if name in self.floats and not self.is_fixed(kind)}
+        used = {
+            kind
+            for name, kind in (*self.inputs(node), *self.outputs(node))
+            if name in self.floats and not self.is_fixed(kind)
+        }
         return all(narrow in allowed[kind] for kind in used)
 
 
@@ -88,7 +94,9 @@ def nodes_in_fp32(graph: onnx.GraphProto, typing: Typing, elem_type: int) -> set
     Raises:
         LowerError: a node holds graphs of its own, as If and Loop do; names it.
     """
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.data_type == FLOAT}
+    constants = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.data_type == FLOAT
+    }
     kept: set[int] = set()
     guards: set[str] = set()  # what is computed from a constant that would be lost, and has not divided yet
     for place, node in enumerate(graph.node):
@@ -119,12 +127,18 @@ def _loses_constant(node: onnx.NodeProto, constants: Mapping[str, NDArray[np.flo
             return True
     if node.op_type == "Constant" and _loses_attribute(node, elem_type):
         return True
-    tensors = [numpy_helper.to_array(one.t) for one in node.attribute if one.type == AttributeProto.TENSOR and one.t.data_type == FLOAT]
+    tensors = [
+        numpy_helper.to_array(one.t)
+        for one in node.attribute
+        if one.type == AttributeProto.TENSOR and one.t.data_type == FLOAT
+    ]
     return any(bool(is_lost(values, elem_type).any()) for values in tensors)
 
 
 def _loses_attribute(node: onnx.NodeProto, elem_type: int) -> bool:
-    numbers = [value for one in node.attribute for value in ([one.f] if one.type == AttributeProto.FLOAT else one.floats)]
+    numbers = [
+        value for one in node.attribute for value in ([one.f] if one.type == AttributeProto.FLOAT else one.floats)
+    ]
     return bool(is_lost(np.array(numbers, np.float32), elem_type).any())
 
 
@@ -132,7 +146,9 @@ def _says_its_type(node: onnx.NodeProto, typing: Typing) -> bool:
     """Does an attribute say that what it gives is FP32, or does it for want of one?"""
     if node.op_type == "Constant":
         return any(one.name in ("value_float", "value_floats") for one in node.attribute)
-    return not typing.floats.isdisjoint(node.output) and any(name in typing.schema(node).attributes for name in TYPE_ATTRIBUTES)
+    return not typing.floats.isdisjoint(node.output) and any(
+        name in typing.schema(node).attributes for name in TYPE_ATTRIBUTES
+    )
 
 
 def _casts_read_by(kept: Collection[int], graph: onnx.GraphProto) -> set[int]:

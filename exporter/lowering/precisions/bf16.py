@@ -31,7 +31,9 @@ def lower(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.Model
     """
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
     if opset < BF16_OPSET:
-        raise LowerError(f"expected a graph of opset {BF16_OPSET} or newer, got {opset}, whose convolutions take no BF16; trace it in {BF16_OPSET}")
+        raise LowerError(
+            f"expected a graph of opset {BF16_OPSET} or newer, got {opset}, whose convolutions take no BF16; trace it in {BF16_OPSET}"
+        )
     narrow = cast_graph(model, onnx.TensorProto.BFLOAT16)
     narrow.ir_version = max(narrow.ir_version, IR_VERSION)
     return narrow

@@ -13,7 +13,14 @@ from runtimes.backends.onnxruntime import rounds_fp16
 from runtimes.errors import PlanError
 from runtimes.parity.budget import Budget
 
-BUDGET = Budget(own_error=0.05, min_agreement=0.98, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01, max_batch_difference=0.05)
+BUDGET = Budget(
+    own_error=0.05,
+    min_agreement=0.98,
+    min_cosine=0.99,
+    min_sqnr_db=20.0,
+    max_accuracy_drop=0.01,
+    max_batch_difference=0.05,
+)
 RUNS_ON = ("onnxruntime",) if rounds_fp16() else ()
 """On Python 3.10, whose last onnxruntime truncates, the simulation alone proves the file: its scales are widened to FP32."""
 MOST_REASONS = 3

@@ -27,7 +27,9 @@ class Constants:
         names: the tensors that are constant (`exporter.graph.facts.constant_names`).
     """
 
-    def __init__(self, nodes: Mapping[str, onnx.NodeProto], tensors: Mapping[str, TensorProto], names: frozenset[str], opset: int) -> None:
+    def __init__(
+        self, nodes: Mapping[str, onnx.NodeProto], tensors: Mapping[str, TensorProto], names: frozenset[str], opset: int
+    ) -> None:
         self._nodes, self._tensors, self.names, self._opset = nodes, tensors, names, opset
         self._values: dict[str, NDArray[Any] | None] = {}
 

@@ -49,7 +49,9 @@ class Fit:
     thresholds: Mapping[str, float]
 
 
-def fitted(graph: onnx.GraphProto, placement: Placement, thresholds: Mapping[str, float], weights: Mapping[str, NDArray[Any]]) -> Fit:
+def fitted(
+    graph: onnx.GraphProto, placement: Placement, thresholds: Mapping[str, float], weights: Mapping[str, NDArray[Any]]
+) -> Fit:
     """Find the powers of two; a convolution, a pool or a sum whose numbers are too small for any stays in float."""
     edges, shifts = set(), {}
     shifts_of: dict[str, set[int]] = {name: set() for name in placement.tensors}
@@ -66,7 +68,9 @@ def fitted(graph: onnx.GraphProto, placement: Placement, thresholds: Mapping[str
                 shifts_of[name].add(shift)
                 if node.name in placement.weights:
                     shifts[node.name] = shift
-    return Fit(frozenset(edges), shifts, {name: tuple(sorted(each, key=abs)) for name, each in shifts_of.items()}, thresholds)
+    return Fit(
+        frozenset(edges), shifts, {name: tuple(sorted(each, key=abs)) for name, each in shifts_of.items()}, thresholds
+    )
 
 
 def shifted_name(name: str, shift: int) -> str:

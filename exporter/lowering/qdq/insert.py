@@ -32,7 +32,9 @@ def quantized(model: onnx.ModelProto, placement: Placement, thresholds: Mapping[
     """
     graph = model.graph
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    fit = fitted(graph, placement, {name: _threshold(name, placement, thresholds) for name in placement.tensors}, values)
+    fit = fitted(
+        graph, placement, {name: _threshold(name, placement, thresholds) for name in placement.tensors}, values
+    )
     constants = [numpy_helper.from_array(np.array(0, np.int8), ZERO_POINT)]
     pairs = {name: _pairs(name, fit, constants) for name in placement.tensors}
     nodes = [node for value in graph.input for node in pairs.get(value.name, ())]
@@ -55,20 +57,26 @@ def quantized(model: onnx.ModelProto, placement: Placement, thresholds: Mapping[
     read = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     result = helper.make_graph(nodes, graph.name, graph.input, graph.output, [*kept, *constants])
-    return helper.make_model(result, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name=model.producer_name)
+    return helper.make_model(
+        result, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name=model.producer_name
+    )
 
 
 def _threshold(name: str, placement: Placement, thresholds: Mapping[str, float]) -> float:
     threshold = thresholds.get(placement.ranges[name])
     if threshold is None or not np.isfinite(threshold) or threshold < 0:
-        raise CalibrationError(f"'{placement.ranges[name]}' has no usable range ({threshold}); calibrate this model again")
+        raise CalibrationError(
+            f"'{placement.ranges[name]}' has no usable range ({threshold}); calibrate this model again"
+        )
     _checked(name, threshold / LEVELS)
     return threshold
 
 
 def _checked(name: str, scale: float) -> None:
     if scale > LARGEST_SCALE:
-        raise LowerError(f"'{name}' holds {scale * LEVELS:.3g}, and its INT8 scale is beyond the range of float16; export in fp32")
+        raise LowerError(
+            f"'{name}' holds {scale * LEVELS:.3g}, and its INT8 scale is beyond the range of float16; export in fp32"
+        )
 
 
 def _pairs(name: str, fit: Fit, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
@@ -88,8 +96,15 @@ def _pairs(name: str, fit: Fit, constants: list[onnx.TensorProto]) -> list[onnx.
 def _pair(name: str, scale: np.float16, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
     constants.append(numpy_helper.from_array(np.array(scale, np.float32), f"{name}.scale"))
     return [
-        helper.make_node("QuantizeLinear", [name, f"{name}.scale", ZERO_POINT], [f"{name}.quantized"], name=f"{name}.quantize"),
-        helper.make_node("DequantizeLinear", [f"{name}.quantized", f"{name}.scale", ZERO_POINT], [f"{name}.dequantized"], name=f"{name}.dequantize"),
+        helper.make_node(
+            "QuantizeLinear", [name, f"{name}.scale", ZERO_POINT], [f"{name}.quantized"], name=f"{name}.quantize"
+        ),
+        helper.make_node(
+            "DequantizeLinear",
+            [f"{name}.quantized", f"{name}.scale", ZERO_POINT],
+            [f"{name}.dequantized"],
+            name=f"{name}.dequantize",
+        ),
     ]
 
 
@@ -105,7 +120,11 @@ def _quantized_weight(weight: NDArray[np.float32], name: str, constants: list[on
         numpy_helper.from_array(np.zeros(len(scales), np.int8), zeros),
     ]
     return helper.make_node(
-        "DequantizeLinear", [f"{name}.quantized", f"{name}.scale", zeros], [f"{name}.dequantized"], name=f"{name}.dequantize", axis=0
+        "DequantizeLinear",
+        [f"{name}.quantized", f"{name}.scale", zeros],
+        [f"{name}.dequantized"],
+        name=f"{name}.dequantize",
+        axis=0,
     )
 
 

@@ -98,7 +98,10 @@ def lint(model: onnx.ModelProto) -> QdqReport | None:
     found = scopes(model)
     if not any(QUANTIZED.match(node.op_type) for scope in found for node in scope.graph.node):
         return None
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), onnx.defs.onnx_opset_version())
+    opset = next(
+        (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+        onnx.defs.onnx_opset_version(),
+    )
     linted: list[_Linted] = []
     for scope in found:
         outer = None if scope.node is None else linted[scope.node[0]].view
@@ -145,11 +148,19 @@ class _Linted:
             findings += self._of_addition(block.addition, addition, side)
         for place, node in nodes:
             findings += self._of_other(place, node)
-        return BlockReport(block.name, (sum(self.is_int8(node) for _, node in convolutions), len(convolutions)), shortcut, tuple(findings))
+        return BlockReport(
+            block.name,
+            (sum(self.is_int8(node) for _, node in convolutions), len(convolutions)),
+            shortcut,
+            tuple(findings),
+        )
 
     def is_int8(self, node: onnx.NodeProto) -> bool:
         """Does a convolution read INT8? TensorRT-RTX's transposed ones never do."""
-        return node.op_type == "Conv" and self.readings.of_input(node.input[0]).type == self.readings.of_weight(node.input[1]).type == "INT8"
+        return (
+            node.op_type == "Conv"
+            and self.readings.of_input(node.input[0]).type == self.readings.of_weight(node.input[1]).type == "INT8"
+        )
 
     def _of_convolution(self, place: int, node: onnx.NodeProto) -> Iterator[Finding]:
         if node.op_type not in ("Conv", "ConvTranspose"):
@@ -165,10 +176,18 @@ class _Linted:
             yield Finding("left in float", told(node), self.left_in_float[place], place)
         elif floats:
             yield Finding(
-                "not fused", told(node), f"runs in float: its {' and '.join(floats)} {'is' if len(floats) == 1 else 'are'} not quantized", place
+                "not fused",
+                told(node),
+                f"runs in float: its {' and '.join(floats)} {'is' if len(floats) == 1 else 'are'} not quantized",
+                place,
             )
         elif node.op_type == "ConvTranspose":
-            yield Finding("not fused", told(node), "runs in float: TensorRT-RTX has no transposed convolution of INT8; leave it in float", place)
+            yield Finding(
+                "not fused",
+                told(node),
+                "runs in float: TensorRT-RTX has no transposed convolution of INT8; leave it in float",
+                place,
+            )
         for pair, activation in self._pairs_before_activation(node.output[0]):
             message = f"'{pair.name or pair.op_type}' stands between it and its {_called(activation)}; quantize after the {_called(activation)}"
             yield Finding("not fused", told(node), message, place)
@@ -198,16 +217,27 @@ class _Linted:
         return node
 
     def _of_addition(self, place: int, node: onnx.NodeProto, shortcut: int) -> Iterator[Finding]:
-        sides = self.readings.is_dequantized(node.input[shortcut]), self.readings.is_dequantized(node.input[1 - shortcut])
+        sides = (
+            self.readings.is_dequantized(node.input[shortcut]),
+            self.readings.is_dequantized(node.input[1 - shortcut]),
+        )
         main = self._convolution_behind(node.input[1 - shortcut])
         if not any(sides) and (main is None or main.op_type not in CONVOLUTIONS):
             before = "the graph's input" if main is None else f"{_quoted(main)} ({main.op_type})"
-            yield Finding("left in float", told(node), f"it follows {before}: there is no convolution to take it in", place)
+            yield Finding(
+                "left in float", told(node), f"it follows {before}: there is no convolution to take it in", place
+            )
             return
         message = {
             (True, False): None,
-            (True, True): "both inputs are quantized, so the convolution before it cannot take it in; quantize the shortcut alone",
-            (False, True): "the convolution's branch is quantized in place of the shortcut; quantize the shortcut alone",
+            (
+                True,
+                True,
+            ): "both inputs are quantized, so the convolution before it cannot take it in; quantize the shortcut alone",
+            (
+                False,
+                True,
+            ): "the convolution's branch is quantized in place of the shortcut; quantize the shortcut alone",
             (False, False): "the shortcut is not quantized, so the addition runs in float; quantize it",
         }[sides]
         if message is not None:
@@ -216,12 +246,28 @@ class _Linted:
     def _of_other(self, place: int, node: onnx.NodeProto) -> Iterator[Finding]:
         users = {user.op_type for user in self.view.users(node.output[0])} if node.output else set()
         if node.op_type == "MaxPool" and not self.readings.is_quantized(node.input[0]) and users == {QUANTIZE}:
-            yield Finding("not fused", told(node), "the pool runs in float between INT8 layers; quantize its input", place)
+            yield Finding(
+                "not fused", told(node), "the pool runs in float between INT8 layers; quantize its input", place
+            )
         if node.op_type in ("GlobalAveragePool", "Gemm", "ReduceMean") and self.readings.is_quantized(node.input[0]):
-            yield Finding("not fused", told(node), f"a quantized {node.op_type} gains little and costs accuracy; leave it in float", place)
+            yield Finding(
+                "not fused",
+                told(node),
+                f"a quantized {node.op_type} gains little and costs accuracy; leave it in float",
+                place,
+            )
         computed = [name for name in node.input if name not in self.view.constants.names]
-        if node.op_type in ADDITIONS and len(computed) > 2 and any(self.readings.is_quantized(name) for name in computed):
-            yield Finding("unknown", told(node), f"which of {len(computed)} tensors a convolution takes in is not known; add two at a time", place)
+        if (
+            node.op_type in ADDITIONS
+            and len(computed) > 2
+            and any(self.readings.is_quantized(name) for name in computed)
+        ):
+            yield Finding(
+                "unknown",
+                told(node),
+                f"which of {len(computed)} tensors a convolution takes in is not known; add two at a time",
+                place,
+            )
 
 
 def _called(node: onnx.NodeProto) -> str:

@@ -79,14 +79,19 @@ class Readings:
         if len(shape) == 0:
             return found
         if shape == (1,):
-            return Reading(FLOAT, f"its input's scale '{found.scale}' is a list of one number, taken as per channel; make it a scalar")
+            return Reading(
+                FLOAT,
+                f"its input's scale '{found.scale}' is a list of one number, taken as per channel; make it a scalar",
+            )
         return Reading(FLOAT, "its input is quantized per channel; quantize activations per tensor")
 
     def of_weight(self, name: str) -> Reading:
         """What a convolution reads of its weight."""
         found = self._weights.get(name, Reading(FLOAT))
         if found.is_quantized and found.axis not in (PER_TENSOR, 0):
-            return Reading(FLOAT, f"its weight's scales belong to axis {found.axis}; quantize along the output channels, axis 0")
+            return Reading(
+                FLOAT, f"its weight's scales belong to axis {found.axis}; quantize along the output channels, axis 0"
+            )
         return found
 
     def is_quantized(self, name: str) -> bool:
@@ -109,7 +114,9 @@ def _given(view: View, found: Mapping[str, Reading], node: onnx.NodeProto, *, we
     place = _carried_from(view, found, node, weight=weight)
     if place is None:
         behind = bool(node.input) and found.get(node.input[0], Reading(FLOAT)).is_quantized
-        return Reading(FLOAT, f"{told(node)} ({node.op_type}) computes in float between it and its pair" if behind else "")
+        return Reading(
+            FLOAT, f"{told(node)} ({node.op_type}) computes in float between it and its pair" if behind else ""
+        )
     source = found.get(node.input[place], Reading(FLOAT))
     return _over(view, node, place, source, weight=weight) if source.is_quantized else source
 
@@ -138,7 +145,10 @@ def _joined(view: View, found: Mapping[str, Reading], node: onnx.NodeProto) -> R
     values = [view.constants.value(part.scale) if part.is_quantized else None for part in parts]
     floats = [part for part in parts if not part.is_quantized]
     if floats:
-        return Reading(FLOAT, f"{told(node)} ({node.op_type}) joins quantized tensors and others" if len(floats) < len(parts) else "")
+        return Reading(
+            FLOAT,
+            f"{told(node)} ({node.op_type}) joins quantized tensors and others" if len(floats) < len(parts) else "",
+        )
     first = values[0]
     if len({part.scale for part in parts}) > 1:
         if any(value is None for value in values) or first is None:
@@ -157,7 +167,11 @@ def _carried_from(view: View, found: Mapping[str, Reading], node: onnx.NodeProto
         is_other = len(node.input) > 2 and bool(node.input[2]) and (value is None or bool(value.any()))
         return None if is_other else 0
     if node.op_type in SCALES:
-        constant = [place for place, one in enumerate(node.input) if one in view.constants.names and not found.get(one, Reading(FLOAT)).is_quantized]
+        constant = [
+            place
+            for place, one in enumerate(node.input)
+            if one in view.constants.names and not found.get(one, Reading(FLOAT)).is_quantized
+        ]
         if constant == [1] or (constant == [0] and node.op_type == "Mul"):
             return 1 - constant[0]
     return None
@@ -170,7 +184,10 @@ def _over(view: View, node: onnx.NodeProto, place: int, source: Reading, *, weig
         before, after = view.type(node.input[0]), view.type(node.output[0])
         if before == after or (before in SINGLE and after in (*SINGLE, "FLOAT16", "BFLOAT16")):
             return source
-        return Reading(FLOAT, f"{told(node)} (Cast) from {before} to {after} stands between it and its pair; cast once, from FP32 down")
+        return Reading(
+            FLOAT,
+            f"{told(node)} (Cast) from {before} to {after} stands between it and its pair; cast once, from FP32 down",
+        )
     if node.op_type in SCALES:
         shape = view.shape(node.input[1 - place])
         per_channel = _scaled_axes(shape or (), len(view.shape(node.input[place]) or ()))
@@ -207,5 +224,9 @@ def _moved_axis(view: View, node: onnx.NodeProto, axis: int) -> int | None:
     if before is None or after is None or None in before or None in after or axis >= len(before):
         return None
     ahead = math.prod(size or 0 for size in before[:axis])
-    same = [place for place, size in enumerate(after) if size == before[axis] and math.prod(one or 0 for one in after[:place]) == ahead]
+    same = [
+        place
+        for place, size in enumerate(after)
+        if size == before[axis] and math.prod(one or 0 for one in after[:place]) == ahead
+    ]
     return same[-1] if same else None

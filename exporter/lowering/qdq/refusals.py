@@ -84,7 +84,9 @@ def refusals(view: View, readings: Readings, place: int) -> Iterator[Finding]:
 def _told_of(view: View, readings: Readings, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
     is_pair = node.op_type in (QUANTIZE, DEQUANTIZE)
     if node.op_type in UNSUPPORTED or (node.domain not in PLAIN_DOMAINS and not is_pair):
-        remedy = "quantize to Q/DQ format" if "Q" in node.op_type or "Integer" in node.op_type else "it would need a plugin"
+        remedy = (
+            "quantize to Q/DQ format" if "Q" in node.op_type or "Integer" in node.op_type else "it would need a plugin"
+        )
         yield "refused", f"{node.op_type}{f' of {node.domain}' if node.domain else ''} is not supported; {remedy}"
         return
     for name in dict.fromkeys(node.input):
@@ -96,7 +98,10 @@ def _told_of(view: View, readings: Readings, node: onnx.NodeProto) -> Iterator[t
         if stored is None or is_pair or is_bound or view.type(name) not in STORED_QUANTIZED:
             continue
         if not _ends_as_zero_point(view, node):
-            yield "refused", f"it reads '{name}', stored as {view.type(name)}: between such a constant and its DequantizeLinear nothing may stand"
+            yield (
+                "refused",
+                f"it reads '{name}', stored as {view.type(name)}: between such a constant and its DequantizeLinear nothing may stand",
+            )
     if is_pair:
         yield from _of_pair(view, node)
     if node.op_type in ONE_TYPE:
@@ -111,7 +116,9 @@ def _ends_as_zero_point(view: View, node: onnx.NodeProto) -> bool:
         return False
     users = view.users(node.output[0])
     return bool(users) and all(
-        (user.op_type in (QUANTIZE, DEQUANTIZE) and node.output[0] not in list(user.input)[:2]) or _ends_as_zero_point(view, user) for user in users
+        (user.op_type in (QUANTIZE, DEQUANTIZE) and node.output[0] not in list(user.input)[:2])
+        or _ends_as_zero_point(view, user)
+        for user in users
     )
 
 
@@ -130,7 +137,10 @@ def _of_convolution(view: View, readings: Readings, node: onnx.NodeProto) -> Ite
     both: tuple[Reading, Reading] = (readings.of_input(node.input[0]), readings.of_weight(node.input[1]))
     if all(one.is_quantized for one in both) and (both[0].type != both[1].type or both[0].type == "INT4"):
         types = " and ".join(dict.fromkeys(one.type for one in both))
-        yield "refused", f"its input and weight are quantized to {types}, of which there is no convolution; quantize both to INT8"
+        yield (
+            "refused",
+            f"its input and weight are quantized to {types}, of which there is no convolution; quantize both to INT8",
+        )
 
 
 def _of_pair(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
@@ -144,8 +154,15 @@ def _of_pair(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
     elif node.op_type == QUANTIZE and kind == "UINT8":
         yield from _of_unsigned(view, node)
     elif kind.startswith(("FLOAT8", "FLOAT4")):
-        yield "unknown", f"{kind} needs a GPU that has it: FP8 from sm89 on, FP4 from sm100 on; older ones refuse the graph"
-    if node.op_type == DEQUANTIZE and view.constants.tensor(node.input[0]) is not None and view.shape(node.input[0]) == ():
+        yield (
+            "unknown",
+            f"{kind} needs a GPU that has it: FP8 from sm89 on, FP4 from sm100 on; older ones refuse the graph",
+        )
+    if (
+        node.op_type == DEQUANTIZE
+        and view.constants.tensor(node.input[0]) is not None
+        and view.shape(node.input[0]) == ()
+    ):
         yield "refused", f"'{node.input[0]}' is a scalar; give it an axis"
     yield from _of_scale(view, node)
     yield from _of_zero_point(view, node)
@@ -161,7 +178,10 @@ def _of_unsigned(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]
         yield "refused", "it quantizes to UINT8; quantize to INT8"
         return
     says = "it quantizes to UINT8" if has_zero_point else "it has no zero point, so ONNX quantizes to UINT8"
-    yield "other values", f"{says}, and TensorRT to INT8: what is above 127 steps is cut off; quantize symmetrically to INT8"
+    yield (
+        "other values",
+        f"{says}, and TensorRT to INT8: what is above 127 steps is cut off; quantize symmetrically to INT8",
+    )
 
 
 def _is_from_quantize(view: View, name: str) -> bool:
@@ -232,7 +252,10 @@ def _of_sizes(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
     axis += len(shape) if axis < 0 else 0
     if attribute(node, "block_size", 0):
         if axis < len(shape) - 2:
-            yield "refused", f"it is quantized in blocks along axis {axis}; TensorRT has blocks along the last two axes alone"
+            yield (
+                "refused",
+                f"it is quantized in blocks along axis {axis}; TensorRT has blocks along the last two axes alone",
+            )
     elif len(scale) > 1:
         yield "refused", f"its scales have {len(scale)} axes; give it one, or one for each channel"
     elif count > 1 and not 0 <= axis < len(shape):

@@ -65,7 +65,9 @@ def placement_for_tensorrt(model: onnx.ModelProto) -> Placement:
         main = producers.get(residual.addition.input[1 - residual.shortcut])
         if main is not None and main.name in quantized:
             edges.add((residual.addition.name, residual.shortcut))
-    tensors = {node.input[place] for node in graph.node for place in range(len(node.input)) if (node.name, place) in edges}
+    tensors = {
+        node.input[place] for node in graph.node for place in range(len(node.input)) if (node.name, place) in edges
+    }
     ordered = [name for name in (*(value.name for value in graph.input), *producers) if name in tensors]
     ranges = {name: name for name in ordered}
     for node in pools:
