@@ -26,9 +26,8 @@ from exporter import ExportPlan, export
 from exporter.cli import _build
 from exporter.cli._common import status
 from exporter.engines.build import BuildPlan, build_engine
-from exporter.engines.builders import tensorrt_rtx
-from exporter.engines.builders._layers import EngineLayer, check_precision, layer_facts, layers_from_inspector
-from exporter.engines.builders._network import BuildOptions
+from exporter.engines.builders import BuildOptions, tensorrt_rtx
+from exporter.engines.layers import EngineLayer, check_precision, layer_facts, layers_from_inspector
 from runtimes import Bundle
 from runtimes.errors import BackendUnavailable, BuildError, BundleError, PlanError, UnknownName
 from runtimes.nvidia.engine_file import EngineFacts, facts_of
