@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -18,10 +19,17 @@ from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.parity.compare import is_classifier
 
 
+class CorrectedGraph(NamedTuple):
+    """A lowered graph with bias correction, and its ranges with that correction."""
+
+    model: onnx.ModelProto
+    table: CalibrationTable
+
+
 def lower_with_correction(
     precision: Precision, model: onnx.ModelProto, measured: MeasuredRanges, images: CalibrationSet, calibrator: str
-) -> tuple[onnx.ModelProto, CalibrationTable]:
-    """Lower a graph with bias correction; return it with its table, to which the correction is added.
+) -> CorrectedGraph:
+    """Lower a graph with bias correction.
 
     Quantizing shifts activations a little, always to the same side, and the shifts add up over the blocks: of a random
     ResNet-101's error two thirds were the same for every image (41.6 dB of SQNR with them, 46.6 dB without). The
@@ -36,10 +44,10 @@ def lower_with_correction(
     thresholds = table.thresholds(calibrator)
     lowered = precision.lower(model, thresholds)
     if not is_classifier(value.name for value in model.graph.output):
-        return lowered, table
+        return CorrectedGraph(lowered, table)
     if calibrator not in table.corrections:
         if pictures is None:
-            return lowered, table
+            return CorrectedGraph(lowered, table)
         batches = (
             images.preprocess.normalised(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH)
         )
@@ -50,7 +58,7 @@ def lower_with_correction(
             table, corrections={**table.corrections, calibrator: [float(f"{value:.6g}") for value in error]}
         )
     biased = subtract_from_bias(model, np.array(table.corrections[calibrator], np.float32))
-    return (lowered, table) if biased is None else (precision.lower(biased, thresholds), table)
+    return CorrectedGraph(lowered if biased is None else precision.lower(biased, thresholds), table)
 
 
 def mean_error(

@@ -23,8 +23,7 @@ BUDGET = Budget(
     max_batch_difference=0.05,
 )
 RUNS_ON = ("onnxruntime",) if rounds_fp16() else ()
-"""On Python 3.10, whose last onnxruntime truncates FP16, the simulation alone proves the file: its scales are in
-FP32."""
+"""On Python 3.10, whose last onnxruntime truncates, only the simulation, with scales in FP32, proves the file."""
 MOST_REASONS = 3
 """How many convolutions that stay in float one error message explains."""
 
@@ -58,7 +57,7 @@ def _placement(model: onnx.ModelProto) -> Placement:
     why = "; ".join(f"'{name}' stays in float, {reason}" for name, reason in list(reasons.items())[:MOST_REASONS])
     more = f"; and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""
     raise PlanError(
-        f"expected a convolution that --int8 can quantize, "
+        "expected a convolution that --int8 can quantize, "
         f"got {f'none: {why}{more}' if reasons else 'a network without any'}; take --fp16"
     )
 

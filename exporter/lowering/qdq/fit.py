@@ -26,18 +26,18 @@ SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
 """For an input, which is divided by its scale, so that the scale's digits count."""
 SMALLEST_WEIGHT_SCALE = 2.0**-19
 """For a weight."""
-ENOUGH = 4 * SMALLEST_WEIGHT_SCALE
+ENOUGH_WEIGHT_SCALE = 4 * SMALLEST_WEIGHT_SCALE
 """For the output channel with the largest weights. Channels with smaller ones may then be held at the smallest scale:
 their loss is below a quarter of the step with which the layer's output is quantized, as for a dead channel."""
-ROOMY = 64 * SMALLEST_WEIGHT_SCALE
+ROOMY_WEIGHT_SCALE = 64 * SMALLEST_WEIGHT_SCALE
 """Scale to which weights are moved, so that their smaller channels keep all levels too."""
-NOTHING = float(np.finfo(np.float16).smallest_subnormal) / 2
-"""FP16 rounds smaller numbers to zero."""
+ROUNDS_TO_ZERO = float(np.finfo(np.float16).smallest_subnormal) / 2
+"""FP16 rounds smaller magnitudes to zero."""
 TOO_SMALL = "FP16 holds no INT8 scales for numbers as small as its weight's and its input's"
 
 
 @dataclass(frozen=True)
-class Fit:
+class ScaleFit:
     """The part of a placement whose scales FP16 can hold, and how they are moved; powers of two as exponents.
 
     Attributes:
@@ -56,7 +56,7 @@ class Fit:
 
 def fit_scales(
     graph: onnx.GraphProto, placement: Placement, thresholds: Mapping[str, float], weights: Mapping[str, NDArray[Any]]
-) -> Fit:
+) -> ScaleFit:
     """Find the powers of two; a convolution, pool or addition with numbers too small for any of them stays in float."""
     edges, shifts = set(), {}
     shifts_of: dict[str, set[int]] = {name: set() for name in placement.tensors}
@@ -67,13 +67,13 @@ def fit_scales(
             if node.name in placement.weights:
                 shift = _power_of_two(thresholds[name], weights[node.input[1]])
             else:
-                shift = 0 if thresholds[name] / LEVELS >= SMALLEST_SCALE or thresholds[name] < NOTHING else None
+                shift = 0 if thresholds[name] / LEVELS >= SMALLEST_SCALE or thresholds[name] < ROUNDS_TO_ZERO else None
             if shift is not None:
                 edges.add(Edge(node.name, place))
                 shifts_of[name].add(shift)
                 if node.name in placement.weights:
                     shifts[node.name] = shift
-    return Fit(
+    return ScaleFit(
         frozenset(edges), shifts, {name: tuple(sorted(each, key=abs)) for name, each in shifts_of.items()}, thresholds
     )
 
@@ -84,12 +84,15 @@ def shifted_name(name: str, shift: int) -> str:
 
 
 def _power_of_two(threshold: float, weight: NDArray[np.float32]) -> int | None:
-    """The exponent of the power of two to multiply a weight and divide its input by; None if none fits both."""
+    """The exponent of the power of two to multiply a weight and divide its input by; None if none fits both.
+
+    It is negative where the input's scale is the small one.
+    """
     own, other = float(np.abs(weight).max()) / LEVELS, threshold / LEVELS
     most = threshold * float(np.abs(weight).reshape(len(weight), -1).sum(1, dtype=np.float64).max())
-    if most < NOTHING or (own >= ENOUGH and other >= SMALLEST_SCALE):
+    if most < ROUNDS_TO_ZERO or (own >= ENOUGH_WEIGHT_SCALE and other >= SMALLEST_SCALE):
         return 0
-    fewest, highest = math.ceil(math.log2(ENOUGH / own)), math.floor(math.log2(other / SMALLEST_SCALE))
+    fewest, highest = math.ceil(math.log2(ENOUGH_WEIGHT_SCALE / own)), math.floor(math.log2(other / SMALLEST_SCALE))
     if fewest > highest:
         return None
-    return highest if other < SMALLEST_SCALE else min(math.ceil(math.log2(ROOMY / own)), highest)
+    return highest if other < SMALLEST_SCALE else min(math.ceil(math.log2(ROOMY_WEIGHT_SCALE / own)), highest)

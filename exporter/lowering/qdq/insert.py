@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from exporter.lowering.qdq.fit import LEVELS, SMALLEST_SCALE, SMALLEST_WEIGHT_SCALE, Fit, fit_scales, shifted_name
+from exporter.lowering.qdq.fit import LEVELS, SMALLEST_SCALE, SMALLEST_WEIGHT_SCALE, ScaleFit, fit_scales, shifted_name
 from exporter.lowering.qdq.targets import Placement
 from runtimes.errors import CalibrationError, LowerError
 
@@ -31,7 +31,7 @@ def insert_pairs(model: onnx.ModelProto, placement: Placement, thresholds: Mappi
         thresholds: observed tensor -> the magnitude that 127 stands for.
 
     Raises:
-        CalibrationError: a tensor has no threshold, or one that is not a positive number.
+        CalibrationError: a tensor has no threshold, or one that is negative or not finite.
         LowerError: the scale of a tensor or a weight is beyond the range of FP16; names it.
     """
     graph = model.graph
@@ -83,7 +83,7 @@ def _check_scale(name: str, scale: float) -> None:
         )
 
 
-def _pairs(name: str, fit: Fit, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
+def _pairs(name: str, fit: ScaleFit, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
     """The nodes of a tensor's pairs: one for each power of two that it is divided by, with the division in front."""
     nodes = []
     for shift in fit.shifts_of[name]:
