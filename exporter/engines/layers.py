@@ -202,4 +202,4 @@ def _data_type(words: str) -> str:
 
 def _nodes(name: str, metadata: str) -> frozenset[str]:
     """The ONNX nodes that a layer was made from: those in its metadata, and those in its name if it is fused."""
-    return frozenset({*re.findall(r"\[ONNX EngineLayer: ([^\]]+)\]", metadata), *name.split(" + ")})
+    return frozenset({*re.findall(r"\[ONNX Layer: ([^\]]+)\]", metadata), *name.split(" + ")})
