@@ -360,15 +360,15 @@ def inspected(style: int, *, conv: str = "Int8", linear: str = "Half") -> str:
                     "Name": "conv1.weight + conv1 + relu",
                     "LayerType": "CaskConvolution",
                     "Inputs": [tensor(conv)],
-                    "Metadata": "[ONNX EngineLayer: conv1]",
+                    "Metadata": "[ONNX Layer: conv1]",
                 },
                 {
                     "Name": "layer1.0.conv1 + layer1.0.add",
                     "LayerType": "CaskConvolution",
                     "Inputs": [tensor(conv), tensor("Half")],
-                    "Metadata": "[ONNX EngineLayer: layer1.0.conv1]\x1e[ONNX EngineLayer: layer1.0.add]",
+                    "Metadata": "[ONNX Layer: layer1.0.conv1]\x1e[ONNX Layer: layer1.0.add]",
                 },
-                {"Name": "fc", "LayerType": "CaskGemmMatrixMultiply", "Inputs": [tensor(linear)], "Metadata": "[ONNX EngineLayer: fc]"},
+                {"Name": "fc", "LayerType": "CaskGemmMatrixMultiply", "Inputs": [tensor(linear)], "Metadata": "[ONNX Layer: fc]"},
             ]
         }
     )
