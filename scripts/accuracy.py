@@ -37,7 +37,7 @@ from calibration.collect import BATCH, collect
 from calibration.data import ImageSource, built_in, evenly_chosen, inputs_from_source, open_source
 from calibration.observers import observers
 from exporter import ExportPlan, export
-from exporter.lowering.bias_correction import mean_error, with_bias_less
+from exporter.lowering.bias_correction import mean_error, subtract_from_bias
 from exporter.lowering.precisions import fp16, int8
 from exporter.lowering.ranges import CORRECTION_IMAGES
 from exporter.lowering.request import CALIBRATOR
@@ -117,19 +117,19 @@ def logits(model: bytes, inputs: Floats, level: Any) -> Floats:
 def ours(model: onnx.ModelProto, images: Images) -> Iterator[Candidate]:
     """FP16, and INT8 by each calibrator."""
     half = fp16.lower(model, {})
-    yield Candidate("FP16", fp16.simulated(half), half.SerializeToString())
-    histograms = collect(model, int8.observed(model), batches(images.calibration))
+    yield Candidate("FP16", fp16.simulation(half), half.SerializeToString())
+    histograms = collect(model, int8.observed_tensors(model), batches(images.calibration))
     for name, observer in observers().items():
         lowered = as_exported(model, {tensor: observer(histogram) for tensor, histogram in histograms.items()}, images)
-        yield Candidate(f"INT8, {name}", int8.simulated(lowered), lowered.SerializeToString())
+        yield Candidate(f"INT8, {name}", int8.simulation(lowered), lowered.SerializeToString())
 
 
 def as_exported(model: onnx.ModelProto, thresholds: dict[str, float], images: Images) -> onnx.ModelProto:
     """The INT8 graph with its mean error taken off the classifier's bias, as the exporter writes it."""
     lowered = int8.lower(model, thresholds)
     spread = np.linspace(0, len(images.calibration) - 1, CORRECTION_IMAGES).astype(np.int64)
-    error = mean_error(model, int8.simulated(lowered), batches(images.calibration[spread]))
-    biased = with_bias_less(model, error.astype(np.float32))
+    error = mean_error(model, int8.simulation(lowered), batches(images.calibration[spread]))
+    biased = subtract_from_bias(model, error.astype(np.float32))
     return lowered if biased is None else int8.lower(biased, thresholds)
 
 
@@ -140,7 +140,7 @@ def batches(inputs: Floats) -> Iterator[Floats]:
 def stranger(name: str, path: Path) -> Candidate:
     """Somebody else's Q/DQ file; what it holds in FP16 is rounded as ours is."""
     model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
-    return Candidate(name, int8.simulated(model), path.read_bytes())
+    return Candidate(name, int8.simulation(model), path.read_bytes())
 
 
 def by_onnxruntime(path: Path, images: Images, folder: Path) -> Iterator[Candidate]:

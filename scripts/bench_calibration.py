@@ -58,7 +58,7 @@ def ours(model: Path, count: int) -> None:
     from exporter.lowering.precisions import int8
 
     graph = onnx.load(model)
-    histograms = collect(graph, int8.observed(graph), batches(count))
+    histograms = collect(graph, int8.observed_tensors(graph), batches(count))
     for observer in observers().values():
         for histogram in histograms.values():
             observer(histogram)

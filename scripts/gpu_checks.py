@@ -29,7 +29,7 @@ import numpy as np
 
 from exporter import ExportPlan, export
 from exporter.engines.build import BuildPlan, build_engine
-from exporter.engines.builders._network import BuildOptions
+from exporter.engines.builders import BuildOptions
 from runtimes import Bundle, Runtime, open_runtime
 from runtimes.errors import ResnetExportError
 from runtimes.nvidia.cuda import Device, device

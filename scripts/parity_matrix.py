@@ -24,7 +24,7 @@ import click
 
 from exporter import ExportPlan, export
 from exporter.engines.build import BuildPlan, build_engine
-from exporter.engines.builders._network import BuildOptions
+from exporter.engines.builders import BuildOptions
 from exporter.lowering.registry import precision_names
 from exporter.models.registry import MODELS
 from exporter.verification.check import CheckPlan, check_bundle

@@ -48,7 +48,7 @@ def build(
 ) -> None:
     """Build an engine from BUNDLE into its engines/, prove its precision layer by layer and, where a GPU is, its answers."""
     from exporter.engines.build import BuildPlan, build_engine
-    from exporter.engines.builders._network import BuildOptions
+    from exporter.engines.builders import BuildOptions
     from runtimes.bundle import Bundle
 
     targets, workspace = options.pop("targets"), options.pop("workspace")

@@ -1,1 +1,1 @@
-"""Engines from a bundle. Needs neither torch nor onnx."""
+"""Build engines from a bundle; needs neither torch nor onnx."""

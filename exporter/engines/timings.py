@@ -1,4 +1,4 @@
-"""What a builder measured, kept in a file for its next build."""
+"""The timing cache: a builder's measurements, kept in a file for its next build."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ MOST_BYTES = 1 << 30
 
 
 def timing_file(cache: Path, version: str, targets: tuple[str, ...]) -> Path:
-    """Where the measurements of one library version and GPU are kept: they are of no use to another, which would begin the file anew."""
+    """The file for one library version and GPU; another would find the measurements useless, and overwrite them."""
     return cache.with_name(f"{cache.name}.{version}-{'+'.join(targets)}")
 
 
-def earlier(cache: Path | None) -> bytes | None:
-    """An earlier build's measurements; empty where there are none yet, None where none are to be kept.
+def read_timings(cache: Path | None) -> bytes | None:
+    """Read an earlier build's measurements: empty if there are none yet, None without a cache.
 
     Raises:
-        BadInput: they cannot be read, or there is no folder to keep them in.
+        BadInput: they cannot be read, or the cache's folder does not exist.
     """
     if cache is None:
         return None
@@ -34,12 +34,16 @@ def earlier(cache: Path | None) -> bytes | None:
         raise BadInput(f"--timing-cache: cannot read {cache}: {error.strerror}; give another file") from error
 
 
-def keep(cache: Path, data: bytes) -> None:
-    """
+def write_timings(cache: Path, data: bytes) -> None:
+    """Write a build's measurements.
+
     Raises:
         BadInput: the file cannot be written.
     """
     try:
         write_in_one_step(cache, data)
     except OSError as error:
-        raise BadInput(f"--timing-cache: the engine is built and kept, but {cache} cannot be written: {error.strerror}; give another file") from error
+        raise BadInput(
+            f"--timing-cache: the engine is built and kept, but {cache} cannot be written: {error.strerror}; "
+            "give another file"
+        ) from error

@@ -1,1 +1,1 @@
-"""Lower an FP32 graph to a precision."""
+"""Lower an FP32 graph to a precision; `lower.py` is the entry point."""

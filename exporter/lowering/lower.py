@@ -1,4 +1,4 @@
-"""From an FP32 graph to one of a precision: the one place that knows the order ranges, placement, correction, cast."""
+"""Lower an FP32 graph to a precision: the one place that knows the order ranges, placement, correction, cast."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from calibration.table import CalibrationTable
 from exporter.lowering.bias_correction import lower_with_correction
 from exporter.lowering.precisions import Precision
 from exporter.lowering.qdq.fit import TOO_SMALL
-from exporter.lowering.qdq.targets.tensorrt import left_in_float
+from exporter.lowering.qdq.targets import QdqTarget, left_in_float
 from exporter.lowering.ranges import CalibrationSet, measure_ranges
-from exporter.lowering.registry import load_precision
+from exporter.lowering.registry import load_precision, load_target
 from exporter.lowering.request import LoweringRequest
 from runtimes.parity.budget import Budget
 from runtimes.progress import Steps
@@ -22,11 +22,11 @@ HALVES = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 
 
 @dataclass(frozen=True)
-class Lowered:
+class LoweredGraph:
     """A graph in its precision.
 
     Attributes:
-        table: the ranges that it was calibrated with; None where it needs none.
+        table: the ranges that it was calibrated with; None for a precision that needs none.
         budget: what parity allows it.
     """
 
@@ -35,25 +35,30 @@ class Lowered:
     budget: Budget
 
 
-def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringRequest, steps: Steps) -> Lowered:
-    """Lower a simplified FP32 graph, which stays as it was.
+def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringRequest, steps: Steps) -> LoweredGraph:
+    """Lower a simplified FP32 graph; `clean` is not changed.
+
+    Args:
+        images: to calibrate on; not read for a precision that needs no ranges.
+        steps: told of each step, and of the convolutions that stay in float.
 
     Raises:
-        CalibrationError: the images, or a given table, do not do.
+        CalibrationError: the images, or a given table, do not fit.
         BadInput: a picture or the table cannot be read.
         LowerError: the precision cannot hold the model's values.
+        PlanError: there is nothing to quantize.
     """
     precision = load_precision(request.precision)
-    tensors = precision.observed(clean)
+    tensors = precision.observed_tensors(clean)
     if not tensors:
         with steps(f"lower to {request.precision}"):
-            return Lowered(precision.lower(clean, {}), None, budget_of(precision, clean))
+            return LoweredGraph(precision.lower(clean, {}), None, budget_of(precision, clean))
     with steps("calibrate"):
         measured = measure_ranges(clean, tensors, images, request, steps)
     with steps(f"lower to {request.precision}"):
         model, table = lower_with_correction(precision, clean, measured, images, request.calibrator_name)
-        _say_what_stays_in_float(clean, model, steps)
-    return Lowered(model, table, budget_of(precision, clean))
+        _report_float_convolutions(clean, model, load_target(request.target), steps)
+    return LoweredGraph(model, table, budget_of(precision, clean))
 
 
 def budget_of(precision: Precision, clean: onnx.ModelProto) -> Budget:
@@ -64,10 +69,13 @@ def budget_of(precision: Precision, clean: onnx.ModelProto) -> Budget:
     return max([precision.BUDGET, *own], key=lambda budget: budget.own_error)
 
 
-def _say_what_stays_in_float(clean: onnx.ModelProto, lowered: onnx.ModelProto, steps: Steps) -> None:
+def _report_float_convolutions(
+    clean: onnx.ModelProto, lowered: onnx.ModelProto, target: QdqTarget, steps: Steps
+) -> None:
+    """Say how many convolutions stay in float, for each reason."""
     quantized = {name for node in lowered.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     floats = [node.name for node in lowered.graph.node if node.op_type == "Conv" and node.input[1] not in quantized]
-    reasons = {**dict.fromkeys(floats, TOO_SMALL), **left_in_float(clean.graph)}
+    reasons = {**dict.fromkeys(floats, TOO_SMALL), **left_in_float(target, clean.graph)}
     convolutions = sum(node.op_type == "Conv" for node in clean.graph.node)
     for reason in dict.fromkeys(reasons.values()):
         names = [name for name, one in reasons.items() if one == reason]

@@ -1,4 +1,4 @@
-"""The ranges that a precision needs: measured on a calibration set, or read from a table that was."""
+"""Measure the ranges that a precision needs on a calibration set, or read them from a table of an earlier export."""
 
 from __future__ import annotations
 
@@ -23,50 +23,56 @@ from runtimes.preprocess import Preprocess
 from runtimes.progress import Steps
 
 CALIBRATION_IMAGES, CORRECTION_IMAGES = 512, 64
+"""How many pictures the ranges are measured on by default, and how many of those the bias correction is measured on."""
 PACKAGES = ("resnet-export", "numpy", "pillow")
+"""Whose versions a table records, besides onnxruntime's."""
 
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """The pictures to calibrate on, and how a graph takes them.
+    """The pictures to calibrate on, and how to feed them to a graph.
 
     Attributes:
-        source: all that there are, of which `chosen_places` says which are taken; None where a table is given without pictures.
-        as_pixels: the graph has the preprocessing inside, and is fed uint8 pixels.
+        source: all pictures, of which `chosen_places` chooses some; None if a table is given without pictures.
+        as_pixels: the graph has the preprocessing inside, and takes uint8 pixels.
     """
 
     source: ImageSource | None
     preprocess: Preprocess
     as_pixels: bool
 
-    def fed(self, batches: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[Any]]:
-        """Batches as the graph takes them."""
+    def as_inputs(self, batches: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[Any]]:
+        """Turn normalised batches, float32 (images, channels, height, width), into what the graph takes."""
         for batch in batches:
             yield self.preprocess.pixels_from_inputs(batch) if self.as_pixels else batch
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The ranges of a graph.
+class MeasuredRanges:
+    """The ranges of a graph's tensors.
 
     Attributes:
-        table: measured, or given.
-        pictures: some of those it was measured on, spread over all, uint8 (pictures, height, width, channels), of the model's size; None where a
-            table is given without pictures.
+        table: the ranges, measured or given.
+        pictures: some of those that they were measured on, spread over all: uint8 (pictures, height, width, channels),
+            of the model's size; None if a table is given without pictures.
     """
 
     table: CalibrationTable
     pictures: NDArray[np.uint8] | None
 
 
-def measure_ranges(model: onnx.ModelProto, tensors: Sequence[str], images: CalibrationSet, request: LoweringRequest, steps: Steps) -> Measured:
-    """The table for `tensors` of the simplified FP32 graph, and some of the pictures it is of. Each picture is read once.
+def measure_ranges(
+    model: onnx.ModelProto, tensors: Sequence[str], images: CalibrationSet, request: LoweringRequest, steps: Steps
+) -> MeasuredRanges:
+    """Measure the ranges of `tensors` in the simplified FP32 graph, or take them from `request.calibration`.
+
+    Each picture is read once.
 
     Args:
-        steps: told of each picture that is done, and of those that are left out because they cannot be read.
+        steps: told of each picture that is done, and of those left out because they cannot be read.
 
     Raises:
-        CalibrationError: the images, or a given table, do not do.
+        CalibrationError: there are too few images, or a given table is of another model or other images.
         BadInput: a picture or the table cannot be read, or the pictures have other channels than the model.
     """
     import onnxruntime
@@ -75,8 +81,8 @@ def measure_ranges(model: onnx.ModelProto, tensors: Sequence[str], images: Calib
     digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
     provenance = Provenance(digest, images.preprocess, versions)
     if request.calibration is not None:
-        return _reused(request.calibration, provenance, tensors, images, request)
-    sample = _sample(images, request)
+        return _read_table(request.calibration, provenance, tensors, images, request)
+    sample = _open_sample(images, request)
     total, done = sample.source.count, 0
 
     def count() -> None:
@@ -84,41 +90,46 @@ def measure_ranges(model: onnx.ModelProto, tensors: Sequence[str], images: Calib
         done += 1
         steps.progress("calibrate", done, total)
 
-    histograms = collect(model, tensors, images.fed(sample.batches(BATCH, count)))
+    histograms = collect(model, tensors, images.as_inputs(sample.batches(BATCH, count)))
     for problem in sample.unreadable:
         steps.left_out(problem)
     sample.check(allow_few=request.allow_few_images)
     table = table_from_histograms(histograms, provenance, images=sample.images, fingerprint=sample.fingerprint)
-    return Measured(table, np.stack(sample.kept))
+    return MeasuredRanges(table, np.stack(sample.kept))
 
 
 def chosen_places(source: ImageSource, request: LoweringRequest) -> NDArray[np.int64]:
-    """Which of a source's pictures are calibrated on.
+    """Choose the pictures of a source to calibrate on: their places in it, int64 (pictures,).
 
     Raises:
         PlanError: --calibration-images asks for more than there are.
     """
     if request.calibration_images is not None and request.calibration_images > source.count:
-        raise PlanError(f"--calibration-images asks for {request.calibration_images}, but {source.name} has {source.count}; ask for fewer")
+        raise PlanError(
+            f"--calibration-images asks for {request.calibration_images}, "
+            f"but {source.name} has {source.count}; ask for fewer"
+        )
     return evenly_chosen(source, request.calibration_images or CALIBRATION_IMAGES, request.seed)
 
 
-def _sample(images: CalibrationSet, request: LoweringRequest) -> Sample:
+def _open_sample(images: CalibrationSet, request: LoweringRequest) -> Sample:
     source = images.source
     assert source is not None
     check_channels(source, images.preprocess)
     return Sample(source.chosen(chosen_places(source, request)), images.preprocess, keep=CORRECTION_IMAGES)
 
 
-def _reused(path: Path, provenance: Provenance, tensors: Sequence[str], images: CalibrationSet, request: LoweringRequest) -> Measured:
+def _read_table(
+    path: Path, provenance: Provenance, tensors: Sequence[str], images: CalibrationSet, request: LoweringRequest
+) -> MeasuredRanges:
     table = table_from_file(path)
     provenance.check(table, str(path))
     missing = [name for name in tensors if name not in table.tensors]
     if missing:
         raise BadInput(f"{path} has no range for {', '.join(missing[:3])}; leave --calibration out to measure again")
     if images.source is None:
-        return Measured(table, None)
-    sample = _sample(images, request)
+        return MeasuredRanges(table, None)
+    sample = _open_sample(images, request)
     for _ in sample.batches(BATCH):
         pass
     if sample.fingerprint != table.fingerprint:
@@ -126,4 +137,4 @@ def _reused(path: Path, provenance: Provenance, tensors: Sequence[str], images: 
             f"{path} was measured on other images than {images.source.name}: fingerprint {table.fingerprint[:16]}..., "
             f"expected {sample.fingerprint[:16]}...; leave --calibration out to measure again"
         )
-    return Measured(table, np.stack(sample.kept))
+    return MeasuredRanges(table, np.stack(sample.kept))

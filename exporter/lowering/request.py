@@ -1,29 +1,32 @@
-"""What is asked of a lowering: precision, target and calibration; refused here where it contradicts itself. Imports nothing heavy."""
+"""The options of a lowering: precision, target and calibration, checked against each other. Imports nothing heavy."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.lowering.registry import precision_names
+from exporter.lowering.qdq.targets import DEFAULT_TARGET
+from exporter.lowering.registry import precision_names, target_names
 from runtimes.errors import PlanError, UnknownName
 
-TARGETS = ("tensorrt",)
+TARGETS = target_names()
 CALIBRATED = ("int8",)
+"""The precisions that need ranges of activations."""
 CALIBRATOR = "mse"
+"""The observer that turns histograms into ranges where none is named."""
 
 
 @dataclass(frozen=True)
 class LoweringRequest:
-    """A graph to lower; the attributes are those of `exporter.pipeline.plan.ExportPlan`.
+    """How to lower a graph; the attributes are those of `exporter.pipeline.plan.ExportPlan`.
 
     Raises:
-        UnknownName: no such precision or target.
-        PlanError: options of a calibration for a precision that has none.
+        UnknownName: there is no such precision or target.
+        PlanError: calibration options for a precision that is not calibrated, or a number of images below 1.
     """
 
     precision: str = "fp32"
-    target: str = "tensorrt"
+    target: str = DEFAULT_TARGET
     calibrator: str | None = None
     calibration_images: int | None = None
     calibration: Path | None = None
@@ -49,9 +52,10 @@ class LoweringRequest:
 
     @property
     def is_calibrated(self) -> bool:
-        """Does the precision need ranges of activations?"""
+        """Whether the precision needs ranges of activations."""
         return self.precision in CALIBRATED
 
     @property
     def calibrator_name(self) -> str:
+        """The calibrator asked for, or the default one."""
         return self.calibrator or CALIBRATOR

@@ -98,7 +98,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             save_program(program, folder / "reference.pt2", form.outputs)
         with steps("prove"):
             # What no backend here runs is read back, so that the simulation is of what was written.
-            graphs = Graphs(clean, precision.simulated(model if precision.RUNS_ON else onnx.load(folder / "model.onnx")))
+            graphs = Graphs(clean, precision.simulation(model if precision.RUNS_ON else onnx.load(folder / "model.onnx")))
             proof = golden = prove(folder, images, graphs, budget=lowered.budget, batch=plan.batch, backends=precision.RUNS_ON)
             kept = of_fitting_size(images, loaded.preprocess, GOLDEN_IMAGES[-1]) if plan.uint8_input == FULL else images
             if kept is not images:  # built-in pictures have the network's size: what travels is to be resized

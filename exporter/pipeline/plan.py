@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
-from exporter.lowering.opsets import settled_opset
+from exporter.lowering.opsets import choose_opset
 from exporter.lowering.request import LoweringRequest
 from exporter.models.registry import find_model
 from exporter.models.request import ModelRequest
@@ -74,7 +74,7 @@ class ExportPlan:
     def __post_init__(self) -> None:
         check_kinds(self)
         _ = self.model_request, self.lowering_request  # which refuse what contradicts itself
-        object.__setattr__(self, "opset", settled_opset(self.precision, self.opset))
+        object.__setattr__(self, "opset", choose_opset(self.precision, self.opset))
         check_uint8_input(self.uint8_input)
 
     @property

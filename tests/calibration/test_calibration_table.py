@@ -20,7 +20,7 @@ from calibration.observers import observers
 from calibration.sample import Sample
 from calibration.table import CalibrationTable, Provenance, merged, table_from_file, table_from_histograms
 from exporter.graph.simplify import simplified
-from exporter.lowering.qdq.targets.tensorrt import placement_for_tensorrt
+from exporter.lowering.qdq.targets.tensorrt import place_pairs
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import BadInput, CalibrationError
 from runtimes.preprocess import Preprocess
@@ -48,7 +48,7 @@ def measured(graph: onnx.ModelProto, provenance: Provenance) -> Callable[[Any], 
 
     def measure(places: Any) -> CalibrationTable:
         sample = Sample(built_in("train").chosen(np.asarray(places)), PREPROCESS)
-        histograms = collect(graph, placement_for_tensorrt(graph).observed, sample.batches(BATCH))
+        histograms = collect(graph, place_pairs(graph).observed, sample.batches(BATCH))
         return table_from_histograms(histograms, provenance, images=sample.images, fingerprint=sample.fingerprint)
 
     return measure
@@ -67,7 +67,7 @@ def test_ranges_are_those_of_the_tensors_themselves(table: CalibrationTable, gra
     inputs = np.concatenate(list(Sample(built_in("train").chosen(PLACES), PREPROCESS).batches(100)))
     with OnnxRuntime.from_bytes(exposed.SerializeToString()) as runtime:
         values = {"input": inputs, **runtime.run({"input": inputs})}
-    assert set(table.tensors) == set(placement_for_tensorrt(graph).observed)
+    assert set(table.tensors) == set(place_pairs(graph).observed)
     for name, tensor in table.tensors.items():
         assert tensor.largest == pytest.approx(float(np.abs(values[name]).max()), rel=1e-5)
         assert tensor.histogram.counts.sum() == values[name].size

@@ -26,9 +26,8 @@ from exporter import ExportPlan, export
 from exporter.cli import _build
 from exporter.cli._common import status
 from exporter.engines.build import BuildPlan, build_engine
-from exporter.engines.builders import tensorrt_rtx
-from exporter.engines.builders._layers import EngineLayer, check_precision, layer_facts, layers_from_inspector
-from exporter.engines.builders._network import BuildOptions
+from exporter.engines.builders import BuildOptions, tensorrt_rtx
+from exporter.engines.layers import EngineLayer, check_precision, layer_facts, layers_from_inspector
 from runtimes import Bundle
 from runtimes.errors import BackendUnavailable, BuildError, BundleError, PlanError, UnknownName
 from runtimes.nvidia.engine_file import EngineFacts, facts_of
@@ -361,15 +360,15 @@ def inspected(style: int, *, conv: str = "Int8", linear: str = "Half") -> str:
                     "Name": "conv1.weight + conv1 + relu",
                     "LayerType": "CaskConvolution",
                     "Inputs": [tensor(conv)],
-                    "Metadata": "[ONNX EngineLayer: conv1]",
+                    "Metadata": "[ONNX Layer: conv1]",
                 },
                 {
                     "Name": "layer1.0.conv1 + layer1.0.add",
                     "LayerType": "CaskConvolution",
                     "Inputs": [tensor(conv), tensor("Half")],
-                    "Metadata": "[ONNX EngineLayer: layer1.0.conv1]\x1e[ONNX EngineLayer: layer1.0.add]",
+                    "Metadata": "[ONNX Layer: layer1.0.conv1]\x1e[ONNX Layer: layer1.0.add]",
                 },
-                {"Name": "fc", "LayerType": "CaskGemmMatrixMultiply", "Inputs": [tensor(linear)], "Metadata": "[ONNX EngineLayer: fc]"},
+                {"Name": "fc", "LayerType": "CaskGemmMatrixMultiply", "Inputs": [tensor(linear)], "Metadata": "[ONNX Layer: fc]"},
             ]
         }
     )

@@ -123,11 +123,11 @@ def test_weights_are_rounded_as_pytorch_rounds(tiny: Tiny) -> None:
 def test_onnxs_reference_runs_the_written_file_to_what_the_simulation_says(tiny: Tiny) -> None:
     """It rounds inside its convolutions too, so the two may be a BF16 step of the largest logit apart (2^-7), which no wrong weight is."""
     ran: Any = ReferenceEvaluator(str(tiny.folder / "model.onnx")).run(None, {"input": INPUTS})
-    simulated = logits(bf16.simulated(tiny.lowered))
+    simulated = logits(bf16.simulation(tiny.lowered))
     largest = np.abs(simulated).max()
     assert np.abs(ran[0] - simulated).max() / largest < 2**-6
     for name in ("conv1.weight", "layer3.0.conv2.weight", "fc.bias"):
-        wrong = bf16.simulated(bf16.lower(scaled(tiny.original, name, 1.5), {}))
+        wrong = bf16.simulation(bf16.lower(scaled(tiny.original, name, 1.5), {}))
         assert np.abs(logits(wrong) - simulated).max() / largest > 2**-6, name
 
 
@@ -155,7 +155,7 @@ def test_onnxruntimes_cast_rounds_to_the_nearest_even_as_pytorch_does() -> None:
 
 def test_onnxruntimes_optimiser_keeps_every_cast_of_the_simulation(tiny: Tiny, tmp_path: Path) -> None:
     """Those of constants are folded, which is exact, and the one that nothing reads is left out: the output has a cast of its own."""
-    simulation = bf16.simulated(tiny.lowered)
+    simulation = bf16.simulation(tiny.lowered)
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3  # it says that such a file is for this machine only
@@ -169,7 +169,7 @@ def test_onnxruntimes_optimiser_keeps_every_cast_of_the_simulation(tiny: Tiny, t
 
 
 def test_the_simulation_alone_is_run_over_all_images_at_every_batch(tiny: Tiny) -> None:
-    simulation = bf16.simulated(tiny.lowered)
+    simulation = bf16.simulation(tiny.lowered)
     report = tiny.proof(simulation).report
     assert report.ok
     assert set(report.backends) == {"simulation"}
@@ -178,7 +178,7 @@ def test_the_simulation_alone_is_run_over_all_images_at_every_batch(tiny: Tiny) 
             tiny.proof(wrong_at(simulation, batch=batch))
     spoilt = scaled(tiny.original, "fc.weight", 1.5)
     with pytest.raises(ParityError, match="; head adds the most noise, .*; try --fp16 or --fp32; no bundle was written"):
-        tiny.proof(bf16.simulated(bf16.lower(spoilt, {})))
+        tiny.proof(bf16.simulation(bf16.lower(spoilt, {})))
 
 
 def wrong_at(model: onnx.ModelProto, *, batch: int) -> onnx.ModelProto:
@@ -222,7 +222,7 @@ def with_a_spread(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("batch", [BATCH, BatchRange(1, 1, 1), BatchRange(8, 8, 8)], ids=str)
 def test_pictures_of_one_colour_are_asked_for_too(tiny: Tiny, batch: BatchRange) -> None:
-    simulation = bf16.simulated(tiny.lowered)
+    simulation = bf16.simulation(tiny.lowered)
     preprocess = Preprocess(28, (28, 28), "bilinear", True, (0.286,), (0.353,))
     images = Images(INPUTS, None, plain=images_of_one_colour(preprocess, as_pixels=False))
 
@@ -240,7 +240,7 @@ def test_the_last_images_are_proven_too(tiny: Tiny) -> None:
     inputs = np.concatenate([INPUTS, 30 * INPUTS[:4]])
     budget = Budget(own_error=1.0, max_relative_error=1.0)
     images = Images(inputs, None)
-    graphs = Graphs(tiny.original, bf16.simulated(bf16.lower(tiny.original, {})))
+    graphs = Graphs(tiny.original, bf16.simulation(bf16.lower(tiny.original, {})))
     report = prove(tiny.folder, images, graphs, budget=budget, batch=BATCH, backends=bf16.RUNS_ON).report
     few = prove(tiny.folder, Images(INPUTS, None), graphs, budget=budget, batch=BATCH, backends=bf16.RUNS_ON).report
     assert report.images == 12
@@ -254,7 +254,7 @@ def test_a_file_that_onnx_refuses_is_no_proof(tiny: Tiny, tmp_path: Path) -> Non
     older.opset_import[0].version = 20
     onnx.save(older, tmp_path / "model.onnx")
     with pytest.raises(onnx.shape_inference.InferenceError, match="bfloat16"):
-        Tiny(tiny.original, older, tmp_path).proof(bf16.simulated(tiny.lowered))
+        Tiny(tiny.original, older, tmp_path).proof(bf16.simulation(tiny.lowered))
 
 
 def test_nothing_to_prove_with_is_no_proof(tiny: Tiny) -> None:
@@ -270,11 +270,11 @@ def test_values_beyond_bf16_are_beyond_fp16_too_so_only_fp32_is_left_to_try(tiny
         bf16.lower(largest, {})
     heavy = bf16.lower(scaled(tiny.original, "conv1.weight", 3e38), {})
     with pytest.raises(LowerError, match=r"'conv1.out' are beyond the precision's range on real images; export in fp32$"):
-        tiny.proof(bf16.simulated(heavy))
+        tiny.proof(bf16.simulation(heavy))
 
 
 def test_what_to_try_is_more_mantissa(tiny: Tiny) -> None:
-    assert worst_block(Graphs(tiny.original, bf16.simulated(tiny.lowered)), INPUTS).endswith("; try --fp16 or --fp32")
+    assert worst_block(Graphs(tiny.original, bf16.simulation(tiny.lowered)), INPUTS).endswith("; try --fp16 or --fp32")
 
 
 # --- the bundle ---

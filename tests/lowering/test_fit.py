@@ -40,7 +40,7 @@ def convolution(weight: NDArray[np.float32]) -> onnx.ModelProto:
 
 def answer(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
     if not rounds_fp16() and any(one.op_type == "QuantizeLinear" for one in model.graph.node):
-        model = int8.simulated(model)  # which this onnxruntime computes rightly
+        model = int8.simulation(model)  # which this onnxruntime computes rightly
     with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
         result: NDArray[np.float32] = runtime.run({"input": inputs})["logits"]
         return result
@@ -154,8 +154,8 @@ def test_a_float_convolution_keeps_the_weight_that_a_quantized_one_shares(shared
 def test_a_network_that_int8_quantizes_nothing_of_is_refused_with_the_reasons() -> None:
     none = graph_of([node("Relu", "input", "logits")], {}, ["batch", 3, 8, 8], ["batch", 3, 8, 8])
     with pytest.raises(PlanError, match=r"^expected a convolution that --int8 can quantize, got a network without any; take --fp16$"):
-        int8.observed(none)
+        int8.observed_tensors(none)
     nodes = [node("GlobalAveragePool", "input", "pool"), node("Conv", "pool.out w", "logits")]
     gate = graph_of(nodes, {"w": W[:, :, :1, :1].copy()}, ["batch", 3, 8, 8], ["batch", 8, 1, 1])
     with pytest.raises(PlanError, match=r"got none: 'logits' stays in float, its input is one pooled pixel: .*; take --fp16$"):
-        int8.observed(gate)
+        int8.observed_tensors(gate)

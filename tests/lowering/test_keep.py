@@ -97,7 +97,7 @@ def test_a_guard_of_a_division_outlives_fp16(form: str) -> None:
     assert np.isfinite(answer(model, ZERO)).all()
     lowered = fp16.lower(model, {})
     onnx.checker.check_model(lowered, full_check=True)
-    for graph in (lowered, fp16.simulated(lowered)):
+    for graph in (lowered, fp16.simulation(lowered)):
         np.testing.assert_array_equal(answer(graph, ZERO), answer(model, ZERO))
         np.testing.assert_allclose(answer(graph, X), answer(model, X), rtol=4e-3)
 
@@ -117,7 +117,7 @@ def test_what_is_computed_from_a_guard_is_fp32_up_to_the_division_and_keeps_its_
 def test_bf16_holds_a_guard_that_fp16_does_not() -> None:
     lowered = bf16.lower(graph_of(GUARDS["added"], GUARDED, opset=22), {})
     assert casts(lowered) == ["input.cast", "logits.cast"]
-    np.testing.assert_array_equal(answer(bf16.simulated(lowered), ZERO), ZERO)
+    np.testing.assert_array_equal(answer(bf16.simulation(lowered), ZERO), ZERO)
     smaller = bf16.lower(graph_of(GUARDS["added"], {**GUARDED, "tiny": np.array(1e-42, np.float32)}, opset=22), {})
     assert "norm.float.cast" in casts(smaller)
 
@@ -191,7 +191,7 @@ def test_an_operator_without_a_narrow_form_computes_in_fp32_between_casts(operat
     found = types(lowered)
     kept = next(one for one in lowered.graph.node if one.op_type == operator)
     assert {found[name] for name in kept.output} == {TensorProto.FLOAT}
-    np.testing.assert_allclose(answer(precision.simulated(lowered), X), answer(model, X), rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(answer(precision.simulation(lowered), X), answer(model, X), rtol=1e-2, atol=1e-2)
 
 
 def test_a_count_is_not_rounded_on_its_way_to_a_range() -> None:

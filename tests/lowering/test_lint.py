@@ -67,12 +67,12 @@ def test_a_float_graph_has_no_report(graph: onnx.ModelProto) -> None:
 
 
 def test_our_graph_is_taken_and_fused_everywhere(graph: onnx.ModelProto) -> None:
-    report = checked(int8.lower(graph, dict.fromkeys(int8.observed(graph), 4.0)))
+    report = checked(int8.lower(graph, dict.fromkeys(int8.observed_tensors(graph), 4.0)))
     assert (report.convolutions, report.shortcuts, report.findings) == ((21, 21), (9, 9), ())
 
 
 def test_every_block_has_its_line(graph: onnx.ModelProto) -> None:
-    report = checked(int8.lower(graph, dict.fromkeys(int8.observed(graph), 4.0)))
+    report = checked(int8.lower(graph, dict.fromkeys(int8.observed_tensors(graph), 4.0)))
     names = ["stem", *(f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1, 2)), "head"]
     assert [block.name for block in report.blocks] == names
     assert [block.convolutions for block in report.blocks] == [
@@ -84,7 +84,7 @@ def test_every_block_has_its_line(graph: onnx.ModelProto) -> None:
 
 
 def test_the_blocks_hold_every_node_once(graph: onnx.ModelProto, tmp_path: Path) -> None:
-    for model in (graph, int8.lower(graph, dict.fromkeys(int8.observed(graph), 4.0)), theirs(graph, tmp_path)):
+    for model in (graph, int8.lower(graph, dict.fromkeys(int8.observed_tensors(graph), 4.0)), theirs(graph, tmp_path)):
         places = [place for block in blocks(model.graph) for place in block.nodes]
         assert sorted(places) == list(range(len(model.graph.node)))
         inside = {model.graph.node[place].name for block in blocks(model.graph) if block.name == "layer2.0" for place in block.nodes}
@@ -126,7 +126,7 @@ def test_the_qoperator_format_is_refused(graph: onnx.ModelProto, tmp_path: Path)
 
 
 def test_a_bias_of_another_type_is_refused_by_its_convolutions_name(graph: onnx.ModelProto) -> None:
-    model = int8.lower(graph, dict.fromkeys(int8.observed(graph), 4.0))
+    model = int8.lower(graph, dict.fromkeys(int8.observed_tensors(graph), 4.0))
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "layer1.0.conv1.bias")
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias).astype(np.float32), bias.name))
     report = checked(model)
@@ -135,7 +135,7 @@ def test_a_bias_of_another_type_is_refused_by_its_convolutions_name(graph: onnx.
 
 
 def test_misplaced_pairs_are_named(graph: onnx.ModelProto) -> None:
-    model = int8.lower(graph, dict.fromkeys(int8.observed(graph), 4.0))
+    model = int8.lower(graph, dict.fromkeys(int8.observed_tensors(graph), 4.0))
     for node in model.graph.node:
         if node.name == "layer1.0.add":  # the shortcut in float again
             node.input[:] = [name.removesuffix(".dequantized") for name in node.input]

@@ -20,7 +20,7 @@ import tensorrt_rtx as trt
 from onnx import TensorProto
 from qdq_graphs import HALF, INT8, PER_CHANNEL, ROWS, SIDE, STEP, UINT8, WIDTH, Graph, behind_weight, convolved, over, scale_by, within, zero_by
 
-from exporter.engines.builders._layers import layers_from_log
+from exporter.engines.layers import layers_from_log
 from exporter.lowering.qdq.lint import QdqReport, int8_convolutions, lint
 from exporter.lowering.qdq.refusals import ONE_TYPE, SCALES_FOLDED, SCALES_NOT_FOLDED, UNSUPPORTED, ZERO_POINTS_FOLDED
 from runtimes.nvidia.log import log_of

@@ -57,7 +57,7 @@ def test_every_precision_keeps_names_and_interface_and_leaves_its_argument_alone
     graph = graph_in_opset(module, ExportPlan("resnet20", Path("unused"), precision=name).opset)
     before = graph.SerializeToString(deterministic=True)
     precision = load_precision(name)
-    lowered = precision.lower(graph, dict.fromkeys(precision.observed(graph), 4.0))
+    lowered = precision.lower(graph, dict.fromkeys(precision.observed_tensors(graph), 4.0))
     assert graph.SerializeToString(deterministic=True) == before
     onnx.checker.check_model(lowered, full_check=True)
     for values, original in ((lowered.graph.input, graph.graph.input), (lowered.graph.output, graph.graph.output)):
@@ -65,7 +65,7 @@ def test_every_precision_keeps_names_and_interface_and_leaves_its_argument_alone
     assert {node.name for node in graph.graph.node} <= {node.name for node in lowered.graph.node}
     assert precision.BUDGET.own_error > 0
     assert set(precision.RUNS_ON) <= set(backend_names())
-    simulation = precision.simulated(lowered)
+    simulation = precision.simulation(lowered)
     assert precision.RUNS_ON or simulation is not None  # or there would be nothing to prove it with
     onnx.save(lowered, tmp_path / "model.onnx")
     for backend in precision.RUNS_ON:
@@ -102,7 +102,7 @@ def test_an_activation_beyond_fp16_is_invisible_to_a_plain_cpu_run_but_named_by_
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * factor, tensor.name))
     lowered = fp16.lower(heavy, {})
     assert np.isfinite(logits(lowered)).all()  # onnxruntime computes FP16 graphs in FP32 on this CPU
-    simulation = fp16.simulated(lowered)
+    simulation = fp16.simulation(lowered)
     assert not np.isfinite(logits(simulation)).all()
     with pytest.raises(LowerError, match=r"'layer1\.0\.add\.out' are beyond the precision's range on real images; export in bf16 or fp32"):
         _name_overflow(simulation, INPUTS)
@@ -115,7 +115,7 @@ def test_the_simulation_rounds_as_pytorch_does_in_half_precision(module: torch.n
     with torch.inference_mode():
         half = folded(module).half()(torch.from_numpy(INPUTS).half()).float().numpy()
     largest = np.abs(exact).max()
-    simulated, plain = logits(fp16.simulated(lowered)), logits(lowered)
+    simulated, plain = logits(fp16.simulation(lowered)), logits(lowered)
     assert np.abs(simulated - half).max() / largest < 1e-3
     assert np.abs(simulated - exact).mean() > 1.2 * np.abs(plain - exact).mean()  # what the plain run does not see
 
@@ -130,7 +130,7 @@ def test_the_simulation_of_a_trained_resnet20_is_pytorchs_own_narrow_module(name
     loaded = load_model(plan.model_request)
     inputs = inputs_from_source(built_in("test"), loaded.preprocess, 256)
     graph = onnx_from_program(program_from_module(loaded.module, loaded.preprocess.shape), opset=plan.opset, batch=plan.batch)
-    simulation = precision.simulated(precision.lower(simplified(graph, inputs[:2]), {}))
+    simulation = precision.simulation(precision.lower(simplified(graph, inputs[:2]), {}))
     assert simulation is not None
     simulated = logits(simulation, inputs)
     with torch.inference_mode():

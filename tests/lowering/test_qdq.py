@@ -20,8 +20,9 @@ from exporter.graph.simplify import simplified
 from exporter.graph.trace import onnx_from_program, program_from_module
 from exporter.lowering.precisions import int8
 from exporter.lowering.qdq.fit import SMALLEST_WEIGHT_SCALE
-from exporter.lowering.qdq.insert import channel_scales, quantized
-from exporter.lowering.qdq.targets.tensorrt import Placement, placement_for_tensorrt
+from exporter.lowering.qdq.insert import channel_scales, insert_pairs
+from exporter.lowering.qdq.targets import Edge, Placement
+from exporter.lowering.qdq.targets.tensorrt import place_pairs
 from exporter.models.loading import load_model
 from runtimes import BatchRange
 from runtimes.errors import CalibrationError, LowerError
@@ -60,12 +61,12 @@ def small(graph_of: Callable[[str], onnx.ModelProto]) -> onnx.ModelProto:
 
 
 def with_pairs(model: onnx.ModelProto, threshold: float = 3.0) -> onnx.ModelProto:
-    placement = placement_for_tensorrt(model)
-    return quantized(model, placement, dict.fromkeys(placement.observed, threshold))
+    placement = place_pairs(model)
+    return insert_pairs(model, placement, dict.fromkeys(placement.observed, threshold))
 
 
 def lowered(model: onnx.ModelProto, threshold: float = 3.0) -> onnx.ModelProto:
-    return int8.lower(model, dict.fromkeys(int8.observed(model), threshold))
+    return int8.lower(model, dict.fromkeys(int8.observed_tensors(model), threshold))
 
 
 def nodes_of(model: onnx.ModelProto, *kinds: str) -> list[onnx.NodeProto]:
@@ -171,7 +172,7 @@ def test_the_max_pool_runs_quantized_and_what_leaves_it_has_the_same_range(graph
         assert pair.op_type == "DequantizeLinear"
         (after,) = [node for node in nodes_of(model, "QuantizeLinear") if node.input[0] == pool.output[0]]
         assert values[after.input[1]] == values[pair.input[1]]
-        placement = placement_for_tensorrt(graph)
+        placement = place_pairs(graph)
         assert placement.ranges[pool.output[0]] == pool.input[0].removesuffix(".dequantized")
         assert pool.output[0] not in placement.observed
 
@@ -227,7 +228,7 @@ def test_the_same_graph_and_ranges_give_the_same_bytes_and_leave_the_graph_alone
     before = graph.SerializeToString(deterministic=True)
     one = lowered(graph).SerializeToString()
     again = onnx.ModelProto.FromString(before)
-    thresholds = {name: 3.0 for name in reversed(int8.observed(again))}
+    thresholds = {name: 3.0 for name in reversed(int8.observed_tensors(again))}
     assert int8.lower(again, thresholds).SerializeToString() == one
     assert graph.SerializeToString(deterministic=True) == before
 
@@ -286,7 +287,7 @@ def test_a_dead_channel_keeps_a_valid_scale_and_stays_dead(small: onnx.ModelProt
 def test_a_tensor_that_is_always_zero_keeps_a_valid_scale_and_the_graph_runs(small: onnx.ModelProto, threshold: float) -> None:
     from runtimes.backends.onnxruntime import OnnxRuntime
 
-    observed = int8.observed(small)
+    observed = int8.observed_tensors(small)
     model = int8.lower(small, {**dict.fromkeys(observed, 3.0), observed[4]: threshold})
     values = constants(model)
     scales = [values[node.input[1]] for node in nodes_of(model, "QuantizeLinear")]
@@ -298,7 +299,7 @@ def test_a_tensor_that_is_always_zero_keeps_a_valid_scale_and_the_graph_runs(sma
 
 @pytest.mark.parametrize("threshold", [np.nan, np.inf, -1.0, None])
 def test_a_range_that_is_missing_or_no_number_is_refused_with_the_tensors_name(small: onnx.ModelProto, threshold: float | None) -> None:
-    observed = int8.observed(small)
+    observed = int8.observed_tensors(small)
     thresholds = {name: 3.0 for name in observed if threshold is not None or name != observed[2]}
     if threshold is not None:
         thresholds[observed[2]] = threshold
@@ -307,7 +308,7 @@ def test_a_range_that_is_missing_or_no_number_is_refused_with_the_tensors_name(s
 
 
 def test_a_range_or_a_weight_whose_scale_is_beyond_fp16_is_refused_with_its_name(small: onnx.ModelProto) -> None:
-    observed = int8.observed(small)
+    observed = int8.observed_tensors(small)
     with pytest.raises(LowerError, match=rf"'{observed[3]}' .*beyond the range of float16"):
         int8.lower(small, {**dict.fromkeys(observed, 3.0), observed[3]: 1e9})
 
@@ -319,10 +320,10 @@ def test_a_range_or_a_weight_whose_scale_is_beyond_fp16_is_refused_with_its_name
 
 
 def test_scales_are_the_ranges_over_127_as_fp16_holds_them(small: onnx.ModelProto) -> None:
-    observed = int8.observed(small)
+    observed = int8.observed_tensors(small)
     thresholds = {name: 0.5 + place for place, name in enumerate(observed)}
     values = constants(int8.lower(small, thresholds))
-    found = {name: values[f"{name}.scale"] for name in placement_for_tensorrt(small).tensors if f"{name}.scale" in values}
+    found = {name: values[f"{name}.scale"] for name in place_pairs(small).tensors if f"{name}.scale" in values}
     assert set(found) == set(observed)
     for name, threshold in thresholds.items():
         assert found[name].dtype == np.float16
@@ -334,14 +335,14 @@ def test_the_shortcut_is_found_whichever_way_round_a_sum_is_written(small: onnx.
     for node in swapped.graph.node:
         if node.op_type == "Add":
             node.input[:] = list(reversed(node.input))
-    straight, turned = placement_for_tensorrt(small), placement_for_tensorrt(swapped)
+    straight, turned = place_pairs(small), place_pairs(swapped)
     assert (turned.tensors, turned.ranges, turned.weights) == (straight.tensors, straight.ranges, straight.weights)
     sums = {node.name for node in nodes_of(small, "Add")}
     assert {(name, 1 - place if name in sums else place) for name, place in turned.edges} == set(straight.edges)
     for model in (small, swapped):
         found = [(residual.addition.name, residual.shortcut) for residual in residuals(model.graph)]
         assert [name for name, _ in found] == [node.name for node in nodes_of(model, "Add")]
-        assert set(found) <= placement_for_tensorrt(model).edges
+        assert set(found) <= place_pairs(model).edges
 
 
 def chain(length: int) -> onnx.GraphProto:
@@ -387,8 +388,8 @@ def test_a_graph_without_blocks_or_pools_is_quantized_at_its_convolutions_alone(
     model = onnx.helper.make_model(
         onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight]), opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9
     )
-    placement = placement_for_tensorrt(model)
-    assert placement == Placement(frozenset({("first", 0), ("second", 0)}), ("input", "a"), {"input": "input", "a": "a"}, ("first", "second"))
+    placement = place_pairs(model)
+    assert placement == Placement(frozenset({Edge("first", 0), Edge("second", 0)}), ("input", "a"), {"input": "input", "a": "a"}, ("first", "second"))
     result = lowered(model, 1.0)
     onnx.checker.check_model(result, full_check=True)
     assert Counter(node.op_type for node in result.graph.node)["DequantizeLinear"] == 3

@@ -23,16 +23,16 @@ from calibration.data import built_in, inputs_from_source
 from calibration.observers.mse import mse
 from exporter import ExportPlan
 from exporter.cli import deploy as deploy_cli
-from exporter.engines.builders import tensorrt_rtx
-from exporter.engines.builders._layers import check_precision, layer_facts
-from exporter.engines.builders._network import BuildOptions, Job
+from exporter.engines.builders import BuildOptions, Job, tensorrt_rtx
+from exporter.engines.layers import check_precision, layer_facts
 from exporter.graph.facts import tensor_specs
 from exporter.graph.simplify import simplified
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
-from exporter.lowering.bias_correction import mean_error, with_bias_less
+from exporter.lowering.bias_correction import mean_error, subtract_from_bias
 from exporter.lowering.precisions import int8
 from exporter.lowering.qdq.lint import lint
-from exporter.lowering.qdq.targets.tensorrt import left_in_float, placement_for_tensorrt
+from exporter.lowering.qdq.targets import left_in_float, tensorrt
+from exporter.lowering.qdq.targets.tensorrt import place_pairs
 from exporter.lowering.registry import load_precision
 from exporter.models.loading import load_model
 from exporter.models.registry import find_model
@@ -77,22 +77,22 @@ def test_a_model_is_in_budget_and_tensorrt_builds_it(name: str, tmp_path: Path) 
         lowered = with_pairs(graph, batches) if name_of_precision == "int8" else precision.lower(graph, {})
         onnx.checker.check_model(lowered, full_check=True)
         onnx.save(lowered, tmp_path / "model.onnx")
-        graphs = Graphs(graph, precision.simulated(lowered))
+        graphs = Graphs(graph, precision.simulation(lowered))
         assert prove(tmp_path, images, graphs, budget=precision.BUDGET, batch=BATCH, backends=precision.RUNS_ON).report.ok
         job = Job((tmp_path / "model.onnx").read_bytes(), name_of_precision, tensor_specs(lowered.graph.input), BATCH, BuildOptions(targets=TARGETS))
         built, layers = tensorrt_rtx.build(job, lambda step, done=0, total=0: None)
         facts = layer_facts(layers, built.convolutions, name_of_precision, built.left_in_float)
         check_precision(facts, name_of_precision)
-        assert built.left_in_float == (set(left_in_float(graph.graph)) if name_of_precision == "int8" else set())
+        assert built.left_in_float == (set(left_in_float(tensorrt, graph.graph)) if name_of_precision == "int8" else set())
     check_what_is_left_in_float(lowered, GATES.get(name, 0))
 
 
 def with_pairs(graph: onnx.ModelProto, batches: list[Any]) -> onnx.ModelProto:
     """The graph in INT8, with its thresholds and its bias correction measured on the images."""
-    thresholds = {name: mse(histogram) for name, histogram in collect(graph, int8.observed(graph), batches).items()}
+    thresholds = {name: mse(histogram) for name, histogram in collect(graph, int8.observed_tensors(graph), batches).items()}
     lowered = int8.lower(graph, thresholds)
-    correction = mean_error(graph, int8.simulated(lowered), batches)
-    biased = with_bias_less(graph, correction.astype(np.float32))
+    correction = mean_error(graph, int8.simulation(lowered), batches)
+    biased = subtract_from_bias(graph, correction.astype(np.float32))
     return lowered if biased is None else int8.lower(biased, thresholds)
 
 
@@ -105,7 +105,7 @@ def check_what_is_left_in_float(lowered: onnx.ModelProto, gates: int) -> None:
     assert convolutions - quantized == gates
     assert len([finding for finding in report.findings if "pooled pixel" in finding.message]) == gates
     said = {finding.node for finding in report.findings}
-    assert {node.name for node in lowered.graph.node if node.op_type == "Conv"} - said == set(placement_for_tensorrt(lowered).weights)
+    assert {node.name for node in lowered.graph.node if node.op_type == "Conv"} - said == set(place_pairs(lowered).weights)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_where_onnxruntime_truncates_the_simulation_alone_proves_the_same_file(
 
 
 def test_the_simulation_quantizes_in_fp32_which_every_onnxruntime_does_rightly(bundle: Path) -> None:
-    simulation = int8.simulated(onnx.load(bundle / "model.onnx"))
+    simulation = int8.simulation(onnx.load(bundle / "model.onnx"))
     graph = onnx.shape_inference.infer_shapes(simulation).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.value_info, *graph.output)}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
@@ -165,7 +165,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> tuple[Loa
 
 
 def reuse(loaded: LoadedModel, graph: onnx.ModelProto, plan: ExportPlan) -> object:
-    return measure_ranges(graph, int8.observed(graph), calibration_set(loaded, plan), plan.lowering_request, Steps()).table
+    return measure_ranges(graph, int8.observed_tensors(graph), calibration_set(loaded, plan), plan.lowering_request, Steps()).table
 
 
 def changed_table(bundle: Path, folder: Path, **changes: Any) -> Path:
@@ -345,7 +345,7 @@ def test_every_calibrator_is_within_budget_on_the_shipped_model(
 
     _, graph, plan = shipped
     assert plan.calibration is not None
-    model = int8.simulated(int8.lower(graph, table_from_file(plan.calibration).thresholds(name)))
+    model = int8.simulation(int8.lower(graph, table_from_file(plan.calibration).thresholds(name)))
     golden = np.load(bundle / "golden.npz")
     with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
         logits = runtime.run({"input": golden["inputs"][:16]})["logits"]
@@ -410,7 +410,7 @@ def test_the_block_whose_ranges_are_wrong_is_the_one_that_is_named(
     assert plan.calibration is not None
     ranges = table_from_file(plan.calibration).thresholds(CALIBRATOR)
     spoilt = {name: value * factor if name.startswith(tensors) else value for name, value in ranges.items()}
-    graphs = Graphs(graph, int8.simulated(int8.lower(graph, spoilt)))
+    graphs = Graphs(graph, int8.simulation(int8.lower(graph, spoilt)))
     said = worst_block(graphs, np.load(bundle / "golden.npz")["inputs"][:8])
     assert re.match(rf"; {block} adds the most noise, an SQNR of \d+\.\d dB by itself; try another --calibrator", said)
 
@@ -418,7 +418,7 @@ def test_the_block_whose_ranges_are_wrong_is_the_one_that_is_named(
 def test_what_to_try_depends_on_the_precision(shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], bundle: Path) -> None:
     _, graph, _ = shipped
     inputs = np.load(bundle / "golden.npz")["inputs"][:8]
-    assert worst_block(Graphs(graph, fp16.simulated(fp16.lower(graph, {}))), inputs).endswith("; try --fp32")
+    assert worst_block(Graphs(graph, fp16.simulation(fp16.lower(graph, {}))), inputs).endswith("; try --fp32")
     assert worst_block(Graphs(graph, None), inputs) == ""
 
 

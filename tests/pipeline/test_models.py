@@ -16,13 +16,12 @@ from calibration.collect import collect
 from calibration.data import built_in, inputs_from_source
 from calibration.observers.mse import mse
 from exporter import ExportPlan, export
-from exporter.engines.builders import tensorrt_rtx
-from exporter.engines.builders._layers import check_precision, layer_facts
-from exporter.engines.builders._network import BuildOptions, Job
+from exporter.engines.builders import BuildOptions, Job, tensorrt_rtx
+from exporter.engines.layers import check_precision, layer_facts
 from exporter.graph.facts import graph_facts, tensor_specs
 from exporter.graph.simplify import simplified
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
-from exporter.lowering.bias_correction import mean_error, with_bias_less
+from exporter.lowering.bias_correction import mean_error, subtract_from_bias
 from exporter.lowering.precisions import int8
 from exporter.lowering.registry import load_precision, precision_names
 from exporter.models.loading import load_model
@@ -75,7 +74,7 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     graph = simplified(onnx_from_program(program, opset=plan.opset, batch=plan.batch), images.inputs[:2])
     save_program(program, folder / "reference.pt2")
     batches = np.split(inputs_from_source(built_in("train"), loaded.preprocess, 8), 2)
-    thresholds = {name: mse(histogram) for name, histogram in collect(graph, int8.observed(graph), batches).items()}
+    thresholds = {name: mse(histogram) for name, histogram in collect(graph, int8.observed_tensors(graph), batches).items()}
     yield Traced(plan.spec, graph, images, batches, thresholds, folder)
     for path in folder.iterdir():
         path.unlink()  # all of them together are gigabytes
@@ -88,8 +87,8 @@ def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_as
     graph = traced.in_opset(opset)
     lowered = precision.lower(graph, traced.thresholds)
     if name == "int8":
-        correction = mean_error(graph, int8.simulated(lowered), traced.calibration)
-        biased = with_bias_less(graph, correction.astype(np.float32))
+        correction = mean_error(graph, int8.simulation(lowered), traced.calibration)
+        biased = subtract_from_bias(graph, correction.astype(np.float32))
         assert biased is not None
         lowered = int8.lower(biased, traced.thresholds)
     onnx.checker.check_model(lowered, full_check=True)
@@ -97,7 +96,7 @@ def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_as
     proof = prove(
         traced.folder,
         traced.images,
-        Graphs(graph, precision.simulated(lowered)),
+        Graphs(graph, precision.simulation(lowered)),
         budget=precision.BUDGET,
         batch=BATCH,
         backends=precision.RUNS_ON,

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from calibration.data import built_in
 from exporter.cli import deploy
-from exporter.engines.builders import tensorrt_rtx
-from exporter.engines.builders._layers import check_precision, layer_facts
-from exporter.engines.builders._network import BuildOptions, Job
+from exporter.engines.builders import BuildOptions, Job, tensorrt_rtx
+from exporter.engines.layers import check_precision, layer_facts
 from exporter.graph.pixel_input import with_uint8_input
 from exporter.graph.simplify import simplified
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program

@@ -26,9 +26,8 @@ from calibration.one_size import fitting_size
 from exporter import ExportPlan, export
 from exporter.cli import deploy
 from exporter.engines.build import BuildPlan, build_engine
-from exporter.engines.builders import tensorrt_rtx
-from exporter.engines.builders._layers import check_precision, layer_facts
-from exporter.engines.builders._network import BuildOptions, Job
+from exporter.engines.builders import BuildOptions, Job, tensorrt_rtx
+from exporter.engines.layers import check_precision, layer_facts
 from exporter.graph.facts import tensor_specs
 from exporter.graph.pillow_resize import check_resizable, resizing_graph, with_any_size
 from exporter.graph.pixel_input import with_uint8_input

@@ -21,7 +21,7 @@ from commands import Ran
 from PIL import Image
 
 from exporter.engines.build import BuildPlan, build_engine
-from exporter.engines.builders._network import BuildOptions
+from exporter.engines.builders import BuildOptions
 from runtimes import Bundle, Manifest, open_runtime
 from runtimes._open import backend_class
 from runtimes.bundle import finish

@@ -26,7 +26,7 @@ from standin_cuda import Allocation, StandinCuda
 from standin_tensorrt import NOT_CAPTURABLE, StandinTensorRT, imported_as_tensorrt
 
 from exporter.engines.build import BuildPlan, build_engine
-from exporter.engines.builders._layers import EngineLayer, layers_on_gpu, spread_over_dla
+from exporter.engines.layers import EngineLayer, layers_on_gpu, spread_over_dla
 from runtimes import Bundle, Manifest, open_runtime
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime

@@ -23,8 +23,8 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from exporter.cli._check import check as check_command
-from exporter.lowering.qdq.insert import quantized
-from exporter.lowering.qdq.targets.tensorrt import placement_for_tensorrt
+from exporter.lowering.qdq.insert import insert_pairs
+from exporter.lowering.qdq.targets.tensorrt import place_pairs
 from exporter.pipeline.plan import channels_from_text
 from exporter.verification.report import sections as sections_module
 from exporter.verification.report.layers import layers_from_model
@@ -311,8 +311,8 @@ def test_layers_say_what_they_read(tiny_model: Path) -> None:
     assert not any(layer.remark for layer in floats)
     for place, node in enumerate(model.graph.node):
         node.name = node.name or f"node{place}"
-    placement = placement_for_tensorrt(model)
-    layers = layers_from_model(quantized(model, placement, dict.fromkeys(placement.observed, 3.0)))
+    placement = place_pairs(model)
+    layers = layers_from_model(insert_pairs(model, placement, dict.fromkeys(placement.observed, 3.0)))
     convolutions = [layer for layer in layers if layer.operator == "Conv"]
     assert {(layer.precision, layer.weights) for layer in convolutions} == {("INT8", "INT8 per channel")}
     assert {layer.precision for layer in layers if layer.operator == "Add"} == {"FP32 + INT8"}

@@ -1,100 +1,59 @@
-"""From a typed ONNX graph to a plan: one path for TensorRT 10.3 to 11.x and TensorRT-RTX.
+"""Build an engine from a typed ONNX graph, in one way for TensorRT 10.3 to 11.x and TensorRT-RTX.
 
-Precision lives in the graph, so that networks are strongly typed everywhere. `api` is the module `tensorrt` or `tensorrt_rtx`: they share
-their names.
+The precision is in the graph, so networks are strongly typed. `api` is the module `tensorrt` or `tensorrt_rtx`, whose
+names are the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from exporter.engines.builders import BuiltNetwork, Job
 from runtimes.errors import BuildError
 from runtimes.nvidia.log import Recording, log_of
 from runtimes.preprocess import takes_any_size
-from runtimes.specs import PICTURE_SIDES, BatchRange, TensorSpec
+from runtimes.specs import PICTURE_SIDES
 
 if TYPE_CHECKING:
     import tensorrt as trt
-from runtimes.progress import Progress
+
+    from runtimes.progress import Progress
 
 WEAK_TYPES: dict[str, tuple[str, ...]] = {"fp32": (), "fp16": ("FP16",), "bf16": ("BF16",), "int8": ("FP16", "INT8")}
-"""The flags that allow a weakly typed network what the bundle's precision is made of, and nothing else."""
+"""The builder flags that allow a weakly typed network the types of the bundle's precision, and no other."""
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """What can be chosen of a build; the precision cannot: the graph has it.
-
-    Attributes:
-        targets: compute capabilities, `sm86`; only TensorRT-RTX builds for others than this machine's.
-        workspace_bytes: most scratch memory a kernel may use; None is the library's, and half of what is free where GPU and CPU share memory.
-        optimization_level: the builder's, 0 (fast build) to 5; None is the library's.
-        version_compatible: newer versions of the same library may load it.
-        hardware_compatible: `ampere-plus` or `same-compute-capability`; None is this GPU alone.
-        strip_weights: leave the weights out; they are taken from the bundle's ONNX when it is loaded.
-        dla_core: run on this DLA core, and on the GPU what it cannot.
-        timing_cache: bytes of an earlier build's, or empty; None neither reads nor makes one.
-    """
-
-    targets: tuple[str, ...] = ()
-    workspace_bytes: int | None = None
-    optimization_level: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: str | None = None
-    strip_weights: bool = False
-    dla_core: int | None = None
-    timing_cache: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Job:
-    """A bundle's graph, and what is wanted of it."""
-
-    onnx: bytes
-    precision: str
-    inputs: tuple[TensorSpec, ...]
-    batch: BatchRange
-    options: BuildOptions
-
-
-@dataclass(frozen=True)
-class Built:
-    """A plan, the graph's convolutions by name, and the builder's log.
+class _Parsed(NamedTuple):
+    """A parsed graph.
 
     Attributes:
-        left_in_float: the convolutions that a graph with Q/DQ pairs has none at: it promises no INT8 there.
-        typing: `strong`, or `weak` where TensorRT 10 could not import the typed graph.
-        typed_refusal: why it could not.
-        order: the graph's layers by name, in its order.
-        timing_cache: what to keep for the next build; None where none was asked for.
+        parser: owns the network's weights, and must outlive the build.
+        typed_refusal: why the typed graph was refused, so that the network is weakly typed; empty where it was not.
     """
 
-    plan: bytes
-    convolutions: tuple[str, ...]
-    typing: str
+    network: trt.INetworkDefinition
+    parser: trt.OnnxParser
     typed_refusal: str
-    order: tuple[str, ...]
-    log: Recording
-    timing_cache: bytes | None = field(default=None, repr=False)
-    left_in_float: frozenset[str] = frozenset()
 
 
-def built(api: Any, job: Job, configure: Callable[[Any, Any], None], on_step: Progress) -> Built:
-    """Parse, configure and build. `configure(builder, config)` does what is the library's own.
+def build_network(api: Any, job: Job, configure: Callable[[Any, Any], None], on_step: Progress) -> BuiltNetwork:
+    """Parse the graph, configure the builder, and build.
 
-    An interruption stops the build: the builder works in a thread of its own and is told to stop at its next step.
+    An interruption stops the build: the builder runs in its own thread and stops at its next step.
+
+    Args:
+        configure: sets what only this library has, `configure(builder, config)`.
 
     Raises:
-        BuildError: the parser or the builder refused the graph; with their reason, the node, and what to do.
+        BuildError: the parser or the builder refused the graph; gives their reason, the node, and what to do.
     """
     log = log_of(api)
     with log.recording() as recording:
         builder: trt.Builder = api.Builder(log.logger)
         on_step("parse")
-        network, parser, typed_refusal = _parsed(api, builder, job)
+        network, parser, typed_refusal = _parse(api, builder, job)
         if network.num_layers == 0:
             raise BuildError("TensorRT refuses model.onnx: it holds no graph; export the bundle again")
         config = builder.create_builder_config()
@@ -109,12 +68,12 @@ def built(api: Any, job: Job, configure: Callable[[Any, Any], None], on_step: Pr
         monitor = _monitor(api, on_step)
         config.progress_monitor = monitor
         with log.recording() as building:  # apart from what the parser said of a typed graph that it refused
-            plan = _interruptible(lambda: builder.build_serialized_network(network, config), monitor)
+            plan = _run_interruptibly(lambda: builder.build_serialized_network(network, config), monitor)
         del parser  # its memory holds the weights until here
         if plan is None or plan.nbytes == 0:
             weakly = f" (with weak typing, for the typed graph was refused: {typed_refusal})" if typed_refusal else ""
             raise BuildError(f"the engine could not be built: {building.reason}{weakly}")
-        return Built(
+        return BuiltNetwork(
             plan=bytes(memoryview(plan)),
             convolutions=_convolutions(api, network),
             typing="weak" if typed_refusal else "strong",
@@ -126,27 +85,28 @@ def built(api: Any, job: Job, configure: Callable[[Any, Any], None], on_step: Pr
         )
 
 
-def _parsed(api: Any, builder: trt.Builder, job: Job) -> tuple[trt.INetworkDefinition, trt.OnnxParser, str]:
-    """The network, the parser that keeps its weights, and why the typed graph was refused, where it was: the network is weakly typed then.
+def _parse(api: Any, builder: trt.Builder, job: Job) -> _Parsed:
+    """Parse the graph into a strongly typed network, or into a weakly typed one where TensorRT 10 refuses that.
 
-    TensorRT 10's early parsers are stricter about typed Q/DQ pairs than 11's. Where one refuses the typed graph and the library still has
-    weak typing, that is tried: flags say which types may be used, and the proof of precision afterwards says which were.
+    TensorRT 10's early parsers are stricter about typed Q/DQ pairs than 11's. Where one refuses the typed graph and the
+    library still has weak typing, that is tried: flags say which types may be used, and the proof of precision
+    afterwards says which were.
 
     Raises:
-        BuildError: the graph was refused, with the reason; and with weak typing too, with that reason as well.
+        BuildError: the graph was refused, with the reason; where weak typing was refused too, with both reasons.
     """
     log = log_of(api)
     network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser: trt.OnnxParser = api.OnnxParser(network, log.logger)
     if parser.parse(job.onnx):
-        return network, parser, ""
+        return _Parsed(network, parser, "")
     refusal = _refusal(parser)
     resizes = any(takes_any_size(spec) for spec in job.inputs)  # in FP32, which weak typing would not keep to
     if hasattr(api.BuilderFlag, "FP16") and hasattr(api.BuilderFlag, "INT8") and not resizes:
         network = builder.create_network(0)
         parser = api.OnnxParser(network, log.logger)
         if parser.parse(job.onnx):
-            return network, parser, refusal.removeprefix(": ")
+            return _Parsed(network, parser, refusal.removeprefix(": "))
         weakly = _refusal(parser)
         if weakly != refusal:
             raise BuildError(f"TensorRT refuses model.onnx{refusal}; and with weak typing{weakly}")
@@ -154,7 +114,7 @@ def _parsed(api: Any, builder: trt.Builder, job: Job) -> tuple[trt.INetworkDefin
 
 
 def _refusal(parser: trt.OnnxParser) -> str:
-    """The parser's errors in one line, after what they are about: node, operator, reason, remedy."""
+    """The parser's errors in one line: the node and its operator, the reason, and the remedy."""
     recording = Recording([(1, parser.get_error(place).desc()) for place in range(parser.num_errors)])
     first = parser.get_error(0) if parser.num_errors else None
     node = f" at {first.node_name()} ({first.node_operator()})" if first is not None and first.node_name() else ""
@@ -177,14 +137,17 @@ def _set_options(api: Any, config: trt.IBuilderConfig, job: Job) -> None:
         name = options.hardware_compatible.upper().replace("-", "_")
         level = getattr(api.HardwareCompatibilityLevel, name, None)
         if level is None:
-            raise BuildError(f"this version has no hardware compatibility level '{options.hardware_compatible}'; update TensorRT, or leave it out")
+            raise BuildError(
+                f"this version has no hardware compatibility level '{options.hardware_compatible}'; "
+                "update TensorRT, or leave it out"
+            )
         config.hardware_compatibility_level = level
 
 
 def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, network: trt.INetworkDefinition, job: Job) -> None:
-    """One optimization profile over the batch range, and over pictures' sizes where those are free.
+    """Add one optimization profile over the batch range, and over the picture sizes where the graph takes any.
 
-    Names are checked here: `set_shape` takes an unknown one in silence.
+    Input names are checked here, since `set_shape` silently accepts an unknown one.
     """
     names = {network.get_input(place).name for place in range(network.num_inputs)}
     expected = {spec.name for spec in job.inputs}
@@ -194,13 +157,18 @@ def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, network: trt.
     profile = builder.create_optimization_profile()
     ranges = list(zip((job.batch.min, job.batch.opt, job.batch.max), PICTURE_SIDES, strict=True))
     for spec in job.inputs:
-        profile.set_shape(spec.name, *([rows, *(side if isinstance(size, str) else size for size in spec.shape[1:])] for rows, side in ranges))
+        profile.set_shape(
+            spec.name,
+            *([rows, *(side if isinstance(size, str) else size for size in spec.shape[1:])] for rows, side in ranges),
+        )
     if config.add_optimization_profile(profile) < 0:
-        raise BuildError(f"TensorRT refuses the batch range {job.batch}; export the bundle again with --batch MIN:OPT:MAX")
+        raise BuildError(
+            f"TensorRT refuses the batch range {job.batch}; export the bundle again with --batch MIN:OPT:MAX"
+        )
 
 
 def _timing_cache(api: Any, config: trt.IBuilderConfig, data: bytes | None) -> trt.ITimingCache | None:
-    """Measurements of an earlier build. One of another version or device is refused by the library, and a new one begun."""
+    """Use an earlier build's timing cache; an empty one if it is of another version or device."""
     if data is None:
         return None
     editable = getattr(api.BuilderFlag, "EDITABLE_TIMING_CACHE", None)
@@ -214,13 +182,13 @@ def _timing_cache(api: Any, config: trt.IBuilderConfig, data: bytes | None) -> t
 
 
 def _convolutions(api: Any, network: trt.INetworkDefinition) -> tuple[str, ...]:
-    """Names of the graph's convolutions, which are those of the ONNX nodes."""
+    """Names of the network's convolutions, which are those of the ONNX nodes."""
     layers = (network.get_layer(place) for place in range(network.num_layers))
     return tuple(layer.name for layer in layers if layer.type == api.LayerType.CONVOLUTION)
 
 
 def _left_in_float(api: Any, network: trt.INetworkDefinition) -> frozenset[str]:
-    """Names of the convolutions that no Q/DQ pair feeds; none in a graph that has no pair at any: there nothing was left, all is float."""
+    """Names of the convolutions whose input has no Q/DQ pair; empty for a graph in which none has one."""
     layers = [network.get_layer(place) for place in range(network.num_layers)]
     dequantized = {layer.get_output(0).name for layer in layers if layer.type == api.LayerType.DEQUANTIZE}
     convolutions = {layer.name: layer.get_input(0).name for layer in layers if layer.type == api.LayerType.CONVOLUTION}
@@ -229,7 +197,7 @@ def _left_in_float(api: Any, network: trt.INetworkDefinition) -> frozenset[str]:
 
 
 def _monitor(api: Any, on_step: Progress) -> Any:
-    """An IProgressMonitor that shows the phase that began last, and stops the build when told to."""
+    """An IProgressMonitor that reports the latest phase to `on_step`, and stops the build once `stopped` is set."""
 
     class Monitor(api.IProgressMonitor):  # type: ignore[misc]  # which library it is, is known at run time alone
         def __init__(self) -> None:
@@ -252,8 +220,8 @@ def _monitor(api: Any, on_step: Progress) -> Any:
     return Monitor()
 
 
-def _interruptible(work: Callable[[], trt.IHostMemory | None], monitor: Any) -> trt.IHostMemory | None:
-    """The builder leaves Python for minutes, and signals reach the main thread alone: so that thread waits, and another one builds."""
+def _run_interruptibly(work: Callable[[], trt.IHostMemory | None], monitor: Any) -> trt.IHostMemory | None:
+    """Run `work` in another thread: it leaves Python for minutes, and only the main thread gets signals."""
     with ThreadPoolExecutor(1, thread_name_prefix="builder") as pool:
         future = pool.submit(work)
         try:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tensorrt as api
 
-from exporter.engines.builders._layers import EngineLayer, layers_from_inspector, spread_over_dla
-from exporter.engines.builders._network import BuildOptions, Built, Job, built
+from exporter.engines.builders import BuildOptions, BuildTargets, EngineBuild, Job
+from exporter.engines.builders._network import build_network
+from exporter.engines.layers import layers_from_inspector, spread_over_dla
 from runtimes.errors import BackendUnavailable, BuildError, PlanError
 from runtimes.nvidia.cuda import Device, device
 from runtimes.nvidia.engine_file import DeviceFacts
@@ -14,27 +15,29 @@ from runtimes.progress import Progress
 
 VERSION: str = api.__version__
 SHARED_MEMORY_PART = 2
-"""Where GPU and CPU share memory, the builder may use one part in so many of what is free: the system needs the rest."""
+"""Where GPU and CPU share memory, the builder may use 1/SHARED_MEMORY_PART of what is free: the system needs the
+rest."""
 
 
-def here(options: BuildOptions) -> tuple[tuple[str, ...], DeviceFacts]:
-    """This machine's GPU.
+def choose_targets(options: BuildOptions) -> BuildTargets:
+    """This machine's GPU, the only target of TensorRT.
 
     Raises:
-        BackendUnavailable: none, or no driver.
+        BackendUnavailable: there is no GPU, or no driver.
         PlanError: another target was asked for.
     """
     gpu = device()
     if options.targets not in ((), (gpu.target,)):
         raise PlanError(
-            f"TensorRT builds for the GPU of the machine it runs on ({gpu.target}), not for {', '.join(options.targets)}; build on that device, "
-            "or for RTX GPUs with --backend tensorrt-rtx"
+            f"TensorRT builds for the GPU of the machine it runs on ({gpu.target}), "
+            f"not for {', '.join(options.targets)}; "
+            "build on that device, or for RTX GPUs with --backend tensorrt-rtx"
         )
-    return (gpu.target,), DeviceFacts(gpu.name, gpu.target, gpu.driver)
+    return BuildTargets((gpu.target,), DeviceFacts(gpu.name, gpu.target, gpu.driver))
 
 
-def build(job: Job, on_step: Progress) -> tuple[Built, list[EngineLayer]]:
-    """The plan, and its layers as the engine inspector lists them."""
+def build(job: Job, on_step: Progress) -> EngineBuild:
+    """Build an engine for this machine's GPU; its layers are those that the engine inspector lists."""
     gpu = device()
 
     def configure(builder: api.Builder, config: api.IBuilderConfig) -> None:
@@ -43,16 +46,18 @@ def build(job: Job, on_step: Progress) -> tuple[Built, list[EngineLayer]]:
         if job.options.dla_core is not None:
             _use_dla(builder, config, job, gpu)
 
-    result = built(api, job, configure, on_step)
+    network = build_network(api, job, configure, on_step)
     on_step("inspect")
-    return result, spread_over_dla(layers_from_inspector(_information(result.plan, job.options)), result.order)
+    layers = layers_from_inspector(_inspector_json(network.plan, job.options))
+    return EngineBuild(network, spread_over_dla(layers, network.order))
 
 
 def _use_dla(builder: api.Builder, config: api.IBuilderConfig, job: Job, gpu: Device) -> None:
-    """
+    """Run on the DLA core that was asked for, and on the GPU what DLA cannot run.
+
     Raises:
-        PlanError: the batch is not one size, or there is no such core.
-        BackendUnavailable: no DLA that this TensorRT uses.
+        PlanError: the batch has more than one size, or there is no such core.
+        BackendUnavailable: there is no DLA that this TensorRT can use.
     """
     core = job.options.dla_core
     assert core is not None
@@ -60,8 +65,8 @@ def _use_dla(builder: api.Builder, config: api.IBuilderConfig, job: Job, gpu: De
         raise PlanError(f"DLA runs one batch size alone, the bundle has {job.batch}; export it with --batch N")
     if builder.num_DLA_cores == 0:
         raise BackendUnavailable(
-            f"TensorRT {VERSION} finds no DLA on {gpu.name}: Jetson AGX Orin and Orin NX have one, with TensorRT up to 10.7 "
-            "(JetPack 6) or from 11.4.1; leave out --dla"
+            f"TensorRT {VERSION} finds no DLA on {gpu.name}: Jetson AGX Orin and Orin NX have one, "
+            "with TensorRT up to 10.7 (JetPack 6) or from 11.4.1; leave out --dla"
         )
     if core >= builder.num_DLA_cores:
         raise PlanError(f"expected --dla below {builder.num_DLA_cores}, got {core}")
@@ -70,8 +75,8 @@ def _use_dla(builder: api.Builder, config: api.IBuilderConfig, job: Job, gpu: De
     config.set_flag(api.BuilderFlag.GPU_FALLBACK)
 
 
-def _information(plan: bytes, options: BuildOptions) -> str:
-    """The engine inspector's JSON.
+def _inspector_json(plan: bytes, options: BuildOptions) -> str:
+    """The engine inspector's JSON for a plan.
 
     Raises:
         BuildError: the engine that was just built does not load.

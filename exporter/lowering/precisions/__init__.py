@@ -1,4 +1,4 @@
-"""Plug-ins: precisions, each a rewrite of an FP32 graph. The file's name is the flag's name; each satisfies `Precision`."""
+"""Plug-ins: precisions, rewrites of an FP32 graph, one per file, named as its flag; each satisfies `Precision`."""
 
 from __future__ import annotations
 
@@ -16,24 +16,28 @@ class Precision(Protocol):
 
     @property
     def BUDGET(self) -> Budget:  # a constant of the file
-        """What parity allows."""
+        """The errors that parity allows."""
 
     @property
     def RUNS_ON(self) -> tuple[str, ...]:
-        """The backends that run its file on a CPU, and so prove it; none where only the simulation does."""
+        """The backends that run its file on a CPU, and so prove it; empty if only the simulation can."""
 
-    def observed(self, model: onnx.ModelProto) -> tuple[str, ...]:
-        """The tensors whose ranges are to be measured first; none where no calibration is needed."""
+    def observed_tensors(self, model: onnx.ModelProto) -> tuple[str, ...]:
+        """The tensors whose ranges must be measured before lowering; empty for a precision without calibration.
+
+        Raises:
+            PlanError: there is nothing to lower to this precision; says why.
+        """
 
     def lower(self, model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.ModelProto:
-        """The graph in this precision; `model` stays as it was.
+        """The graph in this precision; `model` is not changed.
 
         Args:
-            thresholds: for each observed tensor the largest magnitude that it is to hold.
+            thresholds: observed tensor -> the largest magnitude that it must hold.
 
         Raises:
             LowerError: the precision cannot hold the model's values.
         """
 
-    def simulated(self, model: onnx.ModelProto) -> onnx.ModelProto | None:
-        """The lowered graph rewritten so that a CPU rounds as a device does; None where it does so anyway."""
+    def simulation(self, model: onnx.ModelProto) -> onnx.ModelProto | None:
+        """Rewrite a lowered graph so that a CPU rounds as a device does; None if a CPU does so anyway."""

@@ -1,4 +1,7 @@
-"""BF16: weights, activations and arithmetic in bfloat16, behind an FP32 input and output. Its range is FP32's, its mantissa eight bits."""
+"""BF16: weights, activations and arithmetic in bfloat16, between an FP32 input and output.
+
+Its range is FP32's, its mantissa has eight bits.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Mapping
 import onnx
 
 from exporter.lowering.opsets import BF16_OPSET
-from exporter.lowering.precisions._cast import cast_graph, rounded
+from exporter.lowering.precisions._cast import cast_graph, with_rounding
 from runtimes.errors import LowerError
 from runtimes.parity.budget import Budget
 
@@ -15,11 +18,11 @@ BUDGET = Budget(own_error=5e-2, max_relative_error=5e-2, min_agreement=0.98, max
 RUNS_ON: tuple[str, ...] = ()
 """ONNX Runtime's CPU provider has no BF16 convolution; the simulation is the proof."""
 IR_VERSION = 10
-"""The container version that BF16_OPSET needs at least."""
+"""The lowest ONNX IR version for BF16_OPSET."""
 
 
-def observed(model: onnx.ModelProto) -> tuple[str, ...]:
-    """No tensor's range is needed."""
+def observed_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
+    """None: this precision needs no ranges."""
     return ()
 
 
@@ -31,12 +34,15 @@ def lower(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.Model
     """
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
     if opset < BF16_OPSET:
-        raise LowerError(f"expected a graph of opset {BF16_OPSET} or newer, got {opset}, whose convolutions take no BF16; trace it in {BF16_OPSET}")
+        raise LowerError(
+            f"expected a graph of opset {BF16_OPSET} or newer, got {opset}, whose convolutions take no BF16; "
+            f"trace it in {BF16_OPSET}"
+        )
     narrow = cast_graph(model, onnx.TensorProto.BFLOAT16)
     narrow.ir_version = max(narrow.ir_version, IR_VERSION)
     return narrow
 
 
-def simulated(model: onnx.ModelProto) -> onnx.ModelProto:
+def simulation(model: onnx.ModelProto) -> onnx.ModelProto:
     """A graph for the CPU that rounds as BF16 arithmetic does."""
-    return rounded(model, onnx.TensorProto.BFLOAT16)
+    return with_rounding(model, onnx.TensorProto.BFLOAT16)

@@ -1,4 +1,4 @@
-"""FP16: weights, activations and arithmetic in half precision, behind an FP32 input and output."""
+"""FP16: weights, activations and arithmetic in half precision, between an FP32 input and output."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 
 import onnx
 
-from exporter.lowering.precisions._cast import cast_graph, rounded
+from exporter.lowering.precisions._cast import cast_graph, with_rounding
 from runtimes.parity.budget import Budget
 
 BUDGET = Budget(own_error=1e-2, max_relative_error=1e-2, min_agreement=0.995, max_batch_difference=1e-2)
 RUNS_ON = ("onnxruntime",)
 
 
-def observed(model: onnx.ModelProto) -> tuple[str, ...]:
-    """No tensor's range is needed."""
+def observed_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
+    """None: this precision needs no ranges."""
     return ()
 
 
@@ -27,6 +27,6 @@ def lower(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.Model
     return cast_graph(model, onnx.TensorProto.FLOAT16)
 
 
-def simulated(model: onnx.ModelProto) -> onnx.ModelProto:
+def simulation(model: onnx.ModelProto) -> onnx.ModelProto:
     """A graph for the CPU that rounds as FP16 arithmetic does."""
-    return rounded(model, onnx.TensorProto.FLOAT16)
+    return with_rounding(model, onnx.TensorProto.FLOAT16)

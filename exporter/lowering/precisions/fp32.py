@@ -12,8 +12,8 @@ BUDGET = Budget(own_error=1e-5, max_relative_error=1e-5, max_batch_difference=1e
 RUNS_ON = ("onnxruntime",)
 
 
-def observed(model: onnx.ModelProto) -> tuple[str, ...]:
-    """No tensor's range is needed."""
+def observed_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
+    """None: this precision needs no ranges."""
     return ()
 
 
@@ -22,5 +22,5 @@ def lower(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.Model
     return model
 
 
-def simulated(model: onnx.ModelProto) -> None:
-    """Nothing to simulate: a CPU computes in FP32."""
+def simulation(model: onnx.ModelProto) -> None:
+    """None: a CPU computes in FP32."""

@@ -6,22 +6,30 @@ from collections.abc import Mapping
 
 import onnx
 
-from exporter.lowering.precisions._cast import cast_graph, rounded
-from exporter.lowering.qdq.insert import quantized
-from exporter.lowering.qdq.targets.tensorrt import Placement, left_in_float, placement_for_tensorrt
+from exporter.lowering.precisions._cast import cast_graph, with_rounding
+from exporter.lowering.qdq.insert import insert_pairs
+from exporter.lowering.qdq.targets import DEFAULT_TARGET, Placement, left_in_float
+from exporter.lowering.registry import load_target
 from runtimes.backends.onnxruntime import rounds_fp16
 from runtimes.errors import PlanError
 from runtimes.parity.budget import Budget
 
-BUDGET = Budget(own_error=0.05, min_agreement=0.98, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01, max_batch_difference=0.05)
+BUDGET = Budget(
+    own_error=0.05,
+    min_agreement=0.98,
+    min_cosine=0.99,
+    min_sqnr_db=20.0,
+    max_accuracy_drop=0.01,
+    max_batch_difference=0.05,
+)
 RUNS_ON = ("onnxruntime",) if rounds_fp16() else ()
-"""On Python 3.10, whose last onnxruntime truncates, the simulation alone proves the file: its scales are widened to FP32."""
+"""On Python 3.10, whose last onnxruntime truncates, only the simulation, with scales in FP32, proves the file."""
 MOST_REASONS = 3
-"""Why a convolution stays in float, that one message says."""
+"""How many convolutions that stay in float one error message explains."""
 
 
-def observed(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The tensors that get a Q/DQ pair of their own range.
+def observed_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The tensors whose ranges the Q/DQ pairs need.
 
     Raises:
         PlanError: there is nothing to quantize; says why.
@@ -30,28 +38,30 @@ def observed(model: onnx.ModelProto) -> tuple[str, ...]:
 
 
 def lower(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.ModelProto:
-    """The graph with Q/DQ pairs and an FP16 remainder, between two casts; weights are INT8 constants.
+    """The graph with Q/DQ pairs, the rest of it in FP16 between two casts; weights are INT8 constants.
 
     Raises:
         CalibrationError: `thresholds` lacks a tensor.
         LowerError: a bias or the classifier is beyond the FP16 range; names it.
         PlanError: there is nothing to quantize; says why.
     """
-    return cast_graph(quantized(model, _placement(model), thresholds), onnx.TensorProto.FLOAT16)
+    return cast_graph(insert_pairs(model, _placement(model), thresholds), onnx.TensorProto.FLOAT16)
 
 
 def _placement(model: onnx.ModelProto) -> Placement:
-    placement = placement_for_tensorrt(model)
+    target = load_target(DEFAULT_TARGET)
+    placement = target.place_pairs(model)
     if placement.weights:
         return placement
-    reasons = left_in_float(model.graph)
+    reasons = left_in_float(target, model.graph)
     why = "; ".join(f"'{name}' stays in float, {reason}" for name, reason in list(reasons.items())[:MOST_REASONS])
     more = f"; and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""
     raise PlanError(
-        f"expected a convolution that --int8 can quantize, got {f'none: {why}{more}' if reasons else 'a network without any'}; take --fp16"
+        "expected a convolution that --int8 can quantize, "
+        f"got {f'none: {why}{more}' if reasons else 'a network without any'}; take --fp16"
     )
 
 
-def simulated(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph for the CPU that rounds what is not INT8 as FP16 arithmetic does."""
-    return rounded(model, onnx.TensorProto.FLOAT16)
+def simulation(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A graph for the CPU that rounds everything but INT8 as FP16 arithmetic does."""
+    return with_rounding(model, onnx.TensorProto.FLOAT16)

@@ -1,1 +1,1 @@
-"""Where Q/DQ pairs go, for each target, and how they are written."""
+"""Q/DQ pairs: place them for a target, write them into a graph, and lint graphs that have them."""

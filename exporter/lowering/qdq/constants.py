@@ -1,4 +1,4 @@
-"""Values of a graph that do not depend on its inputs, wherever they stand: in initializers, in Constant nodes, behind what computes them."""
+"""Values in a graph that do not depend on its inputs: initializers, Constant nodes, and what is computed from them."""
 
 from __future__ import annotations
 
@@ -13,41 +13,44 @@ from onnx import TensorProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 LARGEST = 1 << 16
-"""Elements: scales and zero points have no more than channels; weights are not computed here."""
+"""Elements of a tensor that is computed: scales and zero points have at most one per channel; weights are not
+computed."""
 DEEPEST = 50
-"""Nodes in a row that a value is followed through."""
+"""Nodes in a row that a value is computed through."""
 
 
 class Constants:
-    """The constants of a graph and, inside of an If or a Loop, of the graphs around it; values are computed when asked for.
+    """The constants of a graph and, inside an If or a Loop, of the graphs around it; values are computed on demand.
 
     Args:
-        nodes: the producer of every tensor.
-        tensors: initializers, by name.
-        names: the tensors that are constant (`exporter.graph.facts.constant_names`).
+        nodes: tensor -> the node that makes it.
+        tensors: the initializers, by name.
+        names: the constant tensors (`exporter.graph.facts.constant_names`).
     """
 
-    def __init__(self, nodes: Mapping[str, onnx.NodeProto], tensors: Mapping[str, TensorProto], names: frozenset[str], opset: int) -> None:
+    def __init__(
+        self, nodes: Mapping[str, onnx.NodeProto], tensors: Mapping[str, TensorProto], names: frozenset[str], opset: int
+    ) -> None:
         self._nodes, self._tensors, self.names, self._opset = nodes, tensors, names, opset
         self._values: dict[str, NDArray[Any] | None] = {}
 
     def tensor(self, name: str) -> TensorProto | None:
-        """The tensor as it is stored, where one is: an initializer, or what a Constant node holds."""
+        """The tensor if it is stored, in an initializer or a Constant node."""
         if name in self._tensors:
             return self._tensors[name]
         node = self._nodes.get(name)
-        return _held(node) if node is not None and node.op_type == "Constant" else None
+        return _constant_tensor(node) if node is not None and node.op_type == "Constant" else None
 
     def value(self, name: str) -> NDArray[Any] | None:
-        """None where it is not constant, or cannot be told: in a file that is not here, too large, of an operator that nothing here computes."""
+        """The value of a tensor; None if it is not constant, in another file, too large, or cannot be computed."""
         return self._value(name, DEEPEST) if name in self.names else None
 
     def _value(self, name: str, depth: int) -> NDArray[Any] | None:
         if name not in self._values:
-            self._values[name] = self._computed(name, depth) if depth else None
+            self._values[name] = self._compute(name, depth) if depth else None
         return self._values[name]
 
-    def _computed(self, name: str, depth: int) -> NDArray[Any] | None:
+    def _compute(self, name: str, depth: int) -> NDArray[Any] | None:
         stored = self.tensor(name)
         if stored is not None:
             return _array(stored)
@@ -57,11 +60,11 @@ class Constants:
         given = {one: self._value(one, depth - 1) for one in node.input if one}
         if any(value is None for value in given.values()):
             return None
-        return _evaluated(node, name, {one: value for one, value in given.items() if value is not None}, self._opset)
+        return _evaluate(node, name, {one: value for one, value in given.items() if value is not None}, self._opset)
 
 
 def _array(tensor: TensorProto) -> NDArray[Any] | None:
-    """None for one that is elsewhere, too large, or whose data do not fit its sizes."""
+    """The values of a tensor; None if they are in another file, too large, or do not fit its shape."""
     if tensor.data_location == TensorProto.EXTERNAL or math.prod(tensor.dims) > LARGEST:
         return None
     try:
@@ -70,8 +73,8 @@ def _array(tensor: TensorProto) -> NDArray[Any] | None:
         return None
 
 
-def _held(node: onnx.NodeProto) -> TensorProto | None:
-    """What a Constant node holds; None for strings and sparse tensors."""
+def _constant_tensor(node: onnx.NodeProto) -> TensorProto | None:
+    """The tensor of a Constant node; None for strings and sparse tensors."""
     for attribute in node.attribute:
         if attribute.name == "value":
             tensor: TensorProto = attribute.t
@@ -82,8 +85,8 @@ def _held(node: onnx.NodeProto) -> TensorProto | None:
     return None
 
 
-def _evaluated(node: onnx.NodeProto, name: str, given: Mapping[str, NDArray[Any]], opset: int) -> NDArray[Any] | None:
-    """One node, as onnx's reference computes it."""
+def _evaluate(node: onnx.NodeProto, name: str, given: Mapping[str, NDArray[Any]], opset: int) -> NDArray[Any] | None:
+    """Compute one node with onnx's reference implementation; None if that fails."""
     inputs = [onnx.ValueInfoProto(name=one) for one in given]
     graph = onnx.helper.make_graph([node], "one", inputs, [onnx.ValueInfoProto(name=name)])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
@@ -91,5 +94,5 @@ def _evaluated(node: onnx.NodeProto, name: str, given: Mapping[str, NDArray[Any]
         with np.errstate(all="ignore"):
             results: Any = ReferenceEvaluator(model).run(None, dict(given))
             return np.asarray(results[0])
-    except Exception:  # a stranger's node: whatever the reference makes of it, the value is not known
+    except Exception:  # any node of a foreign graph: whatever goes wrong, the value is not known
         return None

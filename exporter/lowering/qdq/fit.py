@@ -1,8 +1,10 @@
-"""Fit INT8 scales into FP16: a convolution's weight times its input is all that counts, so a power of two may go from one to the other.
+"""Fit INT8 scales into FP16, by moving a power of two between a convolution's weight and its input.
 
-A network that takes pixels of 0..255, or a 12-bit camera's of 0..4095, has weights in its first convolution that are as much smaller. Scales of
-weights held at the smallest normal FP16 number, 6.1e-5, left them a few levels (measured: 46 dB of SQNR with pixels of 0..1, 29 with 0..255, 10 with
-0..4095). A weight is quantized with its scale as FP16 holds it, so that a scale of few digits is as good as another: 2**-19 has six bits of them.
+A network that takes pixels of 0..255, or of a 12-bit camera 0..4095, has weights in its first convolution that are
+smaller by as much. Held at the smallest normal FP16 number, 6.1e-5, their scales left such weights a few levels
+(measured: 46 dB of SQNR with pixels of 0..1, 29 with 0..255, 10 with 0..4095). Weights are quantized with their scale
+as FP16 holds it, so a scale of few digits does no harm: 2**-19 has six bits. What counts is the product of weight and
+input, so a power of two may be moved from one to the other.
 """
 
 from __future__ import annotations
@@ -16,30 +18,33 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from exporter.lowering.qdq.targets.tensorrt import Edge, Placement
+from exporter.lowering.qdq.targets import Edge, Placement
 
 LEVELS = 127
+"""The largest INT8 value that a range is mapped to; -128 is not used."""
 SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
-"""Of an input: it is divided by its scale, whose digits count."""
+"""For an input, which is divided by its scale, so that the scale's digits count."""
 SMALLEST_WEIGHT_SCALE = 2.0**-19
-ENOUGH = 4 * SMALLEST_WEIGHT_SCALE
-"""For the output channel with the largest weights. One with smaller ones may then be held at the smallest scale: what that makes it lose is below
-a quarter of the step that the layer's output is quantized with, as it is for a dead channel."""
-ROOMY = 64 * SMALLEST_WEIGHT_SCALE
-"""Where weights that are moved are moved to, so that their other channels keep all levels too."""
-NOTHING = float(np.finfo(np.float16).smallest_subnormal) / 2
-"""FP16 rounds to zero what is below."""
+"""For a weight."""
+ENOUGH_WEIGHT_SCALE = 4 * SMALLEST_WEIGHT_SCALE
+"""For the output channel with the largest weights. Channels with smaller ones may then be held at the smallest scale:
+their loss is below a quarter of the step with which the layer's output is quantized, as for a dead channel."""
+ROOMY_WEIGHT_SCALE = 64 * SMALLEST_WEIGHT_SCALE
+"""Scale to which weights are moved, so that their smaller channels keep all levels too."""
+ROUNDS_TO_ZERO = float(np.finfo(np.float16).smallest_subnormal) / 2
+"""FP16 rounds smaller magnitudes to zero."""
 TOO_SMALL = "FP16 holds no INT8 scales for numbers as small as its weight's and its input's"
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What is left of a placement, and how its scales are moved.
+class ScaleFit:
+    """The part of a placement whose scales FP16 can hold, and how they are moved; powers of two as exponents.
 
     Attributes:
-        edges: as in `Placement`, without those of what stays in float.
-        shifts: convolution -> the power of two that its weight is multiplied by and its input divided by; 0 for most.
-        shifts_of: tensor -> the powers of two that it is divided by, for a pair each; none where nothing reads it quantized.
+        edges: as in `Placement`, without those of nodes that stay in float.
+        shifts: convolution -> the power of two that its weight is multiplied and its input divided by; 0 for most.
+        shifts_of: tensor -> the powers of two that it is divided by, each for a pair; empty if nothing reads it
+            quantized.
         thresholds: tensor -> the magnitude that 127 stands for.
     """
 
@@ -49,8 +54,10 @@ class Fit:
     thresholds: Mapping[str, float]
 
 
-def fitted(graph: onnx.GraphProto, placement: Placement, thresholds: Mapping[str, float], weights: Mapping[str, NDArray[Any]]) -> Fit:
-    """Find the powers of two; a convolution, a pool or a sum whose numbers are too small for any stays in float."""
+def fit_scales(
+    graph: onnx.GraphProto, placement: Placement, thresholds: Mapping[str, float], weights: Mapping[str, NDArray[Any]]
+) -> ScaleFit:
+    """Find the powers of two; a convolution, pool or addition with numbers too small for any of them stays in float."""
     edges, shifts = set(), {}
     shifts_of: dict[str, set[int]] = {name: set() for name in placement.tensors}
     for node in graph.node:
@@ -58,29 +65,34 @@ def fitted(graph: onnx.GraphProto, placement: Placement, thresholds: Mapping[str
             if (node.name, place) not in placement.edges:
                 continue
             if node.name in placement.weights:
-                shift = _shift(thresholds[name], weights[node.input[1]])
+                shift = _power_of_two(thresholds[name], weights[node.input[1]])
             else:
-                shift = 0 if thresholds[name] / LEVELS >= SMALLEST_SCALE or thresholds[name] < NOTHING else None
+                shift = 0 if thresholds[name] / LEVELS >= SMALLEST_SCALE or thresholds[name] < ROUNDS_TO_ZERO else None
             if shift is not None:
-                edges.add((node.name, place))
+                edges.add(Edge(node.name, place))
                 shifts_of[name].add(shift)
                 if node.name in placement.weights:
                     shifts[node.name] = shift
-    return Fit(frozenset(edges), shifts, {name: tuple(sorted(each, key=abs)) for name, each in shifts_of.items()}, thresholds)
+    return ScaleFit(
+        frozenset(edges), shifts, {name: tuple(sorted(each, key=abs)) for name, each in shifts_of.items()}, thresholds
+    )
 
 
 def shifted_name(name: str, shift: int) -> str:
-    """What a tensor is called that is multiplied or divided by a power of two."""
+    """The name of a tensor once it is multiplied or divided by a power of two; its own for 0."""
     return f"{name}.shifted{shift}" if shift else name
 
 
-def _shift(threshold: float, weight: NDArray[np.float32]) -> int | None:
-    """The power of two that lifts a weight at the cost of its input, or, below zero, the other way round; None where there is not room for both."""
+def _power_of_two(threshold: float, weight: NDArray[np.float32]) -> int | None:
+    """The exponent of the power of two to multiply a weight and divide its input by; None if none fits both.
+
+    It is negative where the input's scale is the small one.
+    """
     own, other = float(np.abs(weight).max()) / LEVELS, threshold / LEVELS
     most = threshold * float(np.abs(weight).reshape(len(weight), -1).sum(1, dtype=np.float64).max())
-    if most < NOTHING or (own >= ENOUGH and other >= SMALLEST_SCALE):
+    if most < ROUNDS_TO_ZERO or (own >= ENOUGH_WEIGHT_SCALE and other >= SMALLEST_SCALE):
         return 0
-    fewest, highest = math.ceil(math.log2(ENOUGH / own)), math.floor(math.log2(other / SMALLEST_SCALE))
+    fewest, highest = math.ceil(math.log2(ENOUGH_WEIGHT_SCALE / own)), math.floor(math.log2(other / SMALLEST_SCALE))
     if fewest > highest:
         return None
-    return highest if other < SMALLEST_SCALE else min(math.ceil(math.log2(ROOMY / own)), highest)
+    return highest if other < SMALLEST_SCALE else min(math.ceil(math.log2(ROOMY_WEIGHT_SCALE / own)), highest)

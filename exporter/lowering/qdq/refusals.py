@@ -1,6 +1,7 @@
-"""What TensorRT's parser and builder refuse of a quantized graph, and where they compute other values than ONNX says.
+"""Find what TensorRT's parser and builder refuse in a quantized graph, and where they compute other values than ONNX.
 
-All of it was tried on TensorRT-RTX 1.7, whose parser says the same as TensorRT's; `tests/test_lint_judged.py` tries it again.
+Every rule was tried on TensorRT-RTX 1.7, whose parser gives the same messages as TensorRT's;
+`tests/test_lint_judged.py` tries them again.
 """
 
 from __future__ import annotations
@@ -14,43 +15,49 @@ import numpy as np
 import onnx
 
 from exporter.lowering.qdq.reading import Reading, Readings
-from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, UNKNOWN, View, attribute, told
+from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, UNKNOWN, View, int_attribute, node_label
 
 Kind = Literal["refused", "other values", "not fused", "left in float", "unknown"]
+Problem = tuple[Kind, str]
+"""The kind of a finding, and its message."""
 
 # fmt: off
 UNSUPPORTED = frozenset({
-    "AffineGrid", "Bernoulli", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "CenterCropPad", "Col2Im",
-    "Compress", "ConcatFromSequence", "ConvInteger", "CumProd", "DFT", "DeformConv", "Det", "DynamicQuantizeLinear", "ImageDecoder",
-    "MatMulInteger", "MaxRoiPool", "MaxUnpool", "MelWeightMatrix", "Multinomial", "NegativeLogLikelihoodLoss", "Optional",
-    "OptionalGetElement", "OptionalHasElement", "QLinearConv", "QLinearMatMul", "RegexFullMatch", "SequenceAt", "SequenceConstruct",
-    "SequenceEmpty", "SequenceErase", "SequenceInsert", "SequenceLength", "SequenceMap", "SoftmaxCrossEntropyLoss", "SplitToSequence",
-    "StringConcat", "StringNormalizer", "StringSplit", "SwiGLU", "TfIdfVectorizer", "Unique",
+    "AffineGrid", "Bernoulli", "BitCast", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor",
+    "CenterCropPad", "Col2Im", "Compress", "ConcatFromSequence", "ConvInteger", "CumProd", "DFT", "DeformConv", "Det",
+    "DynamicQuantizeLinear", "ImageDecoder", "MatMulInteger", "MaxRoiPool", "MaxUnpool", "MelWeightMatrix",
+    "Multinomial", "NegativeLogLikelihoodLoss", "Optional", "OptionalGetElement", "OptionalHasElement", "QLinearConv",
+    "QLinearMatMul", "RegexFullMatch", "SequenceAt", "SequenceConstruct", "SequenceEmpty", "SequenceErase",
+    "SequenceInsert", "SequenceLength", "SequenceMap", "SoftmaxCrossEntropyLoss", "SplitToSequence", "StringConcat",
+    "StringNormalizer", "StringSplit", "SwiGLU", "TfIdfVectorizer", "Unique",
 })
-"""ONNX's operators that the parser does not have."""
-UNREAD = ("INT16", "UINT16", "UINT32", "UINT64", "UINT4", "INT2", "UINT2", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E4M3FNUZ", "FLOAT8E8M0",
-          "STRING", "COMPLEX64", "COMPLEX128")
-"""Types that the parser reads no constants of."""
+"""ONNX operators that the parser does not support."""
+UNREAD = (
+    "INT16", "UINT16", "UINT32", "UINT64", "UINT4", "INT2", "UINT2", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E4M3FNUZ",
+    "FLOAT8E8M0", "STRING", "COMPLEX64", "COMPLEX128",
+)
+"""Types of which the parser reads no constants."""
 STORED_QUANTIZED = ("INT8", "INT4", "FLOAT8E4M3FN", "FLOAT4E2M1")
-"""Types whose constants nothing but DequantizeLinear may read."""
+"""Types whose constants only DequantizeLinear may read."""
 SCALES_FOLDED = frozenset({
-    "Constant", "ConstantOfShape", "Identity", "Dropout", "Cast", "CastLike", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Expand", "Slice",
-    "Gather", "Concat", "Where", "Equal", "Shape", "Clip", "Add", "Sub", "Mul", "Div", "Max", "Min", "Abs", "Neg", "Exp", "Log", "Sqrt",
-    "Reciprocal", "Floor", "Ceil", "Sin", "ReduceProd", QUANTIZE, DEQUANTIZE,
+    "Constant", "ConstantOfShape", "Identity", "Dropout", "Cast", "CastLike", "Reshape", "Squeeze", "Unsqueeze",
+    "Transpose", "Expand", "Slice", "Gather", "Concat", "Where", "Equal", "Shape", "Clip", "Add", "Sub", "Mul", "Div",
+    "Max", "Min", "Abs", "Neg", "Exp", "Log", "Sqrt", "Reciprocal", "Floor", "Ceil", "Sin", "ReduceProd", QUANTIZE,
+    DEQUANTIZE,
 })
-"""What a scale may be computed by, of constants."""
+"""Operators that may compute a scale from constants."""
 SCALES_NOT_FOLDED = frozenset({
     "ReduceMax", "ReduceMean", "Pow", "Round", "Sigmoid", "Relu", "Tanh", "Softplus", "Erf", "MatMul", "TopK",
 })
-"""What the parser crashes on (1.7.1) on the way to a scale."""
+"""Operators on which the parser crashes (1.7.1) if they compute a scale."""
 ZERO_POINTS_FOLDED = frozenset({
     "Constant", "Identity", "Cast", "CastLike", "Reshape", "Round", "Floor", "Ceil", "Relu", "Abs", "Neg", "Clip",
 })
 ONE_TYPE = frozenset({
-    "Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Mean", "PRelu", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal", "MatMul",
-    "Gemm", "Conv", "ConvTranspose", "Concat", "Where",
+    "Add", "Sub", "Mul", "Div", "Max", "Min", "Sum", "Mean", "PRelu", "Greater", "Less", "GreaterOrEqual",
+    "LessOrEqual", "Equal", "MatMul", "Gemm", "Conv", "ConvTranspose", "Concat", "Where",
 })
-"""Operators whose inputs must share one type, as TensorRT sees it."""
+"""Operators whose inputs must have the same type for TensorRT."""
 # fmt: on
 PLAIN_DOMAINS = ("", "ai.onnx")
 FIXED = "write it as a number into an initializer (onnxsim folds what can be folded)"
@@ -58,14 +65,15 @@ FIXED = "write it as a number into an initializer (onnxsim folds what can be fol
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know of a node.
+    """One finding about a node.
 
     Attributes:
-        kind: TensorRT refuses the graph for it, computes other values than ONNX there, leaves something unfused, the node is better left in
-            float, or it cannot be told.
-        node: its name, or what tells it where it has none.
-        message: what is the matter, and what to do.
-        place: the node's place in its graph: names may be missing, or stand twice.
+        kind: `refused`: TensorRT refuses the graph for it; `other values`: it computes other values than ONNX there;
+            `not fused`: it leaves something unfused; `left in float`: the node is better left in float; `unknown`: none
+            of these can be told.
+        node: the node's name, or a description of one without.
+        message: what is wrong, and what to do.
+        place: the node's place in its graph: names may be missing, or the same twice.
     """
 
     kind: Kind
@@ -75,16 +83,18 @@ class Finding:
 
 
 def refusals(view: View, readings: Readings, place: int) -> Iterator[Finding]:
-    """What is refused, computed otherwise, or not known at a node."""
+    """What TensorRT refuses or computes otherwise at a node, or what cannot be told."""
     node = view.nodes[place]
-    for kind, message in _told_of(view, readings, node):
-        yield Finding(kind, told(node), message, place)
+    for kind, message in _problems(view, readings, node):
+        yield Finding(kind, node_label(node), message, place)
 
 
-def _told_of(view: View, readings: Readings, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
+def _problems(view: View, readings: Readings, node: onnx.NodeProto) -> Iterator[Problem]:
     is_pair = node.op_type in (QUANTIZE, DEQUANTIZE)
     if node.op_type in UNSUPPORTED or (node.domain not in PLAIN_DOMAINS and not is_pair):
-        remedy = "quantize to Q/DQ format" if "Q" in node.op_type or "Integer" in node.op_type else "it would need a plugin"
+        remedy = (
+            "quantize to Q/DQ format" if "Q" in node.op_type or "Integer" in node.op_type else "it would need a plugin"
+        )
         yield "refused", f"{node.op_type}{f' of {node.domain}' if node.domain else ''} is not supported; {remedy}"
         return
     for name in dict.fromkeys(node.input):
@@ -96,26 +106,32 @@ def _told_of(view: View, readings: Readings, node: onnx.NodeProto) -> Iterator[t
         if stored is None or is_pair or is_bound or view.type(name) not in STORED_QUANTIZED:
             continue
         if not _ends_as_zero_point(view, node):
-            yield "refused", f"it reads '{name}', stored as {view.type(name)}: between such a constant and its DequantizeLinear nothing may stand"
+            yield (
+                "refused",
+                f"it reads '{name}', stored as {view.type(name)}: "
+                "between such a constant and its DequantizeLinear nothing may stand",
+            )
     if is_pair:
-        yield from _of_pair(view, node)
+        yield from _check_pair(view, node)
     if node.op_type in ONE_TYPE:
-        yield from _of_types(view, node)
+        yield from _check_types(view, node)
     if node.op_type in ("Conv", "ConvTranspose"):
-        yield from _of_convolution(view, readings, node)
+        yield from _check_convolution(view, readings, node)
 
 
 def _ends_as_zero_point(view: View, node: onnx.NodeProto) -> bool:
-    """Is a node one of those that a zero point may come through, and its output nothing else?"""
+    """Whether a node passes a zero point on, and its output is used as nothing else."""
     if node.op_type not in ("Identity", "Cast", "CastLike"):
         return False
     users = view.users(node.output[0])
     return bool(users) and all(
-        (user.op_type in (QUANTIZE, DEQUANTIZE) and node.output[0] not in list(user.input)[:2]) or _ends_as_zero_point(view, user) for user in users
+        (user.op_type in (QUANTIZE, DEQUANTIZE) and node.output[0] not in list(user.input)[:2])
+        or _ends_as_zero_point(view, user)
+        for user in users
     )
 
 
-def _of_types(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
+def _check_types(view: View, node: onnx.NodeProto) -> Iterator[Problem]:
     names = list(node.input)[1:] if node.op_type == "Where" else list(node.input)
     types = {"FLOAT" if view.type(name) == "DOUBLE" else view.type(name) for name in names if name} - {UNKNOWN}
     if len(types) > 1:
@@ -123,17 +139,20 @@ def _of_types(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
         yield "refused", f"its inputs are {' and '.join(sorted(types))}; {what} must share one type"
 
 
-def _of_convolution(view: View, readings: Readings, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
+def _check_convolution(view: View, readings: Readings, node: onnx.NodeProto) -> Iterator[Problem]:
     source = view.producer(node.input[1])
     if source is not None and source.op_type == "Concat" and any(readings.is_quantized(name) for name in source.input):
-        yield "refused", f"its weight is joined by {told(source)} behind DequantizeLinear; join before quantizing"
+        yield "refused", f"its weight is joined by {node_label(source)} behind DequantizeLinear; join before quantizing"
     both: tuple[Reading, Reading] = (readings.of_input(node.input[0]), readings.of_weight(node.input[1]))
     if all(one.is_quantized for one in both) and (both[0].type != both[1].type or both[0].type == "INT4"):
         types = " and ".join(dict.fromkeys(one.type for one in both))
-        yield "refused", f"its input and weight are quantized to {types}, of which there is no convolution; quantize both to INT8"
+        yield (
+            "refused",
+            f"its input and weight are quantized to {types}, of which there is no convolution; quantize both to INT8",
+        )
 
 
-def _of_pair(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
+def _check_pair(view: View, node: onnx.NodeProto) -> Iterator[Problem]:
     kind = view.quantized_type(node) if node.op_type == QUANTIZE else view.type(node.input[0])
     if node.op_type == DEQUANTIZE and kind == "INT32":
         yield "refused", f"'{node.input[0]}' is INT32 (a quantized bias); leave biases in float"
@@ -142,26 +161,36 @@ def _of_pair(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
     elif kind in UNREAD:
         yield "refused", f"it quantizes to {kind}, which TensorRT does not have; quantize to INT8"
     elif node.op_type == QUANTIZE and kind == "UINT8":
-        yield from _of_unsigned(view, node)
+        yield from _check_unsigned(view, node)
     elif kind.startswith(("FLOAT8", "FLOAT4")):
-        yield "unknown", f"{kind} needs a GPU that has it: FP8 from sm89 on, FP4 from sm100 on; older ones refuse the graph"
-    if node.op_type == DEQUANTIZE and view.constants.tensor(node.input[0]) is not None and view.shape(node.input[0]) == ():
+        yield (
+            "unknown",
+            f"{kind} needs a GPU that has it: FP8 from sm89 on, FP4 from sm100 on; older ones refuse the graph",
+        )
+    if (
+        node.op_type == DEQUANTIZE
+        and view.constants.tensor(node.input[0]) is not None
+        and view.shape(node.input[0]) == ()
+    ):
         yield "refused", f"'{node.input[0]}' is a scalar; give it an axis"
-    yield from _of_scale(view, node)
-    yield from _of_zero_point(view, node)
-    yield from _of_sizes(view, node)
+    yield from _check_scale(view, node)
+    yield from _check_zero_point(view, node)
+    yield from _check_sizes(view, node)
 
 
-def _of_unsigned(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
+def _check_unsigned(view: View, node: onnx.NodeProto) -> Iterator[Problem]:
     has_zero_point = len(node.input) > 2 and bool(node.input[2])
     value = view.constants.value(node.input[2]) if has_zero_point else None
     if value is not None and np.any(value):
-        return  # refused
-    if not has_zero_point and attribute(node, "output_dtype", 0):
+        return  # refused, as a zero point that is not zero
+    if not has_zero_point and int_attribute(node, "output_dtype", 0):
         yield "refused", "it quantizes to UINT8; quantize to INT8"
         return
     says = "it quantizes to UINT8" if has_zero_point else "it has no zero point, so ONNX quantizes to UINT8"
-    yield "other values", f"{says}, and TensorRT to INT8: what is above 127 steps is cut off; quantize symmetrically to INT8"
+    yield (
+        "other values",
+        f"{says}, and TensorRT to INT8: what is above 127 steps is cut off; quantize symmetrically to INT8",
+    )
 
 
 def _is_from_quantize(view: View, name: str) -> bool:
@@ -171,9 +200,9 @@ def _is_from_quantize(view: View, name: str) -> bool:
     return node is not None and node.op_type == QUANTIZE
 
 
-def _of_scale(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
+def _check_scale(view: View, node: onnx.NodeProto) -> Iterator[Problem]:
     name = node.input[1]
-    by = _operators_behind(view, name)
+    by = _operators_before(view, name)
     if name not in view.constants.names and by & {"Shape", "Size"}:
         yield "unknown", f"scale '{name}' is computed of sizes; {FIXED}"
         return
@@ -185,23 +214,23 @@ def _of_scale(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
         return
     value = view.constants.value(name)
     if by - SCALES_FOLDED or value is None:
-        yield "unknown", f"what scale '{name}' is{_computed_by(by - SCALES_FOLDED)} cannot be told here; {FIXED}"
+        yield "unknown", f"what scale '{name}' is{_computed_by_text(by - SCALES_FOLDED)} cannot be told here; {FIXED}"
     elif not np.all(value.astype(np.float32) > 0):
         is_seen = view.constants.tensor(name) is not None
         unseen = "" if is_seen else ", which TensorRT-RTX does not notice where it is computed"
         yield ("refused" if is_seen else "other values"), f"scale '{name}' is not positive{unseen}; calibrate again"
 
 
-def _of_zero_point(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
+def _check_zero_point(view: View, node: onnx.NodeProto) -> Iterator[Problem]:
     if len(node.input) < 3:
         return
     name = node.input[2]
     if not name:
         yield "refused", "its zero point is an empty name; leave it out"
         return
-    by = _operators_behind(view, name)
+    by = _operators_before(view, name)
     if name not in view.constants.names or by - ZERO_POINTS_FOLDED:
-        when = _computed_by(by - ZERO_POINTS_FOLDED) or " at run time"
+        when = _computed_by_text(by - ZERO_POINTS_FOLDED) or " at run time"
         yield "refused", f"zero point '{name}' is computed{when.removeprefix(', computed')}; {FIXED}"
         return
     if view.type(name) == "UINT8" and view.constants.tensor(name) is None and by - {"Identity"}:
@@ -214,8 +243,8 @@ def _of_zero_point(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str
         yield "refused", f"zero point '{name}' is not zero; quantize symmetrically to INT8"
 
 
-def _of_sizes(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
-    """Scales must be as many as channels, and zero points as many as scales."""
+def _check_sizes(view: View, node: onnx.NodeProto) -> Iterator[Problem]:
+    """Check that there is a scale for each channel, and a zero point for each scale."""
     scale, shape = view.shape(node.input[1]), view.shape(node.input[0])
     if scale is None or None in scale:
         return
@@ -224,15 +253,19 @@ def _of_sizes(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
     if zero_point is not None and None not in zero_point and math.prod(size or 0 for size in zero_point) != count:
         yield (
             "refused",
-            f"it has {count} scales and {math.prod(size or 0 for size in zero_point)} zero points; give it as many of the one as of the other",
+            f"it has {count} scales and {math.prod(size or 0 for size in zero_point)} zero points; "
+            "give it as many of the one as of the other",
         )
     if shape is None:
         return
-    axis = attribute(node, "axis", 1)
+    axis = int_attribute(node, "axis", 1)
     axis += len(shape) if axis < 0 else 0
-    if attribute(node, "block_size", 0):
+    if int_attribute(node, "block_size", 0):
         if axis < len(shape) - 2:
-            yield "refused", f"it is quantized in blocks along axis {axis}; TensorRT has blocks along the last two axes alone"
+            yield (
+                "refused",
+                f"it is quantized in blocks along axis {axis}; TensorRT has blocks along the last two axes alone",
+            )
     elif len(scale) > 1:
         yield "refused", f"its scales have {len(scale)} axes; give it one, or one for each channel"
     elif count > 1 and not 0 <= axis < len(shape):
@@ -241,8 +274,8 @@ def _of_sizes(view: View, node: onnx.NodeProto) -> Iterator[tuple[Kind, str]]:
         yield "refused", f"it has {count} scales for {shape[axis]} channels; give it one, or one for each"
 
 
-def _operators_behind(view: View, name: str) -> set[str]:
-    """What a constant is computed by; of a tensor that is not constant, all that it is computed by."""
+def _operators_before(view: View, name: str) -> set[str]:
+    """All operators that compute a tensor, however far back."""
     found, waiting, seen = set(), [name], {name}
     while waiting:
         node = view.maker(waiting.pop())
@@ -254,5 +287,5 @@ def _operators_behind(view: View, name: str) -> set[str]:
     return found
 
 
-def _computed_by(operators: set[str]) -> str:
+def _computed_by_text(operators: set[str]) -> str:
     return f", computed by {', '.join(sorted(operators))}," if operators else ""

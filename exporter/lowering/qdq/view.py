@@ -1,4 +1,4 @@
-"""A graph with what is asked of it most: who makes and who reads a tensor, its type, its shape, its value."""
+"""An index of a graph: the nodes that make and read a tensor, its type, its shape, and its value."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UNKNOWN = "?"
 
 
 class View:
-    """One graph of a model. Nodes are told apart by their places: strangers' have no names, or one name twice."""
+    """One graph of a model. Nodes are identified by their places: in foreign graphs names may be missing or double."""
 
     def __init__(self, scope: Scope, outer: View | None, opset: int) -> None:
         self.scope, self.opset = scope, opset
@@ -31,19 +31,20 @@ class View:
         self.constants = Constants(self._all, self._tensors, scope.constants, opset)
 
     def producer(self, name: str) -> onnx.NodeProto | None:
-        """The node of this very graph that makes a tensor: TensorRT carries no quantization over the border of an If or a Loop."""
+        """The node of this graph that makes a tensor; quantization is not carried into or out of an If or a Loop."""
         place = self._places.get(name)
         return None if place is None else self.nodes[place]
 
     def maker(self, name: str) -> onnx.NodeProto | None:
-        """The node that makes a tensor, be it in a graph around this one."""
+        """The node that makes a tensor, in this graph or in one around it."""
         return self._all.get(name)
 
     def users(self, name: str) -> list[onnx.NodeProto]:
+        """The nodes of this graph that read a tensor."""
         return [self.nodes[place] for place in self._users.get(name, [])]
 
     def type(self, name: str) -> str:
-        """FLOAT, INT8 ...; what Q and DQ of other domains give is inferred here, since onnx does not know them."""
+        """FLOAT, INT8 ..., or `?`; those of Q and DQ of other domains, unknown to onnx, are inferred here."""
         known = self.scope.types.get(name, UNKNOWN)
         node = self.maker(name)
         if known not in (UNKNOWN, "UNDEFINED") or node is None:
@@ -55,21 +56,22 @@ class View:
         return UNKNOWN
 
     def quantized_type(self, node: onnx.NodeProto) -> str:
-        """What a QuantizeLinear gives: its zero point's type, else `output_dtype`, else UINT8, by ONNX's rule."""
+        """The output type of a QuantizeLinear: its zero point's type, else `output_dtype`, else UINT8."""
         if len(node.input) > 2 and node.input[2]:
             return self.type(node.input[2])
-        return type_name(attribute(node, "output_dtype", 0) or onnx.TensorProto.UINT8)
+        return type_name(int_attribute(node, "output_dtype", 0) or onnx.TensorProto.UINT8)
 
     def shape(self, name: str) -> tuple[int | None, ...] | None:
+        """The shape of a tensor, with None for a size that is not known; None if nothing is known of it."""
         value = self.constants.value(name)
         return tuple(value.shape) if value is not None else self.scope.shapes.get(name)
 
 
-def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    """A whole-number attribute."""
+def int_attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    """The value of an integer attribute, or `default`."""
     return next((int(one.i) for one in node.attribute if one.name == name), default)
 
 
-def told(node: onnx.NodeProto) -> str:
-    """A node's name for people; one without a name is told by what it gives."""
+def node_label(node: onnx.NodeProto) -> str:
+    """A node's name for messages; a node without one is named by its operator and its output."""
     return node.name or f"{node.op_type} of '{next((name for name in node.output if name), '')}'"

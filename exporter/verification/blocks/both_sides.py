@@ -59,7 +59,7 @@ def both_sides_of(bundle: Bundle, inputs: NDArray[Any]) -> BothSides:
     lowered = onnx.load(bundle.file(OnnxRuntime.FILE))
     graph = _graph(bundle, program, inputs)
     _check_same_nodes(bundle, graph, lowered)
-    return BothSides(program, graph, _corrected(bundle, graph), lowered, precision.simulated(lowered), bool(precision.RUNS_ON))
+    return BothSides(program, graph, _corrected(bundle, graph), lowered, precision.simulation(lowered), bool(precision.RUNS_ON))
 
 
 def reference_inputs(bundle: Bundle, inputs: NDArray[Any]) -> NDArray[Any]:

@@ -6,7 +6,7 @@ import onnx
 
 from exporter.graph.facts import initializer_shapes, multiply_accumulates, scopes
 from exporter.lowering.qdq.lint import DEQUANTIZE
-from exporter.lowering.qdq.targets.tensorrt import left_in_float
+from exporter.lowering.qdq.targets import left_in_float, tensorrt
 from exporter.verification.report.records import GraphLayer
 
 NO_LAYERS = ("QuantizeLinear", "DequantizeLinear", "Cast", "Relu", "Flatten", "Reshape", "Transpose", "Constant", "Identity")
@@ -22,7 +22,7 @@ def layers_from_model(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
     constants = initializer_shapes(model)
     nodes = model.graph.node
     pairs = {node.output[0]: node for node in nodes if node.op_type == DEQUANTIZE}
-    floats = left_in_float(model.graph) if pairs else {}
+    floats = left_in_float(tensorrt, model.graph) if pairs else {}
 
     def kind(tensor: str) -> str:
         name = types.get(pairs[tensor].input[0] if tensor in pairs else tensor, "unknown")

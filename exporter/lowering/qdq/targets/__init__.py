@@ -1,1 +1,59 @@
-"""Plug-ins: where a target wants Q/DQ pairs. The file's name is the name of `--target`."""
+"""Plug-ins: where a target wants Q/DQ pairs. The file's name is the name of `--target`; each satisfies `QdqTarget`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import onnx
+
+DEFAULT_TARGET = "tensorrt"
+"""The target where none is named, and the one that the INT8 precision places its pairs for."""
+
+
+class Edge(NamedTuple):
+    """An input of a node: the node's name, and the input's place among its inputs."""
+
+    node: str
+    place: int
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What to quantize in a graph.
+
+    Attributes:
+        edges: every input that is fed quantized.
+        tensors: the tensors on those edges, in the graph's order; each gets one Q/DQ pair.
+        ranges: tensor -> the tensor whose range it takes: itself, except behind a max pool.
+        weights: the names of the convolutions whose weights are quantized.
+    """
+
+    edges: frozenset[Edge]
+    tensors: tuple[str, ...]
+    ranges: dict[str, str]
+    weights: tuple[str, ...]
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """The tensors whose ranges must be measured, in the graph's order."""
+        return tuple(dict.fromkeys(self.ranges[name] for name in self.tensors))
+
+
+class QdqTarget(Protocol):
+    """What a target's file defines."""
+
+    def place_pairs(self, model: onnx.ModelProto) -> Placement:
+        """Choose what to quantize in a float graph with folded batch norms and distinct node names."""
+
+    def places_left_in_float(self, graph: onnx.GraphProto) -> dict[int, str]:
+        """The convolutions that the target leaves in float: place among the graph's nodes -> reason.
+
+        Takes any graph, quantized ones too, whose nodes may have no names, or the same name twice.
+        """
+
+
+def left_in_float(target: QdqTarget, graph: onnx.GraphProto) -> dict[str, str]:
+    """The convolutions that `target` leaves in float: name -> reason; nodes must have distinct names."""
+    return {graph.node[place].name: reason for place, reason in target.places_left_in_float(graph).items()}

@@ -1,4 +1,4 @@
-"""In which precision an engine's layers run, as the library itself says: the proof that a build gave what the bundle promises."""
+"""Read in which precision an engine's layers run, and on which processor, and check both against what was asked for."""
 
 from __future__ import annotations
 
@@ -11,12 +11,21 @@ from dataclasses import dataclass, field, replace
 from runtimes.errors import BuildError
 from runtimes.nvidia.engine_file import LayerFacts
 
-DATA_TYPES = {"float": "fp32", "fp32": "fp32", "half": "fp16", "fp16": "fp16", "bfloat16": "bf16", "bf16": "bf16", "int8": "int8", "fp8": "fp8"}
+DATA_TYPES = {
+    "float": "fp32",
+    "fp32": "fp32",
+    "half": "fp16",
+    "fp16": "fp16",
+    "bfloat16": "bf16",
+    "bf16": "bf16",
+    "int8": "int8",
+    "fp8": "fp8",
+}
 NAMED = 5
 DLA = "DLA"
-"""The kind of a layer that is a stretch of the graph on DLA."""
+"""The kind of a layer that holds a part of the graph which runs on DLA."""
 FOREIGN = re.compile(r"\{ForeignNode\[(?P<first>.+?)(?:\.\.\.(?P<last>.+))?\]\}")
-"""How such a stretch is called: by its first and its last layer, each of which may be fused from several."""
+"""Name of such a layer: the first and the last of the graph's layers in it, each of which may be fused from several."""
 CONVOLVES = re.compile(r"conv|correlation|gemm|runtime_fusion|dla", re.IGNORECASE)
 LOG_LAYER = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], Constants: \[.*?\], Outputs: \[.*?\],"
@@ -26,7 +35,13 @@ LOG_LAYER = re.compile(
 
 @dataclass(frozen=True)
 class EngineLayer:
-    """One layer of an engine: kind, the data types of the tensors it reads (weights are not among them), the graph's nodes in it, and its name."""
+    """One layer of an engine.
+
+    Attributes:
+        kind: the library's name for its sort.
+        reads: the data types of its inputs, without weights.
+        nodes: the graph's nodes in it.
+    """
 
     kind: str
     reads: tuple[str, ...]
@@ -39,12 +54,12 @@ class EngineLayer:
 
     @property
     def moves_data(self) -> bool:
-        """Does it bring a tensor into another format, and compute nothing?"""
+        """Does it only change a tensor's format, and compute nothing?"""
         return self.kind.lower().startswith("reformat")
 
 
 def layers_from_log(text: str) -> list[EngineLayer]:
-    """From a builder's log at DETAILED verbosity, which TensorRT-RTX writes without a GPU."""
+    """Layers in a builder's log at DETAILED verbosity, which TensorRT-RTX writes without a GPU."""
     return [
         EngineLayer(
             match["kind"],
@@ -57,12 +72,13 @@ def layers_from_log(text: str) -> list[EngineLayer]:
 
 
 def layers_from_inspector(information: str) -> list[EngineLayer]:
-    """From `EngineInspector.get_engine_information(JSON)` of an engine built at DETAILED verbosity.
+    """Layers in the JSON of `EngineInspector.get_engine_information`, of an engine built at DETAILED verbosity.
 
-    TensorRT 10 has one field "Format/Datatype", 11 has two; the words are "Int8" or "Thirty-two wide channel vectorized row major Int8 format".
+    TensorRT 10 has one field "Format/Datatype", 11 has two; their values are "Int8" or
+    "Thirty-two wide channel vectorized row major Int8 format".
 
     Raises:
-        BuildError: it holds no layers.
+        BuildError: there are no layers in it.
     """
     try:
         records = json.loads(information)["Layers"]
@@ -82,10 +98,11 @@ def layers_from_inspector(information: str) -> list[EngineLayer]:
 
 
 def spread_over_dla(layers: Sequence[EngineLayer], order: Sequence[str]) -> list[EngineLayer]:
-    """The layers, those on DLA with all the graph's nodes in them: their names tell the first and the last alone.
+    """Give each layer on DLA all the graph's nodes in it; its name has the first and the last alone.
 
     Args:
-        order: the graph's layers by name, in its order. What lies between the two is on DLA where no layer on the GPU names it.
+        order: the names of the graph's layers, in the graph's order. A node between the first and the last is on DLA
+            unless a layer on the GPU names it.
     """
     places = {name: place for place, name in enumerate(order)}
     on_gpu = {node for layer in layers if not layer.on_dla and not layer.moves_data for node in layer.nodes}
@@ -94,7 +111,10 @@ def spread_over_dla(layers: Sequence[EngineLayer], order: Sequence[str]) -> list
         found = FOREIGN.search(layer.name)
         if not layer.on_dla or found is None:
             return layer
-        first, last = ([places[part] for part in (end or "").split(" + ") if part in places] for end in (found["first"], found["last"]))
+        first, last = (
+            [places[part] for part in (end or "").split(" + ") if part in places]
+            for end in (found["first"], found["last"])
+        )
         known = first + last
         between = order[min(known) : max(known) + 1] if first and (last or found["last"] is None) else ()
         return replace(layer, nodes=layer.nodes | (frozenset(between) - on_gpu))
@@ -103,31 +123,39 @@ def spread_over_dla(layers: Sequence[EngineLayer], order: Sequence[str]) -> list
 
 
 def layers_on_gpu(layers: Iterable[EngineLayer], order: Sequence[str]) -> tuple[str, ...]:
-    """Those of the graph's layers that run on the GPU, in its order."""
+    """The graph's layers that run on the GPU, in the graph's order."""
     named = {node for layer in layers if not layer.on_dla and not layer.moves_data for node in layer.nodes}
     return tuple(name for name in order if name in named)
 
 
 def check_dla(layers: Iterable[EngineLayer], convolutions: Sequence[str], core: int) -> None:
-    """
+    """Check that every convolution runs on DLA.
+
     Raises:
-        BuildError: a convolution does not run on DLA, as far as the library tells; names some.
+        BuildError: one does not, as far as the library says; names some.
     """
     on_dla = {node for layer in layers if layer.on_dla for node in layer.nodes}
     elsewhere = [name for name in convolutions if name not in on_dla]
     if elsewhere:
         raise BuildError(
-            f"--dla {core} asks for DLA, but {len(elsewhere)} of {len(convolutions)} convolutions do not run there: {_some(elsewhere)}; "
-            "accept that with --allow-fallback-layers, or build without --dla"
+            f"--dla {core} asks for DLA, but {len(elsewhere)} of {len(convolutions)} convolutions do not run there: "
+            f"{_first_names(elsewhere)}; accept that with --allow-fallback-layers, or build without --dla"
         )
 
 
 def layer_facts(
-    layers: Iterable[EngineLayer], convolutions: Sequence[str], precision: str, left_in_float: frozenset[str] = frozenset()
+    layers: Iterable[EngineLayer],
+    convolutions: Sequence[str],
+    precision: str,
+    left_in_float: frozenset[str] = frozenset(),
 ) -> LayerFacts:
-    """Layers by kind and data type, and the convolutions that do not run in the precision promised; nothing is of those left in float.
+    """Count layers by kind and data type, and find the convolutions that do not run in `precision`.
 
-    A convolution runs in the type of the first tensor that its layer reads, the activation; where an addition is fused, the second is the shortcut.
+    A convolution runs in the type of its layer's first input, the activation; where an addition is fused, the second is
+    the shortcut.
+
+    Args:
+        left_in_float: convolutions that need not run in `precision`.
     """
     kernels: defaultdict[str, Counter[str]] = defaultdict(Counter)
     types: defaultdict[str, set[str]] = defaultdict(set)
@@ -140,23 +168,26 @@ def layer_facts(
                 types[node].add(layer.reads[0])
     counted = Counter(" and ".join(sorted(types[name])) or "unknown" for name in convolutions)
     fallback = tuple(name for name in convolutions if name not in left_in_float and types[name] != {precision})
-    return LayerFacts({kind: dict(sorted(kernels[kind].items())) for kind in sorted(kernels)}, dict(sorted(counted.items())), fallback)
+    return LayerFacts(
+        {kind: dict(sorted(kernels[kind].items())) for kind in sorted(kernels)}, dict(sorted(counted.items())), fallback
+    )
 
 
 def check_precision(facts: LayerFacts, precision: str) -> None:
-    """
+    """Check that every convolution runs in the bundle's precision.
+
     Raises:
-        BuildError: a convolution does not run in the precision that the bundle promises; names some.
+        BuildError: one does not; names some.
     """
     if facts.fallback:
         types = ", ".join(f"{count} {name}" for name, count in facts.convolutions.items())
         raise BuildError(
-            f"the bundle promises {precision}, but {len(facts.fallback)} of its convolutions run otherwise ({types}): {_some(facts.fallback)}; "
-            "accept that with --allow-fallback-layers, or export in another precision"
+            f"the bundle promises {precision}, but {len(facts.fallback)} of its convolutions run otherwise ({types}): "
+            f"{_first_names(facts.fallback)}; accept that with --allow-fallback-layers, or export in another precision"
         )
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     return ", ".join([*names[:NAMED], *(["..."] if len(names) > NAMED else [])])
 
 
@@ -170,5 +201,5 @@ def _data_type(words: str) -> str:
 
 
 def _nodes(name: str, metadata: str) -> frozenset[str]:
-    """The ONNX nodes a layer was made from: listed in its metadata, and in its name where it was fused from several."""
-    return frozenset({*re.findall(r"\[ONNX EngineLayer: ([^\]]+)\]", metadata), *name.split(" + ")})
+    """The ONNX nodes that a layer was made from: those in its metadata, and those in its name if it is fused."""
+    return frozenset({*re.findall(r"\[ONNX Layer: ([^\]]+)\]", metadata), *name.split(" + ")})
