@@ -55,7 +55,9 @@ def _lines(path: Path) -> list[str]:
         lines = lines_from_text(text_from_file(path).rstrip())
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise BadInput(f"--data-labels: cannot read {path}: {why}; give a UTF-8 text file with a line for each picture") from error
+        raise BadInput(
+            f"--data-labels: cannot read {path}: {why}; give a UTF-8 text file with a line for each picture"
+        ) from error
     if not lines:
         raise BadInput(f"--data-labels: {path} is empty; give a text file with a line for each picture")
     empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]
@@ -80,7 +82,11 @@ def _pairs(lines: Sequence[str], names: Sequence[str], path: Path) -> list[tuple
     halves = {separator: lines[0].split(separator, 1) for separator in ("\t", ",", None)}
     named = [separator for separator, parts in halves.items() if len(parts) == 2 and _key(parts[0], known)]
     if not named:  # a name that is not known is one still
-        named = [separator for separator, parts in halves.items() if len(parts) == 2 and parts[0].lower().endswith(IMAGE_SUFFIXES)]
+        named = [
+            separator
+            for separator, parts in halves.items()
+            if len(parts) == 2 and parts[0].lower().endswith(IMAGE_SUFFIXES)
+        ]
     if not named:
         return None
     pairs = []
@@ -99,17 +105,23 @@ def _by_picture(pairs: Sequence[tuple[str, str]], source: ImageSource, path: Pat
     for picture, label in pairs:
         key = _key(picture, known)
         if key is None:
-            raise BadInput(f"{path}: '{picture}' is no picture of {source.name} (it has '{source.names[0]}'); take its line out, or add the picture")
+            raise BadInput(
+                f"{path}: '{picture}' is no picture of {source.name} (it has '{source.names[0]}'); take its line out, or add the picture"
+            )
         place = known[key]
         if place is None:
-            raise BadInput(f"{path}: '{picture}' is the name of two pictures of {source.name}; give their paths below it")
+            raise BadInput(
+                f"{path}: '{picture}' is the name of two pictures of {source.name}; give their paths below it"
+            )
         if place in found:
             raise BadInput(f"{path}: expected a line for each picture, got two for '{picture}'; take one out")
         found[place] = label
     missing = [name for place, name in enumerate(source.names) if place not in found]
     if missing:
         shown = ", ".join(f"'{name}'" for name in missing[:SHOWN])
-        raise BadInput(f"{path}: expected a line for each picture of {source.name}, got none for {len(missing)} of them ({shown}); add them")
+        raise BadInput(
+            f"{path}: expected a line for each picture of {source.name}, got none for {len(missing)} of them ({shown}); add them"
+        )
     return [found[place] for place in range(source.count)]
 
 

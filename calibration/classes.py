@@ -78,7 +78,9 @@ def matched(source: ImageSource, model: ModelClasses) -> tuple[ImageSource, str]
     names = [str(place) for place in range(model.count)]
     if source.classes is None:
         if model.synsets is not None:
-            raise BadInput(f"--synsets is for classes that are WordNet ids, and those of {source.name} are numbers; leave it out")
+            raise BadInput(
+                f"--synsets is for classes that are WordNet ids, and those of {source.name} are numbers; leave it out"
+            )
         _check_numbers({int(label) for label in source.labels}, model.count, source.name)
         return replace(source, classes=model.labels or tuple(names)), "by number"
     matching = match_classes(source.classes, model, source.name, folders=_are_folders(source))
@@ -141,15 +143,25 @@ def synsets_from_file(path: Path, count: int) -> tuple[str, ...]:
     try:
         text = text_from_file(path)
         is_json = path.suffix.lower() == ".json"
-        rows = _rows_from_json(json.loads(text), path) if is_json else [line.split() for line in lines_from_text(text.rstrip())]
+        rows = (
+            _rows_from_json(json.loads(text), path)
+            if is_json
+            else [line.split() for line in lines_from_text(text.rstrip())]
+        )
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"--synsets: cannot read {path}: {error}; give a line for each class that starts with its WordNet id") from error
+        raise BadInput(
+            f"--synsets: cannot read {path}: {error}; give a line for each class that starts with its WordNet id"
+        ) from error
     synsets = tuple(row[0] if row else "" for row in rows)
     for number, synset in enumerate(synsets, start=1):
         if not WORDNET_ID.fullmatch(synset):
-            raise BadInput(f"{path}: expected a WordNet id, as n01440764, at the start for each class, got '{synset}' in place {number}")
+            raise BadInput(
+                f"{path}: expected a WordNet id, as n01440764, at the start for each class, got '{synset}' in place {number}"
+            )
     if len(synsets) != count or len(set(synsets)) != count:
-        raise BadInput(f"{path}: expected {count} different WordNet ids, one for each class of the model, got {len(set(synsets))} in {len(synsets)}")
+        raise BadInput(
+            f"{path}: expected {count} different WordNet ids, one for each class of the model, got {len(set(synsets))} in {len(synsets)}"
+        )
     check_not_devkit(rows, path)
     return synsets
 
@@ -164,7 +176,9 @@ def check_not_devkit(rows: Sequence[Sequence[str]], path: Path) -> None:
     """
     synsets = [row[0] for row in rows]
     if synsets != sorted(synsets) and all(row[1:2] == [str(number)] for number, row in enumerate(rows, start=1)):
-        raise BadInput(f"{path}: expected the order of the model's classes, got that of ImageNet's devkit, which numbers them from 1; sort its lines")
+        raise BadInput(
+            f"{path}: expected the order of the model's classes, got that of ImageNet's devkit, which numbers them from 1; sort its lines"
+        )
 
 
 def _are_folders(source: ImageSource) -> bool:
@@ -179,19 +193,31 @@ def _are_folders(source: ImageSource) -> bool:
 
 def _rows_from_json(value: object, path: Path) -> list[list[str]]:
     rows = [value.get(str(place)) for place in range(len(value))] if isinstance(value, dict) else []
-    if not rows or not all(isinstance(row, list) and row and all(isinstance(word, str) for word in row) for row in rows):
-        raise BadInput(f'{path}: expected {{"0": ["n01440764", "tench"], ...}} with each number from 0 on, got something else')
+    if not rows or not all(
+        isinstance(row, list) and row and all(isinstance(word, str) for word in row) for row in rows
+    ):
+        raise BadInput(
+            f'{path}: expected {{"0": ["n01440764", "tench"], ...}} with each number from 0 on, got something else'
+        )
     return [[str(word) for word in row or ()] for row in rows]
 
 
 def _by_synset(names: Sequence[str], model: ModelClasses, where: str) -> Matching:
     assert model.synsets is not None
-    if model.labels is not None and model.labels != model.synsets and all(WORDNET_ID.fullmatch(label) for label in model.labels):
-        raise BadInput("--synsets gives the classes another order than the model's own labels, which are WordNet ids too; leave it out")
+    if (
+        model.labels is not None
+        and model.labels != model.synsets
+        and all(WORDNET_ID.fullmatch(label) for label in model.labels)
+    ):
+        raise BadInput(
+            "--synsets gives the classes another order than the model's own labels, which are WordNet ids too; leave it out"
+        )
     places = {synset: place for place, synset in enumerate(model.synsets)}
     unknown = [name for name in names if name not in places]
     if unknown:
-        raise BadInput(f"{where}: expected classes among the WordNet ids of --synsets ({_some(model.synsets)}), got {_some(unknown)}")
+        raise BadInput(
+            f"{where}: expected classes among the WordNet ids of --synsets ({_some(model.synsets)}), got {_some(unknown)}"
+        )
     return Matching(tuple(places[name] for name in names), "by --synsets")
 
 
@@ -207,7 +233,9 @@ def _by_name(names: Sequence[str], labels: Sequence[str], where: str) -> Matchin
         for name, mine in zip(names, found, strict=True):
             if len(mine) > 1:
                 several = " and ".join(f"{place} ({labels[place]})" for place in mine[:SHOWN])
-                raise BadInput(f"{where}: '{name}' may be class {several}; name the folders or the labels by number, or by WordNet id")
+                raise BadInput(
+                    f"{where}: '{name}' may be class {several}; name the folders or the labels by number, or by WordNet id"
+                )
         indices = tuple(mine[0] for mine in found)
         index, times = Counter(indices).most_common(1)[0]
         if times > 1:
@@ -246,7 +274,10 @@ def _check_same_as_text(names: Sequence[str], count: int, where: str) -> None:
     padded = any(name != "0" and name.startswith("0") for name in names)
     width = min(map(len, names)) if padded else 1
     numbers = {int(name): name for name in names}
-    ranks = {name: rank for rank, name in enumerate(sorted(numbers.get(number, str(number).zfill(width)) for number in range(count)))}
+    ranks = {
+        name: rank
+        for rank, name in enumerate(sorted(numbers.get(number, str(number).zfill(width)) for number in range(count)))
+    }
     other = next((name for name in names if ranks[name] != int(name)), None)
     if other is not None:
         raise BadInput(

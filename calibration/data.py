@@ -106,7 +106,9 @@ def open_source(data: str, *, split: Split = "train") -> ImageSource:
     if data == "built-in":
         return built_in(split)
     if not data.strip():
-        raise BadInput("expected something for --data, got nothing; name a folder of pictures, an .npz, an IDX file, or built-in")
+        raise BadInput(
+            "expected something for --data, got nothing; name a folder of pictures, an .npz, an IDX file, or built-in"
+        )
     path = Path(data)
     if path.is_dir():
         found = {part: sorted(path.glob(f"{name}*")) for part, name in IDX_NAMES.items()}
@@ -118,7 +120,9 @@ def open_source(data: str, *, split: Split = "train") -> ImageSource:
     if not path.exists():
         raise BadInput(f"--data: {path} does not exist; give a folder of pictures, an .npz, an IDX file, or built-in")
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        raise BadInput(f"--data: expected a folder of pictures, got the picture {path}; name the folder that it lies in")
+        raise BadInput(
+            f"--data: expected a folder of pictures, got the picture {path}; name the folder that it lies in"
+        )
     readers = {".npz": _source_from_npz, ARRAY_SUFFIX: _source_from_npy}
     return readers.get(path.suffix.lower(), _source_from_idx)(path)
 
@@ -128,7 +132,9 @@ def evenly_chosen(source: ImageSource, count: int, seed: int) -> NDArray[np.int6
     order = np.random.default_rng(seed).permutation(source.count)
     if source.labels is not None:
         labels = source.labels[order]
-        turn = np.empty(len(order), np.int64)  # a picture's place among those of its class: the first of each class come first
+        turn = np.empty(
+            len(order), np.int64
+        )  # a picture's place among those of its class: the first of each class come first
         for label in np.unique(labels):
             turn[labels == label] = np.arange((labels == label).sum())
         order = order[np.argsort(turn, kind="stable")]
@@ -168,24 +174,32 @@ def _source_from_folder(folder: Path) -> ImageSource:
     names = tuple(as_text(path.relative_to(folder).as_posix()) for path in paths)
     check_no_splits({name.split("/", 1)[0] for name in names if "/" in name}, folder, "--data")
     left_out = (f"{folder}: {others}, which are no pictures",) if others else ()
-    source = replace(_source_of(str(folder), len(paths), lambda place: open_picture(paths[place])), names=names, left_out=left_out)
+    source = replace(
+        _source_of(str(folder), len(paths), lambda place: open_picture(paths[place])), names=names, left_out=left_out
+    )
     if any("/" not in name for name in names):
         return source
     parents = [name.split("/", 1)[0] for name in names]
     classes = tuple(sorted(set(parents)))
     numbers = {name: number for number, name in enumerate(classes)}
-    empty = sorted({path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")} - set(classes))
+    empty = sorted(
+        {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")} - set(classes)
+    )
     if empty:
         some = ", ".join(empty[:SHOWN]) + (", ..." if len(empty) > SHOWN else "")
         left_out = (*left_out, f"{folder}: {len(empty)} class folder{'s' * (len(empty) > 1)} without a picture: {some}")
-    return replace(source, labels=np.array([numbers[parent] for parent in parents], np.int64), classes=classes, left_out=left_out)
+    return replace(
+        source, labels=np.array([numbers[parent] for parent in parents], np.int64), classes=classes, left_out=left_out
+    )
 
 
 def _counted(paths: Iterable[Path]) -> str:
     """Files in words, by suffix, the most frequent first: 12 .txt, 3 .svg, 1 without a suffix."""
     counts = Counter(path.suffix.lower() or "without a suffix" for path in paths)
     said = [f"{count} {suffix}" for suffix, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    return ", ".join(said[:SHOWN]) + (f" and {counts.total() - sum(sorted(counts.values())[-SHOWN:])} others" if len(said) > SHOWN else "")
+    return ", ".join(said[:SHOWN]) + (
+        f" and {counts.total() - sum(sorted(counts.values())[-SHOWN:])} others" if len(said) > SHOWN else ""
+    )
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
@@ -245,13 +259,17 @@ def _source_from_arrays(name: str, images: NDArray[Any], labels: NDArray[Any] | 
     channels_first = images.ndim == 4 and images.shape[1] in (1, 3)
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels_first:
         kept = "expected 'images' of uint8 (n, height, width) or (n, height, width, channels)"
-        raise BadInput(f"{name}: {kept}, got images {images.dtype} {images.shape}; {'transpose them' if channels_first else 'scale them to 0..255'}")
+        raise BadInput(
+            f"{name}: {kept}, got images {images.dtype} {images.shape}; {'transpose them' if channels_first else 'scale them to 0..255'}"
+        )
     if images.size == 0:
         raise BadInput(f"{name} holds no pictures, or empty ones: images of shape {images.shape}")
     if labels is not None and labels.shape != images.shape[:1]:
         raise BadInput(f"{name}: expected a label for each of {len(images)} images, got labels of shape {labels.shape}")
     if labels is not None and (labels.dtype.kind not in "iu" or labels.min() < 0):
-        raise BadInput(f"{name}: expected labels of whole numbers, not negative, got {', '.join(map(str, labels[:3]))}, ... ({labels.dtype})")
+        raise BadInput(
+            f"{name}: expected labels of whole numbers, not negative, got {', '.join(map(str, labels[:3]))}, ... ({labels.dtype})"
+        )
     source = _source_of(name, len(images), lambda place: picture_from_array(images[place]))
     return replace(source, labels=None if labels is None else labels.astype(np.int64))
 
@@ -293,7 +311,9 @@ def channelled(source: ImageSource, channels: int) -> ImageSource:
     """
 
     def picture(place: int) -> Picture:
-        return np.dstack([np.asarray(source.image((place + CHANNELS_APART * channel) % source.count)) for channel in range(channels)])
+        return np.dstack(
+            [np.asarray(source.image((place + CHANNELS_APART * channel) % source.count)) for channel in range(channels)]
+        )
 
     return _source_of(source.name, source.count, picture)
 

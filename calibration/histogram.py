@@ -53,7 +53,9 @@ class Histogram:
         low, high = float(values.min()), float(values.max())
         largest = max(-low, high)
         if not math.isfinite(largest):
-            raise CalibrationError(f"'{name}' holds NaN or infinite values on the calibration images; check the weights and the normalisation")
+            raise CalibrationError(
+                f"'{name}' holds NaN or infinite values on the calibration images; check the weights and the normalisation"
+            )
         self._grow(exponent_above(largest))
         self.largest = max(self.largest, largest)
         rows = values.reshape(len(values), -1)
@@ -112,12 +114,16 @@ class Histogram:
         except zlib.error as error:
             raise ValueError(f"a histogram's counts are damaged: {error}") from error
         if len(unpacked) != expected or not unpacker.eof:
-            raise ValueError(f"expected a histogram of {BINS} counts, got {'more' if len(unpacked) > expected else 'fewer'}")
+            raise ValueError(
+                f"expected a histogram of {BINS} counts, got {'more' if len(unpacked) > expected else 'fewer'}"
+            )
         counts = np.frombuffer(unpacked, "<i8").astype(np.int64)
         if counts.min() < 0 or counts.sum(dtype=np.float64) > MOST_COUNTED:
             raise ValueError("a histogram's counts are negative, or beyond what can be added up")
         if not SMALLEST_EXPONENT <= exponent <= LARGEST_EXPONENT:
-            raise ValueError(f"expected a histogram's exponent from {SMALLEST_EXPONENT} to {LARGEST_EXPONENT}, got {exponent}")
+            raise ValueError(
+                f"expected a histogram's exponent from {SMALLEST_EXPONENT} to {LARGEST_EXPONENT}, got {exponent}"
+            )
         return cls(exponent, counts, largest)
 
 

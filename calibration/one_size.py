@@ -19,7 +19,9 @@ def of_one_size(pictures: Iterable[Image.Image], preprocess: Preprocess) -> list
     kept: list[Image.Image] = []
     fit = False
     for picture in pictures:
-        if not fit and (picture.width > width or picture.height > height or any(picture.size != one.size for one in kept[:1])):
+        if not fit and (
+            picture.width > width or picture.height > height or any(picture.size != one.size for one in kept[:1])
+        ):
             fit, kept = True, [ImageOps.fit(one, (width, height)) for one in kept]
         kept.append(ImageOps.fit(picture, (width, height)) if fit else picture)
     return kept

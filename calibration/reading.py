@@ -26,7 +26,9 @@ class Unreadable:
     reason: str
 
 
-def read_ahead(source: ImageSource, places: Iterable[int], prepare: Callable[[Picture], Prepared], *, ahead: int) -> Iterator[Prepared | Unreadable]:
+def read_ahead(
+    source: ImageSource, places: Iterable[int], prepare: Callable[[Picture], Prepared], *, ahead: int
+) -> Iterator[Prepared | Unreadable]:
     """What `prepare` makes of the pictures at `places`, in their order; at most `ahead` of them are decoded and not yet taken.
 
     `prepare` runs in the threads too. A picture is unreadable where the source or `prepare` says so (BadInput), or there is not the memory for it;
@@ -63,4 +65,6 @@ def check_readable(unreadable: Sequence[str], count: int) -> None:
     """
     if len(unreadable) > LARGEST_UNREADABLE_SHARE * count:
         some = "; ".join(unreadable[:3])
-        raise CalibrationError(f"{len(unreadable)} of the {count} pictures cannot be read, more than 1 %: {some}; repair or remove them")
+        raise CalibrationError(
+            f"{len(unreadable)} of the {count} pictures cannot be read, more than 1 %: {some}; repair or remove them"
+        )

@@ -53,7 +53,9 @@ class Sample:
         """
         rows: list[NDArray[np.float32]] = []
         spread = np.linspace(0, self.source.count - 1, min(self.keep, self.source.count)).astype(np.int64)
-        for place, decoded in enumerate(read_ahead(self.source, range(self.source.count), self._prepare, ahead=size * AHEAD)):
+        for place, decoded in enumerate(
+            read_ahead(self.source, range(self.source.count), self._prepare, ahead=size * AHEAD)
+        ):
             on_image()
             if isinstance(decoded, Unreadable):
                 self.unreadable.append(decoded.reason)
@@ -88,9 +90,13 @@ class Sample:
                 f"expected at least {FEWEST_IMAGES} calibration images, got {self.images}; give more, or --allow-few-images if that is all there is"
             )
         if self.images > 1 and len(self._distinct) == 1:
-            raise CalibrationError(f"all {self.images} calibration images are one picture repeated; give images like those the model will see")
+            raise CalibrationError(
+                f"all {self.images} calibration images are one picture repeated; give images like those the model will see"
+            )
         if np.median(self._correlations) < NOISE_CORRELATION:
-            raise CalibrationError("the calibration images look like random noise (neighbouring pixels are unrelated); give real images")
+            raise CalibrationError(
+                "the calibration images look like random noise (neighbouring pixels are unrelated); give real images"
+            )
 
     def _prepare(self, picture: Picture) -> tuple[NDArray[np.uint8], bytes, float]:
         header = f"{picture.mode} {picture.size}" if isinstance(picture, Image.Image) else f"{picture.shape}"
@@ -101,7 +107,11 @@ class Sample:
 
 def neighbour_correlation(picture: Picture) -> float:
     """Correlation of horizontally adjacent grey values: near 1 for pictures, near 0 for noise; 1 for a picture of one colour or column."""
-    grey = np.asarray(picture.convert("L"), np.float32) if isinstance(picture, Image.Image) else picture.mean(2, np.float32)
+    grey = (
+        np.asarray(picture.convert("L"), np.float32)
+        if isinstance(picture, Image.Image)
+        else picture.mean(2, np.float32)
+    )
     if grey.shape[1] < 2:
         return 1.0
     left, right = grey[:, :-1].ravel(), grey[:, 1:].ravel()

@@ -29,7 +29,9 @@ def splits_among(names: Collection[str]) -> dict[str, str]:
     return found if len(set(found.values())) > 1 or len(found) == len(names) else {}
 
 
-def check_no_splits(names: Collection[str], folder: Path, option: str, *, prefer: tuple[str, str, str] = MEASURE_WITH) -> None:
+def check_no_splits(
+    names: Collection[str], folder: Path, option: str, *, prefer: tuple[str, str, str] = MEASURE_WITH
+) -> None:
     """
     Args:
         names: the subfolders of `folder` that would be taken for classes.

@@ -104,7 +104,9 @@ class Provenance:
                 )
 
 
-def table_from_histograms(histograms: Mapping[str, Histogram], provenance: Provenance, *, images: int, fingerprint: str) -> CalibrationTable:
+def table_from_histograms(
+    histograms: Mapping[str, Histogram], provenance: Provenance, *, images: int, fingerprint: str
+) -> CalibrationTable:
     """The table of one run, with every calibrator's thresholds.
 
     Raises:
@@ -117,7 +119,15 @@ def table_from_histograms(histograms: Mapping[str, Histogram], provenance: Prove
             raise CalibrationError(f"no value of '{name}' was seen; give calibration images")
         thresholds = {kind: _rounded(observer(histogram)) for kind, observer in known.items()}
         tensors[name] = TensorRange(histogram.largest, thresholds, histogram.exponent, histogram.text())
-    return CalibrationTable(SCHEMA_VERSION, provenance.model_sha256, images, fingerprint, provenance.preprocess, provenance.versions, tensors)
+    return CalibrationTable(
+        SCHEMA_VERSION,
+        provenance.model_sha256,
+        images,
+        fingerprint,
+        provenance.preprocess,
+        provenance.versions,
+        tensors,
+    )
 
 
 def merged(tables: Sequence[CalibrationTable]) -> CalibrationTable:
@@ -135,7 +145,12 @@ def merged(tables: Sequence[CalibrationTable]) -> CalibrationTable:
             raise CalibrationError(f"table {place} has other tensors than the first; merge tables of one model")
         histograms = {name: histogram.merged(table.tensors[name].histogram) for name, histogram in histograms.items()}
     digests = sum(int(table.fingerprint, 16) for table in tables) % (1 << DIGEST_BITS)
-    return table_from_histograms(histograms, provenance, images=sum(table.images for table in tables), fingerprint=f"{digests:0{DIGEST_BITS // 4}x}")
+    return table_from_histograms(
+        histograms,
+        provenance,
+        images=sum(table.images for table in tables),
+        fingerprint=f"{digests:0{DIGEST_BITS // 4}x}",
+    )
 
 
 def table_from_file(path: Path) -> CalibrationTable:
@@ -153,7 +168,10 @@ def table_from_file(path: Path) -> CalibrationTable:
         int(table.fingerprint, 16)
         for name, tensor in table.tensors.items():
             numbers = (tensor.largest, *tensor.thresholds.values())
-            if not all(math.isfinite(number) and number >= 0 for number in numbers) or exponent_above(tensor.largest) > tensor.exponent:
+            if (
+                not all(math.isfinite(number) and number >= 0 for number in numbers)
+                or exponent_above(tensor.largest) > tensor.exponent
+            ):
                 raise ValueError(f"the range of '{name}' is damaged")
             _ = tensor.histogram
     except OSError as error:
@@ -161,7 +179,9 @@ def table_from_file(path: Path) -> CalibrationTable:
     except (msgspec.DecodeError, ValueError, PlanError, RecursionError) as error:
         raise BadInput(f"{path} is no calibration table: {' '.join(str(error).split())}") from error
     if table.schema_version != SCHEMA_VERSION:
-        raise BadInput(f"{path}: expected schema_version {SCHEMA_VERSION}, got {table.schema_version}; calibrate again with this version")
+        raise BadInput(
+            f"{path}: expected schema_version {SCHEMA_VERSION}, got {table.schema_version}; calibrate again with this version"
+        )
     return table
 
 

@@ -57,7 +57,11 @@ def remedy_for(name: str) -> str:
 
 
 def open_runtime(
-    model: str | Path | Bundle, backend: str = "onnxruntime", *, provider: str | None = None, trust_engine: str | Collection[str] = ()
+    model: str | Path | Bundle,
+    backend: str = "onnxruntime",
+    *,
+    provider: str | None = None,
+    trust_engine: str | Collection[str] = (),
 ) -> Runtime:
     """Open a bundle, or a single model file, on a backend.
 

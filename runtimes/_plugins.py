@@ -49,4 +49,6 @@ def needed_for(what: str, remedy: str) -> Iterator[None]:
     except ImportError as error:
         if error.name is None or error.name.split(".")[0] in OWN_PACKAGES:
             raise  # a mistake of ours, or a broken library: never "please install"
-        raise BackendUnavailable(f"{what} needs the package '{error.name}', which is not installed; {remedy}") from error
+        raise BackendUnavailable(
+            f"{what} needs the package '{error.name}', which is not installed; {remedy}"
+        ) from error

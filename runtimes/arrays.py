@@ -52,7 +52,11 @@ def arrays_from_npz(path: Path, names: Sequence[str], optional: Sequence[str] = 
     try:
         _check_file(path)
         with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")}
+            members = {
+                info.filename.removesuffix(".npy"): info
+                for info in archive.infolist()
+                if info.filename.endswith(".npy")
+            }
             missing = [name for name in names if name not in members]
             if missing:
                 held = ", ".join(_described(archive, info) for info in list(members.values())[:SHOWN])
@@ -99,7 +103,11 @@ def header_from_bytes(data: bytes) -> ArrayHeader:
         raise ValueError("the header of its array cannot be read") from error
     if not isinstance(kind, str) or not PLAIN_TYPE.fullmatch(kind):
         raise ValueError(f"expected an array of plain numbers, got one of type {str(kind)[:40]}, which is not read")
-    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape) or not isinstance(fortran, bool):
+    if (
+        not isinstance(shape, tuple)
+        or not all(type(size) is int and size >= 0 for size in shape)
+        or not isinstance(fortran, bool)
+    ):
         raise ValueError(f"the header of its array gives the shape {str(shape)[:40]}")
     dtype = np.dtype(kind)
     if dtype.itemsize == 0:
@@ -113,7 +121,9 @@ def check_growth(size: int, stored: int) -> None:
         ValueError: what takes `stored` bytes in a file is to unpack to so many that it was made to fill the memory.
     """
     if size > max(FREE_BYTES, MOST_GROWTH * stored):
-        raise ValueError(f"it unpacks from {stored:,} bytes to {size:,}, more than {MOST_GROWTH} times as many; store it uncompressed if so meant")
+        raise ValueError(
+            f"it unpacks from {stored:,} bytes to {size:,}, more than {MOST_GROWTH} times as many; store it uncompressed if so meant"
+        )
 
 
 def _check_file(path: Path) -> None:
@@ -148,7 +158,9 @@ def _array_from_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArr
 
 def _check_size(header: ArrayHeader, size: int) -> None:
     if header.start + header.bytes != size:
-        raise ValueError(f"expected {header.bytes:,} bytes for an array of {header.dtype} {header.shape}, got {size - header.start:,}")
+        raise ValueError(
+            f"expected {header.bytes:,} bytes for an array of {header.dtype} {header.shape}, got {size - header.start:,}"
+        )
 
 
 def _array(header: ArrayHeader, stream: IO[bytes]) -> NDArray[Any]:

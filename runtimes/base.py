@@ -61,7 +61,9 @@ class Runtime(ABC):
             BackendUnavailable: the bundle does not have it, or none for this machine.
         """
         if cls.FILE not in bundle.manifest.files:
-            raise BackendUnavailable(f"{bundle.folder} has no {cls.FILE}, which this backend runs; export the bundle again, with nothing left out")
+            raise BackendUnavailable(
+                f"{bundle.folder} has no {cls.FILE}, which this backend runs; export the bundle again, with nothing left out"
+            )
         return bundle.file(cls.FILE)
 
     @classmethod
@@ -162,7 +164,9 @@ class Runtime(ABC):
         return self
 
     @final
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 

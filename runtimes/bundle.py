@@ -47,8 +47,14 @@ class Bundle:
         for name, facts in manifest.files.items():
             try:
                 _verify(folder, name, facts)
-            except (OSError, ValueError, RuntimeError) as error:  # unreadable, a name that no file can have, links in a circle
-                raise BundleError(f"{folder}: cannot read {name!r} ({error}); export or copy the bundle again") from error
+            except (
+                OSError,
+                ValueError,
+                RuntimeError,
+            ) as error:  # unreadable, a name that no file can have, links in a circle
+                raise BundleError(
+                    f"{folder}: cannot read {name!r} ({error}); export or copy the bundle again"
+                ) from error
         return cls(folder, manifest)
 
     def file(self, name: str) -> Path:
@@ -73,7 +79,9 @@ class Bundle:
         try:
             labels = tuple(lines_from_text(self.file(LABELS).read_bytes().decode()))
         except UnicodeDecodeError as error:
-            raise BundleError(f"{self.folder}: expected UTF-8 text in {LABELS}, got something else ({error}); export the bundle again") from error
+            raise BundleError(
+                f"{self.folder}: expected UTF-8 text in {LABELS}, got something else ({error}); export the bundle again"
+            ) from error
         if len(labels) != self.manifest.model.classes:
             raise BundleError(
                 f"{self.folder}: expected a line for each of the {self.manifest.model.classes} classes in {LABELS}, got {len(labels)}; "
@@ -96,13 +104,17 @@ def path_from_given(given: object, what: str) -> Path:
 def _manifest_of(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
-        if stat.S_ISFIFO(path.stat().st_mode) or stat.S_ISCHR(path.stat().st_mode):  # which would be waited for, or read without end
+        if stat.S_ISFIFO(path.stat().st_mode) or stat.S_ISCHR(
+            path.stat().st_mode
+        ):  # which would be waited for, or read without end
             raise OSError(errno.EINVAL, "Not a file")
         with path.open("rb") as file:
             data = file.read(LARGEST_MANIFEST + 1)
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
-        raise BundleError(f"{folder} is no bundle: cannot read {MANIFEST} ({said}); give the folder that resnet-export wrote") from error
+        raise BundleError(
+            f"{folder} is no bundle: cannot read {MANIFEST} ({said}); give the folder that resnet-export wrote"
+        ) from error
     if len(data) > LARGEST_MANIFEST:
         raise BundleError(f"{path}: expected at most {LARGEST_MANIFEST >> 20} MiB, got more; do not use this bundle")
     return manifest_from_json(data, where=str(path))
@@ -118,9 +130,13 @@ def _verify(folder: Path, name: str, facts: FileFacts) -> None:
         raise BundleError(f"{folder}: {name} is missing; export or copy the bundle again")
     size = path.stat().st_size
     if size != facts.bytes:
-        raise BundleError(f"{folder}: {name} was changed: expected {facts.bytes} bytes, got {size}; export or copy the bundle again")
+        raise BundleError(
+            f"{folder}: {name} was changed: expected {facts.bytes} bytes, got {size}; export or copy the bundle again"
+        )
     if sha256_of_file(path) != facts.sha256:
-        raise BundleError(f"{folder}: {name} was changed: its sha256 is not the manifest's; export or copy the bundle again")
+        raise BundleError(
+            f"{folder}: {name} was changed: its sha256 is not the manifest's; export or copy the bundle again"
+        )
 
 
 def sha256_of_file(path: Path) -> str:
@@ -185,7 +201,11 @@ def _said(destination: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        hint = "free some room, or choose another --output" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another --output"
+        hint = (
+            "free some room, or choose another --output"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "choose another --output"
+        )
         raise BundleError(f"cannot write {destination}: {error.strerror or error}; {hint}") from error
 
 
@@ -200,7 +220,9 @@ def check_destination(destination: Path, *, force: bool) -> None:
         if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
             raise PlanError(f"{destination} is not a folder; choose another --output")
         if destination.name in ("", "..") or Path.cwd().is_relative_to(os.path.realpath(destination)):
-            raise PlanError(f"'{destination}' is the current folder, or holds it, and a bundle is a folder of its own; choose another --output")
+            raise PlanError(
+                f"'{destination}' is the current folder, or holds it, and a bundle is a folder of its own; choose another --output"
+            )
         if destination.exists() and any(destination.iterdir()):
             _check_replaceable(destination)
             if not force:
@@ -216,7 +238,9 @@ def _check_replaceable(folder: Path) -> None:
         name = path.relative_to(folder).as_posix()
         is_file = path.is_symlink() or not path.is_dir()
         if is_file and name != MANIFEST and name not in named and not _is_of_an_engine(path, folder):
-            raise PlanError(f"{folder} holds {name}, which its manifest does not name; move it away, or choose another --output")
+            raise PlanError(
+                f"{folder} holds {name}, which its manifest does not name; move it away, or choose another --output"
+            )
 
 
 def _is_of_an_engine(path: Path, bundle: Path) -> bool:
@@ -248,7 +272,10 @@ def _exchange(staging: Path, destination: Path) -> None:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
         renameat2 = None  # glibc before 2.28, musl, or another system
-    if renameat2 and renameat2(AT_FDCWD, os.fsencode(staging), AT_FDCWD, os.fsencode(destination), RENAME_EXCHANGE) == 0:
+    if (
+        renameat2
+        and renameat2(AT_FDCWD, os.fsencode(staging), AT_FDCWD, os.fsencode(destination), RENAME_EXCHANGE) == 0
+    ):
         return
     aside = staging.with_name(f"{staging.name}-old")
     destination.rename(aside)

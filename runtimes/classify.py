@@ -30,7 +30,12 @@ class Prediction:
 
 
 def classify(
-    runtime: Runtime, preprocess: Preprocess, images: Iterable[Picture], *, labels: Sequence[str] | None = None, top: int = 5
+    runtime: Runtime,
+    preprocess: Preprocess,
+    images: Iterable[Picture],
+    *,
+    labels: Sequence[str] | None = None,
+    top: int = 5,
 ) -> list[list[Prediction]]:
     """The `top` most likely classes of each picture, most likely first.
 
@@ -67,7 +72,9 @@ def check_classifier(outputs: Sequence[TensorSpec]) -> None:
     """
     if not is_classifier(spec.name for spec in outputs):
         found = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in outputs)
-        raise BadInput(f"expected a classifier, got a model that gives features ({found}); take them in Python with open_runtime(...).run(...)")
+        raise BadInput(
+            f"expected a classifier, got a model that gives features ({found}); take them in Python with open_runtime(...).run(...)"
+        )
 
 
 def check_finite(logits: NDArray[Any]) -> None:
@@ -82,7 +89,9 @@ def check_finite(logits: NDArray[Any]) -> None:
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     """Probabilities for logits (images, classes), each row's sum 1; of a single logit the sigmoid, how likely its class is there at all."""
     if logits.shape[1] == 1:
-        return np.asarray(0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64))))  # 1 / (1 + exp(-x)) without its overflow
+        return np.asarray(
+            0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
+        )  # 1 / (1 + exp(-x)) without its overflow
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
     return probabilities

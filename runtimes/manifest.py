@@ -111,8 +111,12 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, PlanError) as error:
         raise BundleError(f"{where}: {error}; export the bundle again") from error
-    if not manifest.name.isprintable():  # it is shown on terminals, and in logs whose lines a runner may take for commands
-        raise BundleError(f"{where}: expected a name of printable characters, got {manifest.name!r}; do not use this bundle")
+    if (
+        not manifest.name.isprintable()
+    ):  # it is shown on terminals, and in logs whose lines a runner may take for commands
+        raise BundleError(
+            f"{where}: expected a name of printable characters, got {manifest.name!r}; do not use this bundle"
+        )
     if not manifest.inputs or not manifest.outputs:
         raise BundleError(
             f"{where}: expected an input and an output, got {len(manifest.inputs)} and {len(manifest.outputs)}; export the bundle again"

@@ -20,7 +20,23 @@ from runtimes.errors import BadInput
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "GIF", "AVIF", "JPEG2000")
 """Pillow's names of what is read, whatever a file is called. It knows thirty more, and starts a program for some of them (Ghostscript for EPS)."""
 IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jpe", ".jfif", ".mpo", ".apng"),
+    *(
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".apng",
+    ),
     *(".dib", ".gif", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
 )
 """What such files are called, in lower case."""
@@ -58,7 +74,9 @@ def open_picture(path: Path) -> Picture:
     except ValueError as error:
         raise BadInput(f"cannot read the array {path}: {error}") from error
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
-        raise BadInput(f"{path}: expected an array of uint8 (height, width, channels), got {array.dtype} {array.shape}; scale the values to 0..255")
+        raise BadInput(
+            f"{path}: expected an array of uint8 (height, width, channels), got {array.dtype} {array.shape}; scale the values to 0..255"
+        )
     return picture_from_array(array)
 
 
@@ -87,9 +105,13 @@ def open_image(path: Path) -> Image.Image:
     except UnidentifiedImageError as error:
         raise BadInput(f"cannot read the picture {path}: it is damaged, or none of {', '.join(FORMATS)}") from error
     except Exception as error:  # a decoder raises whatever it stumbles over: OSError, SyntaxError, ValueError, RuntimeError, MemoryError
-        raise BadInput(f"cannot read the picture {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise BadInput(
+            f"cannot read the picture {path}: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from error
     if image.mode not in MODES:
-        raise BadInput(f"{path}: expected whole numbers in grey or colour, got pixels of mode {image.mode}; save it as a PNG")
+        raise BadInput(
+            f"{path}: expected whole numbers in grey or colour, got pixels of mode {image.mode}; save it as a PNG"
+        )
     return image
 
 
@@ -101,9 +123,13 @@ def _decoded(path: Path) -> Image.Image:
     # Pillow looks for further pictures behind a JPEG (MPO), and fails where what tells of them is damaged.
     with JpegImagePlugin.JpegImageFile(path) if is_jpeg else Image.open(path, formats=formats) as opened:
         if opened.width * opened.height > MOST_PIXELS:
-            raise ValueError(f"it has {opened.width}x{opened.height} pixels, and more than {MOST_PIXELS:,} are not read; make it smaller")
+            raise ValueError(
+                f"it has {opened.width}x{opened.height} pixels, and more than {MOST_PIXELS:,} are not read; make it smaller"
+            )
         if max(opened.size) > LONGEST_SIDE:
-            raise ValueError(f"it has {opened.width}x{opened.height} pixels, and no side of more than {LONGEST_SIDE:,} is read; cut it")
+            raise ValueError(
+                f"it has {opened.width}x{opened.height} pixels, and no side of more than {LONGEST_SIDE:,} is read; cut it"
+            )
         opened.load()
         turn = TURNS.get(_orientation(opened))
         image = opened.copy() if turn is None else opened.transpose(turn)

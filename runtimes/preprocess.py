@@ -52,7 +52,10 @@ class Preprocess:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        sizes = [*self.crop, *(self.resize if isinstance(self.resize, tuple) else [1 if self.resize is None else self.resize])]
+        sizes = [
+            *self.crop,
+            *(self.resize if isinstance(self.resize, tuple) else [1 if self.resize is None else self.resize]),
+        ]
         if min(sizes) < 1:
             raise PlanError(f"expected sizes of at least one pixel, got resize {self.resize} and crop {self.crop}")
         if self.interpolation not in RESAMPLING:
@@ -60,9 +63,15 @@ class Preprocess:
         if self.interpolation == "lanczos" and not self.antialias:
             raise PlanError("expected lanczos with antialias, got it without; choose bilinear or bicubic")
         if len(self.mean) != len(self.std) or not self.mean:
-            raise PlanError(f"expected one mean and one standard deviation per channel, got {len(self.mean)} and {len(self.std)}")
-        if not all(math.isfinite(value) for value in self.mean) or not all(math.isfinite(value) and value > 0 for value in self.std):
-            raise PlanError(f"expected finite means and positive standard deviations, got mean {self.mean} and std {self.std}")
+            raise PlanError(
+                f"expected one mean and one standard deviation per channel, got {len(self.mean)} and {len(self.std)}"
+            )
+        if not all(math.isfinite(value) for value in self.mean) or not all(
+            math.isfinite(value) and value > 0 for value in self.std
+        ):
+            raise PlanError(
+                f"expected finite means and positive standard deviations, got mean {self.mean} and std {self.std}"
+            )
 
     @property
     def channels(self) -> int:
@@ -99,7 +108,9 @@ class Preprocess:
         width, height = self._resized_size(parts[0].size)
         if width * height > MOST_RESIZED:
             found = f"{parts[0].height}x{parts[0].width}"
-            raise BadInput(f"expected a picture that is resized to at most {MOST_RESIZED:,} pixels, got {width * height:,} of one of {found}; cut it")
+            raise BadInput(
+                f"expected a picture that is resized to at most {MOST_RESIZED:,} pixels, got {width * height:,} of one of {found}; cut it"
+            )
         return np.dstack([np.asarray(part) for part in parts])
 
     def normalised(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

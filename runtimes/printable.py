@@ -8,7 +8,11 @@ from contextlib import suppress
 def printable(text: str) -> str:
     """The text in one line, with what is no letter, sign or space escaped: line breaks, a terminal's commands, bytes of a name that are no UTF-8."""
     text = as_text(text)
-    return text if text.isprintable() else "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+    )
 
 
 def as_text(name: str) -> str:

@@ -26,7 +26,9 @@ def home_folder(variable: str, default: str) -> Path:
     try:
         return Path.home() / default
     except RuntimeError as error:
-        raise BackendUnavailable(f"this user has no home folder; set {variable} to a folder that you may write to") from error
+        raise BackendUnavailable(
+            f"this user has no home folder; set {variable} to a folder that you may write to"
+        ) from error
 
 
 def private_folder(base: Path, *names: str, remedy: str) -> Path:
@@ -45,7 +47,9 @@ def private_folder(base: Path, *names: str, remedy: str) -> Path:
             folder.mkdir(mode=0o700, exist_ok=True)
             problem = _problem(folder.lstat())
             if problem:
-                raise BackendUnavailable(f"expected {folder} to be a folder that you alone may write to, got {problem}; remove it, or {remedy}")
+                raise BackendUnavailable(
+                    f"expected {folder} to be a folder that you alone may write to, got {problem}; remove it, or {remedy}"
+                )
     except OSError as error:
         raise BackendUnavailable(f"cannot make the folder {folder}: {error.strerror}; {remedy}") from error
     return folder

@@ -28,11 +28,20 @@ LARGEST_LINE, LARGEST_EXPRESSION, LARGEST_PICKLE = 1 << 16, 1 << 10, 1 << 20
 MODEL, SAMPLES = "models/model.json", "data/sample_inputs/model.pt"
 WEIGHTS, CONSTANTS = "data/weights/", "data/constants/"
 CONFIGS = {f"{WEIGHTS}model_weights_config.json": WEIGHTS, f"{CONSTANTS}model_constants_config.json": CONSTANTS}
-LINES = (".data/version", ".data/serialization_id", "version", "archive_format", "archive_version", "byteorder", "extra/outputs")
+LINES = (
+    ".data/version",
+    ".data/serialization_id",
+    "version",
+    "archive_format",
+    "archive_version",
+    "byteorder",
+    "extra/outputs",
+)
 PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_[0-9]+")
 
 OPERATOR = re.compile(
-    r"torch\.ops\.aten\.((?P<name>[a-z][a-z0-9_]*|__i?(and|or|xor|lshift|rshift)__)|(?P<inner>_[a-z]\w*))\.[A-Za-z][A-Za-z0-9_]*", re.ASCII
+    r"torch\.ops\.aten\.((?P<name>[a-z][a-z0-9_]*|__i?(and|or|xor|lshift|rshift)__)|(?P<inner>_[a-z]\w*))\.[A-Za-z][A-Za-z0-9_]*",
+    re.ASCII,
 )
 OUTSIDE = ("from_file", "save", "warn", "wait", "set_data", "record_stream", "manual_seed", "set_grad_enabled")
 """Operators of the same namespace that touch files, other threads or PyTorch's own state."""
@@ -56,7 +65,9 @@ SYMBOLIC = re.compile(
 ASSUMPTIONS = ("integer", "positive", "nonnegative", "negative", "nonpositive", "nonzero")
 EXPRESSION_PARTS = (ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.UnaryOp, ast.USub)
 CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
-PLAIN_PICKLE = re.compile(r"torch\._utils _rebuild_tensor(_v2)?|torch (\w+Storage|Size|device|(bool|b?float|int|uint)\d*)|collections OrderedDict")
+PLAIN_PICKLE = re.compile(
+    r"torch\._utils _rebuild_tensor(_v2)?|torch (\w+Storage|Size|device|(bool|b?float|int|uint)\d*)|collections OrderedDict"
+)
 DESCRIBED = ("nn_module_stack", "torch_fn", "stack_trace", "from_node")
 """What a node says of where it is from: kept by PyTorch as text, and not looked up."""
 FOREIGN = ("custom_obj", "as_custom_obj", "token", "constant_input", "custom_obj_values", "guards_code")
@@ -83,7 +94,17 @@ def plain_program(path: Path) -> io.BytesIO:
         raise BundleError(
             f"{path} holds {problem}, expected plain tensors and ATen operators alone; nothing of it was run: do not use this file"
         ) from problem
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RecursionError, LookupError, TypeError, AttributeError) as error:
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        EOFError,
+        ValueError,
+        NotImplementedError,
+        RecursionError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise BadInput(f"pytorch cannot load {path}: expected a torch.export program (.pt2), got {said}") from error
     return _packed(parts)
@@ -97,7 +118,12 @@ def _parts(archive: zipfile.ZipFile, size: int) -> dict[str, bytes]:
     parts: dict[str, bytes] = {}
     for entry in entries:
         root, _, name = entry.filename.partition("/")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or root != entries[0].filename.partition("/")[0] or name in parts:
+        if (
+            entry.compress_type != zipfile.ZIP_STORED
+            or entry.flag_bits & 1
+            or root != entries[0].filename.partition("/")[0]
+            or name in parts
+        ):
             raise _Refused(f"an entry {entry.filename!r} that is packed, encrypted, double or outside of its folder")
         if entry.file_size > _most(name):
             raise _Refused(f"an entry {entry.filename!r} of {entry.file_size} bytes")
@@ -111,7 +137,12 @@ def _most(name: str) -> float:
     """The most bytes that an entry may have."""
     if PAYLOAD.fullmatch(name):
         return math.inf
-    limits: dict[str, float] = {MODEL: LARGEST_JSON, SAMPLES: math.inf, **dict.fromkeys(CONFIGS, LARGEST_JSON), **dict.fromkeys(LINES, LARGEST_LINE)}
+    limits: dict[str, float] = {
+        MODEL: LARGEST_JSON,
+        SAMPLES: math.inf,
+        **dict.fromkeys(CONFIGS, LARGEST_JSON),
+        **dict.fromkeys(LINES, LARGEST_LINE),
+    }
     if name not in limits:
         raise _Refused(f"an entry {name!r}")
     return limits[name]
@@ -214,7 +245,9 @@ def _check_operator(text: str) -> None:
 def _check_expression(text: str) -> None:
     """A size as sympy writes it, which PyTorch has Python evaluate: calls of a few functions on symbols and whole numbers."""
     try:
-        parts = list(ast.walk(ast.parse(text, mode="eval"))) if len(text) <= LARGEST_EXPRESSION and text.isascii() else []
+        parts = (
+            list(ast.walk(ast.parse(text, mode="eval"))) if len(text) <= LARGEST_EXPRESSION and text.isascii() else []
+        )
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         parts = []
     if not parts or not all(isinstance(part, EXPRESSION_PARTS) and _is_symbolic(part) for part in parts):
@@ -229,7 +262,9 @@ def _is_symbolic(part: ast.AST) -> bool:
     if isinstance(part, ast.keyword):
         return part.arg in ASSUMPTIONS and isinstance(part.value, ast.Constant) and isinstance(part.value.value, bool)
     if isinstance(part, ast.Constant):
-        return isinstance(part.value, int) or (isinstance(part.value, str) and re.fullmatch(r"[a-z]+[0-9]+", part.value) is not None)
+        return isinstance(part.value, int) or (
+            isinstance(part.value, str) and re.fullmatch(r"[a-z]+[0-9]+", part.value) is not None
+        )
     return True
 
 

@@ -18,4 +18,6 @@ def percentile(histogram: Histogram, *, percent: float) -> float:
     return min(histogram.largest, (int(np.argmax(reached)) + 1) * histogram.width)
 
 
-OBSERVERS: dict[str, Callable[[Histogram], float]] = {f"percentile-{percent}": partial(percentile, percent=percent) for percent in PERCENTILES}
+OBSERVERS: dict[str, Callable[[Histogram], float]] = {
+    f"percentile-{percent}": partial(percentile, percent=percent) for percent in PERCENTILES
+}

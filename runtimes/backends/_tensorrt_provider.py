@@ -40,7 +40,9 @@ def tensorrt_settings(model: Path, batch: BatchRange | None) -> dict[str, str]:
     settings |= dict.fromkeys(TYPES.get(precision, ()), "1")
     if batch is not None:
         for kind, rows in (("min", batch.min), ("opt", batch.opt), ("max", batch.max)):
-            shapes = (f"{value.name}:{'x'.join(map(str, (rows, *value.shape[1:])))}" for value in described.get_inputs())
+            shapes = (
+                f"{value.name}:{'x'.join(map(str, (rows, *value.shape[1:])))}" for value in described.get_inputs()
+            )
             settings[f"trt_profile_{kind}_shapes"] = ",".join(shapes)
     return settings
 

@@ -66,7 +66,9 @@ class OnnxRuntime(Runtime):
     FILE = "model.onnx"
 
     def __init__(self, session: ort.InferenceSession, provider: str, batch: BatchRange | None) -> None:
-        super().__init__([_spec(value) for value in session.get_inputs()], [_spec(value) for value in session.get_outputs()], batch)
+        super().__init__(
+            [_spec(value) for value in session.get_inputs()], [_spec(value) for value in session.get_outputs()], batch
+        )
         self._session = session
         self._provider = provider
         self._buffers: dict[tuple[str, tuple[int, ...]], ort.OrtValue] = {}
@@ -85,7 +87,9 @@ class OnnxRuntime(Runtime):
         if provider in (None, "cpu"):
             types = manifest.graph.types
             if "BFLOAT16" in types.get("Conv", {}):
-                raise BackendUnavailable("onnxruntime has no BF16 convolution on the CPU; use --backend pytorch, build an engine, or export in fp16")
+                raise BackendUnavailable(
+                    "onnxruntime has no BF16 convolution on the CPU; use --backend pytorch, build an engine, or export in fp16"
+                )
             if "FLOAT16" in types.get("QuantizeLinear", {}):
                 check_rounding()
 
@@ -108,9 +112,13 @@ class OnnxRuntime(Runtime):
             # Otherwise nodes without a kernel move to the CPU with no more than a log line (onnxruntime#23372).
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if name not in ort.get_available_providers():
-            raise BackendUnavailable(f"this onnxruntime was built without {name}; uninstall onnxruntime and install resnet-export[gpu]")
+            raise BackendUnavailable(
+                f"this onnxruntime was built without {name}; uninstall onnxruntime and install resnet-export[gpu]"
+            )
         try:
-            session = ort.InferenceSession(_readable(model), options, providers=_providers(wanted, model, batch), enable_fallback=0)
+            session = ort.InferenceSession(
+                _readable(model), options, providers=_providers(wanted, model, batch), enable_fallback=0
+            )
         except Exception as error:  # onnxruntime's own errors share no base class below this one
             if wanted != "cpu":
                 raise BackendUnavailable(f"onnxruntime cannot run {where} on {name}: {_first_line(error)}") from error
@@ -118,7 +126,9 @@ class OnnxRuntime(Runtime):
         active = session.get_providers()[0]
         if active != name:
             # A provider whose libraries fail to load is dropped silently (onnxruntime#25145).
-            raise BackendUnavailable(f"expected onnxruntime to run on {name}, got {active}; its CUDA and cuDNN libraries did not load")
+            raise BackendUnavailable(
+                f"expected onnxruntime to run on {name}, got {active}; its CUDA and cuDNN libraries did not load"
+            )
         return cls(session, wanted, batch)
 
     @property
@@ -148,7 +158,9 @@ class OnnxRuntime(Runtime):
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         # np.array copies: on the CPU `copy_outputs_to_cpu` may hand out the session's own memory.
-        return {spec.name: np.array(value) for spec, value in zip(self.outputs, binding.copy_outputs_to_cpu(), strict=True)}
+        return {
+            spec.name: np.array(value) for spec, value in zip(self.outputs, binding.copy_outputs_to_cpu(), strict=True)
+        }
 
     def _close(self) -> None:
         self._buffers.clear()

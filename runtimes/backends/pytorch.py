@@ -31,7 +31,9 @@ class PyTorchRuntime(Runtime):
 
     def __init__(self, program: ExportedProgram, names: Sequence[str], provider: str, batch: BatchRange | None) -> None:
         inputs, outputs = _values(program)
-        super().__init__([_spec(INPUT, inputs[0])], [_spec(name, value) for name, value in zip(names, outputs, strict=True)], batch)
+        super().__init__(
+            [_spec(INPUT, inputs[0])], [_spec(name, value) for name, value in zip(names, outputs, strict=True)], batch
+        )
         self._module = program.module().to(provider)
         for parameter in self._module.parameters():
             if parameter.ndim == 4:  # channels last is what convolutions on CPUs and GPUs are fastest in
@@ -44,7 +46,9 @@ class PyTorchRuntime(Runtime):
         if device not in ("cpu", "cuda"):
             raise BackendUnavailable(f"pytorch has no provider '{device}' here; choose from cpu, cuda")
         if device == "cuda" and not torch.cuda.is_available():
-            raise BackendUnavailable("pytorch sees no CUDA device; use --provider cpu, or install a driver for this build of torch")
+            raise BackendUnavailable(
+                "pytorch sees no CUDA device; use --provider cpu, or install a driver for this build of torch"
+            )
         program, names = program_from_file(path)
         return cls(program, names, device, batch)
 
@@ -74,8 +78,12 @@ def program_from_file(path: str | Path) -> tuple[ExportedProgram, list[str]]:
     try:
         with _silent_loader():
             program = torch.export.load(archive, extra_files=extra)
-    except Exception as error:  # torch.export.load raises whatever its parts raise: zip, json, pickle and runtime errors
-        raise BadInput(f"pytorch cannot load {path}: expected a torch.export program (.pt2), got {type(error).__name__}: {error}") from error
+    except (
+        Exception
+    ) as error:  # torch.export.load raises whatever its parts raise: zip, json, pickle and runtime errors
+        raise BadInput(
+            f"pytorch cannot load {path}: expected a torch.export program (.pt2), got {type(error).__name__}: {error}"
+        ) from error
     return program, extra[OUTPUTS_FILE].splitlines() or [OUTPUT]
 
 

@@ -36,10 +36,14 @@ class TensorRTRTX(EngineRuntime):
     def __init__(self, model: Loaded) -> None:
         self._config = _engine(model).create_runtime_config()
         if any(takes_any_size(spec) for spec in engine_specs(self.API, model.engine)):
-            self._config.dynamic_shapes_kernel_specialization_strategy = tensorrt_rtx.DynamicShapesKernelSpecializationStrategy.NONE
+            self._config.dynamic_shapes_kernel_specialization_strategy = (
+                tensorrt_rtx.DynamicShapesKernelSpecializationStrategy.NONE
+            )
             self._config.cuda_graph_strategy = tensorrt_rtx.CudaGraphStrategy.DISABLED
         else:
-            self._config.dynamic_shapes_kernel_specialization_strategy = tensorrt_rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+            self._config.dynamic_shapes_kernel_specialization_strategy = (
+                tensorrt_rtx.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
             self._config.cuda_graph_strategy = tensorrt_rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         self._cache = self._config.create_runtime_cache()
         self._cache_file = cache_of(model.path)
@@ -69,7 +73,11 @@ def kernels_of(model: Loaded) -> bytes | None:
     """The engine's compiled kernels: code, so that only those that this machine compiled and kept are used; None where there are none such."""
     with suppress(OSError, BackendUnavailable, BadInput):  # none yet, or none that may be read; no key that may be used
         key = machine_key()
-        return without_seal(read_regular(cache_of(model.path), MOST_CACHE_BYTES), model.facts.engine_sha256, key) if key is not None else None
+        return (
+            without_seal(read_regular(cache_of(model.path), MOST_CACHE_BYTES), model.facts.engine_sha256, key)
+            if key is not None
+            else None
+        )
     return None
 
 

@@ -87,7 +87,10 @@ def device(index: int = 0) -> Device:
     return Device(
         index=index,
         name=_checked("cudaGetDeviceProperties", cudart.cudaGetDeviceProperties(index)).name.split(b"\0")[0].decode(),
-        compute_capability=(_attribute("cudaDevAttrComputeCapabilityMajor", index), _attribute("cudaDevAttrComputeCapabilityMinor", index)),
+        compute_capability=(
+            _attribute("cudaDevAttrComputeCapabilityMajor", index),
+            _attribute("cudaDevAttrComputeCapabilityMinor", index),
+        ),
         total_bytes=total_bytes,
         free_bytes=free_bytes,
         integrated=bool(_attribute("cudaDevAttrIntegrated", index)),
@@ -104,7 +107,9 @@ def _check_driver() -> None:
 
 
 def _attribute(name: str, index: int) -> int:
-    return int(_checked("cudaDeviceGetAttribute", cudart.cudaDeviceGetAttribute(getattr(cudart.cudaDeviceAttr, name), index)))
+    return int(
+        _checked("cudaDeviceGetAttribute", cudart.cudaDeviceGetAttribute(getattr(cudart.cudaDeviceAttr, name), index))
+    )
 
 
 @contextmanager
@@ -159,7 +164,9 @@ class Event(_Owned):
     FREE = "cudaEventDestroy"
 
     def __init__(self) -> None:
-        super().__init__(int(_checked("cudaEventCreateWithFlags", cudart.cudaEventCreateWithFlags(cudart.cudaEventDisableTiming))))
+        super().__init__(
+            int(_checked("cudaEventCreateWithFlags", cudart.cudaEventCreateWithFlags(cudart.cudaEventDisableTiming)))
+        )
 
     def before(self, stream_handle: int) -> None:
         """What is queued from now on in the stream, which may be another library's, runs after this event."""
@@ -178,7 +185,9 @@ class Stream(_Owned):
     FREE = "cudaStreamDestroy"
 
     def __init__(self) -> None:
-        super().__init__(int(_checked("cudaStreamCreateWithFlags", cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))))
+        super().__init__(
+            int(_checked("cudaStreamCreateWithFlags", cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking)))
+        )
 
     def synchronize(self) -> None:
         """Wait, on the CPU, until all queued work is done. Errors of that work come up here."""
@@ -254,7 +263,10 @@ def copy_on_device(target: int, source: int, size: int, stream: Stream) -> None:
 
 
 def _copy(kind: str, target: int, source: int, size: int, stream: Stream) -> None:
-    _checked("cudaMemcpyAsync", cudart.cudaMemcpyAsync(target, source, size, getattr(cudart.cudaMemcpyKind, kind), stream.handle))
+    _checked(
+        "cudaMemcpyAsync",
+        cudart.cudaMemcpyAsync(target, source, size, getattr(cudart.cudaMemcpyKind, kind), stream.handle),
+    )
 
 
 @final

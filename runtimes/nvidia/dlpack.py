@@ -71,7 +71,9 @@ class _Versioned(ctypes.Structure):
 
 # Prototypes of our own: to declare types on `ctypes.pythonapi`'s functions would change them for everyone in the process.
 _capsule_name = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", ctypes.pythonapi))
-_capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
+_capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,14 @@ def imported(tensor: object, stream_handle: int | None) -> DeviceTensor:
         BadInput: it is not an array that speaks DLPack, or is elsewhere, not row-major, or of an unknown type.
     """
     if not (hasattr(tensor, "__dlpack__") and hasattr(tensor, "__dlpack_device__")):
-        raise BadInput(f"expected an array that speaks DLPack, got {type(tensor).__name__}; pass one of numpy, PyTorch, CuPy or JAX")
+        raise BadInput(
+            f"expected an array that speaks DLPack, got {type(tensor).__name__}; pass one of numpy, PyTorch, CuPy or JAX"
+        )
     kind, index = (int(value) for value in tensor.__dlpack_device__())
     if kind not in NAMES:
-        raise BadInput(f"expected an array on the CPU or a CUDA device, got DLPack device type {kind}; copy it to the CPU")
+        raise BadInput(
+            f"expected an array on the CPU or a CUDA device, got DLPack device type {kind}; copy it to the CPU"
+        )
     arguments = {}
     if kind in (CUDA, CUDA_MANAGED):
         if stream_handle is None:
@@ -119,7 +125,9 @@ def _exported(tensor: Any, arguments: dict[str, int]) -> object:
             return tensor.__dlpack__(**arguments, max_version=VERSION)
         except TypeError:  # a producer from before DLPack 1.0
             return tensor.__dlpack__(**arguments)
-    except Exception as error:  # producers raise what they like: BufferError by the standard, RuntimeError and others in fact
+    except (
+        Exception
+    ) as error:  # producers raise what they like: BufferError by the standard, RuntimeError and others in fact
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"{type(tensor).__name__} cannot be shared by DLPack: {reason}") from error
 
@@ -141,11 +149,15 @@ def _described(tensor: _Tensor, capsule: object) -> DeviceTensor:
     shape = tuple(tensor.shape[place] for place in range(tensor.ndim))
     kind = tensor.dtype
     if kind.lanes != 1 or (kind.code, kind.bits) not in DTYPES:
-        raise BadInput(f"expected one of {', '.join(DTYPES.values())}, got DLPack type {kind.code} of {kind.bits} bits, {kind.lanes} lanes")
+        raise BadInput(
+            f"expected one of {', '.join(DTYPES.values())}, got DLPack type {kind.code} of {kind.bits} bits, {kind.lanes} lanes"
+        )
     if tensor.strides:
         strides = tuple(tensor.strides[place] for place in range(tensor.ndim))
         if not _is_row_major(shape, strides):
-            raise BadInput(f"expected a row-major array, got shape {shape} with strides {strides}; call its contiguous() or numpy.ascontiguousarray")
+            raise BadInput(
+                f"expected a row-major array, got shape {shape} with strides {strides}; call its contiguous() or numpy.ascontiguousarray"
+            )
     return DeviceTensor(
         pointer=(tensor.data or 0) + tensor.byte_offset,
         shape=shape,
@@ -194,7 +206,9 @@ class _Shared:
     def __init__(self, memory: Memory, ready: Ready | None) -> None:
         self.pointer = memory.pointer
         self.ready = ready
-        weakref.finalize(self, _free, memory, ready).atexit = False  # at exit the process gives everything back, and CUDA may be gone
+        weakref.finalize(
+            self, _free, memory, ready
+        ).atexit = False  # at exit the process gives everything back, and CUDA may be gone
 
 
 def _free(memory: Memory, ready: Ready | None) -> None:
@@ -212,7 +226,12 @@ class _HostView:
 
     def __init__(self, shared: _Shared, shape: tuple[int, ...], dtype: str) -> None:
         self.shared = shared
-        self.__array_interface__ = {"data": (shared.pointer, False), "shape": shape, "typestr": np.dtype(dtype).str, "version": 3}
+        self.__array_interface__ = {
+            "data": (shared.pointer, False),
+            "shape": shape,
+            "typestr": np.dtype(dtype).str,
+            "version": 3,
+        }
 
 
 @final
@@ -224,7 +243,13 @@ class DeviceArray:
     """
 
     def __init__(
-        self, memory: Memory, shape: tuple[int, ...], dtype: str, *, device: tuple[int, int] = (CUDA, 0), ready: Ready | None = None
+        self,
+        memory: Memory,
+        shape: tuple[int, ...],
+        dtype: str,
+        *,
+        device: tuple[int, int] = (CUDA, 0),
+        ready: Ready | None = None,
     ) -> None:
         assert dtype in CODES, f"expected one of {', '.join(DTYPES.values())}, got {dtype}"
         self.shape = shape
@@ -261,9 +286,13 @@ class DeviceArray:
         if self._shared is None:
             raise BufferError("this array is closed")
         if copy or (dl_device is not None and tuple(dl_device) != self._device):
-            raise BufferError(f"expected no copy and device {self._device}, got copy {copy} and device {dl_device}; copy it after from_dlpack")
+            raise BufferError(
+                f"expected no copy and device {self._device}, got copy {copy} and device {dl_device}; copy it after from_dlpack"
+            )
         if stream == 0:
-            raise BufferError("expected the consumer's stream, got 0; pass 1 for the legacy default stream or 2 for the thread's")
+            raise BufferError(
+                "expected the consumer's stream, got 0; pass 1 for the legacy default stream or 2 for the thread's"
+            )
         if self._shared.ready is not None and stream != NO_SYNC:
             self._shared.ready.before(LEGACY_STREAM if stream is None else stream)
         return self._capsule(self._shared)

@@ -163,14 +163,18 @@ def _described(engine: Path) -> Iterator[tuple[BinaryIO, Mapping[str, object], E
     try:
         file = open_regular(engine)
     except OSError as error:
-        raise BadInput(f"cannot read {engine} ({error.strerror}); give an engine that resnet-deploy build wrote") from error
+        raise BadInput(
+            f"cannot read {engine} ({error.strerror}); give an engine that resnet-deploy build wrote"
+        ) from error
     with file:
         header = plan_header(file.read(HEADER_BYTES), str(engine))
         file.seek(0)
         document = sidecar_document(sidecar_of(engine))
         facts = _facts_from_document(document, sidecar_of(engine))
         if header.backend != facts.backend:
-            raise BundleError(f"{engine} is a {header.backend} engine, expected {facts.backend} by its sidecar; {NOT_LOADED}")
+            raise BundleError(
+                f"{engine} is a {header.backend} engine, expected {facts.backend} by its sidecar; {NOT_LOADED}"
+            )
         if os.fstat(file.fileno()).st_size != facts.engine_bytes:
             raise _changed(engine)
         yield file, document, facts
@@ -192,7 +196,9 @@ def _check_content(engine: Path, facts: EngineFacts, file: BinaryIO) -> None:
 
 
 def _changed(engine: Path) -> BundleError:
-    return BundleError(f"{engine} was changed after it was built: its content is not what its sidecar names; {NOT_LOADED}")
+    return BundleError(
+        f"{engine} was changed after it was built: its content is not what its sidecar names; {NOT_LOADED}"
+    )
 
 
 def read_sidecar(path: Path) -> EngineFacts:
@@ -236,7 +242,9 @@ def check_loadable(facts: EngineFacts, here: Here, where: str) -> None:
     rebuild = f"build it here with: resnet-deploy build BUNDLE --backend {here.backend}"
     if facts.backend != here.backend:
         raise BackendUnavailable(f"{where} is a {facts.backend} engine, expected one for {here.backend}; {rebuild}")
-    same = facts.version == here.version or (facts.version_compatible and _numbers(facts.version) <= _numbers(here.version))
+    same = facts.version == here.version or (
+        facts.version_compatible and _numbers(facts.version) <= _numbers(here.version)
+    )
     if not same:
         raise BackendUnavailable(
             f"{where} was built with {facts.backend} {facts.version}, this is {here.version}, and engines load in the same version alone; {rebuild}"
@@ -245,7 +253,9 @@ def check_loadable(facts: EngineFacts, here: Here, where: str) -> None:
         raise BackendUnavailable(f"{where} was built for {facts.platform}, this is {platform_text()}; {rebuild}")
     if here.target not in facts.targets and not _is_compatible(facts, here.target):
         built_on = f" ({facts.device.name})" if facts.device else ""
-        raise BackendUnavailable(f"{where} was built for {', '.join(facts.targets)}{built_on}, this GPU is {here.target}; {rebuild}")
+        raise BackendUnavailable(
+            f"{where} was built for {', '.join(facts.targets)}{built_on}, this GPU is {here.target}; {rebuild}"
+        )
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -289,10 +299,15 @@ def engine_for(bundle: Bundle, here: Here, trusted: Collection[str] = ()) -> Pat
             continue
         fitting[path] = facts
     if fitting:
-        return max(fitting, key=lambda path: (fitting[path].engine_sha256 in trusted, _written(path), -len(fitting[path].options)))
+        return max(
+            fitting,
+            key=lambda path: (fitting[path].engine_sha256 in trusted, _written(path), -len(fitting[path].options)),
+        )
     if stale and not foreign:
         raise BundleError(f"{stale[0]} was built from another model.onnx; {build}")
-    raise BackendUnavailable(f"{bundle.folder} has no engine for {here.backend} {here.version} on {here.target}; {[*foreign, *problems, build][0]}")
+    raise BackendUnavailable(
+        f"{bundle.folder} has no engine for {here.backend} {here.version} on {here.target}; {[*foreign, *problems, build][0]}"
+    )
 
 
 def _written(path: Path) -> float:

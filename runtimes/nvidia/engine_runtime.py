@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable
-from runtimes.nvidia.cuda import CudaError, DeviceBuffer, Event, Graph, PinnedBuffer, Stream, copy_on_device, copy_to_device, copy_to_host, device
+from runtimes.nvidia.cuda import (
+    CudaError,
+    DeviceBuffer,
+    Event,
+    Graph,
+    PinnedBuffer,
+    Stream,
+    copy_on_device,
+    copy_to_device,
+    copy_to_host,
+    device,
+)
 from runtimes.nvidia.dlpack import DeviceArray, DeviceTensor, imported
 from runtimes.nvidia.engine_file import Here, engine_for
 from runtimes.nvidia.loading import Loaded, loaded
@@ -72,8 +83,12 @@ class EngineRuntime(Runtime):
             self._stream = owned.enter_context(Stream())
             largest = self._shapes(self._most, self._largest)
             self._plain = self._lane(largest)
-            self._device = {name: owned.enter_context(DeviceBuffer(self._bytes(name, shape))) for name, shape in largest.items()}
-            self._pinned = {name: owned.enter_context(PinnedBuffer(self._bytes(name, shape))) for name, shape in largest.items()}
+            self._device = {
+                name: owned.enter_context(DeviceBuffer(self._bytes(name, shape))) for name, shape in largest.items()
+            }
+            self._pinned = {
+                name: owned.enter_context(PinnedBuffer(self._bytes(name, shape))) for name, shape in largest.items()
+            }
             self._bind(self._plain)
             self._owned = owned.pop_all()
 
@@ -92,7 +107,9 @@ class EngineRuntime(Runtime):
     @classmethod
     def open_model(cls, model: Path | Bundle, *, provider: str | None = None, trusted: Collection[str] = ()) -> Self:
         if provider not in (None, "cuda"):
-            raise BackendUnavailable(f"{cls.BACKEND} runs on an NVIDIA GPU alone, got provider '{provider}'; leave --provider out")
+            raise BackendUnavailable(
+                f"{cls.BACKEND} runs on an NVIDIA GPU alone, got provider '{provider}'; leave --provider out"
+            )
         if isinstance(model, Path):
             return cls(loaded(cls.API, model, cls.here, trusted))
         cls.check_bundle(model.manifest, provider)
@@ -154,7 +171,10 @@ class EngineRuntime(Runtime):
         count = check_feeds(self._fed, {name: like(tensor) for name, tensor in tensors.items()})
         shapes = self._shapes(count, {name: tensor.shape for name, tensor in tensors.items()})
         with ExitStack() as owned:
-            answers = {spec.name: owned.enter_context(DeviceBuffer(self._bytes(spec.name, shapes[spec.name]))) for spec in self.outputs}
+            answers = {
+                spec.name: owned.enter_context(DeviceBuffer(self._bytes(spec.name, shapes[spec.name])))
+                for spec in self.outputs
+            }
             owned.callback(self._stream.synchronize)  # before the answers' memory is given back, where something fails
             assert self.batch is not None
             for start, stop in self.batch.chunks(count):
@@ -162,19 +182,30 @@ class EngineRuntime(Runtime):
             self._held = (self._stream.record(), tensors)
             ready = {name: owned.enter_context(self._stream.record()) for name in answers}
             owned.pop_all()
-        return {spec.name: DeviceArray(answers[spec.name], shapes[spec.name], spec.dtype, ready=ready[spec.name]) for spec in self.outputs}
+        return {
+            spec.name: DeviceArray(answers[spec.name], shapes[spec.name], spec.dtype, ready=ready[spec.name])
+            for spec in self.outputs
+        }
 
-    def _run_between(self, tensors: Mapping[str, DeviceTensor], answers: Mapping[str, DeviceBuffer], start: int, stop: int) -> None:
+    def _run_between(
+        self, tensors: Mapping[str, DeviceTensor], answers: Mapping[str, DeviceBuffer], start: int, stop: int
+    ) -> None:
         """Queue rows `start` to `stop`. A batch below the range is run as the smallest; what fills it up is whatever lay there."""
         assert self.batch is not None
-        shapes = self._shapes(max(stop - start, self.batch.min), {name: tensor.shape for name, tensor in tensors.items()})
+        shapes = self._shapes(
+            max(stop - start, self.batch.min), {name: tensor.shape for name, tensor in tensors.items()}
+        )
         row = {name: self._bytes(name, shape[1:]) for name, shape in shapes.items()}
         for name, tensor in tensors.items():
             copy = copy_on_device if tensor.on_device else copy_to_device
-            copy(self._device[name].pointer, tensor.pointer + start * row[name], (stop - start) * row[name], self._stream)
+            copy(
+                self._device[name].pointer, tensor.pointer + start * row[name], (stop - start) * row[name], self._stream
+            )
         self._execute(self._at(self._plain, shapes))
         for name, answer in answers.items():
-            copy_on_device(answer.pointer + start * row[name], self._device[name].pointer, (stop - start) * row[name], self._stream)
+            copy_on_device(
+                answer.pointer + start * row[name], self._device[name].pointer, (stop - start) * row[name], self._stream
+            )
 
     def _let_go(self) -> None:
         """Of the last device call's inputs, once they have been read."""
@@ -188,20 +219,29 @@ class EngineRuntime(Runtime):
         """Queue the copies in, the engine and the copies out. All memory is this instance's, so that it lives until the stream is synchronised."""
         sizes = {name: self._bytes(name, shape) for name, shape in lane.shapes.items()}
         for spec in self.inputs:
-            copy_to_device(self._device[spec.name].pointer, self._pinned[spec.name].pointer, sizes[spec.name], self._stream)
+            copy_to_device(
+                self._device[spec.name].pointer, self._pinned[spec.name].pointer, sizes[spec.name], self._stream
+            )
         self._execute(lane)
         for spec in self.outputs:
-            copy_to_host(self._pinned[spec.name].pointer, self._device[spec.name].pointer, sizes[spec.name], self._stream)
+            copy_to_host(
+                self._pinned[spec.name].pointer, self._device[spec.name].pointer, sizes[spec.name], self._stream
+            )
 
     def _execute(self, lane: Lane) -> None:
         with log_of(self.API).recording() as recording:
             if not lane.context.execute_async_v3(self._stream.handle):
-                raise BackendUnavailable(f"TensorRT could not run a batch of {rows_of(lane.shapes)}: {recording.own_reason}")
+                raise BackendUnavailable(
+                    f"TensorRT could not run a batch of {rows_of(lane.shapes)}: {recording.own_reason}"
+                )
 
     def _answers(self, rows: int) -> dict[str, NDArray[Any]]:
         """Wait, and copy the outputs out of the pinned memory that the next call writes to."""
         self._stream.synchronize()
-        return {spec.name: self._pinned[spec.name].view(spec.dtype, (rows, *map(int, spec.shape[1:]))).copy() for spec in self.outputs}
+        return {
+            spec.name: self._pinned[spec.name].view(spec.dtype, (rows, *map(int, spec.shape[1:]))).copy()
+            for spec in self.outputs
+        }
 
     def _capture(self, shapes: Shapes, expected: dict[str, NDArray[Any]]) -> None:
         """Capture the work of a batch size whose plain run is done, in a context that no other size uses, and try it once."""
@@ -233,14 +273,19 @@ class EngineRuntime(Runtime):
         with log_of(self.API).recording() as recording:
             context = self._context()
             if context is None:
-                raise BackendUnavailable(f"TensorRT cannot make an execution context for {self._loaded.path}: {recording.own_reason}")
+                raise BackendUnavailable(
+                    f"TensorRT cannot make an execution context for {self._loaded.path}: {recording.own_reason}"
+                )
         return self._at(Lane(context), shapes)
 
     def _at(self, lane: Lane, shapes: Shapes) -> Lane:
         """The lane, its context told the shapes."""
         if lane.shapes == shapes:
             return lane
-        lane.shapes, rows = {}, rows_of(shapes)  # whatever it is that fails, the context is not at the old size any more
+        lane.shapes, rows = (
+            {},
+            rows_of(shapes),
+        )  # whatever it is that fails, the context is not at the old size any more
         with log_of(self.API).recording() as recording:
             for spec in self.inputs:
                 if not lane.context.set_input_shape(spec.name, shapes[spec.name]):
@@ -250,9 +295,13 @@ class EngineRuntime(Runtime):
             try:
                 missing = lane.context.infer_shapes()
             except RuntimeError as error:
-                raise BackendUnavailable(f"TensorRT cannot tell the shapes for a batch of {rows}: {recording.own_reason}") from error
+                raise BackendUnavailable(
+                    f"TensorRT cannot tell the shapes for a batch of {rows}: {recording.own_reason}"
+                ) from error
             if missing:
-                raise BackendUnavailable(f"TensorRT cannot tell the shapes of {', '.join(missing)}: {recording.own_reason}")
+                raise BackendUnavailable(
+                    f"TensorRT cannot tell the shapes of {', '.join(missing)}: {recording.own_reason}"
+                )
         lane.shapes = shapes
         return lane
 
@@ -260,7 +309,9 @@ class EngineRuntime(Runtime):
         """Tell a context where its tensors lie; addresses never change."""
         for name, buffer in self._device.items():
             if not lane.context.set_tensor_address(name, buffer.pointer):
-                raise BackendUnavailable(f"TensorRT refuses the memory for '{name}'; build the engine again with: resnet-deploy build BUNDLE")
+                raise BackendUnavailable(
+                    f"TensorRT refuses the memory for '{name}'; build the engine again with: resnet-deploy build BUNDLE"
+                )
 
     def _close(self) -> None:
         self._let_go()

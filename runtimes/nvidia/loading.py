@@ -48,7 +48,9 @@ def loaded(api: Any, path: Path, here: Callable[[], Here], trusted: Collection[s
             runtime.engine_host_code_allowed = True  # it holds a lean runtime; we built it, or were told to trust it
         engine = runtime.deserialize_cuda_engine(data)
         if engine is None:
-            raise BackendUnavailable(f"TensorRT does not load {path}: {recording.reason}; build it again with: resnet-deploy build BUNDLE")
+            raise BackendUnavailable(
+                f"TensorRT does not load {path}: {recording.reason}; build it again with: resnet-deploy build BUNDLE"
+            )
         if weights is not None:
             _refit(api, engine, weights, path)
     return Loaded(runtime, engine, facts, path)
@@ -64,7 +66,9 @@ def _weights(facts: EngineFacts, onnx: Path) -> bytes:
     try:
         model = read_regular(onnx, MOST_ONNX_BYTES)
     except OSError as error:
-        raise BundleError(f"cannot read {onnx} ({error.strerror}), which holds the engine's weights; {again}") from error
+        raise BundleError(
+            f"cannot read {onnx} ({error.strerror}), which holds the engine's weights; {again}"
+        ) from error
     if hashlib.sha256(model).hexdigest() != facts.onnx_sha256:
         raise BundleError(f"{onnx} is not the file that the engine was built from, whose weights it takes; {again}")
     return model
@@ -77,4 +81,6 @@ def _refit(api: Any, engine: trt.ICudaEngine, model: bytes, path: Path) -> None:
         refitter: trt.Refitter = api.Refitter(engine, log.logger)
         parser: trt.OnnxParserRefitter = api.OnnxParserRefitter(refitter, log.logger)
         if not parser.refit_from_bytes(model) or not refitter.refit_cuda_engine():
-            raise BackendUnavailable(f"TensorRT does not put its weights into {path}: {recording.reason}; build it again without --strip-weights")
+            raise BackendUnavailable(
+                f"TensorRT does not put its weights into {path}: {recording.reason}; build it again without --strip-weights"
+            )

@@ -20,7 +20,10 @@ NOISE = re.compile(
     r"|\s*\b[Ii]n \S+ at \S+?:\d+"  # places in TensorRT's own sources
 )
 REMEDIES = (
-    (r"has type Int32 but must have type", "it has INT32-quantized biases (onnxruntime's default); export it with resnet-export --int8"),
+    (
+        r"has type Int32 but must have type",
+        "it has INT32-quantized biases (onnxruntime's default); export it with resnet-export --int8",
+    ),
     (r"[Nn]on-zero zero point", "it is quantized asymmetrically; export it with resnet-export --int8"),
     (r"QLinearConv|QLinear\w+", "it is in QOperator format; export it with resnet-export --int8"),
     (r"must be of same type", "its types are mixed; export it again with resnet-export"),

@@ -47,7 +47,9 @@ def plan_header(data: bytes, where: str) -> PlanHeader:
     """
     backend = TAGS.get(data[:4])
     if backend is None or len(data) < HEADER_BYTES:
-        raise BadInput(f"{where} is no TensorRT engine: {_looks_like(data)}; build one with: resnet-deploy build BUNDLE")
+        raise BadInput(
+            f"{where} is no TensorRT engine: {_looks_like(data)}; build one with: resnet-deploy build BUNDLE"
+        )
     major, minor, patch, build = data[24:28]
     return PlanHeader(backend, (major, minor, patch, build))
 
@@ -68,7 +70,11 @@ def platform_text() -> str:
 
 
 def engine_name(
-    backend: str, version: str, targets: tuple[str, ...], batch: BatchRange, options: Mapping[str, str | int | bool] = MappingProxyType({})
+    backend: str,
+    version: str,
+    targets: tuple[str, ...],
+    batch: BatchRange,
+    options: Mapping[str, str | int | bool] = MappingProxyType({}),
 ) -> str:
     """The file name of an engine in a bundle's `engines/`: engines that differ by their options have another each."""
     words = [word(options[name]) for name, word in OPTION_WORDS.items() if name in options]

@@ -22,13 +22,19 @@ Shapes = dict[str, tuple[int, ...]]
 def engine_specs(api: Any, engine: trt.ICudaEngine, *, outputs: bool = False) -> list[TensorSpec]:
     """The inputs or the outputs of an engine: the batch may be free, and a picture's height and width."""
     names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
-    return [_spec(api, engine, name) for name in names if (engine.get_tensor_mode(name) == api.TensorIOMode.INPUT) is not outputs]
+    return [
+        _spec(api, engine, name)
+        for name in names
+        if (engine.get_tensor_mode(name) == api.TensorIOMode.INPUT) is not outputs
+    ]
 
 
 def _spec(api: Any, engine: trt.ICudaEngine, name: str) -> TensorSpec:
     dtype = np.dtype(api.nptype(engine.get_tensor_dtype(name))).name
     sizes = [int(size) for size in engine.get_tensor_shape(name)]
-    return TensorSpec(name, dtype, tuple(size if size >= 0 else ("batch", *PICTURE)[place] for place, size in enumerate(sizes)))
+    return TensorSpec(
+        name, dtype, tuple(size if size >= 0 else ("batch", *PICTURE)[place] for place, size in enumerate(sizes))
+    )
 
 
 def batch_range(engine: trt.ICudaEngine, name: str) -> BatchRange:

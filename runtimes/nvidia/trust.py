@@ -43,9 +43,13 @@ def key_file() -> Path:
         try:
             return home_folder("XDG_DATA_HOME", ".local/share") / "resnet-export" / "engine.key"
         except BackendUnavailable as error:
-            raise BackendUnavailable(f"this machine's engine key has no place, for this user has no home folder; {REMEDY}") from error
+            raise BackendUnavailable(
+                f"this machine's engine key has no place, for this user has no home folder; {REMEDY}"
+            ) from error
     if not os.path.isabs(given):
-        raise BadInput(f"expected an absolute path in {KEY_VARIABLE}, got '{given}'; it would be another file in each folder")
+        raise BadInput(
+            f"expected an absolute path in {KEY_VARIABLE}, got '{given}'; it would be another file in each folder"
+        )
     return Path(given)
 
 
@@ -83,7 +87,9 @@ def made_machine_key() -> bytes:
         _make(path)
         made = _read(path)
     except OSError as error:
-        raise BackendUnavailable(f"cannot write this machine's engine key, {path}: {error.strerror}; {REMEDY}") from error
+        raise BackendUnavailable(
+            f"cannot write this machine's engine key, {path}: {error.strerror}; {REMEDY}"
+        ) from error
     if made is None:
         raise BackendUnavailable(f"this machine's engine key, {path}, was removed while it was made; build again")
     return made
@@ -112,10 +118,14 @@ def _read(path: Path) -> bytes | None:
         return None
     except OSError as error:
         said = "it is a link" if error.errno == errno.ELOOP else error.strerror
-        raise BackendUnavailable(f"cannot read this machine's engine key, {path}: {said}; remove it, or {REMEDY}") from error
+        raise BackendUnavailable(
+            f"cannot read this machine's engine key, {path}: {said}; remove it, or {REMEDY}"
+        ) from error
     again = "remove it, and build the engines again"
     if state.st_uid != os.geteuid():
-        raise BackendUnavailable(f"this machine's engine key, {path}, belongs to another user ({state.st_uid}); run as that user, or {REMEDY}")
+        raise BackendUnavailable(
+            f"this machine's engine key, {path}, belongs to another user ({state.st_uid}); run as that user, or {REMEDY}"
+        )
     if state.st_mode & OTHERS_MAY:
         mode = f"{stat.S_IMODE(state.st_mode):o}"
         raise BackendUnavailable(
@@ -123,7 +133,9 @@ def _read(path: Path) -> bytes | None:
         )
     found = KEY_TEXT.fullmatch(text)
     if found is None:
-        raise BackendUnavailable(f"expected 64 hexadecimal digits in this machine's engine key, {path}, got something else; {again}")
+        raise BackendUnavailable(
+            f"expected 64 hexadecimal digits in this machine's engine key, {path}, got something else; {again}"
+        )
     return bytes.fromhex(found[1].decode())
 
 
@@ -168,7 +180,9 @@ def trusted_engines(names: str | Collection[str]) -> frozenset[str]:
     given = (names,) if isinstance(names, str) else names
     for name in given:
         if not SHA256.fullmatch(name.lower()):
-            raise BadInput(f"expected the sha256 of an engine, 64 hexadecimal digits, got {name!r}; resnet-deploy inspect ENGINE shows it")
+            raise BadInput(
+                f"expected the sha256 of an engine, 64 hexadecimal digits, got {name!r}; resnet-deploy inspect ENGINE shows it"
+            )
     return frozenset(name.lower() for name in given)
 
 

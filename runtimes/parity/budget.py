@@ -58,7 +58,9 @@ class Budget:
         """What is out of budget, in words; empty when all is inside."""
         return tuple(limit.text for limit in self.limits(measured) if not limit.ok)
 
-    def limits(self, measured: Comparison, accuracy: Accuracy | None = None, *, however_few: bool = False) -> tuple[Limit, ...]:
+    def limits(
+        self, measured: Comparison, accuracy: Accuracy | None = None, *, however_few: bool = False
+    ) -> tuple[Limit, ...]:
         """Every limit that applies to what was measured, `finite` first; where that is broken there is no other to speak of.
 
         Of features each output is held against every limit, and those that break it are named. The accuracy's applies where it allows
@@ -67,17 +69,35 @@ class Budget:
         if not measured.finite:
             said = measured.violations[0] if measured.violations else "outputs that are not finite"
             return (Limit("finite", ok=False, text=said, what="outputs", measured="not finite", allowed="finite"),)
-        judgeable = accuracy is not None and self.max_accuracy_drop is not None and (however_few or accuracy.images * self.max_accuracy_drop >= 1)
+        judgeable = (
+            accuracy is not None
+            and self.max_accuracy_drop is not None
+            and (however_few or accuracy.images * self.max_accuracy_drop >= 1)
+        )
         drop = accuracy.reference_top1 - accuracy.top1 if accuracy is not None and judgeable else None
         checks = (
-            ("max_relative_error", "largest relative error", measured.max_relative_error, self.max_relative_error, ".2e"),
+            (
+                "max_relative_error",
+                "largest relative error",
+                measured.max_relative_error,
+                self.max_relative_error,
+                ".2e",
+            ),
             ("min_agreement", "top-1 agreement", measured.top1_agreement, self.min_agreement, ".2%"),
             ("min_cosine", "worst cosine", measured.worst_cosine, self.min_cosine, ".5f"),
             ("min_sqnr_db", "SQNR in dB", measured.sqnr_db, self.min_sqnr_db, ".1f"),
             ("max_accuracy_drop", "fall of top-1", drop, self.max_accuracy_drop, ".2%"),
-            ("max_batch_difference", "difference between batch sizes", measured.max_batch_difference, self.max_batch_difference, ".2e"),
+            (
+                "max_batch_difference",
+                "difference between batch sizes",
+                measured.max_batch_difference,
+                self.max_batch_difference,
+                ".2e",
+            ),
         )
-        found = [Limit("finite", ok=True, text="every output is finite", what="outputs", measured="finite", allowed="finite")]
+        found = [
+            Limit("finite", ok=True, text="every output is finite", what="outputs", measured="finite", allowed="finite")
+        ]
         for name, words, value, limit, form in checks:
             if value is not None and limit is not None:
                 inside = value <= limit if name.startswith("max") else value >= limit
@@ -86,7 +106,10 @@ class Budget:
                     shown, bound = repr(float(value)), repr(float(limit))
                 got, allowed = shown, f"{'<=' if name.startswith('max') else '>='} {bound}"
                 found.append(Limit(name, inside, f"{words} {got}, budget {allowed}", words, got, allowed))
-        return tuple(_naming_outputs(limit, {name: self.limits(one) for name, one in measured.outputs.items()}) for limit in found)
+        return tuple(
+            _naming_outputs(limit, {name: self.limits(one) for name, one in measured.outputs.items()})
+            for limit in found
+        )
 
     def changed(self, given: Mapping[str, float]) -> Budget:
         """This budget with other values for the limits named.
@@ -116,7 +139,12 @@ def number_text(value: float) -> str:
 
 def _naming_outputs(limit: Limit, outputs: Mapping[str, tuple[Limit, ...]]) -> Limit:
     """The limit of all outputs together; broken, with the outputs that break it."""
-    said = [f"{output}: {one.text}" for output, limits in outputs.items() for one in limits if one.name == limit.name and not one.ok]
+    said = [
+        f"{output}: {one.text}"
+        for output, limits in outputs.items()
+        for one in limits
+        if one.name == limit.name and not one.ok
+    ]
     return replace(limit, text="; ".join(said)) if said else limit
 
 
@@ -128,7 +156,9 @@ def budget_from_text(given: tuple[str, ...]) -> dict[str, float]:
     """
     found = {}
     if not all(one.strip() for one in given):
-        raise PlanError("expected --budget as NAME=VALUE, got nothing; leave it out, or give for example max_relative_error=1e-2")
+        raise PlanError(
+            "expected --budget as NAME=VALUE, got nothing; leave it out, or give for example max_relative_error=1e-2"
+        )
     for one in " ".join(given).replace(",", " ").split():
         name, equals, value = one.partition("=")
         if not equals:
@@ -136,5 +166,7 @@ def budget_from_text(given: tuple[str, ...]) -> dict[str, float]:
         try:
             found[name.replace("-", "_")] = float(value)
         except ValueError:
-            raise PlanError(f"expected a number for {name}, got '{value}'; for example max_relative_error=1e-2") from None
+            raise PlanError(
+                f"expected a number for {name}, got '{value}'; for example max_relative_error=1e-2"
+            ) from None
     return found

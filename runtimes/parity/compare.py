@@ -64,7 +64,10 @@ def is_classifier(outputs: Iterable[str]) -> bool:
 
 
 def compare_outputs(
-    reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], budget: Budget, again: Sequence[Again] = ()
+    reference: Mapping[str, NDArray[Any]],
+    outputs: Mapping[str, NDArray[Any]],
+    budget: Budget,
+    again: Sequence[Again] = (),
 ) -> Comparison:
     """Measure a model's outputs by name, those of a classifier or features, against the reference's; `again` holds answers at other batch sizes."""
     if is_classifier(reference):
@@ -75,7 +78,9 @@ def compare_outputs(
 def compare(reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, again: Repeated = ()) -> Comparison:
     """Measure `outputs` against `reference`, both float (images, classes); `again` are places of images and what they got once more."""
     if reference.shape != outputs.shape or reference.ndim != 2:
-        raise ValueError(f"expected two arrays (images, classes) of one shape, got {reference.shape} and {outputs.shape}")
+        raise ValueError(
+            f"expected two arrays (images, classes) of one shape, got {reference.shape} and {outputs.shape}"
+        )
     if not _all_finite(reference, outputs, again):
         flips = Flips(len(reference), len(reference))
         return replace(_not_finite(reference), top1_agreement=0.0, top5_overlap=0.0, flips=flips)
@@ -100,10 +105,16 @@ def compare(reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, agai
 
 
 def compare_features(
-    reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], budget: Budget, again: Sequence[Again] = ()
+    reference: Mapping[str, NDArray[Any]],
+    outputs: Mapping[str, NDArray[Any]],
+    budget: Budget,
+    again: Sequence[Again] = (),
 ) -> Comparison:
     """Measure features by name, each a float array (images, ...), against the reference's of the same names and shapes."""
-    found = {name: _compare_feature(name, values, outputs[name], budget, _of_output(name, again)) for name, values in reference.items()}
+    found = {
+        name: _compare_feature(name, values, outputs[name], budget, _of_output(name, again))
+        for name, values in reference.items()
+    }
     each = list(found.values())
     differences = [one.max_batch_difference for one in each if one.max_batch_difference is not None]
     return Comparison(
@@ -123,10 +134,14 @@ def compare_features(
     )
 
 
-def _compare_feature(name: str, reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, again: Repeated) -> Comparison:
+def _compare_feature(
+    name: str, reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, again: Repeated
+) -> Comparison:
     """One output. A stage has a million values an image: they stay in single precision, all but the sums."""
     if reference.shape != outputs.shape or reference.ndim < 2:
-        raise ValueError(f"expected '{name}' as two arrays (images, ...) of one shape, got {reference.shape} and {outputs.shape}")
+        raise ValueError(
+            f"expected '{name}' as two arrays (images, ...) of one shape, got {reference.shape} and {outputs.shape}"
+        )
     if not _all_finite(reference, outputs, again):
         return _not_finite(reference)
     expected, got = _rows(reference), _rows(outputs)
@@ -200,13 +215,20 @@ def _not_finite(reference: NDArray[Any]) -> Comparison:
     """The reference or, where that is finite, an answer holds NaN or infinity."""
     worst = LARGEST_ERROR
     whose = "outputs that are" if np.isfinite(reference).all() else "a reference that is"
-    return Comparison(False, False, worst, worst, worst, -1.0, -LARGEST_SQNR_DB, None, None, None, (f"{whose} not finite",))
+    return Comparison(
+        False, False, worst, worst, worst, -1.0, -LARGEST_SQNR_DB, None, None, None, (f"{whose} not finite",)
+    )
 
 
 def accuracy(reference: NDArray[Any], outputs: NDArray[Any], labels: NDArray[Any]) -> Accuracy:
     """Top-1 of the reference and of `outputs`, both (images, classes), for integer `labels` (images,)."""
     correct = int((top_classes(outputs) == labels).sum())
-    return Accuracy(len(labels), float((top_classes(reference) == labels).mean()), correct / len(labels), wilson_interval(correct, len(labels)))
+    return Accuracy(
+        len(labels),
+        float((top_classes(reference) == labels).mean()),
+        correct / len(labels),
+        wilson_interval(correct, len(labels)),
+    )
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -221,7 +243,9 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 def _cosines(expected: NDArray[Any], got: NDArray[Any]) -> NDArray[Any]:
     lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(got, axis=1)
     both_zero = (np.abs(expected).max(1) == 0) & (np.abs(got).max(1) == 0)
-    cosines: NDArray[Any] = np.where(both_zero, 1.0, (expected * got).sum(1) / np.maximum(lengths, np.finfo(np.float64).tiny))
+    cosines: NDArray[Any] = np.where(
+        both_zero, 1.0, (expected * got).sum(1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    )
     return cosines.clip(-1, 1)
 
 

@@ -89,7 +89,9 @@ def answered(evidence: Evidence, name: str, runtime: Runtime, budget: Budget, ba
             flips = flipped(evidence.outputs[LOGITS], got[LOGITS], budget.own_error)
     limits = budget.limits(compared, measured, however_few=evidence.judge_accuracy)
     report = ParityReport(all(limit.ok for limit in limits), count, batch.checked, {name: compared}, budget)
-    return Answered(report, limits, flips, error_histogram(evidence.outputs, got) if compared.finite else None, measured)
+    return Answered(
+        report, limits, flips, error_histogram(evidence.outputs, got) if compared.finite else None, measured
+    )
 
 
 def error_histogram(reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> ErrorHistogram:

@@ -59,7 +59,13 @@ def flipped(reference: NDArray[Any], outputs: NDArray[Any], own_error: float) ->
     chosen = expected[places, after[places]] if expected.shape[1] > 1 else 0.0
     margins = np.abs(expected[places].max(1) - chosen)
     found = [
-        Flip(int(place), int(before[place]), int(after[place]), float(margin / largest), bool(margin > own_error * largest))
+        Flip(
+            int(place),
+            int(before[place]),
+            int(after[place]),
+            float(margin / largest),
+            bool(margin > own_error * largest),
+        )
         for place, margin in zip(places, margins, strict=True)
     ]
     return tuple(sorted(found, key=lambda flip: (-flip.margin, flip.image)))

@@ -39,7 +39,9 @@ def golden_evidence(bundle: Bundle) -> Evidence:
     try:
         arrays = arrays_from_npz(path, ("inputs", *names))
     except ValueError as error:
-        raise BundleError(f"{path} does not hold golden inputs and {' and '.join(names)} ({error}); export the bundle again") from error
+        raise BundleError(
+            f"{path} does not hold golden inputs and {' and '.join(names)} ({error}); export the bundle again"
+        ) from error
     inputs, outputs = arrays["inputs"], {name: arrays[name] for name in names}
     scalars = [name for name, values in arrays.items() if not values.ndim]
     if scalars:
@@ -50,20 +52,29 @@ def golden_evidence(bundle: Bundle) -> Evidence:
     for spec, values in ((manifest.inputs[0], inputs), *((spec, outputs[spec.name]) for spec in manifest.outputs)):
         if not _fits(spec, values):
             got, expected = f"{values.dtype} {'x'.join(map(str, values.shape[1:]))}", f"{spec.dtype} {_text(spec)}"
-            raise BundleError(f"{path} is of another model: its {spec.name} are {got}, expected {expected}; export the bundle again")
+            raise BundleError(
+                f"{path} is of another model: its {spec.name} are {got}, expected {expected}; export the bundle again"
+            )
     return Evidence(inputs, outputs)
 
 
 def golden_report(bundle: Bundle, name: str, runtime: Runtime) -> ParityReport:
     """Run the golden inputs at the smallest, the middle and the largest batch of the range; `name` is the backend's in the report."""
     manifest = bundle.manifest
-    return answered(fed_to(runtime, golden_evidence(bundle), bundle), name, runtime, manifest.parity.budget, manifest.batch).report
+    return answered(
+        fed_to(runtime, golden_evidence(bundle), bundle), name, runtime, manifest.parity.budget, manifest.batch
+    ).report
 
 
 def fed_to(runtime: Runtime, evidence: Evidence, bundle: Bundle) -> Evidence:
     """Evidence as this backend takes it: the reference of a model with its preprocessing inside has it outside."""
     if evidence.inputs.dtype == PIXELS and runtime.inputs[0].dtype != PIXELS:
-        return replace(evidence, inputs=bundle.manifest.preprocess.outside(evidence.inputs, any_size=takes_any_size(bundle.manifest.inputs[0])))
+        return replace(
+            evidence,
+            inputs=bundle.manifest.preprocess.outside(
+                evidence.inputs, any_size=takes_any_size(bundle.manifest.inputs[0])
+            ),
+        )
     return evidence
 
 

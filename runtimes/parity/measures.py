@@ -66,4 +66,6 @@ def sqnr_db(expected: NDArray[Any], got: NDArray[Any]) -> float:
 def _decibels(signal: float, noise: float) -> float:
     if noise == 0:
         return LARGEST_SQNR_DB
-    return float(np.clip(10 * np.log10(max(signal, float(np.finfo(np.float64).tiny)) / noise), -LARGEST_SQNR_DB, LARGEST_SQNR_DB))
+    return float(
+        np.clip(10 * np.log10(max(signal, float(np.finfo(np.float64).tiny)) / noise), -LARGEST_SQNR_DB, LARGEST_SQNR_DB)
+    )
