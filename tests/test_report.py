@@ -38,7 +38,8 @@ from runtimes import Manifest, TensorSpec, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.manifest import CalibrationFacts
 from runtimes.nvidia.engine_file import SCHEMA_VERSION, EngineFacts, LayerFacts, json_from_facts
-from runtimes.parity.budget import Budget, budget_from_text
+from runtimes.parity.budget import Budget
+from runtimes.parity.budget_options import budget_from_text
 from runtimes.parity.evidence import Evidence, answered
 from runtimes.preprocess import Preprocess
 

@@ -19,6 +19,7 @@ from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, PlanError, ResnetExportError
 from runtimes.kinds import check_kinds
 from runtimes.parity.budget import Budget
+from runtimes.parity.budget_options import changed_budget
 from runtimes.parity.compare import is_classifier
 from runtimes.parity.evidence import Answered, Evidence, answered
 from runtimes.parity.golden import fed_to, golden_evidence
@@ -122,7 +123,7 @@ def check_bundle(plan: CheckPlan, say: Progress = silent, question: Question | N
         UnknownName, PlanError: of the budget.
     """
     bundle = plan.bundle
-    budget = bundle.manifest.parity.budget.changed(plan.budget)
+    budget = changed_budget(bundle.manifest.parity.budget, plan.budget)
     question = question or question_of(plan, say)
     evidence, pictures = question.evidence, question.pictures
     drift, bisection = _blockwise(plan, evidence, budget, say)

@@ -1,16 +1,11 @@
-"""What a precision may cost: the limits of a parity check, each with its own verdict."""
+"""What a precision may cost: the limits of a parity check, each with its own verdict. What a user gives for them: `budget_options`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
 
-from runtimes.errors import PlanError, UnknownName
-
-if TYPE_CHECKING:
-    from runtimes.parity.measures import Accuracy, Comparison
+from runtimes.parity.measures import Accuracy, Comparison
 
 
 @dataclass(frozen=True)
@@ -111,22 +106,6 @@ class Budget:
             for limit in found
         )
 
-    def changed(self, given: Mapping[str, float]) -> Budget:
-        """This budget with other values for the limits named.
-
-        Raises:
-            UnknownName: a budget has no limit of that name.
-            PlanError: the value is no number that the limit can have.
-        """
-        known = [one.name for one in fields(self)]
-        for name, value in given.items():
-            if name not in known:
-                raise UnknownName("budget", name, known)
-            largest = 1.0 if name in ("min_agreement", "min_cosine", "max_accuracy_drop") else math.inf
-            if not 0 <= value <= largest or math.isinf(value):
-                raise PlanError(f"expected {name} {'from 0 to 1' if largest == 1 else 'of at least 0'}, got {value:g}")
-        return replace(self, **given)
-
     def text(self) -> str:
         """All limits, as `--budget` takes them: `own_error=0.01 max_relative_error=0.01`."""
         return " ".join(f"{name}={number_text(value)}" for name, value in asdict(self).items() if value is not None)
@@ -146,27 +125,3 @@ def _naming_outputs(limit: Limit, outputs: Mapping[str, tuple[Limit, ...]]) -> L
         if one.name == limit.name and not one.ok
     ]
     return replace(limit, text="; ".join(said)) if said else limit
-
-
-def budget_from_text(given: tuple[str, ...]) -> dict[str, float]:
-    """Limits from `NAME=VALUE` texts, each of which may hold several with spaces or commas between them.
-
-    Raises:
-        PlanError: a text is something else.
-    """
-    found = {}
-    if not all(one.strip() for one in given):
-        raise PlanError(
-            "expected --budget as NAME=VALUE, got nothing; leave it out, or give for example max_relative_error=1e-2"
-        )
-    for one in " ".join(given).replace(",", " ").split():
-        name, equals, value = one.partition("=")
-        if not equals:
-            raise PlanError(f"expected --budget as NAME=VALUE, got '{one}'; for example max_relative_error=1e-2")
-        try:
-            found[name.replace("-", "_")] = float(value)
-        except ValueError:
-            raise PlanError(
-                f"expected a number for {name}, got '{value}'; for example max_relative_error=1e-2"
-            ) from None
-    return found
