@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 
 from calibration.histogram import Histogram
+from calibration.observers import Observer
 
 PERCENTILES = (99.9, 99.99, 99.999)
 
@@ -18,6 +18,6 @@ def percentile(histogram: Histogram, *, percent: float) -> float:
     return min(histogram.largest, (int(np.argmax(reached)) + 1) * histogram.width)
 
 
-OBSERVERS: dict[str, Callable[[Histogram], float]] = {
+OBSERVERS: dict[str, Observer] = {
     f"percentile-{percent}": partial(percentile, percent=percent) for percent in PERCENTILES
 }
