@@ -18,19 +18,22 @@ SHOWN = 3
 
 
 def with_labels(source: ImageSource, path: Path) -> ImageSource:
-    """The pictures of a folder with the classes that a file gives them, in place of those of the folder's own subfolders.
+    """The pictures of a folder with the classes that a file gives them, in place of those of the folder's own
+    subfolders.
 
     The file has, in UTF-8 or in UTF-16 with its mark, one of
-    - a line `PICTURE CLASS` for each picture, with a tab, a comma or spaces between (Caffe's `val.txt`, with spaces, has class indices);
-    - Kaggle's `LOC_val_solution.csv`: the header `ImageId,PredictionString`, and for each picture its name without suffix and boxes that each
-      start with a WordNet id: `ILSVRC2012_val_00048981,n03995372 85 1 499 272` (ImageNet Object Localization Challenge, "Data");
+    - a line `PICTURE CLASS` for each picture, with a tab, a comma or spaces between (Caffe's `val.txt`, with spaces,
+      has class indices);
+    - Kaggle's `LOC_val_solution.csv`: the header `ImageId,PredictionString`, and for each picture its name without
+      suffix and boxes that each start with a WordNet id: `ILSVRC2012_val_00048981,n03995372 85 1 499 272` (ImageNet
+      Object Localization Challenge, "Data");
     - a class a line, in the sorted order of the pictures' names.
-    A picture is named by its path below the folder, or by its last part, with or without suffix. What a class is, an index, a WordNet id or a
-    name, is for `calibration.classes` to say.
+    A picture is named by its path below the folder, or by its last part, with or without suffix. What a class is, an
+    index, a WordNet id or a name, is for `calibration.classes` to say.
 
     Raises:
-        BadInput: the source is no folder; the file cannot be read; it names a picture that is not there, or one twice; a picture has no line;
-            or there is not a line for each picture.
+        BadInput: the source is no folder; the file cannot be read; it names a picture that is not there, or one twice;
+            a picture has no line; or there is not a line for each picture.
     """
     if source.names is None:
         raise BadInput(f"--data-labels is for a folder of pictures, and {source.name} is none; leave it out")

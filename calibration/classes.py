@@ -3,17 +3,22 @@
 One matching for the export, the check and the evaluation, reasoned in this order and never guessed beyond it:
 
 1. `--synsets` says which WordNet id each class of the model is: by it.
-2. All of the data's class names are among the model's labels: by name. Where they are not, letter case, spaces and punctuation are left out of
-   account (`great_white_shark`), unless that makes two classes one: ImageNet has a `Cardigan`, which is a dog, and a `cardigan`, which is none.
-3. All are WordNet ids, a thousand of them, and the model has a thousand classes: in sorted order. That is ImageNet's order of classes wherever
-   folders were sorted to number them: torchvision's ImageNet is an ImageFolder of WordNet ids (torchvision/datasets/imagenet.py), Keras'
-   `imagenet_class_index.json` and Kaggle's `LOC_synset_mapping.txt` list them so. Of fewer nothing says which they are.
-4. All are whole numbers below the number of classes: by number, so that 10 comes after 2. Where the least is 1 and the largest the number of
-   classes they count from 1, in an order that is not said: the devkit of ILSVRC2012 numbers its synsets in an order of its own (its readme.txt,
-   `ILSVRC2012_ID`), and that is what `ILSVRC2012_validation_ground_truth.txt` holds. Folders of a model without labels are no numbers for certain:
-   torchvision's ImageFolder sorts them as text, where 10 comes before 2, and a model that was trained so calls the folder 10 its class 2. Where
-   the two differ, nothing says which it is. (A file with a number for each picture holds indices.)
-5. The model has no labels, and there are as many class names as classes: in their order, which for folders is torchvision's ImageFolder's.
+2. All of the data's class names are among the model's labels: by name. Where they are not, letter case, spaces and
+   punctuation are left out of account (`great_white_shark`), unless that makes two classes one: ImageNet has a
+   `Cardigan`, which is a dog, and a `cardigan`, which is none.
+3. All are WordNet ids, a thousand of them, and the model has a thousand classes: in sorted order. That is ImageNet's
+   order of classes wherever folders were sorted to number them: torchvision's ImageNet is an ImageFolder of WordNet ids
+   (torchvision/datasets/imagenet.py), Keras' `imagenet_class_index.json` and Kaggle's `LOC_synset_mapping.txt` list
+   them so. Of fewer nothing says which they are.
+4. All are whole numbers below the number of classes: by number, so that 10 comes after 2. Where the least is 1 and the
+   largest the number of classes they count from 1, in an order that is not said: the devkit of ILSVRC2012 numbers its
+   synsets in an order of its own (its readme.txt, `ILSVRC2012_ID`), and that is what
+   `ILSVRC2012_validation_ground_truth.txt` holds. Folders of a model without labels are no numbers for certain:
+   torchvision's ImageFolder sorts them as text, where 10 comes before 2, and a model that was trained so calls the
+   folder 10 its class 2. Where the two differ, nothing says which it is. (A file with a number for each picture holds
+   indices.)
+5. The model has no labels, and there are as many class names as classes: in their order, which for folders is
+   torchvision's ImageFolder's.
 """
 
 from __future__ import annotations
@@ -64,7 +69,8 @@ class Matching:
 def matched(source: ImageSource, model: ModelClasses) -> tuple[ImageSource, str]:
     """The source with the model's class indices for labels, and how they were told.
 
-    Its `classes` are all of the model's: its labels or, where it has none, the data's own names, and numbers for the rest.
+    Its `classes` are all of the model's: its labels or, where it has none, the data's own names, and numbers for the
+    rest.
 
     Raises:
         BadInput: the pictures have no labels, or nothing says for certain which classes of the model they are.
@@ -107,7 +113,8 @@ def match_classes(names: Sequence[str], model: ModelClasses, where: str, *, fold
     """Which class of the model each of `names`, all different, is; `where` is named in errors.
 
     Args:
-        folders: they are names of folders, of which a whole number may be the name or the class's index; else a number is an index.
+        folders: they are names of folders, of which a whole number may be the name or the class's index; else a number
+            is an index.
 
     Raises:
         BadInput: they cannot be told; shows names of both sides, and says what would tell them.
@@ -133,12 +140,12 @@ def match_classes(names: Sequence[str], model: ModelClasses, where: str, *, fold
 def synsets_from_file(path: Path, count: int) -> tuple[str, ...]:
     """The WordNet ids of a model's `count` classes, in their order.
 
-    A text file has one at the start of each line, as Kaggle's `LOC_synset_mapping.txt`: `n01440764 tench, Tinca tinca`. A `.json` file is
-    Keras' `imagenet_class_index.json`: `{"0": ["n01440764", "tench"], ...}`.
+    A text file has one at the start of each line, as Kaggle's `LOC_synset_mapping.txt`: `n01440764 tench, Tinca tinca`.
+    A `.json` file is Keras' `imagenet_class_index.json`: `{"0": ["n01440764", "tench"], ...}`.
 
     Raises:
-        BadInput: it cannot be read, does not give each class another WordNet id, or is in the order of ImageNet's devkit
-            (`map_clsloc.txt`: `n02119789 1 kit_fox`), which is not that of any model's classes.
+        BadInput: it cannot be read, does not give each class another WordNet id, or is in the order of ImageNet's
+            devkit (`map_clsloc.txt`: `n02119789 1 kit_fox`), which is not that of any model's classes.
     """
     try:
         text = text_from_file(path)
@@ -222,7 +229,8 @@ def _by_synset(names: Sequence[str], model: ModelClasses, where: str) -> Matchin
 
 
 def _by_name(names: Sequence[str], labels: Sequence[str], where: str) -> Matching | None:
-    """By the labels as they stand, or else by what `_folded` leaves of them; None where one of the names is not among them."""
+    """By the labels as they stand, or else by what `_folded` leaves of them; None where one of the names is not among
+    them."""
     for fold, how in ((str, "by name"), (_folded, "by name, letter case and punctuation aside")):
         places: dict[str, list[int]] = {}
         for place, label in enumerate(labels):
@@ -268,8 +276,8 @@ def _check_numbers(values: Iterable[int], count: int, where: str) -> None:
 def _check_same_as_text(names: Sequence[str], count: int, where: str) -> None:
     """
     Raises:
-        BadInput: by number these folders are other classes than by the order of their names as text. Those that are not among them are taken to
-            be written alike.
+        BadInput: by number these folders are other classes than by the order of their names as text. Those that are not
+            among them are taken to be written alike.
     """
     padded = any(name != "0" and name.startswith("0") for name in names)
     width = min(map(len, names)) if padded else 1

@@ -50,12 +50,14 @@ class ImageSource:
     Attributes:
         name: what a user would call it.
         count: how many pictures.
-        image: the picture at a place, 0 <= place < count; raises BadInput where it cannot be read, or is neither grey nor in colour.
+        image: the picture at a place, 0 <= place < count; raises BadInput where it cannot be read, or is neither grey
+            nor in colour.
         labels: class indices, int64 (count,), where they are known.
         classes: class names, where they are known.
         names: the pictures' paths below the folder that was given, with slashes; None for what is no folder.
         left_out: what of a folder is not taken, in words: files that are no pictures, classes without any.
-        channelled: as `image`, where there may be pictures of other channels than grey and colour; None where there are none.
+        channelled: as `image`, where there may be pictures of other channels than grey and colour; None where there are
+            none.
     """
 
     name: str
@@ -93,15 +95,17 @@ class ImageSource:
 def open_source(data: str, *, split: Split = "train") -> ImageSource:
     """The pictures that `--data` names.
 
-    `built-in`; a folder of pictures, or of `.npy` files (uint8, (height, width, channels)); a folder whose subfolders are classes; an `.npz` with
-    `images` (uint8, (n, height, width) or (n, height, width, channels)) and perhaps `labels`; an `.npy` file of images; an IDX file of images, or a
-    folder with Fashion-MNIST's four.
+    `built-in`; a folder of pictures, or of `.npy` files (uint8, (height, width, channels)); a folder whose subfolders
+    are classes; an `.npz` with `images` (uint8, (n, height, width) or (n, height, width, channels)) and perhaps
+    `labels`; an `.npy` file of images; an IDX file of images, or a folder with Fashion-MNIST's four.
 
     Args:
-        split: which images of those that come as training and test images: the built-in ones, and a folder with Fashion-MNIST's files.
+        split: which images of those that come as training and test images: the built-in ones, and a folder with
+            Fashion-MNIST's files.
 
     Raises:
-        BadInput: there is nothing of the kind; says what was looked for. Or it is the folder above `train` and `val`, which are no classes.
+        BadInput: there is nothing of the kind; says what was looked for. Or it is the folder above `train` and `val`,
+            which are no classes.
     """
     if data == "built-in":
         return built_in(split)
@@ -128,7 +132,8 @@ def open_source(data: str, *, split: Split = "train") -> ImageSource:
 
 
 def evenly_chosen(source: ImageSource, count: int, seed: int) -> NDArray[np.int64]:
-    """Places of `count` pictures (all, where there are fewer), as many of each class as can be; ascending, and decided by the seed."""
+    """Places of `count` pictures (all, where there are fewer), as many of each class as can be; ascending, and decided
+    by the seed."""
     order = np.random.default_rng(seed).permutation(source.count)
     if source.labels is not None:
         labels = source.labels[order]
@@ -288,7 +293,8 @@ def _source_of(name: str, count: int, picture: Callable[[int], Picture]) -> Imag
 
 @functools.cache
 def built_in(split: Split) -> ImageSource:
-    """The images that ship with the package: part of Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747; MIT).
+    """The images that ship with the package: part of Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747;
+    MIT).
 
     1,000 training images (100 of each class) or the first 2,000 test images; grey, 28 x 28 pixels.
     """

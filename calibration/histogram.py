@@ -1,4 +1,5 @@
-"""A histogram of magnitudes that grows with its data, and does not depend on how the data is cut into batches or shards."""
+"""A histogram of magnitudes that grows with its data, and does not depend on how the data is cut into batches or
+shards."""
 
 from __future__ import annotations
 
@@ -27,12 +28,13 @@ MOST_COUNTED = 1 << 53
 class Histogram:
     """Counts of |x| in BINS equal bins over [0, 2**exponent), the smallest such range that holds every value.
 
-    A bin's width is a power of two, so a value's bin is exact in floating point, and when the range doubles, two bins become one: the
-    counts are those that one pass with the final range would give. So batches may be cut and ordered at will, and the
-    histograms of two shards add up to exactly the whole's.
+    A bin's width is a power of two, so a value's bin is exact in floating point, and when the range doubles, two bins
+    become one: the counts are those that one pass with the final range would give. So batches may be cut and ordered at
+    will, and the histograms of two shards add up to exactly the whole's.
 
-    Of an image with more than SAMPLES values, every second, third, ... one is counted, by its place in the image (see `sampling_step`): counting all
-    ten million activations of a ResNet-50 takes longer than computing them. The largest magnitude is that of all values.
+    Of an image with more than SAMPLES values, every second, third, ... one is counted, by its place in the image (see
+    `sampling_step`): counting all ten million activations of a ResNet-50 takes longer than computing them. The largest
+    magnitude is that of all values.
 
     Attributes:
         exponent: the range's upper end is 2**exponent.
@@ -128,11 +130,12 @@ class Histogram:
 
 
 def sampling_step(values: int) -> int:
-    """The distance of the values that are counted, of an image of so many: the smallest that leaves no more than SAMPLES or so, and has no common
-    divisor with their number, which is channels times height times width.
+    """The distance of the values that are counted, of an image of so many: the smallest that leaves no more than
+    SAMPLES or so, and has no common divisor with their number, which is channels times height times width.
 
-    So it has none with the width or the height, and all columns, rows and places of a plane are visited equally often. A step of 7 over planes of 28
-    columns visited 4 of them, and the border, which padding makes another than the rest, had 25 % of the samples where 3.6 % is fair.
+    So it has none with the width or the height, and all columns, rows and places of a plane are visited equally often.
+    A step of 7 over planes of 28 columns visited 4 of them, and the border, which padding makes another than the rest,
+    had 25 % of the samples where 3.6 % is fair.
     """
     return next(step for step in itertools.count(max(1, values // SAMPLES)) if math.gcd(step, values) == 1)
 

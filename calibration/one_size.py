@@ -28,7 +28,8 @@ def of_one_size(pictures: Iterable[Image.Image], preprocess: Preprocess) -> list
 
 
 def fitting_size(preprocess: Preprocess) -> tuple[int, int]:
-    """A size (height, width) to bring pictures to: larger than the resized ones by half, odd, and not quite of their shape.
+    """A size (height, width) to bring pictures to: larger than the resized ones by half, odd, and not quite of their
+    shape.
 
     Where nothing is resized, a little is cut off the height and padded to the width.
     """

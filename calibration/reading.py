@@ -1,4 +1,5 @@
-"""Pictures decoded ahead in threads, beside the work on those before them; what cannot be read is told from what can."""
+"""Pictures decoded ahead in threads, beside the work on those before them; what cannot be read is told from what
+can."""
 
 from __future__ import annotations
 
@@ -29,10 +30,11 @@ class Unreadable:
 def read_ahead(
     source: ImageSource, places: Iterable[int], prepare: Callable[[Picture], Prepared], *, ahead: int
 ) -> Iterator[Prepared | Unreadable]:
-    """What `prepare` makes of the pictures at `places`, in their order; at most `ahead` of them are decoded and not yet taken.
+    """What `prepare` makes of the pictures at `places`, in their order; at most `ahead` of them are decoded and not yet
+    taken.
 
-    `prepare` runs in the threads too. A picture is unreadable where the source or `prepare` says so (BadInput), or there is not the memory for it;
-    another error is raised.
+    `prepare` runs in the threads too. A picture is unreadable where the source or `prepare` says so (BadInput), or
+    there is not the memory for it; another error is raised.
     """
 
     def read(place: int) -> Prepared | Unreadable:

@@ -28,11 +28,12 @@ class Sample:
 
     Attributes:
         images: pictures decoded so far.
-        keep: how many pictures to keep as they go by, spread evenly over the source; in place of one that cannot be read, the next.
+        keep: how many pictures to keep as they go by, spread evenly over the source; in place of one that cannot be
+            read, the next.
         kept: those, each uint8 (height, width, channels), of the model's size.
         unreadable: what was wrong with those that could not be.
-        fingerprint: sum of the pictures' sha256 digests modulo 2**256, in hex. It does not depend on their order, and the sum of two
-            shards' is the whole's.
+        fingerprint: sum of the pictures' sha256 digests modulo 2**256, in hex. It does not depend on their order, and
+            the sum of two shards' is the whole's.
     """
 
     source: ImageSource
@@ -46,7 +47,8 @@ class Sample:
     _correlations: list[float] = field(default_factory=list)
 
     def batches(self, size: int, on_image: Callable[[], None] = lambda: None) -> Iterator[NDArray[np.float32]]:
-        """Preprocessed batches, float32 (size, channels, height, width), the last one perhaps smaller; decoding runs ahead in threads.
+        """Preprocessed batches, float32 (size, channels, height, width), the last one perhaps smaller; decoding runs
+        ahead in threads.
 
         Raises:
             CalibrationError: more than one picture in a hundred cannot be read; names some.
@@ -106,7 +108,8 @@ class Sample:
 
 
 def neighbour_correlation(picture: Picture) -> float:
-    """Correlation of horizontally adjacent grey values: near 1 for pictures, near 0 for noise; 1 for a picture of one colour or column."""
+    """Correlation of horizontally adjacent grey values: near 1 for pictures, near 0 for noise; 1 for a picture of one
+    colour or column."""
     grey = (
         np.asarray(picture.convert("L"), np.float32)
         if isinstance(picture, Image.Image)

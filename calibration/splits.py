@@ -23,7 +23,8 @@ LABEL_WITH = ("train", "val", "test")
 def splits_among(names: Collection[str]) -> dict[str, str]:
     """Which split each of these folders is, sorted by name; empty where they are classes.
 
-    `train` alone beside other folders may be a class (a train on rails); with another split, or with nothing else, it is none.
+    `train` alone beside other folders may be a class (a train on rails); with another split, or with nothing else, it
+    is none.
     """
     found = {name: SPLITS[name.casefold()] for name in sorted(names) if name.casefold() in SPLITS}
     return found if len(set(found.values())) > 1 or len(found) == len(names) else {}

@@ -48,8 +48,8 @@ class CalibrationTable:
         images: how many were measured.
         fingerprint: of their content (see `calibration.sample.Sample`).
         versions: of the packages that decode, run and count.
-        corrections: by calibrator, what was taken off the classifier's bias (see `exporter.lowering.bias_correction.mean_error`); belongs to one run, and is
-            not there in a merged table.
+        corrections: by calibrator, what was taken off the classifier's bias (see
+            `exporter.lowering.bias_correction.mean_error`); belongs to one run, and is not there in a merged table.
     """
 
     schema_version: int

@@ -69,11 +69,13 @@ def open_runtime(
         model: a bundle (its folder, verified file by file first) or a model file of the backend's own kind.
         backend: a name from `backend_names()`.
         provider: where it runs, for example `cpu` or `cuda`; None is the backend's default.
-        trust_engine: the sha256 of an engine, or of several, that may be loaded though this machine did not build it. Engines are code.
+        trust_engine: the sha256 of an engine, or of several, that may be loaded though this machine did not build it.
+            Engines are code.
 
     Raises:
         UnknownName, BackendUnavailable: the backend or provider is not there.
-        BundleError: the bundle is not what its manifest says, or lacks the backend's file; an engine was changed, or nobody vouches for it.
+        BundleError: the bundle is not what its manifest says, or lacks the backend's file; an engine was changed, or
+            nobody vouches for it.
         BadInput: the file is no model of this backend, the provider is an empty text, or `trust_engine` is no sha256.
     """
     if not isinstance(provider, str | None):

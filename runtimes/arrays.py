@@ -1,4 +1,5 @@
-"""Arrays from `.npy` and `.npz` files that anybody may have made: what a header announces is held against the file before memory is taken for it."""
+"""Arrays from `.npy` and `.npz` files that anybody may have made: what a header announces is held against the file
+before memory is taken for it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ PLAIN_TYPE = re.compile(r"[<>|=]?[biufcSU]\d{1,9}|[|]b1")
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """What numpy writes. Of the others, zipfile unpacks a piece whatever its size."""
 MOST_GROWTH, FREE_BYTES = 100, 64 << 20
-"""How many times its size in the file an array of more than FREE_BYTES may have. Pictures shrink to a tenth at best, zeros to a thousandth."""
+"""How many times its size in the file an array of more than FREE_BYTES may have. Pictures shrink to a tenth at best,
+zeros to a thousandth."""
 CHUNK = 1 << 20
 SHOWN = 8
 
@@ -46,8 +48,8 @@ def arrays_from_npz(path: Path, names: Sequence[str], optional: Sequence[str] = 
     """The arrays of an `.npz` file that are named, and those of the optional ones that it has.
 
     Raises:
-        ValueError: in one line, what is wrong with the file or lacking in it: no archive of plain arrays, a header that does not fit, one that
-            unpacks to more than MOST_GROWTH times its size.
+        ValueError: in one line, what is wrong with the file or lacking in it: no archive of plain arrays, a header that
+            does not fit, one that unpacks to more than MOST_GROWTH times its size.
     """
     try:
         _check_file(path)
@@ -62,7 +64,8 @@ def arrays_from_npz(path: Path, names: Sequence[str], optional: Sequence[str] = 
                 held = ", ".join(_described(archive, info) for info in list(members.values())[:SHOWN])
                 raise ValueError(f"expected an array '{missing[0]}', got {held or 'nothing'}")
             return {name: _array_from_member(archive, members[name]) for name in (*names, *optional) if name in members}
-    except Exception as error:  # zipfile and zlib raise kinds of their own, and what a forged file leads them to: KeyError, NotImplementedError
+    except Exception as error:
+        # zipfile and zlib raise kinds of their own, and what a forged file leads them to: KeyError, NotImplementedError
         raise ValueError(_said(error)) from error
 
 

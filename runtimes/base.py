@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 class Runtime(ABC):
     """A model that is loaded and can be run. Opened means usable; closed means gone.
 
-    What is fed is checked here, once for every backend; a batch above the range is split, and one below it is padded and
-    trimmed. The arrays that `run` returns belong to the caller: no later call changes them. An instance is used by one
-    thread at a time, and in the process that opened it.
+    What is fed is checked here, once for every backend; a batch above the range is split, and one below it is padded
+    and trimmed. The arrays that `run` returns belong to the caller: no later call changes them. An instance is used by
+    one thread at a time, and in the process that opened it.
     """
 
     FILE: ClassVar[str]
@@ -70,8 +70,8 @@ class Runtime(ABC):
     def open_model(cls, model: Path | Bundle, *, provider: str | None = None, trusted: Collection[str] = ()) -> Self:
         """Open what `open_runtime` was given: a model file, or this backend's file of a bundle.
 
-        `trusted` names engines, by sha256, that may be loaded though this machine did not build them; backends that load none do not look at it.
-        Raises as `open`, `file_of` and `check_bundle` do.
+        `trusted` names engines, by sha256, that may be loaded though this machine did not build them; backends that
+        load none do not look at it. Raises as `open`, `file_of` and `check_bundle` do.
         """
         if isinstance(model, Path):
             return cls.open(model, provider=provider)
@@ -130,7 +130,8 @@ class Runtime(ABC):
         if self._closed:
             raise ValueError("the runtime is closed; open it again")
         if self._process != os.getpid():
-            # A backend's threads stay behind: PyTorch waits for its own without end, and CUDA's state is the other process's (pytorch#49555).
+            # A backend's threads stay behind: PyTorch waits for its own without end, and CUDA's state is the other
+            # process's (pytorch#49555).
             raise BackendUnavailable(
                 f"expected a model that process {os.getpid()} opened, got one of process {self._process}, which forked; "
                 "open it after the fork, or start processes with multiprocessing's 'spawn'"
@@ -147,7 +148,8 @@ class Runtime(ABC):
 
     @final
     def close(self) -> None:
-        """Let go of the model; harmless when done twice, and in a fork, where it is the other process's to let go of."""
+        """Let go of the model; harmless when done twice, and in a fork, where it is the other process's to let go
+        of."""
         if not self._closed:
             self._closed = True
             if self._process == os.getpid():
@@ -156,7 +158,8 @@ class Runtime(ABC):
     @final
     def __del__(self) -> None:
         if getattr(self, "_process", os.getpid()) != os.getpid():
-            # A fork's end would wait for the threads that the backend's objects left behind, without end: they are never let go of there.
+            # A fork's end would wait for the threads that the backend's objects left behind, without end: they are
+            # never let go of there.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.__dict__))
 
     @final

@@ -39,7 +39,8 @@ class Bundle:
         """Read the manifest and verify every file it names.
 
         Raises:
-            BundleError: no manifest, a malformed one, or a file that is missing, changed, or outside the folder (named).
+            BundleError: no manifest, a malformed one, or a file that is missing, changed, or outside the folder
+                (named).
             BadInput: `folder` is no path.
         """
         folder = path_from_given(folder, "the folder of a bundle")
@@ -121,7 +122,8 @@ def _manifest_of(folder: Path) -> Manifest:
 
 
 def _verify(folder: Path, name: str, facts: FileFacts) -> None:
-    """Names stay below the folder; links may lead out of it, as a hub's cache has them, since the digest says what the content is."""
+    """Names stay below the folder; links may lead out of it, as a hub's cache has them, since the digest says what the
+    content is."""
     pure = PurePosixPath(name)
     path = folder / name
     if pure.is_absolute() or ".." in pure.parts:
@@ -140,7 +142,8 @@ def _verify(folder: Path, name: str, facts: FileFacts) -> None:
 
 
 def sha256_of_file(path: Path) -> str:
-    """sha256 of a file's content in hex, read in pieces, and no further than its size: some files of the system never end."""
+    """sha256 of a file's content in hex, read in pieces, and no further than its size: some files of the system never
+    end."""
     digest, left = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as file:
         while piece := file.read(min(left, 1 << 20)):
@@ -167,7 +170,8 @@ def write_in_one_step(path: Path, data: bytes) -> None:
 
 
 def _partial(path: Path) -> Path:
-    """A name beside `path` that nobody else has: a process's number is that of another one in another container, and of another thread."""
+    """A name beside `path` that nobody else has: a process's number is that of another one in another container, and of
+    another thread."""
     return path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
 
 
@@ -175,8 +179,8 @@ def _partial(path: Path) -> Path:
 def staging_folder(destination: Path, *, force: bool) -> Iterator[Path]:
     """A new folder beside `destination` that takes its place when the block ends well, and is removed when it does not.
 
-    The destination is the old bundle or the new one at every moment, never a mixture: where the file system can, the two
-    folders are exchanged in one step. A folder that a killed run left behind is removed by the next.
+    The destination is the old bundle or the new one at every moment, never a mixture: where the file system can, the
+    two folders are exchanged in one step. A folder that a killed run left behind is removed by the next.
 
     Raises:
         PlanError: the destination exists without `force`, or is something else than a bundle.
@@ -213,7 +217,8 @@ def check_destination(destination: Path, *, force: bool) -> None:
     """May a bundle be written there? Asked before the work.
 
     Raises:
-        PlanError: it is the current folder or holds it; or it exists without `force`, or is or holds something else than a bundle (named).
+        PlanError: it is the current folder or holds it; or it exists without `force`, or is or holds something else
+            than a bundle (named).
         BundleError: it cannot be looked at; says why.
     """
     with _said(destination):
@@ -288,7 +293,8 @@ def _exchange(staging: Path, destination: Path) -> None:
 
 
 def _locked_folder(destination: Path) -> tuple[Path, int]:
-    """A new staging folder, and its lock: held for as long as its process lives, whatever container or machine that is in.
+    """A new staging folder, and its lock: held for as long as its process lives, whatever container or machine that is
+    in.
 
     A run that clears leftovers away may take it for one in the moment before it is locked; then another is made.
     """
@@ -305,7 +311,8 @@ def _locked_folder(destination: Path) -> tuple[Path, int]:
 
 
 def _remove_leftovers(destination: Path) -> None:
-    """Staging folders of this destination whose process is gone: those that nobody has locked. What stepped aside for one that never came stays."""
+    """Staging folders of this destination whose process is gone: those that nobody has locked. What stepped aside for
+    one that never came stays."""
     pattern = re.compile(re.escape(f".{destination.name}.partial-") + r"([0-9a-f]{16}|\d+)(-old)?")
     for path in destination.parent.iterdir():
         found = pattern.fullmatch(path.name)

@@ -12,7 +12,8 @@ from runtimes.errors import PlanError
 
 
 def check_kinds(plan: object) -> None:
-    """Hold the fields of a frozen dataclass against their annotations; paths are taken as texts and the other way round.
+    """Hold the fields of a frozen dataclass against their annotations; paths are taken as texts and the other way
+    round.
 
     Raises:
         PlanError: a field is of another type (named).

@@ -1,4 +1,5 @@
-"""`manifest.json`: what a bundle holds and what was proven of it. Versioned, and validated field by field on reading."""
+"""`manifest.json`: what a bundle holds and what was proven of it. Versioned, and validated field by field on
+reading."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ class GraphFacts:
 
 @dataclass(frozen=True)
 class CalibrationFacts:
-    """How the ranges of an INT8 graph were measured; `calibration.json` has them. `fingerprint` is of the images' content."""
+    """How the ranges of an INT8 graph were measured; `calibration.json` has them. `fingerprint` is of the images'
+    content."""
 
     calibrator: str
     images: int

@@ -18,7 +18,8 @@ from runtimes.arrays import array_from_npy
 from runtimes.errors import BadInput
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "GIF", "AVIF", "JPEG2000")
-"""Pillow's names of what is read, whatever a file is called. It knows thirty more, and starts a program for some of them (Ghostscript for EPS)."""
+"""Pillow's names of what is read, whatever a file is called. It knows thirty more, and starts a program for some of
+them (Ghostscript for EPS)."""
 IMAGE_SUFFIXES = (
     *(
         ".jpg",
@@ -65,7 +66,8 @@ def open_picture(path: Path) -> Picture:
     """What `open_image` reads; or, of an `.npy` file, an array of channels that a picture does not have.
 
     Raises:
-        BadInput: the file is missing, no picture that Pillow reads, too large, or no array of uint8 (height, width, channels).
+        BadInput: the file is missing, no picture that Pillow reads, too large, or no array of uint8 (height, width,
+            channels).
     """
     if path.suffix.lower() != ARRAY_SUFFIX:
         return open_image(path)
@@ -90,10 +92,12 @@ def picture_from_array(array: NDArray[np.uint8]) -> Picture:
 def open_image(path: Path) -> Image.Image:
     """The picture in a file, upright (EXIF) and in eight bits; of several in one file, the first.
 
-    Of the metadata the orientation alone counts: where the rest is damaged, so that Pillow warns or fails, the picture is read all the same.
+    Of the metadata the orientation alone counts: where the rest is damaged, so that Pillow warns or fails, the picture
+    is read all the same.
 
     Raises:
-        BadInput: the file is missing, is no picture that Pillow reads, or holds more than MOST_PIXELS or a side of more than LONGEST_SIDE.
+        BadInput: the file is missing, is no picture that Pillow reads, or holds more than MOST_PIXELS or a side of more
+            than LONGEST_SIDE.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for without end
@@ -104,7 +108,8 @@ def open_image(path: Path) -> Image.Image:
             image = Image.fromarray(levels[np.asarray(image).clip(0, (1 << 16) - 1)])
     except UnidentifiedImageError as error:
         raise BadInput(f"cannot read the picture {path}: it is damaged, or none of {', '.join(FORMATS)}") from error
-    except Exception as error:  # a decoder raises whatever it stumbles over: OSError, SyntaxError, ValueError, RuntimeError, MemoryError
+    except Exception as error:
+        # a decoder raises whatever it stumbles over: OSError, SyntaxError, ValueError, RuntimeError, MemoryError
         raise BadInput(
             f"cannot read the picture {path}: {' '.join(str(error).split()) or type(error).__name__}"
         ) from error
@@ -154,7 +159,8 @@ def _orientation(opened: Image.Image) -> int:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow reads. Its libtiff is told not to write to stderr: Pillow raises what goes wrong."""
+    """Those of FORMATS that this Pillow reads. Its libtiff is told not to write to stderr: Pillow raises what goes
+    wrong."""
     Image.init()
     with contextlib.suppress(AttributeError, OSError):  # where it is linked in such a way that it cannot be told
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)

@@ -1,4 +1,5 @@
-"""From an image file to the array a model takes. The steps are data: they stand in the manifest and travel with the model."""
+"""From an image file to the array a model takes. The steps are data: they stand in the manifest and travel with the
+model."""
 
 from __future__ import annotations
 
@@ -22,25 +23,28 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 PIXELS = "uint8"
-"""The type of the input of a model with its preprocessing inside: uint8 (batch, height, width, channels). Where height and width are free, the model
-takes pictures of any size, and resizes and crops them itself."""
+"""The type of the input of a model with its preprocessing inside: uint8 (batch, height, width, channels). Where height
+and width are free, the model takes pictures of any size, and resizes and crops them itself."""
 MODES = {1: "L", 3: "RGB"}
 WITH_ALPHA = {2: "LA", 4: "RGBA"}
 """Pictures whose transparency is a channel like the others, for a model of that many."""
 LEVELS = 255
 MOST_RESIZED, LONGEST_RESIZED = 1 << 24, 1 << 16
-"""Pixels, and those of one side. No picture but a strip is so large when it is resized, and of those only the crop's part is resized at all."""
+"""Pixels, and those of one side. No picture but a strip is so large when it is resized, and of those only the crop's
+part is resized at all."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize, crop the centre, scale to 0..1, normalise: torchvision's `ImageClassification` preset, without torchvision.
+    """Resize, crop the centre, scale to 0..1, normalise: torchvision's `ImageClassification` preset, without
+    torchvision.
 
     Attributes:
         resize: the shorter side in pixels, or (height, width); None leaves the size alone.
         crop: (height, width) of the model's input, cut from the centre; a smaller image is padded with black.
         interpolation: nearest, bilinear, bicubic or lanczos.
-        antialias: filter before shrinking, as Pillow does. Without it, bicubic is sharper than torch's (Keys' a is -1, not -0.75).
+        antialias: filter before shrinking, as Pillow does. Without it, bicubic is sharper than torch's (Keys' a is -1,
+            not -0.75).
         mean, std: one value per channel, for pixels scaled to 0..1. Their count is the number of channels.
     """
 
@@ -86,12 +90,14 @@ class Preprocess:
         """One picture as float32 (channels, height, width).
 
         Raises:
-            BadInput: the picture has other channels than the model; grey and colour pictures do for both, one and three.
+            BadInput: the picture has other channels than the model; grey and colour pictures do for both, one and
+                three.
         """
         return self.normalised(self.pixels(picture))
 
     def pixels(self, picture: Picture) -> NDArray[np.uint8]:
-        """One picture resized and cropped, uint8 (height, width, channels): what a model with its preprocessing inside takes.
+        """One picture resized and cropped, uint8 (height, width, channels): what a model with its preprocessing inside
+        takes.
 
         Raises:
             BadInput: as above.
@@ -130,7 +136,8 @@ class Preprocess:
         return np.stack([self(picture) for picture in pictures])
 
     def outside(self, pixels: NDArray[np.uint8], *, any_size: bool) -> NDArray[np.float32]:
-        """What a model without its preprocessing inside takes in place of pixels, uint8 (images, height, width, channels), of its size or any."""
+        """What a model without its preprocessing inside takes in place of pixels, uint8 (images, height, width,
+        channels), of its size or any."""
         if not any_size:
             return self.normalised(pixels)
         return self.batch([image_from_pixels(picture) for picture in pixels])
@@ -186,8 +193,8 @@ class Preprocess:
     def _resampled(self, image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
         """The box (left, top, right, bottom) of the image resized to `size`, (width, height).
 
-        To the bit what resizing and then cutting gives; but of a strip that would take more than MOST_RESIZED on the way, the box's own part is
-        resized, whose filter weights may differ in the last bit.
+        To the bit what resizing and then cutting gives; but of a strip that would take more than MOST_RESIZED on the
+        way, the box's own part is resized, whose filter weights may differ in the last bit.
         """
         kind, (width, height), (left, top, right, bottom) = RESAMPLING[self.interpolation], size, box
         across, down = image.width / width, image.height / height
@@ -200,7 +207,8 @@ class Preprocess:
             return image.transform(size, Image.Transform.EXTENT, (0, 0, *image.size), kind).crop(box)
         if strip:
             return image.resize((right - left, bottom - top), kind, part)
-        # Columns first, in two steps: Pillow does so until 12, and 13 starts with the rows where it loses far more of them, one level off.
+        # Columns first, in two steps: Pillow does so until 12, and 13 starts with the rows where it loses far more of
+        # them, one level off.
         columns = image.resize((width, image.height), kind).crop((left, 0, right, image.height))
         return columns.resize((right - left, height), kind).crop((0, top, right - left, bottom))
 

@@ -6,7 +6,8 @@ from contextlib import suppress
 
 
 def printable(text: str) -> str:
-    """The text in one line, with what is no letter, sign or space escaped: line breaks, a terminal's commands, bytes of a name that are no UTF-8."""
+    """The text in one line, with what is no letter, sign or space escaped: line breaks, a terminal's commands, bytes of
+    a name that are no UTF-8."""
     text = as_text(text)
     return (
         text
@@ -16,7 +17,8 @@ def printable(text: str) -> str:
 
 
 def as_text(name: str) -> str:
-    """A name as Python has it from the system, without the surrogates that stand for its bytes (PEP 383): those that are no UTF-8 read \\xe9."""
+    """A name as Python has it from the system, without the surrogates that stand for its bytes (PEP 383): those that
+    are no UTF-8 read \\xe9."""
     with suppress(UnicodeEncodeError):  # a surrogate that stands for none
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return name

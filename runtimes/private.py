@@ -1,4 +1,5 @@
-"""Files and folders that nobody but this user may have written to: what lies in them is run, or vouches for what is run."""
+"""Files and folders that nobody but this user may have written to: what lies in them is run, or vouches for what is
+run."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ OTHERS_MAY_WRITE, OTHERS_MAY = 0o022, 0o077
 
 
 def home_folder(variable: str, default: str) -> Path:
-    """The folder that an environment variable names, by default one under the home folder. A relative one counts as none (XDG Base Directory
-    Specification): it would be another in each working folder.
+    """The folder that an environment variable names, by default one under the home folder. A relative one counts as
+    none (XDG Base Directory Specification): it would be another in each working folder.
 
     Raises:
         BackendUnavailable: this user has no home folder.
@@ -32,10 +33,12 @@ def home_folder(variable: str, default: str) -> Path:
 
 
 def private_folder(base: Path, *names: str, remedy: str) -> Path:
-    """The folder `base/names...`; what is missing is made with mode 0700, and from the first name on each must be one that this user alone writes to.
+    """The folder `base/names...`; what is missing is made with mode 0700, and from the first name on each must be one
+    that this user alone writes to.
 
     Raises:
-        BackendUnavailable: it cannot be made, or one of them is a link, another user's, or writable by others; ends with `remedy`.
+        BackendUnavailable: it cannot be made, or one of them is a link, another user's, or writable by others; ends
+            with `remedy`.
     """
     folder = base
     try:

@@ -1,10 +1,12 @@
-"""Is a `torch.export` program (`reference.pt2`) nothing but tensors and arithmetic? Looked at before PyTorch reads it; needs no PyTorch.
+"""Is a `torch.export` program (`reference.pt2`) nothing but tensors and arithmetic? Looked at before PyTorch reads it;
+needs no PyTorch.
 
-`torch.export.load` runs code that an archive brings: it unpickles weights, constants and example inputs, loads compiled libraries, evaluates
-symbolic sizes as Python, imports what a tree of arguments names, resolves operators by attribute from `torch`, `math` and `operator`, and compiles
-the names of values and the guards into a function. So an archive is held against a list of what a program needs, string by string, and PyTorch
-is given a new archive that holds what was looked at and nothing else: two readers of one zip file need not agree on what is in it.
-(Read in torch 2.9 to 2.14: export/pt2_archive/_package.py, _export/serde/serialize.py, export/_unlift.py, fx/graph.py, utils/_pytree.py.)
+`torch.export.load` runs code that an archive brings: it unpickles weights, constants and example inputs, loads compiled
+libraries, evaluates symbolic sizes as Python, imports what a tree of arguments names, resolves operators by attribute
+from `torch`, `math` and `operator`, and compiles the names of values and the guards into a function. So an archive is
+held against a list of what a program needs, string by string, and PyTorch is given a new archive that holds what was
+looked at and nothing else: two readers of one zip file need not agree on what is in it. (Read in torch 2.9 to 2.14:
+export/pt2_archive/_package.py, _export/serde/serialize.py, export/_unlift.py, fx/graph.py, utils/_pytree.py.)
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ INNER = re.compile(
     r"|local_scalar_dense|log_softmax|native_batch_norm_legit|pad_|prelu|reshape_alias|safe_softmax|scaled_dot_product|shape_as_tensor"
     r"|softmax|stack|to_copy|trilinear|unique|unsafe_view|upsample|weight_norm)\w*"
 )
-"""Of the operators that PyTorch keeps to itself, those that a trace of a network holds. Others trust their arguments."""
+"""Of the operators that PyTorch keeps to itself, those that a trace of a network holds. Others trust their
+arguments."""
 ON_SIZES = re.compile(
     r"_operator\.(add|sub|mul|floordiv|mod|truediv|neg|pos|eq|ne|lt|le|gt|ge|and_|or_|not_|getitem)|math\.(ceil|floor|trunc)"
     r"|torch\.sym_(float|int|ite|max|min|not)"
@@ -84,7 +87,8 @@ def plain_program(path: Path) -> io.BytesIO:
 
     Raises:
         BadInput: the file is no archive, or is cut short.
-        BundleError: it holds something else than tensors, ATen operators and what describes them; nothing of it was run.
+        BundleError: it holds something else than tensors, ATen operators and what describes them; nothing of it was
+            run.
     """
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
@@ -111,7 +115,8 @@ def plain_program(path: Path) -> io.BytesIO:
 
 
 def _parts(archive: zipfile.ZipFile, size: int) -> dict[str, bytes]:
-    """Every entry by its name below the archive's one folder; all are stored as they are, so that together they are no larger than the file."""
+    """Every entry by its name below the archive's one folder; all are stored as they are, so that together they are no
+    larger than the file."""
     entries = archive.infolist()
     if sum(entry.file_size for entry in entries) > size:
         raise _Refused("entries that lie in one another, or are packed")
@@ -184,7 +189,8 @@ def _check_payload(key: str, payload: dict[str, Any], folder: str, parts: Mappin
 
 
 def _check_samples(data: bytes) -> None:
-    """Example inputs are left out of what PyTorch is given; those that would be more than tensors are refused all the same."""
+    """Example inputs are left out of what PyTorch is given; those that would be more than tensors are refused all the
+    same."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         pickles = [entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
         if len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE:
@@ -198,8 +204,8 @@ def _check_samples(data: bytes) -> None:
 
 
 def _check(value: Any, key: str, above: str) -> None:
-    """Walk the program's JSON; `key` is what the value is called, `above` what that one's object is called. Fields that a later PyTorch adds pass
-    where they are numbers or names."""
+    """Walk the program's JSON; `key` is what the value is called, `above` what that one's object is called. Fields that
+    a later PyTorch adds pass where they are numbers or names."""
     if isinstance(value, str):
         checks: Mapping[str, Callable[[str], None]] = {
             "target": _check_operator,
@@ -243,7 +249,8 @@ def _check_operator(text: str) -> None:
 
 
 def _check_expression(text: str) -> None:
-    """A size as sympy writes it, which PyTorch has Python evaluate: calls of a few functions on symbols and whole numbers."""
+    """A size as sympy writes it, which PyTorch has Python evaluate: calls of a few functions on symbols and whole
+    numbers."""
     try:
         parts = (
             list(ast.walk(ast.parse(text, mode="eval"))) if len(text) <= LARGEST_EXPRESSION and text.isascii() else []

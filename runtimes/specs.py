@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 PICTURE = ("height", "width")
 """Names of the free dimensions of a model that takes pictures of any size."""
 PICTURE_SIDES = (1, 512, 2048)
-"""In pixels, of an engine for pictures of any size: the smallest, the one to tune for, the largest. Its memory is that of a batch of the largest."""
+"""In pixels, of an engine for pictures of any size: the smallest, the one to tune for, the largest. Its memory is that
+of a batch of the largest."""
 
 
 @dataclass(frozen=True)

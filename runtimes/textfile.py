@@ -9,7 +9,8 @@ from pathlib import Path
 def lines_from_text(text: str) -> list[str]:
     """Lines that end with a newline, or a carriage return and one; nothing else ends a line.
 
-    `str.splitlines` also ends them at form feeds, U+0085, U+2028 and their like, which stand inside names: one such name shifts all that follow.
+    `str.splitlines` also ends them at form feeds, U+0085, U+2028 and their like, which stand inside names: one such
+    name shifts all that follow.
     """
     lines = text.replace("\r\n", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]

@@ -19,8 +19,8 @@ TYPES = {"fp16": ("trt_fp16_enable",), "bf16": ("trt_bf16_enable",), "int8": ("t
 def tensorrt_settings(model: Path, batch: BatchRange | None) -> dict[str, str]:
     """Settings of `TensorrtExecutionProvider` (onnxruntime.ai, "TensorRT Execution Provider").
 
-    Engines go into a folder of their own for each content of a model file: the provider's own key does not see a change of weights.
-    The precision is the one that resnet-export wrote into the file's metadata.
+    Engines go into a folder of their own for each content of a model file: the provider's own key does not see a change
+    of weights. The precision is the one that resnet-export wrote into the file's metadata.
 
     Raises:
         BackendUnavailable: the folder cannot be made, or others may write to it.

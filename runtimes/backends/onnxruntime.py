@@ -34,14 +34,15 @@ NUMPY_FROM_ORT = {
 }
 ERRORS_ONLY = 3
 FP16_ROUNDS = (1, 30)
-"""The first version whose CPU kernel rounds when it quantizes FP16; those before it truncate (onnxruntime pull request 32452)."""
+"""The first version whose CPU kernel rounds when it quantizes FP16; those before it truncate (onnxruntime pull request
+32452)."""
 
 
 def rounds_fp16() -> bool:
     """Does this onnxruntime run INT8 graphs with an FP16 remainder rightly on the CPU?
 
-    Where it does not, it is wrong by up to one step at every pair (measured on a ResNet-20: 18.9 dB of SQNR in place of 36.9). Graphs whose
-    scales are FP32, as a simulation's, it runs rightly in any version.
+    Where it does not, it is wrong by up to one step at every pair (measured on a ResNet-20: 18.9 dB of SQNR in place of
+    36.9). Graphs whose scales are FP32, as a simulation's, it runs rightly in any version.
     """
     return tuple(int(part) for part in ort.__version__.split(".")[:2]) >= FP16_ROUNDS
 
@@ -106,7 +107,8 @@ class OnnxRuntime(Runtime):
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Q/DQ pairs are run as they are written: onnxruntime's fusions of them change the answer (measured: by up to 5 dB of SQNR).
+        # Q/DQ pairs are run as they are written: onnxruntime's fusions of them change the answer (measured: by up to 5
+        # dB of SQNR).
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         if wanted != "cpu":
             # Otherwise nodes without a kernel move to the CPU with no more than a log line (onnxruntime#23372).
@@ -142,7 +144,8 @@ class OnnxRuntime(Runtime):
         return self._run_bound(feeds, "cuda")
 
     def _run_bound(self, feeds: dict[str, NDArray[Any]], device: str) -> dict[str, NDArray[Any]]:
-        """Through device buffers that are kept for each input shape, so that a call allocates nothing on the device but its outputs."""
+        """Through device buffers that are kept for each input shape, so that a call allocates nothing on the device but
+        its outputs."""
         binding = self._session.io_binding()
         for name, array in feeds.items():
             buffer = self._buffers.get((name, array.shape))

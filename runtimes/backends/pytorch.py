@@ -68,7 +68,8 @@ class PyTorchRuntime(Runtime):
 
 
 def program_from_file(path: str | Path) -> tuple[ExportedProgram, list[str]]:
-    """The program in a `.pt2` file, and what its outputs are called. Nothing that the file brings is run (see `runtimes.reference_scan`).
+    """The program in a `.pt2` file, and what its outputs are called. Nothing that the file brings is run (see
+    `runtimes.reference_scan`).
 
     Raises:
         BadInput: the file is none.

@@ -1,4 +1,5 @@
-"""TensorRT-RTX: runs a bundle's engine on a GeForce or RTX GPU. Kernels are compiled when it is loaded, and kept beside it."""
+"""TensorRT-RTX: runs a bundle's engine on a GeForce or RTX GPU. Kernels are compiled when it is loaded, and kept beside
+it."""
 
 from __future__ import annotations
 
@@ -24,9 +25,10 @@ MOST_CACHE_BYTES = 1 << 30
 class TensorRTRTX(EngineRuntime):
     """An engine of TensorRT-RTX.
 
-    Its kernels are compiled for a batch size when that is first met, at once and not in the background (strategy "eager"), so that no answer
-    and no measurement comes from a stand-in kernel. CUDA graphs are the library's own: it captures the whole engine. Where pictures come in any size,
-    kernels for any size run, and there is no graph: either would be made anew for each size.
+    Its kernels are compiled for a batch size when that is first met, at once and not in the background (strategy
+    "eager"), so that no answer and no measurement comes from a stand-in kernel. CUDA graphs are the library's own: it
+    captures the whole engine. Where pictures come in any size, kernels for any size run, and there is no graph: either
+    would be made anew for each size.
     """
 
     BACKEND = "tensorrt-rtx"
@@ -70,7 +72,8 @@ def _engine(model: Loaded) -> tensorrt_rtx.ICudaEngine:
 
 
 def kernels_of(model: Loaded) -> bytes | None:
-    """The engine's compiled kernels: code, so that only those that this machine compiled and kept are used; None where there are none such."""
+    """The engine's compiled kernels: code, so that only those that this machine compiled and kept are used; None where
+    there are none such."""
     with suppress(OSError, BackendUnavailable, BadInput):  # none yet, or none that may be read; no key that may be used
         key = machine_key()
         return (

@@ -1,8 +1,10 @@
-"""CUDA as an engine needs it: streams, events, buffers, copies, graphs. Every call is checked, every object is closed by its owner.
+"""CUDA as an engine needs it: streams, events, buffers, copies, graphs. Every call is checked, every object is closed
+by its owner.
 
-The rule for freeing: `close()` frees, the garbage collector never does. The collector runs when it likes, so it could free memory that queued
-work still uses, and `cudaFree` inside a capture spoils the graph. An object that is dropped open is a leak, and says so with a ResourceWarning.
-Close after synchronising the stream that used the object. All objects belong to the device that is current in the thread that makes them.
+The rule for freeing: `close()` frees, the garbage collector never does. The collector runs when it likes, so it could
+free memory that queued work still uses, and `cudaFree` inside a capture spoils the graph. An object that is dropped
+open is a leak, and says so with a ResourceWarning. Close after synchronising the stream that used the object. All
+objects belong to the device that is current in the thread that makes them.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ def _checked(call: str, result: tuple[Any, ...]) -> Any:
     """
     error, *values = result
     if int(error) != 0:
-        cudart.cudaGetLastError()  # clears it; others in the process (PyTorch) would take it for the error of their own next kernel
+        # clears it; others in the process (PyTorch) would take it for the error of their own next kernel
+        cudart.cudaGetLastError()
         name, text = cudart.cudaGetErrorName(error)[1], cudart.cudaGetErrorString(error)[1]
         raise CudaError(call, int(error), name.decode(), text.decode())
     return tuple(values) if len(values) > 1 else values[0] if values else None
@@ -58,7 +61,8 @@ def _checked(call: str, result: tuple[Any, ...]) -> Any:
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU as it was found. `driver` is the newest CUDA that its driver runs, `integrated` says that its memory is the CPU's, as on a Jetson."""
+    """A GPU as it was found. `driver` is the newest CUDA that its driver runs, `integrated` says that its memory is the
+    CPU's, as on a Jetson."""
 
     index: int
     name: str
@@ -75,7 +79,8 @@ class Device:
 
 
 def device(index: int = 0) -> Device:
-    """Make a GPU the calling thread's current one, and describe it. Other threads choose for themselves; theirs is 0 until they do.
+    """Make a GPU the calling thread's current one, and describe it. Other threads choose for themselves; theirs is 0
+    until they do.
 
     Raises:
         CudaError: there is no driver, it is too old, or there is no such device.
@@ -114,7 +119,8 @@ def _attribute(name: str, index: int) -> int:
 
 @contextmanager
 def _outside_capture() -> Iterator[None]:
-    """Calls that a capture in this thread would forbid are allowed in here: they act at once, and the graph does not see them."""
+    """Calls that a capture in this thread would forbid are allowed in here: they act at once, and the graph does not
+    see them."""
     relaxed = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
     before = _checked("cudaThreadExchangeStreamCaptureMode", cudart.cudaThreadExchangeStreamCaptureMode(relaxed))
     try:
@@ -124,7 +130,8 @@ def _outside_capture() -> Iterator[None]:
 
 
 class _Owned:
-    """One CUDA object. It is closed once, by `close()` or at the end of a `with` block; a second `close()` does nothing."""
+    """One CUDA object. It is closed once, by `close()` or at the end of a `with` block; a second `close()` does
+    nothing."""
 
     FREE: ClassVar[str]
 
@@ -180,7 +187,8 @@ class Event(_Owned):
 
 @final
 class Stream(_Owned):
-    """A queue of work that the default stream does not wait for, nor it for the default stream. `handle` is its cudaStream_t."""
+    """A queue of work that the default stream does not wait for, nor it for the default stream. `handle` is its
+    cudaStream_t."""
 
     FREE = "cudaStreamDestroy"
 
@@ -232,7 +240,8 @@ class DeviceBuffer(_Memory):
 
 @final
 class PinnedBuffer(_Memory):
-    """CPU memory that cannot be swapped out: copies to and from it run beside the CPU, and the device can reach it by the same address."""
+    """CPU memory that cannot be swapped out: copies to and from it run beside the CPU, and the device can reach it by
+    the same address."""
 
     ALLOCATE, FREE = "cudaMallocHost", "cudaFreeHost"
 
@@ -244,7 +253,8 @@ class PinnedBuffer(_Memory):
 
 
 def copy_to_device(target: int, source: int, size: int, stream: Stream) -> None:
-    """Queue a copy of `size` bytes from the CPU. Both memories must live, and the source keep its content, until the stream is synchronised.
+    """Queue a copy of `size` bytes from the CPU. Both memories must live, and the source keep its content, until the
+    stream is synchronised.
 
     The source should lie in a PinnedBuffer: CUDA copies other memory by way of its own, while the CPU waits.
     """
@@ -252,8 +262,8 @@ def copy_to_device(target: int, source: int, size: int, stream: Stream) -> None:
 
 
 def copy_to_host(target: int, source: int, size: int, stream: Stream) -> None:
-    """Queue a copy of `size` bytes to the CPU, best to a PinnedBuffer. Both memories must live until the stream is synchronised; not before that
-    does the target hold the data."""
+    """Queue a copy of `size` bytes to the CPU, best to a PinnedBuffer. Both memories must live until the stream is
+    synchronised; not before that does the target hold the data."""
     _copy("cudaMemcpyDeviceToHost", target, source, size, stream)
 
 
@@ -271,16 +281,19 @@ def _copy(kind: str, target: int, source: int, size: int, stream: Stream) -> Non
 
 @final
 class Graph(_Owned):
-    """Work that was captured once and is launched as one. It keeps the addresses it was captured with: what lies there must outlive it."""
+    """Work that was captured once and is launched as one. It keeps the addresses it was captured with: what lies there
+    must outlive it."""
 
     FREE = "cudaGraphExecDestroy"
 
     @classmethod
     def captured(cls, stream: Stream, work: Callable[[], None]) -> Graph:
-        """Capture what `work` queues in the stream; nothing of it runs. If `work` raises, the capture ends and the stream is as before.
+        """Capture what `work` queues in the stream; nothing of it runs. If `work` raises, the capture ends and the
+        stream is as before.
 
-        Allocating or synchronising in `work` is an error, of CUDA's making. It is one in this thread alone (capture mode "thread local"): in mode
-        "global" any other thread that allocates meanwhile, another model being opened say, would fail, and spoil this capture too.
+        Allocating or synchronising in `work` is an error, of CUDA's making. It is one in this thread alone (capture
+        mode "thread local"): in mode "global" any other thread that allocates meanwhile, another model being opened
+        say, would fail, and spoil this capture too.
 
         Raises:
             CudaError: something in `work` cannot be captured.

@@ -1,8 +1,10 @@
-"""DLPack: arrays of other libraries (PyTorch, CuPy, JAX) taken in, and ours handed out, without a copy. Needs none of those libraries.
+"""DLPack: arrays of other libraries (PyTorch, CuPy, JAX) taken in, and ours handed out, without a copy. Needs none of
+those libraries.
 
-What is taken in is owned by its capsule, whose destructor tells the producer that we are done. What is handed out is wrapped by numpy, which knows
-nothing of devices but builds capsules in C: a deleter written in Python would crash when a consumer outlives the interpreter. What
-numpy cannot know, the device and types that it lacks, is then written into the capsule.
+What is taken in is owned by its capsule, whose destructor tells the producer that we are done. What is handed out is
+wrapped by numpy, which knows nothing of devices but builds capsules in C: a deleter written in Python would crash when
+a consumer outlives the interpreter. What numpy cannot know, the device and types that it lacks, is then written into
+the capsule.
 """
 
 from __future__ import annotations
@@ -69,7 +71,8 @@ class _Versioned(ctypes.Structure):
     )
 
 
-# Prototypes of our own: to declare types on `ctypes.pythonapi`'s functions would change them for everyone in the process.
+# Prototypes of our own: to declare types on `ctypes.pythonapi`'s functions would change them for everyone in the
+# process.
 _capsule_name = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", ctypes.pythonapi))
 _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
@@ -78,7 +81,8 @@ _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c
 
 @dataclass(frozen=True)
 class DeviceTensor:
-    """Another library's array, row-major, alive as long as this is. `dtype` is numpy's name, or `bfloat16`; `device_type` is DLPack's number."""
+    """Another library's array, row-major, alive as long as this is. `dtype` is numpy's name, or `bfloat16`;
+    `device_type` is DLPack's number."""
 
     pointer: int
     shape: tuple[int, ...]
@@ -94,7 +98,8 @@ class DeviceTensor:
 
 
 def imported(tensor: object, stream_handle: int | None) -> DeviceTensor:
-    """Take in an array by DLPack. What is queued in the stream from now on runs after what its producer has queued; None takes no CUDA arrays.
+    """Take in an array by DLPack. What is queued in the stream from now on runs after what its producer has queued;
+    None takes no CUDA arrays.
 
     The array must not be let go (by dropping what is returned) before work that uses it is done.
 
@@ -201,7 +206,8 @@ class Ready(Protocol):
 
 
 class _Shared:
-    """Memory and its event, held by a DeviceArray and by every consumer of it; they are closed with the last of them."""
+    """Memory and its event, held by a DeviceArray and by every consumer of it; they are closed with the last of
+    them."""
 
     def __init__(self, memory: Memory, ready: Ready | None) -> None:
         self.pointer = memory.pointer
@@ -236,10 +242,12 @@ class _HostView:
 
 @final
 class DeviceArray:
-    """An array that any library takes by its `from_dlpack`, without a copy. It owns `memory`, and `ready` where there is work to wait for.
+    """An array that any library takes by its `from_dlpack`, without a copy. It owns `memory`, and `ready` where there
+    is work to wait for.
 
-    The memory is freed once this is closed, or dropped, and every consumer has let go: then, and not before, `memory.close()` is called,
-    in whichever thread was last. `dtype` is numpy's name, or `bfloat16`; `device` is DLPack's (device type, index).
+    The memory is freed once this is closed, or dropped, and every consumer has let go: then, and not before,
+    `memory.close()` is called, in whichever thread was last. `dtype` is numpy's name, or `bfloat16`; `device` is
+    DLPack's (device type, index).
     """
 
     def __init__(
@@ -278,7 +286,8 @@ class DeviceArray:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> CapsuleType:
-        """A capsule for one consumer, whose stream then waits for the data: None means the legacy default stream, -1 no waiting.
+        """A capsule for one consumer, whose stream then waits for the data: None means the legacy default stream, -1 no
+        waiting.
 
         Raises:
             BufferError: a copy is asked for, another device, or stream 0, which the standard forbids as ambiguous.
@@ -298,7 +307,8 @@ class DeviceArray:
         return self._capsule(self._shared)
 
     def _capsule(self, shared: _Shared) -> CapsuleType:
-        """Of DLPack's first version, which every consumer takes, whatever its `max_version`. To numpy all types are unsigned: it knows not all."""
+        """Of DLPack's first version, which every consumer takes, whatever its `max_version`. To numpy all types are
+        unsigned: it knows not all."""
         code, bits = CODES[self.dtype]
         capsule = np.asarray(_HostView(shared, self.shape, f"uint{bits}")).__dlpack__()
         tensor = _tensor_from_capsule(capsule)

@@ -1,8 +1,9 @@
 """Engine files: what is known of one without loading it. Needs no TensorRT.
 
-An engine is a plan, as TensorRT serialises it and trtexec loads it, with a `.json` beside it (its sidecar) that says what it was
-built from and for. Plans are executable code, so that only one whose content its sidecar names is ever loaded, from a bundle
-whose ONNX it was built from, and only if this machine built it or its sha256 was named (see `trust`).
+An engine is a plan, as TensorRT serialises it and trtexec loads it, with a `.json` beside it (its sidecar) that says
+what it was built from and for. Plans are executable code, so that only one whose content its sidecar names is ever
+loaded, from a bundle whose ONNX it was built from, and only if this machine built it or its sha256 was named (see
+`trust`).
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class EngineFacts:
     """An engine's sidecar.
 
     Attributes:
-        backend, version: the library that built it, whose exact version must load it (newer ones too with `version_compatible`).
+        backend, version: the library that built it, whose exact version must load it (newer ones too with
+            `version_compatible`).
         targets: compute capabilities it runs on, `sm87`.
         platform: `linux-aarch64`.
         device: the GPU it was built on; None where it was built ahead of time.
@@ -123,7 +125,8 @@ def sealed(facts: EngineFacts, key: bytes) -> EngineFacts:
 
 
 def facts_of(engine: Path) -> EngineFacts:
-    """The sidecar of an engine, validated, whose content it names; the engine is not kept in memory. Raises what `read_engine` does."""
+    """The sidecar of an engine, validated, whose content it names; the engine is not kept in memory. Raises what
+    `read_engine` does."""
     with _described(engine) as (file, _, facts):
         _check_content(engine, facts, file)
     return facts
@@ -210,7 +213,8 @@ def read_sidecar(path: Path) -> EngineFacts:
 
 
 def sidecar_document(path: Path) -> Mapping[str, object]:
-    """A sidecar as it stands there: seals are over that, so that one stays good when a later version knows more fields. Raises as `read_sidecar`."""
+    """A sidecar as it stands there: seals are over that, so that one stays good when a later version knows more fields.
+    Raises as `read_sidecar`."""
     try:
         document = msgspec.json.decode(read_regular(path, MOST_SIDECAR_BYTES), type=dict[str, object])
     except OSError as error:
@@ -234,7 +238,8 @@ def _facts_from_document(document: Mapping[str, object], path: Path) -> EngineFa
 
 
 def check_loadable(facts: EngineFacts, here: Here, where: str) -> None:
-    """Will this engine load here? Asked before anything of it is read by TensorRT, whose own answers are None and a line in a log.
+    """Will this engine load here? Asked before anything of it is read by TensorRT, whose own answers are None and a
+    line in a log.
 
     Raises:
         BackendUnavailable: another library, version, platform or GPU; says which, and the command that rebuilds.
@@ -269,7 +274,8 @@ def _is_compatible(facts: EngineFacts, target: str) -> bool:
 
 
 def engine_for(bundle: Bundle, here: Here, trusted: Collection[str] = ()) -> Path:
-    """The bundle's engine that loads here: one that `trusted` names by its sha256, or else the one that was built, or asked for, last.
+    """The bundle's engine that loads here: one that `trusted` names by its sha256, or else the one that was built, or
+    asked for, last.
 
     Raises:
         BackendUnavailable: there is none; says what there is, and the command that builds one.

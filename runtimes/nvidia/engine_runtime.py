@@ -1,7 +1,8 @@
-"""Engines on the GPU: what TensorRT and TensorRT-RTX share. Follows NVIDIA's samples (python/common_runtime.py) and the notes of NvInferRuntime.h.
+"""Engines on the GPU: what TensorRT and TensorRT-RTX share. Follows NVIDIA's samples (python/common_runtime.py) and the
+notes of NvInferRuntime.h.
 
-The thread contract: one instance, one thread at a time. `sibling()` gives another thread an instance of its own: the engine is shared, which may be
-used by many threads, while contexts, stream and buffers are not.
+The thread contract: one instance, one thread at a time. `sibling()` gives another thread an instance of its own: the
+engine is shared, which may be used by many threads, while contexts, stream and buffers are not.
 """
 
 from __future__ import annotations
@@ -42,13 +43,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
 
 MOST_GRAPHS = 3
-"""So many batch sizes get a CUDA graph, each with an execution context of its own, whose scratch memory is the largest batch's."""
+"""So many batch sizes get a CUDA graph, each with an execution context of its own, whose scratch memory is the largest
+batch's."""
 REPLAY_TOLERANCE = 1e-3
-"""How far, relative to the largest value, a graph's first replay may be from the plain run: kernels may add in another order."""
+"""How far, relative to the largest value, a graph's first replay may be from the plain run: kernels may add in another
+order."""
 
 
 class Lane:
-    """An execution context at one batch size, and the graph of its work once there is one. No shapes: they are not settled."""
+    """An execution context at one batch size, and the graph of its work once there is one. No shapes: they are not
+    settled."""
 
     def __init__(self, context: trt.IExecutionContext) -> None:
         self.context = context
@@ -59,8 +63,9 @@ class Lane:
 class EngineRuntime(Runtime):
     """An engine with its buffers, allocated once at the largest batch, on a stream of its own.
 
-    Host arrays go through pinned memory; the copies and the engine's kernels are one CUDA graph for each of the first few batch sizes,
-    taken after a plain run and kept only if its first replay gives the same. `graph_problem` says why there is none. Pictures of any size get none.
+    Host arrays go through pinned memory; the copies and the engine's kernels are one CUDA graph for each of the first
+    few batch sizes, taken after a plain run and kept only if its first replay gives the same. `graph_problem` says why
+    there is none. Pictures of any size get none.
     """
 
     FILE = "engines"
@@ -94,7 +99,8 @@ class EngineRuntime(Runtime):
 
     @classmethod
     def open(cls, path: Path, *, provider: str | None = None, batch: BatchRange | None = None) -> Self:
-        """Load the engine at `path`, if this machine built it, its sidecar names it and says that it was built for this library and GPU.
+        """Load the engine at `path`, if this machine built it, its sidecar names it and says that it was built for this
+        library and GPU.
 
         The batch range is the engine's own; `batch` is not looked at.
 
@@ -156,10 +162,12 @@ class EngineRuntime(Runtime):
         return answers
 
     def run_on_device(self, feeds: Mapping[str, object]) -> dict[str, DeviceArray]:
-        """As `run`, for arrays that are on the GPU: taken, and answered, by DLPack, without a way over the CPU and without waiting for the work.
+        """As `run`, for arrays that are on the GPU: taken, and answered, by DLPack, without a way over the CPU and
+        without waiting for the work.
 
-        Order holds both ways: the engine starts after what each producer has queued, and a consumer's stream waits for the answer when it takes it
-        (`torch.from_dlpack(answer)`). Inputs are held until they have been read; the answers are the caller's, and are freed with their last user.
+        Order holds both ways: the engine starts after what each producer has queued, and a consumer's stream waits for
+        the answer when it takes it (`torch.from_dlpack(answer)`). Inputs are held until they have been read; the
+        answers are the caller's, and are freed with their last user.
 
         Raises:
             BadInput: names, dtypes or shapes are not the model's, or not DLPack's.
@@ -190,7 +198,8 @@ class EngineRuntime(Runtime):
     def _run_between(
         self, tensors: Mapping[str, DeviceTensor], answers: Mapping[str, DeviceBuffer], start: int, stop: int
     ) -> None:
-        """Queue rows `start` to `stop`. A batch below the range is run as the smallest; what fills it up is whatever lay there."""
+        """Queue rows `start` to `stop`. A batch below the range is run as the smallest; what fills it up is whatever
+        lay there."""
         assert self.batch is not None
         shapes = self._shapes(
             max(stop - start, self.batch.min), {name: tensor.shape for name, tensor in tensors.items()}
@@ -216,7 +225,8 @@ class EngineRuntime(Runtime):
             event.close()
 
     def _enqueue(self, lane: Lane) -> None:
-        """Queue the copies in, the engine and the copies out. All memory is this instance's, so that it lives until the stream is synchronised."""
+        """Queue the copies in, the engine and the copies out. All memory is this instance's, so that it lives until the
+        stream is synchronised."""
         sizes = {name: self._bytes(name, shape) for name, shape in lane.shapes.items()}
         for spec in self.inputs:
             copy_to_device(
@@ -244,7 +254,8 @@ class EngineRuntime(Runtime):
         }
 
     def _capture(self, shapes: Shapes, expected: dict[str, NDArray[Any]]) -> None:
-        """Capture the work of a batch size whose plain run is done, in a context that no other size uses, and try it once."""
+        """Capture the work of a batch size whose plain run is done, in a context that no other size uses, and try it
+        once."""
         lane, rows = None, rows_of(shapes)
         try:
             lane = self._lane(shapes)
@@ -330,7 +341,8 @@ class EngineRuntime(Runtime):
         return self.batch.max
 
     def _shapes(self, rows: int, fed: Mapping[str, Sequence[int]]) -> Shapes:
-        """Every tensor's, for so many rows of inputs of these shapes; BadInput where a picture is larger than the engine takes."""
+        """Every tensor's, for so many rows of inputs of these shapes; BadInput where a picture is larger than the
+        engine takes."""
         check_sizes(fed, self._largest)
         outputs = {spec.name: (rows, *(int(size) for size in spec.shape[1:])) for spec in self.outputs}
         return {**{name: (rows, *shape[1:]) for name, shape in fed.items()}, **outputs}

@@ -1,4 +1,5 @@
-"""Loading an engine: everything that can be said against it is said before TensorRT reads it, whose own answer is None and a line in a log."""
+"""Loading an engine: everything that can be said against it is said before TensorRT reads it, whose own answer is None
+and a line in a log."""
 
 from __future__ import annotations
 
@@ -33,11 +34,13 @@ class Loaded:
 
 
 def loaded(api: Any, path: Path, here: Callable[[], Here], trusted: Collection[str] = ()) -> Loaded:
-    """The engine at `path`, if this machine built it, or `trusted` has its sha256, and it is for this library, version, platform and GPU.
+    """The engine at `path`, if this machine built it, or `trusted` has its sha256, and it is for this library, version,
+    platform and GPU.
 
     Raises:
         BackendUnavailable: no driver; an engine for something else; or TensorRT refuses it, with its reason.
-        BundleError, BadInput: changed since it was built, built elsewhere, without a sidecar, without the weights it was built from, or no engine.
+        BundleError, BadInput: changed since it was built, built elsewhere, without a sidecar, without the weights it
+            was built from, or no engine.
     """
     facts, data = loadable_engine(path, here, trusted)
     weights = _weights(facts, path.absolute().parent.parent / ONNX) if facts.stripped else None

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 ERROR = 1
 """Severities count up from INTERNAL_ERROR = 0; above ERROR are WARNING, INFO and VERBOSE."""
 NOISE = re.compile(
-    r"^(\[[^\]]*\]\s*)*(I\w+::\w+: )?(Error Code \d+: )?(Invalid Node - \S+ )?"  # [graph.cpp::parse::12] IBuilder::build: Error Code 4:
+    # [graph.cpp::parse::12] IBuilder::build: Error Code 4:
+    r"^(\[[^\]]*\]\s*)*(I\w+::\w+: )?(Error Code \d+: )?(Invalid Node - \S+ )?"
     r"|\s*\b[Ii]n \S+ at \S+?:\d+"  # places in TensorRT's own sources
 )
 REMEDIES = (
@@ -127,7 +128,8 @@ class Log:
 
 @functools.cache
 def log_of(api: Any) -> Log:
-    """The process's one logger for `tensorrt` or `tensorrt_rtx`: the library keeps the first it sees and ignores all others."""
+    """The process's one logger for `tensorrt` or `tensorrt_rtx`: the library keeps the first it sees and ignores all
+    others."""
 
     class Logger(api.ILogger):  # type: ignore[misc]  # which library it is, is known at run time alone
         def __init__(self) -> None:

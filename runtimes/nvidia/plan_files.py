@@ -40,7 +40,8 @@ class PlanHeader:
 
 
 def plan_header(data: bytes, where: str) -> PlanHeader:
-    """Read a plan's header, as trtexec --getPlanVersionOnly does (TensorRT's samples/common/sampleEngines.cpp; RTX has a tag of its own).
+    """Read a plan's header, as trtexec --getPlanVersionOnly does (TensorRT's samples/common/sampleEngines.cpp; RTX has
+    a tag of its own).
 
     Raises:
         BadInput: not a plan; says what it looks like.

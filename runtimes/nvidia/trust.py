@@ -1,7 +1,8 @@
 """Which engines are loaded: those that this machine built, and those that are named by their sha256.
 
-An engine is code, and its sidecar lies beside it: whoever made the one made the other. So a build seals the sidecar, which names the engine by its
-sha256, with a key that no bundle holds. Seals are HMAC-SHA256 (RFC 2104); docs/jetson.md tells where the key lies and how machines share one.
+An engine is code, and its sidecar lies beside it: whoever made the one made the other. So a build seals the sidecar,
+which names the engine by its sha256, with a key that no bundle holds. Seals are HMAC-SHA256 (RFC 2104); docs/jetson.md
+tells where the key lies and how machines share one.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ SEAL_BYTES = hashlib.sha256().digest_size
 
 
 def key_file() -> Path:
-    """The file that `RESNET_EXPORT_ENGINE_KEY` names, by default `resnet-export/engine.key` in `$XDG_DATA_HOME`, by default `~/.local/share`.
+    """The file that `RESNET_EXPORT_ENGINE_KEY` names, by default `resnet-export/engine.key` in `$XDG_DATA_HOME`, by
+    default `~/.local/share`.
 
     Raises:
         BadInput: the variable holds no absolute path.
@@ -68,7 +70,8 @@ def machine_key() -> bytes | None:
 
 
 def made_machine_key() -> bytes:
-    """This machine's key; a new one, of 32 random bytes, where there is none. Of several processes that make one at once, one does.
+    """This machine's key; a new one, of 32 random bytes, where there is none. Of several processes that make one at
+    once, one does.
 
     Raises:
         BadInput: see `key_file`.
@@ -140,7 +143,8 @@ def _read(path: Path) -> bytes | None:
 
 
 def seal_of(document: Mapping[str, object], key: bytes) -> str:
-    """The seal of a sidecar, in hex: over all that it says but the seal itself, in JSON with its keys in order and no blanks."""
+    """The seal of a sidecar, in hex: over all that it says but the seal itself, in JSON with its keys in order and no
+    blanks."""
     content = msgspec.json.encode({name: value for name, value in document.items() if name != "seal"}, order="sorted")
     return hmac.new(key, ENGINE + content, hashlib.sha256).hexdigest()
 

@@ -1,4 +1,5 @@
-"""What a precision may cost: the limits of a parity check, each with its own verdict. What a user gives for them: `budget_options`."""
+"""What a precision may cost: the limits of a parity check, each with its own verdict. What a user gives for them:
+`budget_options`."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class Budget:
     """What a precision may cost; None does not limit. Errors and margins are relative to the largest reference logit.
 
     Attributes:
-        own_error: of the precision itself: a flip counts only where the reference preferred its class to the one chosen by more.
+        own_error: of the precision itself: a flip counts only where the reference preferred its class to the one chosen
+            by more.
         max_batch_difference: between what one image gets at two batch sizes.
         max_accuracy_drop: top-1 of the reference less that of the backend, 0..1, where labels are known.
     """
@@ -56,10 +58,12 @@ class Budget:
     def limits(
         self, measured: Comparison, accuracy: Accuracy | None = None, *, however_few: bool = False
     ) -> tuple[Limit, ...]:
-        """Every limit that applies to what was measured, `finite` first; where that is broken there is no other to speak of.
+        """Every limit that applies to what was measured, `finite` first; where that is broken there is no other to
+        speak of.
 
-        Of features each output is held against every limit, and those that break it are named. The accuracy's applies where it allows
-        one image at least to be lost, since of fewer images it would judge chance; or `however_few` there are.
+        Of features each output is held against every limit, and those that break it are named. The accuracy's applies
+        where it allows one image at least to be lost, since of fewer images it would judge chance; or `however_few`
+        there are.
         """
         if not measured.finite:
             said = measured.violations[0] if measured.violations else "outputs that are not finite"

@@ -1,15 +1,16 @@
 """Are these outputs the reference's? What is measured, and what is allowed.
 
-Errors are taken relative to the largest reference logit: a ResNet's logits differ by orders of magnitude with its depth and
-weights, so an absolute tolerance means nothing. A flip (another top class) counts against the agreement only where the
-reference itself preferred its class to the one chosen by more than the precision's own error; all flips are reported.
+Errors are taken relative to the largest reference logit: a ResNet's logits differ by orders of magnitude with its depth
+and weights, so an absolute tolerance means nothing. A flip (another top class) counts against the agreement only where
+the reference itself preferred its class to the one chosen by more than the precision's own error; all flips are
+reported.
 
-An image counts once, whatever it is asked at: averages and agreement are those of the largest batch, which sees every image. What the smaller
-batches answer to some of the images again goes into what is the worst of all (largest error, cosine, not finite), and into a measure of its
-own, by how much the batch sizes differ among each other.
+An image counts once, whatever it is asked at: averages and agreement are those of the largest batch, which sees every
+image. What the smaller batches answer to some of the images again goes into what is the worst of all (largest error,
+cosine, not finite), and into a measure of its own, by how much the batch sizes differ among each other.
 
-Features (`--features`) have no classes: each output is measured on its own, relative to its own largest value, and the worst of them is held
-against the budget; what it says of classes does not apply to them.
+Features (`--features`) have no classes: each output is measured on its own, relative to its own largest value, and the
+worst of them is held against the budget; what it says of classes does not apply to them.
 """
 
 from __future__ import annotations
@@ -69,14 +70,16 @@ def compare_outputs(
     budget: Budget,
     again: Sequence[Again] = (),
 ) -> Comparison:
-    """Measure a model's outputs by name, those of a classifier or features, against the reference's; `again` holds answers at other batch sizes."""
+    """Measure a model's outputs by name, those of a classifier or features, against the reference's; `again` holds
+    answers at other batch sizes."""
     if is_classifier(reference):
         return compare(reference[LOGITS], outputs[LOGITS], budget, _of_output(LOGITS, again))
     return compare_features(reference, outputs, budget, again)
 
 
 def compare(reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, again: Repeated = ()) -> Comparison:
-    """Measure `outputs` against `reference`, both float (images, classes); `again` are places of images and what they got once more."""
+    """Measure `outputs` against `reference`, both float (images, classes); `again` are places of images and what they
+    got once more."""
     if reference.shape != outputs.shape or reference.ndim != 2:
         raise ValueError(
             f"expected two arrays (images, classes) of one shape, got {reference.shape} and {outputs.shape}"
@@ -110,7 +113,8 @@ def compare_features(
     budget: Budget,
     again: Sequence[Again] = (),
 ) -> Comparison:
-    """Measure features by name, each a float array (images, ...), against the reference's of the same names and shapes."""
+    """Measure features by name, each a float array (images, ...), against the reference's of the same names and
+    shapes."""
     found = {
         name: _compare_feature(name, values, outputs[name], budget, _of_output(name, again))
         for name, values in reference.items()
@@ -177,7 +181,8 @@ def _all_finite(reference: NDArray[Any], outputs: NDArray[Any], again: Repeated)
 
 
 def _with_again(measured: Comparison, expected: NDArray[Any], got: NDArray[Any], again: Repeated) -> Comparison:
-    """With the worst of what other batch sizes answered, all arrays (images, values), and by how much that differs from `got`."""
+    """With the worst of what other batch sizes answered, all arrays (images, values), and by how much that differs from
+    `got`."""
     if not again:
         return measured
     largest = float(np.abs(expected).max()) or 1.0
@@ -193,7 +198,8 @@ def _with_again(measured: Comparison, expected: NDArray[Any], got: NDArray[Any],
 
 
 def _cosine_and_sqnr(expected: NDArray[Any], got: NDArray[Any]) -> tuple[float | None, float]:
-    """The worst image's cosine (None for a single value) and the signal-to-noise ratio in dB of two arrays (images, values).
+    """The worst image's cosine (None for a single value) and the signal-to-noise ratio in dB of two arrays (images,
+    values).
 
     Computed in double, one image at a time.
     """

@@ -21,7 +21,8 @@ LOWEST_DECADE, HIGHEST_DECADE, BINS_A_DECADE = -9, 1, 4
 
 @dataclass(frozen=True)
 class Evidence:
-    """Inputs as the model takes them, (images, ...); the reference's outputs for them by name; labels int64 (images,) where they are known.
+    """Inputs as the model takes them, (images, ...); the reference's outputs for them by name; labels int64 (images,)
+    where they are known.
 
     Attributes:
         judge_accuracy: hold the accuracy against its limit however few the labels are.
@@ -38,7 +39,8 @@ class ErrorHistogram:
     """How many output values are off by how much.
 
     Attributes:
-        decades: edges of the bins, log10 of the error relative to the largest reference value; what is smaller or larger counts in the end bins.
+        decades: edges of the bins, log10 of the error relative to the largest reference value; what is smaller or
+            larger counts in the end bins.
         counts: one fewer than the edges; values equal to the last bit are in `exact` alone.
     """
 
@@ -71,9 +73,11 @@ class Answered:
 
 
 def answered(evidence: Evidence, name: str, runtime: Runtime, budget: Budget, batch: BatchRange) -> Answered:
-    """Feed the evidence at the smallest, the middle and the largest batch, all images at the largest; `name` is the backend's in the report.
+    """Feed the evidence at the smallest, the middle and the largest batch, all images at the largest; `name` is the
+    backend's in the report.
 
-    The largest batch is what is measured, since it sees every image, and each of them once; of the others the worst counts (see `runtimes.parity.compare`).
+    The largest batch is what is measured, since it sees every image, and each of them once; of the others the worst
+    counts (see `runtimes.parity.compare`).
     """
     count = len(evidence.inputs)
     *smaller, largest = batch.checked
@@ -108,7 +112,8 @@ def error_histogram(reference: Mapping[str, NDArray[Any]], outputs: Mapping[str,
 
 
 def _asked(evidence: Evidence, runtime: Runtime, size: int, count: int) -> dict[str, NDArray[Any]]:
-    """The answers to the first `count` images in full batches of `size`: one that the images do not fill holds some of them twice."""
+    """The answers to the first `count` images in full batches of `size`: one that the images do not fill holds some of
+    them twice."""
     parts = []
     for start in range(0, count, size):
         rows = np.arange(start, start + size) % len(evidence.inputs)

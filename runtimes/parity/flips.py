@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Flips:
-    """Images whose top class changed: all of them, and those that count (reference margin above the precision's own error)."""
+    """Images whose top class changed: all of them, and those that count (reference margin above the precision's own
+    error)."""
 
     total: int
     counted: int
@@ -25,7 +26,8 @@ class Flip:
     Attributes:
         image: its place among the images.
         reference, got: the top class of the reference and of the backend (see `top_classes`).
-        margin: by how much the reference preferred its own class to the one that the backend chose, relative to the largest reference logit.
+        margin: by how much the reference preferred its own class to the one that the backend chose, relative to the
+            largest reference logit.
         counted: the margin is larger than the precision's own error.
     """
 
@@ -37,7 +39,8 @@ class Flip:
 
 
 def top_classes(logits: NDArray[Any]) -> NDArray[np.int64]:
-    """The class that each image gets, int64 (images,), for logits (images, classes): the largest; of a single logit its sign, 1 or 0."""
+    """The class that each image gets, int64 (images,), for logits (images, classes): the largest; of a single logit its
+    sign, 1 or 0."""
     if logits.shape[1] == 1:
         return (logits[:, 0] > 0).astype(np.int64)
     return np.asarray(logits.argmax(1), np.int64)
@@ -46,7 +49,8 @@ def top_classes(logits: NDArray[Any]) -> NDArray[np.int64]:
 def flipped(reference: NDArray[Any], outputs: NDArray[Any], own_error: float) -> tuple[Flip, ...]:
     """The flips between two finite arrays (images, classes), those of the largest margin first.
 
-    The second-best class of the reference says nothing of a flip to the third: what the reference gave up is its gap to the class that was chosen.
+    The second-best class of the reference says nothing of a flip to the third: what the reference gave up is its gap to
+    the class that was chosen.
 
     Args:
         own_error: of the precision, relative to the largest reference logit.

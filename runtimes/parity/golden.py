@@ -1,4 +1,5 @@
-"""The proof that travels: a bundle's golden inputs through a backend, against the FP32 PyTorch outputs that were recorded for them."""
+"""The proof that travels: a bundle's golden inputs through a backend, against the FP32 PyTorch outputs that were
+recorded for them."""
 
 from __future__ import annotations
 
@@ -59,7 +60,8 @@ def golden_evidence(bundle: Bundle) -> Evidence:
 
 
 def golden_report(bundle: Bundle, name: str, runtime: Runtime) -> ParityReport:
-    """Run the golden inputs at the smallest, the middle and the largest batch of the range; `name` is the backend's in the report."""
+    """Run the golden inputs at the smallest, the middle and the largest batch of the range; `name` is the backend's in
+    the report."""
     manifest = bundle.manifest
     return answered(
         fed_to(runtime, golden_evidence(bundle), bundle), name, runtime, manifest.parity.budget, manifest.batch

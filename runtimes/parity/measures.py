@@ -22,15 +22,19 @@ class Comparison:
 
     Attributes:
         ok: finite and inside the budget.
-        max_relative_error, mean_relative_error, p99_relative_error: of all logits, relative to the largest reference logit.
-        worst_cosine: the smallest cosine between an image's logits and the reference's; None for a single logit, which has no direction.
+        max_relative_error, mean_relative_error, p99_relative_error: of all logits, relative to the largest reference
+            logit.
+        worst_cosine: the smallest cosine between an image's logits and the reference's; None for a single logit, which
+            has no direction.
         sqnr_db: signal to quantisation noise, 10 log10(sum of squares of the reference / of the difference), in dB.
         top1_agreement: 1 - counted flips / images; None for features.
-        top5_overlap: how many of the reference's five top classes are among the backend's five, on average, 0..1; None for features.
+        top5_overlap: how many of the reference's five top classes are among the backend's five, on average, 0..1; None
+            for features.
         flips: None for features.
-        outputs: of features, the same measures for each output; those above are the worst of them. Empty for a classifier.
-        max_batch_difference: the largest difference between a backend's answers to one image at two batch sizes, relative as the errors are;
-            None where one size alone was asked, or an answer is not finite.
+        outputs: of features, the same measures for each output; those above are the worst of them. Empty for a
+            classifier.
+        max_batch_difference: the largest difference between a backend's answers to one image at two batch sizes,
+            relative as the errors are; None where one size alone was asked, or an answer is not finite.
     """
 
     ok: bool
