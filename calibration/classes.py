@@ -66,7 +66,7 @@ class Matching:
     how: str
 
 
-def matched(source: ImageSource, model: ModelClasses) -> tuple[ImageSource, str]:
+def match_source(source: ImageSource, model: ModelClasses) -> tuple[ImageSource, str]:
     """The source with the model's class indices for labels, and how they were told.
 
     Its `classes` are all of the model's: its labels or, where it has none, the data's own names, and numbers for the
@@ -104,7 +104,7 @@ def labels_or_reason(source: ImageSource, model: ModelClasses) -> tuple[NDArray[
     if model.count == 0 or (source.labels is None and all("/" not in name for name in source.names or ())):
         return None, ""
     try:
-        return matched(source, model)[0].labels, ""
+        return match_source(source, model)[0].labels, ""
     except BadInput as error:
         return None, str(error)
 

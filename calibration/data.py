@@ -56,7 +56,7 @@ class ImageSource:
         classes: class names, where they are known.
         names: the pictures' paths below the folder that was given, with slashes; None for what is no folder.
         left_out: what of a folder is not taken, in words: files that are no pictures, classes without any.
-        channelled: as `image`, where there may be pictures of other channels than grey and colour; None where there are
+        any_channels: as `image`, where there may be pictures of other channels than grey and colour; None where there are
             none.
     """
 
@@ -67,7 +67,7 @@ class ImageSource:
     classes: tuple[str, ...] | None = field(default=None, repr=False)
     names: tuple[str, ...] | None = field(default=None, repr=False)
     left_out: tuple[str, ...] = ()
-    channelled: Callable[[int], Picture] | None = field(default=None, repr=False)
+    any_channels: Callable[[int], Picture] | None = field(default=None, repr=False)
 
     def picture(self, place: int) -> Picture:
         """The picture at a place, of whatever channels.
@@ -75,20 +75,20 @@ class ImageSource:
         Raises:
             BadInput: it cannot be read.
         """
-        return self.image(place) if self.channelled is None else self.channelled(place)
+        return self.image(place) if self.any_channels is None else self.any_channels(place)
 
-    def chosen(self, places: NDArray[np.int64]) -> ImageSource:
+    def subset(self, places: NDArray[np.int64]) -> ImageSource:
         """The pictures at these places, in their order."""
         labels = None if self.labels is None else self.labels[places]
         names = None if self.names is None else tuple(self.names[place] for place in places)
-        channelled = self.channelled
+        any_channels = self.any_channels
         return replace(
             self,
             count=len(places),
             image=lambda place: self.image(int(places[place])),
             labels=labels,
             names=names,
-            channelled=None if channelled is None else lambda place: channelled(int(places[place])),
+            any_channels=None if any_channels is None else lambda place: any_channels(int(places[place])),
         )
 
 
@@ -131,7 +131,7 @@ def open_source(data: str, *, split: Split = "train") -> ImageSource:
     return readers.get(path.suffix.lower(), _source_from_idx)(path)
 
 
-def evenly_chosen(source: ImageSource, count: int, seed: int) -> NDArray[np.int64]:
+def choose_evenly(source: ImageSource, count: int, seed: int) -> NDArray[np.int64]:
     """Places of `count` pictures (all, where there are fewer), as many of each class as can be; ascending, and decided
     by the seed."""
     order = np.random.default_rng(seed).permutation(source.count)
@@ -288,7 +288,7 @@ def _source_of(name: str, count: int, picture: Callable[[int], Picture]) -> Imag
             raise BadInput(f"{name}: expected pictures in grey or colour, got {found.shape[2]} channels")
         return found
 
-    return ImageSource(name, count, image, channelled=picture)
+    return ImageSource(name, count, image, any_channels=picture)
 
 
 @functools.cache
@@ -310,7 +310,7 @@ def built_in(split: Split) -> ImageSource:
     )
 
 
-def channelled(source: ImageSource, channels: int) -> ImageSource:
+def with_channels(source: ImageSource, channels: int) -> ImageSource:
     """Pictures of so many channels, each of which is another picture of the source's, which are grey and of one size.
 
     No such picture was ever taken, so they have no labels; but what confuses channels is seen.

@@ -65,7 +65,7 @@ class Histogram:
         magnitudes = sampled if low >= 0 else np.abs(sampled)
         self.counts += histogram1d(magnitudes, BINS, (0.0, 2.0**self.exponent)).astype(np.int64)
 
-    def merged(self, other: Histogram) -> Histogram:
+    def merge(self, other: Histogram) -> Histogram:
         """The histogram of both's data."""
         both = Histogram(self.exponent, self.counts.copy(), max(self.largest, other.largest))
         both._grow(other.exponent)

@@ -10,7 +10,7 @@ from runtimes.preprocess import Preprocess
 from runtimes.specs import PICTURE_SIDES
 
 
-def of_one_size(pictures: Iterable[Image.Image], preprocess: Preprocess) -> list[Image.Image]:
+def bring_to_one_size(pictures: Iterable[Image.Image], preprocess: Preprocess) -> list[Image.Image]:
     """Pictures as they are, where they have one size and are no larger than `fitting_size`; all of that size otherwise.
 
     They are taken one at a time, and none that is larger is kept.

@@ -70,7 +70,7 @@ class Sample:
             self._digests = (self._digests + int.from_bytes(digest, "big")) % (1 << DIGEST_BITS)
             self._distinct.add(digest)
             self._correlations.append(correlation)
-            rows.append(self.preprocess.normalised(pixels))
+            rows.append(self.preprocess.normalise(pixels))
             if len(rows) == size:
                 yield np.stack(rows)
                 rows = []

@@ -130,7 +130,7 @@ def table_from_histograms(
     )
 
 
-def merged(tables: Sequence[CalibrationTable]) -> CalibrationTable:
+def merge_tables(tables: Sequence[CalibrationTable]) -> CalibrationTable:
     """The table that one run over all the shards' images would have given, to the last bit.
 
     Raises:
@@ -143,7 +143,7 @@ def merged(tables: Sequence[CalibrationTable]) -> CalibrationTable:
         provenance.check(table, f"table {place}")
         if list(table.tensors) != list(histograms):
             raise CalibrationError(f"table {place} has other tensors than the first; merge tables of one model")
-        histograms = {name: histogram.merged(table.tensors[name].histogram) for name, histogram in histograms.items()}
+        histograms = {name: histogram.merge(table.tensors[name].histogram) for name, histogram in histograms.items()}
     digests = sum(int(table.fingerprint, 16) for table in tables) % (1 << DIGEST_BITS)
     return table_from_histograms(
         histograms,

@@ -258,7 +258,7 @@ def files_of(folder: Path) -> dict[str, FileFacts]:
     return {path.relative_to(folder).as_posix(): FileFacts(sha256_of_file(path), path.stat().st_size) for path in paths}
 
 
-def finish(staging: Path, manifest: Manifest) -> Manifest:
+def write_manifest(staging: Path, manifest: Manifest) -> Manifest:
     """Write the manifest, last, over all files that lie in `staging`; returns it as written."""
     complete = replace(manifest, files=files_of(staging))
     with (staging / MANIFEST).open("wb") as file:

@@ -55,7 +55,7 @@ def classify(
     found: list[list[Prediction]] = []
     while batch := list(islice(prepared, size)):
         pixels = np.stack(batch)
-        logits = runtime.run({source.name: pixels if source.dtype == PIXELS else preprocess.normalised(pixels)})[LOGITS]
+        logits = runtime.run({source.name: pixels if source.dtype == PIXELS else preprocess.normalise(pixels)})[LOGITS]
         check_finite(logits)
         found += [_predictions(row, labels, top) for row in softmax(logits)]
     return found

@@ -93,7 +93,7 @@ class Preprocess:
             BadInput: the picture has other channels than the model; grey and colour pictures do for both, one and
                 three.
         """
-        return self.normalised(self.pixels(picture))
+        return self.normalise(self.pixels(picture))
 
     def pixels(self, picture: Picture) -> NDArray[np.uint8]:
         """One picture resized and cropped, uint8 (height, width, channels): what a model with its preprocessing inside
@@ -119,14 +119,14 @@ class Preprocess:
             )
         return np.dstack([np.asarray(part) for part in parts])
 
-    def normalised(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Pixels (..., height, width, channels) scaled and normalised, float32 (..., channels, height, width)."""
         planes = np.moveaxis(pixels.astype(np.float32) / np.float32(LEVELS), -1, -3)
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
         return np.ascontiguousarray((planes - mean) / std)
 
     def pixels_from_inputs(self, inputs: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """The pixels that `normalised` made these inputs of, to the last bit: uint8 (..., height, width, channels)."""
+        """The pixels that `normalise` made these inputs of, to the last bit: uint8 (..., height, width, channels)."""
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
         levels = np.rint((inputs * std + mean) * LEVELS)
         return np.ascontiguousarray(np.moveaxis(levels.astype(np.uint8), -3, -1))
@@ -135,11 +135,11 @@ class Preprocess:
         """Pictures as float32 (pictures, channels, height, width)."""
         return np.stack([self(picture) for picture in pictures])
 
-    def outside(self, pixels: NDArray[np.uint8], *, any_size: bool) -> NDArray[np.float32]:
+    def inputs_from_pixels(self, pixels: NDArray[np.uint8], *, any_size: bool) -> NDArray[np.float32]:
         """What a model without its preprocessing inside takes in place of pixels, uint8 (images, height, width,
         channels), of its size or any."""
         if not any_size:
-            return self.normalised(pixels)
+            return self.normalise(pixels)
         return self.batch([image_from_pixels(picture) for picture in pixels])
 
     def check(self, picture: Picture) -> None:

@@ -64,7 +64,7 @@ class BatchRange:
         return self.min == self.max
 
     @property
-    def checked(self) -> tuple[int, ...]:
+    def proof_sizes(self) -> tuple[int, ...]:
         """The sizes a proof covers: the smallest, the one in between and the largest, each once."""
         middle = self.opt if self.min < self.opt < self.max else (self.min + self.max) // 2
         return tuple(sorted({self.min, middle, self.max}))

@@ -23,9 +23,9 @@ from runtimes._open import backend_class, remedy_for
 from runtimes._plugins import load_plugin, plugin_names
 from runtimes.bundle import Bundle, write_in_one_step
 from runtimes.errors import BackendUnavailable, BundleError, ParityError, PlanError, ResnetExportError
-from runtimes.nvidia.engine_file import SCHEMA_VERSION, EngineFacts, LayerFacts, facts_of, json_from_facts, sealed, sidecar_document
+from runtimes.nvidia.engine_file import SCHEMA_VERSION, EngineFacts, LayerFacts, facts_of, json_from_facts, seal_facts, sidecar_document
 from runtimes.nvidia.plan_files import FOLDER, engine_name, platform_text, sidecar_of
-from runtimes.nvidia.trust import is_built_here, made_machine_key
+from runtimes.nvidia.trust import ensure_machine_key, is_built_here
 from runtimes.parity.compare import ParityReport
 from runtimes.parity.golden import golden_report
 from runtimes.progress import Progress
@@ -118,7 +118,7 @@ def build_engine(plan: BuildPlan, on_step: Progress) -> Engine:
     manifest = plan.bundle.manifest
     key = _key(plan, builder.VERSION, targets)
     path = plan.bundle.folder / FOLDER / engine_name(plan.backend, builder.VERSION, targets, manifest.batch, _given(plan.options))
-    machine_key = made_machine_key()  # asked for now: nobody wants to hear after the work that there is no place for it
+    machine_key = ensure_machine_key()  # asked for now: nobody wants to hear after the work that there is no place for it
     _check_folder(path.parent)
     if not plan.force and (facts := _cached(path, key)) is not None:
         return Engine(path, facts, cached=True, report=None)
@@ -145,7 +145,7 @@ def build_engine(plan: BuildPlan, on_step: Progress) -> Engine:
         key=key,
         typed_refusal=built.typed_refusal,
     )
-    kept = _kept(path, built.plan, lambda facts: sealed(facts, machine_key), facts, plan, on_step)
+    kept = _kept(path, built.plan, lambda facts: seal_facts(facts, machine_key), facts, plan, on_step)
     if cache is not None and built.timing_cache:
         timings.keep(cache, built.timing_cache)
     return kept

@@ -37,7 +37,7 @@ def lower_with_correction(
     if calibrator not in table.corrections:
         if pictures is None:
             return lowered, table
-        batches = (images.preprocess.normalised(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH))
+        batches = (images.preprocess.normalise(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH))
         simulation = precision.simulated(lowered)
         assert simulation is not None, "a precision that is calibrated rounds otherwise than a CPU"
         error = mean_error(model, simulation, images.fed(batches))

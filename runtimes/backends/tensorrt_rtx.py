@@ -12,9 +12,9 @@ import tensorrt_rtx
 from runtimes.bundle import write_in_one_step
 from runtimes.errors import BackendUnavailable, BadInput
 from runtimes.nvidia.engine_runtime import EngineRuntime
-from runtimes.nvidia.loading import Loaded
+from runtimes.nvidia.loading import LoadedEngine
 from runtimes.nvidia.shapes import engine_specs
-from runtimes.nvidia.trust import machine_key, made_machine_key, with_seal, without_seal
+from runtimes.nvidia.trust import ensure_machine_key, machine_key, with_seal, without_seal
 from runtimes.preprocess import takes_any_size
 from runtimes.private import read_regular
 
@@ -35,7 +35,7 @@ class TensorRTRTX(EngineRuntime):
     API: ClassVar[Any] = tensorrt_rtx
     CAPTURES = False
 
-    def __init__(self, model: Loaded) -> None:
+    def __init__(self, model: LoadedEngine) -> None:
         self._config = _engine(model).create_runtime_config()
         if any(takes_any_size(spec) for spec in engine_specs(self.API, model.engine)):
             self._config.dynamic_shapes_kernel_specialization_strategy = (
@@ -63,15 +63,15 @@ class TensorRTRTX(EngineRuntime):
         super()._close()
         # A bundle that may not be written to, or no place for a key: the kernels are compiled again next time.
         with suppress(OSError, BackendUnavailable, BadInput):
-            write_in_one_step(self._cache_file, with_seal(bytes(memoryview(compiled)), sha256, made_machine_key()))
+            write_in_one_step(self._cache_file, with_seal(bytes(memoryview(compiled)), sha256, ensure_machine_key()))
 
 
-def _engine(model: Loaded) -> tensorrt_rtx.ICudaEngine:
-    """The engine as TensorRT-RTX's: `Loaded` knows it as one of either library."""
+def _engine(model: LoadedEngine) -> tensorrt_rtx.ICudaEngine:
+    """The engine as TensorRT-RTX's: `LoadedEngine` knows it as one of either library."""
     return cast("tensorrt_rtx.ICudaEngine", model.engine)
 
 
-def kernels_of(model: Loaded) -> bytes | None:
+def kernels_of(model: LoadedEngine) -> bytes | None:
     """The engine's compiled kernels: code, so that only those that this machine compiled and kept are used; None where
     there are none such."""
     with suppress(OSError, BackendUnavailable, BadInput):  # none yet, or none that may be read; no key that may be used

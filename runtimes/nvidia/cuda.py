@@ -287,7 +287,7 @@ class Graph(_Owned):
     FREE = "cudaGraphExecDestroy"
 
     @classmethod
-    def captured(cls, stream: Stream, work: Callable[[], None]) -> Graph:
+    def capture(cls, stream: Stream, work: Callable[[], None]) -> Graph:
         """Capture what `work` queues in the stream; nothing of it runs. If `work` raises, the capture ends and the
         stream is as before.
 

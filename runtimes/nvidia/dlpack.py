@@ -97,7 +97,7 @@ class DeviceTensor:
         return self.device_type in (CUDA, CUDA_MANAGED)
 
 
-def imported(tensor: object, stream_handle: int | None) -> DeviceTensor:
+def tensor_from_dlpack(tensor: object, stream_handle: int | None) -> DeviceTensor:
     """Take in an array by DLPack. What is queued in the stream from now on runs after what its producer has queued;
     None takes no CUDA arrays.
 

@@ -119,7 +119,7 @@ def json_from_facts(facts: EngineFacts) -> bytes:
     return msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n"
 
 
-def sealed(facts: EngineFacts, key: bytes) -> EngineFacts:
+def seal_facts(facts: EngineFacts, key: bytes) -> EngineFacts:
     """The sidecar as a machine with this key writes it."""
     return replace(facts, seal=seal_of(msgspec.to_builtins(facts), key))
 

@@ -30,11 +30,11 @@ from runtimes.nvidia.cuda import (
     copy_to_host,
     device,
 )
-from runtimes.nvidia.dlpack import DeviceArray, DeviceTensor, imported
+from runtimes.nvidia.dlpack import DeviceArray, DeviceTensor, tensor_from_dlpack
 from runtimes.nvidia.engine_file import Here, engine_for
-from runtimes.nvidia.loading import Loaded, loaded
+from runtimes.nvidia.loading import LoadedEngine, load_engine
 from runtimes.nvidia.log import log_of
-from runtimes.nvidia.shapes import Shapes, batch_range, check_sizes, engine_specs, largest_shape, like, rows_of
+from runtimes.nvidia.shapes import Shapes, batch_range, check_sizes, engine_specs, largest_shape, placeholder, rows_of
 from runtimes.preprocess import takes_any_size
 from runtimes.specs import BatchRange, check_feeds
 
@@ -74,7 +74,7 @@ class EngineRuntime(Runtime):
     CAPTURES: ClassVar[bool] = True
     """Capture graphs here? No where the library does so itself."""
 
-    def __init__(self, model: Loaded) -> None:
+    def __init__(self, model: LoadedEngine) -> None:
         engine = model.engine
         inputs, outputs = engine_specs(self.API, engine), engine_specs(self.API, engine, outputs=True)
         super().__init__(inputs, outputs, batch_range(engine, inputs[0].name))
@@ -117,9 +117,9 @@ class EngineRuntime(Runtime):
                 f"{cls.BACKEND} runs on an NVIDIA GPU alone, got provider '{provider}'; leave --provider out"
             )
         if isinstance(model, Path):
-            return cls(loaded(cls.API, model, cls.here, trusted))
+            return cls(load_engine(cls.API, model, cls.here, trusted))
         cls.check_bundle(model.manifest, provider)
-        return cls(loaded(cls.API, engine_for(model, cls.here(), trusted), cls.here, trusted))
+        return cls(load_engine(cls.API, engine_for(model, cls.here(), trusted), cls.here, trusted))
 
     @classmethod
     def file_of(cls, bundle: Bundle) -> Path:
@@ -175,8 +175,8 @@ class EngineRuntime(Runtime):
         """
         self._check_usable()
         self._let_go()
-        tensors = {name: imported(array, self._stream.handle) for name, array in feeds.items()}
-        count = check_feeds(self._fed, {name: like(tensor) for name, tensor in tensors.items()})
+        tensors = {name: tensor_from_dlpack(array, self._stream.handle) for name, array in feeds.items()}
+        count = check_feeds(self._fed, {name: placeholder(tensor) for name, tensor in tensors.items()})
         shapes = self._shapes(count, {name: tensor.shape for name, tensor in tensors.items()})
         with ExitStack() as owned:
             answers = {
@@ -262,7 +262,7 @@ class EngineRuntime(Runtime):
             self._bind(lane)
             self._enqueue(lane)  # once after every change of shapes: what TensorRT does then cannot be captured
             self._stream.synchronize()
-            lane.graph = Graph.captured(self._stream, lambda: self._enqueue(lane))
+            lane.graph = Graph.capture(self._stream, lambda: self._enqueue(lane))
             lane.graph.launch(self._stream)
             replayed = self._answers(rows)
         except (CudaError, BackendUnavailable) as error:

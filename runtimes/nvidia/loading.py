@@ -24,7 +24,7 @@ MOST_ONNX_BYTES = 1 << 31
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedEngine:
     """A deserialised engine, the runtime that must outlive it, and its sidecar."""
 
     runtime: trt.Runtime
@@ -33,7 +33,7 @@ class Loaded:
     path: Path
 
 
-def loaded(api: Any, path: Path, here: Callable[[], Here], trusted: Collection[str] = ()) -> Loaded:
+def load_engine(api: Any, path: Path, here: Callable[[], Here], trusted: Collection[str] = ()) -> LoadedEngine:
     """The engine at `path`, if this machine built it, or `trusted` has its sha256, and it is for this library, version,
     platform and GPU.
 
@@ -56,7 +56,7 @@ def loaded(api: Any, path: Path, here: Callable[[], Here], trusted: Collection[s
             )
         if weights is not None:
             _refit(api, engine, weights, path)
-    return Loaded(runtime, engine, facts, path)
+    return LoadedEngine(runtime, engine, facts, path)
 
 
 def _weights(facts: EngineFacts, onnx: Path) -> bytes:

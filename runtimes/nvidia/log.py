@@ -81,7 +81,7 @@ class Recording:
 
 
 def _errors(lines: list[tuple[int, str]]) -> list[str]:
-    return list(dict.fromkeys(plain(message) for severity, message in lines if severity <= ERROR))
+    return list(dict.fromkeys(readable_message(message) for severity, message in lines if severity <= ERROR))
 
 
 def _reason(errors: list[str]) -> str:
@@ -90,7 +90,7 @@ def _reason(errors: list[str]) -> str:
     return f"{said}; {remedy}" if remedy else said
 
 
-def plain(message: str) -> str:
+def readable_message(message: str) -> str:
     """A message of TensorRT's for people: one line, no places in its sources."""
     return " ".join(NOISE.sub("", " ".join(message.split())).split())
 

@@ -67,6 +67,6 @@ def check_sizes(fed: Mapping[str, Sequence[int]], largest: Shapes) -> None:
             )
 
 
-def like(tensor: DeviceTensor) -> NDArray[Any]:
+def placeholder(tensor: DeviceTensor) -> NDArray[Any]:
     """An array of the tensor's type and shape to check, of no content; numpy knows bfloat16 as two bytes."""
     return np.broadcast_to(np.zeros((), "V2" if tensor.dtype == "bfloat16" else tensor.dtype), tensor.shape)

@@ -69,7 +69,7 @@ def machine_key() -> bytes | None:
     return _read(path)
 
 
-def made_machine_key() -> bytes:
+def ensure_machine_key() -> bytes:
     """This machine's key; a new one, of 32 random bytes, where there is none. Of several processes that make one at
     once, one does.
 

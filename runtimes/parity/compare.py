@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.parity.budget import Budget
-from runtimes.parity.flips import Flips, flip_counts, flipped, top_classes
+from runtimes.parity.flips import Flips, flip_counts, flips_between, top_classes
 from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, Accuracy, Comparison, _decibels, sqnr_db
 
 LOGITS = "logits"
@@ -33,7 +33,7 @@ Repeated = Sequence[tuple[NDArray[np.int64], NDArray[Any]]]
 
 
 @dataclass(frozen=True)
-class Again:
+class OtherBatch:
     """What a backend answers to some of the images again, in a batch of another size.
 
     Attributes:
@@ -68,7 +68,7 @@ def compare_outputs(
     reference: Mapping[str, NDArray[Any]],
     outputs: Mapping[str, NDArray[Any]],
     budget: Budget,
-    again: Sequence[Again] = (),
+    again: Sequence[OtherBatch] = (),
 ) -> Comparison:
     """Measure a model's outputs by name, those of a classifier or features, against the reference's; `again` holds
     answers at other batch sizes."""
@@ -91,7 +91,7 @@ def compare(reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, agai
     largest = float(np.abs(expected).max()) or 1.0
     errors = np.abs(got - expected) / largest
     cosine = None if expected.shape[1] == 1 else float(_cosines(expected, got).min())
-    flips = flip_counts(flipped(expected, got, budget.own_error))
+    flips = flip_counts(flips_between(expected, got, budget.own_error))
     measured = Comparison(
         ok=True,
         finite=True,
@@ -111,7 +111,7 @@ def compare_features(
     reference: Mapping[str, NDArray[Any]],
     outputs: Mapping[str, NDArray[Any]],
     budget: Budget,
-    again: Sequence[Again] = (),
+    again: Sequence[OtherBatch] = (),
 ) -> Comparison:
     """Measure features by name, each a float array (images, ...), against the reference's of the same names and
     shapes."""
@@ -167,7 +167,7 @@ def _compare_feature(
     return _judged(_with_again(measured, expected, got, [(places, _rows(values)) for places, values in again]), budget)
 
 
-def _of_output(name: str, again: Sequence[Again]) -> list[tuple[NDArray[np.int64], NDArray[Any]]]:
+def _of_output(name: str, again: Sequence[OtherBatch]) -> list[tuple[NDArray[np.int64], NDArray[Any]]]:
     return [(one.places, one.outputs[name]) for one in again]
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from runtimes.base import Runtime
 from runtimes.parity.budget import Budget, Limit
-from runtimes.parity.compare import LOGITS, Again, ParityReport, accuracy, compare_outputs, is_classifier
-from runtimes.parity.flips import Flip, flipped
+from runtimes.parity.compare import LOGITS, OtherBatch, ParityReport, accuracy, compare_outputs, is_classifier
+from runtimes.parity.flips import Flip, flips_between
 from runtimes.parity.measures import Accuracy
 from runtimes.specs import BatchRange
 
@@ -50,7 +50,7 @@ class ErrorHistogram:
 
 
 @dataclass(frozen=True)
-class Answered:
+class BackendParity:
     """One backend's answers to the evidence.
 
     Attributes:
@@ -72,7 +72,9 @@ class Answered:
         return self.report.ok
 
 
-def answered(evidence: Evidence, name: str, runtime: Runtime, budget: Budget, batch: BatchRange) -> Answered:
+def compare_backend(
+    evidence: Evidence, name: str, runtime: Runtime, budget: Budget, batch: BatchRange
+) -> BackendParity:
     """Feed the evidence at the smallest, the middle and the largest batch, all images at the largest; `name` is the
     backend's in the report.
 
@@ -80,8 +82,10 @@ def answered(evidence: Evidence, name: str, runtime: Runtime, budget: Budget, ba
     counts (see `runtimes.parity.compare`).
     """
     count = len(evidence.inputs)
-    *smaller, largest = batch.checked
-    again = [Again(np.arange(min(size, count)), _asked(evidence, runtime, size, min(size, count))) for size in smaller]
+    *smaller, largest = batch.proof_sizes
+    again = [
+        OtherBatch(np.arange(min(size, count)), _asked(evidence, runtime, size, min(size, count))) for size in smaller
+    ]
     got = _asked(evidence, runtime, largest, count)
     compared = compare_outputs(evidence.outputs, got, budget, again)
     measured: Accuracy | None = None
@@ -90,10 +94,10 @@ def answered(evidence: Evidence, name: str, runtime: Runtime, budget: Budget, ba
         if evidence.labels is not None:
             measured = accuracy(evidence.outputs[LOGITS], got[LOGITS], evidence.labels)
         if compared.finite:
-            flips = flipped(evidence.outputs[LOGITS], got[LOGITS], budget.own_error)
+            flips = flips_between(evidence.outputs[LOGITS], got[LOGITS], budget.own_error)
     limits = budget.limits(compared, measured, however_few=evidence.judge_accuracy)
-    report = ParityReport(all(limit.ok for limit in limits), count, batch.checked, {name: compared}, budget)
-    return Answered(
+    report = ParityReport(all(limit.ok for limit in limits), count, batch.proof_sizes, {name: compared}, budget)
+    return BackendParity(
         report, limits, flips, error_histogram(evidence.outputs, got) if compared.finite else None, measured
     )
 

@@ -46,7 +46,7 @@ def top_classes(logits: NDArray[Any]) -> NDArray[np.int64]:
     return np.asarray(logits.argmax(1), np.int64)
 
 
-def flipped(reference: NDArray[Any], outputs: NDArray[Any], own_error: float) -> tuple[Flip, ...]:
+def flips_between(reference: NDArray[Any], outputs: NDArray[Any], own_error: float) -> tuple[Flip, ...]:
     """The flips between two finite arrays (images, classes), those of the largest margin first.
 
     The second-best class of the reference says nothing of a flip to the third: what the reference gave up is its gap to

@@ -13,7 +13,7 @@ from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
 from runtimes.parity.compare import ParityReport
-from runtimes.parity.evidence import Evidence, answered
+from runtimes.parity.evidence import Evidence, compare_backend
 from runtimes.preprocess import PIXELS, takes_any_size
 from runtimes.specs import TensorSpec
 
@@ -63,17 +63,17 @@ def golden_report(bundle: Bundle, name: str, runtime: Runtime) -> ParityReport:
     """Run the golden inputs at the smallest, the middle and the largest batch of the range; `name` is the backend's in
     the report."""
     manifest = bundle.manifest
-    return answered(
-        fed_to(runtime, golden_evidence(bundle), bundle), name, runtime, manifest.parity.budget, manifest.batch
+    return compare_backend(
+        evidence_for(runtime, golden_evidence(bundle), bundle), name, runtime, manifest.parity.budget, manifest.batch
     ).report
 
 
-def fed_to(runtime: Runtime, evidence: Evidence, bundle: Bundle) -> Evidence:
+def evidence_for(runtime: Runtime, evidence: Evidence, bundle: Bundle) -> Evidence:
     """Evidence as this backend takes it: the reference of a model with its preprocessing inside has it outside."""
     if evidence.inputs.dtype == PIXELS and runtime.inputs[0].dtype != PIXELS:
         return replace(
             evidence,
-            inputs=bundle.manifest.preprocess.outside(
+            inputs=bundle.manifest.preprocess.inputs_from_pixels(
                 evidence.inputs, any_size=takes_any_size(bundle.manifest.inputs[0])
             ),
         )

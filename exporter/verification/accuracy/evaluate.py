@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.annotations import with_labels
-from calibration.classes import ModelClasses, matched, synsets_from_file
-from calibration.data import ImageSource, check_channels, evenly_chosen, open_source
+from calibration.classes import ModelClasses, match_source, synsets_from_file
+from calibration.data import ImageSource, check_channels, choose_evenly, open_source
 from calibration.reading import Unreadable, check_readable, read_ahead
 from exporter.verification.accuracy.resume_file import Answered, Journal
 from runtimes.base import Runtime
@@ -120,12 +120,12 @@ class Labelled:
         if self.data_labels is not None:
             source = with_labels(source, self.data_labels)
         synsets = synsets_from_file(self.synsets, count) if self.synsets is not None else None
-        source, how = matched(source, ModelClasses(count, bundle.labels, synsets))
+        source, how = match_source(source, ModelClasses(count, bundle.labels, synsets))
         if self.images is None:
             return source, how
         if self.images > source.count:
             raise PlanError(f"--images asks for {self.images}, but {source.name} has {source.count}; ask for fewer")
-        return source.chosen(evenly_chosen(source, self.images, SEED)), how
+        return source.subset(choose_evenly(source, self.images, SEED)), how
 
 
 def evaluate(
