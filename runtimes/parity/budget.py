@@ -1,5 +1,5 @@
-"""What a precision may cost: the limits of a parity check, each with its own verdict. What a user gives for them:
-`budget_options`."""
+"""What a precision may cost: the limits of a parity check, each judged on its own. `budget_options` reads them from a
+user."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Limit:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a precision may cost; None does not limit. Errors and margins are relative to the largest reference logit.
+    """What a precision may cost. Errors and margins are relative to the largest reference logit; None is no limit.
 
     Attributes:
-        own_error: of the precision itself: a flip counts only where the reference preferred its class to the one chosen
-            by more.
-        max_batch_difference: between what one image gets at two batch sizes.
-        max_accuracy_drop: top-1 of the reference less that of the backend, 0..1, where labels are known.
+        own_error: the error that the precision itself makes. A flip counts only if the reference preferred its own
+            class to the backend's by more than this.
+        max_batch_difference: the largest difference between one image's outputs at two batch sizes.
+        max_accuracy_drop: the reference's top-1 minus the backend's, 0..1, where labels are known.
     """
 
     own_error: float
@@ -48,22 +48,22 @@ class Budget:
 
     @property
     def limit_names(self) -> tuple[str, ...]:
-        """Every limit that it has, `finite` first, whether or not it will apply to what is measured."""
+        """The names of all limits that are set, `finite` first, whether or not they will apply to what is measured."""
         return ("finite", *(name for name, value in asdict(self).items() if name != "own_error" and value is not None))
 
     def violations(self, measured: Comparison) -> tuple[str, ...]:
-        """What is out of budget, in words; empty when all is inside."""
+        """What is out of budget, in words; empty when nothing is."""
         return tuple(limit.text for limit in self.limits(measured) if not limit.ok)
 
     def limits(
         self, measured: Comparison, accuracy: Accuracy | None = None, *, however_few: bool = False
     ) -> tuple[Limit, ...]:
-        """Every limit that applies to what was measured, `finite` first; where that is broken there is no other to
-        speak of.
+        """Judge every limit that applies to what was measured, `finite` first; if an output is not finite, that one
+        alone.
 
-        Of features each output is held against every limit, and those that break it are named. The accuracy's applies
-        where it allows one image at least to be lost, since of fewer images it would judge chance; or `however_few`
-        there are.
+        Of features, every output must keep each limit, and those that break it are named. The accuracy limit needs
+        enough labels for one lost image to be within it, since with fewer it would judge chance; `however_few` judges
+        it all the same.
         """
         if not measured.finite:
             said = measured.violations[0] if measured.violations else "outputs that are not finite"
@@ -106,7 +106,7 @@ class Budget:
                 got, allowed = shown, f"{'<=' if name.startswith('max') else '>='} {bound}"
                 found.append(Limit(name, inside, f"{words} {got}, budget {allowed}", words, got, allowed))
         return tuple(
-            _naming_outputs(limit, {name: self.limits(one) for name, one in measured.outputs.items()})
+            _with_names_of_outputs(limit, {name: self.limits(one) for name, one in measured.outputs.items()})
             for limit in found
         )
 
@@ -116,12 +116,12 @@ class Budget:
 
 
 def number_text(value: float) -> str:
-    """The shortest text that is read as this very number: `0.1`, `20`, `0.28604063`."""
+    """The shortest text that reads back as the same number: `0.1`, `20`, `0.28604063`."""
     return repr(float(value)).removesuffix(".0")
 
 
-def _naming_outputs(limit: Limit, outputs: Mapping[str, tuple[Limit, ...]]) -> Limit:
-    """The limit of all outputs together; broken, with the outputs that break it."""
+def _with_names_of_outputs(limit: Limit, outputs: Mapping[str, tuple[Limit, ...]]) -> Limit:
+    """The limit of all outputs together; if it is broken, its text names the outputs that break it."""
     said = [
         f"{output}: {one.text}"
         for output, limits in outputs.items()

@@ -1,4 +1,4 @@
-"""Limits as a user gives them, with `--budget NAME=VALUE` or in a file, checked and put into a precision's budget."""
+"""Read and check the limits that a user gives (`--budget NAME=VALUE`, or a file), and change a budget by them."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def changed_budget(budget: Budget, given: Mapping[str, float]) -> Budget:
 
 
 def budget_from_text(given: tuple[str, ...]) -> dict[str, float]:
-    """Limits from `NAME=VALUE` texts, each of which may hold several with spaces or commas between them.
+    """Limits by name from `NAME=VALUE` texts, each of which may hold several, with spaces or commas between them.
 
     Raises:
-        PlanError: a text is something else.
+        PlanError: a text reads otherwise, or a value is no number.
     """
     found = {}
     if not all(one.strip() for one in given):

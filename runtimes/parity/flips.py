@@ -1,4 +1,4 @@
-"""Which images changed their class, and how much that means."""
+"""Flips: the images that get another top class than the reference gave them, and which of those count."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Flips:
-    """Images whose top class changed: all of them, and those that count (reference margin above the precision's own
-    error)."""
+    """How many images changed their top class: all, and those that count (margin above the precision's own error)."""
 
     total: int
     counted: int
@@ -26,8 +25,7 @@ class Flip:
     Attributes:
         image: its place among the images.
         reference, got: the top class of the reference and of the backend (see `top_classes`).
-        margin: by how much the reference preferred its own class to the one that the backend chose, relative to the
-            largest reference logit.
+        margin: the reference's gap between its own class and the backend's, relative to the largest reference logit.
         counted: the margin is larger than the precision's own error.
     """
 
@@ -39,21 +37,21 @@ class Flip:
 
 
 def top_classes(logits: NDArray[Any]) -> NDArray[np.int64]:
-    """The class that each image gets, int64 (images,), for logits (images, classes): the largest; of a single logit its
-    sign, 1 or 0."""
+    """The top class of each image, int64 (images,), for logits (images, classes). A single logit gives its sign, 1 or
+    0."""
     if logits.shape[1] == 1:
         return (logits[:, 0] > 0).astype(np.int64)
     return np.asarray(logits.argmax(1), np.int64)
 
 
 def flips_between(reference: NDArray[Any], outputs: NDArray[Any], own_error: float) -> tuple[Flip, ...]:
-    """The flips between two finite arrays (images, classes), those of the largest margin first.
+    """The flips between two finite arrays of logits (images, classes), the largest margin first.
 
-    The second-best class of the reference says nothing of a flip to the third: what the reference gave up is its gap to
-    the class that was chosen.
+    A flip's margin is the reference's gap between its own class and the class that the backend chose. (Its gap to its
+    second-best class would say nothing of a flip to the third.)
 
     Args:
-        own_error: of the precision, relative to the largest reference logit.
+        own_error: the precision's own error, relative to the largest reference logit.
     """
     expected, got = reference.astype(np.float64), outputs.astype(np.float64)
     largest = float(np.abs(expected).max()) or 1.0

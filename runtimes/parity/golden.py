@@ -1,5 +1,4 @@
-"""The proof that travels: a bundle's golden inputs through a backend, against the FP32 PyTorch outputs that were
-recorded for them."""
+"""Run a bundle's golden inputs on a backend and compare with the FP32 reference's outputs recorded in `golden.npz`."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from runtimes.specs import TensorSpec
 
 
 def golden_arrays(bundle: Bundle) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-    """Inputs (images, ...) and the reference's outputs by name, float32 (images, ...).
+    """A bundle's golden inputs (images, ...), and the reference's outputs for them by name, float32 (images, ...).
 
     Raises:
         BundleError: `golden.npz` is missing, does not hold them, or is of another model.
@@ -29,7 +28,7 @@ def golden_arrays(bundle: Bundle) -> tuple[NDArray[Any], dict[str, NDArray[Any]]
 
 
 def golden_evidence(bundle: Bundle) -> Evidence:
-    """The golden inputs and outputs. No labels: so few images say nothing of accuracy.
+    """A bundle's golden inputs and outputs. They have no labels: so few images say nothing of accuracy.
 
     Raises:
         BundleError: as above.
@@ -60,8 +59,7 @@ def golden_evidence(bundle: Bundle) -> Evidence:
 
 
 def golden_report(bundle: Bundle, name: str, runtime: Runtime) -> ParityReport:
-    """Run the golden inputs at the smallest, the middle and the largest batch of the range; `name` is the backend's in
-    the report."""
+    """The parity report of the golden inputs on a backend, which the report calls `name`."""
     manifest = bundle.manifest
     return compare_backend(
         evidence_for(runtime, golden_evidence(bundle), bundle), name, runtime, manifest.parity.budget, manifest.batch
@@ -69,7 +67,10 @@ def golden_report(bundle: Bundle, name: str, runtime: Runtime) -> ParityReport:
 
 
 def evidence_for(runtime: Runtime, evidence: Evidence, bundle: Bundle) -> Evidence:
-    """Evidence as this backend takes it: the reference of a model with its preprocessing inside has it outside."""
+    """The evidence with inputs that this backend takes.
+
+    Where a model has its preprocessing inside, it takes pixels, but its FP32 program takes preprocessed images.
+    """
     if evidence.inputs.dtype == PIXELS and runtime.inputs[0].dtype != PIXELS:
         return replace(
             evidence,
