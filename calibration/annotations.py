@@ -45,8 +45,8 @@ def with_labels(source: ImageSource, path: Path) -> ImageSource:
         chosen = [line.strip() for line in lines]
     else:
         raise BadInput(
-            f"{path}: expected a class a line for each of the {source.count} pictures of {source.name}, or lines of a picture's name and its class, "
-            f"got {len(lines)} lines that start with '{lines[0]}'"
+            f"{path}: expected a class a line for each of the {source.count} pictures of {source.name}, or lines of a "
+            f"picture's name and its class, got {len(lines)} lines that start with '{lines[0]}'"
         )
     classes = tuple(sorted(set(chosen)))
     numbers = {name: number for number, name in enumerate(classes)}
@@ -109,7 +109,8 @@ def _by_picture(pairs: Sequence[tuple[str, str]], source: ImageSource, path: Pat
         key = _key(picture, known)
         if key is None:
             raise BadInput(
-                f"{path}: '{picture}' is no picture of {source.name} (it has '{source.names[0]}'); take its line out, or add the picture"
+                f"{path}: '{picture}' is no picture of {source.name} (it has '{source.names[0]}'); take its line out, "
+                "or add the picture"
             )
         place = known[key]
         if place is None:
@@ -123,7 +124,8 @@ def _by_picture(pairs: Sequence[tuple[str, str]], source: ImageSource, path: Pat
     if missing:
         shown = ", ".join(f"'{name}'" for name in missing[:SHOWN])
         raise BadInput(
-            f"{path}: expected a line for each picture of {source.name}, got none for {len(missing)} of them ({shown}); add them"
+            f"{path}: expected a line for each picture of {source.name}, got none for {len(missing)} of them "
+            f"({shown}); add them"
         )
     return [found[place] for place in range(source.count)]
 

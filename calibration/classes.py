@@ -78,8 +78,8 @@ def match_source(source: ImageSource, model: ModelClasses) -> tuple[ImageSource,
     if source.labels is None:
         beside = next((f"'{name}' in no folder" for name in source.names or () if "/" not in name), "none")
         raise BadInput(
-            f"expected a class for each picture of {source.name}, got {beside}; put the pictures in a folder for each class and nothing beside, "
-            "or give resnet-deploy eval --data-labels"
+            f"expected a class for each picture of {source.name}, got {beside}; put the pictures in a folder for each "
+            "class and nothing beside, or give resnet-deploy eval --data-labels"
         )
     names = [str(place) for place in range(model.count)]
     if source.classes is None:
@@ -163,11 +163,13 @@ def synsets_from_file(path: Path, count: int) -> tuple[str, ...]:
     for number, synset in enumerate(synsets, start=1):
         if not WORDNET_ID.fullmatch(synset):
             raise BadInput(
-                f"{path}: expected a WordNet id, as n01440764, at the start for each class, got '{synset}' in place {number}"
+                f"{path}: expected a WordNet id, as n01440764, at the start for each class, got '{synset}' in place "
+                f"{number}"
             )
     if len(synsets) != count or len(set(synsets)) != count:
         raise BadInput(
-            f"{path}: expected {count} different WordNet ids, one for each class of the model, got {len(set(synsets))} in {len(synsets)}"
+            f"{path}: expected {count} different WordNet ids, one for each class of the model, got {len(set(synsets))} "
+            f"in {len(synsets)}"
         )
     check_not_devkit(rows, path)
     return synsets
@@ -184,7 +186,8 @@ def check_not_devkit(rows: Sequence[Sequence[str]], path: Path) -> None:
     synsets = [row[0] for row in rows]
     if synsets != sorted(synsets) and all(row[1:2] == [str(number)] for number, row in enumerate(rows, start=1)):
         raise BadInput(
-            f"{path}: expected the order of the model's classes, got that of ImageNet's devkit, which numbers them from 1; sort its lines"
+            f"{path}: expected the order of the model's classes, got that of ImageNet's devkit, which numbers them "
+            "from 1; sort its lines"
         )
 
 
@@ -217,13 +220,15 @@ def _by_synset(names: Sequence[str], model: ModelClasses, where: str) -> Matchin
         and all(WORDNET_ID.fullmatch(label) for label in model.labels)
     ):
         raise BadInput(
-            "--synsets gives the classes another order than the model's own labels, which are WordNet ids too; leave it out"
+            "--synsets gives the classes another order than the model's own labels, which are WordNet ids too; leave "
+            "it out"
         )
     places = {synset: place for place, synset in enumerate(model.synsets)}
     unknown = [name for name in names if name not in places]
     if unknown:
         raise BadInput(
-            f"{where}: expected classes among the WordNet ids of --synsets ({_some(model.synsets)}), got {_some(unknown)}"
+            f"{where}: expected classes among the WordNet ids of --synsets ({_some(model.synsets)}), got "
+            f"{_some(unknown)}"
         )
     return Matching(tuple(places[name] for name in names), "by --synsets")
 
@@ -242,7 +247,8 @@ def _by_name(names: Sequence[str], labels: Sequence[str], where: str) -> Matchin
             if len(mine) > 1:
                 several = " and ".join(f"{place} ({labels[place]})" for place in mine[:SHOWN])
                 raise BadInput(
-                    f"{where}: '{name}' may be class {several}; name the folders or the labels by number, or by WordNet id"
+                    f"{where}: '{name}' may be class {several}; name the folders or the labels by number, or by "
+                    "WordNet id"
                 )
         indices = tuple(mine[0] for mine in found)
         index, times = Counter(indices).most_common(1)[0]
@@ -263,8 +269,9 @@ def _check_numbers(values: Iterable[int], count: int, where: str) -> None:
         raise BadInput(f"{where}: expected each class once, got one number in two spellings; make them one")
     if numbers[0] == 1 and numbers[-1] == count:
         raise BadInput(
-            f"{where}: the classes are numbered 1 to {count}, and nothing says in which order: ImageNet's ILSVRC2012_validation_ground_truth.txt "
-            f"has the devkit's, which is not the model's; give WordNet ids (LOC_val_solution.csv), class names, or numbers from 0 to {count - 1}"
+            f"{where}: the classes are numbered 1 to {count}, and nothing says in which order: ImageNet's "
+            "ILSVRC2012_validation_ground_truth.txt has the devkit's, which is not the model's; give WordNet ids "
+            f"(LOC_val_solution.csv), class names, or numbers from 0 to {count - 1}"
         )
     if numbers[-1] >= count:
         raise BadInput(
@@ -289,28 +296,30 @@ def _check_same_as_text(names: Sequence[str], count: int, where: str) -> None:
     other = next((name for name in names if ranks[name] != int(name)), None)
     if other is not None:
         raise BadInput(
-            f"{where}: the folder '{other}' may be class {int(other)}, by its number, or class {ranks[other]}, by its place among "
-            "the folders' sorted names, as ImageFolder trains; export the model with --labels, the folder that it was trained on"
+            f"{where}: the folder '{other}' may be class {int(other)}, by its number, or class {ranks[other]}, by its "
+            "place among the folders' sorted names, as ImageFolder trains; export the model with --labels, the folder "
+            "that it was trained on"
         )
 
 
 def _refusal(names: Sequence[str], model: ModelClasses, where: str) -> str:
     if all(WORDNET_ID.fullmatch(name) for name in names):
         return (
-            f"{where}: expected {IMAGENET_CLASSES} WordNet ids for a model of as many classes, got {len(names)} ({_some(names)}) for one of "
-            f"{model.count}; give resnet-deploy eval --synsets with the model's classes in order "
-            "(LOC_synset_mapping.txt or imagenet_class_index.json)"
+            f"{where}: expected {IMAGENET_CLASSES} WordNet ids for a model of as many classes, got {len(names)} "
+            f"({_some(names)}) for one of {model.count}; give resnet-deploy eval --synsets with the model's classes in "
+            "order (LOC_synset_mapping.txt or imagenet_class_index.json)"
         )
     if model.labels is None:
         return (
-            f"{where}: expected as many classes as the model's {model.count}, got {len(names)} ({_some(names)}), and it has no labels to "
-            "know them by; export it with --labels"
+            f"{where}: expected as many classes as the model's {model.count}, got {len(names)} ({_some(names)}), and "
+            "it has no labels to know them by; export it with --labels"
         )
     known = {_folded(label) for label in model.labels}
     unknown = [name for name in names if _folded(name) not in known]
     return (
-        f"{where}: expected classes among the model's {len(model.labels)} labels ({_some(model.labels)}), got {len(unknown)} others "
-        f"({_some(unknown)}); rename them, number them from 0, or export the model with the right --labels"
+        f"{where}: expected classes among the model's {len(model.labels)} labels ({_some(model.labels)}), got "
+        f"{len(unknown)} others ({_some(unknown)}); rename them, number them from 0, or export the model with the "
+        "right --labels"
     )
 
 

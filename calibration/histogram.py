@@ -56,7 +56,8 @@ class Histogram:
         largest = max(-low, high)
         if not math.isfinite(largest):
             raise CalibrationError(
-                f"'{name}' holds NaN or infinite values on the calibration images; check the weights and the normalisation"
+                f"'{name}' holds NaN or infinite values on the calibration images; check the weights and the "
+                "normalisation"
             )
         self._grow(exponent_above(largest))
         self.largest = max(self.largest, largest)

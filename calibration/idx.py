@@ -52,7 +52,8 @@ def _array(stream: io.BufferedIOBase, path: Path, stored: int, *, compressed: bo
     if not 1 <= rank <= MOST_DIMENSIONS or len(sizes) < 4 * rank:
         got = f"{rank} in {len(head) + len(sizes)} bytes"
         raise BadInput(
-            f"{path}: expected the sizes of 1 to {MOST_DIMENSIONS} dimensions, got {got}; the file is truncated or not IDX"
+            f"{path}: expected the sizes of 1 to {MOST_DIMENSIONS} dimensions, got {got}; the file is truncated or not "
+            "IDX"
         )
     shape: tuple[Any, ...] = struct.unpack(f">{rank}I", sizes)
     expected, there = math.prod(shape), stored - 4 - 4 * rank
@@ -62,6 +63,7 @@ def _array(stream: io.BufferedIOBase, path: Path, stored: int, *, compressed: bo
     if len(data) != expected:
         found = f"{len(data)}{' or more' if len(data) > expected else ''}" if compressed else there
         raise BadInput(
-            f"{path}: expected {expected} bytes of data for shape {shape}, got {found}; the file is truncated or not IDX"
+            f"{path}: expected {expected} bytes of data for shape {shape}, got {found}; the file is truncated or not "
+            "IDX"
         )
     return np.frombuffer(data, np.uint8).reshape(shape)

@@ -1,5 +1,4 @@
-"""Pictures decoded ahead in threads, beside the work on those before them; what cannot be read is told from what
-can."""
+"""Decode pictures ahead in threads, while earlier ones are worked on; those that cannot be read are reported."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ Prepared = TypeVar("Prepared")
 
 @dataclass(frozen=True)
 class Unreadable:
-    """In place of a picture that cannot be read: why."""
+    """Stands for a picture that cannot be read, and says why."""
 
     reason: str
 
@@ -30,11 +29,10 @@ class Unreadable:
 def read_ahead(
     source: ImageSource, places: Iterable[int], prepare: Callable[[Picture], Prepared], *, ahead: int
 ) -> Iterator[Prepared | Unreadable]:
-    """What `prepare` makes of the pictures at `places`, in their order; at most `ahead` of them are decoded and not yet
-    taken.
+    """Decode and `prepare` the pictures at `places` in threads, and yield the results in order.
 
-    `prepare` runs in the threads too. A picture is unreadable where the source or `prepare` says so (BadInput), or
-    there is not the memory for it; another error is raised.
+    At most `ahead` results wait to be taken. A picture is `Unreadable` where the source or `prepare` raises BadInput,
+    or memory runs out for it; any other error is raised.
     """
 
     def read(place: int) -> Prepared | Unreadable:

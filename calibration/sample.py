@@ -1,4 +1,4 @@
-"""The pictures that are calibrated on: decoded beside the model's work, checked, and fingerprinted."""
+"""The calibration images: decoded while the model runs, checked, and fingerprinted."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ DIGEST_BITS = 256
 
 @dataclass
 class Sample:
-    """Batches of a source, and what was learnt of the pictures while they went by.
+    """Batches of a source's pictures, and what is learnt of the pictures as they are read.
 
     Attributes:
         images: pictures decoded so far.
-        keep: how many pictures to keep as they go by, spread evenly over the source; in place of one that cannot be
-            read, the next.
-        kept: those, each uint8 (height, width, channels), of the model's size.
-        unreadable: what was wrong with those that could not be.
+        keep: how many pictures to keep, spread evenly over the source; one that cannot be read is replaced by the next.
+        kept: the pictures that were kept, each uint8 (height, width, channels), of the model's size.
+        unreadable: why, for each picture that could not be read.
         fingerprint: sum of the pictures' sha256 digests modulo 2**256, in hex. It does not depend on their order, and
             the sum of two shards' is the whole's.
     """
@@ -47,8 +46,9 @@ class Sample:
     _correlations: list[float] = field(default_factory=list)
 
     def batches(self, size: int, on_image: Callable[[], None] = lambda: None) -> Iterator[NDArray[np.float32]]:
-        """Preprocessed batches, float32 (size, channels, height, width), the last one perhaps smaller; decoding runs
-        ahead in threads.
+        """Preprocessed batches, float32 (size, channels, height, width), of which the last may be smaller.
+
+        Decoding runs ahead in threads.
 
         Raises:
             CalibrationError: more than one picture in a hundred cannot be read; names some.
@@ -82,18 +82,20 @@ class Sample:
         return f"{self._digests:0{DIGEST_BITS // 4}x}"
 
     def check(self, *, allow_few: bool) -> None:
-        """Refuse pictures that no range can be measured from.
+        """Refuse images that no range can be measured from.
 
         Raises:
             CalibrationError: too few, one picture repeated, or noise.
         """
         if self.images < (1 if allow_few else FEWEST_IMAGES):
             raise CalibrationError(
-                f"expected at least {FEWEST_IMAGES} calibration images, got {self.images}; give more, or --allow-few-images if that is all there is"
+                f"expected at least {FEWEST_IMAGES} calibration images, got {self.images}; give more, or "
+                "--allow-few-images if that is all there is"
             )
         if self.images > 1 and len(self._distinct) == 1:
             raise CalibrationError(
-                f"all {self.images} calibration images are one picture repeated; give images like those the model will see"
+                f"all {self.images} calibration images are one picture repeated; give images like those the model will "
+                "see"
             )
         if np.median(self._correlations) < NOISE_CORRELATION:
             raise CalibrationError(
@@ -109,7 +111,7 @@ class Sample:
 
 def neighbour_correlation(picture: Picture) -> float:
     """Correlation of horizontally adjacent grey values: near 1 for pictures, near 0 for noise; 1 for a picture of one
-    colour or column."""
+    colour or one column."""
     grey = (
         np.asarray(picture.convert("L"), np.float32)
         if isinstance(picture, Image.Image)

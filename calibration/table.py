@@ -100,7 +100,8 @@ class Provenance:
         for what, (expected, found) in pairs.items():
             if expected != found:
                 raise CalibrationError(
-                    f"{where} was not measured on this: {what} is {found}, expected {expected}; leave --calibration out to measure again"
+                    f"{where} was not measured on this: {what} is {found}, expected {expected}; leave --calibration "
+                    "out to measure again"
                 )
 
 
@@ -180,7 +181,8 @@ def table_from_file(path: Path) -> CalibrationTable:
         raise BadInput(f"{path} is no calibration table: {' '.join(str(error).split())}") from error
     if table.schema_version != SCHEMA_VERSION:
         raise BadInput(
-            f"{path}: expected schema_version {SCHEMA_VERSION}, got {table.schema_version}; calibrate again with this version"
+            f"{path}: expected schema_version {SCHEMA_VERSION}, got {table.schema_version}; calibrate again with this "
+            "version"
         )
     return table
 

@@ -125,7 +125,8 @@ def check_growth(size: int, stored: int) -> None:
     """
     if size > max(FREE_BYTES, MOST_GROWTH * stored):
         raise ValueError(
-            f"it unpacks from {stored:,} bytes to {size:,}, more than {MOST_GROWTH} times as many; store it uncompressed if so meant"
+            f"it unpacks from {stored:,} bytes to {size:,}, more than {MOST_GROWTH} times as many; store it "
+            "uncompressed if so meant"
         )
 
 
@@ -162,7 +163,8 @@ def _array_from_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArr
 def _check_size(header: ArrayHeader, size: int) -> None:
     if header.start + header.bytes != size:
         raise ValueError(
-            f"expected {header.bytes:,} bytes for an array of {header.dtype} {header.shape}, got {size - header.start:,}"
+            f"expected {header.bytes:,} bytes for an array of {header.dtype} {header.shape}, got "
+            f"{size - header.start:,}"
         )
 
 

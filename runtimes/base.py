@@ -62,7 +62,8 @@ class Runtime(ABC):
         """
         if cls.FILE not in bundle.manifest.files:
             raise BackendUnavailable(
-                f"{bundle.folder} has no {cls.FILE}, which this backend runs; export the bundle again, with nothing left out"
+                f"{bundle.folder} has no {cls.FILE}, which this backend runs; export the bundle again, with nothing "
+                "left out"
             )
         return bundle.file(cls.FILE)
 
@@ -133,8 +134,8 @@ class Runtime(ABC):
             # A backend's threads stay behind: PyTorch waits for its own without end, and CUDA's state is the other
             # process's (pytorch#49555).
             raise BackendUnavailable(
-                f"expected a model that process {os.getpid()} opened, got one of process {self._process}, which forked; "
-                "open it after the fork, or start processes with multiprocessing's 'spawn'"
+                f"expected a model that process {os.getpid()} opened, got one of process {self._process}, which "
+                "forked; open it after the fork, or start processes with multiprocessing's 'spawn'"
             )
 
     @final

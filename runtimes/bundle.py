@@ -85,8 +85,8 @@ class Bundle:
             ) from error
         if len(labels) != self.manifest.model.classes:
             raise BundleError(
-                f"{self.folder}: expected a line for each of the {self.manifest.model.classes} classes in {LABELS}, got {len(labels)}; "
-                "export the bundle again"
+                f"{self.folder}: expected a line for each of the {self.manifest.model.classes} classes in {LABELS}, "
+                f"got {len(labels)}; export the bundle again"
             )
         return labels
 
@@ -226,7 +226,8 @@ def check_destination(destination: Path, *, force: bool) -> None:
             raise PlanError(f"{destination} is not a folder; choose another --output")
         if destination.name in ("", "..") or Path.cwd().is_relative_to(os.path.realpath(destination)):
             raise PlanError(
-                f"'{destination}' is the current folder, or holds it, and a bundle is a folder of its own; choose another --output"
+                f"'{destination}' is the current folder, or holds it, and a bundle is a folder of its own; choose "
+                "another --output"
             )
         if destination.exists() and any(destination.iterdir()):
             _check_replaceable(destination)

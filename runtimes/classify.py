@@ -74,7 +74,8 @@ def check_classifier(outputs: Sequence[TensorSpec]) -> None:
     if not is_classifier(spec.name for spec in outputs):
         found = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in outputs)
         raise BadInput(
-            f"expected a classifier, got a model that gives features ({found}); take them in Python with open_runtime(...).run(...)"
+            f"expected a classifier, got a model that gives features ({found}); take them in Python with "
+            "open_runtime(...).run(...)"
         )
 
 

@@ -27,7 +27,8 @@ def check_kinds(plan: object) -> None:
             object.__setattr__(plan, name, os.fspath(value))
         elif not _is_a(value, kind):
             raise PlanError(
-                f"expected {name} as {getattr(kind, '__name__', kind)}, got {str(value)[:80]!r}; see {type(plan).__name__}'s attributes"
+                f"expected {name} as {getattr(kind, '__name__', kind)}, got {str(value)[:80]!r}; see "
+                f"{type(plan).__name__}'s attributes"
             )
 
 

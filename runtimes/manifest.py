@@ -107,7 +107,8 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
         raise BundleError(f"{where}: expected a JSON object, got: {error}; export the bundle again") from error
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{where}: expected schema_version {SCHEMA_VERSION}, got {version!r}; export again with this version, or install the one that wrote it"
+            f"{where}: expected schema_version {SCHEMA_VERSION}, got {version!r}; export again with this version, or "
+            "install the one that wrote it"
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
@@ -121,6 +122,7 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
         )
     if not manifest.inputs or not manifest.outputs:
         raise BundleError(
-            f"{where}: expected an input and an output, got {len(manifest.inputs)} and {len(manifest.outputs)}; export the bundle again"
+            f"{where}: expected an input and an output, got {len(manifest.inputs)} and {len(manifest.outputs)}; export "
+            "the bundle again"
         )
     return manifest

@@ -77,7 +77,8 @@ def open_picture(path: Path) -> Picture:
         raise BadInput(f"cannot read the array {path}: {error}") from error
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
         raise BadInput(
-            f"{path}: expected an array of uint8 (height, width, channels), got {array.dtype} {array.shape}; scale the values to 0..255"
+            f"{path}: expected an array of uint8 (height, width, channels), got {array.dtype} {array.shape}; scale the "
+            "values to 0..255"
         )
     return picture_from_array(array)
 
@@ -129,11 +130,13 @@ def _decoded(path: Path) -> Image.Image:
     with JpegImagePlugin.JpegImageFile(path) if is_jpeg else Image.open(path, formats=formats) as opened:
         if opened.width * opened.height > MOST_PIXELS:
             raise ValueError(
-                f"it has {opened.width}x{opened.height} pixels, and more than {MOST_PIXELS:,} are not read; make it smaller"
+                f"it has {opened.width}x{opened.height} pixels, and more than {MOST_PIXELS:,} are not read; make it "
+                "smaller"
             )
         if max(opened.size) > LONGEST_SIDE:
             raise ValueError(
-                f"it has {opened.width}x{opened.height} pixels, and no side of more than {LONGEST_SIDE:,} is read; cut it"
+                f"it has {opened.width}x{opened.height} pixels, and no side of more than {LONGEST_SIDE:,} is read; cut "
+                "it"
             )
         opened.load()
         turn = TURNS.get(_orientation(opened))

@@ -115,7 +115,8 @@ class Preprocess:
         if width * height > MOST_RESIZED:
             found = f"{parts[0].height}x{parts[0].width}"
             raise BadInput(
-                f"expected a picture that is resized to at most {MOST_RESIZED:,} pixels, got {width * height:,} of one of {found}; cut it"
+                f"expected a picture that is resized to at most {MOST_RESIZED:,} pixels, got {width * height:,} of one "
+                f"of {found}; cut it"
             )
         return np.dstack([np.asarray(part) for part in parts])
 
@@ -165,8 +166,8 @@ class Preprocess:
         count = self.channels
         kept = "grey or colour" if count in MODES else f"{count} channels"
         raise BadInput(
-            f"expected pictures of {kept}, as the model takes, got {found}; give an .npz with images of uint8 (n, height, width, {count}), "
-            f"or a folder of .npy files of (height, width, {count})"
+            f"expected pictures of {kept}, as the model takes, got {found}; give an .npz with images of uint8 (n, "
+            f"height, width, {count}), or a folder of .npy files of (height, width, {count})"
         )
 
     def _fitted(self, image: Image.Image) -> Image.Image:

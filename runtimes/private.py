@@ -51,7 +51,8 @@ def private_folder(base: Path, *names: str, remedy: str) -> Path:
             problem = _problem(folder.lstat())
             if problem:
                 raise BackendUnavailable(
-                    f"expected {folder} to be a folder that you alone may write to, got {problem}; remove it, or {remedy}"
+                    f"expected {folder} to be a folder that you alone may write to, got {problem}; remove it, or "
+                    f"{remedy}"
                 )
     except OSError as error:
         raise BackendUnavailable(f"cannot make the folder {folder}: {error.strerror}; {remedy}") from error

@@ -1,11 +1,11 @@
-"""Is a `torch.export` program (`reference.pt2`) nothing but tensors and arithmetic? Looked at before PyTorch reads it;
-needs no PyTorch.
+"""Check that a `torch.export` program (`reference.pt2`) holds only tensors and arithmetic, before PyTorch reads it.
+Needs no PyTorch.
 
 `torch.export.load` runs code that an archive brings: it unpickles weights, constants and example inputs, loads compiled
 libraries, evaluates symbolic sizes as Python, imports what a tree of arguments names, resolves operators by attribute
-from `torch`, `math` and `operator`, and compiles the names of values and the guards into a function. So an archive is
-held against a list of what a program needs, string by string, and PyTorch is given a new archive that holds what was
-looked at and nothing else: two readers of one zip file need not agree on what is in it. (Read in torch 2.9 to 2.14:
+from `torch`, `math` and `operator`, and compiles the names of values and the guards into a function. So every string of
+an archive is checked against a list of what a program needs, and PyTorch is given a new archive of the checked parts
+alone: two readers of one zip file need not agree on what is in it. (Read in torch 2.9 to 2.14:
 export/pt2_archive/_package.py, _export/serde/serialize.py, export/_unlift.py, fx/graph.py, utils/_pytree.py.)
 """
 
@@ -61,7 +61,8 @@ ON_SIZES = re.compile(
 AROUND_A_GRAPH = re.compile(r"torch\.ops\.higher_order\.(cond|wrap_with_autocast|wrap_with_set_grad_enabled)")
 
 SYMBOLIC = re.compile(
-    r"Symbol|Integer|Rational|Add|Mul|FloorDiv|(Python)?Mod|CleanDiv|CeilDiv|IntTrueDiv|ToFloat|(Trunc|Floor|Ceil)ToInt|Max|Min|Identity"
+    r"Symbol|Integer|Rational|Add|Mul|FloorDiv|(Python)?Mod|CleanDiv|CeilDiv|IntTrueDiv|ToFloat"
+    r"|(Trunc|Floor|Ceil)ToInt|Max|Min|Identity"
     r"|Equality|Unequality|StrictLessThan|LessThan|StrictGreaterThan|GreaterThan|And|Or|Not|true|false"
 )
 """No power: a tower of them is a number that never ends."""
@@ -77,11 +78,11 @@ FOREIGN = ("custom_obj", "as_custom_obj", "token", "constant_input", "custom_obj
 
 
 class _Refused(Exception):
-    """What is in the archive that does not belong there."""
+    """The archive holds something that does not belong there: the message says what."""
 
 
 def plain_program(path: Path) -> io.BytesIO:
-    """The program at `path` as an archive of the parts that were looked at, to be given to `torch.export.load`.
+    """Check the program at `path`, and pack its checked parts into a new archive for `torch.export.load`.
 
     Holds the file's content in memory once.
 
@@ -96,7 +97,8 @@ def plain_program(path: Path) -> io.BytesIO:
         _check_program(parts)
     except _Refused as problem:
         raise BundleError(
-            f"{path} holds {problem}, expected plain tensors and ATen operators alone; nothing of it was run: do not use this file"
+            f"{path} holds {problem}, expected plain tensors and ATen operators alone; nothing of it was run: do not "
+            "use this file"
         ) from problem
     except (
         zipfile.BadZipFile,
@@ -154,7 +156,7 @@ def _most(name: str) -> float:
 
 
 def _packed(parts: dict[str, bytes]) -> io.BytesIO:
-    """Takes the parts out of the dictionary as it goes, so that they are not in memory twice."""
+    """A zip archive of the parts, which are taken out of the dictionary one by one, so that none is in memory twice."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as packed:
         for name in list(parts):
@@ -204,8 +206,8 @@ def _check_samples(data: bytes) -> None:
 
 
 def _check(value: Any, key: str, above: str) -> None:
-    """Walk the program's JSON; `key` is what the value is called, `above` what that one's object is called. Fields that
-    a later PyTorch adds pass where they are numbers or names."""
+    """Walk the program's JSON; `key` is the value's field, `above` that of the object it stands in. Fields that a later
+    PyTorch adds pass where they are numbers or names."""
     if isinstance(value, str):
         checks: Mapping[str, Callable[[str], None]] = {
             "target": _check_operator,

@@ -38,7 +38,8 @@ class BatchRange:
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
             raise PlanError(
-                f"expected a batch range with 1 <= min <= opt <= max, got {self}; write N or MIN:OPT:MAX, for example 1:8:32"
+                f"expected a batch range with 1 <= min <= opt <= max, got {self}; write N or MIN:OPT:MAX, for example "
+                "1:8:32"
             )
 
     @classmethod
@@ -93,11 +94,13 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) 
         array = feeds[spec.name]
         if not hasattr(getattr(array, "dtype", None), "name"):
             raise BadInput(
-                f"input '{spec.name}': expected a numpy array, got {type(array).__name__}; convert it with numpy.asarray"
+                f"input '{spec.name}': expected a numpy array, got {type(array).__name__}; convert it with "
+                "numpy.asarray"
             )
         if array.dtype.name != spec.dtype:
             raise BadInput(
-                f"input '{spec.name}': expected {spec.dtype}, got {array.dtype.name}; convert it with .astype('{spec.dtype}')"
+                f"input '{spec.name}': expected {spec.dtype}, got {array.dtype.name}; convert it with "
+                f".astype('{spec.dtype}')"
             )
         fits = array.ndim == len(spec.shape) and all(
             size == (free.setdefault(expected, size) if isinstance(expected, str) else expected) and size > 0
@@ -106,6 +109,7 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) 
         if not fits:
             expected_shape = "x".join(map(str, spec.shape))
             raise BadInput(
-                f"input '{spec.name}': expected shape {expected_shape}, got {'x'.join(map(str, array.shape)) or 'a scalar'}"
+                f"input '{spec.name}': expected shape {expected_shape}, got "
+                f"{'x'.join(map(str, array.shape)) or 'a scalar'}"
             )
     return int(feeds[specs[0].name].shape[0])

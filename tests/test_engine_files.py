@@ -26,15 +26,12 @@ from runtimes import Bundle, Manifest, open_runtime
 from runtimes._open import backend_class
 from runtimes.bundle import write_manifest
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, ResnetExportError
+from runtimes.nvidia.engine_choice import Here, check_loadable, engine_for, loadable_engine
 from runtimes.nvidia.engine_file import (
     DeviceFacts,
     EngineFacts,
-    Here,
-    check_loadable,
-    engine_for,
     facts_of,
     json_from_facts,
-    loadable_engine,
     read_engine,
     read_sidecar,
     seal_facts,

@@ -54,9 +54,9 @@ def check_rounding() -> None:
     """
     if not rounds_fp16():
         raise BackendUnavailable(
-            f"onnxruntime {ort.__version__} truncates where an INT8 graph with FP16 scales is to be rounded on the CPU, "
-            f"expected {FP16_ROUNDS[0]}.{FP16_ROUNDS[1]} or newer; pip install --upgrade onnxruntime on Python 3.11 or newer, "
-            "or build an engine with: resnet-deploy build BUNDLE"
+            f"onnxruntime {ort.__version__} truncates where an INT8 graph with FP16 scales is to be rounded on the "
+            f"CPU, expected {FP16_ROUNDS[0]}.{FP16_ROUNDS[1]} or newer; pip install --upgrade onnxruntime on Python "
+            "3.11 or newer, or build an engine with: resnet-deploy build BUNDLE"
         )
 
 
@@ -82,14 +82,15 @@ class OnnxRuntime(Runtime):
     def check_bundle(cls, manifest: Manifest, provider: str | None) -> None:
         if provider not in (None, "cpu") and any(takes_any_size(spec) for spec in manifest.inputs):
             raise BackendUnavailable(
-                f"onnxruntime does the arithmetic with a picture's size on the CPU, expected all of the model on '{provider}'; "
-                "build an engine with: resnet-deploy build BUNDLE, or leave --provider out"
+                "onnxruntime does the arithmetic with a picture's size on the CPU, expected all of the model on "
+                f"'{provider}'; build an engine with: resnet-deploy build BUNDLE, or leave --provider out"
             )
         if provider in (None, "cpu"):
             types = manifest.graph.types
             if "BFLOAT16" in types.get("Conv", {}):
                 raise BackendUnavailable(
-                    "onnxruntime has no BF16 convolution on the CPU; use --backend pytorch, build an engine, or export in fp16"
+                    "onnxruntime has no BF16 convolution on the CPU; use --backend pytorch, build an engine, or export "
+                    "in fp16"
                 )
             if "FLOAT16" in types.get("QuantizeLinear", {}):
                 check_rounding()

@@ -108,7 +108,8 @@ def tensor_from_dlpack(tensor: object, stream_handle: int | None) -> DeviceTenso
     """
     if not (hasattr(tensor, "__dlpack__") and hasattr(tensor, "__dlpack_device__")):
         raise BadInput(
-            f"expected an array that speaks DLPack, got {type(tensor).__name__}; pass one of numpy, PyTorch, CuPy or JAX"
+            f"expected an array that speaks DLPack, got {type(tensor).__name__}; pass one of numpy, PyTorch, CuPy or "
+            "JAX"
         )
     kind, index = (int(value) for value in tensor.__dlpack_device__())
     if kind not in NAMES:
@@ -155,13 +156,15 @@ def _described(tensor: _Tensor, capsule: object) -> DeviceTensor:
     kind = tensor.dtype
     if kind.lanes != 1 or (kind.code, kind.bits) not in DTYPES:
         raise BadInput(
-            f"expected one of {', '.join(DTYPES.values())}, got DLPack type {kind.code} of {kind.bits} bits, {kind.lanes} lanes"
+            f"expected one of {', '.join(DTYPES.values())}, got DLPack type {kind.code} of {kind.bits} bits, "
+            f"{kind.lanes} lanes"
         )
     if tensor.strides:
         strides = tuple(tensor.strides[place] for place in range(tensor.ndim))
         if not _is_row_major(shape, strides):
             raise BadInput(
-                f"expected a row-major array, got shape {shape} with strides {strides}; call its contiguous() or numpy.ascontiguousarray"
+                f"expected a row-major array, got shape {shape} with strides {strides}; call its contiguous() or "
+                "numpy.ascontiguousarray"
             )
     return DeviceTensor(
         pointer=(tensor.data or 0) + tensor.byte_offset,
@@ -296,7 +299,8 @@ class DeviceArray:
             raise BufferError("this array is closed")
         if copy or (dl_device is not None and tuple(dl_device) != self._device):
             raise BufferError(
-                f"expected no copy and device {self._device}, got copy {copy} and device {dl_device}; copy it after from_dlpack"
+                f"expected no copy and device {self._device}, got copy {copy} and device {dl_device}; copy it after "
+                "from_dlpack"
             )
         if stream == 0:
             raise BufferError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +18,9 @@ from typing import BinaryIO
 
 import msgspec
 
-from runtimes.bundle import Bundle
-from runtimes.errors import BackendUnavailable, BadInput, BundleError, PlanError
-from runtimes.nvidia.plan_files import FOLDER, HEADER_BYTES, plan_header, platform_text, sidecar_of
-from runtimes.nvidia.trust import check_trusted, seal_of
+from runtimes.errors import BadInput, BundleError, PlanError
+from runtimes.nvidia.plan_files import HEADER_BYTES, plan_header, sidecar_of
+from runtimes.nvidia.trust import seal_of
 from runtimes.private import open_regular, read_regular
 from runtimes.specs import BatchRange
 
@@ -105,15 +104,6 @@ class EngineFacts:
         return bool(self.options.get("strip_weights", False))
 
 
-@dataclass(frozen=True)
-class Here:
-    """Where an engine is to be loaded: the library, its version, and the GPU's compute capability (`sm87`)."""
-
-    backend: str
-    version: str
-    target: str
-
-
 def json_from_facts(facts: EngineFacts) -> bytes:
     """Indented UTF-8 JSON."""
     return msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n"
@@ -127,7 +117,7 @@ def seal_facts(facts: EngineFacts, key: bytes) -> EngineFacts:
 def facts_of(engine: Path) -> EngineFacts:
     """The sidecar of an engine, validated, whose content it names; the engine is not kept in memory. Raises what
     `read_engine` does."""
-    with _described(engine) as (file, _, facts):
+    with open_engine(engine) as (file, _, facts):
         _check_content(engine, facts, file)
     return facts
 
@@ -139,29 +129,12 @@ def read_engine(engine: Path) -> tuple[EngineFacts, bytes]:
         BadInput: the engine is no plan.
         BundleError: no sidecar, a malformed one, or an engine that was changed since.
     """
-    with _described(engine) as (file, _, facts):
-        return facts, _content(engine, facts, file)
-
-
-def loadable_engine(engine: Path, here: Callable[[], Here], trusted: Collection[str]) -> tuple[EngineFacts, bytes]:
-    """As `read_engine`, of an engine that may be loaded here; of others no more than the header is read.
-
-    Args:
-        here: asked once the file is found to be an engine.
-        trusted: sha256 of engines that may be loaded though this machine did not build them.
-
-    Raises:
-        BadInput, BundleError: as `read_engine`, or nobody vouches for it.
-        BackendUnavailable: it is for another library, version, platform or GPU.
-    """
-    with _described(engine) as (file, document, facts):
-        check_loadable(facts, here(), str(engine))
-        check_trusted(document, str(engine), trusted)
-        return facts, _content(engine, facts, file)
+    with open_engine(engine) as (file, _, facts):
+        return facts, engine_content(engine, facts, file)
 
 
 @contextmanager
-def _described(engine: Path) -> Iterator[tuple[BinaryIO, Mapping[str, object], EngineFacts]]:
+def open_engine(engine: Path) -> Iterator[tuple[BinaryIO, Mapping[str, object], EngineFacts]]:
     """An engine that is open, its sidecar as it stands there, and as it is understood."""
     try:
         file = open_regular(engine)
@@ -173,20 +146,20 @@ def _described(engine: Path) -> Iterator[tuple[BinaryIO, Mapping[str, object], E
         header = plan_header(file.read(HEADER_BYTES), str(engine))
         file.seek(0)
         document = sidecar_document(sidecar_of(engine))
-        facts = _facts_from_document(document, sidecar_of(engine))
+        facts = facts_from_document(document, sidecar_of(engine))
         if header.backend != facts.backend:
             raise BundleError(
                 f"{engine} is a {header.backend} engine, expected {facts.backend} by its sidecar; {NOT_LOADED}"
             )
         if os.fstat(file.fileno()).st_size != facts.engine_bytes:
-            raise _changed(engine)
+            raise _changed_error(engine)
         yield file, document, facts
 
 
-def _content(engine: Path, facts: EngineFacts, file: BinaryIO) -> bytes:
+def engine_content(engine: Path, facts: EngineFacts, file: BinaryIO) -> bytes:
     data = file.read(facts.engine_bytes)
     if hashlib.sha256(data).hexdigest() != facts.engine_sha256:
-        raise _changed(engine)
+        raise _changed_error(engine)
     return data
 
 
@@ -195,10 +168,10 @@ def _check_content(engine: Path, facts: EngineFacts, file: BinaryIO) -> None:
     while piece := file.read(1 << 20):
         digest.update(piece)
     if digest.hexdigest() != facts.engine_sha256:
-        raise _changed(engine)
+        raise _changed_error(engine)
 
 
-def _changed(engine: Path) -> BundleError:
+def _changed_error(engine: Path) -> BundleError:
     return BundleError(
         f"{engine} was changed after it was built: its content is not what its sidecar names; {NOT_LOADED}"
     )
@@ -209,7 +182,7 @@ def read_sidecar(path: Path) -> EngineFacts:
     Raises:
         BundleError: not there, of another schema version, or malformed.
     """
-    return _facts_from_document(sidecar_document(path), path)
+    return facts_from_document(sidecar_document(path), path)
 
 
 def sidecar_document(path: Path) -> Mapping[str, object]:
@@ -219,8 +192,8 @@ def sidecar_document(path: Path) -> Mapping[str, object]:
         document = msgspec.json.decode(read_regular(path, MOST_SIDECAR_BYTES), type=dict[str, object])
     except OSError as error:
         raise BundleError(
-            f"cannot read {path} ({error.strerror}), which says what the engine beside it is; engines are executable, so one without is not loaded; "
-            "build it again with: resnet-deploy build BUNDLE"
+            f"cannot read {path} ({error.strerror}), which says what the engine beside it is; engines are executable, "
+            "so one without is not loaded; build it again with: resnet-deploy build BUNDLE"
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}; {BUILD_AGAIN}") from error
@@ -230,95 +203,8 @@ def sidecar_document(path: Path) -> Mapping[str, object]:
     return document
 
 
-def _facts_from_document(document: Mapping[str, object], path: Path) -> EngineFacts:
+def facts_from_document(document: Mapping[str, object], path: Path) -> EngineFacts:
     try:
         return msgspec.convert(document, EngineFacts)
     except (msgspec.ValidationError, RecursionError, PlanError) as error:
         raise BundleError(f"{path}: {error}; {BUILD_AGAIN}") from error
-
-
-def check_loadable(facts: EngineFacts, here: Here, where: str) -> None:
-    """Will this engine load here? Asked before anything of it is read by TensorRT, whose own answers are None and a
-    line in a log.
-
-    Raises:
-        BackendUnavailable: another library, version, platform or GPU; says which, and the command that rebuilds.
-    """
-    rebuild = f"build it here with: resnet-deploy build BUNDLE --backend {here.backend}"
-    if facts.backend != here.backend:
-        raise BackendUnavailable(f"{where} is a {facts.backend} engine, expected one for {here.backend}; {rebuild}")
-    same = facts.version == here.version or (
-        facts.version_compatible and _numbers(facts.version) <= _numbers(here.version)
-    )
-    if not same:
-        raise BackendUnavailable(
-            f"{where} was built with {facts.backend} {facts.version}, this is {here.version}, and engines load in the same version alone; {rebuild}"
-        )
-    if facts.platform != platform_text():
-        raise BackendUnavailable(f"{where} was built for {facts.platform}, this is {platform_text()}; {rebuild}")
-    if here.target not in facts.targets and not _is_compatible(facts, here.target):
-        built_on = f" ({facts.device.name})" if facts.device else ""
-        raise BackendUnavailable(
-            f"{where} was built for {', '.join(facts.targets)}{built_on}, this GPU is {here.target}; {rebuild}"
-        )
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdecimal())
-
-
-def _is_compatible(facts: EngineFacts, target: str) -> bool:
-    """Was the engine built for newer GPUs too (`--hardware-compatible ampere-plus`)?"""
-    oldest = 80
-    return facts.options.get("hardware_compatible") == "ampere-plus" and int(target.removeprefix("sm")) >= oldest
-
-
-def engine_for(bundle: Bundle, here: Here, trusted: Collection[str] = ()) -> Path:
-    """The bundle's engine that loads here: one that `trusted` names by its sha256, or else the one that was built, or
-    asked for, last.
-
-    Raises:
-        BackendUnavailable: there is none; says what there is, and the command that builds one.
-        BundleError: those that load were built from another ONNX file, or the bundle has none.
-    """
-    build = f"build one here with: resnet-deploy build {bundle.folder} --backend {here.backend}"
-    model = bundle.manifest.files.get("model.onnx")
-    if model is None:
-        raise BundleError(f"{bundle.folder} has no model.onnx, so no engine of it either; export the bundle again")
-    fitting: dict[Path, EngineFacts] = {}
-    foreign, stale, problems = [], [], []
-    for path in sorted((bundle.folder / FOLDER).glob(f"{here.backend}-[0-9]*.engine")):
-        try:
-            document = sidecar_document(sidecar_of(path))
-            facts = _facts_from_document(document, sidecar_of(path))
-            check_loadable(facts, here, path.name)
-        except (BackendUnavailable, BundleError) as error:
-            problems.append(str(error))
-            continue
-        if facts.onnx_sha256 != model.sha256:
-            stale.append(path)
-            continue
-        try:
-            check_trusted(document, path.name, trusted)
-        except (BackendUnavailable, BundleError) as error:
-            foreign.append(str(error))
-            continue
-        fitting[path] = facts
-    if fitting:
-        return max(
-            fitting,
-            key=lambda path: (fitting[path].engine_sha256 in trusted, _written(path), -len(fitting[path].options)),
-        )
-    if stale and not foreign:
-        raise BundleError(f"{stale[0]} was built from another model.onnx; {build}")
-    raise BackendUnavailable(
-        f"{bundle.folder} has no engine for {here.backend} {here.version} on {here.target}; {[*foreign, *problems, build][0]}"
-    )
-
-
-def _written(path: Path) -> float:
-    """When it was last written, in seconds since 1970."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0  # gone, or a link to nothing: opening it will say so

@@ -31,7 +31,7 @@ from runtimes.nvidia.cuda import (
     device,
 )
 from runtimes.nvidia.dlpack import DeviceArray, DeviceTensor, tensor_from_dlpack
-from runtimes.nvidia.engine_file import Here, engine_for
+from runtimes.nvidia.engine_choice import Here, engine_for
 from runtimes.nvidia.loading import LoadedEngine, load_engine
 from runtimes.nvidia.log import log_of
 from runtimes.nvidia.shapes import Shapes, batch_range, check_sizes, engine_specs, largest_shape, placeholder, rows_of
@@ -301,7 +301,8 @@ class EngineRuntime(Runtime):
             for spec in self.inputs:
                 if not lane.context.set_input_shape(spec.name, shapes[spec.name]):
                     raise BackendUnavailable(
-                        f"TensorRT does not take a batch of {rows} for '{spec.name}' (range {self.batch}): {recording.own_reason}"
+                        f"TensorRT does not take a batch of {rows} for '{spec.name}' (range {self.batch}): "
+                        f"{recording.own_reason}"
                     )
             try:
                 missing = lane.context.infer_shapes()

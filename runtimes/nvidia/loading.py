@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtimes.errors import BackendUnavailable, BundleError
-from runtimes.nvidia.engine_file import EngineFacts, Here, loadable_engine
+from runtimes.nvidia.engine_choice import Here, loadable_engine
+from runtimes.nvidia.engine_file import EngineFacts
 from runtimes.nvidia.log import log_of
 from runtimes.private import read_regular
 
@@ -85,5 +86,6 @@ def _refit(api: Any, engine: trt.ICudaEngine, model: bytes, path: Path) -> None:
         parser: trt.OnnxParserRefitter = api.OnnxParserRefitter(refitter, log.logger)
         if not parser.refit_from_bytes(model) or not refitter.refit_cuda_engine():
             raise BackendUnavailable(
-                f"TensorRT does not put its weights into {path}: {recording.reason}; build it again without --strip-weights"
+                f"TensorRT does not put its weights into {path}: {recording.reason}; build it again without "
+                "--strip-weights"
             )

@@ -127,12 +127,14 @@ def _read(path: Path) -> bytes | None:
     again = "remove it, and build the engines again"
     if state.st_uid != os.geteuid():
         raise BackendUnavailable(
-            f"this machine's engine key, {path}, belongs to another user ({state.st_uid}); run as that user, or {REMEDY}"
+            f"this machine's engine key, {path}, belongs to another user ({state.st_uid}); run as that user, or "
+            f"{REMEDY}"
         )
     if state.st_mode & OTHERS_MAY:
         mode = f"{stat.S_IMODE(state.st_mode):o}"
         raise BackendUnavailable(
-            f"expected this machine's engine key, {path}, to be yours alone (mode 600), got mode {mode}: others know it; {again}"
+            f"expected this machine's engine key, {path}, to be yours alone (mode 600), got mode {mode}: others know "
+            f"it; {again}"
         )
     found = KEY_TEXT.fullmatch(text)
     if found is None:
@@ -185,7 +187,8 @@ def trusted_engines(names: str | Collection[str]) -> frozenset[str]:
     for name in given:
         if not SHA256.fullmatch(name.lower()):
             raise BadInput(
-                f"expected the sha256 of an engine, 64 hexadecimal digits, got {name!r}; resnet-deploy inspect ENGINE shows it"
+                f"expected the sha256 of an engine, 64 hexadecimal digits, got {name!r}; resnet-deploy inspect ENGINE "
+                "shows it"
             )
     return frozenset(name.lower() for name in given)
 
