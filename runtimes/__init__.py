@@ -1,10 +1,10 @@
-"""Run a model file: one interface over PyTorch, ONNX Runtime and TensorRT, the bundle, and the parity verdict.
+"""Run a model: one interface over all backends, bundles, and the parity check.
 
     with open_runtime("resnet50-fp16") as model:
         logits = model.run({"input": images})["logits"]
 
-Needs numpy and Pillow alone; a backend's own package is imported when the backend is opened. Names below are imported
-on first use, so that a command's `--help` pays for none of them.
+Needs numpy and Pillow only; a backend's own package is imported when the backend is opened. The names below are
+imported on first use, so that a command's `--help` stays quick.
 """
 
 from __future__ import annotations

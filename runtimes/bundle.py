@@ -1,4 +1,4 @@
-"""Bundles: a folder with a model, the numbers that prove it, and a manifest that names every file by its sha256."""
+"""Bundles: folders with a model, the numbers that prove it, and a manifest that names every file by its sha256."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from runtimes.textfile import lines_from_text
 MANIFEST, LABELS = "manifest.json", "labels.txt"
 LARGEST_MANIFEST = 16 << 20
 ENGINES, OF_ENGINES = "engines", (".engine", ".json", ".cache")
-"""What a bundle holds beside the files that it names: what a device builds, and its sidecars."""
+"""The folder of a bundle that its manifest does not list: a device builds engines into it. And their files'
+suffixes."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose every file is the one its manifest names."""
+    """A bundle on disk, verified: every file is the one that its manifest names."""
 
     folder: Path
     manifest: Manifest
@@ -48,11 +49,8 @@ class Bundle:
         for name, facts in manifest.files.items():
             try:
                 _verify(folder, name, facts)
-            except (
-                OSError,
-                ValueError,
-                RuntimeError,
-            ) as error:  # unreadable, a name that no file can have, links in a circle
+            except (OSError, ValueError, RuntimeError) as error:
+                # unreadable, a name that no file can have, links in a circle
                 raise BundleError(
                     f"{folder}: cannot read {name!r} ({error}); export or copy the bundle again"
                 ) from error
@@ -92,10 +90,10 @@ class Bundle:
 
 
 def path_from_given(given: object, what: str) -> Path:
-    """A path as a caller gives one.
+    """The path that a caller gave.
 
     Raises:
-        BadInput: it is none.
+        BadInput: it is no str or path; the message says that `what` was expected.
     """
     if not isinstance(given, str | os.PathLike):
         raise BadInput(f"expected {what}, got {type(given).__name__}; give its path")
@@ -105,9 +103,8 @@ def path_from_given(given: object, what: str) -> Path:
 def _manifest_of(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
-        if stat.S_ISFIFO(path.stat().st_mode) or stat.S_ISCHR(
-            path.stat().st_mode
-        ):  # which would be waited for, or read without end
+        mode = path.stat().st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):  # which would be waited for, or read without end
             raise OSError(errno.EINVAL, "Not a file")
         with path.open("rb") as file:
             data = file.read(LARGEST_MANIFEST + 1)
@@ -122,8 +119,8 @@ def _manifest_of(folder: Path) -> Manifest:
 
 
 def _verify(folder: Path, name: str, facts: FileFacts) -> None:
-    """Names stay below the folder; links may lead out of it, as a hub's cache has them, since the digest says what the
-    content is."""
+    """Check one file that the manifest names. Names must stay below the folder; links may lead out of it, as in a model
+    hub's cache, since the sha256 fixes the content."""
     pure = PurePosixPath(name)
     path = folder / name
     if pure.is_absolute() or ".." in pure.parts:
@@ -142,8 +139,7 @@ def _verify(folder: Path, name: str, facts: FileFacts) -> None:
 
 
 def sha256_of_file(path: Path) -> str:
-    """sha256 of a file's content in hex, read in pieces, and no further than its size: some files of the system never
-    end."""
+    """The sha256 of a file's content, in hex. Reads in pieces, up to the file's size: some system files never end."""
     digest, left = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as file:
         while piece := file.read(min(left, 1 << 20)):
@@ -153,12 +149,13 @@ def sha256_of_file(path: Path) -> str:
 
 
 def write_in_one_step(path: Path, data: bytes) -> None:
-    """Write a file beside its place and rename it into it: at every moment it is the old one or the new one, whole.
+    """Write a file under another name beside its place, then rename it: a reader sees the old file or the new one,
+    whole.
 
     Raises:
         OSError: it cannot be written; nothing is left.
     """
-    partial = _partial(path)
+    partial = _partial_path(path)
     try:
         with partial.open("xb") as file:
             file.write(data)
@@ -169,30 +166,30 @@ def write_in_one_step(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _partial(path: Path) -> Path:
-    """A name beside `path` that nobody else has: a process's number is that of another one in another container, and of
-    another thread."""
+def _partial_path(path: Path) -> Path:
+    """A name beside `path` that nobody else uses. Random, since other containers and threads may share our process
+    number."""
     return path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
 
 
 @contextmanager
 def staging_folder(destination: Path, *, force: bool) -> Iterator[Path]:
-    """A new folder beside `destination` that takes its place when the block ends well, and is removed when it does not.
+    """Make a new folder beside `destination`, which takes its place if the block succeeds, and is removed if it fails.
 
-    The destination is the old bundle or the new one at every moment, never a mixture: where the file system can, the
-    two folders are exchanged in one step. A folder that a killed run left behind is removed by the next.
+    At every moment the destination is the old bundle or the new one, never a mixture: where the file system can, the
+    two folders are exchanged in one step. A folder that a killed run left behind is removed by the next run.
 
     Raises:
         PlanError: the destination exists without `force`, or is something else than a bundle.
         BundleError: the folder cannot be written; says why.
     """
     check_destination(destination, force=force)
-    with _said(destination):
+    with _explaining_errors(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(destination)
         staging, lock = _locked_folder(destination)
     try:
-        with _said(destination):
+        with _explaining_errors(destination):
             yield staging
             _exchange(staging, destination)
     finally:
@@ -201,7 +198,7 @@ def staging_folder(destination: Path, *, force: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def _said(destination: Path) -> Iterator[None]:
+def _explaining_errors(destination: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -214,14 +211,14 @@ def _said(destination: Path) -> Iterator[None]:
 
 
 def check_destination(destination: Path, *, force: bool) -> None:
-    """May a bundle be written there? Asked before the work.
+    """Check, before the work, that a bundle may be written there.
 
     Raises:
         PlanError: it is the current folder or holds it; or it exists without `force`, or is or holds something else
             than a bundle (named).
         BundleError: it cannot be looked at; says why.
     """
-    with _said(destination):
+    with _explaining_errors(destination):
         if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
             raise PlanError(f"{destination} is not a folder; choose another --output")
         if destination.name in ("", "..") or Path.cwd().is_relative_to(os.path.realpath(destination)):
@@ -243,24 +240,24 @@ def _check_replaceable(folder: Path) -> None:
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         is_file = path.is_symlink() or not path.is_dir()
-        if is_file and name != MANIFEST and name not in named and not _is_of_an_engine(path, folder):
+        if is_file and name != MANIFEST and name not in named and not _belongs_to_engine(path, folder):
             raise PlanError(
                 f"{folder} holds {name}, which its manifest does not name; move it away, or choose another --output"
             )
 
 
-def _is_of_an_engine(path: Path, bundle: Path) -> bool:
+def _belongs_to_engine(path: Path, bundle: Path) -> bool:
     return path.parent == bundle / ENGINES and (path.suffix in OF_ENGINES or ".partial-" in path.name)
 
 
 def files_of(folder: Path) -> dict[str, FileFacts]:
-    """Every file in a folder and below it, by its relative path."""
+    """Size and sha256 of every file in a folder and below it, by its relative path."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {path.relative_to(folder).as_posix(): FileFacts(sha256_of_file(path), path.stat().st_size) for path in paths}
 
 
 def write_manifest(staging: Path, manifest: Manifest) -> Manifest:
-    """Write the manifest, last, over all files that lie in `staging`; returns it as written."""
+    """Write the manifest, as the last file, over all files in `staging`; returns it as written."""
     complete = replace(manifest, files=files_of(staging))
     with (staging / MANIFEST).open("wb") as file:
         file.write(json_from_manifest(complete))
@@ -270,7 +267,7 @@ def write_manifest(staging: Path, manifest: Manifest) -> Manifest:
 
 
 def _exchange(staging: Path, destination: Path) -> None:
-    """Put `staging` where `destination` is; what was there is then in `staging`, or gone."""
+    """Put `staging` in the place of `destination`; what was there is then in `staging`, or gone."""
     if not destination.exists():
         staging.rename(destination)
         return
@@ -294,13 +291,12 @@ def _exchange(staging: Path, destination: Path) -> None:
 
 
 def _locked_folder(destination: Path) -> tuple[Path, int]:
-    """A new staging folder, and its lock: held for as long as its process lives, whatever container or machine that is
-    in.
+    """A new staging folder, and the descriptor of its lock, which is held while this process lives.
 
-    A run that clears leftovers away may take it for one in the moment before it is locked; then another is made.
+    Another run that removes leftovers may remove it in the moment before it is locked; then a new one is made.
     """
     while True:
-        staging = _partial(destination)
+        staging = _partial_path(destination)
         staging.mkdir()
         lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
         with suppress(OSError):  # a file system without locks, where no run clears anything away
@@ -312,8 +308,8 @@ def _locked_folder(destination: Path) -> tuple[Path, int]:
 
 
 def _remove_leftovers(destination: Path) -> None:
-    """Staging folders of this destination whose process is gone: those that nobody has locked. What stepped aside for
-    one that never came stays."""
+    """Remove staging folders of this destination whose process is gone, which nobody has locked. An old bundle that was
+    moved aside stays if there is no new one in its place."""
     pattern = re.compile(re.escape(f".{destination.name}.partial-") + r"([0-9a-f]{16}|\d+)(-old)?")
     for path in destination.parent.iterdir():
         found = pattern.fullmatch(path.name)

@@ -39,9 +39,9 @@ def classify(
 ) -> list[list[Prediction]]:
     """The `top` most likely classes of each picture, most likely first.
 
-    Pictures are taken a batch at a time, so an iterator that reads them never has more than one in memory. A model that
-    takes uint8 has its preprocessing inside and is fed pixels; one that takes any size is fed the pictures as they are,
-    one by one.
+    Pictures are read a batch at a time, so that an iterator over files never has more than a batch in memory. A model
+    that takes uint8 has its preprocessing inside and gets pixels; one that takes any size gets the pictures as they
+    are, one by one.
 
     Raises:
         BadInput: the model gives features, not classes; or takes other channels than a picture has.
@@ -89,12 +89,11 @@ def check_finite(logits: NDArray[Any]) -> None:
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Probabilities for logits (images, classes), each row's sum 1; of a single logit the sigmoid, how likely its class
-    is there at all."""
+    """Probabilities for logits (images, classes): each row sums to 1. A single logit gives the sigmoid, the probability
+    that its class is present."""
     if logits.shape[1] == 1:
-        return np.asarray(
-            0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
-        )  # 1 / (1 + exp(-x)) without its overflow
+        # 1 / (1 + exp(-x)) without its overflow
+        return np.asarray(0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64))))
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
     return probabilities

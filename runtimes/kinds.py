@@ -1,4 +1,4 @@
-"""What a caller gives a plan is what its fields say, or is told: from Python nothing has parsed it before."""
+"""Check the types of a plan's fields: in Python, unlike on the command line, nothing has parsed them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from runtimes.errors import PlanError
 
 
 def check_kinds(plan: object) -> None:
-    """Hold the fields of a frozen dataclass against their annotations; paths are taken as texts and the other way
-    round.
+    """Check the fields of a frozen dataclass against their annotations; a str becomes a Path, or a path a str, as
+    annotated.
 
     Raises:
         PlanError: a field is of another type (named).

@@ -70,7 +70,8 @@ ASSUMPTIONS = ("integer", "positive", "nonnegative", "negative", "nonpositive", 
 EXPRESSION_PARTS = (ast.Expression, ast.Call, ast.Name, ast.Load, ast.Constant, ast.keyword, ast.UnaryOp, ast.USub)
 CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 PLAIN_PICKLE = re.compile(
-    r"torch\._utils _rebuild_tensor(_v2)?|torch (\w+Storage|Size|device|(bool|b?float|int|uint)\d*)|collections OrderedDict"
+    r"torch\._utils _rebuild_tensor(_v2)?|torch (\w+Storage|Size|device|(bool|b?float|int|uint)\d*)"
+    r"|collections OrderedDict"
 )
 DESCRIBED = ("nn_module_stack", "torch_fn", "stack_trace", "from_node")
 """What a node says of where it is from: kept by PyTorch as text, and not looked up."""

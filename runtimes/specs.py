@@ -1,4 +1,4 @@
-"""What goes in and out of a model: tensor specifications, the batch range, and the one check of what is fed."""
+"""A model's inputs and outputs: tensor specifications, the batch range, and the check of what a caller feeds."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 PICTURE = ("height", "width")
 """Names of the free dimensions of a model that takes pictures of any size."""
 PICTURE_SIDES = (1, 512, 2048)
-"""In pixels, of an engine for pictures of any size: the smallest, the one to tune for, the largest. Its memory is that
-of a batch of the largest."""
+"""Sides in pixels for which an engine for pictures of any size is built: smallest, tuned for, largest. Its memory is
+that of a batch of the largest."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,18 @@ class BatchRange:
 
     @property
     def proof_sizes(self) -> tuple[int, ...]:
-        """The sizes a proof covers: the smallest, the one in between and the largest, each once."""
+        """The batch sizes at which parity is checked: the smallest, one in between and the largest, each once."""
         middle = self.opt if self.min < self.opt < self.max else (self.min + self.max) // 2
         return tuple(sorted({self.min, middle, self.max}))
 
     def chunks(self, count: int) -> Iterator[tuple[int, int]]:
-        """Rows `start:stop` that cover `count` rows, none larger than `max`."""
+        """Split `count` rows into batches of at most `max`: yields (start, stop)."""
         for start in range(0, count, self.max):
             yield start, min(start + self.max, count)
 
 
 def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) -> int:
-    """The batch size of `feeds`, once every name, dtype and shape agrees with `specs`.
+    """Check every name, dtype and shape of `feeds` against `specs`; returns the batch size.
 
     A free dimension takes any size from 1 on, the same one wherever its name stands.
 

@@ -1,4 +1,4 @@
-"""Text files that people and tools write: their encoding, and where a line ends."""
+"""Read text files that people and tools wrote: their encoding, and where a line ends."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 def lines_from_text(text: str) -> list[str]:
-    """Lines that end with a newline, or a carriage return and one; nothing else ends a line.
+    """Split a text into lines at newlines, with or without a carriage return before them, and nowhere else.
 
-    `str.splitlines` also ends them at form feeds, U+0085, U+2028 and their like, which stand inside names: one such
-    name shifts all that follow.
+    """Split a text into lines at newlines, with or without a carriage return before them, and nowhere else.
+    shift all that follow.
     """
     lines = text.replace("\r\n", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
