@@ -9,8 +9,8 @@ from pathlib import Path
 def lines_from_text(text: str) -> list[str]:
     """Split a text into lines at newlines, with or without a carriage return before them, and nowhere else.
 
-    """Split a text into lines at newlines, with or without a carriage return before them, and nowhere else.
-    shift all that follow.
+    `str.splitlines` also splits at form feeds, U+0085, U+2028 and the like, which occur inside names; one such name
+    would shift all that follow.
     """
     lines = text.replace("\r\n", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]
