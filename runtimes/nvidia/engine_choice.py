@@ -18,7 +18,7 @@ from runtimes.nvidia.trust import check_trusted
 
 @dataclass(frozen=True)
 class Here:
-    """Where an engine is to be loaded: the library, its version, and the GPU's compute capability (`sm87`)."""
+    """What an engine is to be loaded with: the library, its version, and the GPU's compute capability (`sm87`)."""
 
     backend: str
     version: str
@@ -26,14 +26,14 @@ class Here:
 
 
 def loadable_engine(engine: Path, here: Callable[[], Here], trusted: Collection[str]) -> tuple[EngineFacts, bytes]:
-    """As `read_engine`, of an engine that may be loaded here; of others no more than the header is read.
+    """Read an engine that may be loaded here, as `read_engine`; of any other only the header is read.
 
     Args:
-        here: asked once the file is found to be an engine.
+        here: called once the file is known to be an engine.
         trusted: sha256 of engines that may be loaded though this machine did not build them.
 
     Raises:
-        BadInput, BundleError: as `read_engine`, or nobody vouches for it.
+        BadInput, BundleError: as `read_engine`; or this machine did not build it, and `trusted` does not name it.
         BackendUnavailable: it is for another library, version, platform or GPU.
     """
     with open_engine(engine) as (file, document, facts):
@@ -43,8 +43,7 @@ def loadable_engine(engine: Path, here: Callable[[], Here], trusted: Collection[
 
 
 def check_loadable(facts: EngineFacts, here: Here, where: str) -> None:
-    """Will this engine load here? Asked before anything of it is read by TensorRT, whose own answers are None and a
-    line in a log.
+    """Check that an engine will load here, by its sidecar alone.
 
     Raises:
         BackendUnavailable: another library, version, platform or GPU; says which, and the command that rebuilds.
@@ -74,18 +73,18 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _is_compatible(facts: EngineFacts, target: str) -> bool:
-    """Was the engine built for newer GPUs too (`--hardware-compatible ampere-plus`)?"""
+    """Was the engine built for this and newer GPUs too (`--hardware-compatible ampere-plus`)?"""
     oldest = 80
     return facts.options.get("hardware_compatible") == "ampere-plus" and int(target.removeprefix("sm")) >= oldest
 
 
 def engine_for(bundle: Bundle, here: Here, trusted: Collection[str] = ()) -> Path:
-    """The bundle's engine that loads here: one that `trusted` names by its sha256, or else the one that was built, or
-    asked for, last.
+    """Choose the bundle's engine that loads here: one that `trusted` names by sha256, or else the last one built or
+    asked for.
 
     Raises:
         BackendUnavailable: there is none; says what there is, and the command that builds one.
-        BundleError: those that load were built from another ONNX file, or the bundle has none.
+        BundleError: the engines that would load were built from another ONNX file, or the bundle has no ONNX file.
     """
     build = f"build one here with: resnet-deploy build {bundle.folder} --backend {here.backend}"
     model = bundle.manifest.files.get("model.onnx")
@@ -124,7 +123,7 @@ def engine_for(bundle: Bundle, here: Here, trusted: Collection[str] = ()) -> Pat
 
 
 def _written(path: Path) -> float:
-    """When it was last written, in seconds since 1970."""
+    """When a file was last written, in seconds since 1970."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -1,9 +1,8 @@
-"""Engine files: what is known of one without loading it. Needs no TensorRT.
+"""Engine files and their sidecars, read and checked without TensorRT.
 
-An engine is a plan, as TensorRT serialises it and trtexec loads it, with a `.json` beside it (its sidecar) that says
-what it was built from and for. Plans are executable code, so that only one whose content its sidecar names is ever
-loaded, from a bundle whose ONNX it was built from, and only if this machine built it or its sha256 was named (see
-`trust`).
+An engine is a plan, as TensorRT serialises it and trtexec loads it. The `.json` beside it, its sidecar, says what it
+was built from and for. Plans are executable code: one is loaded only if its sha256 is the sidecar's, its ONNX file is
+the bundle's, and this machine built it or the user named its sha256 (see `trust`).
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """What the builder made of the graph, by data type.
+    """In which data types an engine's layers run.
 
     Attributes:
-        kernels: kind of layer -> data type of what it reads -> how many.
+        kernels: kind of layer -> data type of its input -> how many.
         convolutions: data type -> how many of the graph's convolutions read it.
         fallback: convolutions that do not run in the precision that the bundle promises.
-        on_gpu: where DLA was asked for, the graph's layers that run on the GPU.
+        on_gpu: if DLA was asked for, the graph's layers that run on the GPU all the same.
     """
 
     kernels: dict[str, dict[str, int]]
@@ -68,10 +67,10 @@ class EngineFacts:
         device: the GPU it was built on; None where it was built ahead of time.
         typing: `strong`, or `weak` where TensorRT 10 could not import the typed graph.
         options: the builder's, as given.
-        checked: the golden logits were compared on the spot and found within budget.
+        checked: after the build, the golden logits were compared and found within budget.
         key: equal keys mean that a new build would change nothing.
-        typed_refusal: why the parser refused the typed graph, where typing is `weak`.
-        seal: says that this machine built it (see `trust`); empty where nobody does.
+        typed_refusal: why the parser refused the typed graph, if typing is `weak`.
+        seal: proves that this machine built it (see `trust`); empty if there is no proof.
     """
 
     schema_version: int
@@ -110,20 +109,20 @@ def json_from_facts(facts: EngineFacts) -> bytes:
 
 
 def seal_facts(facts: EngineFacts, key: bytes) -> EngineFacts:
-    """The sidecar as a machine with this key writes it."""
+    """The sidecar with the seal of the machine that has this key."""
     return replace(facts, seal=seal_of(msgspec.to_builtins(facts), key))
 
 
 def facts_of(engine: Path) -> EngineFacts:
-    """The sidecar of an engine, validated, whose content it names; the engine is not kept in memory. Raises what
-    `read_engine` does."""
+    """The sidecar of an engine, validated, and checked against the engine's content, which is not kept in memory.
+    Raises as `read_engine`."""
     with open_engine(engine) as (file, _, facts):
         _check_content(engine, facts, file)
     return facts
 
 
 def read_engine(engine: Path) -> tuple[EngineFacts, bytes]:
-    """The sidecar of an engine, validated, and the engine's bytes, found to be those it names.
+    """Read an engine: its sidecar, validated, and its bytes, whose sha256 is the sidecar's.
 
     Raises:
         BadInput: the engine is no plan.
@@ -135,7 +134,7 @@ def read_engine(engine: Path) -> tuple[EngineFacts, bytes]:
 
 @contextmanager
 def open_engine(engine: Path) -> Iterator[tuple[BinaryIO, Mapping[str, object], EngineFacts]]:
-    """An engine that is open, its sidecar as it stands there, and as it is understood."""
+    """Open an engine; yields the file, its sidecar as JSON, and the sidecar parsed."""
     try:
         file = open_regular(engine)
     except OSError as error:
@@ -178,16 +177,17 @@ def _changed_error(engine: Path) -> BundleError:
 
 
 def read_sidecar(path: Path) -> EngineFacts:
-    """
+    """Read and validate a sidecar.
+
     Raises:
-        BundleError: not there, of another schema version, or malformed.
+        BundleError: it is missing, of another schema version, or malformed.
     """
     return facts_from_document(sidecar_document(path), path)
 
 
 def sidecar_document(path: Path) -> Mapping[str, object]:
-    """A sidecar as it stands there: seals are over that, so that one stays good when a later version knows more fields.
-    Raises as `read_sidecar`."""
+    """A sidecar as JSON. Seals are over this form, so that they stay valid when a later version adds fields. Raises as
+    `read_sidecar`."""
     try:
         document = msgspec.json.decode(read_regular(path, MOST_SIDECAR_BYTES), type=dict[str, object])
     except OSError as error:

@@ -1,5 +1,4 @@
-"""Loading an engine: everything that can be said against it is said before TensorRT reads it, whose own answer is None
-and a line in a log."""
+"""Load an engine, after all checks that need no TensorRT: its own answer to a wrong one is None and a line in a log."""
 
 from __future__ import annotations
 
@@ -35,8 +34,8 @@ class LoadedEngine:
 
 
 def load_engine(api: Any, path: Path, here: Callable[[], Here], trusted: Collection[str] = ()) -> LoadedEngine:
-    """The engine at `path`, if this machine built it, or `trusted` has its sha256, and it is for this library, version,
-    platform and GPU.
+    """Load the engine at `path`, if it is for this library, version, platform and GPU, and this machine built it or
+    `trusted` has its sha256.
 
     Raises:
         BackendUnavailable: no driver; an engine for something else; or TensorRT refuses it, with its reason.
@@ -61,10 +60,10 @@ def load_engine(api: Any, path: Path, here: Callable[[], Here], trusted: Collect
 
 
 def _weights(facts: EngineFacts, onnx: Path) -> bytes:
-    """The ONNX file that a stripped engine was built from.
+    """Read the ONNX file that an engine without weights was built from.
 
     Raises:
-        BundleError: it cannot be read, or is another.
+        BundleError: it cannot be read, or is another file.
     """
     again = "build the engine again, without --strip-weights if it is to run without that file"
     try:
@@ -79,7 +78,7 @@ def _weights(facts: EngineFacts, onnx: Path) -> bytes:
 
 
 def _refit(api: Any, engine: trt.ICudaEngine, model: bytes, path: Path) -> None:
-    """Put an ONNX file's weights into an engine that was stripped of them."""
+    """Put an ONNX file's weights into an engine that was built without them."""
     log = log_of(api)
     with log.recording() as recording:
         refitter: trt.Refitter = api.Refitter(engine, log.logger)

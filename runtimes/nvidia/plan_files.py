@@ -1,4 +1,4 @@
-"""What can be told of an engine file without its sidecar: where it lies, what it is called, and how it begins."""
+"""What an engine file tells without its sidecar: where it lies, its name, and its header."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPTION_WORDS: Mapping[str, Callable[[str | int | bool], str]] = {
     "optimization_level": lambda level: f"o{level}",
     "workspace_bytes": lambda size: f"w{int(size) >> 20}" if int(size) % (1 << 20) == 0 else f"w{size}b",
 }
-"""What an option of the builder, where it was given, adds to an engine's name."""
+"""What a builder's option, if given, adds to an engine's file name."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def engine_name(
     batch: BatchRange,
     options: Mapping[str, str | int | bool] = MappingProxyType({}),
 ) -> str:
-    """The file name of an engine in a bundle's `engines/`: engines that differ by their options have another each."""
+    """The file name of an engine in a bundle's `engines/`; engines with different options have different names."""
     words = [word(options[name]) for name, word in OPTION_WORDS.items() if name in options]
     return "-".join([backend, version, "+".join(targets), f"b{batch.min}-{batch.opt}-{batch.max}", *words]) + ".engine"
 
