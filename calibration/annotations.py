@@ -1,4 +1,4 @@
-"""Labels of a flat folder of pictures, from a file beside it."""
+"""Label a folder of pictures from a file that lists their classes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ SHOWN = 3
 
 
 def with_labels(source: ImageSource, path: Path) -> ImageSource:
-    """The pictures of a folder with the classes that a file gives them, in place of those of the folder's own
-    subfolders.
+    """Label a folder's pictures with the classes that a file gives, in place of its subfolders' names.
 
     The file has, in UTF-8 or in UTF-16 with its mark, one of
     - a line `PICTURE CLASS` for each picture, with a tab, a comma or spaces between (Caffe's `val.txt`, with spaces,
@@ -28,8 +27,8 @@ def with_labels(source: ImageSource, path: Path) -> ImageSource:
       suffix and boxes that each start with a WordNet id: `ILSVRC2012_val_00048981,n03995372 85 1 499 272` (ImageNet
       Object Localization Challenge, "Data");
     - a class a line, in the sorted order of the pictures' names.
-    A picture is named by its path below the folder, or by its last part, with or without suffix. What a class is, an
-    index, a WordNet id or a name, is for `calibration.classes` to say.
+    A picture is named by its path below the folder, or by its last part, with or without suffix. A class may be an
+    index, a WordNet id or a name: `calibration.classes` matches it.
 
     Raises:
         BadInput: the source is no folder; the file cannot be read; it names a picture that is not there, or one twice;
@@ -80,7 +79,7 @@ def _kaggle_pairs(lines: Sequence[str], path: Path) -> list[tuple[str, str]]:
 
 
 def _pairs(lines: Sequence[str], names: Sequence[str], path: Path) -> list[tuple[str, str]] | None:
-    """The lines in two, at what stands behind a picture's name in the first of them; None where they hold no names."""
+    """Split each line into name and class, at the separator after the first line's name; None if they hold no names."""
     known = _places(names)
     halves = {separator: lines[0].split(separator, 1) for separator in ("\t", ",", None)}
     named = [separator for separator, parts in halves.items() if len(parts) == 2 and _key(parts[0], known)]
@@ -131,7 +130,7 @@ def _by_picture(pairs: Sequence[tuple[str, str]], source: ImageSource, path: Pat
 
 
 def _places(names: Sequence[str]) -> dict[str, int | None]:
-    """Where the picture is that goes by each name; None where several do. A path goes before what is short for one."""
+    """The place of the picture with each name; None if several have it. A full path wins over a shortened one."""
     places: dict[str, int | None] = {}
     for place, name in enumerate(names):
         path = PurePosixPath(name)
@@ -141,6 +140,6 @@ def _places(names: Sequence[str]) -> dict[str, int | None]:
 
 
 def _key(picture: str, known: dict[str, int | None]) -> str | None:
-    """What a picture is known by: what the file calls it, or the last part of that."""
+    """The known name of a picture: as the file has it, or the last part of that."""
     picture = picture.strip()
     return next((name for name in (picture, PurePosixPath(picture).name) if name in known), None)

@@ -1,8 +1,8 @@
-"""Which class of the model each class of a data set is.
+"""Match the classes of a data set with a model's classes.
 
-One matching for the export, the check and the evaluation, reasoned in this order and never guessed beyond it:
+The export, the check and the evaluation share this matching. It tries these rules in order, and never guesses:
 
-1. `--synsets` says which WordNet id each class of the model is: by it.
+1. `--synsets` gives the WordNet id of each class of the model: match by it.
 2. All of the data's class names are among the model's labels: by name. Where they are not, letter case, spaces and
    punctuation are left out of account (`great_white_shark`), unless that makes two classes one: ImageNet has a
    `Cardigan`, which is a dog, and a `cardigan`, which is none.
@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,9 +49,9 @@ class ModelClasses:
     """What is known of a model's classes.
 
     Attributes:
-        count: how many.
-        labels: their names, of which some may be the same; None where they are not known.
-        synsets: their WordNet ids, each once; None where they are not known.
+        count: how many there are.
+        labels: their names, of which some may be equal; None if unknown.
+        synsets: their WordNet ids, all different; None if unknown.
     """
 
     count: int
@@ -60,20 +61,34 @@ class ModelClasses:
 
 @dataclass(frozen=True)
 class Matching:
-    """The model's class for each class of the data, and how that was told."""
+    """The model's class index for each class of the data, and how they were matched, in words."""
 
     indices: tuple[int, ...]
     how: str
 
 
-def match_source(source: ImageSource, model: ModelClasses) -> tuple[ImageSource, str]:
-    """The source with the model's class indices for labels, and how they were told.
+class MatchedSource(NamedTuple):
+    """A source whose labels are the model's class indices, and how they were matched, in words."""
 
-    Its `classes` are all of the model's: its labels or, where it has none, the data's own names, and numbers for the
-    rest.
+    source: ImageSource
+    how: str
+
+
+class KnownLabels(NamedTuple):
+    """The model's class of each picture, int64 (pictures,), or None with the reason; no reason if none are expected."""
+
+    labels: NDArray[np.int64] | None
+    why_none: str
+
+
+def match_source(source: ImageSource, model: ModelClasses) -> MatchedSource:
+    """Replace a source's labels by the model's class indices.
+
+    The result's `classes` are those of the model: its labels or, if it has none, the data's own names, and numbers for
+    the rest.
 
     Raises:
-        BadInput: the pictures have no labels, or nothing says for certain which classes of the model they are.
+        BadInput: the pictures have no labels, or it is not certain which classes of the model they are.
     """
     if source.labels is None:
         beside = next((f"'{name}' in no folder" for name in source.names or () if "/" not in name), "none")
@@ -88,36 +103,35 @@ def match_source(source: ImageSource, model: ModelClasses) -> tuple[ImageSource,
                 f"--synsets is for classes that are WordNet ids, and those of {source.name} are numbers; leave it out"
             )
         _check_numbers({int(label) for label in source.labels}, model.count, source.name)
-        return replace(source, classes=model.labels or tuple(names)), "by number"
+        return MatchedSource(replace(source, classes=model.labels or tuple(names)), "by number")
     matching = match_classes(source.classes, model, source.name, folders=_are_folders(source))
     for index, name in zip(matching.indices, source.classes, strict=True):
         names[index] = name
     labels = np.array(matching.indices, np.int64)[source.labels]
-    return replace(source, labels=labels, classes=model.labels or tuple(names)), matching.how
+    return MatchedSource(replace(source, labels=labels, classes=model.labels or tuple(names)), matching.how)
 
 
-def labels_or_reason(source: ImageSource, model: ModelClasses) -> tuple[NDArray[np.int64] | None, str]:
-    """The model's class of each picture, int64 (pictures,); where they cannot be told None, and why.
+def labels_or_reason(source: ImageSource, model: ModelClasses) -> KnownLabels:
+    """The model's class of each picture or, if the classes cannot be matched, why not.
 
-    There is no why where nobody would expect classes: of a model that gives features, and of pictures in no folders.
+    No reason is given where nobody would expect classes: for a model of features, and for pictures in no subfolders.
     """
     if model.count == 0 or (source.labels is None and all("/" not in name for name in source.names or ())):
-        return None, ""
+        return KnownLabels(None, "")
     try:
-        return match_source(source, model)[0].labels, ""
+        return KnownLabels(match_source(source, model).source.labels, "")
     except BadInput as error:
-        return None, str(error)
+        return KnownLabels(None, str(error))
 
 
 def match_classes(names: Sequence[str], model: ModelClasses, where: str, *, folders: bool = True) -> Matching:
-    """Which class of the model each of `names`, all different, is; `where` is named in errors.
+    """Match class names, all different, with the model's classes; `where` is named in errors.
 
     Args:
-        folders: they are names of folders, of which a whole number may be the name or the class's index; else a number
-            is an index.
+        folders: the names are folders, so that a whole number may be a name or a class index; otherwise it is an index.
 
     Raises:
-        BadInput: they cannot be told; shows names of both sides, and says what would tell them.
+        BadInput: they cannot be matched for certain; shows names of both sides, and says what would help.
     """
     if model.synsets is not None:
         return _by_synset(names, model, where)
@@ -138,13 +152,13 @@ def match_classes(names: Sequence[str], model: ModelClasses, where: str, *, fold
 
 
 def synsets_from_file(path: Path, count: int) -> tuple[str, ...]:
-    """The WordNet ids of a model's `count` classes, in their order.
+    """Read the WordNet ids of a model's `count` classes, in the order of the classes.
 
     A text file has one at the start of each line, as Kaggle's `LOC_synset_mapping.txt`: `n01440764 tench, Tinca tinca`.
     A `.json` file is Keras' `imagenet_class_index.json`: `{"0": ["n01440764", "tench"], ...}`.
 
     Raises:
-        BadInput: it cannot be read, does not give each class another WordNet id, or is in the order of ImageNet's
+        BadInput: it cannot be read, does not hold `count` different WordNet ids, or is in the order of ImageNet's
             devkit (`map_clsloc.txt`: `n02119789 1 kit_fox`), which is not that of any model's classes.
     """
     try:
@@ -176,7 +190,8 @@ def synsets_from_file(path: Path, count: int) -> tuple[str, ...]:
 
 
 def check_not_devkit(rows: Sequence[Sequence[str]], path: Path) -> None:
-    """
+    """Refuse the order of classes that ImageNet's devkit has.
+
     Args:
         rows: the words of each line, the first of them a WordNet id.
 
@@ -192,7 +207,7 @@ def check_not_devkit(rows: Sequence[Sequence[str]], path: Path) -> None:
 
 
 def _are_folders(source: ImageSource) -> bool:
-    """Are the classes the folders that the pictures lie in, rather than what a file says of them?"""
+    """Are the classes the folders that the pictures lie in, rather than labels from a file?"""
     assert source.labels is not None
     assert source.classes is not None
     names = source.names
@@ -234,9 +249,8 @@ def _by_synset(names: Sequence[str], model: ModelClasses, where: str) -> Matchin
 
 
 def _by_name(names: Sequence[str], labels: Sequence[str], where: str) -> Matching | None:
-    """By the labels as they stand, or else by what `_folded` leaves of them; None where one of the names is not among
-    them."""
-    for fold, how in ((str, "by name"), (_folded, "by name, letter case and punctuation aside")):
+    """Match by the labels as they are, or else ignoring case and punctuation; None if a name is not among them."""
+    for fold, how in ((str, "by name"), (_without_case_and_punctuation, "by name, letter case and punctuation aside")):
         places: dict[str, list[int]] = {}
         for place, label in enumerate(labels):
             places.setdefault(fold(label), []).append(place)
@@ -259,7 +273,7 @@ def _by_name(names: Sequence[str], labels: Sequence[str], where: str) -> Matchin
     return None
 
 
-def _folded(name: str) -> str:
+def _without_case_and_punctuation(name: str) -> str:
     return re.sub(r"[\W_]+", " ", name.casefold()).strip()
 
 
@@ -281,10 +295,11 @@ def _check_numbers(values: Iterable[int], count: int, where: str) -> None:
 
 
 def _check_same_as_text(names: Sequence[str], count: int, where: str) -> None:
-    """
+    """Refuse numbered folders whose order by number differs from their order as text. Missing numbers are taken to be
+    written like those that are there.
+
     Raises:
-        BadInput: by number these folders are other classes than by the order of their names as text. Those that are not
-            among them are taken to be written alike.
+        BadInput: the two orders differ.
     """
     padded = any(name != "0" and name.startswith("0") for name in names)
     width = min(map(len, names)) if padded else 1
@@ -314,8 +329,8 @@ def _refusal(names: Sequence[str], model: ModelClasses, where: str) -> str:
             f"{where}: expected as many classes as the model's {model.count}, got {len(names)} ({_some(names)}), and "
             "it has no labels to know them by; export it with --labels"
         )
-    known = {_folded(label) for label in model.labels}
-    unknown = [name for name in names if _folded(name) not in known]
+    known = {_without_case_and_punctuation(label) for label in model.labels}
+    unknown = [name for name in names if _without_case_and_punctuation(name) not in known]
     return (
         f"{where}: expected classes among the model's {len(model.labels)} labels ({_some(model.labels)}), got "
         f"{len(unknown)} others ({_some(unknown)}); rename them, number them from 0, or export the model with the "

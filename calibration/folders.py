@@ -24,7 +24,7 @@ def counts_by_suffix(paths: Iterable[Path]) -> str:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """The files of a folder and of those in it; without hidden ones, which desktops and notebooks leave behind.
+    """Yield the files in a folder and below it, without hidden ones, which desktops and notebooks leave behind.
 
     Linked folders are followed, as torchvision and timm do: a subset of a data set is often a tree of links.
 

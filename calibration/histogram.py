@@ -1,5 +1,4 @@
-"""A histogram of magnitudes that grows with its data, and does not depend on how the data is cut into batches or
-shards."""
+"""A histogram of magnitudes whose range grows with the data, and whose counts do not depend on batches or shards."""
 
 from __future__ import annotations
 
@@ -19,9 +18,9 @@ from runtimes.errors import CalibrationError
 BINS = 2048
 SAMPLES = 1 << 16
 SMALLEST_EXPONENT, LARGEST_EXPONENT = -126, 128
-"""Of the smallest normal float32, and above the largest."""
+"""The exponents of the smallest normal float32, and of the power of two above the largest."""
 MOST_COUNTED = 1 << 53
-"""Values in all: counts add up exactly, as float64 too."""
+"""The largest sum of counts: up to it, they add up exactly in float64, too."""
 
 
 @dataclass
@@ -67,7 +66,7 @@ class Histogram:
         self.counts += histogram1d(magnitudes, BINS, (0.0, 2.0**self.exponent)).astype(np.int64)
 
     def merge(self, other: Histogram) -> Histogram:
-        """The histogram of both's data."""
+        """The histogram of both data together, a new one."""
         both = Histogram(self.exponent, self.counts.copy(), max(self.largest, other.largest))
         both._grow(other.exponent)
         widened = Histogram(other.exponent, other.counts.copy())
@@ -105,7 +104,7 @@ class Histogram:
 
     @classmethod
     def from_text(cls, exponent: int, text: str, largest: float) -> Histogram:
-        """What `text` gave.
+        """The histogram whose counts `text()` gave.
 
         Raises:
             ValueError: the text is damaged.
@@ -131,12 +130,12 @@ class Histogram:
 
 
 def sampling_step(values: int) -> int:
-    """The distance of the values that are counted, of an image of so many: the smallest that leaves no more than
-    SAMPLES or so, and has no common divisor with their number, which is channels times height times width.
+    """Every how many values one is counted, of an image of `values` (channels x height x width): the smallest step that
+    leaves about SAMPLES of them and has no common divisor with their number.
 
     So it has none with the width or the height, and all columns, rows and places of a plane are visited equally often.
-    A step of 7 over planes of 28 columns visited 4 of them, and the border, which padding makes another than the rest,
-    had 25 % of the samples where 3.6 % is fair.
+    A step of 7 over planes of 28 columns visited 4 of them, and the border, where padding makes values differ, had 25 %
+    of the samples where 3.6 % is fair.
     """
     return next(step for step in itertools.count(max(1, values // SAMPLES)) if math.gcd(step, values) == 1)
 

@@ -24,7 +24,8 @@ GZIP_START = b"\x1f\x8b"
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of unsigned bytes in an IDX file, gzip-compressed or not; no more is unpacked than its sizes say.
+    """Read the array of unsigned bytes in an IDX file, gzip-compressed or not; no more is unpacked than its header
+    says.
 
     Raises:
         BadInput: the file is missing, truncated, or not an IDX file of unsigned bytes.

@@ -1,4 +1,4 @@
-"""`calibration.json`: what was measured of every tensor, of which model, on which images, by which versions."""
+"""`calibration.json`: the measured range of every tensor, with the model, images and versions it was measured with."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TensorRange:
 
 @dataclass(frozen=True)
 class CalibrationTable:
-    """Ranges of a model's tensors, and where they come from.
+    """Ranges of a model's tensors, and what they were measured with.
 
     Attributes:
         model_sha256: of the simplified FP32 graph that ran.
@@ -62,7 +62,7 @@ class CalibrationTable:
     corrections: dict[str, list[float]] = field(default_factory=dict)
 
     def thresholds(self, calibrator: str) -> dict[str, float]:
-        """The threshold of every tensor that `calibrator` chose.
+        """The threshold that `calibrator` chose for every tensor.
 
         Raises:
             UnknownName: there is no such calibrator.
@@ -80,7 +80,7 @@ class CalibrationTable:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a table must agree with to be used."""
+    """What a table must have been measured with, to be used."""
 
     model_sha256: str
     preprocess: Preprocess
@@ -118,7 +118,7 @@ def table_from_histograms(
     for name, histogram in histograms.items():
         if not histogram.counts.any():
             raise CalibrationError(f"no value of '{name}' was seen; give calibration images")
-        thresholds = {kind: _rounded(observer(histogram)) for kind, observer in known.items()}
+        thresholds = {kind: _nine_digits(observer(histogram)) for kind, observer in known.items()}
         tensors[name] = TensorRange(histogram.largest, thresholds, histogram.exponent, histogram.text())
     return CalibrationTable(
         SCHEMA_VERSION,
@@ -132,7 +132,7 @@ def table_from_histograms(
 
 
 def merge_tables(tables: Sequence[CalibrationTable]) -> CalibrationTable:
-    """The table that one run over all the shards' images would have given, to the last bit.
+    """Merge the tables of shards: the same table, to the last bit, as from one run over all images.
 
     Raises:
         CalibrationError: the tables are of different models, preprocessing, versions or tensors.
@@ -187,6 +187,6 @@ def table_from_file(path: Path) -> CalibrationTable:
     return table
 
 
-def _rounded(value: float) -> float:
-    """Nine digits: what a float32 holds, and what a person can compare."""
+def _nine_digits(value: float) -> float:
+    """The value in nine digits: as much as a float32 holds, and readable."""
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
