@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,15 @@ FEWEST_IMAGES = 64
 AHEAD = 4
 NOISE_CORRELATION = 0.1
 DIGEST_BITS = 256
+
+
+class _Prepared(NamedTuple):
+    """A picture's pixels, uint8 (height, width, channels), of the model's size; the sha256 of the whole picture; and
+    its `neighbour_correlation`."""
+
+    pixels: NDArray[np.uint8]
+    digest: bytes
+    correlation: float
 
 
 @dataclass
@@ -102,11 +112,11 @@ class Sample:
                 "the calibration images look like random noise (neighbouring pixels are unrelated); give real images"
             )
 
-    def _prepare(self, picture: Picture) -> tuple[NDArray[np.uint8], bytes, float]:
+    def _prepare(self, picture: Picture) -> _Prepared:
         header = f"{picture.mode} {picture.size}" if isinstance(picture, Image.Image) else f"{picture.shape}"
         digest = hashlib.sha256(header.encode())
         digest.update(picture.tobytes())
-        return self.preprocess.pixels(picture), digest.digest(), neighbour_correlation(picture)
+        return _Prepared(self.preprocess.pixels(picture), digest.digest(), neighbour_correlation(picture))
 
 
 def neighbour_correlation(picture: Picture) -> float:

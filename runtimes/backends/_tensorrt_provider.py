@@ -13,7 +13,7 @@ from runtimes.specs import BatchRange
 NAME = "TensorrtExecutionProvider"
 FOLDERS = ("resnet-export", "tensorrt")
 TYPES = {"fp16": ("trt_fp16_enable",), "bf16": ("trt_bf16_enable",), "int8": ("trt_fp16_enable", "trt_int8_enable")}
-"""What may be used of a graph's types: before TensorRT 11 the provider builds weakly typed networks."""
+"""The settings that allow a precision's types: before TensorRT 11 the provider builds weakly typed networks."""
 
 
 def tensorrt_settings(model: Path, batch: BatchRange | None) -> dict[str, str]:

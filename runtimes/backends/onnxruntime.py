@@ -39,18 +39,19 @@ FP16_ROUNDS = (1, 30)
 
 
 def rounds_fp16() -> bool:
-    """Does this onnxruntime run INT8 graphs with an FP16 remainder rightly on the CPU?
+    """Does this onnxruntime round rightly on the CPU in INT8 graphs whose remaining operators are FP16?
 
-    Where it does not, it is wrong by up to one step at every pair (measured on a ResNet-20: 18.9 dB of SQNR in place of
-    36.9). Graphs whose scales are FP32, as a simulation's, it runs rightly in any version.
+    If not, it is wrong by up to one step at every Q/DQ pair (measured on a ResNet-20: 18.9 dB of SQNR instead of 36.9).
+    Graphs with FP32 scales, as in a simulation, run rightly in any version.
     """
     return tuple(int(part) for part in ort.__version__.split(".")[:2]) >= FP16_ROUNDS
 
 
 def check_rounding() -> None:
-    """
+    """Check that this onnxruntime rounds rightly in an INT8 graph with FP16 scales.
+
     Raises:
-        BackendUnavailable: this onnxruntime would run the graph wrongly (see `rounds_fp16`).
+        BackendUnavailable: it would run the graph wrongly (see `rounds_fp16`).
     """
     if not rounds_fp16():
         raise BackendUnavailable(
@@ -62,7 +63,7 @@ def check_rounding() -> None:
 
 @final
 class OnnxRuntime(Runtime):
-    """An `onnxruntime.InferenceSession` whose provider is the one that was asked for, for every node."""
+    """An `onnxruntime.InferenceSession` that runs every node on the provider that was asked for."""
 
     FILE = "model.onnx"
 
@@ -76,7 +77,7 @@ class OnnxRuntime(Runtime):
 
     @classmethod
     def open(cls, path: Path, *, provider: str | None = None, batch: BatchRange | None = None) -> OnnxRuntime:
-        return cls._opened(path, str(path), provider or "cpu", batch)
+        return cls._open_session(path, str(path), provider or "cpu", batch)
 
     @classmethod
     def check_bundle(cls, manifest: Manifest, provider: str | None) -> None:
@@ -97,11 +98,11 @@ class OnnxRuntime(Runtime):
 
     @classmethod
     def from_bytes(cls, model: bytes) -> OnnxRuntime:
-        """A serialised graph that lies in memory, on the CPU."""
-        return cls._opened(model, "the graph", "cpu", None)
+        """Open a serialised graph from memory, on the CPU."""
+        return cls._open_session(model, "the graph", "cpu", None)
 
     @classmethod
-    def _opened(cls, model: Path | bytes, where: str, wanted: str, batch: BatchRange | None) -> OnnxRuntime:
+    def _open_session(cls, model: Path | bytes, where: str, wanted: str, batch: BatchRange | None) -> OnnxRuntime:
         if wanted not in PROVIDERS:
             raise BackendUnavailable(f"onnxruntime has no provider '{wanted}'; choose from {', '.join(PROVIDERS)}")
         name, _ = PROVIDERS[wanted]
@@ -120,7 +121,7 @@ class OnnxRuntime(Runtime):
             )
         try:
             session = ort.InferenceSession(
-                _readable(model), options, providers=_providers(wanted, model, batch), enable_fallback=0
+                _path_or_content(model), options, providers=_providers(wanted, model, batch), enable_fallback=0
             )
         except Exception as error:  # onnxruntime's own errors share no base class below this one
             if wanted != "cpu":
@@ -145,8 +146,8 @@ class OnnxRuntime(Runtime):
         return self._run_bound(feeds, "cuda")
 
     def _run_bound(self, feeds: dict[str, NDArray[Any]], device: str) -> dict[str, NDArray[Any]]:
-        """Through device buffers that are kept for each input shape, so that a call allocates nothing on the device but
-        its outputs."""
+        """Run through device buffers that are kept for each input shape, so that a call allocates only its outputs on
+        the device."""
         binding = self._session.io_binding()
         for name, array in feeds.items():
             buffer = self._buffers.get((name, array.shape))
@@ -171,15 +172,15 @@ class OnnxRuntime(Runtime):
         del self._session
 
 
-def _readable(model: Path | bytes) -> Path | bytes:
-    """onnxruntime takes paths that are UTF-8 alone; a file at another is read here."""
+def _path_or_content(model: Path | bytes) -> Path | bytes:
+    """The path, or the file's content where the path is not UTF-8, which onnxruntime cannot open."""
     if isinstance(model, bytes) or not any("\ud800" <= letter <= "\udfff" for letter in str(model)):
         return model
     return model.read_bytes()
 
 
 def _providers(wanted: str, model: Path | bytes, batch: BatchRange | None) -> list[tuple[str, dict[str, str]]]:
-    """In order of preference; what TensorRT does not take of a graph, CUDA runs."""
+    """The providers in order of preference: CUDA runs what TensorRT does not take of a graph."""
     if wanted != "tensorrt":
         return [PROVIDERS[wanted]]
     assert isinstance(model, Path)
@@ -187,7 +188,7 @@ def _providers(wanted: str, model: Path | bytes, batch: BatchRange | None) -> li
 
 
 def _spec(value: Any) -> TensorSpec:
-    """onnxruntime's NodeArg as a TensorSpec; a dimension without a name is called by its place."""
+    """onnxruntime's NodeArg as a TensorSpec; a dimension without a name is named by its place."""
     shape = tuple(size if isinstance(size, int | str) else f"dim{place}" for place, size in enumerate(value.shape))
     return TensorSpec(value.name, NUMPY_FROM_ORT.get(value.type, value.type), shape)
 

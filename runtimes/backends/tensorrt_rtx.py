@@ -1,5 +1,4 @@
-"""TensorRT-RTX: runs a bundle's engine on a GeForce or RTX GPU. Kernels are compiled when it is loaded, and kept beside
-it."""
+"""TensorRT-RTX: runs a bundle's engine on a GeForce or RTX GPU. Compiled kernels are kept beside the engine."""
 
 from __future__ import annotations
 
@@ -25,10 +24,9 @@ MOST_CACHE_BYTES = 1 << 30
 class TensorRTRTX(EngineRuntime):
     """An engine of TensorRT-RTX.
 
-    Its kernels are compiled for a batch size when that is first met, at once and not in the background (strategy
-    "eager"), so that no answer and no measurement comes from a stand-in kernel. CUDA graphs are the library's own: it
-    captures the whole engine. Where pictures come in any size, kernels for any size run, and there is no graph: either
-    would be made anew for each size.
+    Its kernels are compiled when a batch size is first run, in the foreground (strategy "eager"), so that no output and
+    no measurement comes from a fallback kernel. The library captures the whole engine as a CUDA graph itself. For
+    pictures of any size, kernels for any size are used, and no graph: both would be made anew for each size.
     """
 
     BACKEND = "tensorrt-rtx"
@@ -67,13 +65,13 @@ class TensorRTRTX(EngineRuntime):
 
 
 def _engine(model: LoadedEngine) -> tensorrt_rtx.ICudaEngine:
-    """The engine as TensorRT-RTX's: `LoadedEngine` knows it as one of either library."""
+    """The engine, typed as TensorRT-RTX's: `LoadedEngine` types it as TensorRT's."""
     return cast("tensorrt_rtx.ICudaEngine", model.engine)
 
 
 def kernels_of(model: LoadedEngine) -> bytes | None:
-    """The engine's compiled kernels: code, so that only those that this machine compiled and kept are used; None where
-    there are none such."""
+    """The engine's compiled kernels that this machine compiled and kept, or None. Kernels are code: no others are
+    used."""
     with suppress(OSError, BackendUnavailable, BadInput):  # none yet, or none that may be read; no key that may be used
         key = machine_key()
         return (
@@ -85,7 +83,7 @@ def kernels_of(model: LoadedEngine) -> bytes | None:
 
 
 def cache_of(engine: Path) -> Path:
-    """Where the compiled kernels of an engine are kept."""
+    """The file with an engine's compiled kernels."""
     return engine.with_suffix(".cache")
 
 

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BundleError
-from runtimes.nvidia.engine_file import EngineFacts, engine_content, facts_from_document, open_engine, sidecar_document
+from runtimes.nvidia.engine_file import (
+    Engine,
+    EngineFacts,
+    engine_content,
+    facts_from_document,
+    open_engine,
+    sidecar_document,
+)
 from runtimes.nvidia.plan_files import FOLDER, platform_text, sidecar_of
 from runtimes.nvidia.trust import check_trusted
 
@@ -25,7 +32,7 @@ class Here:
     target: str
 
 
-def loadable_engine(engine: Path, here: Callable[[], Here], trusted: Collection[str]) -> tuple[EngineFacts, bytes]:
+def loadable_engine(engine: Path, here: Callable[[], Here], trusted: Collection[str]) -> Engine:
     """Read an engine that may be loaded here, as `read_engine`; of any other only the header is read.
 
     Args:
@@ -39,7 +46,7 @@ def loadable_engine(engine: Path, here: Callable[[], Here], trusted: Collection[
     with open_engine(engine) as (file, document, facts):
         check_loadable(facts, here(), str(engine))
         check_trusted(document, str(engine), trusted)
-        return facts, engine_content(engine, facts, file)
+        return Engine(facts, engine_content(engine, facts, file))
 
 
 def check_loadable(facts: EngineFacts, here: Here, where: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 
@@ -103,6 +103,21 @@ class EngineFacts:
         return bool(self.options.get("strip_weights", False))
 
 
+class Engine(NamedTuple):
+    """An engine that was read: its sidecar, and its bytes, which have the sidecar's sha256."""
+
+    facts: EngineFacts
+    data: bytes
+
+
+class OpenEngine(NamedTuple):
+    """An engine's open file, its sidecar as JSON, and the sidecar parsed."""
+
+    file: BinaryIO
+    document: Mapping[str, object]
+    facts: EngineFacts
+
+
 def json_from_facts(facts: EngineFacts) -> bytes:
     """Indented UTF-8 JSON."""
     return msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n"
@@ -121,7 +136,7 @@ def facts_of(engine: Path) -> EngineFacts:
     return facts
 
 
-def read_engine(engine: Path) -> tuple[EngineFacts, bytes]:
+def read_engine(engine: Path) -> Engine:
     """Read an engine: its sidecar, validated, and its bytes, whose sha256 is the sidecar's.
 
     Raises:
@@ -129,11 +144,11 @@ def read_engine(engine: Path) -> tuple[EngineFacts, bytes]:
         BundleError: no sidecar, a malformed one, or an engine that was changed since.
     """
     with open_engine(engine) as (file, _, facts):
-        return facts, engine_content(engine, facts, file)
+        return Engine(facts, engine_content(engine, facts, file))
 
 
 @contextmanager
-def open_engine(engine: Path) -> Iterator[tuple[BinaryIO, Mapping[str, object], EngineFacts]]:
+def open_engine(engine: Path) -> Iterator[OpenEngine]:
     """Open an engine; yields the file, its sidecar as JSON, and the sidecar parsed."""
     try:
         file = open_regular(engine)
@@ -152,7 +167,7 @@ def open_engine(engine: Path) -> Iterator[tuple[BinaryIO, Mapping[str, object], 
             )
         if os.fstat(file.fileno()).st_size != facts.engine_bytes:
             raise _changed_error(engine)
-        yield file, document, facts
+        yield OpenEngine(file, document, facts)
 
 
 def engine_content(engine: Path, facts: EngineFacts, file: BinaryIO) -> bytes:
