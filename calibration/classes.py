@@ -23,22 +23,19 @@ The export, the check and the evaluation share this matching. It tries these rul
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.data import ImageSource
+from calibration.synsets import WORDNET_ID
 from runtimes.errors import BadInput
-from runtimes.textfile import lines_from_text, text_from_file
 
-WORDNET_ID = re.compile(r"n[0-9]{8}")
 NUMBER = re.compile(r"[0-9]{1,9}")
 IMAGENET_CLASSES = 1000
 SHOWN = 3
@@ -151,61 +148,6 @@ def match_classes(names: Sequence[str], model: ModelClasses, where: str, *, fold
     raise BadInput(_refusal(names, model, where))
 
 
-def synsets_from_file(path: Path, count: int) -> tuple[str, ...]:
-    """Read the WordNet ids of a model's `count` classes, in the order of the classes.
-
-    A text file has one at the start of each line, as Kaggle's `LOC_synset_mapping.txt`: `n01440764 tench, Tinca tinca`.
-    A `.json` file is Keras' `imagenet_class_index.json`: `{"0": ["n01440764", "tench"], ...}`.
-
-    Raises:
-        BadInput: it cannot be read, does not hold `count` different WordNet ids, or is in the order of ImageNet's
-            devkit (`map_clsloc.txt`: `n02119789 1 kit_fox`), which is not that of any model's classes.
-    """
-    try:
-        text = text_from_file(path)
-        is_json = path.suffix.lower() == ".json"
-        rows = (
-            _rows_from_json(json.loads(text), path)
-            if is_json
-            else [line.split() for line in lines_from_text(text.rstrip())]
-        )
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(
-            f"--synsets: cannot read {path}: {error}; give a line for each class that starts with its WordNet id"
-        ) from error
-    synsets = tuple(row[0] if row else "" for row in rows)
-    for number, synset in enumerate(synsets, start=1):
-        if not WORDNET_ID.fullmatch(synset):
-            raise BadInput(
-                f"{path}: expected a WordNet id, as n01440764, at the start for each class, got '{synset}' in place "
-                f"{number}"
-            )
-    if len(synsets) != count or len(set(synsets)) != count:
-        raise BadInput(
-            f"{path}: expected {count} different WordNet ids, one for each class of the model, got {len(set(synsets))} "
-            f"in {len(synsets)}"
-        )
-    check_not_devkit(rows, path)
-    return synsets
-
-
-def check_not_devkit(rows: Sequence[Sequence[str]], path: Path) -> None:
-    """Refuse the order of classes that ImageNet's devkit has.
-
-    Args:
-        rows: the words of each line, the first of them a WordNet id.
-
-    Raises:
-        BadInput: they are in the order of ImageNet's devkit, as in Caffe's `map_clsloc.txt`.
-    """
-    synsets = [row[0] for row in rows]
-    if synsets != sorted(synsets) and all(row[1:2] == [str(number)] for number, row in enumerate(rows, start=1)):
-        raise BadInput(
-            f"{path}: expected the order of the model's classes, got that of ImageNet's devkit, which numbers them "
-            "from 1; sort its lines"
-        )
-
-
 def _are_folders(source: ImageSource) -> bool:
     """Are the classes the folders that the pictures lie in, rather than labels from a file?"""
     assert source.labels is not None
@@ -214,17 +156,6 @@ def _are_folders(source: ImageSource) -> bool:
     if names is None:
         return False
     return all(name.split("/", 1)[0] == source.classes[label] for name, label in zip(names, source.labels, strict=True))
-
-
-def _rows_from_json(value: object, path: Path) -> list[list[str]]:
-    rows = [value.get(str(place)) for place in range(len(value))] if isinstance(value, dict) else []
-    if not rows or not all(
-        isinstance(row, list) and row and all(isinstance(word, str) for word in row) for row in rows
-    ):
-        raise BadInput(
-            f'{path}: expected {{"0": ["n01440764", "tench"], ...}} with each number from 0 on, got something else'
-        )
-    return [[str(word) for word in row or ()] for row in rows]
 
 
 def _by_synset(names: Sequence[str], model: ModelClasses, where: str) -> Matching:

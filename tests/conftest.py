@@ -21,7 +21,7 @@ from exporter.pipeline.plan import DEFAULT_BATCH
 from exporter.verification.check import CheckPlan, check_bundle
 from exporter.verification.verdicts import BundleCheck
 from runtimes import Bundle, open_runtime
-from runtimes.bundle import write_manifest
+from runtimes.bundle_writing import write_manifest
 from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, FileFacts, GraphFacts, Manifest, ModelFacts, WeightsFacts
 from runtimes.nvidia.trust import KEY_VARIABLE
 from runtimes.parity.budget import Budget

@@ -11,7 +11,8 @@ import onnx
 from onnx import numpy_helper
 
 from runtimes import Bundle
-from runtimes.bundle import MANIFEST, write_manifest
+from runtimes.bundle import MANIFEST
+from runtimes.bundle_writing import write_manifest
 
 BLOCKS = ("stem", *(f"layer{stage}.{place}" for stage in (1, 2, 3) for place in range(3)), "head")
 """Of the shipped ResNet-20."""

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from runtimes.bundle import MANIFEST, Bundle, sha256_of_file, staging_folder, write_in_one_step, write_manifest
+from runtimes.bundle import MANIFEST, Bundle, sha256_of_file
+from runtimes.bundle_writing import staging_folder, write_in_one_step, write_manifest
 from runtimes.errors import BundleError, PlanError
 from runtimes.manifest import FileFacts, Manifest, json_from_manifest, manifest_from_json
 from runtimes.parity.budget import Budget
@@ -619,7 +620,7 @@ def test_a_new_bundle_that_vanished_before_the_exchange_brings_the_old_one_back(
 def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path, manifest: Manifest) -> None:
     destination = tmp_path / "bundle"
     script = (
-        "import sys, time; from pathlib import Path; from runtimes.bundle import staging_folder\n"
+        "import sys, time; from pathlib import Path; from runtimes.bundle_writing import staging_folder\n"
         "with staging_folder(Path(sys.argv[1]), force=False) as folder:\n"
         "    (folder / 'model.onnx').write_text('half of'); print('ready', flush=True); time.sleep(60)"
     )

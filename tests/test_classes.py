@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from calibration.annotations import with_labels
-from calibration.classes import Matching, ModelClasses, labels_or_reason, match_classes, match_source, synsets_from_file
+from calibration.classes import Matching, ModelClasses, labels_or_reason, match_classes, match_source
 from calibration.data import ImageSource, built_in, open_source
+from calibration.synsets import synsets_from_file
 from runtimes.errors import BadInput
 
 SYNSETS = tuple(f"n{number:08}" for number in np.random.default_rng(0).permutation(10**6)[:1000])

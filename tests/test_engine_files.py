@@ -24,7 +24,7 @@ from exporter.engines.build import BuildPlan, build_engine
 from exporter.engines.builders._network import BuildOptions
 from runtimes import Bundle, Manifest, open_runtime
 from runtimes._open import backend_class
-from runtimes.bundle import write_manifest
+from runtimes.bundle_writing import write_manifest
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, ResnetExportError
 from runtimes.nvidia.engine_choice import Here, check_loadable, engine_for, loadable_engine
 from runtimes.nvidia.engine_file import (

@@ -30,7 +30,7 @@ from exporter.engines.builders._layers import EngineLayer, layers_on_gpu, spread
 from runtimes import Bundle, Manifest, open_runtime
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.bundle import write_manifest
+from runtimes.bundle_writing import write_manifest
 from runtimes.errors import BackendUnavailable, BadInput, BundleError
 from runtimes.nvidia import cuda as _cuda
 from runtimes.nvidia.cuda import DeviceBuffer, Graph, PinnedBuffer, Stream, copy_to_host

@@ -30,7 +30,7 @@ from exporter.models.sources.cifar import CifarResNet
 from exporter.pipeline.images import Graphs, Images
 from exporter.pipeline.prove import prove
 from runtimes import Bundle, open_runtime
-from runtimes.bundle import staging_folder, write_manifest
+from runtimes.bundle_writing import staging_folder, write_manifest
 from runtimes.classify import classify
 from runtimes.errors import BadInput, BundleError, ParityError, PlanError, SimplifyError, UnknownName
 from runtimes.parity.golden import golden_arrays, golden_report

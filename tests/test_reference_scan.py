@@ -23,7 +23,7 @@ from torchvision.ops import deform_conv2d
 
 from exporter.graph.trace import program_from_module, save_program
 from runtimes.backends.pytorch import PyTorchRuntime
-from runtimes.bundle import write_manifest
+from runtimes.bundle_writing import write_manifest
 from runtimes.errors import BadInput, BundleError, TraceError
 from runtimes.manifest import Manifest
 from runtimes.reference_scan import plain_program

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from runtimes import Bundle, Manifest, Runtime, available_backends, backend_names, open_runtime
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.bundle import write_manifest
+from runtimes.bundle_writing import write_manifest
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, UnknownName
 from runtimes.specs import BatchRange, TensorSpec
 

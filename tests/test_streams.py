@@ -21,7 +21,7 @@ from exporter.graph.simplify import simplified
 from exporter.pipeline.plan import ExportPlan
 from exporter.verification.accuracy.evaluate import Labelled
 from exporter.verification.check import CheckPlan
-from runtimes.bundle import write_manifest
+from runtimes.bundle_writing import write_manifest
 from runtimes.errors import PlanError, SimplifyError
 from runtimes.printable import printable
 

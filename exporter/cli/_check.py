@@ -176,7 +176,7 @@ def _check_writable(outputs: Mapping[str, Path | None], plans: Sequence[CheckPla
 
 
 def _write(path: Path, data: bytes, option: str) -> None:
-    from runtimes.bundle import write_in_one_step
+    from runtimes.bundle_writing import write_in_one_step
 
     try:
         write_in_one_step(path, data)

@@ -21,7 +21,8 @@ from exporter.engines.builders._layers import check_dla, check_precision, layer_
 from exporter.engines.builders._network import BuildOptions, Built, Job
 from runtimes._open import backend_class, remedy_for
 from runtimes._plugins import load_plugin, plugin_names
-from runtimes.bundle import Bundle, write_in_one_step
+from runtimes.bundle import Bundle
+from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import BackendUnavailable, BundleError, ParityError, PlanError, ResnetExportError
 from runtimes.nvidia.engine_file import SCHEMA_VERSION, EngineFacts, LayerFacts, facts_of, json_from_facts, seal_facts, sidecar_document
 from runtimes.nvidia.plan_files import FOLDER, engine_name, platform_text, sidecar_of

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast, final
 
 import tensorrt_rtx
 
-from runtimes.bundle import write_in_one_step
+from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import BackendUnavailable, BadInput
 from runtimes.nvidia.engine_runtime import EngineRuntime
 from runtimes.nvidia.loading import LoadedEngine
