@@ -59,7 +59,8 @@ def read_ahead(
 
 
 def check_readable(unreadable: Sequence[str], count: int) -> None:
-    """
+    """Refuse a data set of which too many pictures cannot be read.
+
     Raises:
         CalibrationError: more than one in a hundred of `count` pictures cannot be read; names some.
     """

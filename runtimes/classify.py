@@ -67,9 +67,10 @@ def _predictions(row: NDArray[np.float64], labels: Sequence[str] | None, top: in
 
 
 def check_classifier(outputs: Sequence[TensorSpec]) -> None:
-    """
+    """Refuse a model that gives features, not classes, by its outputs.
+
     Raises:
-        BadInput: these are the outputs of a model that gives features, not classes.
+        BadInput: it gives features.
     """
     if not is_classifier(spec.name for spec in outputs):
         found = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in outputs)
@@ -80,9 +81,10 @@ def check_classifier(outputs: Sequence[TensorSpec]) -> None:
 
 
 def check_finite(logits: NDArray[Any]) -> None:
-    """
+    """Refuse logits with NaN or infinity among them.
+
     Raises:
-        ExportError: there is NaN or infinity among them.
+        ExportError: there are some.
     """
     if not np.isfinite(logits).all():
         raise ExportError("the model gives logits that are not finite; see what resnet-deploy check says of the bundle")

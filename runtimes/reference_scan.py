@@ -114,7 +114,7 @@ def plain_program(path: Path) -> io.BytesIO:
     ) as error:
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise BadInput(f"pytorch cannot load {path}: expected a torch.export program (.pt2), got {said}") from error
-    return _packed(parts)
+    return _pack(parts)
 
 
 def _parts(archive: zipfile.ZipFile, size: int) -> dict[str, bytes]:
@@ -156,7 +156,7 @@ def _most(name: str) -> float:
     return limits[name]
 
 
-def _packed(parts: dict[str, bytes]) -> io.BytesIO:
+def _pack(parts: dict[str, bytes]) -> io.BytesIO:
     """A zip archive of the parts, which are taken out of the dictionary one by one, so that none is in memory twice."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as packed:
@@ -180,7 +180,7 @@ def _check_program(parts: Mapping[str, bytes]) -> None:
 
 
 def _check_payload(key: str, payload: dict[str, Any], folder: str, parts: Mapping[str, bytes]) -> None:
-    """One tensor's description: its values lie in the archive as they are."""
+    """Check one tensor's description: its values must be in the archive as plain bytes."""
     _check(payload, "", "")
     _check_path(key)
     place = f"{folder}{payload['path_name']}"
@@ -192,8 +192,7 @@ def _check_payload(key: str, payload: dict[str, Any], folder: str, parts: Mappin
 
 
 def _check_samples(data: bytes) -> None:
-    """Example inputs are left out of what PyTorch is given; those that would be more than tensors are refused all the
-    same."""
+    """Check the example inputs: PyTorch never gets them, but anything but tensors is refused all the same."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         pickles = [entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
         if len(pickles) != 1 or pickles[0].file_size > LARGEST_PICKLE:
@@ -252,8 +251,8 @@ def _check_operator(text: str) -> None:
 
 
 def _check_expression(text: str) -> None:
-    """A size as sympy writes it, which PyTorch has Python evaluate: calls of a few functions on symbols and whole
-    numbers."""
+    """Check a symbolic size, which PyTorch lets Python evaluate: only calls of a few sympy functions on symbols and
+    whole numbers."""
     try:
         parts = (
             list(ast.walk(ast.parse(text, mode="eval"))) if len(text) <= LARGEST_EXPRESSION and text.isascii() else []
@@ -279,7 +278,8 @@ def _is_symbolic(part: ast.AST) -> bool:
 
 
 def _check_tree(text: str) -> None:
-    """How arguments nest: tuples, lists and dictionaries. Of other types PyTorch imports what the text names."""
+    """Check how arguments nest: only tuples, lists and dictionaries. For other types PyTorch would import what the text
+    names."""
     protocol, root = json.loads(text)
     waiting = [root]
     while waiting:
@@ -293,13 +293,13 @@ def _check_tree(text: str) -> None:
 
 
 def _check_name(text: object) -> None:
-    """A name that PyTorch may compile: an identifier, none of Python's own."""
+    """Check a name that PyTorch may compile: an identifier that does not start with two underscores."""
     if not isinstance(text, str) or (text and not text.isidentifier()) or text.startswith("__"):
         raise _Refused(f"a name {str(text)[:80]!r}")
 
 
 def _check_path(text: str) -> None:
-    """A name of a module or parameter: what a ModuleDict may call its parts, too, as `3x3`."""
+    """Check the name of a module or parameter, which may also be a ModuleDict's key, as `3x3`."""
     if not re.fullmatch(r"[\w .:/+-]*", text) or any(part.startswith("__") for part in text.split(".")):
         raise _Refused(f"a name {text[:80]!r}")
 

@@ -44,7 +44,7 @@ class BatchRange:
 
     @classmethod
     def parse(cls, text: str) -> BatchRange:
-        """`N` or `MIN:OPT:MAX`.
+        """Parse `N` or `MIN:OPT:MAX`.
 
         Raises:
             PlanError: neither, or out of order.

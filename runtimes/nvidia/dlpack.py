@@ -287,7 +287,7 @@ class DeviceArray:
         copy: bool | None = None,
     ) -> CapsuleType:
         """A capsule for one consumer, whose stream is made to wait for the data: None is the legacy default stream, -1
-        waits not.
+        for no waiting.
 
         Raises:
             BufferError: a copy is asked for, another device, or stream 0, which the standard forbids as ambiguous.
