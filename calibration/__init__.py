@@ -1,3 +1,3 @@
-"""Watch a model run: the images to measure with, and (from INT8 on) what they do to every tensor."""
+"""Calibration: the images to measure with, and the histograms of every tensor's values that INT8 ranges come from."""
 
-import runtimes  # noqa: F401  (before onnxruntime: it says what that may write outside of our folders)
+import runtimes  # noqa: F401  (before onnxruntime: it sets ORT_DISABLE_TELEMETRY)

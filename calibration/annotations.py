@@ -1,4 +1,4 @@
-"""Labels of a flat folder of pictures, from a file beside it."""
+"""Label a folder of pictures from a file that lists their classes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ SHOWN = 3
 
 
 def with_labels(source: ImageSource, path: Path) -> ImageSource:
-    """The pictures of a folder with the classes that a file gives them, in place of those of the folder's own subfolders.
+    """Label a folder's pictures with the classes that a file gives, in place of its subfolders' names.
 
     The file has, in UTF-8 or in UTF-16 with its mark, one of
-    - a line `PICTURE CLASS` for each picture, with a tab, a comma or spaces between (Caffe's `val.txt`, with spaces, has class indices);
-    - Kaggle's `LOC_val_solution.csv`: the header `ImageId,PredictionString`, and for each picture its name without suffix and boxes that each
-      start with a WordNet id: `ILSVRC2012_val_00048981,n03995372 85 1 499 272` (ImageNet Object Localization Challenge, "Data");
+    - a line `PICTURE CLASS` for each picture, with a tab, a comma or spaces between (Caffe's `val.txt`, with spaces,
+      has class indices);
+    - Kaggle's `LOC_val_solution.csv`: the header `ImageId,PredictionString`, and for each picture its name without
+      suffix and boxes that each start with a WordNet id: `ILSVRC2012_val_00048981,n03995372 85 1 499 272` (ImageNet
+      Object Localization Challenge, "Data");
     - a class a line, in the sorted order of the pictures' names.
-    A picture is named by its path below the folder, or by its last part, with or without suffix. What a class is, an index, a WordNet id or a
-    name, is for `calibration.classes` to say.
+    A picture is named by its path below the folder, or by its last part, with or without suffix. A class may be an
+    index, a WordNet id or a name: `calibration.classes` matches it.
 
     Raises:
-        BadInput: the source is no folder; the file cannot be read; it names a picture that is not there, or one twice; a picture has no line;
-            or there is not a line for each picture.
+        BadInput: the source is no folder; the file cannot be read; it names a picture that is not there, or one twice;
+            a picture has no line; or there is not a line for each picture.
     """
     if source.names is None:
         raise BadInput(f"--data-labels is for a folder of pictures, and {source.name} is none; leave it out")
@@ -42,8 +44,8 @@ def with_labels(source: ImageSource, path: Path) -> ImageSource:
         chosen = [line.strip() for line in lines]
     else:
         raise BadInput(
-            f"{path}: expected a class a line for each of the {source.count} pictures of {source.name}, or lines of a picture's name and its class, "
-            f"got {len(lines)} lines that start with '{lines[0]}'"
+            f"{path}: expected a class a line for each of the {source.count} pictures of {source.name}, or lines of a "
+            f"picture's name and its class, got {len(lines)} lines that start with '{lines[0]}'"
         )
     classes = tuple(sorted(set(chosen)))
     numbers = {name: number for number, name in enumerate(classes)}
@@ -55,7 +57,9 @@ def _lines(path: Path) -> list[str]:
         lines = lines_from_text(text_from_file(path).rstrip())
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise BadInput(f"--data-labels: cannot read {path}: {why}; give a UTF-8 text file with a line for each picture") from error
+        raise BadInput(
+            f"--data-labels: cannot read {path}: {why}; give a UTF-8 text file with a line for each picture"
+        ) from error
     if not lines:
         raise BadInput(f"--data-labels: {path} is empty; give a text file with a line for each picture")
     empty = [number for number, line in enumerate(lines, start=1) if not line.strip()]
@@ -75,12 +79,16 @@ def _kaggle_pairs(lines: Sequence[str], path: Path) -> list[tuple[str, str]]:
 
 
 def _pairs(lines: Sequence[str], names: Sequence[str], path: Path) -> list[tuple[str, str]] | None:
-    """The lines in two, at what stands behind a picture's name in the first of them; None where they hold no names."""
+    """Split each line into name and class, at the separator after the first line's name; None if they hold no names."""
     known = _places(names)
     halves = {separator: lines[0].split(separator, 1) for separator in ("\t", ",", None)}
     named = [separator for separator, parts in halves.items() if len(parts) == 2 and _key(parts[0], known)]
     if not named:  # a name that is not known is one still
-        named = [separator for separator, parts in halves.items() if len(parts) == 2 and parts[0].lower().endswith(IMAGE_SUFFIXES)]
+        named = [
+            separator
+            for separator, parts in halves.items()
+            if len(parts) == 2 and parts[0].lower().endswith(IMAGE_SUFFIXES)
+        ]
     if not named:
         return None
     pairs = []
@@ -99,22 +107,30 @@ def _by_picture(pairs: Sequence[tuple[str, str]], source: ImageSource, path: Pat
     for picture, label in pairs:
         key = _key(picture, known)
         if key is None:
-            raise BadInput(f"{path}: '{picture}' is no picture of {source.name} (it has '{source.names[0]}'); take its line out, or add the picture")
+            raise BadInput(
+                f"{path}: '{picture}' is no picture of {source.name} (it has '{source.names[0]}'); take its line out, "
+                "or add the picture"
+            )
         place = known[key]
         if place is None:
-            raise BadInput(f"{path}: '{picture}' is the name of two pictures of {source.name}; give their paths below it")
+            raise BadInput(
+                f"{path}: '{picture}' is the name of two pictures of {source.name}; give their paths below it"
+            )
         if place in found:
             raise BadInput(f"{path}: expected a line for each picture, got two for '{picture}'; take one out")
         found[place] = label
     missing = [name for place, name in enumerate(source.names) if place not in found]
     if missing:
         shown = ", ".join(f"'{name}'" for name in missing[:SHOWN])
-        raise BadInput(f"{path}: expected a line for each picture of {source.name}, got none for {len(missing)} of them ({shown}); add them")
+        raise BadInput(
+            f"{path}: expected a line for each picture of {source.name}, got none for {len(missing)} of them "
+            f"({shown}); add them"
+        )
     return [found[place] for place in range(source.count)]
 
 
 def _places(names: Sequence[str]) -> dict[str, int | None]:
-    """Where the picture is that goes by each name; None where several do. A path goes before what is short for one."""
+    """The place of the picture with each name; None if several have it. A full path wins over a shortened one."""
     places: dict[str, int | None] = {}
     for place, name in enumerate(names):
         path = PurePosixPath(name)
@@ -124,6 +140,6 @@ def _places(names: Sequence[str]) -> dict[str, int | None]:
 
 
 def _key(picture: str, known: dict[str, int | None]) -> str | None:
-    """What a picture is known by: what the file calls it, or the last part of that."""
+    """The known name of a picture: as the file has it, or the last part of that."""
     picture = picture.strip()
     return next((name for name in (picture, PurePosixPath(picture).name) if name in known), None)

@@ -1,38 +1,41 @@
-"""Which class of the model each class of a data set is.
+"""Match the classes of a data set with a model's classes.
 
-One matching for the export, the check and the evaluation, reasoned in this order and never guessed beyond it:
+The export, the check and the evaluation share this matching. It tries these rules in order, and never guesses:
 
-1. `--synsets` says which WordNet id each class of the model is: by it.
-2. All of the data's class names are among the model's labels: by name. Where they are not, letter case, spaces and punctuation are left out of
-   account (`great_white_shark`), unless that makes two classes one: ImageNet has a `Cardigan`, which is a dog, and a `cardigan`, which is none.
-3. All are WordNet ids, a thousand of them, and the model has a thousand classes: in sorted order. That is ImageNet's order of classes wherever
-   folders were sorted to number them: torchvision's ImageNet is an ImageFolder of WordNet ids (torchvision/datasets/imagenet.py), Keras'
-   `imagenet_class_index.json` and Kaggle's `LOC_synset_mapping.txt` list them so. Of fewer nothing says which they are.
-4. All are whole numbers below the number of classes: by number, so that 10 comes after 2. Where the least is 1 and the largest the number of
-   classes they count from 1, in an order that is not said: the devkit of ILSVRC2012 numbers its synsets in an order of its own (its readme.txt,
-   `ILSVRC2012_ID`), and that is what `ILSVRC2012_validation_ground_truth.txt` holds. Folders of a model without labels are no numbers for certain:
-   torchvision's ImageFolder sorts them as text, where 10 comes before 2, and a model that was trained so calls the folder 10 its class 2. Where
-   the two differ, nothing says which it is. (A file with a number for each picture holds indices.)
-5. The model has no labels, and there are as many class names as classes: in their order, which for folders is torchvision's ImageFolder's.
+1. `--synsets` gives the WordNet id of each class of the model: match by it.
+2. All of the data's class names are among the model's labels: by name. Where they are not, letter case, spaces and
+   punctuation are left out of account (`great_white_shark`), unless that makes two classes one: ImageNet has a
+   `Cardigan`, which is a dog, and a `cardigan`, which is none.
+3. All are WordNet ids, a thousand of them, and the model has a thousand classes: in sorted order. That is ImageNet's
+   order of classes wherever folders were sorted to number them: torchvision's ImageNet is an ImageFolder of WordNet ids
+   (torchvision/datasets/imagenet.py), Keras' `imagenet_class_index.json` and Kaggle's `LOC_synset_mapping.txt` list
+   them so. Of fewer nothing says which they are.
+4. All are whole numbers below the number of classes: by number, so that 10 comes after 2. Where the least is 1 and the
+   largest the number of classes they count from 1, in an order that is not said: the devkit of ILSVRC2012 numbers its
+   synsets in an order of its own (its readme.txt, `ILSVRC2012_ID`), and that is what
+   `ILSVRC2012_validation_ground_truth.txt` holds. Folders of a model without labels are no numbers for certain:
+   torchvision's ImageFolder sorts them as text, where 10 comes before 2, and a model that was trained so calls the
+   folder 10 its class 2. Where the two differ, nothing says which it is. (A file with a number for each picture holds
+   indices.)
+5. The model has no labels, and there are as many class names as classes: in their order, which for folders is
+   torchvision's ImageFolder's.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.data import ImageSource
+from calibration.synsets import WORDNET_ID
 from runtimes.errors import BadInput
-from runtimes.textfile import lines_from_text, text_from_file
 
-WORDNET_ID = re.compile(r"n[0-9]{8}")
 NUMBER = re.compile(r"[0-9]{1,9}")
 IMAGENET_CLASSES = 1000
 SHOWN = 3
@@ -43,9 +46,9 @@ class ModelClasses:
     """What is known of a model's classes.
 
     Attributes:
-        count: how many.
-        labels: their names, of which some may be the same; None where they are not known.
-        synsets: their WordNet ids, each once; None where they are not known.
+        count: how many there are.
+        labels: their names, of which some may be equal; None if unknown.
+        synsets: their WordNet ids, all different; None if unknown.
     """
 
     count: int
@@ -55,60 +58,77 @@ class ModelClasses:
 
 @dataclass(frozen=True)
 class Matching:
-    """The model's class for each class of the data, and how that was told."""
+    """The model's class index for each class of the data, and how they were matched, in words."""
 
     indices: tuple[int, ...]
     how: str
 
 
-def matched(source: ImageSource, model: ModelClasses) -> tuple[ImageSource, str]:
-    """The source with the model's class indices for labels, and how they were told.
+class MatchedSource(NamedTuple):
+    """A source whose labels are the model's class indices, and how they were matched, in words."""
 
-    Its `classes` are all of the model's: its labels or, where it has none, the data's own names, and numbers for the rest.
+    source: ImageSource
+    how: str
+
+
+class KnownLabels(NamedTuple):
+    """The model's class of each picture, int64 (pictures,), or None with the reason; no reason if none are expected."""
+
+    labels: NDArray[np.int64] | None
+    why_none: str
+
+
+def match_source(source: ImageSource, model: ModelClasses) -> MatchedSource:
+    """Replace a source's labels by the model's class indices.
+
+    The result's `classes` are those of the model: its labels or, if it has none, the data's own names, and numbers for
+    the rest.
 
     Raises:
-        BadInput: the pictures have no labels, or nothing says for certain which classes of the model they are.
+        BadInput: the pictures have no labels, or it is not certain which classes of the model they are.
     """
     if source.labels is None:
         beside = next((f"'{name}' in no folder" for name in source.names or () if "/" not in name), "none")
         raise BadInput(
-            f"expected a class for each picture of {source.name}, got {beside}; put the pictures in a folder for each class and nothing beside, "
-            "or give resnet-deploy eval --data-labels"
+            f"expected a class for each picture of {source.name}, got {beside}; put the pictures in a folder for each "
+            "class and nothing beside, or give resnet-deploy eval --data-labels"
         )
     names = [str(place) for place in range(model.count)]
     if source.classes is None:
         if model.synsets is not None:
-            raise BadInput(f"--synsets is for classes that are WordNet ids, and those of {source.name} are numbers; leave it out")
+            raise BadInput(
+                f"--synsets is for classes that are WordNet ids, and those of {source.name} are numbers; leave it out"
+            )
         _check_numbers({int(label) for label in source.labels}, model.count, source.name)
-        return replace(source, classes=model.labels or tuple(names)), "by number"
+        return MatchedSource(replace(source, classes=model.labels or tuple(names)), "by number")
     matching = match_classes(source.classes, model, source.name, folders=_are_folders(source))
     for index, name in zip(matching.indices, source.classes, strict=True):
         names[index] = name
     labels = np.array(matching.indices, np.int64)[source.labels]
-    return replace(source, labels=labels, classes=model.labels or tuple(names)), matching.how
+    return MatchedSource(replace(source, labels=labels, classes=model.labels or tuple(names)), matching.how)
 
 
-def labels_or_reason(source: ImageSource, model: ModelClasses) -> tuple[NDArray[np.int64] | None, str]:
-    """The model's class of each picture, int64 (pictures,); where they cannot be told None, and why.
+def labels_or_reason(source: ImageSource, model: ModelClasses) -> KnownLabels:
+    """The model's class of each picture or, if the classes cannot be matched, why not.
 
-    There is no why where nobody would expect classes: of a model that gives features, and of pictures in no folders.
+    No reason is given where nobody would expect classes: for a model of features, and for pictures in no subfolders.
     """
     if model.count == 0 or (source.labels is None and all("/" not in name for name in source.names or ())):
-        return None, ""
+        return KnownLabels(None, "")
     try:
-        return matched(source, model)[0].labels, ""
+        return KnownLabels(match_source(source, model).source.labels, "")
     except BadInput as error:
-        return None, str(error)
+        return KnownLabels(None, str(error))
 
 
 def match_classes(names: Sequence[str], model: ModelClasses, where: str, *, folders: bool = True) -> Matching:
-    """Which class of the model each of `names`, all different, is; `where` is named in errors.
+    """Match class names, all different, with the model's classes; `where` is named in errors.
 
     Args:
-        folders: they are names of folders, of which a whole number may be the name or the class's index; else a number is an index.
+        folders: the names are folders, so that a whole number may be a name or a class index; otherwise it is an index.
 
     Raises:
-        BadInput: they cannot be told; shows names of both sides, and says what would tell them.
+        BadInput: they cannot be matched for certain; shows names of both sides, and says what would help.
     """
     if model.synsets is not None:
         return _by_synset(names, model, where)
@@ -128,47 +148,8 @@ def match_classes(names: Sequence[str], model: ModelClasses, where: str, *, fold
     raise BadInput(_refusal(names, model, where))
 
 
-def synsets_from_file(path: Path, count: int) -> tuple[str, ...]:
-    """The WordNet ids of a model's `count` classes, in their order.
-
-    A text file has one at the start of each line, as Kaggle's `LOC_synset_mapping.txt`: `n01440764 tench, Tinca tinca`. A `.json` file is
-    Keras' `imagenet_class_index.json`: `{"0": ["n01440764", "tench"], ...}`.
-
-    Raises:
-        BadInput: it cannot be read, does not give each class another WordNet id, or is in the order of ImageNet's devkit
-            (`map_clsloc.txt`: `n02119789 1 kit_fox`), which is not that of any model's classes.
-    """
-    try:
-        text = text_from_file(path)
-        is_json = path.suffix.lower() == ".json"
-        rows = _rows_from_json(json.loads(text), path) if is_json else [line.split() for line in lines_from_text(text.rstrip())]
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"--synsets: cannot read {path}: {error}; give a line for each class that starts with its WordNet id") from error
-    synsets = tuple(row[0] if row else "" for row in rows)
-    for number, synset in enumerate(synsets, start=1):
-        if not WORDNET_ID.fullmatch(synset):
-            raise BadInput(f"{path}: expected a WordNet id, as n01440764, at the start for each class, got '{synset}' in place {number}")
-    if len(synsets) != count or len(set(synsets)) != count:
-        raise BadInput(f"{path}: expected {count} different WordNet ids, one for each class of the model, got {len(set(synsets))} in {len(synsets)}")
-    check_not_devkit(rows, path)
-    return synsets
-
-
-def check_not_devkit(rows: Sequence[Sequence[str]], path: Path) -> None:
-    """
-    Args:
-        rows: the words of each line, the first of them a WordNet id.
-
-    Raises:
-        BadInput: they are in the order of ImageNet's devkit, as in Caffe's `map_clsloc.txt`.
-    """
-    synsets = [row[0] for row in rows]
-    if synsets != sorted(synsets) and all(row[1:2] == [str(number)] for number, row in enumerate(rows, start=1)):
-        raise BadInput(f"{path}: expected the order of the model's classes, got that of ImageNet's devkit, which numbers them from 1; sort its lines")
-
-
 def _are_folders(source: ImageSource) -> bool:
-    """Are the classes the folders that the pictures lie in, rather than what a file says of them?"""
+    """Are the classes the folders that the pictures lie in, rather than labels from a file?"""
     assert source.labels is not None
     assert source.classes is not None
     names = source.names
@@ -177,27 +158,30 @@ def _are_folders(source: ImageSource) -> bool:
     return all(name.split("/", 1)[0] == source.classes[label] for name, label in zip(names, source.labels, strict=True))
 
 
-def _rows_from_json(value: object, path: Path) -> list[list[str]]:
-    rows = [value.get(str(place)) for place in range(len(value))] if isinstance(value, dict) else []
-    if not rows or not all(isinstance(row, list) and row and all(isinstance(word, str) for word in row) for row in rows):
-        raise BadInput(f'{path}: expected {{"0": ["n01440764", "tench"], ...}} with each number from 0 on, got something else')
-    return [[str(word) for word in row or ()] for row in rows]
-
-
 def _by_synset(names: Sequence[str], model: ModelClasses, where: str) -> Matching:
     assert model.synsets is not None
-    if model.labels is not None and model.labels != model.synsets and all(WORDNET_ID.fullmatch(label) for label in model.labels):
-        raise BadInput("--synsets gives the classes another order than the model's own labels, which are WordNet ids too; leave it out")
+    if (
+        model.labels is not None
+        and model.labels != model.synsets
+        and all(WORDNET_ID.fullmatch(label) for label in model.labels)
+    ):
+        raise BadInput(
+            "--synsets gives the classes another order than the model's own labels, which are WordNet ids too; leave "
+            "it out"
+        )
     places = {synset: place for place, synset in enumerate(model.synsets)}
     unknown = [name for name in names if name not in places]
     if unknown:
-        raise BadInput(f"{where}: expected classes among the WordNet ids of --synsets ({_some(model.synsets)}), got {_some(unknown)}")
+        raise BadInput(
+            f"{where}: expected classes among the WordNet ids of --synsets ({_some(model.synsets)}), got "
+            f"{_some(unknown)}"
+        )
     return Matching(tuple(places[name] for name in names), "by --synsets")
 
 
 def _by_name(names: Sequence[str], labels: Sequence[str], where: str) -> Matching | None:
-    """By the labels as they stand, or else by what `_folded` leaves of them; None where one of the names is not among them."""
-    for fold, how in ((str, "by name"), (_folded, "by name, letter case and punctuation aside")):
+    """Match by the labels as they are, or else ignoring case and punctuation; None if a name is not among them."""
+    for fold, how in ((str, "by name"), (_without_case_and_punctuation, "by name, letter case and punctuation aside")):
         places: dict[str, list[int]] = {}
         for place, label in enumerate(labels):
             places.setdefault(fold(label), []).append(place)
@@ -207,7 +191,10 @@ def _by_name(names: Sequence[str], labels: Sequence[str], where: str) -> Matchin
         for name, mine in zip(names, found, strict=True):
             if len(mine) > 1:
                 several = " and ".join(f"{place} ({labels[place]})" for place in mine[:SHOWN])
-                raise BadInput(f"{where}: '{name}' may be class {several}; name the folders or the labels by number, or by WordNet id")
+                raise BadInput(
+                    f"{where}: '{name}' may be class {several}; name the folders or the labels by number, or by "
+                    "WordNet id"
+                )
         indices = tuple(mine[0] for mine in found)
         index, times = Counter(indices).most_common(1)[0]
         if times > 1:
@@ -217,7 +204,7 @@ def _by_name(names: Sequence[str], labels: Sequence[str], where: str) -> Matchin
     return None
 
 
-def _folded(name: str) -> str:
+def _without_case_and_punctuation(name: str) -> str:
     return re.sub(r"[\W_]+", " ", name.casefold()).strip()
 
 
@@ -227,8 +214,9 @@ def _check_numbers(values: Iterable[int], count: int, where: str) -> None:
         raise BadInput(f"{where}: expected each class once, got one number in two spellings; make them one")
     if numbers[0] == 1 and numbers[-1] == count:
         raise BadInput(
-            f"{where}: the classes are numbered 1 to {count}, and nothing says in which order: ImageNet's ILSVRC2012_validation_ground_truth.txt "
-            f"has the devkit's, which is not the model's; give WordNet ids (LOC_val_solution.csv), class names, or numbers from 0 to {count - 1}"
+            f"{where}: the classes are numbered 1 to {count}, and nothing says in which order: ImageNet's "
+            "ILSVRC2012_validation_ground_truth.txt has the devkit's, which is not the model's; give WordNet ids "
+            f"(LOC_val_solution.csv), class names, or numbers from 0 to {count - 1}"
         )
     if numbers[-1] >= count:
         raise BadInput(
@@ -238,40 +226,46 @@ def _check_numbers(values: Iterable[int], count: int, where: str) -> None:
 
 
 def _check_same_as_text(names: Sequence[str], count: int, where: str) -> None:
-    """
+    """Refuse numbered folders whose order by number differs from their order as text. Missing numbers are taken to be
+    written like those that are there.
+
     Raises:
-        BadInput: by number these folders are other classes than by the order of their names as text. Those that are not among them are taken to
-            be written alike.
+        BadInput: the two orders differ.
     """
     padded = any(name != "0" and name.startswith("0") for name in names)
     width = min(map(len, names)) if padded else 1
     numbers = {int(name): name for name in names}
-    ranks = {name: rank for rank, name in enumerate(sorted(numbers.get(number, str(number).zfill(width)) for number in range(count)))}
+    ranks = {
+        name: rank
+        for rank, name in enumerate(sorted(numbers.get(number, str(number).zfill(width)) for number in range(count)))
+    }
     other = next((name for name in names if ranks[name] != int(name)), None)
     if other is not None:
         raise BadInput(
-            f"{where}: the folder '{other}' may be class {int(other)}, by its number, or class {ranks[other]}, by its place among "
-            "the folders' sorted names, as ImageFolder trains; export the model with --labels, the folder that it was trained on"
+            f"{where}: the folder '{other}' may be class {int(other)}, by its number, or class {ranks[other]}, by its "
+            "place among the folders' sorted names, as ImageFolder trains; export the model with --labels, the folder "
+            "that it was trained on"
         )
 
 
 def _refusal(names: Sequence[str], model: ModelClasses, where: str) -> str:
     if all(WORDNET_ID.fullmatch(name) for name in names):
         return (
-            f"{where}: expected {IMAGENET_CLASSES} WordNet ids for a model of as many classes, got {len(names)} ({_some(names)}) for one of "
-            f"{model.count}; give resnet-deploy eval --synsets with the model's classes in order "
-            "(LOC_synset_mapping.txt or imagenet_class_index.json)"
+            f"{where}: expected {IMAGENET_CLASSES} WordNet ids for a model of as many classes, got {len(names)} "
+            f"({_some(names)}) for one of {model.count}; give resnet-deploy eval --synsets with the model's classes in "
+            "order (LOC_synset_mapping.txt or imagenet_class_index.json)"
         )
     if model.labels is None:
         return (
-            f"{where}: expected as many classes as the model's {model.count}, got {len(names)} ({_some(names)}), and it has no labels to "
-            "know them by; export it with --labels"
+            f"{where}: expected as many classes as the model's {model.count}, got {len(names)} ({_some(names)}), and "
+            "it has no labels to know them by; export it with --labels"
         )
-    known = {_folded(label) for label in model.labels}
-    unknown = [name for name in names if _folded(name) not in known]
+    known = {_without_case_and_punctuation(label) for label in model.labels}
+    unknown = [name for name in names if _without_case_and_punctuation(name) not in known]
     return (
-        f"{where}: expected classes among the model's {len(model.labels)} labels ({_some(model.labels)}), got {len(unknown)} others "
-        f"({_some(unknown)}); rename them, number them from 0, or export the model with the right --labels"
+        f"{where}: expected classes among the model's {len(model.labels)} labels ({_some(model.labels)}), got "
+        f"{len(unknown)} others ({_some(unknown)}); rename them, number them from 0, or export the model with the "
+        "right --labels"
     )
 
 

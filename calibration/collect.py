@@ -1,4 +1,4 @@
-"""Run the FP32 graph over the calibration images and count what every tensor holds, in bounded memory."""
+"""Run the FP32 graph over the calibration images and count every tensor's values in a histogram, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ BATCH = 2
 """Always this size, whatever the shard: kernels may sum in another order for another batch."""
 
 
-def collect(model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[NDArray[np.float32]]) -> dict[str, Histogram]:
+def collect(
+    model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[NDArray[np.float32]]
+) -> dict[str, Histogram]:
     """Histograms of the named tensors over all batches of float32 (images, channels, height, width).
 
     Only one batch's activations are in memory at a time.
@@ -33,7 +35,8 @@ def collect(model: onnx.ModelProto, tensors: Sequence[str], batches: Iterable[ND
         for batch in (piece for given in batches for piece in np.split(given, range(BATCH, len(given), BATCH))):
             count = len(batch)
             full = batch if count == BATCH else np.concatenate([batch, np.repeat(batch[-1:], BATCH - count, axis=0)])
-            computed = session.run(inner, {source: full}) if inner else []  # asked for nothing, onnxruntime gives everything
+            # asked for nothing, onnxruntime gives everything
+            computed = session.run(inner, {source: full}) if inner else []
             values = {source: batch, **dict(zip(inner, (array[:count] for array in computed), strict=True))}
             for _ in pool.map(lambda name, arrays=values: histograms[name].update(arrays[name], name), tensors):
                 pass

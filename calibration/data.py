@@ -1,20 +1,19 @@
-"""Images to measure with: where they come from, and their labels."""
+"""Sources of images: folders, array files, IDX files, the built-in images; with labels where they are known."""
 
 from __future__ import annotations
 
 import functools
-import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from calibration.folders import SHOWN, counts_by_suffix, files_below
 from calibration.idx import read_idx
 from calibration.splits import check_no_splits
 from runtimes.arrays import array_from_npy, arrays_from_npz
@@ -36,7 +35,6 @@ FASHION_MNIST_CLASSES = (
     "Ankle boot",
 )  # README of github.com/zalandoresearch/fashion-mnist, "Labels"
 
-SHOWN = 4
 CHANNELS_APART = 37
 
 Split = Literal["train", "test"]
@@ -50,12 +48,14 @@ class ImageSource:
     Attributes:
         name: what a user would call it.
         count: how many pictures.
-        image: the picture at a place, 0 <= place < count; raises BadInput where it cannot be read, or is neither grey nor in colour.
+        image: decode the picture at a place, 0 <= place < count; raises BadInput if it cannot be read, or is neither
+            grey nor in colour.
         labels: class indices, int64 (count,), where they are known.
         classes: class names, where they are known.
-        names: the pictures' paths below the folder that was given, with slashes; None for what is no folder.
-        left_out: what of a folder is not taken, in words: files that are no pictures, classes without any.
-        channelled: as `image`, where there may be pictures of other channels than grey and colour; None where there are none.
+        names: the pictures' paths below the given folder, with slashes; None for other sources.
+        left_out: what is ignored in a folder, in words: files that are no pictures, class folders without pictures.
+        any_channels: as `image`, but also for pictures of other channels than grey and colour; None where there are
+            none.
     """
 
     name: str
@@ -65,70 +65,82 @@ class ImageSource:
     classes: tuple[str, ...] | None = field(default=None, repr=False)
     names: tuple[str, ...] | None = field(default=None, repr=False)
     left_out: tuple[str, ...] = ()
-    channelled: Callable[[int], Picture] | None = field(default=None, repr=False)
+    any_channels: Callable[[int], Picture] | None = field(default=None, repr=False)
 
     def picture(self, place: int) -> Picture:
-        """The picture at a place, of whatever channels.
+        """The picture at a place, whatever its channels.
 
         Raises:
             BadInput: it cannot be read.
         """
-        return self.image(place) if self.channelled is None else self.channelled(place)
+        return self.image(place) if self.any_channels is None else self.any_channels(place)
 
-    def chosen(self, places: NDArray[np.int64]) -> ImageSource:
+    def subset(self, places: NDArray[np.int64]) -> ImageSource:
         """The pictures at these places, in their order."""
         labels = None if self.labels is None else self.labels[places]
         names = None if self.names is None else tuple(self.names[place] for place in places)
-        channelled = self.channelled
+        any_channels = self.any_channels
         return replace(
             self,
             count=len(places),
             image=lambda place: self.image(int(places[place])),
             labels=labels,
             names=names,
-            channelled=None if channelled is None else lambda place: channelled(int(places[place])),
+            any_channels=None if any_channels is None else lambda place: any_channels(int(places[place])),
         )
 
 
 def open_source(data: str, *, split: Split = "train") -> ImageSource:
     """The pictures that `--data` names.
 
-    `built-in`; a folder of pictures, or of `.npy` files (uint8, (height, width, channels)); a folder whose subfolders are classes; an `.npz` with
-    `images` (uint8, (n, height, width) or (n, height, width, channels)) and perhaps `labels`; an `.npy` file of images; an IDX file of images, or a
-    folder with Fashion-MNIST's four.
+    `built-in`; a folder of pictures, or of `.npy` files (uint8, (height, width, channels)); a folder whose subfolders
+    are classes; an `.npz` with `images` (uint8, (n, height, width) or (n, height, width, channels)) and perhaps
+    `labels`; an `.npy` file of images; an IDX file of images, or a folder with Fashion-MNIST's four.
 
     Args:
-        split: which images of those that come as training and test images: the built-in ones, and a folder with Fashion-MNIST's files.
+        split: which images of those that come as training and test images: the built-in ones, and a folder with
+            Fashion-MNIST's files.
 
     Raises:
-        BadInput: there is nothing of the kind; says what was looked for. Or it is the folder above `train` and `val`, which are no classes.
+        BadInput: there is nothing of the kind; says what was looked for. Or it is the folder above `train` and `val`,
+            which are no classes.
     """
     if data == "built-in":
         return built_in(split)
     if not data.strip():
-        raise BadInput("expected something for --data, got nothing; name a folder of pictures, an .npz, an IDX file, or built-in")
+        raise BadInput(
+            "expected something for --data, got nothing; name a folder of pictures, an .npz, an IDX file, or built-in"
+        )
     path = Path(data)
     if path.is_dir():
         found = {part: sorted(path.glob(f"{name}*")) for part, name in IDX_NAMES.items()}
         if any(found.values()) and not found[split]:
             raise BadInput(
-                f"--data: expected {IDX_NAMES[split]} in {path}, got only {next(filter(None, found.values()))[0].name}; add it, or name a file"
+                f"--data: expected {IDX_NAMES[split]} in {path}, got only "
+                f"{next(filter(None, found.values()))[0].name}; add it, or name a file"
             )
         return _source_from_idx(found[split][0]) if found[split] else _source_from_folder(path)
     if not path.exists():
         raise BadInput(f"--data: {path} does not exist; give a folder of pictures, an .npz, an IDX file, or built-in")
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        raise BadInput(f"--data: expected a folder of pictures, got the picture {path}; name the folder that it lies in")
+        raise BadInput(
+            f"--data: expected a folder of pictures, got the picture {path}; name the folder that it lies in"
+        )
     readers = {".npz": _source_from_npz, ARRAY_SUFFIX: _source_from_npy}
     return readers.get(path.suffix.lower(), _source_from_idx)(path)
 
 
-def evenly_chosen(source: ImageSource, count: int, seed: int) -> NDArray[np.int64]:
-    """Places of `count` pictures (all, where there are fewer), as many of each class as can be; ascending, and decided by the seed."""
+def choose_evenly(source: ImageSource, count: int, seed: int) -> NDArray[np.int64]:
+    """Choose `count` pictures (all, if there are fewer), the same number from each class as far as possible.
+
+    Returns:
+        their places, int64, ascending; the same for the same seed.
+    """
     order = np.random.default_rng(seed).permutation(source.count)
     if source.labels is not None:
         labels = source.labels[order]
-        turn = np.empty(len(order), np.int64)  # a picture's place among those of its class: the first of each class come first
+        # a picture's place among those of its class: the first of each class come first
+        turn = np.empty(len(order), np.int64)
         for label in np.unique(labels):
             turn[labels == label] = np.arange((labels == label).sum())
         order = order[np.argsort(turn, kind="stable")]
@@ -154,66 +166,37 @@ def check_channels(source: ImageSource, preprocess: Preprocess) -> None:
 
 
 def _source_from_folder(folder: Path) -> ImageSource:
-    files = list(_files_below(folder))
+    files = list(files_below(folder))
     suffixes: tuple[str, ...] = IMAGE_SUFFIXES
     if not any(path.suffix.lower() in suffixes for path in files):
         suffixes = (ARRAY_SUFFIX,)  # beside pictures, arrays are something else: labels, say
     paths = sorted(path for path in files if path.suffix.lower() in suffixes)
-    others = _counted(path for path in files if path.suffix.lower() not in suffixes)
+    others = counts_by_suffix(path for path in files if path.suffix.lower() not in suffixes)
     if not paths:
         raise BadInput(
-            f"--data: {folder} holds no pictures; expected {' '.join(IMAGE_SUFFIXES)} files, or {ARRAY_SUFFIX} for other channels, "
-            f"in it or in a subfolder for each class, got {others or 'none'}"
+            f"--data: {folder} holds no pictures; expected {' '.join(IMAGE_SUFFIXES)} files, or {ARRAY_SUFFIX} for "
+            f"other channels, in it or in a subfolder for each class, got {others or 'none'}"
         )
     names = tuple(as_text(path.relative_to(folder).as_posix()) for path in paths)
     check_no_splits({name.split("/", 1)[0] for name in names if "/" in name}, folder, "--data")
     left_out = (f"{folder}: {others}, which are no pictures",) if others else ()
-    source = replace(_source_of(str(folder), len(paths), lambda place: open_picture(paths[place])), names=names, left_out=left_out)
+    source = replace(
+        _source_of(str(folder), len(paths), lambda place: open_picture(paths[place])), names=names, left_out=left_out
+    )
     if any("/" not in name for name in names):
         return source
     parents = [name.split("/", 1)[0] for name in names]
     classes = tuple(sorted(set(parents)))
     numbers = {name: number for number, name in enumerate(classes)}
-    empty = sorted({path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")} - set(classes))
+    empty = sorted(
+        {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")} - set(classes)
+    )
     if empty:
         some = ", ".join(empty[:SHOWN]) + (", ..." if len(empty) > SHOWN else "")
         left_out = (*left_out, f"{folder}: {len(empty)} class folder{'s' * (len(empty) > 1)} without a picture: {some}")
-    return replace(source, labels=np.array([numbers[parent] for parent in parents], np.int64), classes=classes, left_out=left_out)
-
-
-def _counted(paths: Iterable[Path]) -> str:
-    """Files in words, by suffix, the most frequent first: 12 .txt, 3 .svg, 1 without a suffix."""
-    counts = Counter(path.suffix.lower() or "without a suffix" for path in paths)
-    said = [f"{count} {suffix}" for suffix, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
-    return ", ".join(said[:SHOWN]) + (f" and {counts.total() - sum(sorted(counts.values())[-SHOWN:])} others" if len(said) > SHOWN else "")
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """The files of a folder and of those in it; without hidden ones, which desktops and notebooks leave behind.
-
-    Linked folders are followed, as torchvision and timm do: a subset of a data set is often a tree of links.
-
-    Raises:
-        BadInput: a folder cannot be read, or a link leads back to a folder that it lies in.
-    """
-
-    def fail(error: OSError) -> NoReturn:
-        raise BadInput(f"--data: cannot read {error.filename}: {error.strerror}") from error
-
-    way = {str(folder): {_identity(folder)}}  # the folders that lead to one, itself among them
-    for parent, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        above = way.pop(parent)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for path in (os.path.join(parent, name) for name in folders):
-            if (own := _identity(path)) in above:
-                raise BadInput(f"--data: {path} leads back to a folder that it lies in; remove that link")
-            way[path] = {*above, own}
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
-
-
-def _identity(folder: str | Path) -> tuple[int, int]:
-    facts = os.stat(folder)
-    return facts.st_dev, facts.st_ino
+    return replace(
+        source, labels=np.array([numbers[parent] for parent in parents], np.int64), classes=classes, left_out=left_out
+    )
 
 
 def _source_from_npz(path: Path) -> ImageSource:
@@ -245,19 +228,25 @@ def _source_from_arrays(name: str, images: NDArray[Any], labels: NDArray[Any] | 
     channels_first = images.ndim == 4 and images.shape[1] in (1, 3)
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels_first:
         kept = "expected 'images' of uint8 (n, height, width) or (n, height, width, channels)"
-        raise BadInput(f"{name}: {kept}, got images {images.dtype} {images.shape}; {'transpose them' if channels_first else 'scale them to 0..255'}")
+        raise BadInput(
+            f"{name}: {kept}, got images {images.dtype} {images.shape}; "
+            f"{'transpose them' if channels_first else 'scale them to 0..255'}"
+        )
     if images.size == 0:
         raise BadInput(f"{name} holds no pictures, or empty ones: images of shape {images.shape}")
     if labels is not None and labels.shape != images.shape[:1]:
         raise BadInput(f"{name}: expected a label for each of {len(images)} images, got labels of shape {labels.shape}")
     if labels is not None and (labels.dtype.kind not in "iu" or labels.min() < 0):
-        raise BadInput(f"{name}: expected labels of whole numbers, not negative, got {', '.join(map(str, labels[:3]))}, ... ({labels.dtype})")
+        raise BadInput(
+            f"{name}: expected labels of whole numbers, not negative, got {', '.join(map(str, labels[:3]))}, ... "
+            f"({labels.dtype})"
+        )
     source = _source_of(name, len(images), lambda place: picture_from_array(images[place]))
     return replace(source, labels=None if labels is None else labels.astype(np.int64))
 
 
 def _source_of(name: str, count: int, picture: Callable[[int], Picture]) -> ImageSource:
-    """A source of pictures of whatever channels."""
+    """A source of pictures, whatever their channels."""
 
     def image(place: int) -> Image.Image:
         found = picture(place)
@@ -265,16 +254,18 @@ def _source_of(name: str, count: int, picture: Callable[[int], Picture]) -> Imag
             raise BadInput(f"{name}: expected pictures in grey or colour, got {found.shape[2]} channels")
         return found
 
-    return ImageSource(name, count, image, channelled=picture)
+    return ImageSource(name, count, image, any_channels=picture)
 
 
 @functools.cache
 def built_in(split: Split) -> ImageSource:
-    """The images that ship with the package: part of Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747; MIT).
+    """The images that ship with the package: part of Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv 1708.07747;
+    MIT).
 
     1,000 training images (100 of each class) or the first 2,000 test images; grey, 28 x 28 pixels.
     """
-    with np.load(files("calibration") / "assets" / "fashion_mnist.npz") as archive:  # type: ignore[arg-type]  # a Traversable that is a path: wheels are unpacked
+    # A Traversable that is a path, since wheels are unpacked.
+    with np.load(files("calibration") / "assets" / "fashion_mnist.npz") as archive:  # type: ignore[arg-type]
         pixels: NDArray[Any] = archive[f"{split}_images"]
         labels: NDArray[Any] = archive[f"{split}_labels"]
     return ImageSource(
@@ -286,14 +277,16 @@ def built_in(split: Split) -> ImageSource:
     )
 
 
-def channelled(source: ImageSource, channels: int) -> ImageSource:
-    """Pictures of so many channels, each of which is another picture of the source's, which are grey and of one size.
+def with_channels(source: ImageSource, channels: int) -> ImageSource:
+    """Make pictures of `channels` channels, each channel a different picture of a grey source of one size.
 
-    No such picture was ever taken, so they have no labels; but what confuses channels is seen.
+    They show nothing real, so they have no labels; but a model that mixes channels up is found out.
     """
 
     def picture(place: int) -> Picture:
-        return np.dstack([np.asarray(source.image((place + CHANNELS_APART * channel) % source.count)) for channel in range(channels)])
+        return np.dstack(
+            [np.asarray(source.image((place + CHANNELS_APART * channel) % source.count)) for channel in range(channels)]
+        )
 
     return _source_of(source.name, source.count, picture)
 

@@ -1,4 +1,4 @@
-"""A histogram of magnitudes that grows with its data, and does not depend on how the data is cut into batches or shards."""
+"""A histogram of magnitudes whose range grows with the data, and whose counts do not depend on batches or shards."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ from runtimes.errors import CalibrationError
 BINS = 2048
 SAMPLES = 1 << 16
 SMALLEST_EXPONENT, LARGEST_EXPONENT = -126, 128
-"""Of the smallest normal float32, and above the largest."""
+"""The exponents of the smallest normal float32, and of the power of two above the largest."""
 MOST_COUNTED = 1 << 53
-"""Values in all: counts add up exactly, as float64 too."""
+"""The largest sum of counts: up to it, they add up exactly in float64, too."""
 
 
 @dataclass
 class Histogram:
     """Counts of |x| in BINS equal bins over [0, 2**exponent), the smallest such range that holds every value.
 
-    A bin's width is a power of two, so a value's bin is exact in floating point, and when the range doubles, two bins become one: the
-    counts are those that one pass with the final range would give. So batches may be cut and ordered at will, and the
-    histograms of two shards add up to exactly the whole's.
+    A bin's width is a power of two, so a value's bin is exact in floating point, and when the range doubles, two bins
+    become one: the counts are those that one pass with the final range would give. So batches may be cut and ordered at
+    will, and the histograms of two shards add up to exactly the whole's.
 
-    Of an image with more than SAMPLES values, every second, third, ... one is counted, by its place in the image (see `sampling_step`): counting all
-    ten million activations of a ResNet-50 takes longer than computing them. The largest magnitude is that of all values.
+    Of an image with more than SAMPLES values, every second, third, ... one is counted, by its place in the image (see
+    `sampling_step`): counting all ten million activations of a ResNet-50 takes longer than computing them. The largest
+    magnitude is that of all values.
 
     Attributes:
         exponent: the range's upper end is 2**exponent.
@@ -53,7 +54,10 @@ class Histogram:
         low, high = float(values.min()), float(values.max())
         largest = max(-low, high)
         if not math.isfinite(largest):
-            raise CalibrationError(f"'{name}' holds NaN or infinite values on the calibration images; check the weights and the normalisation")
+            raise CalibrationError(
+                f"'{name}' holds NaN or infinite values on the calibration images; check the weights and the "
+                "normalisation"
+            )
         self._grow(exponent_above(largest))
         self.largest = max(self.largest, largest)
         rows = values.reshape(len(values), -1)
@@ -61,8 +65,8 @@ class Histogram:
         magnitudes = sampled if low >= 0 else np.abs(sampled)
         self.counts += histogram1d(magnitudes, BINS, (0.0, 2.0**self.exponent)).astype(np.int64)
 
-    def merged(self, other: Histogram) -> Histogram:
-        """The histogram of both's data."""
+    def merge(self, other: Histogram) -> Histogram:
+        """The histogram of both data together, a new one."""
         both = Histogram(self.exponent, self.counts.copy(), max(self.largest, other.largest))
         both._grow(other.exponent)
         widened = Histogram(other.exponent, other.counts.copy())
@@ -100,7 +104,7 @@ class Histogram:
 
     @classmethod
     def from_text(cls, exponent: int, text: str, largest: float) -> Histogram:
-        """What `text` gave.
+        """The histogram whose counts `text()` gave.
 
         Raises:
             ValueError: the text is damaged.
@@ -112,21 +116,26 @@ class Histogram:
         except zlib.error as error:
             raise ValueError(f"a histogram's counts are damaged: {error}") from error
         if len(unpacked) != expected or not unpacker.eof:
-            raise ValueError(f"expected a histogram of {BINS} counts, got {'more' if len(unpacked) > expected else 'fewer'}")
+            raise ValueError(
+                f"expected a histogram of {BINS} counts, got {'more' if len(unpacked) > expected else 'fewer'}"
+            )
         counts = np.frombuffer(unpacked, "<i8").astype(np.int64)
         if counts.min() < 0 or counts.sum(dtype=np.float64) > MOST_COUNTED:
             raise ValueError("a histogram's counts are negative, or beyond what can be added up")
         if not SMALLEST_EXPONENT <= exponent <= LARGEST_EXPONENT:
-            raise ValueError(f"expected a histogram's exponent from {SMALLEST_EXPONENT} to {LARGEST_EXPONENT}, got {exponent}")
+            raise ValueError(
+                f"expected a histogram's exponent from {SMALLEST_EXPONENT} to {LARGEST_EXPONENT}, got {exponent}"
+            )
         return cls(exponent, counts, largest)
 
 
 def sampling_step(values: int) -> int:
-    """The distance of the values that are counted, of an image of so many: the smallest that leaves no more than SAMPLES or so, and has no common
-    divisor with their number, which is channels times height times width.
+    """Every how many values one is counted, of an image of `values` (channels x height x width): the smallest step that
+    leaves about SAMPLES of them and has no common divisor with their number.
 
-    So it has none with the width or the height, and all columns, rows and places of a plane are visited equally often. A step of 7 over planes of 28
-    columns visited 4 of them, and the border, which padding makes another than the rest, had 25 % of the samples where 3.6 % is fair.
+    So it has none with the width or the height, and all columns, rows and places of a plane are visited equally often.
+    A step of 7 over planes of 28 columns visited 4 of them, and the border, where padding makes values differ, had 25 %
+    of the samples where 3.6 % is fair.
     """
     return next(step for step in itertools.count(max(1, values // SAMPLES)) if math.gcd(step, values) == 1)
 

@@ -24,7 +24,8 @@ GZIP_START = b"\x1f\x8b"
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of unsigned bytes in an IDX file, gzip-compressed or not; no more is unpacked than its sizes say.
+    """Read the array of unsigned bytes in an IDX file, gzip-compressed or not; no more is unpacked than its header
+    says.
 
     Raises:
         BadInput: the file is missing, truncated, or not an IDX file of unsigned bytes.
@@ -44,12 +45,17 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 def _array(stream: io.BufferedIOBase, path: Path, stored: int, *, compressed: bool) -> NDArray[np.uint8]:
     head = stream.read(4)
     if len(head) < 4 or head[:3] != bytes([0, 0, UNSIGNED_BYTE]):
-        raise BadInput(f"{path}: expected an IDX file of unsigned bytes, got a file that starts with {head.hex() or 'nothing'}")
+        raise BadInput(
+            f"{path}: expected an IDX file of unsigned bytes, got a file that starts with {head.hex() or 'nothing'}"
+        )
     rank = head[3]
     sizes = stream.read(4 * rank)
     if not 1 <= rank <= MOST_DIMENSIONS or len(sizes) < 4 * rank:
         got = f"{rank} in {len(head) + len(sizes)} bytes"
-        raise BadInput(f"{path}: expected the sizes of 1 to {MOST_DIMENSIONS} dimensions, got {got}; the file is truncated or not IDX")
+        raise BadInput(
+            f"{path}: expected the sizes of 1 to {MOST_DIMENSIONS} dimensions, got {got}; the file is truncated or not "
+            "IDX"
+        )
     shape: tuple[Any, ...] = struct.unpack(f">{rank}I", sizes)
     expected, there = math.prod(shape), stored - 4 - 4 * rank
     if compressed:
@@ -57,5 +63,8 @@ def _array(stream: io.BufferedIOBase, path: Path, stored: int, *, compressed: bo
     data = stream.read(expected + 1) if compressed or there == expected else b""
     if len(data) != expected:
         found = f"{len(data)}{' or more' if len(data) > expected else ''}" if compressed else there
-        raise BadInput(f"{path}: expected {expected} bytes of data for shape {shape}, got {found}; the file is truncated or not IDX")
+        raise BadInput(
+            f"{path}: expected {expected} bytes of data for shape {shape}, got {found}; the file is truncated or not "
+            "IDX"
+        )
     return np.frombuffer(data, np.uint8).reshape(shape)

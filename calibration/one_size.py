@@ -1,4 +1,5 @@
-"""Pictures brought to one size, for a model that takes any: all of a batch must have the same. Needs Pillow only."""
+"""Bring pictures to one size, for a model that takes any size: within a batch all must have the same. Needs Pillow
+only."""
 
 from __future__ import annotations
 
@@ -10,25 +11,28 @@ from runtimes.preprocess import Preprocess
 from runtimes.specs import PICTURE_SIDES
 
 
-def of_one_size(pictures: Iterable[Image.Image], preprocess: Preprocess) -> list[Image.Image]:
-    """Pictures as they are, where they have one size and are no larger than `fitting_size`; all of that size otherwise.
+def bring_to_one_size(pictures: Iterable[Image.Image], preprocess: Preprocess) -> list[Image.Image]:
+    """Resize and crop pictures to `fitting_size`; unchanged if they all have one size that is no larger.
 
-    They are taken one at a time, and none that is larger is kept.
+    They are read one at a time, and no larger one is kept in memory.
     """
     height, width = fitting_size(preprocess)
     kept: list[Image.Image] = []
     fit = False
     for picture in pictures:
-        if not fit and (picture.width > width or picture.height > height or any(picture.size != one.size for one in kept[:1])):
+        if not fit and (
+            picture.width > width or picture.height > height or any(picture.size != one.size for one in kept[:1])
+        ):
             fit, kept = True, [ImageOps.fit(one, (width, height)) for one in kept]
         kept.append(ImageOps.fit(picture, (width, height)) if fit else picture)
     return kept
 
 
 def fitting_size(preprocess: Preprocess) -> tuple[int, int]:
-    """A size (height, width) to bring pictures to: larger than the resized ones by half, odd, and not quite of their shape.
+    """1.5 times the resized size, (height, width): odd, and of a slightly different aspect, so that resize and crop are
+    exercised.
 
-    Where nothing is resized, a little is cut off the height and padded to the width.
+    Where the model resizes nothing, 3 pixels higher and 3 narrower than the crop, so that it crops and pads.
     """
     height, width = resized_size(preprocess)
     if preprocess.resize is None:
@@ -38,7 +42,7 @@ def fitting_size(preprocess: Preprocess) -> tuple[int, int]:
 
 
 def resized_size(preprocess: Preprocess) -> tuple[int, int]:
-    """What a square picture is resized to, (height, width)."""
+    """The size, (height, width), that preprocessing resizes a square picture to."""
     if preprocess.resize is None:
         return preprocess.crop
     return preprocess.resize if isinstance(preprocess.resize, tuple) else (preprocess.resize, preprocess.resize)

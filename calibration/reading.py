@@ -1,4 +1,4 @@
-"""Pictures decoded ahead in threads, beside the work on those before them; what cannot be read is told from what can."""
+"""Decode pictures ahead in threads, while earlier ones are worked on; those that cannot be read are reported."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ Prepared = TypeVar("Prepared")
 
 @dataclass(frozen=True)
 class Unreadable:
-    """In place of a picture that cannot be read: why."""
+    """Stands for a picture that cannot be read, and says why."""
 
     reason: str
 
 
-def read_ahead(source: ImageSource, places: Iterable[int], prepare: Callable[[Picture], Prepared], *, ahead: int) -> Iterator[Prepared | Unreadable]:
-    """What `prepare` makes of the pictures at `places`, in their order; at most `ahead` of them are decoded and not yet taken.
+def read_ahead(
+    source: ImageSource, places: Iterable[int], prepare: Callable[[Picture], Prepared], *, ahead: int
+) -> Iterator[Prepared | Unreadable]:
+    """Decode and `prepare` the pictures at `places` in threads, and yield the results in order.
 
-    `prepare` runs in the threads too. A picture is unreadable where the source or `prepare` says so (BadInput), or there is not the memory for it;
-    another error is raised.
+    At most `ahead` results wait to be taken. A picture is `Unreadable` where the source or `prepare` raises BadInput,
+    or memory runs out for it; any other error is raised.
     """
 
     def read(place: int) -> Prepared | Unreadable:
@@ -57,10 +59,13 @@ def read_ahead(source: ImageSource, places: Iterable[int], prepare: Callable[[Pi
 
 
 def check_readable(unreadable: Sequence[str], count: int) -> None:
-    """
+    """Refuse a data set of which too many pictures cannot be read.
+
     Raises:
         CalibrationError: more than one in a hundred of `count` pictures cannot be read; names some.
     """
     if len(unreadable) > LARGEST_UNREADABLE_SHARE * count:
         some = "; ".join(unreadable[:3])
-        raise CalibrationError(f"{len(unreadable)} of the {count} pictures cannot be read, more than 1 %: {some}; repair or remove them")
+        raise CalibrationError(
+            f"{len(unreadable)} of the {count} pictures cannot be read, more than 1 %: {some}; repair or remove them"
+        )

@@ -1,4 +1,4 @@
-"""`calibration.json`: what was measured of every tensor, of which model, on which images, by which versions."""
+"""`calibration.json`: the measured range of every tensor, with the model, images and versions it was measured with."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class TensorRange:
 
 @dataclass(frozen=True)
 class CalibrationTable:
-    """Ranges of a model's tensors, and where they come from.
+    """Ranges of a model's tensors, and what they were measured with.
 
     Attributes:
         model_sha256: of the simplified FP32 graph that ran.
         images: how many were measured.
         fingerprint: of their content (see `calibration.sample.Sample`).
         versions: of the packages that decode, run and count.
-        corrections: by calibrator, what was taken off the classifier's bias (see `exporter.lowering.bias_correction.mean_error`); belongs to one run, and is
-            not there in a merged table.
+        corrections: by calibrator, what was taken off the classifier's bias (see
+            `exporter.lowering.bias_correction.mean_error`); belongs to one run, and is not there in a merged table.
     """
 
     schema_version: int
@@ -62,7 +62,7 @@ class CalibrationTable:
     corrections: dict[str, list[float]] = field(default_factory=dict)
 
     def thresholds(self, calibrator: str) -> dict[str, float]:
-        """The threshold of every tensor that `calibrator` chose.
+        """The threshold that `calibrator` chose for every tensor.
 
         Raises:
             UnknownName: there is no such calibrator.
@@ -80,7 +80,7 @@ class CalibrationTable:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a table must agree with to be used."""
+    """What a table must have been measured with, to be used."""
 
     model_sha256: str
     preprocess: Preprocess
@@ -100,11 +100,14 @@ class Provenance:
         for what, (expected, found) in pairs.items():
             if expected != found:
                 raise CalibrationError(
-                    f"{where} was not measured on this: {what} is {found}, expected {expected}; leave --calibration out to measure again"
+                    f"{where} was not measured on this: {what} is {found}, expected {expected}; leave --calibration "
+                    "out to measure again"
                 )
 
 
-def table_from_histograms(histograms: Mapping[str, Histogram], provenance: Provenance, *, images: int, fingerprint: str) -> CalibrationTable:
+def table_from_histograms(
+    histograms: Mapping[str, Histogram], provenance: Provenance, *, images: int, fingerprint: str
+) -> CalibrationTable:
     """The table of one run, with every calibrator's thresholds.
 
     Raises:
@@ -115,13 +118,21 @@ def table_from_histograms(histograms: Mapping[str, Histogram], provenance: Prove
     for name, histogram in histograms.items():
         if not histogram.counts.any():
             raise CalibrationError(f"no value of '{name}' was seen; give calibration images")
-        thresholds = {kind: _rounded(observer(histogram)) for kind, observer in known.items()}
+        thresholds = {kind: _nine_digits(observer(histogram)) for kind, observer in known.items()}
         tensors[name] = TensorRange(histogram.largest, thresholds, histogram.exponent, histogram.text())
-    return CalibrationTable(SCHEMA_VERSION, provenance.model_sha256, images, fingerprint, provenance.preprocess, provenance.versions, tensors)
+    return CalibrationTable(
+        SCHEMA_VERSION,
+        provenance.model_sha256,
+        images,
+        fingerprint,
+        provenance.preprocess,
+        provenance.versions,
+        tensors,
+    )
 
 
-def merged(tables: Sequence[CalibrationTable]) -> CalibrationTable:
-    """The table that one run over all the shards' images would have given, to the last bit.
+def merge_tables(tables: Sequence[CalibrationTable]) -> CalibrationTable:
+    """Merge the tables of shards: the same table, to the last bit, as from one run over all images.
 
     Raises:
         CalibrationError: the tables are of different models, preprocessing, versions or tensors.
@@ -133,9 +144,14 @@ def merged(tables: Sequence[CalibrationTable]) -> CalibrationTable:
         provenance.check(table, f"table {place}")
         if list(table.tensors) != list(histograms):
             raise CalibrationError(f"table {place} has other tensors than the first; merge tables of one model")
-        histograms = {name: histogram.merged(table.tensors[name].histogram) for name, histogram in histograms.items()}
+        histograms = {name: histogram.merge(table.tensors[name].histogram) for name, histogram in histograms.items()}
     digests = sum(int(table.fingerprint, 16) for table in tables) % (1 << DIGEST_BITS)
-    return table_from_histograms(histograms, provenance, images=sum(table.images for table in tables), fingerprint=f"{digests:0{DIGEST_BITS // 4}x}")
+    return table_from_histograms(
+        histograms,
+        provenance,
+        images=sum(table.images for table in tables),
+        fingerprint=f"{digests:0{DIGEST_BITS // 4}x}",
+    )
 
 
 def table_from_file(path: Path) -> CalibrationTable:
@@ -153,7 +169,10 @@ def table_from_file(path: Path) -> CalibrationTable:
         int(table.fingerprint, 16)
         for name, tensor in table.tensors.items():
             numbers = (tensor.largest, *tensor.thresholds.values())
-            if not all(math.isfinite(number) and number >= 0 for number in numbers) or exponent_above(tensor.largest) > tensor.exponent:
+            if (
+                not all(math.isfinite(number) and number >= 0 for number in numbers)
+                or exponent_above(tensor.largest) > tensor.exponent
+            ):
                 raise ValueError(f"the range of '{name}' is damaged")
             _ = tensor.histogram
     except OSError as error:
@@ -161,10 +180,13 @@ def table_from_file(path: Path) -> CalibrationTable:
     except (msgspec.DecodeError, ValueError, PlanError, RecursionError) as error:
         raise BadInput(f"{path} is no calibration table: {' '.join(str(error).split())}") from error
     if table.schema_version != SCHEMA_VERSION:
-        raise BadInput(f"{path}: expected schema_version {SCHEMA_VERSION}, got {table.schema_version}; calibrate again with this version")
+        raise BadInput(
+            f"{path}: expected schema_version {SCHEMA_VERSION}, got {table.schema_version}; calibrate again with this "
+            "version"
+        )
     return table
 
 
-def _rounded(value: float) -> float:
-    """Nine digits: what a float32 holds, and what a person can compare."""
+def _nine_digits(value: float) -> float:
+    """The value in nine digits: as much as a float32 holds, and readable."""
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}")

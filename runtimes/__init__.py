@@ -1,10 +1,10 @@
-"""Run a model file: one interface over PyTorch, ONNX Runtime and TensorRT, the bundle, and the parity verdict.
+"""Run a model: one interface over all backends, bundles, and the parity check.
 
     with open_runtime("resnet50-fp16") as model:
         logits = model.run({"input": images})["logits"]
 
-Needs numpy and Pillow alone; a backend's own package is imported when the backend is opened. Names below are imported on
-first use, so that a command's `--help` pays for none of them.
+Needs numpy and Pillow only; a backend's own package is imported when the backend is opened. The names below are
+imported on first use, so that a command's `--help` stays quick.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from runtimes.preprocess import Preprocess, open_image
     from runtimes.specs import BatchRange, TensorSpec
 
-# Read by onnxruntime 1.29 and newer when it is imported, here or in a process that this one starts: left alone it writes a device's id and a
-# database of events into the home folder, and reports them (onnxruntime#27379). ORT_DISABLE_TELEMETRY=0 in the environment is left as it is.
+# Read by onnxruntime 1.29 and newer when it is imported, here or in a process that this one starts: left alone it
+# writes a device's id and a database of events into the home folder, and reports them (onnxruntime#27379).
+# ORT_DISABLE_TELEMETRY=0 in the environment is left as it is.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {

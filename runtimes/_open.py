@@ -1,4 +1,4 @@
-"""Finding a backend and opening a model on it."""
+"""Find a backend by its name, and open a model on it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from runtimes.errors import BackendUnavailable, BadInput, UnknownName
 from runtimes.nvidia.trust import trusted_engines
 
 REMEDIES = {
-    "tensorrt": "on a Jetson use JetPack's own, in a venv made with --system-site-packages; elsewhere pip install 'resnet-export[tensorrt]'",
+    "tensorrt": "on a Jetson use JetPack's own, in a venv made with --system-site-packages; "
+    "elsewhere pip install 'resnet-export[tensorrt]'",
     "pytorch": "pip install 'resnet-export[export]'",
     "onnxruntime": "pip install 'resnet-export[export]' for the CPU or 'resnet-export[gpu]' for NVIDIA GPUs",
 }
 
 
 def backend_names() -> tuple[str, ...]:
-    """Every backend there is a file for, installed or not; imports nothing."""
+    """All backends by name, installed or not; imports none of them."""
     return plugin_names(backends.__file__)
 
 
 def available_backends() -> tuple[str, ...]:
-    """The backends whose packages can be imported here, and whose devices are here."""
+    """The backends that can run here: their packages are installed, and their devices present."""
     found = []
     for name in backend_names():
         try:
@@ -38,7 +39,7 @@ def available_backends() -> tuple[str, ...]:
 
 
 def backend_class(name: str) -> type[Runtime]:
-    """The `Runtime` of a backend.
+    """The `Runtime` class of a backend.
 
     Raises:
         UnknownName: there is no such backend.
@@ -52,12 +53,16 @@ def backend_class(name: str) -> type[Runtime]:
 
 
 def remedy_for(name: str) -> str:
-    """How to get a backend's package."""
+    """The command that installs a backend's package."""
     return REMEDIES.get(name, f"pip install 'resnet-export[{name}]'")
 
 
 def open_runtime(
-    model: str | Path | Bundle, backend: str = "onnxruntime", *, provider: str | None = None, trust_engine: str | Collection[str] = ()
+    model: str | Path | Bundle,
+    backend: str = "onnxruntime",
+    *,
+    provider: str | None = None,
+    trust_engine: str | Collection[str] = (),
 ) -> Runtime:
     """Open a bundle, or a single model file, on a backend.
 
@@ -65,11 +70,13 @@ def open_runtime(
         model: a bundle (its folder, verified file by file first) or a model file of the backend's own kind.
         backend: a name from `backend_names()`.
         provider: where it runs, for example `cpu` or `cuda`; None is the backend's default.
-        trust_engine: the sha256 of an engine, or of several, that may be loaded though this machine did not build it. Engines are code.
+        trust_engine: the sha256 of an engine, or of several, that may be loaded though this machine did not build it.
+            Engines are code.
 
     Raises:
         UnknownName, BackendUnavailable: the backend or provider is not there.
-        BundleError: the bundle is not what its manifest says, or lacks the backend's file; an engine was changed, or nobody vouches for it.
+        BundleError: the bundle is not what its manifest says, or lacks the backend's file; an engine was changed, or
+            nobody vouches for it.
         BadInput: the file is no model of this backend, the provider is an empty text, or `trust_engine` is no sha256.
     """
     if not isinstance(provider, str | None):

@@ -1,4 +1,4 @@
-"""Folders of plug-ins: a file's name is the name on the command line, and dropping the file in is the registration."""
+"""Find and load plug-ins: each file of a folder is one, and its name is the name on the command line."""
 
 from __future__ import annotations
 
@@ -25,9 +25,13 @@ def plugin_names(package_file: str) -> tuple[str, ...]:
 def load_plugin(package: ModuleType, name: str, *, kind: str, remedy: str) -> ModuleType:
     """Import one plug-in of `package`.
 
+    Args:
+        kind: what the plug-in is, for messages: `backend`.
+        remedy: the command that installs what it needs.
+
     Raises:
         UnknownName: there is no such file.
-        BackendUnavailable: a package it stands on is missing; the message ends with `remedy`.
+        BackendUnavailable: a package that it imports is missing; the message ends with `remedy`.
     """
     assert package.__file__ is not None
     known = plugin_names(package.__file__)
@@ -39,7 +43,7 @@ def load_plugin(package: ModuleType, name: str, *, kind: str, remedy: str) -> Mo
 
 @contextmanager
 def needed_for(what: str, remedy: str) -> Iterator[None]:
-    """Around the imports that `what` stands on.
+    """Turn a missing package in the block, which imports what `what` needs, into an error that says how to get it.
 
     Raises:
         BackendUnavailable: a package is missing; the message ends with `remedy`.
@@ -49,4 +53,6 @@ def needed_for(what: str, remedy: str) -> Iterator[None]:
     except ImportError as error:
         if error.name is None or error.name.split(".")[0] in OWN_PACKAGES:
             raise  # a mistake of ours, or a broken library: never "please install"
-        raise BackendUnavailable(f"{what} needs the package '{error.name}', which is not installed; {remedy}") from error
+        raise BackendUnavailable(
+            f"{what} needs the package '{error.name}', which is not installed; {remedy}"
+        ) from error

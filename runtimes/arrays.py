@@ -1,4 +1,5 @@
-"""Arrays from `.npy` and `.npz` files that anybody may have made: what a header announces is held against the file before memory is taken for it."""
+"""Read `.npy` and `.npz` files from untrusted sources: a header's sizes are checked against the file's before memory is
+allocated."""
 
 from __future__ import annotations
 
@@ -18,19 +19,20 @@ from numpy.typing import NDArray
 
 MAGIC = b"\x93NUMPY"
 LONGEST_HEADER = 10_000
-"""In bytes; numpy's own limit, for `ast.literal_eval` may take what a longer one leads it to."""
+"""In bytes; numpy's own limit, since `ast.literal_eval` may need unlimited memory for a longer one."""
 PLAIN_TYPE = re.compile(r"[<>|=]?[biufcSU]\d{1,9}|[|]b1")
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""What numpy writes. Of the others, zipfile unpacks a piece whatever its size."""
+"""What numpy writes. With other methods zipfile unpacks pieces of any size."""
 MOST_GROWTH, FREE_BYTES = 100, 64 << 20
-"""How many times its size in the file an array of more than FREE_BYTES may have. Pictures shrink to a tenth at best, zeros to a thousandth."""
+"""An array of more than FREE_BYTES may unpack to at most so many times its size in the file. Pictures shrink to a tenth
+at best, zeros to a thousandth."""
 CHUNK = 1 << 20
 SHOWN = 8
 
 
 @dataclass(frozen=True)
 class ArrayHeader:
-    """What a `.npy` file says of its array, and at which byte that begins."""
+    """The header of a `.npy` file: the array's type and shape, and the byte at which its data starts."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -43,30 +45,35 @@ class ArrayHeader:
 
 
 def arrays_from_npz(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
-    """The arrays of an `.npz` file that are named, and those of the optional ones that it has.
+    """Read the named arrays of an `.npz` file, and those of the optional ones that it has.
 
     Raises:
-        ValueError: in one line, what is wrong with the file or lacking in it: no archive of plain arrays, a header that does not fit, one that
-            unpacks to more than MOST_GROWTH times its size.
+        ValueError: says in one line what is wrong: a name is missing, no archive of plain arrays, a header that does
+            not fit, an array that unpacks to more than MOST_GROWTH times its size.
     """
     try:
         _check_file(path)
         with zipfile.ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist() if info.filename.endswith(".npy")}
+            members = {
+                info.filename.removesuffix(".npy"): info
+                for info in archive.infolist()
+                if info.filename.endswith(".npy")
+            }
             missing = [name for name in names if name not in members]
             if missing:
-                held = ", ".join(_described(archive, info) for info in list(members.values())[:SHOWN])
+                held = ", ".join(_description(archive, info) for info in list(members.values())[:SHOWN])
                 raise ValueError(f"expected an array '{missing[0]}', got {held or 'nothing'}")
             return {name: _array_from_member(archive, members[name]) for name in (*names, *optional) if name in members}
-    except Exception as error:  # zipfile and zlib raise kinds of their own, and what a forged file leads them to: KeyError, NotImplementedError
-        raise ValueError(_said(error)) from error
+    except Exception as error:
+        # zipfile and zlib raise kinds of their own, and what a forged file leads them to: KeyError, NotImplementedError
+        raise ValueError(_one_line(error)) from error
 
 
 def array_from_npy(path: Path) -> NDArray[Any]:
-    """The array of an `.npy` file.
+    """Read the array of an `.npy` file.
 
     Raises:
-        ValueError: as above.
+        ValueError: as `arrays_from_npz`.
     """
     try:
         _check_file(path)
@@ -76,14 +83,14 @@ def array_from_npy(path: Path) -> NDArray[Any]:
             file.seek(header.start)
             return _array(header, file)
     except Exception as error:  # as above
-        raise ValueError(_said(error)) from error
+        raise ValueError(_one_line(error)) from error
 
 
 def header_from_bytes(data: bytes) -> ArrayHeader:
-    """What the first LONGEST_HEADER bytes of a `.npy` file say (numpy.lib.format, versions 1 and 2).
+    """Parse a `.npy` file's header from its first LONGEST_HEADER bytes (numpy.lib.format, versions 1 and 2).
 
     Raises:
-        ValueError: they are of something else, or of an array that is not of plain numbers or texts.
+        ValueError: it is no such file, or its array is not of plain numbers or texts.
     """
     if not data.startswith(MAGIC) or len(data) < 12 or data[6] not in (1, 2):
         raise ValueError("it is no array in numpy's format")
@@ -99,7 +106,11 @@ def header_from_bytes(data: bytes) -> ArrayHeader:
         raise ValueError("the header of its array cannot be read") from error
     if not isinstance(kind, str) or not PLAIN_TYPE.fullmatch(kind):
         raise ValueError(f"expected an array of plain numbers, got one of type {str(kind)[:40]}, which is not read")
-    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape) or not isinstance(fortran, bool):
+    if (
+        not isinstance(shape, tuple)
+        or not all(type(size) is int and size >= 0 for size in shape)
+        or not isinstance(fortran, bool)
+    ):
         raise ValueError(f"the header of its array gives the shape {str(shape)[:40]}")
     dtype = np.dtype(kind)
     if dtype.itemsize == 0:
@@ -108,12 +119,16 @@ def header_from_bytes(data: bytes) -> ArrayHeader:
 
 
 def check_growth(size: int, stored: int) -> None:
-    """
+    """Refuse data that unpacks to so much more than it takes in its file that it was made to fill the memory.
+
     Raises:
-        ValueError: what takes `stored` bytes in a file is to unpack to so many that it was made to fill the memory.
+        ValueError: `stored` bytes unpack to `size`, more than MOST_GROWTH times as many.
     """
     if size > max(FREE_BYTES, MOST_GROWTH * stored):
-        raise ValueError(f"it unpacks from {stored:,} bytes to {size:,}, more than {MOST_GROWTH} times as many; store it uncompressed if so meant")
+        raise ValueError(
+            f"it unpacks from {stored:,} bytes to {size:,}, more than {MOST_GROWTH} times as many; store it "
+            "uncompressed if so meant"
+        )
 
 
 def _check_file(path: Path) -> None:
@@ -128,7 +143,7 @@ def _header_of_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> ArrayH
         return header_from_bytes(stream.read(LONGEST_HEADER))
 
 
-def _described(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
+def _description(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
     name = info.filename.removesuffix(".npy")
     try:
         header = _header_of_member(archive, info)
@@ -148,7 +163,10 @@ def _array_from_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArr
 
 def _check_size(header: ArrayHeader, size: int) -> None:
     if header.start + header.bytes != size:
-        raise ValueError(f"expected {header.bytes:,} bytes for an array of {header.dtype} {header.shape}, got {size - header.start:,}")
+        raise ValueError(
+            f"expected {header.bytes:,} bytes for an array of {header.dtype} {header.shape}, got "
+            f"{size - header.start:,}"
+        )
 
 
 def _array(header: ArrayHeader, stream: IO[bytes]) -> NDArray[Any]:
@@ -163,6 +181,6 @@ def _array(header: ArrayHeader, stream: IO[bytes]) -> NDArray[Any]:
     return raw.view(header.dtype).reshape(header.shape, order="F" if header.fortran else "C")
 
 
-def _said(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split()) or type(error).__name__

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class Runtime(ABC):
-    """A model that is loaded and can be run. Opened means usable; closed means gone.
+    """A loaded model that can be run, until it is closed. Each backend is a subclass.
 
-    What is fed is checked here, once for every backend; a batch above the range is split, and one below it is padded and
-    trimmed. The arrays that `run` returns belong to the caller: no later call changes them. An instance is used by one
-    thread at a time, and in the process that opened it.
+    Inputs are checked here, once for every backend. A batch above the range is split; one below it is padded, and its
+    outputs are trimmed. The arrays that `run` returns belong to the caller: no later call changes them. Use an instance
+    from one thread at a time, and only in the process that opened it.
     """
 
     FILE: ClassVar[str]
@@ -55,21 +55,24 @@ class Runtime(ABC):
 
     @classmethod
     def file_of(cls, bundle: Bundle) -> Path:
-        """The file of a bundle that this backend opens.
+        """The path of the bundle's file that this backend opens.
 
         Raises:
             BackendUnavailable: the bundle does not have it, or none for this machine.
         """
         if cls.FILE not in bundle.manifest.files:
-            raise BackendUnavailable(f"{bundle.folder} has no {cls.FILE}, which this backend runs; export the bundle again, with nothing left out")
+            raise BackendUnavailable(
+                f"{bundle.folder} has no {cls.FILE}, which this backend runs; export the bundle again, with nothing "
+                "left out"
+            )
         return bundle.file(cls.FILE)
 
     @classmethod
     def open_model(cls, model: Path | Bundle, *, provider: str | None = None, trusted: Collection[str] = ()) -> Self:
         """Open what `open_runtime` was given: a model file, or this backend's file of a bundle.
 
-        `trusted` names engines, by sha256, that may be loaded though this machine did not build them; backends that load none do not look at it.
-        Raises as `open`, `file_of` and `check_bundle` do.
+        `trusted` names engines, by sha256, that may be loaded though this machine did not build them; other backends
+        ignore it. Raises as `open`, `file_of` and `check_bundle` do.
         """
         if isinstance(model, Path):
             return cls.open(model, provider=provider)
@@ -78,18 +81,18 @@ class Runtime(ABC):
 
     @classmethod  # noqa: B027  (not abstract: a package that can be imported is mostly all that is needed)
     def check_here(cls) -> None:
-        """Can this machine run it at all?
+        """Check that this machine can run the backend at all.
 
         Raises:
-            BackendUnavailable: no, for want of a driver, say.
+            BackendUnavailable: it cannot: a driver is missing, for example.
         """
 
     @classmethod  # noqa: B027  (not abstract: most backends run every bundle)
     def check_bundle(cls, manifest: Manifest, provider: str | None) -> None:
-        """Asked before a bundle's file is opened: would this backend, as it is installed here, run it wrongly?
+        """Check, before a bundle's file is opened, that the installed version of this backend runs it rightly.
 
         Raises:
-            BackendUnavailable: yes; says why, and what would run it.
+            BackendUnavailable: it does not; says why, and what would run it.
         """
 
     @property
@@ -99,15 +102,15 @@ class Runtime(ABC):
 
     @abstractmethod
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs for checked, contiguous feeds of one batch inside the range; fresh arrays."""
+        """Run one batch of checked, contiguous inputs, of a size within the range; returns new arrays."""
 
     @abstractmethod
     def _close(self) -> None:
-        """Let go of the model."""
+        """Free the model."""
 
     @final
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Outputs by name for inputs by name, rows in the order fed.
+        """Run the model: outputs by name for inputs by name, rows in the order given.
 
         Raises:
             BadInput: names, dtypes or shapes are not the model's.
@@ -128,10 +131,11 @@ class Runtime(ABC):
         if self._closed:
             raise ValueError("the runtime is closed; open it again")
         if self._process != os.getpid():
-            # A backend's threads stay behind: PyTorch waits for its own without end, and CUDA's state is the other process's (pytorch#49555).
+            # A backend's threads stay behind: PyTorch waits for its own without end, and CUDA's state is the other
+            # process's (pytorch#49555).
             raise BackendUnavailable(
-                f"expected a model that process {os.getpid()} opened, got one of process {self._process}, which forked; "
-                "open it after the fork, or start processes with multiprocessing's 'spawn'"
+                f"expected a model that process {os.getpid()} opened, got one of process {self._process}, which "
+                "forked; open it after the fork, or start processes with multiprocessing's 'spawn'"
             )
 
     @final
@@ -145,7 +149,8 @@ class Runtime(ABC):
 
     @final
     def close(self) -> None:
-        """Let go of the model; harmless when done twice, and in a fork, where it is the other process's to let go of."""
+        """Free the model. A second call does nothing, nor does one in a forked process: the model belongs to its
+        parent."""
         if not self._closed:
             self._closed = True
             if self._process == os.getpid():
@@ -154,7 +159,8 @@ class Runtime(ABC):
     @final
     def __del__(self) -> None:
         if getattr(self, "_process", os.getpid()) != os.getpid():
-            # A fork's end would wait for the threads that the backend's objects left behind, without end: they are never let go of there.
+            # A fork's end would wait for the threads that the backend's objects left behind, without end: they are
+            # never let go of there.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.__dict__))
 
     @final
@@ -162,16 +168,19 @@ class Runtime(ABC):
         return self
 
     @final
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
 def _with_free_batch(spec: TensorSpec) -> TensorSpec:
-    """What may be fed where the model fixes its batch: any number of rows, since they are split and padded."""
+    """The input as callers may give it: any number of rows even if the model fixes its batch, since they are split and
+    padded."""
     return replace(spec, shape=("batch", *spec.shape[1:])) if spec.shape and isinstance(spec.shape[0], int) else spec
 
 
 def _declared_batch(inputs: Sequence[TensorSpec]) -> BatchRange | None:
-    """A model whose first dimension is a number runs at that batch size alone."""
+    """The batch range of a model whose first dimension is a fixed number: that size alone. Otherwise None."""
     first = inputs[0].shape[0] if inputs and inputs[0].shape else None
     return BatchRange(first, first, first) if isinstance(first, int) else None

@@ -1,35 +1,25 @@
-"""Bundles: a folder with a model, the numbers that prove it, and a manifest that names every file by its sha256."""
+"""Bundles: folders with a model, the numbers that prove it, and a manifest that names every file by its sha256."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import fcntl
 import hashlib
 import os
-import re
-import secrets
-import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from runtimes.errors import BadInput, BundleError, PlanError
-from runtimes.manifest import FileFacts, Manifest, json_from_manifest, manifest_from_json
+from runtimes.errors import BadInput, BundleError
+from runtimes.manifest import FileFacts, Manifest, manifest_from_json
 from runtimes.textfile import lines_from_text
 
 MANIFEST, LABELS = "manifest.json", "labels.txt"
 LARGEST_MANIFEST = 16 << 20
-ENGINES, OF_ENGINES = "engines", (".engine", ".json", ".cache")
-"""What a bundle holds beside the files that it names: what a device builds, and its sidecars."""
-AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose every file is the one its manifest names."""
+    """A bundle on disk, verified: every file is the one that its manifest names."""
 
     folder: Path
     manifest: Manifest
@@ -39,16 +29,20 @@ class Bundle:
         """Read the manifest and verify every file it names.
 
         Raises:
-            BundleError: no manifest, a malformed one, or a file that is missing, changed, or outside the folder (named).
+            BundleError: no manifest, a malformed one, or a file that is missing, changed, or outside the folder
+                (named).
             BadInput: `folder` is no path.
         """
         folder = path_from_given(folder, "the folder of a bundle")
-        manifest = _manifest_of(folder)
+        manifest = read_manifest(folder)
         for name, facts in manifest.files.items():
             try:
                 _verify(folder, name, facts)
-            except (OSError, ValueError, RuntimeError) as error:  # unreadable, a name that no file can have, links in a circle
-                raise BundleError(f"{folder}: cannot read {name!r} ({error}); export or copy the bundle again") from error
+            except (OSError, ValueError, RuntimeError) as error:
+                # unreadable, a name that no file can have, links in a circle
+                raise BundleError(
+                    f"{folder}: cannot read {name!r} ({error}); export or copy the bundle again"
+                ) from error
         return cls(folder, manifest)
 
     def file(self, name: str) -> Path:
@@ -73,43 +67,54 @@ class Bundle:
         try:
             labels = tuple(lines_from_text(self.file(LABELS).read_bytes().decode()))
         except UnicodeDecodeError as error:
-            raise BundleError(f"{self.folder}: expected UTF-8 text in {LABELS}, got something else ({error}); export the bundle again") from error
+            raise BundleError(
+                f"{self.folder}: expected UTF-8 text in {LABELS}, got something else ({error}); export the bundle again"
+            ) from error
         if len(labels) != self.manifest.model.classes:
             raise BundleError(
-                f"{self.folder}: expected a line for each of the {self.manifest.model.classes} classes in {LABELS}, got {len(labels)}; "
-                "export the bundle again"
+                f"{self.folder}: expected a line for each of the {self.manifest.model.classes} classes in {LABELS}, "
+                f"got {len(labels)}; export the bundle again"
             )
         return labels
 
 
 def path_from_given(given: object, what: str) -> Path:
-    """A path as a caller gives one.
+    """The path that a caller gave.
 
     Raises:
-        BadInput: it is none.
+        BadInput: it is no str or path; the message says that `what` was expected.
     """
     if not isinstance(given, str | os.PathLike):
         raise BadInput(f"expected {what}, got {type(given).__name__}; give its path")
     return Path(given)
 
 
-def _manifest_of(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate a bundle's manifest alone, not its files.
+
+    Raises:
+        BundleError: it is missing, too large or malformed.
+    """
     path = folder / MANIFEST
     try:
-        if stat.S_ISFIFO(path.stat().st_mode) or stat.S_ISCHR(path.stat().st_mode):  # which would be waited for, or read without end
+        mode = path.stat().st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):  # which would be waited for, or read without end
             raise OSError(errno.EINVAL, "Not a file")
         with path.open("rb") as file:
             data = file.read(LARGEST_MANIFEST + 1)
     except (OSError, ValueError) as error:
         said = getattr(error, "strerror", None) or error
-        raise BundleError(f"{folder} is no bundle: cannot read {MANIFEST} ({said}); give the folder that resnet-export wrote") from error
+        raise BundleError(
+            f"{folder} is no bundle: cannot read {MANIFEST} ({said}); give the folder that resnet-export wrote"
+        ) from error
     if len(data) > LARGEST_MANIFEST:
         raise BundleError(f"{path}: expected at most {LARGEST_MANIFEST >> 20} MiB, got more; do not use this bundle")
     return manifest_from_json(data, where=str(path))
 
 
 def _verify(folder: Path, name: str, facts: FileFacts) -> None:
-    """Names stay below the folder; links may lead out of it, as a hub's cache has them, since the digest says what the content is."""
+    """Check one file that the manifest names. Names must stay below the folder; links may lead out of it, as in a model
+    hub's cache, since the sha256 fixes the content."""
     pure = PurePosixPath(name)
     path = folder / name
     if pure.is_absolute() or ".." in pure.parts:
@@ -118,176 +123,20 @@ def _verify(folder: Path, name: str, facts: FileFacts) -> None:
         raise BundleError(f"{folder}: {name} is missing; export or copy the bundle again")
     size = path.stat().st_size
     if size != facts.bytes:
-        raise BundleError(f"{folder}: {name} was changed: expected {facts.bytes} bytes, got {size}; export or copy the bundle again")
+        raise BundleError(
+            f"{folder}: {name} was changed: expected {facts.bytes} bytes, got {size}; export or copy the bundle again"
+        )
     if sha256_of_file(path) != facts.sha256:
-        raise BundleError(f"{folder}: {name} was changed: its sha256 is not the manifest's; export or copy the bundle again")
+        raise BundleError(
+            f"{folder}: {name} was changed: its sha256 is not the manifest's; export or copy the bundle again"
+        )
 
 
 def sha256_of_file(path: Path) -> str:
-    """sha256 of a file's content in hex, read in pieces, and no further than its size: some files of the system never end."""
+    """The sha256 of a file's content, in hex. Reads in pieces, up to the file's size: some system files never end."""
     digest, left = hashlib.sha256(), path.stat().st_size
     with path.open("rb") as file:
         while piece := file.read(min(left, 1 << 20)):
             digest.update(piece)
             left -= len(piece)
     return digest.hexdigest()
-
-
-def write_in_one_step(path: Path, data: bytes) -> None:
-    """Write a file beside its place and rename it into it: at every moment it is the old one or the new one, whole.
-
-    Raises:
-        OSError: it cannot be written; nothing is left.
-    """
-    partial = _partial(path)
-    try:
-        with partial.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _partial(path: Path) -> Path:
-    """A name beside `path` that nobody else has: a process's number is that of another one in another container, and of another thread."""
-    return path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
-
-
-@contextmanager
-def staging_folder(destination: Path, *, force: bool) -> Iterator[Path]:
-    """A new folder beside `destination` that takes its place when the block ends well, and is removed when it does not.
-
-    The destination is the old bundle or the new one at every moment, never a mixture: where the file system can, the two
-    folders are exchanged in one step. A folder that a killed run left behind is removed by the next.
-
-    Raises:
-        PlanError: the destination exists without `force`, or is something else than a bundle.
-        BundleError: the folder cannot be written; says why.
-    """
-    check_destination(destination, force=force)
-    with _said(destination):
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(destination)
-        staging, lock = _locked_folder(destination)
-    try:
-        with _said(destination):
-            yield staging
-            _exchange(staging, destination)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        os.close(lock)
-
-
-@contextmanager
-def _said(destination: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        hint = "free some room, or choose another --output" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another --output"
-        raise BundleError(f"cannot write {destination}: {error.strerror or error}; {hint}") from error
-
-
-def check_destination(destination: Path, *, force: bool) -> None:
-    """May a bundle be written there? Asked before the work.
-
-    Raises:
-        PlanError: it is the current folder or holds it; or it exists without `force`, or is or holds something else than a bundle (named).
-        BundleError: it cannot be looked at; says why.
-    """
-    with _said(destination):
-        if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
-            raise PlanError(f"{destination} is not a folder; choose another --output")
-        if destination.name in ("", "..") or Path.cwd().is_relative_to(os.path.realpath(destination)):
-            raise PlanError(f"'{destination}' is the current folder, or holds it, and a bundle is a folder of its own; choose another --output")
-        if destination.exists() and any(destination.iterdir()):
-            _check_replaceable(destination)
-            if not force:
-                raise PlanError(f"{destination} exists; give --force to replace it, or another --output")
-
-
-def _check_replaceable(folder: Path) -> None:
-    try:
-        named = _manifest_of(folder).files
-    except BundleError as error:
-        raise PlanError(f"{folder} holds something else than a bundle; choose another --output") from error
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        is_file = path.is_symlink() or not path.is_dir()
-        if is_file and name != MANIFEST and name not in named and not _is_of_an_engine(path, folder):
-            raise PlanError(f"{folder} holds {name}, which its manifest does not name; move it away, or choose another --output")
-
-
-def _is_of_an_engine(path: Path, bundle: Path) -> bool:
-    return path.parent == bundle / ENGINES and (path.suffix in OF_ENGINES or ".partial-" in path.name)
-
-
-def files_of(folder: Path) -> dict[str, FileFacts]:
-    """Every file in a folder and below it, by its relative path."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {path.relative_to(folder).as_posix(): FileFacts(sha256_of_file(path), path.stat().st_size) for path in paths}
-
-
-def finish(staging: Path, manifest: Manifest) -> Manifest:
-    """Write the manifest, last, over all files that lie in `staging`; returns it as written."""
-    complete = replace(manifest, files=files_of(staging))
-    with (staging / MANIFEST).open("wb") as file:
-        file.write(json_from_manifest(complete))
-        file.flush()
-        os.fsync(file.fileno())
-    return complete
-
-
-def _exchange(staging: Path, destination: Path) -> None:
-    """Put `staging` where `destination` is; what was there is then in `staging`, or gone."""
-    if not destination.exists():
-        staging.rename(destination)
-        return
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        renameat2 = None  # glibc before 2.28, musl, or another system
-    if renameat2 and renameat2(AT_FDCWD, os.fsencode(staging), AT_FDCWD, os.fsencode(destination), RENAME_EXCHANGE) == 0:
-        return
-    aside = staging.with_name(f"{staging.name}-old")
-    destination.rename(aside)
-    try:
-        staging.rename(destination)
-    except OSError:
-        aside.rename(destination)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _locked_folder(destination: Path) -> tuple[Path, int]:
-    """A new staging folder, and its lock: held for as long as its process lives, whatever container or machine that is in.
-
-    A run that clears leftovers away may take it for one in the moment before it is locked; then another is made.
-    """
-    while True:
-        staging = _partial(destination)
-        staging.mkdir()
-        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
-        with suppress(OSError):  # a file system without locks, where no run clears anything away
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):
-            if staging.stat().st_ino == os.fstat(lock).st_ino:
-                return staging, lock
-        os.close(lock)
-
-
-def _remove_leftovers(destination: Path) -> None:
-    """Staging folders of this destination whose process is gone: those that nobody has locked. What stepped aside for one that never came stays."""
-    pattern = re.compile(re.escape(f".{destination.name}.partial-") + r"([0-9a-f]{16}|\d+)(-old)?")
-    for path in destination.parent.iterdir():
-        found = pattern.fullmatch(path.name)
-        if found is None or (found[2] and not destination.exists()):
-            continue
-        with suppress(OSError):
-            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(lock)

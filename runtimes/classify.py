@@ -30,12 +30,18 @@ class Prediction:
 
 
 def classify(
-    runtime: Runtime, preprocess: Preprocess, images: Iterable[Picture], *, labels: Sequence[str] | None = None, top: int = 5
+    runtime: Runtime,
+    preprocess: Preprocess,
+    images: Iterable[Picture],
+    *,
+    labels: Sequence[str] | None = None,
+    top: int = 5,
 ) -> list[list[Prediction]]:
     """The `top` most likely classes of each picture, most likely first.
 
-    Pictures are taken a batch at a time, so an iterator that reads them never has more than one in memory.
-    A model that takes uint8 has its preprocessing inside and is fed pixels; one that takes any size is fed the pictures as they are, one by one.
+    Pictures are read a batch at a time, so that an iterator over files never has more than a batch in memory. A model
+    that takes uint8 has its preprocessing inside and gets pixels; one that takes any size gets the pictures as they
+    are, one by one.
 
     Raises:
         BadInput: the model gives features, not classes; or takes other channels than a picture has.
@@ -49,7 +55,7 @@ def classify(
     found: list[list[Prediction]] = []
     while batch := list(islice(prepared, size)):
         pixels = np.stack(batch)
-        logits = runtime.run({source.name: pixels if source.dtype == PIXELS else preprocess.normalised(pixels)})[LOGITS]
+        logits = runtime.run({source.name: pixels if source.dtype == PIXELS else preprocess.normalise(pixels)})[LOGITS]
         check_finite(logits)
         found += [_predictions(row, labels, top) for row in softmax(logits)]
     return found
@@ -61,28 +67,35 @@ def _predictions(row: NDArray[np.float64], labels: Sequence[str] | None, top: in
 
 
 def check_classifier(outputs: Sequence[TensorSpec]) -> None:
-    """
+    """Refuse a model that gives features, not classes, by its outputs.
+
     Raises:
-        BadInput: these are the outputs of a model that gives features, not classes.
+        BadInput: it gives features.
     """
     if not is_classifier(spec.name for spec in outputs):
         found = ", ".join(f"{spec.name} {'x'.join(map(str, spec.shape))}" for spec in outputs)
-        raise BadInput(f"expected a classifier, got a model that gives features ({found}); take them in Python with open_runtime(...).run(...)")
+        raise BadInput(
+            f"expected a classifier, got a model that gives features ({found}); take them in Python with "
+            "open_runtime(...).run(...)"
+        )
 
 
 def check_finite(logits: NDArray[Any]) -> None:
-    """
+    """Refuse logits with NaN or infinity among them.
+
     Raises:
-        ExportError: there is NaN or infinity among them.
+        ExportError: there are some.
     """
     if not np.isfinite(logits).all():
         raise ExportError("the model gives logits that are not finite; see what resnet-deploy check says of the bundle")
 
 
 def softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Probabilities for logits (images, classes), each row's sum 1; of a single logit the sigmoid, how likely its class is there at all."""
+    """Probabilities for logits (images, classes): each row sums to 1. A single logit gives the sigmoid, the probability
+    that its class is present."""
     if logits.shape[1] == 1:
-        return np.asarray(0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64))))  # 1 / (1 + exp(-x)) without its overflow
+        # 1 / (1 + exp(-x)) without its overflow
+        return np.asarray(0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64))))
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities: NDArray[np.float64] = shifted / shifted.sum(axis=1, keepdims=True)
     return probabilities

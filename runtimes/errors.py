@@ -100,7 +100,8 @@ class WeightsUnavailable(ResnetExportError):
 
 
 class ParityError(ResnetExportError):
-    """A backend's outputs are outside the budget; `report` holds what was measured, `shown` whether a command has printed it."""
+    """A backend's outputs are outside the budget; `report` holds what was measured, `shown` whether a command has
+    printed it."""
 
     exit_code = 4
     shown = False

@@ -1,4 +1,4 @@
-"""What a caller gives a plan is what its fields say, or is told: from Python nothing has parsed it before."""
+"""Check the types of a plan's fields: in Python, unlike on the command line, nothing has parsed them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from runtimes.errors import PlanError
 
 
 def check_kinds(plan: object) -> None:
-    """Hold the fields of a frozen dataclass against their annotations; paths are taken as texts and the other way round.
+    """Check the fields of a frozen dataclass against their annotations; a str becomes a Path, or a path a str, as
+    annotated.
 
     Raises:
         PlanError: a field is of another type (named).
@@ -25,7 +26,10 @@ def check_kinds(plan: object) -> None:
         elif isinstance(value, os.PathLike) and str in takes:
             object.__setattr__(plan, name, os.fspath(value))
         elif not _is_a(value, kind):
-            raise PlanError(f"expected {name} as {getattr(kind, '__name__', kind)}, got {str(value)[:80]!r}; see {type(plan).__name__}'s attributes")
+            raise PlanError(
+                f"expected {name} as {getattr(kind, '__name__', kind)}, got {str(value)[:80]!r}; see "
+                f"{type(plan).__name__}'s attributes"
+            )
 
 
 def _is_a(value: object, kind: Any) -> bool:
@@ -40,6 +44,8 @@ def _is_a(value: object, kind: Any) -> bool:
     if origin is Sequence:
         return isinstance(value, Sequence) and not isinstance(value, str) and all(_is_a(one, parts[0]) for one in value)
     if origin is Mapping:
-        return isinstance(value, Mapping) and all(_is_a(key, parts[0]) and _is_a(one, parts[1]) for key, one in value.items())
+        return isinstance(value, Mapping) and all(
+            _is_a(key, parts[0]) and _is_a(one, parts[1]) for key, one in value.items()
+        )
     kinds = (int, float) if kind is float else kind
     return isinstance(value, kinds) and (kind is bool or not isinstance(value, bool))

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a bundle holds and what was proven of it. Versioned, and validated field by field on reading."""
+"""`manifest.json`: what a bundle holds, and what was proven of it. Versioned; every field is validated on reading."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ModelFacts:
 class GraphFacts:
     """What `model.onnx` is made of. `types` counts nodes by operator and input type.
 
-    `macs` are multiply-accumulates for one image, None where they are not known: of free sizes, say.
+    `macs` are multiply-accumulates for one image; None where they are not known, for example with free sizes.
     """
 
     nodes: int
@@ -51,7 +51,8 @@ class GraphFacts:
 
 @dataclass(frozen=True)
 class CalibrationFacts:
-    """How the ranges of an INT8 graph were measured; `calibration.json` has them. `fingerprint` is of the images' content."""
+    """How the ranges of an INT8 graph were measured; `calibration.json` has them. `fingerprint` is of the images'
+    content."""
 
     calibrator: str
     images: int
@@ -68,7 +69,7 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a reader needs to run the model and to trust it. Field names are fixed: other tools read them too."""
+    """All that a reader needs to run the model and to trust it. Field names are fixed: other tools read them too."""
 
     schema_version: int
     name: str
@@ -105,16 +106,21 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
         raise BundleError(f"{where}: expected a JSON object, got: {error}; export the bundle again") from error
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{where}: expected schema_version {SCHEMA_VERSION}, got {version!r}; export again with this version, or install the one that wrote it"
+            f"{where}: expected schema_version {SCHEMA_VERSION}, got {version!r}; export again with this version, or "
+            "install the one that wrote it"
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, PlanError) as error:
         raise BundleError(f"{where}: {error}; export the bundle again") from error
-    if not manifest.name.isprintable():  # it is shown on terminals, and in logs whose lines a runner may take for commands
-        raise BundleError(f"{where}: expected a name of printable characters, got {manifest.name!r}; do not use this bundle")
+    # it is shown on terminals, and in logs whose lines a CI runner may take for commands
+    if not manifest.name.isprintable():
+        raise BundleError(
+            f"{where}: expected a name of printable characters, got {manifest.name!r}; do not use this bundle"
+        )
     if not manifest.inputs or not manifest.outputs:
         raise BundleError(
-            f"{where}: expected an input and an output, got {len(manifest.inputs)} and {len(manifest.outputs)}; export the bundle again"
+            f"{where}: expected an input and an output, got {len(manifest.inputs)} and {len(manifest.outputs)}; export "
+            "the bundle again"
         )
     return manifest

@@ -1,4 +1,4 @@
-"""A picture from a file: of the formats that photographs come in, of a bounded size, upright, in eight bits."""
+"""Read a picture file: the formats of photographs, up to a bounded size; upright, in eight bits."""
 
 from __future__ import annotations
 
@@ -18,19 +18,36 @@ from runtimes.arrays import array_from_npy
 from runtimes.errors import BadInput
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "GIF", "AVIF", "JPEG2000")
-"""Pillow's names of what is read, whatever a file is called. It knows thirty more, and starts a program for some of them (Ghostscript for EPS)."""
+"""The formats that are read, by Pillow's names, whatever a file is called. Pillow knows thirty more, and starts a
+program for some of them (Ghostscript for EPS)."""
 IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jpe", ".jfif", ".mpo", ".apng"),
+    *(
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".apng",
+    ),
     *(".dib", ".gif", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
 )
-"""What such files are called, in lower case."""
+"""Suffixes of such files, in lower case."""
 ARRAY_SUFFIX = ".npy"
 Picture = Image.Image | NDArray[np.uint8]
 """Grey or colour; or, of any other number of channels, uint8 (height, width, channels)."""
 MOST_PIXELS = 178_956_970
-"""Beyond that many (13,377 x 13,377), Pillow takes a picture for a decompression bomb."""
+"""13,377 x 13,377. A larger picture Pillow takes for a decompression bomb."""
 LONGEST_SIDE = 1 << 20
-"""A JPEG's is 65,535 at most. To shrink a longer one, Pillow would hold gigabytes of filter weights."""
+"""In pixels. A JPEG has 65,535 at most; to shrink a longer side, Pillow would need gigabytes of filter weights."""
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 JPEG_START = b"\xff\xd8"
 ORIENTATION = 0x0112  # Exif 2.3, "Orientation"
@@ -46,10 +63,11 @@ TURNS = {
 
 
 def open_picture(path: Path) -> Picture:
-    """What `open_image` reads; or, of an `.npy` file, an array of channels that a picture does not have.
+    """Read a picture as `open_image` does, or from an `.npy` file an array of any number of channels.
 
     Raises:
-        BadInput: the file is missing, no picture that Pillow reads, too large, or no array of uint8 (height, width, channels).
+        BadInput: the file is missing, no picture that Pillow reads, too large, or no array of uint8 (height, width,
+            channels).
     """
     if path.suffix.lower() != ARRAY_SUFFIX:
         return open_image(path)
@@ -58,7 +76,10 @@ def open_picture(path: Path) -> Picture:
     except ValueError as error:
         raise BadInput(f"cannot read the array {path}: {error}") from error
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
-        raise BadInput(f"{path}: expected an array of uint8 (height, width, channels), got {array.dtype} {array.shape}; scale the values to 0..255")
+        raise BadInput(
+            f"{path}: expected an array of uint8 (height, width, channels), got {array.dtype} {array.shape}; scale the "
+            "values to 0..255"
+        )
     return picture_from_array(array)
 
 
@@ -70,30 +91,37 @@ def picture_from_array(array: NDArray[np.uint8]) -> Picture:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The picture in a file, upright (EXIF) and in eight bits; of several in one file, the first.
+    """Read the picture in a file, upright (EXIF) and in eight bits; of several in one file, the first.
 
-    Of the metadata the orientation alone counts: where the rest is damaged, so that Pillow warns or fails, the picture is read all the same.
+    Only the orientation of the metadata is used: if the rest is damaged, so that Pillow warns or fails, the picture is
+    read all the same.
 
     Raises:
-        BadInput: the file is missing, is no picture that Pillow reads, or holds more than MOST_PIXELS or a side of more than LONGEST_SIDE.
+        BadInput: the file is missing, is no picture that Pillow reads, or holds more than MOST_PIXELS or a side of more
+            than LONGEST_SIDE.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for without end
             raise OSError("it is no file")
-        image = _decoded(path)
+        image = _decode(path)
         if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255 instead of scaling
             levels = (np.arange(1 << 16) / 257).round().astype(np.uint8)
             image = Image.fromarray(levels[np.asarray(image).clip(0, (1 << 16) - 1)])
     except UnidentifiedImageError as error:
         raise BadInput(f"cannot read the picture {path}: it is damaged, or none of {', '.join(FORMATS)}") from error
-    except Exception as error:  # a decoder raises whatever it stumbles over: OSError, SyntaxError, ValueError, RuntimeError, MemoryError
-        raise BadInput(f"cannot read the picture {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+    except Exception as error:
+        # a decoder raises whatever it stumbles over: OSError, SyntaxError, ValueError, RuntimeError, MemoryError
+        raise BadInput(
+            f"cannot read the picture {path}: {' '.join(str(error).split()) or type(error).__name__}"
+        ) from error
     if image.mode not in MODES:
-        raise BadInput(f"{path}: expected whole numbers in grey or colour, got pixels of mode {image.mode}; save it as a PNG")
+        raise BadInput(
+            f"{path}: expected whole numbers in grey or colour, got pixels of mode {image.mode}; save it as a PNG"
+        )
     return image
 
 
-def _decoded(path: Path) -> Image.Image:
+def _decode(path: Path) -> Image.Image:
     formats = _formats()
     _silence_warnings()
     with path.open("rb") as file:
@@ -101,9 +129,15 @@ def _decoded(path: Path) -> Image.Image:
     # Pillow looks for further pictures behind a JPEG (MPO), and fails where what tells of them is damaged.
     with JpegImagePlugin.JpegImageFile(path) if is_jpeg else Image.open(path, formats=formats) as opened:
         if opened.width * opened.height > MOST_PIXELS:
-            raise ValueError(f"it has {opened.width}x{opened.height} pixels, and more than {MOST_PIXELS:,} are not read; make it smaller")
+            raise ValueError(
+                f"it has {opened.width}x{opened.height} pixels, and more than {MOST_PIXELS:,} are not read; make it "
+                "smaller"
+            )
         if max(opened.size) > LONGEST_SIDE:
-            raise ValueError(f"it has {opened.width}x{opened.height} pixels, and no side of more than {LONGEST_SIDE:,} is read; cut it")
+            raise ValueError(
+                f"it has {opened.width}x{opened.height} pixels, and no side of more than {LONGEST_SIDE:,} is read; cut "
+                "it"
+            )
         opened.load()
         turn = TURNS.get(_orientation(opened))
         image = opened.copy() if turn is None else opened.transpose(turn)
@@ -112,7 +146,7 @@ def _decoded(path: Path) -> Image.Image:
 
 
 def _orientation(opened: Image.Image) -> int:
-    """The orientation that EXIF tells, or else XMP, 1..8; 1 where neither does, or they are damaged."""
+    """The orientation by EXIF, or else by XMP, 1..8; 1 if neither has one, or they are damaged."""
     alone = Image.new("1", (1, 1))  # XMP without the EXIF, which Pillow may have found damaged
     if opened.format != "TIFF":  # Pillow turns those itself on loading
         alone.info = {name: value for name, value in opened.info.items() if "xmp" in str(name).lower()}
@@ -128,7 +162,8 @@ def _orientation(opened: Image.Image) -> int:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that this Pillow reads. Its libtiff is told not to write to stderr: Pillow raises what goes wrong."""
+    """The formats of FORMATS that this Pillow reads. Also stops its libtiff from writing to stderr: Pillow raises its
+    errors."""
     Image.init()
     with contextlib.suppress(AttributeError, OSError):  # where it is linked in such a way that it cannot be told
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
@@ -136,9 +171,10 @@ def _formats() -> tuple[str, ...]:
 
 
 def _silence_warnings() -> None:
-    """What Pillow warns of, metadata mostly, is of no use to who classifies pictures.
+    """Ignore Pillow's warnings, which are mostly about metadata, for good.
 
-    A filter of its own, which stays: `warnings.catch_warnings` is not for threads, and pictures are decoded in several.
+    `warnings.catch_warnings` would end the filter again, but is not safe with threads, and pictures are decoded in
+    several.
     """
     own = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
     if own != next(iter(warnings.filters), None):

@@ -1,4 +1,4 @@
-"""From an image file to the array a model takes. The steps are data: they stand in the manifest and travel with the model."""
+"""Preprocess an image into the array a model takes. The steps are data: they stand in the manifest."""
 
 from __future__ import annotations
 
@@ -22,25 +22,28 @@ RESAMPLING = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 PIXELS = "uint8"
-"""The type of the input of a model with its preprocessing inside: uint8 (batch, height, width, channels). Where height and width are free, the model
-takes pictures of any size, and resizes and crops them itself."""
+"""The input type of a model with its preprocessing inside: uint8 (batch, height, width, channels). If height and width
+are free, the model takes pictures of any size, and resizes and crops them itself."""
 MODES = {1: "L", 3: "RGB"}
 WITH_ALPHA = {2: "LA", 4: "RGBA"}
-"""Pictures whose transparency is a channel like the others, for a model of that many."""
+"""Pillow's modes whose transparency is a channel like the others, for models of 2 or 4 channels."""
 LEVELS = 255
 MOST_RESIZED, LONGEST_RESIZED = 1 << 24, 1 << 16
-"""Pixels, and those of one side. No picture but a strip is so large when it is resized, and of those only the crop's part is resized at all."""
+"""In pixels, of all and of one side. Only long strips get so large when they are resized, and of those only the crop's
+part is resized."""
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Resize, crop the centre, scale to 0..1, normalise: torchvision's `ImageClassification` preset, without torchvision.
+    """Resize, crop the centre, scale to 0..1, normalise: torchvision's `ImageClassification` preset, without
+    torchvision.
 
     Attributes:
         resize: the shorter side in pixels, or (height, width); None leaves the size alone.
         crop: (height, width) of the model's input, cut from the centre; a smaller image is padded with black.
         interpolation: nearest, bilinear, bicubic or lanczos.
-        antialias: filter before shrinking, as Pillow does. Without it, bicubic is sharper than torch's (Keys' a is -1, not -0.75).
+        antialias: filter before shrinking, as Pillow does. Without it, bicubic is sharper than torch's (Keys' a is -1,
+            not -0.75).
         mean, std: one value per channel, for pixels scaled to 0..1. Their count is the number of channels.
     """
 
@@ -52,7 +55,10 @@ class Preprocess:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        sizes = [*self.crop, *(self.resize if isinstance(self.resize, tuple) else [1 if self.resize is None else self.resize])]
+        sizes = [
+            *self.crop,
+            *(self.resize if isinstance(self.resize, tuple) else [1 if self.resize is None else self.resize]),
+        ]
         if min(sizes) < 1:
             raise PlanError(f"expected sizes of at least one pixel, got resize {self.resize} and crop {self.crop}")
         if self.interpolation not in RESAMPLING:
@@ -60,9 +66,15 @@ class Preprocess:
         if self.interpolation == "lanczos" and not self.antialias:
             raise PlanError("expected lanczos with antialias, got it without; choose bilinear or bicubic")
         if len(self.mean) != len(self.std) or not self.mean:
-            raise PlanError(f"expected one mean and one standard deviation per channel, got {len(self.mean)} and {len(self.std)}")
-        if not all(math.isfinite(value) for value in self.mean) or not all(math.isfinite(value) and value > 0 for value in self.std):
-            raise PlanError(f"expected finite means and positive standard deviations, got mean {self.mean} and std {self.std}")
+            raise PlanError(
+                f"expected one mean and one standard deviation per channel, got {len(self.mean)} and {len(self.std)}"
+            )
+        if not all(math.isfinite(value) for value in self.mean) or not all(
+            math.isfinite(value) and value > 0 for value in self.std
+        ):
+            raise PlanError(
+                f"expected finite means and positive standard deviations, got mean {self.mean} and std {self.std}"
+            )
 
     @property
     def channels(self) -> int:
@@ -74,23 +86,23 @@ class Preprocess:
         return (self.channels, *self.crop)
 
     def __call__(self, picture: Picture) -> NDArray[np.float32]:
-        """One picture as float32 (channels, height, width).
+        """Preprocess one picture: float32 (channels, height, width).
 
         Raises:
-            BadInput: the picture has other channels than the model; grey and colour pictures do for both, one and three.
+            BadInput: the picture has other channels than the model. Grey and colour pictures fit both 1 and 3 channels.
         """
-        return self.normalised(self.pixels(picture))
+        return self.normalise(self.pixels(picture))
 
     def pixels(self, picture: Picture) -> NDArray[np.uint8]:
-        """One picture resized and cropped, uint8 (height, width, channels): what a model with its preprocessing inside takes.
+        """Resize and crop one picture, for a model that normalises itself: uint8 (height, width, channels).
 
         Raises:
             BadInput: as above.
         """
-        return np.dstack([np.asarray(self._fitted(part)) for part in self._parts(picture)])
+        return np.dstack([np.asarray(self._resize_and_crop(part)) for part in self._parts(picture)])
 
     def picture(self, picture: Picture) -> NDArray[np.uint8]:
-        """One picture as it is, uint8 (height, width, channels): what a model takes that resizes and crops itself.
+        """One picture as it is, for a model that resizes and crops itself: uint8 (height, width, channels).
 
         Raises:
             BadInput: as above; or it is a strip, and resizing all of it would make more than MOST_RESIZED pixels.
@@ -99,35 +111,44 @@ class Preprocess:
         width, height = self._resized_size(parts[0].size)
         if width * height > MOST_RESIZED:
             found = f"{parts[0].height}x{parts[0].width}"
-            raise BadInput(f"expected a picture that is resized to at most {MOST_RESIZED:,} pixels, got {width * height:,} of one of {found}; cut it")
+            raise BadInput(
+                f"expected a picture that is resized to at most {MOST_RESIZED:,} pixels, got {width * height:,} of one "
+                f"of {found}; cut it"
+            )
         return np.dstack([np.asarray(part) for part in parts])
 
-    def normalised(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Pixels (..., height, width, channels) scaled and normalised, float32 (..., channels, height, width)."""
+    def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Scale and normalise pixels (..., height, width, channels): float32 (..., channels, height, width)."""
         planes = np.moveaxis(pixels.astype(np.float32) / np.float32(LEVELS), -1, -3)
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
         return np.ascontiguousarray((planes - mean) / std)
 
     def pixels_from_inputs(self, inputs: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """The pixels that `normalised` made these inputs of, to the last bit: uint8 (..., height, width, channels)."""
+        """The inverse of `normalise`, exact to the last bit: uint8 (..., height, width, channels)."""
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
         levels = np.rint((inputs * std + mean) * LEVELS)
         return np.ascontiguousarray(np.moveaxis(levels.astype(np.uint8), -3, -1))
 
     def batch(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
-        """Pictures as float32 (pictures, channels, height, width)."""
+        """Preprocess several pictures: float32 (pictures, channels, height, width)."""
         return np.stack([self(picture) for picture in pictures])
 
-    def outside(self, pixels: NDArray[np.uint8], *, any_size: bool) -> NDArray[np.float32]:
-        """What a model without its preprocessing inside takes in place of pixels, uint8 (images, height, width, channels), of its size or any."""
+    def inputs_from_pixels(self, pixels: NDArray[np.uint8], *, any_size: bool) -> NDArray[np.float32]:
+        """Preprocess pixels for a model without its preprocessing inside.
+
+        Args:
+            pixels: uint8 (images, height, width, channels).
+            any_size: they are still to be resized and cropped, not only normalised.
+        """
         if not any_size:
-            return self.normalised(pixels)
+            return self.normalise(pixels)
         return self.batch([image_from_pixels(picture) for picture in pixels])
 
     def check(self, picture: Picture) -> None:
-        """
+        """Check that the picture has the model's channels.
+
         Raises:
-            BadInput: the picture has other channels than the model, as above.
+            BadInput: it has others, as above.
         """
         self._parts(picture)
 
@@ -147,23 +168,23 @@ class Preprocess:
         count = self.channels
         kept = "grey or colour" if count in MODES else f"{count} channels"
         raise BadInput(
-            f"expected pictures of {kept}, as the model takes, got {found}; give an .npz with images of uint8 (n, height, width, {count}), "
-            f"or a folder of .npy files of (height, width, {count})"
+            f"expected pictures of {kept}, as the model takes, got {found}; give an .npz with images of uint8 (n, "
+            f"height, width, {count}), or a folder of .npy files of (height, width, {count})"
         )
 
-    def _fitted(self, image: Image.Image) -> Image.Image:
-        """The image resized, and the crop cut from its centre; what the crop does not need is not computed."""
+    def _resize_and_crop(self, image: Image.Image) -> Image.Image:
+        """Resize the image and cut the crop from its centre; what the crop does not need is not computed."""
         height, width = self.crop
         size = self._resized_size(image.size)
         left, top = _offset(size[0], width), _offset(size[1], height)
         box = (max(left, 0), max(top, 0), min(left + width, size[0]), min(top + height, size[1]))
         if size != image.size:
-            image = self._resampled(image, size, box)
+            image = self._resample(image, size, box)
             left, top = min(left, 0), min(top, 0)
         return image.crop((left, top, left + width, top + height))  # beyond its edges, Pillow pads with black
 
     def _resized_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) to resize a picture of this (width, height) to."""
+        """The (width, height) to which a picture of `size`, (width, height), is resized."""
         if self.resize is None:
             return size
         if isinstance(self.resize, tuple):
@@ -172,11 +193,11 @@ class Preprocess:
         scaled = int(self.resize * long / short)  # torchvision's rounding
         return (self.resize, scaled) if size[0] <= size[1] else (scaled, self.resize)
 
-    def _resampled(self, image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
-        """The box (left, top, right, bottom) of the image resized to `size`, (width, height).
+    def _resample(self, image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+        """Resize the image to `size`, (width, height), and cut out the box (left, top, right, bottom).
 
-        To the bit what resizing and then cutting gives; but of a strip that would take more than MOST_RESIZED on the way, the box's own part is
-        resized, whose filter weights may differ in the last bit.
+        The same bits as resizing first and then cutting; except for a strip that would need more than MOST_RESIZED on
+        the way: of that only the box's part is resized, whose filter weights may differ in the last bit.
         """
         kind, (width, height), (left, top, right, bottom) = RESAMPLING[self.interpolation], size, box
         across, down = image.width / width, image.height / height
@@ -189,18 +210,19 @@ class Preprocess:
             return image.transform(size, Image.Transform.EXTENT, (0, 0, *image.size), kind).crop(box)
         if strip:
             return image.resize((right - left, bottom - top), kind, part)
-        # Columns first, in two steps: Pillow does so until 12, and 13 starts with the rows where it loses far more of them, one level off.
+        # Columns first, in two steps: Pillow does so until 12, and 13 starts with the rows where it loses far more of
+        # them, one level off.
         columns = image.resize((width, image.height), kind).crop((left, 0, right, image.height))
         return columns.resize((right - left, height), kind).crop((0, top, right - left, bottom))
 
 
 def _offset(size: int, crop: int) -> int:
-    """Where the crop begins, as torchvision rounds it; negative where it is larger."""
+    """Where a centred crop begins, rounded as torchvision does; negative if it is larger than the image."""
     return round((size - crop) / 2) if size >= crop else -((crop - size) // 2)
 
 
 def takes_any_size(spec: TensorSpec) -> bool:
-    """Does the input take pictures of any size? Otherwise it takes images of the model's size."""
+    """Does the input take pictures of any size, rather than of the model's own?"""
     return spec.dtype == PIXELS and spec.shape[1:3] == PICTURE
 
 

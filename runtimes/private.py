@@ -1,4 +1,4 @@
-"""Files and folders that nobody but this user may have written to: what lies in them is run, or vouches for what is run."""
+"""Files and folders that only this user may write to, because their content is run, or vouches for what is run."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ OTHERS_MAY_WRITE, OTHERS_MAY = 0o022, 0o077
 
 
 def home_folder(variable: str, default: str) -> Path:
-    """The folder that an environment variable names, by default one under the home folder. A relative one counts as none (XDG Base Directory
-    Specification): it would be another in each working folder.
+    """The folder that an environment variable names, or else `default` in the home folder.
+
+    A relative path is ignored, as the XDG Base Directory Specification asks.
 
     Raises:
         BackendUnavailable: this user has no home folder.
@@ -26,14 +27,18 @@ def home_folder(variable: str, default: str) -> Path:
     try:
         return Path.home() / default
     except RuntimeError as error:
-        raise BackendUnavailable(f"this user has no home folder; set {variable} to a folder that you may write to") from error
+        raise BackendUnavailable(
+            f"this user has no home folder; set {variable} to a folder that you may write to"
+        ) from error
 
 
 def private_folder(base: Path, *names: str, remedy: str) -> Path:
-    """The folder `base/names...`; what is missing is made with mode 0700, and from the first name on each must be one that this user alone writes to.
+    """The folder `base/names...`, made with mode 0700 where it is missing. From the first name on, each folder must be
+    writable by this user alone.
 
     Raises:
-        BackendUnavailable: it cannot be made, or one of them is a link, another user's, or writable by others; ends with `remedy`.
+        BackendUnavailable: it cannot be made, or one of them is a link, another user's, or writable by others; ends
+            with `remedy`.
     """
     folder = base
     try:
@@ -45,7 +50,10 @@ def private_folder(base: Path, *names: str, remedy: str) -> Path:
             folder.mkdir(mode=0o700, exist_ok=True)
             problem = _problem(folder.lstat())
             if problem:
-                raise BackendUnavailable(f"expected {folder} to be a folder that you alone may write to, got {problem}; remove it, or {remedy}")
+                raise BackendUnavailable(
+                    f"expected {folder} to be a folder that you alone may write to, got {problem}; remove it, or "
+                    f"{remedy}"
+                )
     except OSError as error:
         raise BackendUnavailable(f"cannot make the folder {folder}: {error.strerror}; {remedy}") from error
     return folder
@@ -62,7 +70,7 @@ def _problem(state: os.stat_result) -> str | None:
 
 
 def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
-    """A file to read; nothing else, so that nobody waits for a pipe or reads a device.
+    """Open a regular file for reading; pipes and devices are refused, since reading those may never end.
 
     Raises:
         OSError: it cannot be opened, or is no file.
@@ -78,7 +86,7 @@ def open_regular(path: Path, *, follow_links: bool = True) -> BinaryIO:
 
 
 def read_regular(path: Path, most_bytes: int) -> bytes:
-    """A file's content, of which no more than `most_bytes` are ever in memory.
+    """Read a regular file of at most `most_bytes`; of a larger one no more is read.
 
     Raises:
         OSError: it cannot be read, is no file, or is larger.

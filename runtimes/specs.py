@@ -1,4 +1,4 @@
-"""What goes in and out of a model: tensor specifications, the batch range, and the one check of what is fed."""
+"""A model's inputs and outputs: tensor specifications, the batch range, and the check of what a caller feeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 PICTURE = ("height", "width")
 """Names of the free dimensions of a model that takes pictures of any size."""
 PICTURE_SIDES = (1, 512, 2048)
-"""In pixels, of an engine for pictures of any size: the smallest, the one to tune for, the largest. Its memory is that of a batch of the largest."""
+"""Sides in pixels for which an engine for pictures of any size is built: smallest, tuned for, largest. Its memory is
+that of a batch of the largest."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,14 @@ class BatchRange:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
-            raise PlanError(f"expected a batch range with 1 <= min <= opt <= max, got {self}; write N or MIN:OPT:MAX, for example 1:8:32")
+            raise PlanError(
+                f"expected a batch range with 1 <= min <= opt <= max, got {self}; write N or MIN:OPT:MAX, for example "
+                "1:8:32"
+            )
 
     @classmethod
     def parse(cls, text: str) -> BatchRange:
-        """`N` or `MIN:OPT:MAX`.
+        """Parse `N` or `MIN:OPT:MAX`.
 
         Raises:
             PlanError: neither, or out of order.
@@ -61,19 +65,19 @@ class BatchRange:
         return self.min == self.max
 
     @property
-    def checked(self) -> tuple[int, ...]:
-        """The sizes a proof covers: the smallest, the one in between and the largest, each once."""
+    def proof_sizes(self) -> tuple[int, ...]:
+        """The batch sizes at which parity is checked: the smallest, one in between and the largest, each once."""
         middle = self.opt if self.min < self.opt < self.max else (self.min + self.max) // 2
         return tuple(sorted({self.min, middle, self.max}))
 
     def chunks(self, count: int) -> Iterator[tuple[int, int]]:
-        """Rows `start:stop` that cover `count` rows, none larger than `max`."""
+        """Split `count` rows into batches of at most `max`: yields (start, stop)."""
         for start in range(0, count, self.max):
             yield start, min(start + self.max, count)
 
 
 def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) -> int:
-    """The batch size of `feeds`, once every name, dtype and shape agrees with `specs`.
+    """Check every name, dtype and shape of `feeds` against `specs`; returns the batch size.
 
     A free dimension takes any size from 1 on, the same one wherever its name stands.
 
@@ -89,14 +93,23 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) 
     for spec in specs:
         array = feeds[spec.name]
         if not hasattr(getattr(array, "dtype", None), "name"):
-            raise BadInput(f"input '{spec.name}': expected a numpy array, got {type(array).__name__}; convert it with numpy.asarray")
+            raise BadInput(
+                f"input '{spec.name}': expected a numpy array, got {type(array).__name__}; convert it with "
+                "numpy.asarray"
+            )
         if array.dtype.name != spec.dtype:
-            raise BadInput(f"input '{spec.name}': expected {spec.dtype}, got {array.dtype.name}; convert it with .astype('{spec.dtype}')")
+            raise BadInput(
+                f"input '{spec.name}': expected {spec.dtype}, got {array.dtype.name}; convert it with "
+                f".astype('{spec.dtype}')"
+            )
         fits = array.ndim == len(spec.shape) and all(
             size == (free.setdefault(expected, size) if isinstance(expected, str) else expected) and size > 0
             for size, expected in zip(array.shape, spec.shape, strict=True)
         )
         if not fits:
             expected_shape = "x".join(map(str, spec.shape))
-            raise BadInput(f"input '{spec.name}': expected shape {expected_shape}, got {'x'.join(map(str, array.shape)) or 'a scalar'}")
+            raise BadInput(
+                f"input '{spec.name}': expected shape {expected_shape}, got "
+                f"{'x'.join(map(str, array.shape)) or 'a scalar'}"
+            )
     return int(feeds[specs[0].name].shape[0])

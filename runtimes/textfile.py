@@ -1,4 +1,4 @@
-"""Text files that people and tools write: their encoding, and where a line ends."""
+"""Read text files that people and tools wrote: their encoding, and where a line ends."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 
 def lines_from_text(text: str) -> list[str]:
-    """Lines that end with a newline, or a carriage return and one; nothing else ends a line.
+    """Split a text into lines at newlines, with or without a carriage return before them, and nowhere else.
 
-    `str.splitlines` also ends them at form feeds, U+0085, U+2028 and their like, which stand inside names: one such name shifts all that follow.
+    `str.splitlines` also splits at form feeds, U+0085, U+2028 and the like, which occur inside names; one such name
+    would shift all that follow.
     """
     lines = text.replace("\r\n", "\n").split("\n")
     return lines if lines[-1] else lines[:-1]

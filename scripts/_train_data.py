@@ -186,7 +186,7 @@ def _data_from_tree(request: Request) -> Data:
     if not len(held_out):
         raise BadInput(f"--data: {request.folder} has one picture a class; expected at least two, one to train on and one to validate on")
     kept = np.setdiff1d(np.arange(source.count), held_out)
-    training, validation = (Part(source.chosen(places), torch.from_numpy(labels[places])) for places in (kept, held_out))
+    training, validation = (Part(source.subset(places), torch.from_numpy(labels[places])) for places in (kept, held_out))
     return Data(training, validation, classes, "validation")
 
 

@@ -32,9 +32,9 @@ from onnxruntime import quantization as ort_quantization
 from rich.console import Console
 from rich.progress import track
 
-from calibration.classes import ModelClasses, matched
+from calibration.classes import ModelClasses, match_source
 from calibration.collect import BATCH, collect
-from calibration.data import ImageSource, built_in, evenly_chosen, inputs_from_source, open_source
+from calibration.data import ImageSource, built_in, choose_evenly, inputs_from_source, open_source
 from calibration.observers import observers
 from exporter import ExportPlan, export
 from exporter.lowering.bias_correction import mean_error, subtract_from_bias
@@ -88,11 +88,11 @@ def images_for(bundle: Bundle, data: Path | None, calibration_data: str, count: 
     Raises:
         BadInput: the test images have no labels, or none that are the model's classes for certain.
     """
-    test, _ = matched(test_source(data), ModelClasses(bundle.manifest.model.classes, bundle.labels))
+    test, _ = match_source(test_source(data), ModelClasses(bundle.manifest.model.classes, bundle.labels))
     assert test.labels is not None
     source = open_source(calibration_data)
     preprocess = bundle.manifest.preprocess
-    chosen = source.chosen(evenly_chosen(source, CALIBRATION_IMAGES, SEED))
+    chosen = source.subset(choose_evenly(source, CALIBRATION_IMAGES, SEED))
     inputs = inputs_from_source(test, preprocess, count or test.count)
     return Images(inputs_from_source(chosen, preprocess, chosen.count), inputs, test.labels[: len(inputs)])
 

@@ -37,7 +37,7 @@ def batches(count: int) -> Any:
     from exporter.models.sources.torchvision import preprocess
 
     source = built_in("train")
-    return Sample(source.chosen(np.arange(count)), preprocess(MODELS["resnet50"])).batches(BATCH)
+    return Sample(source.subset(np.arange(count)), preprocess(MODELS["resnet50"])).batches(BATCH)
 
 
 def forward(model: Path, count: int) -> None:

@@ -55,7 +55,7 @@ def _row(network: Any, steps: Preprocess, pixels: Pixels, pictures: list[Image.I
     expected = np.stack([steps.pixels(picture) for picture in pictures])
     found = np.stack([pixels(picture) for picture in pictures])
     differences = np.abs(found.astype(int) - expected)
-    (reference,), (logits,) = (network.run({network.inputs[0].name: steps.normalised(one)}).values() for one in (expected, found))
+    (reference,), (logits,) = (network.run({network.inputs[0].name: steps.normalise(one)}).values() for one in (expected, found))
     error = np.abs(logits - reference).max() / np.abs(reference).max()
     flips = int((logits.argmax(1) != reference.argmax(1)).sum())
     return f"{(differences > 0).mean():.2%} | {differences.max()} | {error:.1e} | {flips} of {len(pictures)}"

@@ -29,7 +29,7 @@ from exporter.lowering.registry import precision_names
 from exporter.models.registry import MODELS
 from exporter.verification.check import CheckPlan, check_bundle
 from runtimes import Bundle, available_backends
-from runtimes.bundle import write_in_one_step
+from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import ResnetExportError
 from runtimes.parity.measures import Comparison
 

@@ -21,7 +21,7 @@ from exporter.pipeline.plan import DEFAULT_BATCH
 from exporter.verification.check import CheckPlan, check_bundle
 from exporter.verification.verdicts import BundleCheck
 from runtimes import Bundle, open_runtime
-from runtimes.bundle import finish
+from runtimes.bundle_writing import write_manifest
 from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, FileFacts, GraphFacts, Manifest, ModelFacts, WeightsFacts
 from runtimes.nvidia.trust import KEY_VARIABLE
 from runtimes.parity.budget import Budget
@@ -65,7 +65,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def manifest() -> Manifest:
-    """Every field of a manifest filled, the optional ones too; names no files until `finish` has seen some."""
+    """Every field of a manifest filled, the optional ones too; names no files until `write_manifest` has seen some."""
     budget = Budget(
         0.01, max_relative_error=0.01, min_agreement=0.995, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01, max_batch_difference=0.01
     )
@@ -114,12 +114,12 @@ def _checked(folder: Path, model: Path, manifest: Manifest, *, turn: int) -> Mad
     for file in ("model.onnx", "reference.pt2"):
         shutil.copy(model / file, folder)
     pixels = np.random.default_rng(0).integers(0, 256, (TINY_IMAGES, 28, 28, 1), np.uint8)
-    inputs = manifest.preprocess.normalised(pixels)
+    inputs = manifest.preprocess.normalise(pixels)
     with open_runtime(model / "model.onnx") as runtime:
         logits = runtime.run({"input": inputs})["logits"]
     np.savez(folder / "golden.npz", inputs=inputs, logits=np.roll(logits, turn, axis=1))
     (folder / "labels.txt").write_text("\n".join(TINY_LABELS))
-    finish(folder, replace(manifest, name=folder.name, batch=TINY_BATCH))
+    write_manifest(folder, replace(manifest, name=folder.name, batch=TINY_BATCH))
     plan = CheckPlan(Bundle.open(folder), ("onnxruntime",), asked=True)
     found, evidence = check_bundle(plan)
     return found, plan, evidence

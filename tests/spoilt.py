@@ -11,7 +11,8 @@ import onnx
 from onnx import numpy_helper
 
 from runtimes import Bundle
-from runtimes.bundle import MANIFEST, finish
+from runtimes.bundle import MANIFEST
+from runtimes.bundle_writing import write_manifest
 
 BLOCKS = ("stem", *(f"layer{stage}.{place}" for stage in (1, 2, 3) for place in range(3)), "head")
 """Of the shipped ResNet-20."""
@@ -34,5 +35,5 @@ def with_file(bundle: Bundle, folder: Path, name: str, data: bytes | None) -> Bu
     (folder / name).unlink()
     if data is not None:
         (folder / name).write_bytes(data)
-    finish(folder, bundle.manifest)
+    write_manifest(folder, bundle.manifest)
     return Bundle.open(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import importlib
 import subprocess
 import sys
@@ -17,7 +18,18 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-LAYERS = ("runtimes", "calibration", "exporter")  # each may import itself and those before it
+LAYERS = ("runtimes", "calibration", "exporter")
+ROOMS = (
+    *(
+        f"exporter.{name}"
+        for name in ("cli", "pipeline", "verification", "deployment", "lowering", "graph", "models", "engines")
+    ),
+    "calibration",
+    "runtimes",
+)
+"""From the top: a room may import itself and those below it."""
+ABOVE_ALL = -1
+"""The place of `exporter/__init__.py`, which says what is public."""
 HEAVY = {
     "torch",
     "torchvision",
@@ -35,22 +47,60 @@ HEAVY = {
 }
 
 
-def imports(path: Path) -> set[str]:
-    """Top-level names of all that a file imports, wherever in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
+def modules() -> dict[str, ast.Module]:
+    """Every module of the packages by its dotted name, parsed."""
+    found = {}
+    for package in LAYERS:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = ast.parse(path.read_text())
     return found
 
 
-@pytest.mark.parametrize("package", LAYERS)
-def test_arrows_of_import_point_one_way(package: str) -> None:
-    above = set(LAYERS[LAYERS.index(package) + 1 :])
-    for path in (ROOT / package).rglob("*.py"):
-        assert not imports(path) & above, path
+def arrows() -> dict[str, set[str]]:
+    """For every module the modules of ours that it imports, wherever in it and for type checkers alone, too."""
+    parsed = modules()
+    found: dict[str, set[str]] = {name: set() for name in parsed}
+    for module, tree in parsed.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found[module] |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{module}, line {node.lineno}: a relative import"
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                found[module] |= {name if name in parsed else str(node.module) for name in names}
+        found[module] &= parsed.keys() - {module}
+    return found
+
+
+def room(module: str) -> str:
+    """The room of `ROOMS` that a module stands in, else the module itself."""
+    package, _, rest = module.partition(".")
+    part = f"{package}.{rest.split('.')[0]}"
+    return part if part in ROOMS else package if package in ROOMS else module
+
+
+def test_every_room_imports_only_what_stands_below_it() -> None:
+    order = {name: place for place, name in enumerate(ROOMS)}
+    climbing = [
+        f"{module} imports {other}"
+        for module, others in arrows().items()
+        for other in sorted(others)
+        if order.get(room(module), ABOVE_ALL) > order.get(room(other), ABOVE_ALL)
+    ]
+    assert climbing == []
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    try:
+        list(graphlib.TopologicalSorter(arrows()).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
+
+
+def test_nothing_but_the_rooms_lies_under_exporter() -> None:
+    there = {path.name for path in (ROOT / "exporter").iterdir()} - {"__pycache__", "__init__.py", "py.typed"}
+    assert there <= {name.removeprefix("exporter.") for name in ROOMS if name.startswith("exporter.")}
 
 
 @pytest.mark.parametrize(
@@ -58,9 +108,14 @@ def test_arrows_of_import_point_one_way(package: str) -> None:
     [
         "runtimes",
         "runtimes.bundle",
+        "runtimes.bundle_writing",
+        "runtimes.nvidia.engine_choice",
         "runtimes.parity.compare",
+        "runtimes.parity.evidence",
+        "runtimes.parity.budget_options",
         "runtimes.classify",
         "calibration.data",
+        "calibration.classes",
         "exporter",
         "exporter.pipeline.plan",
         "exporter.verification.accuracy.evaluate",
@@ -93,13 +148,19 @@ def test_the_exception_tree_in_the_docstring_is_the_real_one() -> None:
         words = line.split()
         if len(words) >= 2 and words[1].isdigit():
             drawn[words[0]] = int(words[1])
-    real = {name: kind.exit_code for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, errors.ResnetExportError)}
+    real = {
+        name: kind.exit_code
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, errors.ResnetExportError)
+    }
     assert drawn == real
 
 
 def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> None:
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)], check=True, capture_output=True
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
     )
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
@@ -111,7 +172,10 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> 
         "exporter/models/assets/README.md",
         "calibration/assets/fashion_mnist.npz",
         "calibration/assets/README.md",
-        *(f"exporter/verification/report/assets/{name}" for name in ("report.html.j2", "section.html.j2", "report.css")),
+        *(
+            f"exporter/verification/report/assets/{name}"
+            for name in ("report.html.j2", "section.html.j2", "report.css")
+        ),
         *(f"{package}/py.typed" for package in LAYERS),
     }
     assert needed <= set(names)

@@ -1,18 +1,28 @@
-"""Plug-ins: how a threshold is read off a histogram of magnitudes. Each file has `OBSERVERS`: name on the command line -> function.
+"""Plug-ins: observers, which choose a threshold from a tensor's histogram.
 
-A function takes a `Histogram` that is not empty and returns the magnitude that the largest quantized value, 127, stands for.
+Each file has `OBSERVERS`, a mapping from a name on the command line (`--calibrator NAME`) to an `Observer`.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Protocol
 
 from calibration.histogram import Histogram
 from runtimes._plugins import plugin_names
 from runtimes.errors import UnknownName
 
-Observer = Callable[[Histogram], float]
+
+class Observer(Protocol):
+    """Chooses the largest magnitude that INT8 is to hold."""
+
+    def __call__(self, histogram: Histogram) -> float:
+        """The magnitude that the largest quantized value, 127, stands for: 0 where all values are, else above 0.
+
+        Args:
+            histogram: of a tensor's magnitudes, with at least one value; stays as it is.
+        """
 
 
 def observers() -> Mapping[str, Observer]:

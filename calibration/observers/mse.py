@@ -1,4 +1,5 @@
-"""The threshold with the smallest mean squared error of quantizing (Nagel et al. 2021, arXiv 2106.08295, section 3.1)."""
+"""The threshold with the smallest mean squared quantization error (Nagel et al. 2021, arXiv 2106.08295, section
+3.1)."""
 
 from __future__ import annotations
 

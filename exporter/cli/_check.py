@@ -143,7 +143,7 @@ def _flip_lines(check: BundleCheck, one: Checked) -> list[str]:
 def _given(options: dict[str, Any]) -> Settings:
     """What the command line says."""
     from exporter.verification.parity_toml import Settings
-    from runtimes.parity.budget import budget_from_text
+    from runtimes.parity.budget_options import budget_from_text
 
     return Settings(
         backends=options["backends"] or None,
@@ -176,7 +176,7 @@ def _check_writable(outputs: Mapping[str, Path | None], plans: Sequence[CheckPla
 
 
 def _write(path: Path, data: bytes, option: str) -> None:
-    from runtimes.bundle import write_in_one_step
+    from runtimes.bundle_writing import write_in_one_step
 
     try:
         write_in_one_step(path, data)

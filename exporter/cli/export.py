@@ -105,7 +105,7 @@ def command(**options: Any) -> None:
     plan = _plan(options)
     if options["dry_run"]:
         return _describe(plan, as_json=options["as_json"])
-    from runtimes.bundle import check_destination
+    from runtimes.bundle_writing import check_destination
 
     check_destination(plan.output, force=plan.force)  # before the packages are loaded
     with status(quiet=options["quiet"]) as say:

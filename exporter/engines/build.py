@@ -19,11 +19,12 @@ from exporter.engines.folder import cached_facts, check_folder, folder_lock, rem
 from exporter.engines.layers import check_dla, check_precision, layer_facts, layers_on_gpu
 from runtimes._open import backend_class, remedy_for
 from runtimes._plugins import load_plugin, plugin_names
-from runtimes.bundle import Bundle, write_in_one_step
+from runtimes.bundle import Bundle
+from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import BackendUnavailable, ParityError, PlanError
-from runtimes.nvidia.engine_file import SCHEMA_VERSION, EngineFacts, LayerFacts, json_from_facts, sealed
+from runtimes.nvidia.engine_file import SCHEMA_VERSION, EngineFacts, LayerFacts, json_from_facts, seal_facts
 from runtimes.nvidia.plan_files import FOLDER, engine_name, platform_text, sidecar_of
-from runtimes.nvidia.trust import made_machine_key
+from runtimes.nvidia.trust import ensure_machine_key
 from runtimes.parity.compare import ParityReport
 from runtimes.parity.golden import golden_report
 from runtimes.progress import Progress
@@ -131,7 +132,7 @@ def build_engine(plan: BuildPlan, on_step: Progress) -> Engine:
         / FOLDER
         / engine_name(plan.backend, builder.VERSION, targets, manifest.batch, _given_options(plan.options))
     )
-    machine_key = made_machine_key()  # made now: a key that cannot be kept is an error before the work, not after it
+    machine_key = ensure_machine_key()  # made now: a key that cannot be kept is an error before the work, not after it
     check_folder(path.parent)
     if not plan.force and (facts := cached_facts(path, key)) is not None:
         return Engine(path, facts, cached=True, report=None)
@@ -158,7 +159,7 @@ def build_engine(plan: BuildPlan, on_step: Progress) -> Engine:
         key=key,
         typed_refusal=built.typed_refusal,
     )
-    kept = _prove_and_keep(path, built.plan, lambda facts: sealed(facts, machine_key), facts, plan, on_step)
+    kept = _prove_and_keep(path, built.plan, lambda facts: seal_facts(facts, machine_key), facts, plan, on_step)
     if cache is not None and built.timing_cache:
         timings.write_timings(cache, built.timing_cache)
     return kept

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtimes.bundle import write_in_one_step
+from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import BadInput
 from runtimes.private import read_regular
 

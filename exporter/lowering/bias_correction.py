@@ -49,7 +49,7 @@ def lower_with_correction(
         if pictures is None:
             return CorrectedGraph(lowered, table)
         batches = (
-            images.preprocess.normalised(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH)
+            images.preprocess.normalise(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH)
         )
         simulation = precision.simulation(lowered)
         assert simulation is not None, "a calibrated precision rounds differently from a CPU"

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.collect import BATCH, collect
-from calibration.data import ImageSource, check_channels, evenly_chosen
+from calibration.data import ImageSource, check_channels, choose_evenly
 from calibration.sample import Sample
 from calibration.table import CalibrationTable, Provenance, table_from_file, table_from_histograms
 from exporter.lowering.request import LoweringRequest
@@ -109,14 +109,14 @@ def chosen_places(source: ImageSource, request: LoweringRequest) -> NDArray[np.i
             f"--calibration-images asks for {request.calibration_images}, "
             f"but {source.name} has {source.count}; ask for fewer"
         )
-    return evenly_chosen(source, request.calibration_images or CALIBRATION_IMAGES, request.seed)
+    return choose_evenly(source, request.calibration_images or CALIBRATION_IMAGES, request.seed)
 
 
 def _open_sample(images: CalibrationSet, request: LoweringRequest) -> Sample:
     source = images.source
     assert source is not None
     check_channels(source, images.preprocess)
-    return Sample(source.chosen(chosen_places(source, request)), images.preprocess, keep=CORRECTION_IMAGES)
+    return Sample(source.subset(chosen_places(source, request)), images.preprocess, keep=CORRECTION_IMAGES)
 
 
 def _read_table(

@@ -9,8 +9,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from calibration.classes import WORDNET_ID, check_not_devkit
 from calibration.splits import LABEL_WITH, check_no_splits
+from calibration.synsets import WORDNET_ID, check_not_devkit
 from runtimes.errors import BadInput
 from runtimes.textfile import lines_from_text, text_from_file
 

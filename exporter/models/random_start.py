@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from calibration.data import built_in, channelled, inputs_from_source
+from calibration.data import built_in, inputs_from_source, with_channels
 from exporter.models.determinism import as_exported
 from exporter.models.failing_layer import layers_at_work, others_code, place, reason
 from runtimes.errors import TraceError
@@ -38,7 +38,7 @@ def make_random_behave(module: nn.Module, preprocess: Preprocess, name: str) -> 
         last = getattr(block, "bn3", None) or getattr(block, "bn2", None)
         if isinstance(last, nn.BatchNorm2d) and last.affine:
             nn.init.constant_(last.weight, RESIDUAL_SCALE)
-    source = built_in("train") if preprocess.channels in MODES else channelled(built_in("train"), preprocess.channels)
+    source = built_in("train") if preprocess.channels in MODES else with_channels(built_in("train"), preprocess.channels)
     inputs = torch.from_numpy(inputs_from_source(source, preprocess, STATISTICS_IMAGES))
     hooks = []
     module.eval()  # as a whole: in training mode a head may want labels, and dropout would shift the statistics

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.classes import ModelClasses, labels_or_reason
-from calibration.data import ImageSource, Split, built_in, channelled, check_channels, evenly_chosen, open_source
+from calibration.data import ImageSource, Split, built_in, check_channels, choose_evenly, open_source, with_channels
 from calibration.reading import Prepared, Unreadable, read_ahead
 from exporter.lowering.ranges import CalibrationSet, chosen_places
 from exporter.models.loaded import LoadedModel
@@ -69,7 +69,7 @@ def _built_in_for(loaded: LoadedModel, plan: ExportPlan, split: Split) -> ImageS
             f"{plan.model} takes {channels} channels, and the built-in pictures are grey; give --data with pictures like those it was trained on, an "
             f".npz with images of uint8 (n, height, width, {channels}) or a folder of .npy files of (height, width, {channels})"
         )
-    return built_in(split) if channels in MODES else channelled(built_in(split), channels)
+    return built_in(split) if channels in MODES else with_channels(built_in(split), channels)
 
 
 def proof_images(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
@@ -91,8 +91,8 @@ def proof_images(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
     if plan.data is not None:
         used = chosen_places(source, plan.lowering_request) if plan.lowering_request.is_calibrated else np.zeros(0, np.int64)
         others = np.setdiff1d(np.arange(source.count), used)
-        source = source.chosen(others) if len(others) >= fewest else source
-        source = source.chosen(evenly_chosen(source, count, plan.seed))
+        source = source.subset(others) if len(others) >= fewest else source
+        source = source.subset(choose_evenly(source, count, plan.seed))
     labels = source.labels if known is not None else None
     if plan.uint8_input == FULL:
         whole = _readable(source, count, lambda picture: image_from_pixels(loaded.preprocess.picture(picture)), steps)
@@ -100,7 +100,7 @@ def proof_images(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
     read = dict(_readable(source, count, loaded.preprocess.pixels, steps))
     inputs = np.empty((len(read), *loaded.preprocess.shape), np.float32)
     for row, pixels in zip(inputs, read.values(), strict=True):  # one by one: all at once would take as much memory again, twice
-        row[:] = loaded.preprocess.normalised(pixels)
+        row[:] = loaded.preprocess.normalise(pixels)
     kept = np.stack(list(read.values())) if plan.uint8_input else None
     return Images(inputs, None if labels is None else labels[list(read)], kept, no_accuracy)
 

@@ -32,7 +32,8 @@ from exporter.pipeline.resize_proof import images_of_one_colour, of_fitting_size
 from exporter.verification.blocks.both_sides import BothSides
 from exporter.verification.blocks.drift import drift_between
 from exporter.verification.blocks.findings import Drift
-from runtimes.bundle import Bundle, files_of, finish, staging_folder
+from runtimes.bundle import Bundle
+from runtimes.bundle_writing import files_of, staging_folder, write_manifest
 from runtimes.errors import PlanError
 from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, Manifest
 from runtimes.parity.budget import Budget
@@ -113,7 +114,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
                 (folder / "calibration.json").write_bytes(lowered.table.json())
             manifest = _manifest(plan, loaded, model, proof, lowered.table)
             (folder / REPORT).write_bytes(page_from_proof(Bundle(folder, replace(manifest, files=files_of(folder))), images, proof, drift))
-            manifest = finish(folder, manifest)
+            manifest = write_manifest(folder, manifest)
     return Export(plan.output, manifest, steps.seconds, images.no_accuracy)
 
 

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from runtimes.parity.compare import ParityReport
-from runtimes.parity.evidence import Answered
+from runtimes.parity.evidence import BackendParity
 from runtimes.parity.measures import Accuracy
 
 Outputs = dict[str, NDArray[Any]]
@@ -52,6 +52,6 @@ class Proof:
     """What the reference answered, float32 by output's name, what each backend and the simulation did, and the verdict."""
 
     outputs: Outputs
-    answers: dict[str, Answered]
+    answers: dict[str, BackendParity]
     report: ParityReport
     accuracy: Accuracy | None

@@ -19,7 +19,7 @@ from runtimes.base import Runtime
 from runtimes.errors import LowerError, ParityError
 from runtimes.parity.budget import Budget
 from runtimes.parity.compare import ParityReport
-from runtimes.parity.evidence import Answered, Evidence, answered
+from runtimes.parity.evidence import BackendParity, Evidence, compare_backend
 from runtimes.specs import BatchRange
 
 REFERENCE, SIMULATION = "pytorch", "simulation"
@@ -51,10 +51,10 @@ def prove(folder: Path, images: Images, graphs: Graphs, *, budget: Budget, batch
         reference = dict(zip(names, _outputs(runtime, images.inputs, batch.opt).values(), strict=True))
         plain = _Plain(images.plain, runtime, batch)
     evidence = Evidence(images.fed, reference, images.labels)
-    answers: dict[str, Answered] = {}
+    answers: dict[str, BackendParity] = {}
     for backend in backends:
         with _opened(folder, backend) as runtime:
-            answers[backend] = answered(evidence, backend, runtime, budget, batch)
+            answers[backend] = compare_backend(evidence, backend, runtime, budget, batch)
             plain.ask(backend, runtime)
     if simulation is not None:
         if not backends:
@@ -62,7 +62,7 @@ def prove(folder: Path, images: Images, graphs: Graphs, *, budget: Budget, batch
         answers[SIMULATION] = _simulated(simulation, evidence, budget, None if backends else batch)
         plain.ask_simulation(simulation)
     compared = {name: one.report.backends[name] for name, one in answers.items()}
-    report = ParityReport(all(one.ok for one in answers.values()), len(images.fed), batch.checked, compared, budget)
+    report = ParityReport(all(one.ok for one in answers.values()), len(images.fed), batch.proof_sizes, compared, budget)
     said = [f"{name}: {', '.join(limit.text for limit in one.limits if not limit.ok)}" for name, one in answers.items() if not one.ok]
     if said:
         where = worst_block(graphs, images.fed[:SIMULATED_IMAGES])
@@ -108,7 +108,7 @@ class _Plain:
             _name_overflow(simulation, self.inputs[: self.size], "for a picture of one colour")
 
 
-def _simulated(simulation: onnx.ModelProto, evidence: Evidence, budget: Budget, batch: BatchRange | None) -> Answered:
+def _simulated(simulation: onnx.ModelProto, evidence: Evidence, budget: Budget, batch: BatchRange | None) -> BackendParity:
     """The simulation's answers: at each batch as a backend's where one is given, else in one pass, over few images where no labels are known.
 
     Raises:
@@ -118,7 +118,7 @@ def _simulated(simulation: onnx.ModelProto, evidence: Evidence, budget: Budget, 
         evidence = Evidence(evidence.inputs[:SIMULATED_IMAGES], {name: values[:SIMULATED_IMAGES] for name, values in evidence.outputs.items()})
     size = min(len(evidence.inputs), SIMULATED_BATCH)
     with OnnxRuntime.from_bytes(simulation.SerializeToString()) as runtime:
-        answer = answered(evidence, SIMULATION, runtime, budget, batch or BatchRange(size, size, size))
+        answer = compare_backend(evidence, SIMULATION, runtime, budget, batch or BatchRange(size, size, size))
     if not answer.report.backends[SIMULATION].finite:
         _name_overflow(simulation, evidence.inputs[:SIMULATED_IMAGES])
     return answer

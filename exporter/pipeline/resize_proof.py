@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from PIL import __version__ as pillow_version
 
-from calibration.one_size import fitting_size, of_one_size, resized_size
+from calibration.one_size import bring_to_one_size, fitting_size, resized_size
 from exporter.graph.pillow_resize import resizing_graph
 from exporter.pipeline.images import Images
 from runtimes.backends.onnxruntime import OnnxRuntime
@@ -59,14 +59,14 @@ def images_of_any_size(pictures: Iterable[tuple[int, Image.Image]], labels: NDAr
                 first.append(_for_an_engine(picture))
             yield picture
 
-    fitting = of_one_size(passing(), preprocess)
+    fitting = bring_to_one_size(passing(), preprocess)
     check_resizing(preprocess, opset, first)
     return images_of_one_size(fitting, None if labels is None else labels[places], preprocess)
 
 
 def images_of_one_size(pictures: Sequence[Image.Image], labels: NDArray[np.int64] | None, preprocess: Preprocess) -> Images:
     """Pictures as they are, where they have one size, and are no larger than `fitting_size`; all of that size otherwise."""
-    pictures = of_one_size(pictures, preprocess)
+    pictures = bring_to_one_size(pictures, preprocess)
     return Images(preprocess.batch(pictures), labels, np.stack([preprocess.picture(picture) for picture in pictures]))
 
 
@@ -83,7 +83,7 @@ def of_fitting_size(images: Images, preprocess: Preprocess, count: int) -> Image
 def images_of_one_colour(preprocess: Preprocess, *, as_pixels: bool) -> Images:
     """A black, a grey and a white picture of the network's size; `as_pixels` for a graph that has the preprocessing inside."""
     pixels = np.stack([np.full((*preprocess.crop, preprocess.channels), level, np.uint8) for level in (0, 128, 255)])
-    return Images(preprocess.normalised(pixels), None, pixels if as_pixels else None)
+    return Images(preprocess.normalise(pixels), None, pixels if as_pixels else None)
 
 
 def _for_an_engine(picture: Image.Image) -> Image.Image:

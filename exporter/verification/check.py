@@ -19,9 +19,10 @@ from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, PlanError, ResnetExportError
 from runtimes.kinds import check_kinds
 from runtimes.parity.budget import Budget
+from runtimes.parity.budget_options import changed_budget
 from runtimes.parity.compare import is_classifier
-from runtimes.parity.evidence import Answered, Evidence, answered
-from runtimes.parity.golden import fed_to, golden_evidence
+from runtimes.parity.evidence import BackendParity, Evidence, compare_backend
+from runtimes.parity.golden import evidence_for, golden_evidence
 from runtimes.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ def check_bundle(plan: CheckPlan, say: Progress = silent, question: Question | N
         UnknownName, PlanError: of the budget.
     """
     bundle = plan.bundle
-    budget = bundle.manifest.parity.budget.changed(plan.budget)
+    budget = changed_budget(bundle.manifest.parity.budget, plan.budget)
     question = question or question_of(plan, say)
     evidence, pictures = question.evidence, question.pictures
     drift, bisection = _blockwise(plan, evidence, budget, say)
@@ -211,7 +212,7 @@ def _checked(task: _Task, timeout_s: float | None) -> Checked:
     return Checked(task.backend, verdict, reason, answer, round(time.perf_counter() - start, 3))
 
 
-def _answer(task: _Task) -> tuple[Verdict, Answered]:
+def _answer(task: _Task) -> tuple[Verdict, BackendParity]:
     """In a process of its own."""
     from runtimes._open import backend_class, open_runtime
 
@@ -220,7 +221,7 @@ def _answer(task: _Task) -> tuple[Verdict, Answered]:
     if task.old is not None and task.old_evidence is not None:
         evidence = replace(evidence, outputs=_outputs(task.old, task.backend, task.old_evidence, task.trust_engines))
     with open_runtime(task.bundle, task.backend, trust_engine=task.trust_engines) as model:
-        answer = answered(fed_to(model, evidence, task.bundle), task.backend, model, task.budget, task.bundle.manifest.batch)
+        answer = compare_backend(evidence_for(model, evidence, task.bundle), task.backend, model, task.budget, task.bundle.manifest.batch)
     return "ok" if answer.ok else "out of budget", answer
 
 
@@ -233,7 +234,7 @@ def _outputs(bundle: Bundle, backend: str, evidence: Evidence, trust_engines: tu
     from runtimes._open import open_runtime
 
     with open_runtime(bundle, backend, trust_engine=trust_engines) as model:
-        fed = fed_to(model, evidence, bundle)
+        fed = evidence_for(model, evidence, bundle)
         return model.run({model.inputs[0].name: fed.inputs})
 
 

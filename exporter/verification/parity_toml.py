@@ -30,6 +30,7 @@ from exporter.verification.check import CheckPlan
 from runtimes._open import backend_names
 from runtimes.bundle import Bundle
 from runtimes.errors import BadInput, PlanError, UnknownName
+from runtimes.parity.budget_options import changed_budget
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -164,7 +165,7 @@ def plan_from_entry(entry: Entry) -> CheckPlan:
         if value is not None and not value.strip():
             raise BadInput(f"expected something for {option}, got nothing; leave it out, or name what is meant")
     bundle = Bundle.open(entry.path)
-    bundle.manifest.parity.budget.changed(settings.budget)
+    changed_budget(bundle.manifest.parity.budget, settings.budget)
     against = Bundle.open(settings.against) if settings.against is not None else None
     images = CheckPlan.images if settings.images is None else settings.images
     if settings.images is not None and settings.data is None:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.classes import ModelClasses, labels_or_reason
-from calibration.data import ImageSource, check_channels, evenly_chosen, open_source
-from calibration.one_size import of_one_size
+from calibration.data import ImageSource, check_channels, choose_evenly, open_source
+from calibration.one_size import bring_to_one_size
 from calibration.reading import Unreadable, check_readable, read_ahead
 from runtimes.bundle import Bundle
 from runtimes.picture_file import Picture
@@ -52,7 +52,7 @@ def pictures_of(bundle: Bundle, data: str, count: int) -> Pictures:
     preprocess = bundle.manifest.preprocess
     source = open_source(data, split="test")
     check_channels(source, preprocess)
-    places = evenly_chosen(source, count, SEED)
+    places = choose_evenly(source, count, SEED)
     labels, no_accuracy = labels_or_reason(source, ModelClasses(bundle.manifest.model.classes, bundle.labels))
     source = replace(source, labels=labels)
     prepare = preprocess.picture if takes_any_size(bundle.manifest.inputs[0]) else preprocess.pixels
@@ -64,7 +64,7 @@ def pictures_of(bundle: Bundle, data: str, count: int) -> Pictures:
         else:
             good.append(place)
     check_readable(left_out, len(places))
-    chosen = source.chosen(np.array(good, np.int64))
+    chosen = source.subset(np.array(good, np.int64))
     names = chosen.names or tuple(f"{source.name} {place}" for place in good)
     return Pictures(chosen, names, chosen.labels, (*source.left_out, *left_out), no_accuracy)
 
@@ -74,6 +74,6 @@ def fed_pictures(bundle: Bundle, pictures: Pictures) -> NDArray[Any]:
     preprocess, source = bundle.manifest.preprocess, bundle.manifest.inputs[0]
     if takes_any_size(source):
         images = (image_from_pixels(preprocess.picture(picture)) for picture in pictures)
-        return np.stack([preprocess.picture(image) for image in of_one_size(images, preprocess)])
+        return np.stack([preprocess.picture(image) for image in bring_to_one_size(images, preprocess)])
     pixels = np.stack([preprocess.pixels(picture) for picture in pictures])
-    return pixels if source.dtype == PIXELS else preprocess.normalised(pixels)
+    return pixels if source.dtype == PIXELS else preprocess.normalise(pixels)

@@ -114,7 +114,9 @@ class BackendTests(pytest.Collector):
         return not self.plan.asked and any(one.is_here for one in self.bundle.backends)
 
     def collect(self) -> list[LimitTest]:
-        budget = self.plan.bundle.manifest.parity.budget.changed(self.plan.budget)
+        from runtimes.parity.budget_options import changed_budget
+
+        budget = changed_budget(self.plan.bundle.manifest.parity.budget, self.plan.budget)
         return [_limit_test(self, limit) for limit in budget.limit_names]
 
 
@@ -194,7 +196,7 @@ def _plans(config: pytest.Config) -> tuple[CheckPlan, ...]:
     from exporter.verification.parity_toml import Settings, entries, plan_from_entry
     from runtimes.errors import ResnetExportError
     from runtimes.nvidia.trust import trusted_engines
-    from runtimes.parity.budget import budget_from_text
+    from runtimes.parity.budget_options import budget_from_text
 
     try:
         trusted = tuple(sorted(trusted_engines(engines)))

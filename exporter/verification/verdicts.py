@@ -11,7 +11,7 @@ from exporter.verification.own_process import Verdict
 from runtimes.errors import BackendUnavailable, ExportError, ParityError, ResnetExportError
 from runtimes.parity.budget import Budget
 from runtimes.parity.compare import ParityReport
-from runtimes.parity.evidence import Answered
+from runtimes.parity.evidence import BackendParity
 
 if TYPE_CHECKING:
     from exporter.verification.blocks.findings import Bisection, Drift
@@ -29,7 +29,7 @@ class Checked:
     backend: str
     verdict: Verdict
     reason: str
-    answer: Answered | None
+    answer: BackendParity | None
     seconds: float
 
 
@@ -96,7 +96,7 @@ def distinct_names(names: Sequence[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name}-{names[: place + 1].count(name)}" for place, name in enumerate(names)]
 
 
-def why_not_judged(limit: str, answer: Answered) -> str:
+def why_not_judged(limit: str, answer: BackendParity) -> str:
     """Why there is no verdict on a limit of the budget."""
     if not answer.limits[0].ok:
         return f"{limit} has no meaning: {answer.limits[0].text}"

@@ -13,14 +13,14 @@ from runtimes.specs import BatchRange
 NAME = "TensorrtExecutionProvider"
 FOLDERS = ("resnet-export", "tensorrt")
 TYPES = {"fp16": ("trt_fp16_enable",), "bf16": ("trt_bf16_enable",), "int8": ("trt_fp16_enable", "trt_int8_enable")}
-"""What may be used of a graph's types: before TensorRT 11 the provider builds weakly typed networks."""
+"""The settings that allow a precision's types: before TensorRT 11 the provider builds weakly typed networks."""
 
 
 def tensorrt_settings(model: Path, batch: BatchRange | None) -> dict[str, str]:
     """Settings of `TensorrtExecutionProvider` (onnxruntime.ai, "TensorRT Execution Provider").
 
-    Engines go into a folder of their own for each content of a model file: the provider's own key does not see a change of weights.
-    The precision is the one that resnet-export wrote into the file's metadata.
+    Engines go into a folder of their own for each content of a model file: the provider's own key does not see a change
+    of weights. The precision is the one that resnet-export wrote into the file's metadata.
 
     Raises:
         BackendUnavailable: the folder cannot be made, or others may write to it.
@@ -40,7 +40,9 @@ def tensorrt_settings(model: Path, batch: BatchRange | None) -> dict[str, str]:
     settings |= dict.fromkeys(TYPES.get(precision, ()), "1")
     if batch is not None:
         for kind, rows in (("min", batch.min), ("opt", batch.opt), ("max", batch.max)):
-            shapes = (f"{value.name}:{'x'.join(map(str, (rows, *value.shape[1:])))}" for value in described.get_inputs())
+            shapes = (
+                f"{value.name}:{'x'.join(map(str, (rows, *value.shape[1:])))}" for value in described.get_inputs()
+            )
             settings[f"trt_profile_{kind}_shapes"] = ",".join(shapes)
     return settings
 

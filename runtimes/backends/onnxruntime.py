@@ -34,83 +34,95 @@ NUMPY_FROM_ORT = {
 }
 ERRORS_ONLY = 3
 FP16_ROUNDS = (1, 30)
-"""The first version whose CPU kernel rounds when it quantizes FP16; those before it truncate (onnxruntime pull request 32452)."""
+"""The first version whose CPU kernel rounds when it quantizes FP16; those before it truncate (onnxruntime pull request
+32452)."""
 
 
 def rounds_fp16() -> bool:
-    """Does this onnxruntime run INT8 graphs with an FP16 remainder rightly on the CPU?
+    """Does this onnxruntime round rightly on the CPU in INT8 graphs whose remaining operators are FP16?
 
-    Where it does not, it is wrong by up to one step at every pair (measured on a ResNet-20: 18.9 dB of SQNR in place of 36.9). Graphs whose
-    scales are FP32, as a simulation's, it runs rightly in any version.
+    If not, it is wrong by up to one step at every Q/DQ pair (measured on a ResNet-20: 18.9 dB of SQNR instead of 36.9).
+    Graphs with FP32 scales, as in a simulation, run rightly in any version.
     """
     return tuple(int(part) for part in ort.__version__.split(".")[:2]) >= FP16_ROUNDS
 
 
 def check_rounding() -> None:
-    """
+    """Check that this onnxruntime rounds rightly in an INT8 graph with FP16 scales.
+
     Raises:
-        BackendUnavailable: this onnxruntime would run the graph wrongly (see `rounds_fp16`).
+        BackendUnavailable: it would run the graph wrongly (see `rounds_fp16`).
     """
     if not rounds_fp16():
         raise BackendUnavailable(
-            f"onnxruntime {ort.__version__} truncates where an INT8 graph with FP16 scales is to be rounded on the CPU, "
-            f"expected {FP16_ROUNDS[0]}.{FP16_ROUNDS[1]} or newer; pip install --upgrade onnxruntime on Python 3.11 or newer, "
-            "or build an engine with: resnet-deploy build BUNDLE"
+            f"onnxruntime {ort.__version__} truncates where an INT8 graph with FP16 scales is to be rounded on the "
+            f"CPU, expected {FP16_ROUNDS[0]}.{FP16_ROUNDS[1]} or newer; pip install --upgrade onnxruntime on Python "
+            "3.11 or newer, or build an engine with: resnet-deploy build BUNDLE"
         )
 
 
 @final
 class OnnxRuntime(Runtime):
-    """An `onnxruntime.InferenceSession` whose provider is the one that was asked for, for every node."""
+    """An `onnxruntime.InferenceSession` that runs every node on the provider that was asked for."""
 
     FILE = "model.onnx"
 
     def __init__(self, session: ort.InferenceSession, provider: str, batch: BatchRange | None) -> None:
-        super().__init__([_spec(value) for value in session.get_inputs()], [_spec(value) for value in session.get_outputs()], batch)
+        super().__init__(
+            [_spec(value) for value in session.get_inputs()], [_spec(value) for value in session.get_outputs()], batch
+        )
         self._session = session
         self._provider = provider
         self._buffers: dict[tuple[str, tuple[int, ...]], ort.OrtValue] = {}
 
     @classmethod
     def open(cls, path: Path, *, provider: str | None = None, batch: BatchRange | None = None) -> OnnxRuntime:
-        return cls._opened(path, str(path), provider or "cpu", batch)
+        return cls._open_session(path, str(path), provider or "cpu", batch)
 
     @classmethod
     def check_bundle(cls, manifest: Manifest, provider: str | None) -> None:
         if provider not in (None, "cpu") and any(takes_any_size(spec) for spec in manifest.inputs):
             raise BackendUnavailable(
-                f"onnxruntime does the arithmetic with a picture's size on the CPU, expected all of the model on '{provider}'; "
-                "build an engine with: resnet-deploy build BUNDLE, or leave --provider out"
+                "onnxruntime does the arithmetic with a picture's size on the CPU, expected all of the model on "
+                f"'{provider}'; build an engine with: resnet-deploy build BUNDLE, or leave --provider out"
             )
         if provider in (None, "cpu"):
             types = manifest.graph.types
             if "BFLOAT16" in types.get("Conv", {}):
-                raise BackendUnavailable("onnxruntime has no BF16 convolution on the CPU; use --backend pytorch, build an engine, or export in fp16")
+                raise BackendUnavailable(
+                    "onnxruntime has no BF16 convolution on the CPU; use --backend pytorch, build an engine, or export "
+                    "in fp16"
+                )
             if "FLOAT16" in types.get("QuantizeLinear", {}):
                 check_rounding()
 
     @classmethod
     def from_bytes(cls, model: bytes) -> OnnxRuntime:
-        """A serialised graph that lies in memory, on the CPU."""
-        return cls._opened(model, "the graph", "cpu", None)
+        """Open a serialised graph from memory, on the CPU."""
+        return cls._open_session(model, "the graph", "cpu", None)
 
     @classmethod
-    def _opened(cls, model: Path | bytes, where: str, wanted: str, batch: BatchRange | None) -> OnnxRuntime:
+    def _open_session(cls, model: Path | bytes, where: str, wanted: str, batch: BatchRange | None) -> OnnxRuntime:
         if wanted not in PROVIDERS:
             raise BackendUnavailable(f"onnxruntime has no provider '{wanted}'; choose from {', '.join(PROVIDERS)}")
         name, _ = PROVIDERS[wanted]
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Q/DQ pairs are run as they are written: onnxruntime's fusions of them change the answer (measured: by up to 5 dB of SQNR).
+        # Q/DQ pairs are run as they are written: onnxruntime's fusions of them change the answer (measured: by up to 5
+        # dB of SQNR).
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         if wanted != "cpu":
             # Otherwise nodes without a kernel move to the CPU with no more than a log line (onnxruntime#23372).
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if name not in ort.get_available_providers():
-            raise BackendUnavailable(f"this onnxruntime was built without {name}; uninstall onnxruntime and install resnet-export[gpu]")
+            raise BackendUnavailable(
+                f"this onnxruntime was built without {name}; uninstall onnxruntime and install resnet-export[gpu]"
+            )
         try:
-            session = ort.InferenceSession(_readable(model), options, providers=_providers(wanted, model, batch), enable_fallback=0)
+            session = ort.InferenceSession(
+                _path_or_content(model), options, providers=_providers(wanted, model, batch), enable_fallback=0
+            )
         except Exception as error:  # onnxruntime's own errors share no base class below this one
             if wanted != "cpu":
                 raise BackendUnavailable(f"onnxruntime cannot run {where} on {name}: {_first_line(error)}") from error
@@ -118,7 +130,9 @@ class OnnxRuntime(Runtime):
         active = session.get_providers()[0]
         if active != name:
             # A provider whose libraries fail to load is dropped silently (onnxruntime#25145).
-            raise BackendUnavailable(f"expected onnxruntime to run on {name}, got {active}; its CUDA and cuDNN libraries did not load")
+            raise BackendUnavailable(
+                f"expected onnxruntime to run on {name}, got {active}; its CUDA and cuDNN libraries did not load"
+            )
         return cls(session, wanted, batch)
 
     @property
@@ -132,7 +146,8 @@ class OnnxRuntime(Runtime):
         return self._run_bound(feeds, "cuda")
 
     def _run_bound(self, feeds: dict[str, NDArray[Any]], device: str) -> dict[str, NDArray[Any]]:
-        """Through device buffers that are kept for each input shape, so that a call allocates nothing on the device but its outputs."""
+        """Run through device buffers that are kept for each input shape, so that a call allocates only its outputs on
+        the device."""
         binding = self._session.io_binding()
         for name, array in feeds.items():
             buffer = self._buffers.get((name, array.shape))
@@ -148,22 +163,24 @@ class OnnxRuntime(Runtime):
         self._session.run_with_iobinding(binding)
         binding.synchronize_outputs()
         # np.array copies: on the CPU `copy_outputs_to_cpu` may hand out the session's own memory.
-        return {spec.name: np.array(value) for spec, value in zip(self.outputs, binding.copy_outputs_to_cpu(), strict=True)}
+        return {
+            spec.name: np.array(value) for spec, value in zip(self.outputs, binding.copy_outputs_to_cpu(), strict=True)
+        }
 
     def _close(self) -> None:
         self._buffers.clear()
         del self._session
 
 
-def _readable(model: Path | bytes) -> Path | bytes:
-    """onnxruntime takes paths that are UTF-8 alone; a file at another is read here."""
+def _path_or_content(model: Path | bytes) -> Path | bytes:
+    """The path, or the file's content where the path is not UTF-8, which onnxruntime cannot open."""
     if isinstance(model, bytes) or not any("\ud800" <= letter <= "\udfff" for letter in str(model)):
         return model
     return model.read_bytes()
 
 
 def _providers(wanted: str, model: Path | bytes, batch: BatchRange | None) -> list[tuple[str, dict[str, str]]]:
-    """In order of preference; what TensorRT does not take of a graph, CUDA runs."""
+    """The providers in order of preference: CUDA runs what TensorRT does not take of a graph."""
     if wanted != "tensorrt":
         return [PROVIDERS[wanted]]
     assert isinstance(model, Path)
@@ -171,7 +188,7 @@ def _providers(wanted: str, model: Path | bytes, batch: BatchRange | None) -> li
 
 
 def _spec(value: Any) -> TensorSpec:
-    """onnxruntime's NodeArg as a TensorSpec; a dimension without a name is called by its place."""
+    """onnxruntime's NodeArg as a TensorSpec; a dimension without a name is named by its place."""
     shape = tuple(size if isinstance(size, int | str) else f"dim{place}" for place, size in enumerate(value.shape))
     return TensorSpec(value.name, NUMPY_FROM_ORT.get(value.type, value.type), shape)
 

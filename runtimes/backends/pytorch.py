@@ -1,4 +1,4 @@
-"""PyTorch: runs `reference.pt2`, the FP32 program that was exported, as the reference of every parity check."""
+"""PyTorch: runs `reference.pt2`, the exported FP32 program, which is the reference of every parity check."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from runtimes.specs import BatchRange, TensorSpec
 
 INPUT, OUTPUT = "input", "logits"
 OUTPUTS_FILE = "outputs"
-"""Where the names of features stand inside the file, one a line (see `exporter.graph.trace.save_program`)."""
+"""The entry of the file with the names of a feature model's outputs, one a line (see
+`exporter.graph.trace.save_program`)."""
 
 
 @final
@@ -31,7 +32,9 @@ class PyTorchRuntime(Runtime):
 
     def __init__(self, program: ExportedProgram, names: Sequence[str], provider: str, batch: BatchRange | None) -> None:
         inputs, outputs = _values(program)
-        super().__init__([_spec(INPUT, inputs[0])], [_spec(name, value) for name, value in zip(names, outputs, strict=True)], batch)
+        super().__init__(
+            [_spec(INPUT, inputs[0])], [_spec(name, value) for name, value in zip(names, outputs, strict=True)], batch
+        )
         self._module = program.module().to(provider)
         for parameter in self._module.parameters():
             if parameter.ndim == 4:  # channels last is what convolutions on CPUs and GPUs are fastest in
@@ -44,7 +47,9 @@ class PyTorchRuntime(Runtime):
         if device not in ("cpu", "cuda"):
             raise BackendUnavailable(f"pytorch has no provider '{device}' here; choose from cpu, cuda")
         if device == "cuda" and not torch.cuda.is_available():
-            raise BackendUnavailable("pytorch sees no CUDA device; use --provider cpu, or install a driver for this build of torch")
+            raise BackendUnavailable(
+                "pytorch sees no CUDA device; use --provider cpu, or install a driver for this build of torch"
+            )
         program, names = program_from_file(path)
         return cls(program, names, device, batch)
 
@@ -63,25 +68,34 @@ class PyTorchRuntime(Runtime):
         del self._module
 
 
-def program_from_file(path: str | Path) -> tuple[ExportedProgram, list[str]]:
-    """The program in a `.pt2` file, and what its outputs are called. Nothing that the file brings is run (see `runtimes.reference_scan`).
+class SavedProgram(NamedTuple):
+    """A program from a `.pt2` file, and the names of its outputs."""
+
+    program: ExportedProgram
+    outputs: list[str]
+
+
+def program_from_file(path: str | Path) -> SavedProgram:
+    """Load the program in a `.pt2` file. No code from the file is run (see `runtimes.reference_scan`).
 
     Raises:
-        BadInput: the file is none.
+        BadInput: the file is no such program.
         BundleError: it holds something else than plain tensors and ATen operators.
     """
     archive, extra = plain_program(Path(path)), {OUTPUTS_FILE: ""}
     try:
         with _silent_loader():
             program = torch.export.load(archive, extra_files=extra)
-    except Exception as error:  # torch.export.load raises whatever its parts raise: zip, json, pickle and runtime errors
-        raise BadInput(f"pytorch cannot load {path}: expected a torch.export program (.pt2), got {type(error).__name__}: {error}") from error
-    return program, extra[OUTPUTS_FILE].splitlines() or [OUTPUT]
+    except Exception as error:  # whatever its parts raise: zip, json, pickle and runtime errors
+        raise BadInput(
+            f"pytorch cannot load {path}: expected a torch.export program (.pt2), got {type(error).__name__}: {error}"
+        ) from error
+    return SavedProgram(program, extra[OUTPUTS_FILE].splitlines() or [OUTPUT])
 
 
 @contextmanager
 def _silent_loader() -> Iterator[None]:
-    """torch.export logs the traceback of an error that it then raises."""
+    """Stop torch.export from logging the traceback of an error that it also raises."""
     logger = logging.getLogger("torch.export")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -93,13 +107,13 @@ def _silent_loader() -> Iterator[None]:
 
 @contextmanager
 def _true_fp32() -> Iterator[None]:
-    """cuDNN convolutions use TF32 unless told not to; matrix products do not since torch 1.12."""
+    """Turn off TF32, which cuDNN's convolutions use by default; matrix products do not since torch 1.12."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
 
 
 def _writable(array: NDArray[Any]) -> NDArray[Any]:
-    """torch warns about read-only memory, which it could write to; the program never does, but the copy is cheap."""
+    """The array, or a copy if it is read-only: torch warns about such memory, though the program never writes to it."""
     return array if array.flags.writeable else array.copy()
 
 

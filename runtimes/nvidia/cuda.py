@@ -1,8 +1,10 @@
-"""CUDA as an engine needs it: streams, events, buffers, copies, graphs. Every call is checked, every object is closed by its owner.
+"""The part of CUDA that an engine needs: streams, events, buffers, copies, graphs. Every call is checked, and every
+object is closed by its owner.
 
-The rule for freeing: `close()` frees, the garbage collector never does. The collector runs when it likes, so it could free memory that queued
-work still uses, and `cudaFree` inside a capture spoils the graph. An object that is dropped open is a leak, and says so with a ResourceWarning.
-Close after synchronising the stream that used the object. All objects belong to the device that is current in the thread that makes them.
+Objects are freed by `close()`, never by the garbage collector: it may run while queued work still uses the memory, and
+`cudaFree` inside a capture breaks the graph. An object that is dropped open is a leak, and gives a ResourceWarning.
+Synchronise the stream that used an object before closing it. An object belongs to the device that is current in the
+thread that makes it.
 """
 
 from __future__ import annotations
@@ -43,14 +45,15 @@ class CudaError(BackendUnavailable):
 
 
 def _checked(call: str, result: tuple[Any, ...]) -> Any:
-    """What the call named `call` returned beside its error code: nothing, one value, or a tuple.
+    """Check the error code of a call's result, and return the rest: nothing, one value, or a tuple.
 
     Raises:
         CudaError: the code is not cudaSuccess.
     """
     error, *values = result
     if int(error) != 0:
-        cudart.cudaGetLastError()  # clears it; others in the process (PyTorch) would take it for the error of their own next kernel
+        # clears it; others in the process (PyTorch) would take it for the error of their own next kernel
+        cudart.cudaGetLastError()
         name, text = cudart.cudaGetErrorName(error)[1], cudart.cudaGetErrorString(error)[1]
         raise CudaError(call, int(error), name.decode(), text.decode())
     return tuple(values) if len(values) > 1 else values[0] if values else None
@@ -58,7 +61,8 @@ def _checked(call: str, result: tuple[Any, ...]) -> Any:
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU as it was found. `driver` is the newest CUDA that its driver runs, `integrated` says that its memory is the CPU's, as on a Jetson."""
+    """A GPU. `driver` is the newest CUDA version that its driver runs; an `integrated` GPU shares the CPU's memory, as
+    on a Jetson."""
 
     index: int
     name: str
@@ -75,7 +79,8 @@ class Device:
 
 
 def device(index: int = 0) -> Device:
-    """Make a GPU the calling thread's current one, and describe it. Other threads choose for themselves; theirs is 0 until they do.
+    """Make a GPU the calling thread's current one, and describe it. Every other thread has its own choice, at first GPU
+    0.
 
     Raises:
         CudaError: there is no driver, it is too old, or there is no such device.
@@ -87,7 +92,10 @@ def device(index: int = 0) -> Device:
     return Device(
         index=index,
         name=_checked("cudaGetDeviceProperties", cudart.cudaGetDeviceProperties(index)).name.split(b"\0")[0].decode(),
-        compute_capability=(_attribute("cudaDevAttrComputeCapabilityMajor", index), _attribute("cudaDevAttrComputeCapabilityMinor", index)),
+        compute_capability=(
+            _attribute("cudaDevAttrComputeCapabilityMajor", index),
+            _attribute("cudaDevAttrComputeCapabilityMinor", index),
+        ),
         total_bytes=total_bytes,
         free_bytes=free_bytes,
         integrated=bool(_attribute("cudaDevAttrIntegrated", index)),
@@ -104,12 +112,15 @@ def _check_driver() -> None:
 
 
 def _attribute(name: str, index: int) -> int:
-    return int(_checked("cudaDeviceGetAttribute", cudart.cudaDeviceGetAttribute(getattr(cudart.cudaDeviceAttr, name), index)))
+    return int(
+        _checked("cudaDeviceGetAttribute", cudart.cudaDeviceGetAttribute(getattr(cudart.cudaDeviceAttr, name), index))
+    )
 
 
 @contextmanager
 def _outside_capture() -> Iterator[None]:
-    """Calls that a capture in this thread would forbid are allowed in here: they act at once, and the graph does not see them."""
+    """Allow calls in the block that a capture in this thread would forbid; they act at once and do not become part of
+    the graph."""
     relaxed = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
     before = _checked("cudaThreadExchangeStreamCaptureMode", cudart.cudaThreadExchangeStreamCaptureMode(relaxed))
     try:
@@ -119,7 +130,8 @@ def _outside_capture() -> Iterator[None]:
 
 
 class _Owned:
-    """One CUDA object. It is closed once, by `close()` or at the end of a `with` block; a second `close()` does nothing."""
+    """One CUDA object. It is closed once, by `close()` or at the end of a `with` block; a second `close()` does
+    nothing."""
 
     FREE: ClassVar[str]
 
@@ -154,15 +166,17 @@ class _Owned:
 
 @final
 class Event(_Owned):
-    """A place in a stream's work, made by `Stream.record`."""
+    """A point in a stream's queue of work, made by `Stream.record`."""
 
     FREE = "cudaEventDestroy"
 
     def __init__(self) -> None:
-        super().__init__(int(_checked("cudaEventCreateWithFlags", cudart.cudaEventCreateWithFlags(cudart.cudaEventDisableTiming))))
+        super().__init__(
+            int(_checked("cudaEventCreateWithFlags", cudart.cudaEventCreateWithFlags(cudart.cudaEventDisableTiming)))
+        )
 
     def before(self, stream_handle: int) -> None:
-        """What is queued from now on in the stream, which may be another library's, runs after this event."""
+        """Make later work of a stream, which may be another library's, wait for this event."""
         _checked("cudaStreamWaitEvent", cudart.cudaStreamWaitEvent(stream_handle, self.handle, 0))
 
     def synchronize(self) -> None:
@@ -173,15 +187,17 @@ class Event(_Owned):
 
 @final
 class Stream(_Owned):
-    """A queue of work that the default stream does not wait for, nor it for the default stream. `handle` is its cudaStream_t."""
+    """A queue of work, independent of the default stream. `handle` is its cudaStream_t."""
 
     FREE = "cudaStreamDestroy"
 
     def __init__(self) -> None:
-        super().__init__(int(_checked("cudaStreamCreateWithFlags", cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))))
+        super().__init__(
+            int(_checked("cudaStreamCreateWithFlags", cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking)))
+        )
 
     def synchronize(self) -> None:
-        """Wait, on the CPU, until all queued work is done. Errors of that work come up here."""
+        """Wait, on the CPU, until all queued work is done. Errors of that work are raised here."""
         _checked("cudaStreamSynchronize", cudart.cudaStreamSynchronize(self.handle))
 
     def record(self) -> Event:
@@ -195,12 +211,12 @@ class Stream(_Owned):
         return event
 
     def wait(self, event: Event) -> None:
-        """What is queued from now on runs after the event."""
+        """Make later work of this stream wait for the event."""
         event.before(self.handle)
 
 
 class _Memory(_Owned):
-    """`size` bytes at `pointer`. What is in it at first is undefined."""
+    """`size` bytes at `pointer`, at first with undefined content."""
 
     ALLOCATE: ClassVar[str]
 
@@ -223,19 +239,21 @@ class DeviceBuffer(_Memory):
 
 @final
 class PinnedBuffer(_Memory):
-    """CPU memory that cannot be swapped out: copies to and from it run beside the CPU, and the device can reach it by the same address."""
+    """CPU memory that is never swapped out: copies to and from it need no CPU, and the device reaches it at the same
+    address."""
 
     ALLOCATE, FREE = "cudaMallocHost", "cudaFreeHost"
 
     def view(self, dtype: DTypeLike, shape: tuple[int, ...]) -> NDArray[Any]:
-        """The first bytes as an array. It must not be touched after `close()`, nor while queued work writes to it."""
+        """The first bytes as an array. Do not use it after `close()`, nor while queued work writes to it."""
         needed = math.prod(shape) * np.dtype(dtype).itemsize
         assert needed <= self.size, f"expected at most {self.size} bytes, got {np.dtype(dtype)} {shape} of {needed}"
         return np.ndarray(shape, dtype, memoryview((ctypes.c_uint8 * needed).from_address(self.pointer)))
 
 
 def copy_to_device(target: int, source: int, size: int, stream: Stream) -> None:
-    """Queue a copy of `size` bytes from the CPU. Both memories must live, and the source keep its content, until the stream is synchronised.
+    """Queue a copy of `size` bytes from the CPU. Both memories must live, and the source keep its content, until the
+    stream is synchronised.
 
     The source should lie in a PinnedBuffer: CUDA copies other memory by way of its own, while the CPU waits.
     """
@@ -243,8 +261,8 @@ def copy_to_device(target: int, source: int, size: int, stream: Stream) -> None:
 
 
 def copy_to_host(target: int, source: int, size: int, stream: Stream) -> None:
-    """Queue a copy of `size` bytes to the CPU, best to a PinnedBuffer. Both memories must live until the stream is synchronised; not before that
-    does the target hold the data."""
+    """Queue a copy of `size` bytes to the CPU, best to a PinnedBuffer. Both memories must live until the stream is
+    synchronised; only then the target holds the data."""
     _copy("cudaMemcpyDeviceToHost", target, source, size, stream)
 
 
@@ -254,21 +272,27 @@ def copy_on_device(target: int, source: int, size: int, stream: Stream) -> None:
 
 
 def _copy(kind: str, target: int, source: int, size: int, stream: Stream) -> None:
-    _checked("cudaMemcpyAsync", cudart.cudaMemcpyAsync(target, source, size, getattr(cudart.cudaMemcpyKind, kind), stream.handle))
+    _checked(
+        "cudaMemcpyAsync",
+        cudart.cudaMemcpyAsync(target, source, size, getattr(cudart.cudaMemcpyKind, kind), stream.handle),
+    )
 
 
 @final
 class Graph(_Owned):
-    """Work that was captured once and is launched as one. It keeps the addresses it was captured with: what lies there must outlive it."""
+    """Captured work that is launched as a whole. It keeps the addresses that it was captured with: that memory must
+    outlive it."""
 
     FREE = "cudaGraphExecDestroy"
 
     @classmethod
-    def captured(cls, stream: Stream, work: Callable[[], None]) -> Graph:
-        """Capture what `work` queues in the stream; nothing of it runs. If `work` raises, the capture ends and the stream is as before.
+    def capture(cls, stream: Stream, work: Callable[[], None]) -> Graph:
+        """Capture what `work` queues in the stream, without running it. If `work` raises, the capture ends and the
+        stream is as before.
 
-        Allocating or synchronising in `work` is an error, of CUDA's making. It is one in this thread alone (capture mode "thread local"): in mode
-        "global" any other thread that allocates meanwhile, another model being opened say, would fail, and spoil this capture too.
+        CUDA forbids allocating or synchronising in `work`, but only in this thread (capture mode "thread local"). In
+        mode "global" any other thread that allocates meanwhile, for example to open another model, would fail, and
+        break this capture too.
 
         Raises:
             CudaError: something in `work` cannot be captured.
@@ -288,12 +312,12 @@ class Graph(_Owned):
             _checked("cudaGraphDestroy", cudart.cudaGraphDestroy(graph))
 
     def launch(self, stream: Stream) -> None:
-        """Queue all of it in the stream."""
+        """Queue the graph's work in the stream."""
         _checked("cudaGraphLaunch", cudart.cudaGraphLaunch(self.handle, stream.handle))
 
 
 def _abandon(stream: Stream) -> None:
-    """End a capture that failed. Its error is not raised: the one that ended it is on its way."""
+    """End a capture that failed, without raising: the error that ended it is on its way."""
     with suppress(CudaError):
         graph = _checked("cudaStreamEndCapture", cudart.cudaStreamEndCapture(stream.handle))
         _checked("cudaGraphDestroy", cudart.cudaGraphDestroy(graph))

@@ -1,8 +1,8 @@
-"""DLPack: arrays of other libraries (PyTorch, CuPy, JAX) taken in, and ours handed out, without a copy. Needs none of those libraries.
+"""Exchange arrays with other libraries (PyTorch, CuPy, JAX) by DLPack, without a copy. Needs none of those libraries.
 
-What is taken in is owned by its capsule, whose destructor tells the producer that we are done. What is handed out is wrapped by numpy, which knows
-nothing of devices but builds capsules in C: a deleter written in Python would crash when a consumer outlives the interpreter. What
-numpy cannot know, the device and types that it lacks, is then written into the capsule.
+An imported array is kept alive by its capsule, whose destructor tells the producer that we are done. For export, numpy
+builds the capsule, in C: a deleter written in Python would crash when a consumer outlives the interpreter. The device,
+and types that numpy lacks, are then written into the capsule.
 """
 
 from __future__ import annotations
@@ -69,14 +69,18 @@ class _Versioned(ctypes.Structure):
     )
 
 
-# Prototypes of our own: to declare types on `ctypes.pythonapi`'s functions would change them for everyone in the process.
+# Prototypes of our own: to declare types on `ctypes.pythonapi`'s functions would change them for everyone in the
+# process.
 _capsule_name = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", ctypes.pythonapi))
-_capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", ctypes.pythonapi))
+_capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
 
 
 @dataclass(frozen=True)
 class DeviceTensor:
-    """Another library's array, row-major, alive as long as this is. `dtype` is numpy's name, or `bfloat16`; `device_type` is DLPack's number."""
+    """Another library's row-major array, which lives as long as this object. `dtype` is numpy's name, or `bfloat16`;
+    `device_type` is DLPack's number."""
 
     pointer: int
     shape: tuple[int, ...]
@@ -91,41 +95,50 @@ class DeviceTensor:
         return self.device_type in (CUDA, CUDA_MANAGED)
 
 
-def imported(tensor: object, stream_handle: int | None) -> DeviceTensor:
-    """Take in an array by DLPack. What is queued in the stream from now on runs after what its producer has queued; None takes no CUDA arrays.
+def tensor_from_dlpack(tensor: object, stream_handle: int | None) -> DeviceTensor:
+    """Import an array by DLPack.
 
-    The array must not be let go (by dropping what is returned) before work that uses it is done.
+    Keep the result until the work that uses the array is done: dropping it releases the array.
+
+    Args:
+        stream_handle: the stream that will use the array; its later work runs after what the producer has queued. None
+            for use on the CPU, which refuses CUDA arrays.
 
     Raises:
-        BadInput: it is not an array that speaks DLPack, or is elsewhere, not row-major, or of an unknown type.
+        BadInput: it does not support DLPack, is on another kind of device, not row-major, or of an unknown type.
     """
     if not (hasattr(tensor, "__dlpack__") and hasattr(tensor, "__dlpack_device__")):
-        raise BadInput(f"expected an array that speaks DLPack, got {type(tensor).__name__}; pass one of numpy, PyTorch, CuPy or JAX")
+        raise BadInput(
+            f"expected an array that speaks DLPack, got {type(tensor).__name__}; pass one of numpy, PyTorch, CuPy or "
+            "JAX"
+        )
     kind, index = (int(value) for value in tensor.__dlpack_device__())
     if kind not in NAMES:
-        raise BadInput(f"expected an array on the CPU or a CUDA device, got DLPack device type {kind}; copy it to the CPU")
+        raise BadInput(
+            f"expected an array on the CPU or a CUDA device, got DLPack device type {kind}; copy it to the CPU"
+        )
     arguments = {}
     if kind in (CUDA, CUDA_MANAGED):
         if stream_handle is None:
             raise BadInput(f"expected an array on the CPU, got one on {NAMES[kind]} ({index}); copy it to the CPU")
         arguments["stream"] = stream_handle
-    capsule = _exported(tensor, arguments)
-    return _described(_tensor_from_capsule(capsule), capsule)
+    capsule = _capsule_of(tensor, arguments)
+    return _device_tensor(_tensor_from_capsule(capsule), capsule)
 
 
-def _exported(tensor: Any, arguments: dict[str, int]) -> object:
+def _capsule_of(tensor: Any, arguments: dict[str, int]) -> object:
     try:
         try:
             return tensor.__dlpack__(**arguments, max_version=VERSION)
         except TypeError:  # a producer from before DLPack 1.0
             return tensor.__dlpack__(**arguments)
-    except Exception as error:  # producers raise what they like: BufferError by the standard, RuntimeError and others in fact
+    except Exception as error:  # BufferError by the standard; in fact producers raise RuntimeError and others, too
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"{type(tensor).__name__} cannot be shared by DLPack: {reason}") from error
 
 
 def _tensor_from_capsule(capsule: object) -> _Tensor:
-    """The DLTensor in a capsule. It is the capsule's memory: look at it only while the capsule lives."""
+    """The DLTensor in a capsule. It is the capsule's memory: use it only while the capsule lives."""
     name = _capsule_name(capsule)
     if name == b"dltensor":
         return _Tensor.from_address(_capsule_pointer(capsule, name))
@@ -137,15 +150,21 @@ def _tensor_from_capsule(capsule: object) -> _Tensor:
     raise BadInput(f"expected a DLPack capsule, got one named {name!r}")
 
 
-def _described(tensor: _Tensor, capsule: object) -> DeviceTensor:
+def _device_tensor(tensor: _Tensor, capsule: object) -> DeviceTensor:
     shape = tuple(tensor.shape[place] for place in range(tensor.ndim))
     kind = tensor.dtype
     if kind.lanes != 1 or (kind.code, kind.bits) not in DTYPES:
-        raise BadInput(f"expected one of {', '.join(DTYPES.values())}, got DLPack type {kind.code} of {kind.bits} bits, {kind.lanes} lanes")
+        raise BadInput(
+            f"expected one of {', '.join(DTYPES.values())}, got DLPack type {kind.code} of {kind.bits} bits, "
+            f"{kind.lanes} lanes"
+        )
     if tensor.strides:
         strides = tuple(tensor.strides[place] for place in range(tensor.ndim))
         if not _is_row_major(shape, strides):
-            raise BadInput(f"expected a row-major array, got shape {shape} with strides {strides}; call its contiguous() or numpy.ascontiguousarray")
+            raise BadInput(
+                f"expected a row-major array, got shape {shape} with strides {strides}; call its contiguous() or "
+                "numpy.ascontiguousarray"
+            )
     return DeviceTensor(
         pointer=(tensor.data or 0) + tensor.byte_offset,
         shape=shape,
@@ -157,7 +176,8 @@ def _described(tensor: _Tensor, capsule: object) -> DeviceTensor:
 
 
 def _is_row_major(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Strides count elements; that of a dimension of size 1, and all those of an empty array, mean nothing."""
+    """Is an array of these strides, in elements, row-major? The stride of a dimension of size 1 means nothing, nor do
+    those of an empty array."""
     expected = 1
     for size, stride in zip(reversed(shape), reversed(strides), strict=True):
         if size != 1 and stride != expected:
@@ -179,7 +199,7 @@ class Memory(Protocol):
 
 
 class Ready(Protocol):
-    """The event after which the memory holds the data."""
+    """The event after which memory holds its data."""
 
     def before(self, stream_handle: int) -> None: ...
 
@@ -189,16 +209,17 @@ class Ready(Protocol):
 
 
 class _Shared:
-    """Memory and its event, held by a DeviceArray and by every consumer of it; they are closed with the last of them."""
+    """Memory and its event, shared by a DeviceArray and all its consumers, and closed when the last of them is gone."""
 
     def __init__(self, memory: Memory, ready: Ready | None) -> None:
         self.pointer = memory.pointer
         self.ready = ready
-        weakref.finalize(self, _free, memory, ready).atexit = False  # at exit the process gives everything back, and CUDA may be gone
+        finalizer = weakref.finalize(self, _free, memory, ready)
+        finalizer.atexit = False  # at exit the process gives everything back, and CUDA may be gone
 
 
 def _free(memory: Memory, ready: Ready | None) -> None:
-    """Consumers let go when they will queue no more work; `cudaFree` waits for what they have queued."""
+    """Free shared memory. Consumers release it when they will queue no more work; `cudaFree` waits for queued work."""
     try:
         if ready is not None:
             ready.synchronize()
@@ -208,23 +229,35 @@ def _free(memory: Memory, ready: Ready | None) -> None:
 
 
 class _HostView:
-    """What numpy makes an array of, and so a capsule. It never looks at the memory, which may be a device's."""
+    """Lets numpy make an array, and so a capsule, of memory that it never reads: it may be a device's."""
 
     def __init__(self, shared: _Shared, shape: tuple[int, ...], dtype: str) -> None:
         self.shared = shared
-        self.__array_interface__ = {"data": (shared.pointer, False), "shape": shape, "typestr": np.dtype(dtype).str, "version": 3}
+        self.__array_interface__ = {
+            "data": (shared.pointer, False),
+            "shape": shape,
+            "typestr": np.dtype(dtype).str,
+            "version": 3,
+        }
 
 
 @final
 class DeviceArray:
-    """An array that any library takes by its `from_dlpack`, without a copy. It owns `memory`, and `ready` where there is work to wait for.
+    """An array on a device, which any library imports by its `from_dlpack` without a copy.
 
-    The memory is freed once this is closed, or dropped, and every consumer has let go: then, and not before, `memory.close()` is called,
-    in whichever thread was last. `dtype` is numpy's name, or `bfloat16`; `device` is DLPack's (device type, index).
+    It owns `memory`, and `ready`, the event to wait for, if there is one. `memory.close()` is called once this array is
+    closed or dropped and every consumer has released it, in whichever thread was last. `dtype` is numpy's name, or
+    `bfloat16`; `device` is DLPack's (device type, index).
     """
 
     def __init__(
-        self, memory: Memory, shape: tuple[int, ...], dtype: str, *, device: tuple[int, int] = (CUDA, 0), ready: Ready | None = None
+        self,
+        memory: Memory,
+        shape: tuple[int, ...],
+        dtype: str,
+        *,
+        device: tuple[int, int] = (CUDA, 0),
+        ready: Ready | None = None,
     ) -> None:
         assert dtype in CODES, f"expected one of {', '.join(DTYPES.values())}, got {dtype}"
         self.shape = shape
@@ -233,7 +266,7 @@ class DeviceArray:
         self._shared: _Shared | None = _Shared(memory, ready)
 
     def close(self) -> None:
-        """Let go of the memory; consumers keep it."""
+        """Release the memory; consumers keep it."""
         self._shared = None
 
     def __enter__(self) -> DeviceArray:
@@ -253,7 +286,8 @@ class DeviceArray:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> CapsuleType:
-        """A capsule for one consumer, whose stream then waits for the data: None means the legacy default stream, -1 no waiting.
+        """A capsule for one consumer, whose stream is made to wait for the data: None is the legacy default stream, -1
+        for no waiting.
 
         Raises:
             BufferError: a copy is asked for, another device, or stream 0, which the standard forbids as ambiguous.
@@ -261,15 +295,22 @@ class DeviceArray:
         if self._shared is None:
             raise BufferError("this array is closed")
         if copy or (dl_device is not None and tuple(dl_device) != self._device):
-            raise BufferError(f"expected no copy and device {self._device}, got copy {copy} and device {dl_device}; copy it after from_dlpack")
+            raise BufferError(
+                f"expected no copy and device {self._device}, got copy {copy} and device {dl_device}; copy it after "
+                "from_dlpack"
+            )
         if stream == 0:
-            raise BufferError("expected the consumer's stream, got 0; pass 1 for the legacy default stream or 2 for the thread's")
+            raise BufferError(
+                "expected the consumer's stream, got 0; pass 1 for the legacy default stream or 2 for the thread's"
+            )
         if self._shared.ready is not None and stream != NO_SYNC:
             self._shared.ready.before(LEGACY_STREAM if stream is None else stream)
         return self._capsule(self._shared)
 
     def _capsule(self, shared: _Shared) -> CapsuleType:
-        """Of DLPack's first version, which every consumer takes, whatever its `max_version`. To numpy all types are unsigned: it knows not all."""
+        """A capsule of DLPack before 1.0, which every consumer takes, whatever its `max_version`. numpy gets all types
+            as unsigned
+        integers, since it lacks some of them."""
         code, bits = CODES[self.dtype]
         capsule = np.asarray(_HostView(shared, self.shape, f"uint{bits}")).__dlpack__()
         tensor = _tensor_from_capsule(capsule)

@@ -1,26 +1,25 @@
-"""Engine files: what is known of one without loading it. Needs no TensorRT.
+"""Engine files and their sidecars, read and checked without TensorRT.
 
-An engine is a plan, as TensorRT serialises it and trtexec loads it, with a `.json` beside it (its sidecar) that says what it was
-built from and for. Plans are executable code, so that only one whose content its sidecar names is ever loaded, from a bundle
-whose ONNX it was built from, and only if this machine built it or its sha256 was named (see `trust`).
+An engine is a plan, as TensorRT serialises it and trtexec loads it. The `.json` beside it, its sidecar, says what it
+was built from and for. Plans are executable code: one is loaded only if its sha256 is the sidecar's, its ONNX file is
+the bundle's, and this machine built it or the user named its sha256 (see `trust`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 
-from runtimes.bundle import Bundle
-from runtimes.errors import BackendUnavailable, BadInput, BundleError, PlanError
-from runtimes.nvidia.plan_files import FOLDER, HEADER_BYTES, plan_header, platform_text, sidecar_of
-from runtimes.nvidia.trust import check_trusted, seal_of
+from runtimes.errors import BadInput, BundleError, PlanError
+from runtimes.nvidia.plan_files import HEADER_BYTES, plan_header, sidecar_of
+from runtimes.nvidia.trust import seal_of
 from runtimes.private import open_regular, read_regular
 from runtimes.specs import BatchRange
 
@@ -41,13 +40,13 @@ class DeviceFacts:
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """What the builder made of the graph, by data type.
+    """In which data types an engine's layers run.
 
     Attributes:
-        kernels: kind of layer -> data type of what it reads -> how many.
+        kernels: kind of layer -> data type of its input -> how many.
         convolutions: data type -> how many of the graph's convolutions read it.
         fallback: convolutions that do not run in the precision that the bundle promises.
-        on_gpu: where DLA was asked for, the graph's layers that run on the GPU.
+        on_gpu: if DLA was asked for, the graph's layers that run on the GPU all the same.
     """
 
     kernels: dict[str, dict[str, int]]
@@ -61,16 +60,17 @@ class EngineFacts:
     """An engine's sidecar.
 
     Attributes:
-        backend, version: the library that built it, whose exact version must load it (newer ones too with `version_compatible`).
+        backend, version: the library that built it, whose exact version must load it (newer ones too with
+            `version_compatible`).
         targets: compute capabilities it runs on, `sm87`.
         platform: `linux-aarch64`.
         device: the GPU it was built on; None where it was built ahead of time.
         typing: `strong`, or `weak` where TensorRT 10 could not import the typed graph.
         options: the builder's, as given.
-        checked: the golden logits were compared on the spot and found within budget.
+        checked: after the build, the golden logits were compared and found within budget.
         key: equal keys mean that a new build would change nothing.
-        typed_refusal: why the parser refused the typed graph, where typing is `weak`.
-        seal: says that this machine built it (see `trust`); empty where nobody does.
+        typed_refusal: why the parser refused the typed graph, if typing is `weak`.
+        seal: proves that this machine built it (see `trust`); empty if there is no proof.
     """
 
     schema_version: int
@@ -103,13 +103,19 @@ class EngineFacts:
         return bool(self.options.get("strip_weights", False))
 
 
-@dataclass(frozen=True)
-class Here:
-    """Where an engine is to be loaded: the library, its version, and the GPU's compute capability (`sm87`)."""
+class Engine(NamedTuple):
+    """An engine that was read: its sidecar, and its bytes, which have the sidecar's sha256."""
 
-    backend: str
-    version: str
-    target: str
+    facts: EngineFacts
+    data: bytes
+
+
+class OpenEngine(NamedTuple):
+    """An engine's open file, its sidecar as JSON, and the sidecar parsed."""
+
+    file: BinaryIO
+    document: Mapping[str, object]
+    facts: EngineFacts
 
 
 def json_from_facts(facts: EngineFacts) -> bytes:
@@ -117,69 +123,57 @@ def json_from_facts(facts: EngineFacts) -> bytes:
     return msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n"
 
 
-def sealed(facts: EngineFacts, key: bytes) -> EngineFacts:
-    """The sidecar as a machine with this key writes it."""
+def seal_facts(facts: EngineFacts, key: bytes) -> EngineFacts:
+    """The sidecar with the seal of the machine that has this key."""
     return replace(facts, seal=seal_of(msgspec.to_builtins(facts), key))
 
 
 def facts_of(engine: Path) -> EngineFacts:
-    """The sidecar of an engine, validated, whose content it names; the engine is not kept in memory. Raises what `read_engine` does."""
-    with _described(engine) as (file, _, facts):
+    """The sidecar of an engine, validated, and checked against the engine's content, which is not kept in memory.
+    Raises as `read_engine`."""
+    with open_engine(engine) as (file, _, facts):
         _check_content(engine, facts, file)
     return facts
 
 
-def read_engine(engine: Path) -> tuple[EngineFacts, bytes]:
-    """The sidecar of an engine, validated, and the engine's bytes, found to be those it names.
+def read_engine(engine: Path) -> Engine:
+    """Read an engine: its sidecar, validated, and its bytes, whose sha256 is the sidecar's.
 
     Raises:
         BadInput: the engine is no plan.
         BundleError: no sidecar, a malformed one, or an engine that was changed since.
     """
-    with _described(engine) as (file, _, facts):
-        return facts, _content(engine, facts, file)
-
-
-def loadable_engine(engine: Path, here: Callable[[], Here], trusted: Collection[str]) -> tuple[EngineFacts, bytes]:
-    """As `read_engine`, of an engine that may be loaded here; of others no more than the header is read.
-
-    Args:
-        here: asked once the file is found to be an engine.
-        trusted: sha256 of engines that may be loaded though this machine did not build them.
-
-    Raises:
-        BadInput, BundleError: as `read_engine`, or nobody vouches for it.
-        BackendUnavailable: it is for another library, version, platform or GPU.
-    """
-    with _described(engine) as (file, document, facts):
-        check_loadable(facts, here(), str(engine))
-        check_trusted(document, str(engine), trusted)
-        return facts, _content(engine, facts, file)
+    with open_engine(engine) as (file, _, facts):
+        return Engine(facts, engine_content(engine, facts, file))
 
 
 @contextmanager
-def _described(engine: Path) -> Iterator[tuple[BinaryIO, Mapping[str, object], EngineFacts]]:
-    """An engine that is open, its sidecar as it stands there, and as it is understood."""
+def open_engine(engine: Path) -> Iterator[OpenEngine]:
+    """Open an engine; yields the file, its sidecar as JSON, and the sidecar parsed."""
     try:
         file = open_regular(engine)
     except OSError as error:
-        raise BadInput(f"cannot read {engine} ({error.strerror}); give an engine that resnet-deploy build wrote") from error
+        raise BadInput(
+            f"cannot read {engine} ({error.strerror}); give an engine that resnet-deploy build wrote"
+        ) from error
     with file:
         header = plan_header(file.read(HEADER_BYTES), str(engine))
         file.seek(0)
         document = sidecar_document(sidecar_of(engine))
-        facts = _facts_from_document(document, sidecar_of(engine))
+        facts = facts_from_document(document, sidecar_of(engine))
         if header.backend != facts.backend:
-            raise BundleError(f"{engine} is a {header.backend} engine, expected {facts.backend} by its sidecar; {NOT_LOADED}")
+            raise BundleError(
+                f"{engine} is a {header.backend} engine, expected {facts.backend} by its sidecar; {NOT_LOADED}"
+            )
         if os.fstat(file.fileno()).st_size != facts.engine_bytes:
-            raise _changed(engine)
-        yield file, document, facts
+            raise _changed_error(engine)
+        yield OpenEngine(file, document, facts)
 
 
-def _content(engine: Path, facts: EngineFacts, file: BinaryIO) -> bytes:
+def engine_content(engine: Path, facts: EngineFacts, file: BinaryIO) -> bytes:
     data = file.read(facts.engine_bytes)
     if hashlib.sha256(data).hexdigest() != facts.engine_sha256:
-        raise _changed(engine)
+        raise _changed_error(engine)
     return data
 
 
@@ -188,29 +182,33 @@ def _check_content(engine: Path, facts: EngineFacts, file: BinaryIO) -> None:
     while piece := file.read(1 << 20):
         digest.update(piece)
     if digest.hexdigest() != facts.engine_sha256:
-        raise _changed(engine)
+        raise _changed_error(engine)
 
 
-def _changed(engine: Path) -> BundleError:
-    return BundleError(f"{engine} was changed after it was built: its content is not what its sidecar names; {NOT_LOADED}")
+def _changed_error(engine: Path) -> BundleError:
+    return BundleError(
+        f"{engine} was changed after it was built: its content is not what its sidecar names; {NOT_LOADED}"
+    )
 
 
 def read_sidecar(path: Path) -> EngineFacts:
-    """
+    """Read and validate a sidecar.
+
     Raises:
-        BundleError: not there, of another schema version, or malformed.
+        BundleError: it is missing, of another schema version, or malformed.
     """
-    return _facts_from_document(sidecar_document(path), path)
+    return facts_from_document(sidecar_document(path), path)
 
 
 def sidecar_document(path: Path) -> Mapping[str, object]:
-    """A sidecar as it stands there: seals are over that, so that one stays good when a later version knows more fields. Raises as `read_sidecar`."""
+    """A sidecar as JSON. Seals are over this form, so that they stay valid when a later version adds fields. Raises as
+    `read_sidecar`."""
     try:
         document = msgspec.json.decode(read_regular(path, MOST_SIDECAR_BYTES), type=dict[str, object])
     except OSError as error:
         raise BundleError(
-            f"cannot read {path} ({error.strerror}), which says what the engine beside it is; engines are executable, so one without is not loaded; "
-            "build it again with: resnet-deploy build BUNDLE"
+            f"cannot read {path} ({error.strerror}), which says what the engine beside it is; engines are executable, "
+            "so one without is not loaded; build it again with: resnet-deploy build BUNDLE"
         ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path}: {error}; {BUILD_AGAIN}") from error
@@ -220,84 +218,8 @@ def sidecar_document(path: Path) -> Mapping[str, object]:
     return document
 
 
-def _facts_from_document(document: Mapping[str, object], path: Path) -> EngineFacts:
+def facts_from_document(document: Mapping[str, object], path: Path) -> EngineFacts:
     try:
         return msgspec.convert(document, EngineFacts)
     except (msgspec.ValidationError, RecursionError, PlanError) as error:
         raise BundleError(f"{path}: {error}; {BUILD_AGAIN}") from error
-
-
-def check_loadable(facts: EngineFacts, here: Here, where: str) -> None:
-    """Will this engine load here? Asked before anything of it is read by TensorRT, whose own answers are None and a line in a log.
-
-    Raises:
-        BackendUnavailable: another library, version, platform or GPU; says which, and the command that rebuilds.
-    """
-    rebuild = f"build it here with: resnet-deploy build BUNDLE --backend {here.backend}"
-    if facts.backend != here.backend:
-        raise BackendUnavailable(f"{where} is a {facts.backend} engine, expected one for {here.backend}; {rebuild}")
-    same = facts.version == here.version or (facts.version_compatible and _numbers(facts.version) <= _numbers(here.version))
-    if not same:
-        raise BackendUnavailable(
-            f"{where} was built with {facts.backend} {facts.version}, this is {here.version}, and engines load in the same version alone; {rebuild}"
-        )
-    if facts.platform != platform_text():
-        raise BackendUnavailable(f"{where} was built for {facts.platform}, this is {platform_text()}; {rebuild}")
-    if here.target not in facts.targets and not _is_compatible(facts, here.target):
-        built_on = f" ({facts.device.name})" if facts.device else ""
-        raise BackendUnavailable(f"{where} was built for {', '.join(facts.targets)}{built_on}, this GPU is {here.target}; {rebuild}")
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".") if part.isdecimal())
-
-
-def _is_compatible(facts: EngineFacts, target: str) -> bool:
-    """Was the engine built for newer GPUs too (`--hardware-compatible ampere-plus`)?"""
-    oldest = 80
-    return facts.options.get("hardware_compatible") == "ampere-plus" and int(target.removeprefix("sm")) >= oldest
-
-
-def engine_for(bundle: Bundle, here: Here, trusted: Collection[str] = ()) -> Path:
-    """The bundle's engine that loads here: one that `trusted` names by its sha256, or else the one that was built, or asked for, last.
-
-    Raises:
-        BackendUnavailable: there is none; says what there is, and the command that builds one.
-        BundleError: those that load were built from another ONNX file, or the bundle has none.
-    """
-    build = f"build one here with: resnet-deploy build {bundle.folder} --backend {here.backend}"
-    model = bundle.manifest.files.get("model.onnx")
-    if model is None:
-        raise BundleError(f"{bundle.folder} has no model.onnx, so no engine of it either; export the bundle again")
-    fitting: dict[Path, EngineFacts] = {}
-    foreign, stale, problems = [], [], []
-    for path in sorted((bundle.folder / FOLDER).glob(f"{here.backend}-[0-9]*.engine")):
-        try:
-            document = sidecar_document(sidecar_of(path))
-            facts = _facts_from_document(document, sidecar_of(path))
-            check_loadable(facts, here, path.name)
-        except (BackendUnavailable, BundleError) as error:
-            problems.append(str(error))
-            continue
-        if facts.onnx_sha256 != model.sha256:
-            stale.append(path)
-            continue
-        try:
-            check_trusted(document, path.name, trusted)
-        except (BackendUnavailable, BundleError) as error:
-            foreign.append(str(error))
-            continue
-        fitting[path] = facts
-    if fitting:
-        return max(fitting, key=lambda path: (fitting[path].engine_sha256 in trusted, _written(path), -len(fitting[path].options)))
-    if stale and not foreign:
-        raise BundleError(f"{stale[0]} was built from another model.onnx; {build}")
-    raise BackendUnavailable(f"{bundle.folder} has no engine for {here.backend} {here.version} on {here.target}; {[*foreign, *problems, build][0]}")
-
-
-def _written(path: Path) -> float:
-    """When it was last written, in seconds since 1970."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0  # gone, or a link to nothing: opening it will say so

@@ -1,7 +1,9 @@
-"""Engines on the GPU: what TensorRT and TensorRT-RTX share. Follows NVIDIA's samples (python/common_runtime.py) and the notes of NvInferRuntime.h.
+"""Run an engine on the GPU: what the backends TensorRT and TensorRT-RTX share.
 
-The thread contract: one instance, one thread at a time. `sibling()` gives another thread an instance of its own: the engine is shared, which may be
-used by many threads, while contexts, stream and buffers are not.
+Follows NVIDIA's samples (python/common_runtime.py) and the notes of NvInferRuntime.h.
+
+Threads: use one instance from one thread at a time. `sibling()` makes an instance for another thread, which shares the
+engine, as many threads may, but has its own contexts, stream and buffers.
 """
 
 from __future__ import annotations
@@ -17,12 +19,23 @@ from numpy.typing import NDArray
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable
-from runtimes.nvidia.cuda import CudaError, DeviceBuffer, Event, Graph, PinnedBuffer, Stream, copy_on_device, copy_to_device, copy_to_host, device
-from runtimes.nvidia.dlpack import DeviceArray, DeviceTensor, imported
-from runtimes.nvidia.engine_file import Here, engine_for
-from runtimes.nvidia.loading import Loaded, loaded
+from runtimes.nvidia.cuda import (
+    CudaError,
+    DeviceBuffer,
+    Event,
+    Graph,
+    PinnedBuffer,
+    Stream,
+    copy_on_device,
+    copy_to_device,
+    copy_to_host,
+    device,
+)
+from runtimes.nvidia.dlpack import DeviceArray, DeviceTensor, tensor_from_dlpack
+from runtimes.nvidia.engine_choice import Here, engine_for
+from runtimes.nvidia.loading import LoadedEngine, load_engine
 from runtimes.nvidia.log import log_of
-from runtimes.nvidia.shapes import Shapes, batch_range, check_sizes, engine_specs, largest_shape, like, rows_of
+from runtimes.nvidia.shapes import Shapes, batch_range, check_sizes, engine_specs, largest_shape, placeholder, rows_of
 from runtimes.preprocess import takes_any_size
 from runtimes.specs import BatchRange, check_feeds
 
@@ -31,13 +44,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
 
 MOST_GRAPHS = 3
-"""So many batch sizes get a CUDA graph, each with an execution context of its own, whose scratch memory is the largest batch's."""
+"""How many batch sizes get a CUDA graph. Each has its own execution context, with scratch memory for the largest
+batch."""
 REPLAY_TOLERANCE = 1e-3
-"""How far, relative to the largest value, a graph's first replay may be from the plain run: kernels may add in another order."""
+"""The largest difference, relative to the largest value, of a graph's first replay from the plain run: kernels may sum
+in another order."""
 
 
 class Lane:
-    """An execution context at one batch size, and the graph of its work once there is one. No shapes: they are not settled."""
+    """An execution context at one batch size, and the graph of its work once there is one. `shapes` is empty until they
+    are set."""
 
     def __init__(self, context: trt.IExecutionContext) -> None:
         self.context = context
@@ -46,19 +62,20 @@ class Lane:
 
 
 class EngineRuntime(Runtime):
-    """An engine with its buffers, allocated once at the largest batch, on a stream of its own.
+    """An engine with its own stream and with buffers that are allocated once, for the largest batch.
 
-    Host arrays go through pinned memory; the copies and the engine's kernels are one CUDA graph for each of the first few batch sizes,
-    taken after a plain run and kept only if its first replay gives the same. `graph_problem` says why there is none. Pictures of any size get none.
+    Host arrays are copied by way of pinned memory. For each of the first few batch sizes, the copies and the engine's
+    kernels are captured as one CUDA graph after a plain run, and the graph is kept only if its first replay gives the
+    same outputs; `graph_problem` says why there is none. There is none for pictures of any size.
     """
 
     FILE = "engines"
     BACKEND: ClassVar[str]
     API: ClassVar[Any]
     CAPTURES: ClassVar[bool] = True
-    """Capture graphs here? No where the library does so itself."""
+    """Does this class capture CUDA graphs? Not if the library does so itself."""
 
-    def __init__(self, model: Loaded) -> None:
+    def __init__(self, model: LoadedEngine) -> None:
         engine = model.engine
         inputs, outputs = engine_specs(self.API, engine), engine_specs(self.API, engine, outputs=True)
         super().__init__(inputs, outputs, batch_range(engine, inputs[0].name))
@@ -72,16 +89,21 @@ class EngineRuntime(Runtime):
             self._stream = owned.enter_context(Stream())
             largest = self._shapes(self._most, self._largest)
             self._plain = self._lane(largest)
-            self._device = {name: owned.enter_context(DeviceBuffer(self._bytes(name, shape))) for name, shape in largest.items()}
-            self._pinned = {name: owned.enter_context(PinnedBuffer(self._bytes(name, shape))) for name, shape in largest.items()}
+            self._device = {
+                name: owned.enter_context(DeviceBuffer(self._bytes(name, shape))) for name, shape in largest.items()
+            }
+            self._pinned = {
+                name: owned.enter_context(PinnedBuffer(self._bytes(name, shape))) for name, shape in largest.items()
+            }
             self._bind(self._plain)
             self._owned = owned.pop_all()
 
     @classmethod
     def open(cls, path: Path, *, provider: str | None = None, batch: BatchRange | None = None) -> Self:
-        """Load the engine at `path`, if this machine built it, its sidecar names it and says that it was built for this library and GPU.
+        """Load the engine at `path`, if this machine built it, for this library and GPU, and its sidecar has its
+        sha256.
 
-        The batch range is the engine's own; `batch` is not looked at.
+        The batch range is the engine's own; `batch` is ignored.
 
         Raises:
             BackendUnavailable: no driver, or an engine for another library, version, platform or GPU.
@@ -92,11 +114,13 @@ class EngineRuntime(Runtime):
     @classmethod
     def open_model(cls, model: Path | Bundle, *, provider: str | None = None, trusted: Collection[str] = ()) -> Self:
         if provider not in (None, "cuda"):
-            raise BackendUnavailable(f"{cls.BACKEND} runs on an NVIDIA GPU alone, got provider '{provider}'; leave --provider out")
+            raise BackendUnavailable(
+                f"{cls.BACKEND} runs on an NVIDIA GPU alone, got provider '{provider}'; leave --provider out"
+            )
         if isinstance(model, Path):
-            return cls(loaded(cls.API, model, cls.here, trusted))
+            return cls(load_engine(cls.API, model, cls.here, trusted))
         cls.check_bundle(model.manifest, provider)
-        return cls(loaded(cls.API, engine_for(model, cls.here(), trusted), cls.here, trusted))
+        return cls(load_engine(cls.API, engine_for(model, cls.here(), trusted), cls.here, trusted))
 
     @classmethod
     def file_of(cls, bundle: Bundle) -> Path:
@@ -108,7 +132,7 @@ class EngineRuntime(Runtime):
 
     @classmethod
     def here(cls) -> Here:
-        """This library, and the GPU that it would run on."""
+        """This library, its version, and the GPU that it would run on."""
         return Here(cls.BACKEND, cls.API.__version__, device().target)
 
     def sibling(self) -> Self:
@@ -139,22 +163,27 @@ class EngineRuntime(Runtime):
         return answers
 
     def run_on_device(self, feeds: Mapping[str, object]) -> dict[str, DeviceArray]:
-        """As `run`, for arrays that are on the GPU: taken, and answered, by DLPack, without a way over the CPU and without waiting for the work.
+        """As `run`, for arrays on the GPU, exchanged by DLPack: nothing is copied to the CPU, and nothing waits for the
+        work.
 
-        Order holds both ways: the engine starts after what each producer has queued, and a consumer's stream waits for the answer when it takes it
-        (`torch.from_dlpack(answer)`). Inputs are held until they have been read; the answers are the caller's, and are freed with their last user.
+        The engine starts after the work that each input's producer has queued, and a consumer's stream waits for the
+        output when it imports it (`torch.from_dlpack(output)`). Inputs are kept until they have been read; outputs
+        belong to the caller, and are freed with their last user.
 
         Raises:
             BadInput: names, dtypes or shapes are not the model's, or not DLPack's.
             ValueError: the runtime is closed.
         """
         self._check_usable()
-        self._let_go()
-        tensors = {name: imported(array, self._stream.handle) for name, array in feeds.items()}
-        count = check_feeds(self._fed, {name: like(tensor) for name, tensor in tensors.items()})
+        self._release_inputs()
+        tensors = {name: tensor_from_dlpack(array, self._stream.handle) for name, array in feeds.items()}
+        count = check_feeds(self._fed, {name: placeholder(tensor) for name, tensor in tensors.items()})
         shapes = self._shapes(count, {name: tensor.shape for name, tensor in tensors.items()})
         with ExitStack() as owned:
-            answers = {spec.name: owned.enter_context(DeviceBuffer(self._bytes(spec.name, shapes[spec.name]))) for spec in self.outputs}
+            answers = {
+                spec.name: owned.enter_context(DeviceBuffer(self._bytes(spec.name, shapes[spec.name])))
+                for spec in self.outputs
+            }
             owned.callback(self._stream.synchronize)  # before the answers' memory is given back, where something fails
             assert self.batch is not None
             for start, stop in self.batch.chunks(count):
@@ -162,22 +191,34 @@ class EngineRuntime(Runtime):
             self._held = (self._stream.record(), tensors)
             ready = {name: owned.enter_context(self._stream.record()) for name in answers}
             owned.pop_all()
-        return {spec.name: DeviceArray(answers[spec.name], shapes[spec.name], spec.dtype, ready=ready[spec.name]) for spec in self.outputs}
+        return {
+            spec.name: DeviceArray(answers[spec.name], shapes[spec.name], spec.dtype, ready=ready[spec.name])
+            for spec in self.outputs
+        }
 
-    def _run_between(self, tensors: Mapping[str, DeviceTensor], answers: Mapping[str, DeviceBuffer], start: int, stop: int) -> None:
-        """Queue rows `start` to `stop`. A batch below the range is run as the smallest; what fills it up is whatever lay there."""
+    def _run_between(
+        self, tensors: Mapping[str, DeviceTensor], answers: Mapping[str, DeviceBuffer], start: int, stop: int
+    ) -> None:
+        """Queue rows `start` to `stop`. A batch below the range is run as the smallest, filled up with whatever is in
+        the buffer."""
         assert self.batch is not None
-        shapes = self._shapes(max(stop - start, self.batch.min), {name: tensor.shape for name, tensor in tensors.items()})
+        shapes = self._shapes(
+            max(stop - start, self.batch.min), {name: tensor.shape for name, tensor in tensors.items()}
+        )
         row = {name: self._bytes(name, shape[1:]) for name, shape in shapes.items()}
         for name, tensor in tensors.items():
             copy = copy_on_device if tensor.on_device else copy_to_device
-            copy(self._device[name].pointer, tensor.pointer + start * row[name], (stop - start) * row[name], self._stream)
+            copy(
+                self._device[name].pointer, tensor.pointer + start * row[name], (stop - start) * row[name], self._stream
+            )
         self._execute(self._at(self._plain, shapes))
         for name, answer in answers.items():
-            copy_on_device(answer.pointer + start * row[name], self._device[name].pointer, (stop - start) * row[name], self._stream)
+            copy_on_device(
+                answer.pointer + start * row[name], self._device[name].pointer, (stop - start) * row[name], self._stream
+            )
 
-    def _let_go(self) -> None:
-        """Of the last device call's inputs, once they have been read."""
+    def _release_inputs(self) -> None:
+        """Release the last device call's inputs, once they have been read."""
         if self._held is not None:
             event, _ = self._held
             event.synchronize()
@@ -185,45 +226,56 @@ class EngineRuntime(Runtime):
             event.close()
 
     def _enqueue(self, lane: Lane) -> None:
-        """Queue the copies in, the engine and the copies out. All memory is this instance's, so that it lives until the stream is synchronised."""
+        """Queue the copies in, the engine and the copies out. All memory is this instance's, so it outlives the queued
+        work."""
         sizes = {name: self._bytes(name, shape) for name, shape in lane.shapes.items()}
         for spec in self.inputs:
-            copy_to_device(self._device[spec.name].pointer, self._pinned[spec.name].pointer, sizes[spec.name], self._stream)
+            copy_to_device(
+                self._device[spec.name].pointer, self._pinned[spec.name].pointer, sizes[spec.name], self._stream
+            )
         self._execute(lane)
         for spec in self.outputs:
-            copy_to_host(self._pinned[spec.name].pointer, self._device[spec.name].pointer, sizes[spec.name], self._stream)
+            copy_to_host(
+                self._pinned[spec.name].pointer, self._device[spec.name].pointer, sizes[spec.name], self._stream
+            )
 
     def _execute(self, lane: Lane) -> None:
         with log_of(self.API).recording() as recording:
             if not lane.context.execute_async_v3(self._stream.handle):
-                raise BackendUnavailable(f"TensorRT could not run a batch of {rows_of(lane.shapes)}: {recording.own_reason}")
+                raise BackendUnavailable(
+                    f"TensorRT could not run a batch of {rows_of(lane.shapes)}: {recording.own_reason}"
+                )
 
     def _answers(self, rows: int) -> dict[str, NDArray[Any]]:
-        """Wait, and copy the outputs out of the pinned memory that the next call writes to."""
+        """Wait for the work, and copy the outputs out of the pinned memory, which the next call overwrites."""
         self._stream.synchronize()
-        return {spec.name: self._pinned[spec.name].view(spec.dtype, (rows, *map(int, spec.shape[1:]))).copy() for spec in self.outputs}
+        return {
+            spec.name: self._pinned[spec.name].view(spec.dtype, (rows, *map(int, spec.shape[1:]))).copy()
+            for spec in self.outputs
+        }
 
     def _capture(self, shapes: Shapes, expected: dict[str, NDArray[Any]]) -> None:
-        """Capture the work of a batch size whose plain run is done, in a context that no other size uses, and try it once."""
+        """Capture the work of a batch size after its plain run, in a context that no other size uses, and replay it
+        once."""
         lane, rows = None, rows_of(shapes)
         try:
             lane = self._lane(shapes)
             self._bind(lane)
             self._enqueue(lane)  # once after every change of shapes: what TensorRT does then cannot be captured
             self._stream.synchronize()
-            lane.graph = Graph.captured(self._stream, lambda: self._enqueue(lane))
+            lane.graph = Graph.capture(self._stream, lambda: self._enqueue(lane))
             lane.graph.launch(self._stream)
             replayed = self._answers(rows)
         except (CudaError, BackendUnavailable) as error:
-            self._dropped(lane, str(error))
+            self._drop_graph(lane, str(error))
             return
         for name, array in expected.items():
             if not _is_same(replayed[name], array):
-                self._dropped(lane, f"the replay for a batch of {rows} gave another '{name}' than the plain run")
+                self._drop_graph(lane, f"the replay for a batch of {rows} gave another '{name}' than the plain run")
                 return
         self._graphs[rows] = lane
 
-    def _dropped(self, lane: Lane | None, problem: str) -> None:
+    def _drop_graph(self, lane: Lane | None, problem: str) -> None:
         self.graph_problem = problem
         if lane is not None and lane.graph is not None:
             with suppress(CudaError), lane.graph:  # of a device that is lost, which the next call will say
@@ -233,37 +285,47 @@ class EngineRuntime(Runtime):
         with log_of(self.API).recording() as recording:
             context = self._context()
             if context is None:
-                raise BackendUnavailable(f"TensorRT cannot make an execution context for {self._loaded.path}: {recording.own_reason}")
+                raise BackendUnavailable(
+                    f"TensorRT cannot make an execution context for {self._loaded.path}: {recording.own_reason}"
+                )
         return self._at(Lane(context), shapes)
 
     def _at(self, lane: Lane, shapes: Shapes) -> Lane:
-        """The lane, its context told the shapes."""
+        """The lane, after its context's shapes are set."""
         if lane.shapes == shapes:
             return lane
-        lane.shapes, rows = {}, rows_of(shapes)  # whatever it is that fails, the context is not at the old size any more
+        rows = rows_of(shapes)
+        lane.shapes = {}  # whatever fails below, the context has not the old shapes any more
         with log_of(self.API).recording() as recording:
             for spec in self.inputs:
                 if not lane.context.set_input_shape(spec.name, shapes[spec.name]):
                     raise BackendUnavailable(
-                        f"TensorRT does not take a batch of {rows} for '{spec.name}' (range {self.batch}): {recording.own_reason}"
+                        f"TensorRT does not take a batch of {rows} for '{spec.name}' (range {self.batch}): "
+                        f"{recording.own_reason}"
                     )
             try:
                 missing = lane.context.infer_shapes()
             except RuntimeError as error:
-                raise BackendUnavailable(f"TensorRT cannot tell the shapes for a batch of {rows}: {recording.own_reason}") from error
+                raise BackendUnavailable(
+                    f"TensorRT cannot tell the shapes for a batch of {rows}: {recording.own_reason}"
+                ) from error
             if missing:
-                raise BackendUnavailable(f"TensorRT cannot tell the shapes of {', '.join(missing)}: {recording.own_reason}")
+                raise BackendUnavailable(
+                    f"TensorRT cannot tell the shapes of {', '.join(missing)}: {recording.own_reason}"
+                )
         lane.shapes = shapes
         return lane
 
     def _bind(self, lane: Lane) -> None:
-        """Tell a context where its tensors lie; addresses never change."""
+        """Tell a context the addresses of its tensors, which never change."""
         for name, buffer in self._device.items():
             if not lane.context.set_tensor_address(name, buffer.pointer):
-                raise BackendUnavailable(f"TensorRT refuses the memory for '{name}'; build the engine again with: resnet-deploy build BUNDLE")
+                raise BackendUnavailable(
+                    f"TensorRT refuses the memory for '{name}'; build the engine again with: resnet-deploy build BUNDLE"
+                )
 
     def _close(self) -> None:
-        self._let_go()
+        self._release_inputs()
         self._stream.synchronize()
         for lane in self._graphs.values():
             if lane.graph is not None:
@@ -279,7 +341,8 @@ class EngineRuntime(Runtime):
         return self.batch.max
 
     def _shapes(self, rows: int, fed: Mapping[str, Sequence[int]]) -> Shapes:
-        """Every tensor's, for so many rows of inputs of these shapes; BadInput where a picture is larger than the engine takes."""
+        """All tensors' shapes for `rows` rows of inputs of the shapes `fed`; raises BadInput if a picture is too large
+        for the engine."""
         check_sizes(fed, self._largest)
         outputs = {spec.name: (rows, *(int(size) for size in spec.shape[1:])) for spec in self.outputs}
         return {**{name: (rows, *shape[1:]) for name, shape in fed.items()}, **outputs}
@@ -290,6 +353,6 @@ class EngineRuntime(Runtime):
 
 
 def _is_same(replayed: NDArray[Any], plain: NDArray[Any]) -> bool:
-    """Up to rounding. What is not finite is so in both."""
+    """Are two outputs the same up to rounding? What is not finite must be so in both."""
     largest = float(np.abs(plain[np.isfinite(plain)]).max(initial=0))
     return np.allclose(replayed, plain, rtol=0, atol=REPLAY_TOLERANCE * largest, equal_nan=True)

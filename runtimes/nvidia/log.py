@@ -1,4 +1,4 @@
-"""TensorRT's logger: the only place where it says why something failed."""
+"""Record TensorRT's log: the only place where it says why something failed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 ERROR = 1
 """Severities count up from INTERNAL_ERROR = 0; above ERROR are WARNING, INFO and VERBOSE."""
 NOISE = re.compile(
-    r"^(\[[^\]]*\]\s*)*(I\w+::\w+: )?(Error Code \d+: )?(Invalid Node - \S+ )?"  # [graph.cpp::parse::12] IBuilder::build: Error Code 4:
+    # [graph.cpp::parse::12] IBuilder::build: Error Code 4:
+    r"^(\[[^\]]*\]\s*)*(I\w+::\w+: )?(Error Code \d+: )?(Invalid Node - \S+ )?"
     r"|\s*\b[Ii]n \S+ at \S+?:\d+"  # places in TensorRT's own sources
 )
 REMEDIES = (
-    (r"has type Int32 but must have type", "it has INT32-quantized biases (onnxruntime's default); export it with resnet-export --int8"),
+    (
+        r"has type Int32 but must have type",
+        "it has INT32-quantized biases (onnxruntime's default); export it with resnet-export --int8",
+    ),
     (r"[Nn]on-zero zero point", "it is quantized asymmetrically; export it with resnet-export --int8"),
     (r"QLinearConv|QLinear\w+", "it is in QOperator format; export it with resnet-export --int8"),
     (r"must be of same type", "its types are mixed; export it again with resnet-export"),
@@ -46,11 +50,11 @@ REMEDIES = (
 
 @dataclass(eq=False)  # each is one of its own: two that are still empty are not the same
 class Recording:
-    """What was logged while it ran.
+    """What TensorRT logged during a block, as (severity, message).
 
     Attributes:
-        lines: by any thread; a builder works in several.
-        own: by the thread that records.
+        lines: from any thread; a builder uses several.
+        own: from the thread that records.
     """
 
     lines: list[tuple[int, str]] = field(default_factory=list)
@@ -58,17 +62,17 @@ class Recording:
 
     @property
     def errors(self) -> list[str]:
-        """Error messages, each once and in one line, without where in TensorRT's sources they arose."""
+        """Error messages, each once and in one line, without places in TensorRT's sources."""
         return _errors(self.lines)
 
     @property
     def reason(self) -> str:
-        """The first errors in one line, with what to do where it is known."""
+        """The first errors in one line, with a remedy if one is known."""
         return _reason(self.errors)
 
     @property
     def own_reason(self) -> str:
-        """The reason of a call that logs in the thread it is made in, while other threads make calls of their own."""
+        """The reason by the recording thread's own errors, while other threads make calls of their own."""
         return _reason(_errors(self.own) or self.errors)
 
     @property
@@ -77,7 +81,7 @@ class Recording:
 
 
 def _errors(lines: list[tuple[int, str]]) -> list[str]:
-    return list(dict.fromkeys(plain(message) for severity, message in lines if severity <= ERROR))
+    return list(dict.fromkeys(readable_message(message) for severity, message in lines if severity <= ERROR))
 
 
 def _reason(errors: list[str]) -> str:
@@ -86,18 +90,18 @@ def _reason(errors: list[str]) -> str:
     return f"{said}; {remedy}" if remedy else said
 
 
-def plain(message: str) -> str:
-    """A message of TensorRT's for people: one line, no places in its sources."""
+def readable_message(message: str) -> str:
+    """A message of TensorRT in one line, without places in its sources."""
     return " ".join(NOISE.sub("", " ".join(message.split())).split())
 
 
 def remedy_for(message: str) -> str | None:
-    """What to do about an error of TensorRT's, where it is a known one."""
+    """What to do about an error of TensorRT, if it is a known one."""
     return next((remedy for pattern, remedy in REMEDIES if re.search(pattern, message)), None)
 
 
 class Log:
-    """Hands every line to the recordings that are under way."""
+    """Passes every logged line to the recordings that are running."""
 
     def __init__(self, logger: trt.ILogger) -> None:
         self.logger = logger
@@ -113,7 +117,7 @@ class Log:
 
     @contextmanager
     def recording(self) -> Iterator[Recording]:
-        """What is logged inside the block, by any thread."""
+        """Record what any thread logs during the block."""
         entry = threading.get_ident(), Recording()
         self._recordings.append(entry)
         try:
@@ -124,7 +128,8 @@ class Log:
 
 @functools.cache
 def log_of(api: Any) -> Log:
-    """The process's one logger for `tensorrt` or `tensorrt_rtx`: the library keeps the first it sees and ignores all others."""
+    """The process's one log of `tensorrt` or `tensorrt_rtx`: the library keeps the first logger and ignores all
+    others."""
 
     class Logger(api.ILogger):  # type: ignore[misc]  # which library it is, is known at run time alone
         def __init__(self) -> None:

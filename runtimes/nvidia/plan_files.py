@@ -1,4 +1,4 @@
-"""What can be told of an engine file without its sidecar: where it lies, what it is called, and how it begins."""
+"""What an engine file tells without its sidecar: where it lies, its name, and its header."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPTION_WORDS: Mapping[str, Callable[[str | int | bool], str]] = {
     "optimization_level": lambda level: f"o{level}",
     "workspace_bytes": lambda size: f"w{int(size) >> 20}" if int(size) % (1 << 20) == 0 else f"w{size}b",
 }
-"""What an option of the builder, where it was given, adds to an engine's name."""
+"""What a builder's option, if given, adds to an engine's file name."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,17 @@ class PlanHeader:
 
 
 def plan_header(data: bytes, where: str) -> PlanHeader:
-    """Read a plan's header, as trtexec --getPlanVersionOnly does (TensorRT's samples/common/sampleEngines.cpp; RTX has a tag of its own).
+    """Read a plan's header, as trtexec --getPlanVersionOnly does (TensorRT's samples/common/sampleEngines.cpp; RTX has
+    a tag of its own).
 
     Raises:
         BadInput: not a plan; says what it looks like.
     """
     backend = TAGS.get(data[:4])
     if backend is None or len(data) < HEADER_BYTES:
-        raise BadInput(f"{where} is no TensorRT engine: {_looks_like(data)}; build one with: resnet-deploy build BUNDLE")
+        raise BadInput(
+            f"{where} is no TensorRT engine: {_looks_like(data)}; build one with: resnet-deploy build BUNDLE"
+        )
     major, minor, patch, build = data[24:28]
     return PlanHeader(backend, (major, minor, patch, build))
 
@@ -68,9 +71,13 @@ def platform_text() -> str:
 
 
 def engine_name(
-    backend: str, version: str, targets: tuple[str, ...], batch: BatchRange, options: Mapping[str, str | int | bool] = MappingProxyType({})
+    backend: str,
+    version: str,
+    targets: tuple[str, ...],
+    batch: BatchRange,
+    options: Mapping[str, str | int | bool] = MappingProxyType({}),
 ) -> str:
-    """The file name of an engine in a bundle's `engines/`: engines that differ by their options have another each."""
+    """The file name of an engine in a bundle's `engines/`; engines with different options have different names."""
     words = [word(options[name]) for name, word in OPTION_WORDS.items() if name in options]
     return "-".join([backend, version, "+".join(targets), f"b{batch.min}-{batch.opt}-{batch.max}", *words]) + ".engine"
 

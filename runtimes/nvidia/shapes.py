@@ -1,4 +1,4 @@
-"""Shapes of an engine's tensors: what its profile allows, and what is fed."""
+"""Shapes of an engine's tensors: what its profile allows, and checks of what is fed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,25 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 Shapes = dict[str, tuple[int, ...]]
-"""By tensor's name, the batch first."""
+"""Shapes by tensor name, each with the batch first."""
 
 
 def engine_specs(api: Any, engine: trt.ICudaEngine, *, outputs: bool = False) -> list[TensorSpec]:
     """The inputs or the outputs of an engine: the batch may be free, and a picture's height and width."""
     names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
-    return [_spec(api, engine, name) for name in names if (engine.get_tensor_mode(name) == api.TensorIOMode.INPUT) is not outputs]
+    return [
+        _spec(api, engine, name)
+        for name in names
+        if (engine.get_tensor_mode(name) == api.TensorIOMode.INPUT) is not outputs
+    ]
 
 
 def _spec(api: Any, engine: trt.ICudaEngine, name: str) -> TensorSpec:
     dtype = np.dtype(api.nptype(engine.get_tensor_dtype(name))).name
     sizes = [int(size) for size in engine.get_tensor_shape(name)]
-    return TensorSpec(name, dtype, tuple(size if size >= 0 else ("batch", *PICTURE)[place] for place, size in enumerate(sizes)))
+    return TensorSpec(
+        name, dtype, tuple(size if size >= 0 else ("batch", *PICTURE)[place] for place, size in enumerate(sizes))
+    )
 
 
 def batch_range(engine: trt.ICudaEngine, name: str) -> BatchRange:
@@ -48,9 +54,10 @@ def rows_of(shapes: Shapes) -> int:
 
 
 def check_sizes(fed: Mapping[str, Sequence[int]], largest: Shapes) -> None:
-    """
+    """Check that no picture is larger than the engine takes.
+
     Raises:
-        BadInput: a picture is larger than the engine takes.
+        BadInput: one is.
     """
     for name, shape in fed.items():
         if any(size > most for size, most in zip(shape[1:], largest[name][1:], strict=True)):
@@ -61,6 +68,7 @@ def check_sizes(fed: Mapping[str, Sequence[int]], largest: Shapes) -> None:
             )
 
 
-def like(tensor: DeviceTensor) -> NDArray[Any]:
-    """An array of the tensor's type and shape to check, of no content; numpy knows bfloat16 as two bytes."""
+def placeholder(tensor: DeviceTensor) -> NDArray[Any]:
+    """An array of the tensor's type and shape, for `check_feeds`; it takes no memory. bfloat16, which numpy lacks,
+    becomes two raw bytes."""
     return np.broadcast_to(np.zeros((), "V2" if tensor.dtype == "bfloat16" else tensor.dtype), tensor.shape)

@@ -1,7 +1,8 @@
-"""Which engines are loaded: those that this machine built, and those that are named by their sha256.
+"""Decide which engines may be loaded: those that this machine built, and those that the user names by sha256.
 
-An engine is code, and its sidecar lies beside it: whoever made the one made the other. So a build seals the sidecar, which names the engine by its
-sha256, with a key that no bundle holds. Seals are HMAC-SHA256 (RFC 2104); docs/jetson.md tells where the key lies and how machines share one.
+An engine is code, and its sidecar lies beside it: whoever made one could make the other. So a build seals the sidecar,
+which holds the engine's sha256, with a key that is in no bundle. Seals are HMAC-SHA256 (RFC 2104); docs/jetson.md says
+where the key is kept and how machines share one.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ KEY_TEXT = re.compile(rb"([0-9a-f]{64})\n?")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 REMEDY = f"set {KEY_VARIABLE} to a file, which need not exist yet, in a folder that you may write to"
 ENGINE, KERNELS = b"resnet-export engine\0", b"resnet-export kernels\0"
-"""What a seal is about, so that none of one kind is taken for another's."""
+"""Prefixes of what is sealed, so that a seal of one kind is never valid for another."""
 SEAL_BYTES = hashlib.sha256().digest_size
 
 
 def key_file() -> Path:
-    """The file that `RESNET_EXPORT_ENGINE_KEY` names, by default `resnet-export/engine.key` in `$XDG_DATA_HOME`, by default `~/.local/share`.
+    """The file that `RESNET_EXPORT_ENGINE_KEY` names, by default `resnet-export/engine.key` in `$XDG_DATA_HOME`, by
+    default `~/.local/share`.
 
     Raises:
         BadInput: the variable holds no absolute path.
@@ -43,18 +45,22 @@ def key_file() -> Path:
         try:
             return home_folder("XDG_DATA_HOME", ".local/share") / "resnet-export" / "engine.key"
         except BackendUnavailable as error:
-            raise BackendUnavailable(f"this machine's engine key has no place, for this user has no home folder; {REMEDY}") from error
+            raise BackendUnavailable(
+                f"this machine's engine key has no place, for this user has no home folder; {REMEDY}"
+            ) from error
     if not os.path.isabs(given):
-        raise BadInput(f"expected an absolute path in {KEY_VARIABLE}, got '{given}'; it would be another file in each folder")
+        raise BadInput(
+            f"expected an absolute path in {KEY_VARIABLE}, got '{given}'; it would be another file in each folder"
+        )
     return Path(given)
 
 
 def machine_key() -> bytes | None:
-    """This machine's key, where an engine was built before.
+    """This machine's key, or None if no engine was built here before.
 
     Raises:
         BadInput: see `key_file`.
-        BackendUnavailable: it is no key, or others may know it: it is another user's, or may be read by others.
+        BackendUnavailable: the file holds no key, belongs to another user, or others may read it.
     """
     try:
         path = key_file()
@@ -63,8 +69,8 @@ def machine_key() -> bytes | None:
     return _read(path)
 
 
-def made_machine_key() -> bytes:
-    """This machine's key; a new one, of 32 random bytes, where there is none. Of several processes that make one at once, one does.
+def ensure_machine_key() -> bytes:
+    """This machine's key; if there is none, a new one of 32 random bytes. Of several processes at once, one makes it.
 
     Raises:
         BadInput: see `key_file`.
@@ -83,14 +89,16 @@ def made_machine_key() -> bytes:
         _make(path)
         made = _read(path)
     except OSError as error:
-        raise BackendUnavailable(f"cannot write this machine's engine key, {path}: {error.strerror}; {REMEDY}") from error
+        raise BackendUnavailable(
+            f"cannot write this machine's engine key, {path}: {error.strerror}; {REMEDY}"
+        ) from error
     if made is None:
         raise BackendUnavailable(f"this machine's engine key, {path}, was removed while it was made; build again")
     return made
 
 
 def _make(path: Path) -> None:
-    """Whole at once, and never in place of one that is there: the link is made by one process alone."""
+    """Write a new key file in one step, and never over one that is there: only one process can make the link."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -112,23 +120,32 @@ def _read(path: Path) -> bytes | None:
         return None
     except OSError as error:
         said = "it is a link" if error.errno == errno.ELOOP else error.strerror
-        raise BackendUnavailable(f"cannot read this machine's engine key, {path}: {said}; remove it, or {REMEDY}") from error
+        raise BackendUnavailable(
+            f"cannot read this machine's engine key, {path}: {said}; remove it, or {REMEDY}"
+        ) from error
     again = "remove it, and build the engines again"
     if state.st_uid != os.geteuid():
-        raise BackendUnavailable(f"this machine's engine key, {path}, belongs to another user ({state.st_uid}); run as that user, or {REMEDY}")
+        raise BackendUnavailable(
+            f"this machine's engine key, {path}, belongs to another user ({state.st_uid}); run as that user, or "
+            f"{REMEDY}"
+        )
     if state.st_mode & OTHERS_MAY:
         mode = f"{stat.S_IMODE(state.st_mode):o}"
         raise BackendUnavailable(
-            f"expected this machine's engine key, {path}, to be yours alone (mode 600), got mode {mode}: others know it; {again}"
+            f"expected this machine's engine key, {path}, to be yours alone (mode 600), got mode {mode}: others know "
+            f"it; {again}"
         )
     found = KEY_TEXT.fullmatch(text)
     if found is None:
-        raise BackendUnavailable(f"expected 64 hexadecimal digits in this machine's engine key, {path}, got something else; {again}")
+        raise BackendUnavailable(
+            f"expected 64 hexadecimal digits in this machine's engine key, {path}, got something else; {again}"
+        )
     return bytes.fromhex(found[1].decode())
 
 
 def seal_of(document: Mapping[str, object], key: bytes) -> str:
-    """The seal of a sidecar, in hex: over all that it says but the seal itself, in JSON with its keys in order and no blanks."""
+    """The seal of a sidecar, in hex: over all its fields but the seal itself, as JSON with sorted keys and no
+    blanks."""
     content = msgspec.json.encode({name: value for name, value in document.items() if name != "seal"}, order="sorted")
     return hmac.new(key, ENGINE + content, hashlib.sha256).hexdigest()
 
@@ -141,10 +158,11 @@ def is_built_here(document: Mapping[str, object]) -> bool:
 
 
 def check_trusted(document: Mapping[str, object], where: str, trusted: Collection[str]) -> None:
-    """May the engine that this sidecar names be loaded? Its content is still to be held against that name.
+    """Check that the engine that this sidecar names may be loaded. The caller still has to compare its content's
+    sha256.
 
     Raises:
-        BundleError: this machine did not build it, and nobody named it; says its sha256.
+        BundleError: this machine did not build it, and `trusted` does not name it; says its sha256.
         BadInput, BackendUnavailable: this machine's key cannot be used (see `machine_key`).
     """
     sha256 = str(document.get("engine_sha256"))
@@ -160,7 +178,7 @@ def check_trusted(document: Mapping[str, object], where: str, trusted: Collectio
 
 
 def trusted_engines(names: str | Collection[str]) -> frozenset[str]:
-    """Engines that are named by their sha256, in hex.
+    """Check the sha256 of engines to trust, in hex; returns them in lower case.
 
     Raises:
         BadInput: one is no sha256.
@@ -168,17 +186,20 @@ def trusted_engines(names: str | Collection[str]) -> frozenset[str]:
     given = (names,) if isinstance(names, str) else names
     for name in given:
         if not SHA256.fullmatch(name.lower()):
-            raise BadInput(f"expected the sha256 of an engine, 64 hexadecimal digits, got {name!r}; resnet-deploy inspect ENGINE shows it")
+            raise BadInput(
+                f"expected the sha256 of an engine, 64 hexadecimal digits, got {name!r}; resnet-deploy inspect ENGINE "
+                "shows it"
+            )
     return frozenset(name.lower() for name in given)
 
 
 def with_seal(kernels: bytes, engine_sha256: str, key: bytes) -> bytes:
-    """Compiled kernels of an engine, behind the seal that says that this machine compiled them."""
+    """An engine's compiled kernels, preceded by the seal that says that this machine compiled them."""
     return _seal_of_kernels(kernels, engine_sha256, key) + kernels
 
 
 def without_seal(data: bytes, engine_sha256: str, key: bytes) -> bytes | None:
-    """The kernels, or None: this machine did not compile them, or not for this engine."""
+    """The kernels of sealed data, or None if this machine did not compile them for this engine."""
     seal, kernels = data[:SEAL_BYTES], data[SEAL_BYTES:]
     return kernels if hmac.compare_digest(seal, _seal_of_kernels(kernels, engine_sha256, key)) else None
 

@@ -1,16 +1,12 @@
-"""What a precision may cost: the limits of a parity check, each with its own verdict."""
+"""What a precision may cost: the limits of a parity check, each judged on its own. `budget_options` reads them from a
+user."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
 
-from runtimes.errors import PlanError, UnknownName
-
-if TYPE_CHECKING:
-    from runtimes.parity.measures import Accuracy, Comparison
+from runtimes.parity.measures import Accuracy, Comparison
 
 
 @dataclass(frozen=True)
@@ -33,12 +29,13 @@ class Limit:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a precision may cost; None does not limit. Errors and margins are relative to the largest reference logit.
+    """What a precision may cost. Errors and margins are relative to the largest reference logit; None is no limit.
 
     Attributes:
-        own_error: of the precision itself: a flip counts only where the reference preferred its class to the one chosen by more.
-        max_batch_difference: between what one image gets at two batch sizes.
-        max_accuracy_drop: top-1 of the reference less that of the backend, 0..1, where labels are known.
+        own_error: the error that the precision itself makes. A flip counts only if the reference preferred its own
+            class to the backend's by more than this.
+        max_batch_difference: the largest difference between one image's outputs at two batch sizes.
+        max_accuracy_drop: the reference's top-1 minus the backend's, 0..1, where labels are known.
     """
 
     own_error: float
@@ -51,33 +48,55 @@ class Budget:
 
     @property
     def limit_names(self) -> tuple[str, ...]:
-        """Every limit that it has, `finite` first, whether or not it will apply to what is measured."""
+        """The names of all limits that are set, `finite` first, whether or not they will apply to what is measured."""
         return ("finite", *(name for name, value in asdict(self).items() if name != "own_error" and value is not None))
 
     def violations(self, measured: Comparison) -> tuple[str, ...]:
-        """What is out of budget, in words; empty when all is inside."""
+        """What is out of budget, in words; empty when nothing is."""
         return tuple(limit.text for limit in self.limits(measured) if not limit.ok)
 
-    def limits(self, measured: Comparison, accuracy: Accuracy | None = None, *, however_few: bool = False) -> tuple[Limit, ...]:
-        """Every limit that applies to what was measured, `finite` first; where that is broken there is no other to speak of.
+    def limits(
+        self, measured: Comparison, accuracy: Accuracy | None = None, *, however_few: bool = False
+    ) -> tuple[Limit, ...]:
+        """Judge every limit that applies to what was measured, `finite` first; if an output is not finite, that one
+        alone.
 
-        Of features each output is held against every limit, and those that break it are named. The accuracy's applies where it allows
-        one image at least to be lost, since of fewer images it would judge chance; or `however_few` there are.
+        Of features, every output must keep each limit, and those that break it are named. The accuracy limit needs
+        enough labels for one lost image to be within it, since with fewer it would judge chance; `however_few` judges
+        it all the same.
         """
         if not measured.finite:
             said = measured.violations[0] if measured.violations else "outputs that are not finite"
             return (Limit("finite", ok=False, text=said, what="outputs", measured="not finite", allowed="finite"),)
-        judgeable = accuracy is not None and self.max_accuracy_drop is not None and (however_few or accuracy.images * self.max_accuracy_drop >= 1)
+        judgeable = (
+            accuracy is not None
+            and self.max_accuracy_drop is not None
+            and (however_few or accuracy.images * self.max_accuracy_drop >= 1)
+        )
         drop = accuracy.reference_top1 - accuracy.top1 if accuracy is not None and judgeable else None
         checks = (
-            ("max_relative_error", "largest relative error", measured.max_relative_error, self.max_relative_error, ".2e"),
+            (
+                "max_relative_error",
+                "largest relative error",
+                measured.max_relative_error,
+                self.max_relative_error,
+                ".2e",
+            ),
             ("min_agreement", "top-1 agreement", measured.top1_agreement, self.min_agreement, ".2%"),
             ("min_cosine", "worst cosine", measured.worst_cosine, self.min_cosine, ".5f"),
             ("min_sqnr_db", "SQNR in dB", measured.sqnr_db, self.min_sqnr_db, ".1f"),
             ("max_accuracy_drop", "fall of top-1", drop, self.max_accuracy_drop, ".2%"),
-            ("max_batch_difference", "difference between batch sizes", measured.max_batch_difference, self.max_batch_difference, ".2e"),
+            (
+                "max_batch_difference",
+                "difference between batch sizes",
+                measured.max_batch_difference,
+                self.max_batch_difference,
+                ".2e",
+            ),
         )
-        found = [Limit("finite", ok=True, text="every output is finite", what="outputs", measured="finite", allowed="finite")]
+        found = [
+            Limit("finite", ok=True, text="every output is finite", what="outputs", measured="finite", allowed="finite")
+        ]
         for name, words, value, limit, form in checks:
             if value is not None and limit is not None:
                 inside = value <= limit if name.startswith("max") else value >= limit
@@ -86,23 +105,10 @@ class Budget:
                     shown, bound = repr(float(value)), repr(float(limit))
                 got, allowed = shown, f"{'<=' if name.startswith('max') else '>='} {bound}"
                 found.append(Limit(name, inside, f"{words} {got}, budget {allowed}", words, got, allowed))
-        return tuple(_naming_outputs(limit, {name: self.limits(one) for name, one in measured.outputs.items()}) for limit in found)
-
-    def changed(self, given: Mapping[str, float]) -> Budget:
-        """This budget with other values for the limits named.
-
-        Raises:
-            UnknownName: a budget has no limit of that name.
-            PlanError: the value is no number that the limit can have.
-        """
-        known = [one.name for one in fields(self)]
-        for name, value in given.items():
-            if name not in known:
-                raise UnknownName("budget", name, known)
-            largest = 1.0 if name in ("min_agreement", "min_cosine", "max_accuracy_drop") else math.inf
-            if not 0 <= value <= largest or math.isinf(value):
-                raise PlanError(f"expected {name} {'from 0 to 1' if largest == 1 else 'of at least 0'}, got {value:g}")
-        return replace(self, **given)
+        return tuple(
+            _with_names_of_outputs(limit, {name: self.limits(one) for name, one in measured.outputs.items()})
+            for limit in found
+        )
 
     def text(self) -> str:
         """All limits, as `--budget` takes them: `own_error=0.01 max_relative_error=0.01`."""
@@ -110,31 +116,16 @@ class Budget:
 
 
 def number_text(value: float) -> str:
-    """The shortest text that is read as this very number: `0.1`, `20`, `0.28604063`."""
+    """The shortest text that reads back as the same number: `0.1`, `20`, `0.28604063`."""
     return repr(float(value)).removesuffix(".0")
 
 
-def _naming_outputs(limit: Limit, outputs: Mapping[str, tuple[Limit, ...]]) -> Limit:
-    """The limit of all outputs together; broken, with the outputs that break it."""
-    said = [f"{output}: {one.text}" for output, limits in outputs.items() for one in limits if one.name == limit.name and not one.ok]
+def _with_names_of_outputs(limit: Limit, outputs: Mapping[str, tuple[Limit, ...]]) -> Limit:
+    """The limit of all outputs together; if it is broken, its text names the outputs that break it."""
+    said = [
+        f"{output}: {one.text}"
+        for output, limits in outputs.items()
+        for one in limits
+        if one.name == limit.name and not one.ok
+    ]
     return replace(limit, text="; ".join(said)) if said else limit
-
-
-def budget_from_text(given: tuple[str, ...]) -> dict[str, float]:
-    """Limits from `NAME=VALUE` texts, each of which may hold several with spaces or commas between them.
-
-    Raises:
-        PlanError: a text is something else.
-    """
-    found = {}
-    if not all(one.strip() for one in given):
-        raise PlanError("expected --budget as NAME=VALUE, got nothing; leave it out, or give for example max_relative_error=1e-2")
-    for one in " ".join(given).replace(",", " ").split():
-        name, equals, value = one.partition("=")
-        if not equals:
-            raise PlanError(f"expected --budget as NAME=VALUE, got '{one}'; for example max_relative_error=1e-2")
-        try:
-            found[name.replace("-", "_")] = float(value)
-        except ValueError:
-            raise PlanError(f"expected a number for {name}, got '{value}'; for example max_relative_error=1e-2") from None
-    return found

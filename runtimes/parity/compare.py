@@ -1,15 +1,16 @@
-"""Are these outputs the reference's? What is measured, and what is allowed.
+"""Compare a backend's outputs with the reference's, and judge them against a budget.
 
-Errors are taken relative to the largest reference logit: a ResNet's logits differ by orders of magnitude with its depth and
-weights, so an absolute tolerance means nothing. A flip (another top class) counts against the agreement only where the
-reference itself preferred its class to the one chosen by more than the precision's own error; all flips are reported.
+Errors are taken relative to the largest reference logit: a ResNet's logits differ by orders of magnitude with its depth
+and weights, so an absolute tolerance means nothing. A flip (another top class) counts against the agreement only where
+the reference itself preferred its class to the one chosen by more than the precision's own error; all flips are
+reported.
 
-An image counts once, whatever it is asked at: averages and agreement are those of the largest batch, which sees every image. What the smaller
-batches answer to some of the images again goes into what is the worst of all (largest error, cosine, not finite), and into a measure of its
-own, by how much the batch sizes differ among each other.
+An image counts once, however many batch sizes it is run at: averages and agreement are those of the largest batch,
+which sees every image. The outputs of smaller batches only enter the worst values (largest error, worst cosine, not
+finite) and `max_batch_difference`, the largest difference between two batch sizes.
 
-Features (`--features`) have no classes: each output is measured on its own, relative to its own largest value, and the worst of them is held
-against the budget; what it says of classes does not apply to them.
+Features (`--features`) have no classes: each output is measured on its own, relative to its own largest value, and the
+worst is judged; limits about classes do not apply.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.parity.budget import Budget
-from runtimes.parity.flips import Flips, flip_counts, flipped, top_classes
+from runtimes.parity.flips import Flips, flip_counts, flips_between, top_classes
 from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, Accuracy, Comparison, _decibels, sqnr_db
 
 LOGITS = "logits"
 """The one output of a classifier. A model with any other gives features."""
 Repeated = Sequence[tuple[NDArray[np.int64], NDArray[Any]]]
-"""Of one output: places of images, and their values once more."""
+"""One output at other batch sizes: places of images, int64 (n,), and the output for them, (n, ...)."""
 
 
 @dataclass(frozen=True)
-class Again:
-    """What a backend answers to some of the images again, in a batch of another size.
+class OtherBatch:
+    """Outputs for some of the images at another batch size.
 
     Attributes:
-        places: int64 (n,), which images.
-        outputs: by name, (n, ...).
+        places: which images, int64 (n,).
+        outputs: by name, each (n, ...).
     """
 
     places: NDArray[np.int64]
@@ -46,7 +47,7 @@ class Again:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The verdict over all backends: `ok` when every one is. Truth of the report is `ok`."""
+    """The verdict over all backends: `ok` when every backend is within budget. `bool(report)` is `ok`."""
 
     ok: bool
     images: int
@@ -64,26 +65,39 @@ def is_classifier(outputs: Iterable[str]) -> bool:
 
 
 def compare_outputs(
-    reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], budget: Budget, again: Sequence[Again] = ()
+    reference: Mapping[str, NDArray[Any]],
+    outputs: Mapping[str, NDArray[Any]],
+    budget: Budget,
+    again: Sequence[OtherBatch] = (),
 ) -> Comparison:
-    """Measure a model's outputs by name, those of a classifier or features, against the reference's; `again` holds answers at other batch sizes."""
+    """Compare a model's outputs, by name, with the reference's: logits or features. `again`: outputs at other batch
+    sizes."""
     if is_classifier(reference):
         return compare(reference[LOGITS], outputs[LOGITS], budget, _of_output(LOGITS, again))
     return compare_features(reference, outputs, budget, again)
 
 
 def compare(reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, again: Repeated = ()) -> Comparison:
-    """Measure `outputs` against `reference`, both float (images, classes); `again` are places of images and what they got once more."""
+    """Compare logits with the reference's, both float (images, classes).
+
+    Args:
+        again: logits of some images at other batch sizes.
+
+    Raises:
+        ValueError: the two are not of one shape (images, classes).
+    """
     if reference.shape != outputs.shape or reference.ndim != 2:
-        raise ValueError(f"expected two arrays (images, classes) of one shape, got {reference.shape} and {outputs.shape}")
+        raise ValueError(
+            f"expected two arrays (images, classes) of one shape, got {reference.shape} and {outputs.shape}"
+        )
     if not _all_finite(reference, outputs, again):
         flips = Flips(len(reference), len(reference))
-        return replace(_not_finite(reference), top1_agreement=0.0, top5_overlap=0.0, flips=flips)
+        return replace(_not_finite_result(reference), top1_agreement=0.0, top5_overlap=0.0, flips=flips)
     expected, got = reference.astype(np.float64), outputs.astype(np.float64)
     largest = float(np.abs(expected).max()) or 1.0
     errors = np.abs(got - expected) / largest
     cosine = None if expected.shape[1] == 1 else float(_cosines(expected, got).min())
-    flips = flip_counts(flipped(expected, got, budget.own_error))
+    flips = flip_counts(flips_between(expected, got, budget.own_error))
     measured = Comparison(
         ok=True,
         finite=True,
@@ -96,14 +110,20 @@ def compare(reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, agai
         top5_overlap=_top_overlap(expected, got, min(5, expected.shape[1])),
         flips=flips,
     )
-    return _judged(_with_again(measured, expected, got, again), budget)
+    return _judge(_with_other_batches(measured, expected, got, again), budget)
 
 
 def compare_features(
-    reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]], budget: Budget, again: Sequence[Again] = ()
+    reference: Mapping[str, NDArray[Any]],
+    outputs: Mapping[str, NDArray[Any]],
+    budget: Budget,
+    again: Sequence[OtherBatch] = (),
 ) -> Comparison:
-    """Measure features by name, each a float array (images, ...), against the reference's of the same names and shapes."""
-    found = {name: _compare_feature(name, values, outputs[name], budget, _of_output(name, again)) for name, values in reference.items()}
+    """Compare features, by name each a float array (images, ...), with the reference's of the same names and shapes."""
+    found = {
+        name: _compare_feature(name, values, outputs[name], budget, _of_output(name, again))
+        for name, values in reference.items()
+    }
     each = list(found.values())
     differences = [one.max_batch_difference for one in each if one.max_batch_difference is not None]
     return Comparison(
@@ -123,12 +143,16 @@ def compare_features(
     )
 
 
-def _compare_feature(name: str, reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, again: Repeated) -> Comparison:
+def _compare_feature(
+    name: str, reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, again: Repeated
+) -> Comparison:
     """One output. A stage has a million values an image: they stay in single precision, all but the sums."""
     if reference.shape != outputs.shape or reference.ndim < 2:
-        raise ValueError(f"expected '{name}' as two arrays (images, ...) of one shape, got {reference.shape} and {outputs.shape}")
+        raise ValueError(
+            f"expected '{name}' as two arrays (images, ...) of one shape, got {reference.shape} and {outputs.shape}"
+        )
     if not _all_finite(reference, outputs, again):
-        return _not_finite(reference)
+        return _not_finite_result(reference)
     expected, got = _rows(reference), _rows(outputs)
     largest = float(np.abs(expected).max()) or 1.0
     errors = np.abs(got - expected)
@@ -145,10 +169,12 @@ def _compare_feature(name: str, reference: NDArray[Any], outputs: NDArray[Any], 
         top5_overlap=None,
         flips=None,
     )
-    return _judged(_with_again(measured, expected, got, [(places, _rows(values)) for places, values in again]), budget)
+    return _judge(
+        _with_other_batches(measured, expected, got, [(places, _rows(values)) for places, values in again]), budget
+    )
 
 
-def _of_output(name: str, again: Sequence[Again]) -> list[tuple[NDArray[np.int64], NDArray[Any]]]:
+def _of_output(name: str, again: Sequence[OtherBatch]) -> list[tuple[NDArray[np.int64], NDArray[Any]]]:
     return [(one.places, one.outputs[name]) for one in again]
 
 
@@ -161,8 +187,11 @@ def _all_finite(reference: NDArray[Any], outputs: NDArray[Any], again: Repeated)
     return all(np.isfinite(values).all() for values in (reference, outputs, *(values for _, values in again)))
 
 
-def _with_again(measured: Comparison, expected: NDArray[Any], got: NDArray[Any], again: Repeated) -> Comparison:
-    """With the worst of what other batch sizes answered, all arrays (images, values), and by how much that differs from `got`."""
+def _with_other_batches(measured: Comparison, expected: NDArray[Any], got: NDArray[Any], again: Repeated) -> Comparison:
+    """Include the outputs at other batch sizes: the worst values, and the largest difference from `got`.
+
+    All arrays are (images, values).
+    """
     if not again:
         return measured
     largest = float(np.abs(expected).max()) or 1.0
@@ -178,9 +207,9 @@ def _with_again(measured: Comparison, expected: NDArray[Any], got: NDArray[Any],
 
 
 def _cosine_and_sqnr(expected: NDArray[Any], got: NDArray[Any]) -> tuple[float | None, float]:
-    """The worst image's cosine (None for a single value) and the signal-to-noise ratio in dB of two arrays (images, values).
+    """The worst image's cosine (None for a single value) and the SQNR in dB of two arrays (images, values).
 
-    Computed in double, one image at a time.
+    Computed in double precision, one image at a time.
     """
     worst, signal, noise = 1.0, 0.0, 0.0
     for place in range(len(expected)):
@@ -191,22 +220,29 @@ def _cosine_and_sqnr(expected: NDArray[Any], got: NDArray[Any]) -> tuple[float |
     return (None if expected.shape[1] == 1 else worst), _decibels(signal, noise)
 
 
-def _judged(measured: Comparison, budget: Budget) -> Comparison:
+def _judge(measured: Comparison, budget: Budget) -> Comparison:
     violations = budget.violations(measured)
     return replace(measured, ok=not violations, violations=violations)
 
 
-def _not_finite(reference: NDArray[Any]) -> Comparison:
-    """The reference or, where that is finite, an answer holds NaN or infinity."""
+def _not_finite_result(reference: NDArray[Any]) -> Comparison:
+    """The result where the reference or, if that is finite, an output holds NaN or infinity."""
     worst = LARGEST_ERROR
     whose = "outputs that are" if np.isfinite(reference).all() else "a reference that is"
-    return Comparison(False, False, worst, worst, worst, -1.0, -LARGEST_SQNR_DB, None, None, None, (f"{whose} not finite",))
+    return Comparison(
+        False, False, worst, worst, worst, -1.0, -LARGEST_SQNR_DB, None, None, None, (f"{whose} not finite",)
+    )
 
 
 def accuracy(reference: NDArray[Any], outputs: NDArray[Any], labels: NDArray[Any]) -> Accuracy:
     """Top-1 of the reference and of `outputs`, both (images, classes), for integer `labels` (images,)."""
     correct = int((top_classes(outputs) == labels).sum())
-    return Accuracy(len(labels), float((top_classes(reference) == labels).mean()), correct / len(labels), wilson_interval(correct, len(labels)))
+    return Accuracy(
+        len(labels),
+        float((top_classes(reference) == labels).mean()),
+        correct / len(labels),
+        wilson_interval(correct, len(labels)),
+    )
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -221,7 +257,9 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 def _cosines(expected: NDArray[Any], got: NDArray[Any]) -> NDArray[Any]:
     lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(got, axis=1)
     both_zero = (np.abs(expected).max(1) == 0) & (np.abs(got).max(1) == 0)
-    cosines: NDArray[Any] = np.where(both_zero, 1.0, (expected * got).sum(1) / np.maximum(lengths, np.finfo(np.float64).tiny))
+    cosines: NDArray[Any] = np.where(
+        both_zero, 1.0, (expected * got).sum(1) / np.maximum(lengths, np.finfo(np.float64).tiny)
+    )
     return cosines.clip(-1, 1)
 
 

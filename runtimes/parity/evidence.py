@@ -1,4 +1,4 @@
-"""What a backend is to answer, and its answers held against the reference's: images, outputs, limits, flips."""
+"""Run a backend on inputs whose reference outputs are known, and compare: errors, limits, flips, accuracy."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from runtimes.base import Runtime
 from runtimes.parity.budget import Budget, Limit
-from runtimes.parity.compare import LOGITS, Again, ParityReport, accuracy, compare_outputs, is_classifier
-from runtimes.parity.flips import Flip, flipped
+from runtimes.parity.compare import LOGITS, OtherBatch, ParityReport, accuracy, compare_outputs, is_classifier
+from runtimes.parity.flips import Flip, flips_between
 from runtimes.parity.measures import Accuracy
 from runtimes.specs import BatchRange
 
@@ -21,10 +21,13 @@ LOWEST_DECADE, HIGHEST_DECADE, BINS_A_DECADE = -9, 1, 4
 
 @dataclass(frozen=True)
 class Evidence:
-    """Inputs as the model takes them, (images, ...); the reference's outputs for them by name; labels int64 (images,) where they are known.
+    """Inputs, and the reference's outputs for them.
 
     Attributes:
-        judge_accuracy: hold the accuracy against its limit however few the labels are.
+        inputs: as the model takes them, (images, ...).
+        outputs: the reference's, by name, each (images, ...).
+        labels: the true classes, int64 (images,), where they are known.
+        judge_accuracy: judge the accuracy however few labels there are (see `Budget.limits`).
     """
 
     inputs: NDArray[Any]
@@ -35,11 +38,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class ErrorHistogram:
-    """How many output values are off by how much.
+    """How many output values have an error of which size.
 
     Attributes:
-        decades: edges of the bins, log10 of the error relative to the largest reference value; what is smaller or larger counts in the end bins.
-        counts: one fewer than the edges; values equal to the last bit are in `exact` alone.
+        decades: edges of the bins, as log10 of the error relative to the largest reference value. Smaller and larger
+            errors count in the first and the last bin.
+        counts: values in each bin, one fewer than the edges.
+        exact: values equal to the last bit, which are in no bin.
     """
 
     decades: tuple[float, ...]
@@ -48,11 +53,11 @@ class ErrorHistogram:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One backend's answers to the evidence.
+class BackendParity:
+    """How one backend's outputs compare with the reference's.
 
     Attributes:
-        report: of this backend alone.
+        report: the parity report, of this backend alone.
         limits: each limit of the budget that applies, and whether it is kept.
         flips: the images whose class changed, the largest margin first; none for features.
         errors: None where an output is not finite.
@@ -70,15 +75,26 @@ class Answered:
         return self.report.ok
 
 
-def answered(evidence: Evidence, name: str, runtime: Runtime, budget: Budget, batch: BatchRange) -> Answered:
-    """Feed the evidence at the smallest, the middle and the largest batch, all images at the largest; `name` is the backend's in the report.
+def compare_backend(
+    evidence: Evidence, name: str, runtime: Runtime, budget: Budget, batch: BatchRange
+) -> BackendParity:
+    """Run the evidence at the smallest, the middle and the largest batch, and compare the outputs with the reference's.
 
-    The largest batch is what is measured, since it sees every image, and each of them once; of the others the worst counts (see `runtimes.parity.compare`).
+    The largest batch sees every image once, and is what is measured. Of the other batches only the worst values count
+    (see `runtimes.parity.compare`).
+
+    Args:
+        name: the backend's name in the report.
+        budget: what the precision may cost.
+        batch: the batch sizes that the model is made for.
     """
     count = len(evidence.inputs)
-    *smaller, largest = batch.checked
-    again = [Again(np.arange(min(size, count)), _asked(evidence, runtime, size, min(size, count))) for size in smaller]
-    got = _asked(evidence, runtime, largest, count)
+    *smaller, largest = batch.proof_sizes
+    again = [
+        OtherBatch(np.arange(min(size, count)), _outputs_at(evidence, runtime, size, min(size, count)))
+        for size in smaller
+    ]
+    got = _outputs_at(evidence, runtime, largest, count)
     compared = compare_outputs(evidence.outputs, got, budget, again)
     measured: Accuracy | None = None
     flips: tuple[Flip, ...] = ()
@@ -86,14 +102,17 @@ def answered(evidence: Evidence, name: str, runtime: Runtime, budget: Budget, ba
         if evidence.labels is not None:
             measured = accuracy(evidence.outputs[LOGITS], got[LOGITS], evidence.labels)
         if compared.finite:
-            flips = flipped(evidence.outputs[LOGITS], got[LOGITS], budget.own_error)
+            flips = flips_between(evidence.outputs[LOGITS], got[LOGITS], budget.own_error)
     limits = budget.limits(compared, measured, however_few=evidence.judge_accuracy)
-    report = ParityReport(all(limit.ok for limit in limits), count, batch.checked, {name: compared}, budget)
-    return Answered(report, limits, flips, error_histogram(evidence.outputs, got) if compared.finite else None, measured)
+    report = ParityReport(all(limit.ok for limit in limits), count, batch.proof_sizes, {name: compared}, budget)
+    return BackendParity(
+        report, limits, flips, error_histogram(evidence.outputs, got) if compared.finite else None, measured
+    )
 
 
 def error_histogram(reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> ErrorHistogram:
-    """The errors of all finite outputs, each relative to its own output's largest reference value."""
+    """Histogram of all outputs' errors, relative to that output's largest reference value; all outputs must be
+    finite."""
     edges = np.linspace(LOWEST_DECADE, HIGHEST_DECADE, (HIGHEST_DECADE - LOWEST_DECADE) * BINS_A_DECADE + 1)
     counts, exact = np.zeros(len(edges) - 1, np.int64), 0
     for name, values in reference.items():
@@ -105,8 +124,9 @@ def error_histogram(reference: Mapping[str, NDArray[Any]], outputs: Mapping[str,
     return ErrorHistogram(tuple(map(float, edges)), tuple(map(int, counts)), exact)
 
 
-def _asked(evidence: Evidence, runtime: Runtime, size: int, count: int) -> dict[str, NDArray[Any]]:
-    """The answers to the first `count` images in full batches of `size`: one that the images do not fill holds some of them twice."""
+def _outputs_at(evidence: Evidence, runtime: Runtime, size: int, count: int) -> dict[str, NDArray[Any]]:
+    """Outputs for the first `count` images, in batches of `size`; the last batch is filled up with images from the
+    start."""
     parts = []
     for start in range(0, count, size):
         rows = np.arange(start, start + size) % len(evidence.inputs)

@@ -1,4 +1,4 @@
-"""Which images changed their class, and how much that means."""
+"""Flips: the images that get another top class than the reference gave them, and which of those count."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Flips:
-    """Images whose top class changed: all of them, and those that count (reference margin above the precision's own error)."""
+    """How many images changed their top class: all, and those that count (margin above the precision's own error)."""
 
     total: int
     counted: int
@@ -25,7 +25,7 @@ class Flip:
     Attributes:
         image: its place among the images.
         reference, got: the top class of the reference and of the backend (see `top_classes`).
-        margin: by how much the reference preferred its own class to the one that the backend chose, relative to the largest reference logit.
+        margin: the reference's gap between its own class and the backend's, relative to the largest reference logit.
         counted: the margin is larger than the precision's own error.
     """
 
@@ -37,19 +37,21 @@ class Flip:
 
 
 def top_classes(logits: NDArray[Any]) -> NDArray[np.int64]:
-    """The class that each image gets, int64 (images,), for logits (images, classes): the largest; of a single logit its sign, 1 or 0."""
+    """The top class of each image, int64 (images,), for logits (images, classes). A single logit gives its sign, 1 or
+    0."""
     if logits.shape[1] == 1:
         return (logits[:, 0] > 0).astype(np.int64)
     return np.asarray(logits.argmax(1), np.int64)
 
 
-def flipped(reference: NDArray[Any], outputs: NDArray[Any], own_error: float) -> tuple[Flip, ...]:
-    """The flips between two finite arrays (images, classes), those of the largest margin first.
+def flips_between(reference: NDArray[Any], outputs: NDArray[Any], own_error: float) -> tuple[Flip, ...]:
+    """The flips between two finite arrays of logits (images, classes), the largest margin first.
 
-    The second-best class of the reference says nothing of a flip to the third: what the reference gave up is its gap to the class that was chosen.
+    A flip's margin is the reference's gap between its own class and the class that the backend chose. (Its gap to its
+    second-best class would say nothing of a flip to the third.)
 
     Args:
-        own_error: of the precision, relative to the largest reference logit.
+        own_error: the precision's own error, relative to the largest reference logit.
     """
     expected, got = reference.astype(np.float64), outputs.astype(np.float64)
     largest = float(np.abs(expected).max()) or 1.0
@@ -59,7 +61,13 @@ def flipped(reference: NDArray[Any], outputs: NDArray[Any], own_error: float) ->
     chosen = expected[places, after[places]] if expected.shape[1] > 1 else 0.0
     margins = np.abs(expected[places].max(1) - chosen)
     found = [
-        Flip(int(place), int(before[place]), int(after[place]), float(margin / largest), bool(margin > own_error * largest))
+        Flip(
+            int(place),
+            int(before[place]),
+            int(after[place]),
+            float(margin / largest),
+            bool(margin > own_error * largest),
+        )
         for place, margin in zip(places, margins, strict=True)
     ]
     return tuple(sorted(found, key=lambda flip: (-flip.margin, flip.image)))

@@ -1,4 +1,4 @@
-"""The proof that travels: a bundle's golden inputs through a backend, against the FP32 PyTorch outputs that were recorded for them."""
+"""Run a bundle's golden inputs on a backend and compare with the FP32 reference's outputs recorded in `golden.npz`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
 from runtimes.parity.compare import ParityReport
-from runtimes.parity.evidence import Evidence, answered
+from runtimes.parity.evidence import Evidence, compare_backend
 from runtimes.preprocess import PIXELS, takes_any_size
 from runtimes.specs import TensorSpec
 
 
 def golden_arrays(bundle: Bundle) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
-    """Inputs (images, ...) and the reference's outputs by name, float32 (images, ...).
+    """A bundle's golden inputs (images, ...), and the reference's outputs for them by name, float32 (images, ...).
 
     Raises:
         BundleError: `golden.npz` is missing, does not hold them, or is of another model.
@@ -28,7 +28,7 @@ def golden_arrays(bundle: Bundle) -> tuple[NDArray[Any], dict[str, NDArray[Any]]
 
 
 def golden_evidence(bundle: Bundle) -> Evidence:
-    """The golden inputs and outputs. No labels: so few images say nothing of accuracy.
+    """A bundle's golden inputs and outputs. They have no labels: so few images say nothing of accuracy.
 
     Raises:
         BundleError: as above.
@@ -39,7 +39,9 @@ def golden_evidence(bundle: Bundle) -> Evidence:
     try:
         arrays = arrays_from_npz(path, ("inputs", *names))
     except ValueError as error:
-        raise BundleError(f"{path} does not hold golden inputs and {' and '.join(names)} ({error}); export the bundle again") from error
+        raise BundleError(
+            f"{path} does not hold golden inputs and {' and '.join(names)} ({error}); export the bundle again"
+        ) from error
     inputs, outputs = arrays["inputs"], {name: arrays[name] for name in names}
     scalars = [name for name, values in arrays.items() if not values.ndim]
     if scalars:
@@ -50,20 +52,32 @@ def golden_evidence(bundle: Bundle) -> Evidence:
     for spec, values in ((manifest.inputs[0], inputs), *((spec, outputs[spec.name]) for spec in manifest.outputs)):
         if not _fits(spec, values):
             got, expected = f"{values.dtype} {'x'.join(map(str, values.shape[1:]))}", f"{spec.dtype} {_text(spec)}"
-            raise BundleError(f"{path} is of another model: its {spec.name} are {got}, expected {expected}; export the bundle again")
+            raise BundleError(
+                f"{path} is of another model: its {spec.name} are {got}, expected {expected}; export the bundle again"
+            )
     return Evidence(inputs, outputs)
 
 
 def golden_report(bundle: Bundle, name: str, runtime: Runtime) -> ParityReport:
-    """Run the golden inputs at the smallest, the middle and the largest batch of the range; `name` is the backend's in the report."""
+    """The parity report of the golden inputs on a backend, which the report calls `name`."""
     manifest = bundle.manifest
-    return answered(fed_to(runtime, golden_evidence(bundle), bundle), name, runtime, manifest.parity.budget, manifest.batch).report
+    return compare_backend(
+        evidence_for(runtime, golden_evidence(bundle), bundle), name, runtime, manifest.parity.budget, manifest.batch
+    ).report
 
 
-def fed_to(runtime: Runtime, evidence: Evidence, bundle: Bundle) -> Evidence:
-    """Evidence as this backend takes it: the reference of a model with its preprocessing inside has it outside."""
+def evidence_for(runtime: Runtime, evidence: Evidence, bundle: Bundle) -> Evidence:
+    """The evidence with inputs that this backend takes.
+
+    Where a model has its preprocessing inside, it takes pixels, but its FP32 program takes preprocessed images.
+    """
     if evidence.inputs.dtype == PIXELS and runtime.inputs[0].dtype != PIXELS:
-        return replace(evidence, inputs=bundle.manifest.preprocess.outside(evidence.inputs, any_size=takes_any_size(bundle.manifest.inputs[0])))
+        return replace(
+            evidence,
+            inputs=bundle.manifest.preprocess.inputs_from_pixels(
+                evidence.inputs, any_size=takes_any_size(bundle.manifest.inputs[0])
+            ),
+        )
     return evidence
 
 

@@ -1,4 +1,4 @@
-"""What is measured of a backend: its errors, its agreement and its accuracy."""
+"""What a parity check measures of a backend: errors, agreement, accuracy."""
 
 from __future__ import annotations
 
@@ -11,26 +11,30 @@ from numpy.typing import NDArray
 from runtimes.parity.flips import Flips
 
 LARGEST_SQNR_DB = 200.0
-"""Reported for outputs that are equal to the last bit: JSON has no infinity."""
+"""Stands for infinity, which JSON lacks: outputs that are equal to the last bit."""
 LARGEST_ERROR = float(np.finfo(np.float64).max)
-"""Reported for outputs that are not finite, for the same reason."""
+"""Likewise, for outputs that are not finite."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One backend's outputs against the reference's.
+    """How one backend's outputs compare with the reference's.
 
     Attributes:
         ok: finite and inside the budget.
-        max_relative_error, mean_relative_error, p99_relative_error: of all logits, relative to the largest reference logit.
-        worst_cosine: the smallest cosine between an image's logits and the reference's; None for a single logit, which has no direction.
-        sqnr_db: signal to quantisation noise, 10 log10(sum of squares of the reference / of the difference), in dB.
+        max_relative_error, mean_relative_error, p99_relative_error: of all logits, relative to the largest reference
+            logit.
+        worst_cosine: the smallest cosine between an image's logits and the reference's; None for a single logit, which
+            has no direction.
+        sqnr_db: signal to quantization noise, 10 log10(sum of squares of the reference / of the difference), in dB.
         top1_agreement: 1 - counted flips / images; None for features.
-        top5_overlap: how many of the reference's five top classes are among the backend's five, on average, 0..1; None for features.
+        top5_overlap: how many of the reference's five top classes are among the backend's five, on average, 0..1; None
+            for features.
         flips: None for features.
-        outputs: of features, the same measures for each output; those above are the worst of them. Empty for a classifier.
-        max_batch_difference: the largest difference between a backend's answers to one image at two batch sizes, relative as the errors are;
-            None where one size alone was asked, or an answer is not finite.
+        outputs: of features, the same measures for each output; those above are the worst of them. Empty for a
+            classifier.
+        max_batch_difference: the largest difference between one image's outputs at two batch sizes, relative as the
+            errors are; None where only one size was run, or an output is not finite.
     """
 
     ok: bool
@@ -59,11 +63,13 @@ class Accuracy:
 
 
 def sqnr_db(expected: NDArray[Any], got: NDArray[Any]) -> float:
-    """Signal to noise of two float arrays of one shape, in dB."""
+    """Signal-to-noise ratio of two float arrays of one shape, in dB."""
     return _decibels(float((expected**2).sum()), float(((got - expected) ** 2).sum()))
 
 
 def _decibels(signal: float, noise: float) -> float:
     if noise == 0:
         return LARGEST_SQNR_DB
-    return float(np.clip(10 * np.log10(max(signal, float(np.finfo(np.float64).tiny)) / noise), -LARGEST_SQNR_DB, LARGEST_SQNR_DB))
+    return float(
+        np.clip(10 * np.log10(max(signal, float(np.finfo(np.float64).tiny)) / noise), -LARGEST_SQNR_DB, LARGEST_SQNR_DB)
+    )

@@ -18,7 +18,7 @@ from calibration.collect import BATCH, collect
 from calibration.data import built_in
 from calibration.observers import observers
 from calibration.sample import Sample
-from calibration.table import CalibrationTable, Provenance, merged, table_from_file, table_from_histograms
+from calibration.table import CalibrationTable, Provenance, merge_tables, table_from_file, table_from_histograms
 from exporter.graph.simplify import simplified
 from exporter.lowering.qdq.targets.tensorrt import place_pairs
 from runtimes.backends.onnxruntime import OnnxRuntime
@@ -47,7 +47,7 @@ def measured(graph: onnx.ModelProto, provenance: Provenance) -> Callable[[Any], 
     """The table of the built-in training images at some places."""
 
     def measure(places: Any) -> CalibrationTable:
-        sample = Sample(built_in("train").chosen(np.asarray(places)), PREPROCESS)
+        sample = Sample(built_in("train").subset(np.asarray(places)), PREPROCESS)
         histograms = collect(graph, place_pairs(graph).observed, sample.batches(BATCH))
         return table_from_histograms(histograms, provenance, images=sample.images, fingerprint=sample.fingerprint)
 
@@ -64,7 +64,7 @@ def test_ranges_are_those_of_the_tensors_themselves(table: CalibrationTable, gra
     exposed.CopyFrom(graph)
     inner = [name for name in table.tensors if name != "input"]
     exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner)
-    inputs = np.concatenate(list(Sample(built_in("train").chosen(PLACES), PREPROCESS).batches(100)))
+    inputs = np.concatenate(list(Sample(built_in("train").subset(PLACES), PREPROCESS).batches(100)))
     with OnnxRuntime.from_bytes(exposed.SerializeToString()) as runtime:
         values = {"input": inputs, **runtime.run({"input": inputs})}
     assert set(table.tensors) == set(place_pairs(graph).observed)
@@ -79,7 +79,7 @@ def test_ranges_are_those_of_the_tensors_themselves(table: CalibrationTable, gra
 @pytest.mark.parametrize("cut", [50, 37, 99], ids=lambda cut: f"cut at {cut}")
 def test_merged_shards_are_one_runs_table_to_the_last_bit(measured: Callable[[Any], CalibrationTable], table: CalibrationTable, cut: int) -> None:
     shards = [measured(PLACES[:cut]), measured(PLACES[cut:])]
-    assert merged(shards).json() == merged(shards[::-1]).json() == table.json()
+    assert merge_tables(shards).json() == merge_tables(shards[::-1]).json() == table.json()
     assert shards[0].json() != table.json()
 
 
@@ -95,9 +95,9 @@ def test_a_table_read_back_is_the_table_and_merges_to_the_same_bytes(
         path = tmp_path / f"{place}.json"
         path.write_bytes(measured(part).json())
         shards.append(table_from_file(path))
-    assert merged(shards) == table
-    assert merged(shards).json() == table.json()
-    assert merged([table]).json() == table.json()
+    assert merge_tables(shards) == table
+    assert merge_tables(shards).json() == table.json()
+    assert merge_tables([table]).json() == table.json()
     facts = json.loads(table.json())
     assert list(facts)[:7] == ["schema_version", "model_sha256", "images", "fingerprint", "preprocess", "versions", "tensors"]
     assert table.json().endswith(b"}\n")
@@ -128,13 +128,13 @@ def test_a_table_of_something_else_is_refused_with_what_differs(table: Calibrati
         replace(provenance, **change).check(table, "calibration.json")
     if what != "package":
         with pytest.raises(CalibrationError, match="table 2 was not measured on this"):
-            merged([table, replace(table, **change)])
+            merge_tables([table, replace(table, **change)])
 
 
 def test_tables_of_other_tensors_are_not_merged(table: CalibrationTable) -> None:
     fewer = replace(table, tensors=dict(list(table.tensors.items())[:-1]))
     with pytest.raises(CalibrationError, match="table 2 has other tensors than the first"):
-        merged([table, fewer])
+        merge_tables([table, fewer])
 
 
 def test_a_tensor_that_never_was_seen_is_refused(graph: onnx.ModelProto, provenance: Provenance) -> None:

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from calibration.annotations import with_labels
-from calibration.classes import Matching, ModelClasses, labels_or_reason, match_classes, matched, synsets_from_file
+from calibration.classes import Matching, ModelClasses, labels_or_reason, match_classes, match_source
 from calibration.data import ImageSource, built_in, open_source
+from calibration.synsets import synsets_from_file
 from runtimes.errors import BadInput
 
 SYNSETS = tuple(f"n{number:08}" for number in np.random.default_rng(0).permutation(10**6)[:1000])
@@ -186,24 +187,24 @@ def test_without_labels_as_many_names_as_classes_are_in_their_order_and_fewer_ar
 
 def test_a_sources_labels_become_the_models_and_its_classes_all_of_the_models() -> None:
     source = ImageSource("data", 3, built_in("test").image, np.array([1, 0, 1]), ("ant", "bee"))
-    found, how = matched(source, ModelClasses(3, ("bee", "cat", "ant")))
+    found, how = match_source(source, ModelClasses(3, ("bee", "cat", "ant")))
     assert found.labels is not None
     assert (found.labels.tolist(), found.classes, how) == ([0, 2, 0], ("bee", "cat", "ant"), "by name")
-    found, _ = matched(source, ModelClasses(2))
+    found, _ = match_source(source, ModelClasses(2))
     assert found.classes == ("ant", "bee")
 
 
 def test_labels_without_names_are_class_indices() -> None:
     source = ImageSource("data", 3, built_in("test").image, np.array([1, 0, 4]))
-    found, how = matched(source, ModelClasses(5))
+    found, how = match_source(source, ModelClasses(5))
     assert found.labels is not None
     assert (found.labels.tolist(), found.classes, how) == ([1, 0, 4], ("0", "1", "2", "3", "4"), "by number")
     with pytest.raises(BadInput, match="got 4"):
-        matched(source, ModelClasses(4))
+        match_source(source, ModelClasses(4))
     with pytest.raises(BadInput, match="--synsets is for classes that are WordNet ids"):
-        matched(source, ModelClasses(2, None, SYNSETS[:2]))
+        match_source(source, ModelClasses(2, None, SYNSETS[:2]))
     with pytest.raises(BadInput, match="expected a class for each picture of data, got none; put"):
-        matched(ImageSource("data", 3, built_in("test").image), ModelClasses(5))
+        match_source(ImageSource("data", 3, built_in("test").image), ModelClasses(5))
 
 
 def source_of(folder: Path, *names: str) -> ImageSource:
@@ -235,10 +236,10 @@ def test_pictures_in_no_folders_and_features_have_no_classes_and_no_reason(tmp_p
 def test_folders_of_numbers_are_refused_and_indices_of_a_file_are_read_though_as_text_they_are_sorted_otherwise(tmp_path: Path) -> None:
     folders = source_of(tmp_path / "tree", *(f"{place}/a.png" for place in range(12)))
     with pytest.raises(BadInput, match="the folder '10' may be class 10"):
-        matched(folders, ModelClasses(12))
+        match_source(folders, ModelClasses(12))
     flat = source_of(tmp_path / "flat", *(f"{place:02}.png" for place in range(12)))
     (tmp_path / "val.txt").write_text("".join(f"{place:02}.png {place}\n" for place in range(12)))
-    found, how = matched(with_labels(flat, tmp_path / "val.txt"), ModelClasses(12))
+    found, how = match_source(with_labels(flat, tmp_path / "val.txt"), ModelClasses(12))
     assert found.labels is not None
     assert (found.labels.tolist(), how) == (list(range(12)), "by number")
 

@@ -96,7 +96,7 @@ def test_merged_shards_are_the_whole_to_the_last_bit(kind: str, parts: int) -> N
         both = order[0]
         for shard in order[1:]:
             before = facts(both), facts(shard)
-            merged = both.merged(shard)
+            merged = both.merge(shard)
             assert (facts(both), facts(shard)) == before
             both = merged
         assert facts(both) == facts(counted(values))
@@ -111,7 +111,7 @@ def test_of_a_large_image_every_few_values_one_is_counted_by_its_place_alone() -
     assert step == 7  # 3 to 6 divide 202,800, or a part of it
     shares = np.abs(images.reshape(4, -1)[:, ::step].astype(np.float64))
     np.testing.assert_array_equal(whole.counts, np.histogram(shares, BINS, (0.0, 2.0**whole.exponent))[0])
-    assert facts(counted(*images[:, None])) == facts(counted(images[3:], images[:3])) == facts(counted(images[:2]).merged(counted(images[2:])))
+    assert facts(counted(*images[:, None])) == facts(counted(images[3:], images[:3])) == facts(counted(images[:2]).merge(counted(images[2:])))
     small = images[:, :, :147, :148]  # 65,268 values: few enough to count all
     assert counted(small).counts.sum() == small.size
 
@@ -150,8 +150,8 @@ def test_the_border_of_a_plane_of_28_columns_counts_for_its_share() -> None:
 
 def test_merging_with_nothing_and_with_zeros_changes_no_count() -> None:
     values, zeros = counted(drawn("normal")), counted(np.zeros(5, np.float32))
-    assert facts(values.merged(Histogram())) == facts(Histogram().merged(values)) == facts(values)
-    for merged in (values.merged(zeros), zeros.merged(values)):
+    assert facts(values.merge(Histogram())) == facts(Histogram().merge(values)) == facts(values)
+    for merged in (values.merge(zeros), zeros.merge(values)):
         assert facts(merged) == facts(counted(drawn("normal"), np.zeros(5, np.float32)))
 
 

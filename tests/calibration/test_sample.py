@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calibration.data import ImageSource, built_in, channelled, open_source
+from calibration.data import ImageSource, built_in, open_source, with_channels
 from calibration.sample import Sample, neighbour_correlation
 from runtimes.errors import BadInput, CalibrationError
 from runtimes.preprocess import Preprocess
@@ -46,7 +46,7 @@ def folder_with_broken(folder: Path, broken: list[int], count: int = 600) -> Ima
 
 @pytest.mark.parametrize(("count", "size"), [(64, 4), (65, 4), (3, 4), (10, 1), (7, 100)])
 def test_batches_hold_every_picture_in_order_and_only_the_last_may_be_smaller(count: int, size: int) -> None:
-    source = built_in("train").chosen(ALL[:count])
+    source = built_in("train").subset(ALL[:count])
     told = 0
 
     def tell() -> None:
@@ -62,14 +62,14 @@ def test_batches_hold_every_picture_in_order_and_only_the_last_may_be_smaller(co
 
 
 def test_the_fingerprint_is_of_the_content_whatever_its_order_and_batches() -> None:
-    source = built_in("train").chosen(ALL[:100])
+    source = built_in("train").subset(ALL[:100])
     fingerprint = exhausted(source).fingerprint
     assert len(fingerprint) == 64
     assert int(fingerprint, 16) > 0
-    assert exhausted(source.chosen(ALL[:100][::-1]), 7).fingerprint == fingerprint
+    assert exhausted(source.subset(ALL[:100][::-1]), 7).fingerprint == fingerprint
     assert exhausted(source, preprocess=Preprocess(8, (8, 8), "nearest", True, (0.0,), (1.0,))).fingerprint == fingerprint
-    assert exhausted(source.chosen(ALL[:99])).fingerprint != fingerprint
-    assert exhausted(source.chosen(np.append(ALL[:99], 0))).fingerprint != fingerprint
+    assert exhausted(source.subset(ALL[:99])).fingerprint != fingerprint
+    assert exhausted(source.subset(np.append(ALL[:99], 0))).fingerprint != fingerprint
     one_pixel = source_of(lambda place: changed(source.image(place)) if place == 50 else source.image(place), 100)
     assert exhausted(one_pixel).fingerprint != fingerprint
 
@@ -88,8 +88,8 @@ def test_the_same_bytes_in_another_shape_or_mode_are_another_picture() -> None:
 
 
 def test_the_shards_fingerprints_add_up_to_the_wholes() -> None:
-    source = built_in("train").chosen(ALL[:90])
-    parts = [exhausted(source.chosen(places)).fingerprint for places in (ALL[:10], ALL[10:50], ALL[50:90])]
+    source = built_in("train").subset(ALL[:90])
+    parts = [exhausted(source.subset(places)).fingerprint for places in (ALL[:10], ALL[10:50], ALL[50:90])]
     assert f"{sum(int(part, 16) for part in parts) % 2**256:064x}" == exhausted(source).fingerprint
 
 
@@ -100,14 +100,14 @@ def test_one_broken_picture_among_600_is_named_and_left_out(tmp_path: Path) -> N
     assert len(sample.unreadable) == 1
     assert str(tmp_path / "417.jpg") in sample.unreadable[0]
     sample.check(allow_few=False)
-    assert sample.fingerprint == exhausted(source.chosen(np.delete(np.arange(600), 417))).fingerprint
+    assert sample.fingerprint == exhausted(source.subset(np.delete(np.arange(600), 417))).fingerprint
 
 
 def test_more_than_one_broken_picture_in_a_hundred_is_an_error_that_names_some(tmp_path: Path) -> None:
     source = folder_with_broken(tmp_path, [*range(100, 200)])
     with pytest.raises(CalibrationError, match=r"7 of the 600 pictures cannot be read, more than 1 %: .*100\.jpg.*101\.jpg"):
         exhausted(source)
-    six = source.chosen(np.array([*range(100), *range(100, 106), *range(200, 600), *range(94)]))
+    six = source.subset(np.array([*range(100), *range(100, 106), *range(200, 600), *range(94)]))
     assert len(exhausted(six).unreadable) == 6  # exactly one in a hundred
 
 
@@ -121,7 +121,7 @@ def test_a_mistake_while_decoding_is_not_taken_for_a_broken_picture() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 63])
 def test_fewer_than_64_pictures_are_refused_unless_they_are_allowed(count: int) -> None:
-    sample = exhausted(built_in("train").chosen(ALL[:count]))
+    sample = exhausted(built_in("train").subset(ALL[:count]))
     with pytest.raises(CalibrationError, match=rf"expected at least 64 calibration images, got {count}; give more, or --allow-few-images"):
         sample.check(allow_few=False)
     if count:
@@ -129,7 +129,7 @@ def test_fewer_than_64_pictures_are_refused_unless_they_are_allowed(count: int) 
     else:
         with pytest.raises(CalibrationError, match="expected at least"):
             sample.check(allow_few=True)
-    exhausted(built_in("train").chosen(ALL[:64])).check(allow_few=False)
+    exhausted(built_in("train").subset(ALL[:64])).check(allow_few=False)
 
 
 def test_one_picture_repeated_is_refused_however_many_are_allowed() -> None:
@@ -229,11 +229,11 @@ def test_pictures_that_are_kept_are_spread_over_those_that_can_be_read_and_none_
 
 def test_arrays_of_many_channels_are_sampled_and_told_apart() -> None:
     steps = Preprocess(28, (28, 28), "bilinear", True, (0.3,) * 5, (0.3,) * 5)
-    source = channelled(built_in("train"), 5)
-    sample = Sample(source.chosen(ALL[:64]), steps, keep=8)
+    source = with_channels(built_in("train"), 5)
+    sample = Sample(source.subset(ALL[:64]), steps, keep=8)
     assert [batch.shape for batch in sample.batches(16)] == [(16, 5, 28, 28)] * 4
     sample.check(allow_few=False)
-    assert sample.fingerprint != exhausted(source.chosen(ALL[1:65]), preprocess=steps).fingerprint
+    assert sample.fingerprint != exhausted(source.subset(ALL[1:65]), preprocess=steps).fingerprint
     noise = np.random.default_rng(0).integers(0, 256, (64, 28, 28, 5), np.uint8)
     with pytest.raises(CalibrationError, match="look like random noise"):
-        exhausted(replace(source, channelled=lambda place: noise[place]).chosen(ALL[:64]), preprocess=steps).check(allow_few=False)
+        exhausted(replace(source, any_channels=lambda place: noise[place]).subset(ALL[:64]), preprocess=steps).check(allow_few=False)

@@ -21,7 +21,7 @@ from exporter.graph.simplify import simplified
 from exporter.pipeline.plan import ExportPlan
 from exporter.verification.accuracy.evaluate import Labelled
 from exporter.verification.check import CheckPlan
-from runtimes.bundle import finish
+from runtimes.bundle_writing import write_manifest
 from runtimes.errors import PlanError, SimplifyError
 from runtimes.printable import printable
 
@@ -94,7 +94,7 @@ def test_a_bundle_without_its_graph_is_told_in_every_command(good: Made, tmp_pat
     shutil.copytree(good[1].bundle.folder, folder)
     (folder / "model.onnx").unlink()
     (folder / "manifest.json").unlink()
-    finish(folder, good[1].bundle.manifest)
+    write_manifest(folder, good[1].bundle.manifest)
     Image.new("L", (28, 28), 99).save(tmp_path / "a.png")
     assert deploy("inspect", folder).code == 0
     assert "has no model.onnx, which this backend runs" in deploy("run", folder, tmp_path / "a.png").error

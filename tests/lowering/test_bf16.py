@@ -173,7 +173,7 @@ def test_the_simulation_alone_is_run_over_all_images_at_every_batch(tiny: Tiny) 
     report = tiny.proof(simulation).report
     assert report.ok
     assert set(report.backends) == {"simulation"}
-    for batch in BATCH.checked:
+    for batch in BATCH.proof_sizes:
         with pytest.raises(ParityError, match="simulation: largest relative error"):
             tiny.proof(wrong_at(simulation, batch=batch))
     spoilt = scaled(tiny.original, "fc.weight", 1.5)

@@ -29,7 +29,7 @@ from exporter.models.sources.cifar import CifarResNet
 from exporter.pipeline.images import Graphs, Images
 from exporter.pipeline.prove import prove
 from runtimes import Bundle, open_runtime
-from runtimes.bundle import finish, staging_folder
+from runtimes.bundle_writing import staging_folder, write_manifest
 from runtimes.classify import classify
 from runtimes.errors import BadInput, BundleError, ParityError, PlanError, SimplifyError, UnknownName
 from runtimes.parity.golden import golden_arrays, golden_report
@@ -223,7 +223,7 @@ def test_a_golden_file_that_lacks_an_output_is_refused(bundles: Any, tmp_path: P
     inputs, outputs = golden_arrays(bundle)
     with staging_folder(tmp_path / "copy", force=False) as folder:
         np.savez(folder / "golden.npz", inputs=inputs, layer1=outputs["layer1"], layer3=outputs["layer3"])
-        finish(folder, bundle.manifest)
+        write_manifest(folder, bundle.manifest)
     with pytest.raises(BundleError, match="does not hold golden inputs and layer1 and layer2 and layer3"):
         golden_arrays(Bundle.open(tmp_path / "copy"))
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from calibration.data import ImageSource, built_in, channelled, check_channels, evenly_chosen, open_source
+from calibration.data import ImageSource, built_in, check_channels, choose_evenly, open_source, with_channels
 from runtimes.errors import BadInput
 from runtimes.preprocess import Preprocess
 
@@ -255,22 +255,22 @@ def labelled(labels: NDArray[np.int64] | None, count: int) -> ImageSource:
 @pytest.mark.parametrize("with_labels", [False, True], ids=["bare", "labelled"])
 def test_what_is_chosen_is_ascending_distinct_and_decided_by_the_seed(count: int, with_labels: bool) -> None:
     source = labelled(np.arange(1000) % 10 if with_labels else None, 1000)
-    places = evenly_chosen(source, count, 0)
+    places = choose_evenly(source, count, 0)
     assert places.dtype == np.int64
     assert len(places) == count
     assert (np.diff(places) > 0).all()
     assert places.min() >= 0
     assert places.max() < 1000
-    np.testing.assert_array_equal(evenly_chosen(source, count, 0), places)
+    np.testing.assert_array_equal(choose_evenly(source, count, 0), places)
     if count < 1000:
-        assert evenly_chosen(source, count, 1).tolist() != places.tolist()
+        assert choose_evenly(source, count, 1).tolist() != places.tolist()
 
 
 def test_as_many_of_each_class_are_chosen_as_can_be() -> None:
     labels = np.repeat([0, 1, 2, 3], [5, 900, 90, 5])
     source = labelled(labels, 1000)
     for count in (8, 20, 37, 100, 400):
-        chosen = np.bincount(labels[evenly_chosen(source, count, 0)], minlength=4)
+        chosen = np.bincount(labels[choose_evenly(source, count, 0)], minlength=4)
         assert chosen.sum() == count
         for one, there in zip(chosen, (5, 900, 90, 5), strict=True):
             assert one == there or one >= chosen.max() - 1
@@ -278,13 +278,13 @@ def test_as_many_of_each_class_are_chosen_as_can_be() -> None:
 
 def test_more_than_there_are_gives_all_and_a_choice_is_spread_over_the_set() -> None:
     source = labelled(None, 500)
-    np.testing.assert_array_equal(evenly_chosen(source, 9999, 3), np.arange(500))
-    assert 200 < evenly_chosen(source, 100, 3).mean() < 300
+    np.testing.assert_array_equal(choose_evenly(source, 9999, 3), np.arange(500))
+    assert 200 < choose_evenly(source, 100, 3).mean() < 300
 
 
 def test_chosen_pictures_keep_their_labels_and_can_be_chosen_from_again() -> None:
     source = labelled(np.arange(50) * 2, 50)
-    part = source.chosen(np.array([3, 10, 40])).chosen(np.array([2, 0]))
+    part = source.subset(np.array([3, 10, 40])).subset(np.array([2, 0]))
     assert part.count == 2
     assert part.labels is not None
     assert part.labels.tolist() == [80, 6]
@@ -346,7 +346,7 @@ def test_what_is_no_picture_is_counted_by_suffix_and_classes_without_one_are_nam
     source = open_source(str(tmp_path))
     assert source.classes == ("cats", "dogs")
     assert source.left_out[1:] == (f"{tmp_path}: 2 class folders without a picture: drawings, empty",)
-    assert source.chosen(np.array([0])).left_out == source.left_out
+    assert source.subset(np.array([0])).left_out == source.left_out
     for place in range(9):
         (tmp_path / f"x.{place}").write_text("no picture")
     assert open_source(str(tmp_path)).left_out[0].endswith("3 .txt, 2 .svg, 1 .0, 1 .1 and 8 others, which are no pictures")
@@ -380,7 +380,7 @@ def test_arrays_of_any_number_of_channels_are_pictures(kind: str, tmp_path: Path
     source = open_source(str(path))
     order = np.argsort(LABELS, kind="stable") if kind == "tree" else np.arange(6)
     assert (source.labels is not None) == (kind in ("npz", "tree"))
-    for one in (source, source.chosen(np.arange(6))):
+    for one in (source, source.subset(np.arange(6))):
         np.testing.assert_array_equal(np.stack([np.asarray(one.picture(place)) for place in range(6)]), BANDS[order])
     check_channels(source, many(13))
     for channels in (1, 3, 4):
@@ -409,7 +409,7 @@ def test_arrays_beside_pictures_are_not_taken_for_pictures(tmp_path: Path) -> No
 
 def test_random_weights_see_another_picture_in_each_channel() -> None:
     train = built_in("train")
-    source = channelled(train, 4)
+    source = with_channels(train, 4)
     picture = np.asarray(source.picture(990))
     assert picture.shape == (28, 28, 4)
     assert len({picture[..., channel].tobytes() for channel in range(4)}) == 4

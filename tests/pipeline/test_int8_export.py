@@ -47,7 +47,7 @@ BATCH = ("--batch", "1:4:16")
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive of 160 labelled pictures."""
-    source = built_in("train").chosen(np.arange(160))
+    source = built_in("train").subset(np.arange(160))
     path = tmp_path_factory.mktemp("data") / "pictures.npz"
     np.savez(path, images=np.stack([np.asarray(source.image(place)) for place in range(160)]), labels=np.asarray(source.labels))
     return path

@@ -56,7 +56,7 @@ class Grouped(nn.Module):
 
 def float_graph(module: nn.Module) -> onnx.ModelProto:
     traced = onnx_from_program(program_from_module(module, COLOUR.shape), opset=20, batch=BATCH)
-    return simplified(traced, COLOUR.normalised(PIXELS))
+    return simplified(traced, COLOUR.normalise(PIXELS))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_a_bundle_takes_pixels_and_is_proven_against_preprocessing_outside(bundl
     inputs, golden = golden_arrays(bundle)
     assert (inputs.dtype.name, inputs.shape[1:]) == ("uint8", (28, 28, 1))
     with open_runtime(bundle, "pytorch") as runtime:  # the network itself, preprocessed outside
-        reference = runtime.run({"input": manifest.preprocess.normalised(inputs)})["logits"]
+        reference = runtime.run({"input": manifest.preprocess.normalise(inputs)})["logits"]
         assert golden_report(bundle, "pytorch", runtime).ok
     np.testing.assert_allclose(golden["logits"], reference, rtol=1e-4, atol=1e-4)
     if load_precision(precision).RUNS_ON:
@@ -122,7 +122,7 @@ def test_tensorrt_takes_pixels_and_builds_in_the_precision_asked_for(bundles: An
 
 def test_the_first_convolution_gives_what_it_gives_for_normalised_input_at_the_borders_too(graph: onnx.ModelProto) -> None:
     inside = with_uint8_input(graph, COLOUR)
-    expected = ran(graph, COLOUR.normalised(PIXELS), "conv1.out")
+    expected = ran(graph, COLOUR.normalise(PIXELS), "conv1.out")
     found = ran(inside, PIXELS, "conv1.out")
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
     # The mean in the bias would be the same inside and wrong along the border.
@@ -144,7 +144,7 @@ def test_the_division_is_folded_into_the_first_convolution(graph: onnx.ModelProt
     names = [node.name for node in inside.graph.node]
     assert names[:4] == ["pixels.cast", "pixels.transpose", "pixels.centre", "conv1"]
     assert len(names) == len(graph.graph.node) + 3
-    logits = ran(graph, COLOUR.normalised(PIXELS), "logits")
+    logits = ran(graph, COLOUR.normalise(PIXELS), "logits")
     np.testing.assert_allclose(ran(inside, PIXELS, "logits"), logits, rtol=0, atol=1e-5 * np.abs(logits).max())
 
 
@@ -153,13 +153,13 @@ def test_where_it_cannot_be_folded_the_division_stays_a_node() -> None:
     graph = float_graph(Grouped())
     inside = with_uint8_input(graph, COLOUR)
     assert [node.name for node in inside.graph.node][:4] == ["pixels.cast", "pixels.transpose", "pixels.centre", "pixels.normalise"]
-    logits = ran(graph, COLOUR.normalised(PIXELS), "logits")
+    logits = ran(graph, COLOUR.normalise(PIXELS), "logits")
     np.testing.assert_allclose(ran(inside, PIXELS, "logits"), logits, rtol=0, atol=1e-5 * np.abs(logits).max())
 
 
 def test_a_wrong_mean_is_caught_by_the_proof(network: CifarResNet, graph: onnx.ModelProto, tmp_path: Path) -> None:
     save_program(program_from_module(network, COLOUR.shape), tmp_path / "reference.pt2")
-    images = Images(COLOUR.normalised(PIXELS), None, PIXELS)
+    images = Images(COLOUR.normalise(PIXELS), None, PIXELS)
     inside = with_uint8_input(graph, COLOUR)
     onnx.save(inside, tmp_path / "model.onnx")
     assert prove(tmp_path, images, Graphs(inside, None), budget=fp32.BUDGET, batch=BATCH, backends=("onnxruntime",)).report.ok
@@ -174,14 +174,14 @@ def test_a_wrong_mean_is_caught_by_the_proof(network: CifarResNet, graph: onnx.M
 def test_every_pixel_comes_back_from_what_was_made_of_it(mean: float, std: float) -> None:
     preprocess = Preprocess(None, (16, 16), "bilinear", True, (mean,), (std,))
     pixels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    np.testing.assert_array_equal(preprocess.pixels_from_inputs(preprocess.normalised(pixels)), pixels)
+    np.testing.assert_array_equal(preprocess.pixels_from_inputs(preprocess.normalise(pixels)), pixels)
 
 
 def test_pixels_are_what_preprocessing_normalises() -> None:
     image = built_in("test").image(0).convert("RGB").resize((40, 30))
     pixels = COLOUR.pixels(image)
     assert (pixels.dtype.name, pixels.shape) == ("uint8", (28, 24, 3))
-    np.testing.assert_array_equal(COLOUR.normalised(pixels), COLOUR(image))
+    np.testing.assert_array_equal(COLOUR.normalise(pixels), COLOUR(image))
     expected = (pixels.astype(np.float64) / 255 - COLOUR.mean) / COLOUR.std
     np.testing.assert_allclose(COLOUR(image), expected.transpose(2, 0, 1), rtol=0, atol=1e-6)
 

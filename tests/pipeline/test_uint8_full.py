@@ -41,9 +41,9 @@ from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.classify import classify
 from runtimes.errors import BackendUnavailable, BadInput, BuildError, ExportError, PlanError
 from runtimes.nvidia.cuda import PinnedBuffer, Stream, copy_to_host
-from runtimes.nvidia.dlpack import CUDA_HOST, DeviceArray, imported
+from runtimes.nvidia.dlpack import CUDA_HOST, DeviceArray, tensor_from_dlpack
 from runtimes.nvidia.engine_runtime import EngineRuntime
-from runtimes.nvidia.loading import Loaded
+from runtimes.nvidia.loading import LoadedEngine
 from runtimes.nvidia.log import log_of
 from runtimes.parity.golden import golden_arrays, golden_report
 from runtimes.preprocess import Preprocess
@@ -186,7 +186,7 @@ def test_pictures_of_several_sizes_are_proven_with_at_one() -> None:
     images = images_of_one_size([noise(40, 50), noise(400, 300)], None, steps)
     assert images.pixels is not None
     assert images.pixels.shape == (2, *fitting_size(steps), 3)
-    np.testing.assert_array_equal(images.inputs, steps.outside(images.pixels, any_size=True))
+    np.testing.assert_array_equal(images.inputs, steps.inputs_from_pixels(images.pixels, any_size=True))
     alike = images_of_one_size([noise(40, 30), noise(40, 30)], None, steps)
     assert alike.pixels is not None
     assert alike.pixels.shape == (2, 40, 30, 3)
@@ -206,7 +206,7 @@ def test_a_bundle_takes_pictures_of_any_size_and_is_proven_against_pillow_outsid
     inputs, golden = golden_arrays(bundle)
     assert (inputs.dtype.name, inputs.shape[1:]) == ("uint8", (*fitting_size(manifest.preprocess), 1))  # and travel enlarged
     with open_runtime(bundle, "pytorch") as runtime:
-        reference = runtime.run({"input": manifest.preprocess.outside(inputs, any_size=True)})["logits"]
+        reference = runtime.run({"input": manifest.preprocess.inputs_from_pixels(inputs, any_size=True)})["logits"]
         assert golden_report(bundle, "pytorch", runtime).ok
     np.testing.assert_allclose(golden["logits"], reference, rtol=1e-4, atol=1e-4)
     if load_precision(precision).RUNS_ON:
@@ -309,7 +309,7 @@ def test_an_engine_answers_for_pictures_of_any_size_and_keeps_no_graph_of_one(en
 
 def on_host(answer: DeviceArray) -> NDArray[Any]:
     with Stream() as stream, PinnedBuffer(4 * math.prod(answer.shape)) as copy:
-        copy_to_host(copy.pointer, imported(answer, stream.handle).pointer, copy.size, stream)
+        copy_to_host(copy.pointer, tensor_from_dlpack(answer, stream.handle).pointer, copy.size, stream)
         stream.synchronize()
         return copy.view("float32", answer.shape).copy()
 
@@ -327,7 +327,7 @@ def test_tensorrt_rtx_compiles_no_kernels_of_one_size(bundles: Any, standin: Sta
         plan = api.plan(model.SerializeToString(), {"input": shapes})  # type: ignore[dict-item]  # of three, as it says
         library: Any = api.Runtime(log_of(api).logger)
         sidecar: Any = SimpleNamespace(engine_sha256="0" * 64)  # all that is asked for once the engine is loaded
-        with kind(Loaded(library, library.deserialize_cuda_engine(plan), sidecar, tmp_path / f"{name}.engine")) as runtime:
+        with kind(LoadedEngine(library, library.deserialize_cuda_engine(plan), sidecar, tmp_path / f"{name}.engine")) as runtime:
             assert runtime._config.dynamic_shapes_kernel_specialization_strategy.name == kernels
             assert runtime._config.cuda_graph_strategy.name == graphs
             assert runtime.run({"input": np.zeros((2, 28, 28, 1), np.uint8)})["logits"].shape == (2, 10)

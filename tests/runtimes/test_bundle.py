@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from runtimes.bundle import MANIFEST, Bundle, finish, sha256_of_file, staging_folder, write_in_one_step
+from runtimes.bundle import MANIFEST, Bundle, sha256_of_file
+from runtimes.bundle_writing import staging_folder, write_in_one_step, write_manifest
 from runtimes.errors import BundleError, PlanError
 from runtimes.manifest import FileFacts, Manifest, json_from_manifest, manifest_from_json
 from runtimes.parity.budget import Budget
@@ -60,7 +61,7 @@ def write(folder: Path, manifest: Manifest, *, text: str = "the model") -> Path:
     (folder / "model.onnx").write_text(text)
     (folder / "labels.txt").write_text("".join(f"{label}\n" for label in LABELS), encoding="utf-8")
     (folder / "engines" / "sm87.engine").write_bytes(b"\x00" * 100)
-    finish(folder, manifest)
+    write_manifest(folder, manifest)
     return folder
 
 
@@ -103,7 +104,7 @@ def test_a_bundle_opens_as_it_was_written(bundle: Path, manifest: Manifest) -> N
 
 def test_a_bundle_without_labels_has_none_and_a_file_it_lacks_is_named_beside_those_it_holds(manifest: Manifest, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("the model")
-    finish(tmp_path, manifest)
+    write_manifest(tmp_path, manifest)
     opened = Bundle.open(tmp_path)
     assert opened.labels is None
     with pytest.raises(BundleError, match=re.escape(f"{tmp_path} has no reference.pt2; it holds model.onnx")):
@@ -121,7 +122,7 @@ def test_a_bundle_without_labels_has_none_and_a_file_it_lacks_is_named_beside_th
 )
 def test_labels_that_are_none_are_a_damaged_bundles(manifest: Manifest, tmp_path: Path, text: bytes, said: str) -> None:
     (tmp_path / "labels.txt").write_bytes(text)
-    finish(tmp_path, manifest)
+    write_manifest(tmp_path, manifest)
     with pytest.raises(BundleError, match=said) as raised:
         _ = Bundle.open(tmp_path).labels
     assert "\n" not in str(raised.value)
@@ -130,7 +131,7 @@ def test_labels_that_are_none_are_a_damaged_bundles(manifest: Manifest, tmp_path
 
 def test_labels_need_no_newline_at_the_end(manifest: Manifest, tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_bytes(b"a\r\nb\r\n" + b"c\n" * 7 + b"d")
-    finish(tmp_path, manifest)
+    write_manifest(tmp_path, manifest)
     assert Bundle.open(tmp_path).labels == ("a", "b", *"ccccccc", "d")
 
 
@@ -427,7 +428,7 @@ def test_a_new_bundle_appears_whole_with_its_parent_folders(manifest: Manifest, 
         assert folder.parent == destination.parent  # the same file system, so that a rename is one step
         write(folder / "inner", manifest)
         (folder / "model.onnx").write_text("new")
-        finish(folder, manifest)
+        write_manifest(folder, manifest)
         assert not destination.exists()
     assert Bundle.open(destination).file("model.onnx").read_text() == "new"
     assert [path.name for path in destination.parent.iterdir()] == ["bundle"]
@@ -436,7 +437,7 @@ def test_a_new_bundle_appears_whole_with_its_parent_folders(manifest: Manifest, 
 def test_an_empty_folder_is_filled_without_force(manifest: Manifest, tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     with staging_folder(tmp_path / "bundle", force=False) as folder:
-        finish(folder, manifest)
+        write_manifest(folder, manifest)
     assert Bundle.open(tmp_path / "bundle").manifest.files == {}
 
 
@@ -448,7 +449,7 @@ def test_a_bundle_is_replaced_with_force_and_only_with_it(bundle: Path, manifest
         pytest.fail("the block must not run")
     with staging_folder(bundle, force=True) as folder:
         (folder / "model.onnx").write_text("new")
-        finish(folder, manifest)
+        write_manifest(folder, manifest)
         assert Bundle.open(bundle).file("model.onnx").read_text() == "the model"
     opened = Bundle.open(bundle)
     assert opened.file("model.onnx").read_text() == "new"
@@ -496,7 +497,7 @@ def test_engines_that_were_built_in_a_bundle_go_with_it(bundle: Path, manifest: 
     for name in ("tensorrt-10.3-sm87-b1-8-32.engine", "tensorrt-10.3-sm87-b1-8-32.json", ".tensorrt.engine.partial-77"):
         (bundle / "engines" / name).write_text("built here")
     with staging_folder(bundle, force=True) as folder:
-        finish(folder, manifest)
+        write_manifest(folder, manifest)
     assert [path.name for path in bundle.iterdir()] == [MANIFEST]
 
 
@@ -567,7 +568,7 @@ def fill_up(folder: Path, file: str, manifest: Manifest) -> None:
     (folder / file).symlink_to("/dev/full")  # writing to it fails as writing to a full disk does
     if file == "model.onnx":
         (folder / file).write_bytes(b"\x00" * 100_000)
-    finish(folder, manifest)
+    write_manifest(folder, manifest)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -599,7 +600,7 @@ def test_where_folders_cannot_be_exchanged_the_old_bundle_steps_aside(
     monkeypatch.setattr(ctypes, "CDLL", library)
     with staging_folder(bundle, force=True) as folder:
         (folder / "model.onnx").write_text("new")
-        finish(folder, manifest)
+        write_manifest(folder, manifest)
     opened = Bundle.open(bundle)
     assert opened.file("model.onnx").read_text() == "new"
     assert set(opened.manifest.files) == {"model.onnx"}
@@ -619,7 +620,7 @@ def test_a_new_bundle_that_vanished_before_the_exchange_brings_the_old_one_back(
 def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path, manifest: Manifest) -> None:
     destination = tmp_path / "bundle"
     script = (
-        "import sys, time; from pathlib import Path; from runtimes.bundle import staging_folder\n"
+        "import sys, time; from pathlib import Path; from runtimes.bundle_writing import staging_folder\n"
         "with staging_folder(Path(sys.argv[1]), force=False) as folder:\n"
         "    (folder / 'model.onnx').write_text('half of'); print('ready', flush=True); time.sleep(60)"
     )
@@ -628,7 +629,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path, manifest:
         assert process.stdout.readline() == "ready\n"
         (theirs,) = leftovers(tmp_path)
         with staging_folder(destination, force=False) as folder:
-            finish(folder, manifest)
+            write_manifest(folder, manifest)
             assert theirs in leftovers(tmp_path)  # the other still lives
         process.kill()
     assert leftovers(tmp_path) == [theirs]
@@ -636,7 +637,7 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path, manifest:
     (tmp_path / f".other.partial-{'0' * 16}").mkdir()
     (tmp_path / ".bundle.partial-mine").mkdir()
     with staging_folder(destination, force=True) as folder:
-        finish(folder, manifest)
+        write_manifest(folder, manifest)
     assert leftovers(tmp_path) == [".bundle.partial-mine", f".other.partial-{'0' * 16}"]
 
 
@@ -648,8 +649,8 @@ def test_a_run_in_another_container_keeps_its_folder(bundle: Path, manifest: Man
     with staging_folder(bundle, force=True) as theirs:
         (theirs / "model.onnx").write_text("theirs")
         with staging_folder(bundle, force=True) as ours:
-            finish(ours, manifest)
-        finish(theirs, manifest)
+            write_manifest(ours, manifest)
+        write_manifest(theirs, manifest)
     assert Bundle.open(bundle).file("model.onnx").read_text() == "theirs"
     assert leftovers(bundle.parent) == []
 
@@ -657,7 +658,7 @@ def test_a_run_in_another_container_keeps_its_folder(bundle: Path, manifest: Man
 def test_a_bundle_that_stepped_aside_for_one_that_never_came_is_kept(tmp_path: Path, manifest: Manifest) -> None:
     aside = write(tmp_path / f".bundle.partial-{'0' * 16}-old", manifest)
     with staging_folder(tmp_path / "bundle", force=False) as folder:
-        finish(folder, manifest)
+        write_manifest(folder, manifest)
     assert Bundle.open(aside).file("model.onnx").read_text() == "the model"
 
 
@@ -675,5 +676,5 @@ def test_what_a_killed_run_of_an_earlier_version_left_is_no_obstacle(tmp_path: P
     (tmp_path / f".bundle.partial-{10**30}").mkdir()
     with staging_folder(tmp_path / "bundle", force=False) as folder:
         assert list(folder.iterdir()) == []
-        finish(folder, manifest)
+        write_manifest(folder, manifest)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -136,7 +136,7 @@ def test_a_graph_runs_on_the_data_of_each_launch(cuda: ModuleType) -> None:
             cuda.copy_on_device(target.device.pointer, source.device.pointer, source.size, stream)
             target.download(stream)
 
-        with cuda.Graph.captured(stream, work) as graph:
+        with cuda.Graph.capture(stream, work) as graph:
             stream.synchronize()
             assert not target.array.any(), "capturing runs nothing"
             for factor in (1, 2, 3):
@@ -154,7 +154,7 @@ def test_work_that_fails_in_a_capture_leaves_the_stream_usable(cuda: ModuleType)
             raise KeyError("from the work")
 
         with pytest.raises(KeyError, match="from the work"):
-            cuda.Graph.captured(stream, work)
+            cuda.Graph.capture(stream, work)
         pair.upload(stream)
         pair.array[:] = numbers()
         pair.download(stream)
@@ -171,14 +171,14 @@ def test_closing_is_allowed_inside_a_capture(cuda: ModuleType) -> None:
             pair.upload(stream)
             bystander.close()
 
-        with cuda.Graph.captured(stream, work) as graph:
+        with cuda.Graph.capture(stream, work) as graph:
             graph.launch(stream)
             stream.synchronize()
 
 
 def test_closing_twice_is_closing_once(cuda: ModuleType) -> None:
     stream = cuda.Stream()
-    owned = [cuda.Graph.captured(stream, lambda: None), stream.record(), cuda.DeviceBuffer(8), cuda.PinnedBuffer(8), stream]
+    owned = [cuda.Graph.capture(stream, lambda: None), stream.record(), cuda.DeviceBuffer(8), cuda.PinnedBuffer(8), stream]
     for each in owned:
         each.close()
         each.close()
@@ -280,8 +280,8 @@ def test_a_capture_that_fails_leaves_nothing_and_a_usable_stream(standin: Standi
     with _cuda.Stream() as stream, Pair(numbers()) as pair:
         standin.fail(call, code)
         with pytest.raises(_cuda.CudaError, match=call):
-            _cuda.Graph.captured(stream, lambda: pair.upload(stream))
-        with _cuda.Graph.captured(stream, lambda: pair.upload(stream)) as graph:
+            _cuda.Graph.capture(stream, lambda: pair.upload(stream))
+        with _cuda.Graph.capture(stream, lambda: pair.upload(stream)) as graph:
             graph.launch(stream)
             stream.synchronize()
 
@@ -292,7 +292,7 @@ def test_the_error_of_the_work_outlives_one_of_ending_the_capture(standin: Stand
         raise KeyError("the cause")
 
     with _cuda.Stream() as stream, pytest.raises(KeyError, match="the cause"):
-        _cuda.Graph.captured(stream, work)
+        _cuda.Graph.capture(stream, work)
 
 
 def test_an_error_on_closing_is_raised_but_hides_no_other(standin: StandinCuda) -> None:
@@ -319,7 +319,7 @@ def test_closing_inside_a_capture_allows_nothing_else(standin: StandinCuda) -> N
 
     bystander = _cuda.DeviceBuffer(8)
     with _cuda.Stream() as stream, pytest.raises(AssertionError, match="cudaMalloc while this thread captures"):
-        _cuda.Graph.captured(stream, work)
+        _cuda.Graph.capture(stream, work)
 
 
 def test_what_is_dropped_open_says_so_and_is_not_freed(standin: StandinCuda) -> None:

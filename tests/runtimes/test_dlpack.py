@@ -18,7 +18,7 @@ from torch.utils.dlpack import from_dlpack as torch_from_dlpack
 
 from runtimes.errors import BadInput
 from runtimes.nvidia import cuda as _cuda
-from runtimes.nvidia.dlpack import CPU, CUDA, CUDA_HOST, DeviceArray, DeviceTensor, _tensor_from_capsule, imported
+from runtimes.nvidia.dlpack import CPU, CUDA, CUDA_HOST, DeviceArray, DeviceTensor, _tensor_from_capsule, tensor_from_dlpack
 
 CPU_DEVICE = (CPU, 0)
 
@@ -85,21 +85,21 @@ DTYPES = ["bool", "float16", "float32", "float64", "int8", "int32", "int64", "ui
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_an_array_is_taken_in_where_it_lies(library: str, dtype: str) -> None:
     values = np.arange(24).reshape(2, 3, 4).astype(dtype)
-    tensor = imported(values if library == "numpy" else torch.from_numpy(values), None)
+    tensor = tensor_from_dlpack(values if library == "numpy" else torch.from_numpy(values), None)
     assert tensor == DeviceTensor(values.ctypes.data, (2, 3, 4), dtype, CPU, 0, None)
     assert not tensor.on_device
     np.testing.assert_array_equal(values_of(tensor), values)
 
 
 def test_a_bfloat16_is_named_so() -> None:
-    tensor = imported(torch.tensor([1.0, -2.0], dtype=torch.bfloat16), None)
+    tensor = tensor_from_dlpack(torch.tensor([1.0, -2.0], dtype=torch.bfloat16), None)
     assert tensor.dtype == "bfloat16"
     np.testing.assert_array_equal(values_of(tensor), np.array([0x3F80, 0xC000], np.uint16))
 
 
 def test_a_part_of_an_array_begins_where_it_begins() -> None:
     whole = torch.arange(12.0).reshape(4, 3)
-    np.testing.assert_array_equal(values_of(imported(whole[2:], None)), whole[2:].numpy())
+    np.testing.assert_array_equal(values_of(tensor_from_dlpack(whole[2:], None)), whole[2:].numpy())
 
 
 def test_an_offset_in_bytes_is_added() -> None:
@@ -107,26 +107,26 @@ def test_an_offset_in_bytes_is_added() -> None:
     capsule = values[:3].__dlpack__()
     _tensor_from_capsule(capsule).byte_offset = values.itemsize
 
-    np.testing.assert_array_equal(values_of(imported(Producer(capsule), None)), values[1:])
+    np.testing.assert_array_equal(values_of(tensor_from_dlpack(Producer(capsule), None)), values[1:])
 
 
 def test_a_scalar_and_an_empty_array_are_row_major() -> None:
-    assert imported(torch.tensor(3.0), None).shape == ()
-    assert imported(torch.empty(0, 3), None).shape == (0, 3)
-    assert imported(torch.empty(3, 0).T, None).shape == (0, 3)
+    assert tensor_from_dlpack(torch.tensor(3.0), None).shape == ()
+    assert tensor_from_dlpack(torch.empty(0, 3), None).shape == (0, 3)
+    assert tensor_from_dlpack(torch.empty(3, 0).T, None).shape == (0, 3)
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (5, 1), (1, 1, 3)])
 def test_strides_of_a_dimension_of_one_mean_nothing(shape: tuple[int, ...]) -> None:
     tensor = torch.empty(shape).as_strided(shape, tuple(77 if size == 1 else 1 for size in shape))
-    assert imported(tensor, None).shape == shape
+    assert tensor_from_dlpack(tensor, None).shape == shape
 
 
 def test_what_is_taken_in_lives_as_long_as_it_is_held() -> None:
     values = np.arange(1000.0)
     gone = weakref.ref(values)
     expected = values.copy()
-    tensor = imported(values, None)
+    tensor = tensor_from_dlpack(values, None)
     del values
     gc.collect()
     assert gone() is not None
@@ -141,15 +141,15 @@ def test_an_array_that_is_read_only_can_be_taken_in() -> None:
     values.flags.writeable = False
     if np.lib.NumpyVersion(np.__version__) < "2.1.0":
         pytest.skip("this numpy speaks no DLPack 1.0, which can say read-only")
-    np.testing.assert_array_equal(values_of(imported(values, None)), values)
+    np.testing.assert_array_equal(values_of(tensor_from_dlpack(values, None)), values)
 
 
 @pytest.mark.parametrize("old", [False, True])
 def test_a_producer_is_given_our_stream_for_cuda_and_none_for_the_cpu(old: bool) -> None:
     at_cuda, at_cpu, pinned = (Producer(np.zeros(3), device=(kind, 1), old=old) for kind in (CUDA, CPU, CUDA_HOST))
-    imported(at_cuda, 0x1230)
-    imported(at_cpu, 0x1230)
-    imported(pinned, 0x1230)
+    tensor_from_dlpack(at_cuda, 0x1230)
+    tensor_from_dlpack(at_cpu, 0x1230)
+    tensor_from_dlpack(pinned, 0x1230)
     version = {} if old else {"max_version": (1, 1)}
     assert at_cuda.asked == [{"stream": 0x1230, **version}]
     assert at_cpu.asked == pinned.asked == [version]
@@ -173,7 +173,7 @@ def test_a_producer_is_given_our_stream_for_cuda_and_none_for_the_cpu(old: bool)
 )
 def test_what_cannot_be_taken_in_is_refused_in_one_line(tensor: object, stream: int | None, text: str) -> None:
     with pytest.raises(BadInput, match=text) as caught:
-        imported(tensor, stream)
+        tensor_from_dlpack(tensor, stream)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -182,7 +182,7 @@ def test_a_capsule_that_another_consumer_took_is_refused() -> None:
     torch_from_dlpack(capsule)
 
     with pytest.raises(BadInput, match="expected a DLPack capsule, got one named b'used_dltensor'"):
-        imported(Producer(capsule), None)
+        tensor_from_dlpack(Producer(capsule), None)
 
 
 # --- handed out ---
@@ -209,14 +209,14 @@ def test_torch_takes_a_bfloat16() -> None:
 
 def test_there_and_back_is_the_same_array() -> None:
     memory, array, values = handed_out()
-    tensor = imported(array, None)
+    tensor = tensor_from_dlpack(array, None)
     assert (tensor.pointer, tensor.shape, tensor.dtype) == (memory.pointer, (2, 3), "float32")
     np.testing.assert_array_equal(values_of(tensor), values)
 
 
 def test_memory_is_freed_once_after_the_last_consumer() -> None:
     memory, array, values = handed_out()
-    consumers: list[Any] = [torch_from_dlpack(array), np.from_dlpack(array), imported(array, None)]
+    consumers: list[Any] = [torch_from_dlpack(array), np.from_dlpack(array), tensor_from_dlpack(array, None)]
     part = consumers[0][1:]
     array.close()
     array.close()
@@ -257,7 +257,7 @@ def test_handing_out_leaks_nothing() -> None:
     for _ in range(100):
         torch_from_dlpack(array)
         np.from_dlpack(array)
-        imported(array, None)
+        tensor_from_dlpack(array, None)
         array.__dlpack__()
     gc.collect()
     assert sys.getrefcount(shared) == before
@@ -331,7 +331,7 @@ def test_the_consumers_stream_waits_for_the_data(standin: StandinCuda) -> None:
     values = np.arange(6, dtype=np.float16).reshape(2, 3)
     with _cuda.Stream() as producer, _cuda.Stream() as consumer, _cuda.PinnedBuffer(values.nbytes) as source:
         with produced(values, source, producer) as array:
-            tensor = imported(array, consumer.handle)
+            tensor = tensor_from_dlpack(array, consumer.handle)
             assert (tensor.device_type, tensor.device_index, tensor.on_device) == (CUDA, 0, True)
             np.testing.assert_array_equal(read(tensor, consumer.handle, standin), values)
         del tensor
@@ -341,7 +341,7 @@ def test_the_consumers_stream_waits_for_the_data(standin: StandinCuda) -> None:
 def test_the_default_streams_of_the_standard_wait_too(standin: StandinCuda, stream: int | None, handle: int) -> None:
     values = np.arange(6, dtype=np.float32)
     with _cuda.Stream() as producer, _cuda.PinnedBuffer(values.nbytes) as source, produced(values, source, producer) as array:
-        capsule, tensor = array.__dlpack__(stream=stream), imported(array, -1)
+        capsule, tensor = array.__dlpack__(stream=stream), tensor_from_dlpack(array, -1)
         np.testing.assert_array_equal(read(tensor, handle, standin), values)
         del capsule, tensor
 
@@ -350,7 +350,7 @@ def test_a_consumer_that_asks_for_no_waiting_gets_none(standin: StandinCuda) -> 
     values = np.arange(6, dtype=np.float32)
     with _cuda.Stream() as producer, _cuda.Stream() as consumer, _cuda.PinnedBuffer(values.nbytes) as source:
         with produced(values, source, producer) as array:
-            tensor = imported(array, -1)
+            tensor = tensor_from_dlpack(array, -1)
             assert (read(tensor, consumer.handle, standin).view(np.uint8) == POISON).all()
         del tensor
 
@@ -366,7 +366,7 @@ def test_an_array_may_be_dropped_inside_a_capture(standin: StandinCuda) -> None:
     values = np.arange(6, dtype=np.float32)
     with _cuda.Stream() as producer, _cuda.Stream() as other, _cuda.PinnedBuffer(values.nbytes) as source:
         array = produced(values, source, producer)
-        with _cuda.Graph.captured(other, array.close) as graph:
+        with _cuda.Graph.capture(other, array.close) as graph:
             graph.launch(other)
             other.synchronize()
 
@@ -379,7 +379,7 @@ def test_torch_on_a_gpu_shares_arrays_both_ways() -> None:
     with _cuda.Stream() as stream, _cuda.PinnedBuffer(values.nbytes) as source, _cuda.PinnedBuffer(values.nbytes) as result:
         with produced(values, source, stream) as array:
             doubled = 2 * torch_from_dlpack(array)
-        tensor = imported(doubled, stream.handle)
+        tensor = tensor_from_dlpack(doubled, stream.handle)
         _cuda.copy_to_host(result.pointer, tensor.pointer, values.nbytes, stream)
         stream.synchronize()
         np.testing.assert_array_equal(result.view("float32", values.shape), 2 * values)

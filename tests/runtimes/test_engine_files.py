@@ -24,23 +24,20 @@ from exporter.engines.build import BuildPlan, build_engine
 from exporter.engines.builders import BuildOptions
 from runtimes import Bundle, Manifest, open_runtime
 from runtimes._open import backend_class
-from runtimes.bundle import finish
+from runtimes.bundle_writing import write_manifest
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, ResnetExportError
+from runtimes.nvidia.engine_choice import Here, check_loadable, engine_for, loadable_engine
 from runtimes.nvidia.engine_file import (
     DeviceFacts,
     EngineFacts,
-    Here,
-    check_loadable,
-    engine_for,
     facts_of,
     json_from_facts,
-    loadable_engine,
     read_engine,
     read_sidecar,
-    sealed,
+    seal_facts,
 )
 from runtimes.nvidia.plan_files import PlanHeader, engine_name, plan_header, platform_text, sidecar_of
-from runtimes.nvidia.trust import made_machine_key
+from runtimes.nvidia.trust import ensure_machine_key
 from runtimes.specs import BatchRange
 
 REBUILD = "resnet-deploy build"
@@ -58,7 +55,7 @@ def built(tiny_model: Path, manifest: Manifest, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("files") / "bundle"
     folder.mkdir()
     shutil.copy(tiny_model / "model.onnx", folder)
-    finish(folder, manifest)
+    write_manifest(folder, manifest)
     build_engine(BuildPlan(Bundle.open(folder), RTX, BuildOptions(targets=("sm86", "sm120"))), quiet)
     return folder
 
@@ -105,7 +102,7 @@ def put(folder: Path, plan: bytes, facts: EngineFacts, **changes: Any) -> Path:
     path = folder / "engines" / engine_name(facts.backend, facts.version, facts.targets, facts.batch, facts.options)
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(plan)
-    sidecar_of(path).write_bytes(json_from_facts(sealed(facts, made_machine_key())))
+    sidecar_of(path).write_bytes(json_from_facts(seal_facts(facts, ensure_machine_key())))
     return path
 
 
@@ -371,7 +368,7 @@ def test_a_bundle_exported_again_does_not_take_its_old_engine(bundle: Path, here
         file.write(b"\x00")
     (bundle / "manifest.json").unlink()
     engines = (bundle / "engines").rename(bundle.parent / "aside")
-    finish(bundle, manifest)
+    write_manifest(bundle, manifest)
     engines.rename(bundle / "engines")
     with pytest.raises(BundleError, match="was built from another model.onnx"):
         engine_for(Bundle.open(bundle), here)
@@ -444,7 +441,7 @@ def test_engines_that_differ_by_their_options_have_names_of_their_own() -> None:
 
 def as_a_strangers(engine: Path, **changes: Any) -> EngineFacts:
     """The sidecar as another machine's build writes it."""
-    facts = sealed(replace(read_sidecar(sidecar_of(engine)), **changes), bytes(32))
+    facts = seal_facts(replace(read_sidecar(sidecar_of(engine)), **changes), bytes(32))
     sidecar_of(engine).write_bytes(json_from_facts(facts))
     return facts
 

@@ -30,16 +30,16 @@ from exporter.engines.layers import EngineLayer, layers_on_gpu, spread_over_dla
 from runtimes import Bundle, Manifest, open_runtime
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.bundle import finish
+from runtimes.bundle_writing import write_manifest
 from runtimes.errors import BackendUnavailable, BadInput, BundleError
 from runtimes.nvidia import cuda as _cuda
 from runtimes.nvidia.cuda import DeviceBuffer, Graph, PinnedBuffer, Stream, copy_to_host
-from runtimes.nvidia.dlpack import CUDA_HOST, DeviceArray, imported
-from runtimes.nvidia.engine_file import SCHEMA_VERSION, DeviceFacts, EngineFacts, LayerFacts, json_from_facts, read_sidecar, sealed
+from runtimes.nvidia.dlpack import CUDA_HOST, DeviceArray, tensor_from_dlpack
+from runtimes.nvidia.engine_file import SCHEMA_VERSION, DeviceFacts, EngineFacts, LayerFacts, json_from_facts, read_sidecar, seal_facts
 from runtimes.nvidia.engine_runtime import MOST_GRAPHS, EngineRuntime
 from runtimes.nvidia.log import log_of
 from runtimes.nvidia.plan_files import engine_name, platform_text, sidecar_of
-from runtimes.nvidia.trust import KEY_VARIABLE, made_machine_key, with_seal
+from runtimes.nvidia.trust import KEY_VARIABLE, ensure_machine_key, with_seal
 from runtimes.parity.golden import golden_report
 from runtimes.specs import BatchRange, TensorSpec
 
@@ -91,7 +91,7 @@ def folder(tiny_model: Path, manifest: Manifest, tmp_path: Path) -> Path:
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     shutil.copy(tiny_model / "model.onnx", bundle)
-    finish(bundle, replace(manifest, batch=BATCH))
+    write_manifest(bundle, replace(manifest, batch=BATCH))
     return bundle
 
 
@@ -123,7 +123,7 @@ def add_engine(folder: Path, api: StandinTensorRT, *, batch: BatchRange = BATCH,
     path = folder / "engines" / engine_name(backend, api.__version__, facts.targets, batch, options)
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(plan)
-    sidecar_of(path).write_bytes(json_from_facts(sealed(facts, made_machine_key())))
+    sidecar_of(path).write_bytes(json_from_facts(seal_facts(facts, ensure_machine_key())))
     return path
 
 
@@ -442,7 +442,7 @@ class Library:
 
     def read(self, array: DeviceArray) -> NDArray[Any]:
         """An array's values, as this stream finds them."""
-        tensor = imported(array, self.stream.handle)
+        tensor = tensor_from_dlpack(array, self.stream.handle)
         size = int(np.prod(tensor.shape)) * 4
         with PinnedBuffer(size) as memory:
             copy_to_host(memory.pointer, tensor.pointer, size, self.stream)
@@ -601,7 +601,7 @@ def test_an_engine_of_another_version_or_device_is_tensorrts_to_refuse_where_the
         path = add_engine(folder, other)
         cuda.attributes.update(before)
         sidecar = sidecar_of(path)
-        sidecar.write_bytes(json_from_facts(sealed(replace(read_sidecar(sidecar), version=api.__version__), made_machine_key())))
+        sidecar.write_bytes(json_from_facts(seal_facts(replace(read_sidecar(sidecar), version=api.__version__), ensure_machine_key())))
         with pytest.raises(BackendUnavailable, match=said):
             opened(path)
 
@@ -618,7 +618,7 @@ def test_an_engine_of_another_version_or_device_is_tensorrts_to_refuse_where_the
 def test_what_the_sidecar_says_against_an_engine_is_said_before_tensorrt_reads_it(
     engine: Path, api: StandinTensorRT, changes: dict[str, Any], message: str
 ) -> None:
-    sidecar_of(engine).write_bytes(json_from_facts(sealed(replace(read_sidecar(sidecar_of(engine)), **changes), made_machine_key())))
+    sidecar_of(engine).write_bytes(json_from_facts(seal_facts(replace(read_sidecar(sidecar_of(engine)), **changes), ensure_machine_key())))
     with pytest.raises((BackendUnavailable, BundleError), match=message):
         opened(engine)
     assert api.calls["deserialize_cuda_engine"] == 0
@@ -634,7 +634,7 @@ def test_a_version_compatible_engine_is_allowed_its_lean_runtime(folder: Path, a
 
 def as_a_strangers(engine: Path, **changes: Any) -> str:
     """The sidecar as another machine's build writes it; returns the engine's sha256."""
-    facts = sealed(replace(read_sidecar(sidecar_of(engine)), **changes), bytes(32))
+    facts = seal_facts(replace(read_sidecar(sidecar_of(engine)), **changes), bytes(32))
     sidecar_of(engine).write_bytes(json_from_facts(facts))
     return facts.engine_sha256
 
@@ -788,12 +788,12 @@ def test_an_rtx_cache_that_does_not_fit_is_filled_anew(rtx: tuple[StandinTensorR
 def test_kernels_that_another_machine_compiled_are_not_loaded(rtx: tuple[StandinTensorRT, Path]) -> None:
     api, path = rtx
     sha256, kernels = read_sidecar(sidecar_of(path)).engine_sha256, f'["{api.__version__}", [3]]'.encode()
-    for known, content in enumerate((kernels, with_seal(kernels, sha256, bytes(32)), with_seal(kernels, "0" * 64, made_machine_key()))):
+    for known, content in enumerate((kernels, with_seal(kernels, sha256, bytes(32)), with_seal(kernels, "0" * 64, ensure_machine_key()))):
         path.with_suffix(".cache").write_bytes(content)
         with open_runtime(path, "tensorrt-rtx") as runtime:
             runtime.run({INPUT: images(3)})
         assert api.compiled[3] == known + 1
-    path.with_suffix(".cache").write_bytes(with_seal(kernels, sha256, made_machine_key()))
+    path.with_suffix(".cache").write_bytes(with_seal(kernels, sha256, ensure_machine_key()))
     with open_runtime(path, "tensorrt-rtx") as runtime:
         runtime.run({INPUT: images(3)})
     assert api.compiled[3] == 3
@@ -869,7 +869,7 @@ def test_a_context_that_was_not_told_everything_does_not_run(runtime: EngineRunt
 def test_a_capture_right_after_a_change_of_shapes_is_noticed(runtime: EngineRuntime, api: StandinTensorRT) -> None:
     runtime._at(runtime._plain, runtime._shapes(2, {INPUT: (2, 1, 28, 28)}))
     with pytest.raises(BackendUnavailable, match=NOT_CAPTURABLE):
-        Graph.captured(runtime._stream, lambda: runtime._enqueue(runtime._plain))
+        Graph.capture(runtime._stream, lambda: runtime._enqueue(runtime._plain))
 
 
 def test_a_context_in_two_streams_or_threads_at_once_is_noticed(runtime: EngineRuntime, library: Library) -> None:
@@ -911,7 +911,7 @@ def proven(folder: Path, reference: OnnxRuntime, manifest: Manifest) -> Path:
     """The bundle with golden inputs and logits."""
     np.savez(folder / "golden.npz", inputs=images(4), logits=reference.run({INPUT: images(4)})[OUTPUT])
     (folder / "manifest.json").unlink()
-    finish(folder, replace(manifest, batch=BATCH))
+    write_manifest(folder, replace(manifest, batch=BATCH))
     return folder
 
 
@@ -1136,7 +1136,7 @@ def test_a_bundle_whose_proof_cannot_be_read_keeps_no_engine(
 ) -> None:
     (proven / "golden.npz").write_bytes(content)
     (proven / "manifest.json").unlink()
-    finish(proven, replace(manifest, batch=BATCH))
+    write_manifest(proven, replace(manifest, batch=BATCH))
     ran = deploy("build", proven)
     assert (ran.code, api.calls["build_serialized_network"]) == (1, 1)
     assert message in ran.error
@@ -1175,7 +1175,7 @@ def test_weak_typing_allows_what_the_bundles_precision_is_made_of_alone(
     proven: Path, cuda: StandinCuda, manifest: Manifest, precision: str, flags: set[str]
 ) -> None:
     (proven / "manifest.json").unlink()
-    finish(proven, replace(manifest, batch=BATCH, precision=precision))
+    write_manifest(proven, replace(manifest, batch=BATCH, precision=precision))
     api = StandinTensorRT(cuda, "10.3.0.30")
     api.fail("parse", "In node 0: must be of same type")
     with imported_as_tensorrt(api):
@@ -1211,7 +1211,7 @@ def test_tensorrt_11_has_no_weak_typing_to_fall_back_to(proven: Path, api: Stand
 def static(proven: Path, manifest: Manifest) -> Path:
     """The bundle as if it were FP16, which the stand-in's inspector says of all that runs on DLA, at one batch size."""
     (proven / "manifest.json").unlink()
-    finish(proven, replace(manifest, batch=BatchRange(2, 2, 2), precision="fp16"))
+    write_manifest(proven, replace(manifest, batch=BatchRange(2, 2, 2), precision="fp16"))
     return proven
 
 
@@ -1223,7 +1223,7 @@ def convolutions(folder: Path) -> list[str]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_dla_is_refused_for_what_it_cannot_compute(proven: Path, manifest: Manifest, precision: str, deploy: Callable[..., Ran]) -> None:
     (proven / "manifest.json").unlink()
-    finish(proven, replace(manifest, batch=BatchRange(2, 2, 2), precision=precision))
+    write_manifest(proven, replace(manifest, batch=BatchRange(2, 2, 2), precision=precision))
     ran = deploy("build", proven, "--dla", "0")
     assert (ran.code, f"DLA computes in FP16 and INT8, and the bundle is {precision}; export it with --fp16" in ran.error) == (2, True)
 
@@ -1240,7 +1240,7 @@ def test_dla_needs_one_batch_size_and_a_core(static: Path, api: StandinTensorRT,
     assert api.BuilderFlag.GPU_FALLBACK in api.last_config.flags
     (static / "manifest.json").unlink()
     shutil.rmtree(static / "engines")
-    finish(static, replace(manifest, batch=BATCH, precision="fp16"))
+    write_manifest(static, replace(manifest, batch=BATCH, precision="fp16"))
     assert "DLA runs one batch size alone, the bundle has 2:3:4" in deploy("build", static, "--dla", "0").error
 
 

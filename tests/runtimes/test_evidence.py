@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from runtimes.base import Runtime
 from runtimes.parity.budget import Budget
 from runtimes.parity.compare import wilson_interval
-from runtimes.parity.evidence import Evidence, answered
+from runtimes.parity.evidence import Evidence, compare_backend
 from runtimes.parity.flips import Flip, Flips
 from runtimes.parity.measures import LARGEST_ERROR, Accuracy
 from runtimes.specs import BatchRange, TensorSpec
@@ -67,7 +67,7 @@ def logits(images: int) -> NDArray[np.float32]:
 def ask(images: int, wrong: Wrong = right, budget: Budget | None = None, names: tuple[str, ...] = ("logits",)) -> Any:
     values = logits(images)
     runtime = Echo(names, wrong)
-    return answered(Evidence(values, dict.fromkeys(names, values)), "echo", runtime, budget or Budget(0.05), BATCH), runtime
+    return compare_backend(Evidence(values, dict.fromkeys(names, values)), "echo", runtime, budget or Budget(0.05), BATCH), runtime
 
 
 def test_every_size_is_asked_and_all_images_at_the_largest() -> None:
@@ -160,5 +160,5 @@ def test_accuracy_is_that_of_each_image_once() -> None:
         return rows
 
     evidence = Evidence(logits(5), {"logits": logits(5)}, np.zeros(5, np.int64))
-    answer = answered(evidence, "echo", Echo(("logits",), wrong), Budget(0.05), BATCH)
+    answer = compare_backend(evidence, "echo", Echo(("logits",), wrong), Budget(0.05), BATCH)
     assert answer.accuracy == Accuracy(5, 1.0, 0.8, wilson_interval(4, 5))

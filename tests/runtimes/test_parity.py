@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from runtimes.errors import ParityError
 from runtimes.parity.budget import Budget
 from runtimes.parity.compare import ParityReport, accuracy, compare, compare_features, compare_outputs, wilson_interval
-from runtimes.parity.flips import Flips, flipped
+from runtimes.parity.flips import Flips, flips_between
 from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, Accuracy, Comparison
 
 FREE = Budget(own_error=0.0)
@@ -145,7 +145,7 @@ def test_what_a_flip_gave_up_is_the_gap_to_the_class_that_was_chosen() -> None:
     outputs = np.tile([8.0, 8.0, 9.0], (500, 1))
     found = compare(reference, outputs, Budget(own_error=0.05, min_agreement=0.98))
     assert (found.flips, found.top1_agreement, found.ok) == (Flips(500, 500), 0.0, False)
-    (one, *_) = flipped(reference, outputs, 0.05)
+    (one, *_) = flips_between(reference, outputs, 0.05)
     assert (one.image, one.reference, one.got, one.counted) == (0, 0, 2, True)
     assert one.margin == pytest.approx(0.11)
     assert compare(reference, np.tile([8.0, 9.0, 8.0], (500, 1)), Budget(own_error=0.05)).flips == Flips(500, 0)  # to the one as good as the first
@@ -220,7 +220,7 @@ def test_of_a_single_logit_the_class_is_its_sign_and_there_is_no_cosine() -> Non
     assert (found.flips, found.top1_agreement) == (Flips(2, 1), 0.75)  # 3 is more than 5 % of 8, 0.2 is less
     assert (found.worst_cosine, found.top5_overlap) == (None, 1.0)
     assert found.violations == ()
-    assert [(flip.image, flip.reference, flip.got, flip.margin) for flip in flipped(reference, -reference, 0.0)][:2] == [
+    assert [(flip.image, flip.reference, flip.got, flip.margin) for flip in flips_between(reference, -reference, 0.0)][:2] == [
         (3, 0, 1, 1.0),
         (0, 1, 0, 0.5),
     ]

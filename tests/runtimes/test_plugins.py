@@ -1,17 +1,35 @@
-"""Folders of plug-ins: a file is a name, a missing package says how to get it, and our own mistakes stay visible."""
+"""Folders of plug-ins: a file is a name that keeps its folder's protocol, a missing package says how to get it, and our own mistakes stay visible."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 
+from calibration.observers import Observer, observers
 from runtimes._plugins import load_plugin, plugin_names
 from runtimes.errors import BackendUnavailable, UnknownName
+
+if TYPE_CHECKING:  # for mypy, which holds the types of these files against the protocols, too
+    from exporter.lowering.precisions import Precision, bf16, fp16, fp32, int8
+    from exporter.models.sources import ModelSource, cifar, custom, timm, torchvision
+
+    PRECISIONS: tuple[Precision, ...] = (bf16, fp16, fp32, int8)
+    SOURCES: tuple[ModelSource, ...] = (cifar, custom, timm, torchvision)
+
+FOLDERS = (
+    "exporter.engines.builders",
+    "exporter.lowering.precisions",
+    "exporter.lowering.qdq.targets",
+    "exporter.models.sources",
+)
+"""Whose files satisfy the `Protocol` that their `__init__.py` defines. An observer's does so by its functions, a backend's by its `Runtime`."""
 
 FILES = {
     "__init__.py": "",
@@ -59,7 +77,9 @@ def test_what_is_no_plug_in_is_an_unknown_name(package: ModuleType, name: str) -
 def test_a_name_close_to_one_is_answered_with_it_and_any_other_with_all(package: ModuleType) -> None:
     with pytest.raises(UnknownName, match=r"unknown backend 'plian'; did you mean plain\?"):
         load_plugin(package, "plian", kind="backend", remedy="")
-    with pytest.raises(UnknownName, match="unknown backend 'xyz'; choose from broken, homesick, misspelt, mistaken, plain, two-words"):
+    with pytest.raises(
+        UnknownName, match="unknown backend 'xyz'; choose from broken, homesick, misspelt, mistaken, plain, two-words"
+    ):
         load_plugin(package, "xyz", kind="backend", remedy="")
 
 
@@ -71,6 +91,59 @@ def test_a_missing_package_is_named_with_the_remedy(package: ModuleType) -> None
 
 
 @pytest.mark.parametrize("name", ["mistaken", "misspelt", "broken"])
-def test_our_own_mistakes_and_broken_libraries_are_never_called_missing_packages(package: ModuleType, name: str) -> None:
+def test_our_own_mistakes_and_broken_libraries_are_never_called_missing_packages(
+    package: ModuleType, name: str
+) -> None:
     with pytest.raises(ImportError):
         load_plugin(package, name, kind="backend", remedy="pip install it")
+
+
+def protocols(folder: ModuleType) -> list[type]:
+    return [
+        one
+        for one in vars(folder).values()
+        if getattr(one, "_is_protocol", False) and one.__module__ == folder.__name__
+    ]
+
+
+def plug_ins() -> list[tuple[str, str]]:
+    found = []
+    for folder in FOLDERS:
+        package = importlib.import_module(folder)
+        assert package.__file__ is not None
+        if protocols(package):
+            found += [(folder, name) for name in plugin_names(package.__file__)]
+    return found
+
+
+def parameters(function: object) -> list[str]:
+    """The names of a function's parameters that a caller must give, without a method's `self`."""
+    assert callable(function)
+    given = inspect.signature(function).parameters.values()
+    return [one.name for one in given if one.name != "self" and one.default is one.empty]
+
+
+@pytest.mark.parametrize(("folder", "name"), plug_ins())
+def test_every_plug_in_has_the_constants_and_functions_of_its_protocol(folder: str, name: str) -> None:
+    package = importlib.import_module(folder)
+    (protocol,) = protocols(package)
+    try:
+        module = load_plugin(package, name, kind="plug-in", remedy="")
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    for member, declared in vars(protocol).items():
+        if isinstance(declared, property):
+            assert not inspect.isroutine(getattr(module, member)), f"{member} is a constant"
+        elif inspect.isfunction(declared) and not member.startswith("_"):
+            assert parameters(getattr(module, member)) == parameters(declared), member
+
+
+def test_the_plug_ins_of_every_kind_are_found() -> None:
+    found = plug_ins()
+    assert ("exporter.lowering.precisions", "int8") in found
+    assert ("exporter.models.sources", "torchvision") in found
+
+
+@pytest.mark.parametrize("name", observers())
+def test_every_observer_takes_a_histogram_alone(name: str) -> None:
+    assert parameters(observers()[name]) == parameters(Observer.__call__)

@@ -23,7 +23,7 @@ from torchvision.ops import deform_conv2d
 
 from exporter.graph.trace import program_from_module, save_program
 from runtimes.backends.pytorch import PyTorchRuntime
-from runtimes.bundle import finish
+from runtimes.bundle_writing import write_manifest
 from runtimes.errors import BadInput, BundleError, TraceError
 from runtimes.manifest import Manifest
 from runtimes.reference_scan import OPERATOR, plain_program
@@ -237,7 +237,7 @@ def test_check_ends_with_1_and_runs_nothing_of_a_strangers_bundle(
     folder.mkdir()
     write(folder / "reference.pt2", a_pickled_weight(good, place))
     np.savez(folder / "golden.npz", inputs=np.zeros((2, 1, 28, 28), np.float32), logits=np.zeros((2, 10), np.float32))
-    finish(folder, manifest)  # its digests are right: they say who changed nothing, not who made it
+    write_manifest(folder, manifest)  # its digests are right: they say who changed nothing, not who made it
     ran = deploy("check", folder, "--backend", "pytorch", "--quiet")
     assert ran.code == 1
     assert "pytorch      failed" in ran.out

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from runtimes import Bundle, Manifest, Runtime, available_backends, backend_names, open_runtime
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.bundle import finish
+from runtimes.bundle_writing import write_manifest
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, UnknownName
 from runtimes.specs import BatchRange, TensorSpec
 
@@ -414,7 +414,7 @@ def test_an_unknown_backend_is_refused_with_the_nearest(tiny_model: Path) -> Non
 def bundle(tiny_model: Path, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("contract") / "bundle"
     shutil.copytree(tiny_model, folder)
-    finish(folder, replace(manifest, batch=BatchRange(2, 3, 4)))
+    write_manifest(folder, replace(manifest, batch=BatchRange(2, 3, 4)))
     return folder
 
 
@@ -478,7 +478,7 @@ def test_a_folder_that_is_no_bundle_and_a_bundle_without_the_backends_file_are_r
     with pytest.raises(BundleError, match="is no bundle"):
         open_runtime(tmp_path)
     shutil.copy(tiny_model / "model.onnx", tmp_path)
-    finish(tmp_path, manifest)
+    write_manifest(tmp_path, manifest)
     with pytest.raises(BackendUnavailable, match="has no reference.pt2, which this backend runs"):
         open_runtime(tmp_path, "pytorch")
 

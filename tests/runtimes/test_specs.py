@@ -61,7 +61,7 @@ def test_a_batch_is_static_when_it_has_one_size() -> None:
     ],
 )
 def test_a_proof_covers_the_smallest_the_largest_and_one_in_between_each_once(batch: BatchRange, expected: tuple[int, ...]) -> None:
-    assert batch.checked == expected
+    assert batch.proof_sizes == expected
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import tensorrt_rtx
 
-from runtimes.nvidia.log import ERROR, Recording, log_of, plain, remedy_for
+from runtimes.nvidia.log import ERROR, Recording, log_of, readable_message, remedy_for
 
 WARNING = 2
 PARSER = "[graph.cpp::parseNode::123] Invalid Node - fc.bias_DequantizeLinear\ninput has type Int32 but must have type FP8, FP4, Int4, Int8, or UInt8"
@@ -38,8 +38,10 @@ def test_known_errors_have_their_remedy(said: str, remedy: str) -> None:
 
 
 def test_a_message_is_one_line_without_places_in_tensorrts_sources() -> None:
-    assert plain(PARSER) == "input has type Int32 but must have type FP8, FP4, Int4, Int8, or UInt8"
-    assert plain("IBuilder::build: Error Code 4: API Usage Error (Bad dimensions. In operator() at /_src/optimizer/api/network.cpp:4067)") == (
+    assert readable_message(PARSER) == "input has type Int32 but must have type FP8, FP4, Int4, Int8, or UInt8"
+    assert readable_message(
+        "IBuilder::build: Error Code 4: API Usage Error (Bad dimensions. In operator() at /_src/optimizer/api/network.cpp:4067)"
+    ) == (
         "API Usage Error (Bad dimensions.)"
     )
 

@@ -17,10 +17,10 @@ from runtimes.errors import BackendUnavailable, BadInput, BundleError
 from runtimes.nvidia.trust import (
     KEY_VARIABLE,
     check_trusted,
+    ensure_machine_key,
     is_built_here,
     key_file,
     machine_key,
-    made_machine_key,
     seal_of,
     trusted_engines,
     with_seal,
@@ -57,10 +57,10 @@ def said(error: Exception, *parts: str) -> bool:
 def test_the_first_build_makes_a_key_that_nobody_else_may_read(home: Path) -> None:
     assert machine_key() is None
     assert not any(home.iterdir())
-    made = made_machine_key()
+    made = ensure_machine_key()
     path = home / ".local" / "share" / "resnet-export" / "engine.key"
     assert path == key_file()
-    assert (len(made), made_machine_key(), machine_key()) == (32, made, made)
+    assert (len(made), ensure_machine_key(), machine_key()) == (32, made, made)
     assert path.read_text() == made.hex() + "\n"
     assert mode(path) == 0o600
     assert [mode(folder) for folder in (path.parent, *path.parents[1:3])] == [0o700] * 3
@@ -73,15 +73,15 @@ def test_the_keys_place_is_chosen_by_two_variables(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     assert key_file() == tmp_path / "data/resnet-export/engine.key"
     monkeypatch.setenv(KEY_VARIABLE, str(tmp_path / "volume" / "key"))
-    assert made_machine_key() == bytes.fromhex((tmp_path / "volume" / "key").read_text())
+    assert ensure_machine_key() == bytes.fromhex((tmp_path / "volume" / "key").read_text())
     assert (mode(tmp_path / "volume"), mode(tmp_path / "volume" / "key")) == (0o700, 0o600)
     monkeypatch.setenv(KEY_VARIABLE, "key")
     with pytest.raises(BadInput, match=f"expected an absolute path in {KEY_VARIABLE}, got 'key'"):
-        made_machine_key()
+        ensure_machine_key()
 
 
 def test_processes_that_make_a_key_at_once_agree_on_one(home: Path) -> None:
-    code = "import sys; sys.stdin.readline(); from runtimes.nvidia.trust import made_machine_key; print(made_machine_key().hex())"
+    code = "import sys; sys.stdin.readline(); from runtimes.nvidia.trust import ensure_machine_key; print(ensure_machine_key().hex())"
     running = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     found = set()
     for one in running:
@@ -90,14 +90,14 @@ def test_processes_that_make_a_key_at_once_agree_on_one(home: Path) -> None:
         one.stdin.flush()
     for one in running:
         found.add(one.communicate()[0].strip())
-    assert found == {made_machine_key().hex()}
+    assert found == {ensure_machine_key().hex()}
 
 
 @pytest.mark.parametrize("allowed", [0o640, 0o604, 0o660, 0o602, 0o601])
 def test_a_key_that_others_may_know_is_refused(allowed: int) -> None:
-    made_machine_key()
+    ensure_machine_key()
     key_file().chmod(allowed)
-    for use in (machine_key, made_machine_key):
+    for use in (machine_key, ensure_machine_key):
         with pytest.raises(BackendUnavailable) as caught:
             use()
         assert said(caught.value, f"got mode {allowed:o}", "remove it, and build the engines again")
@@ -105,7 +105,7 @@ def test_a_key_that_others_may_know_is_refused(allowed: int) -> None:
 
 
 def test_a_key_of_another_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    made_machine_key()
+    ensure_machine_key()
     mine = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
     with pytest.raises(BackendUnavailable, match=f"belongs to another user .{mine}.; run as that user, or set {KEY_VARIABLE}"):
@@ -114,15 +114,15 @@ def test_a_key_of_another_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("content", ["", "00", "0" * 63, "0" * 65, "0" * 64 + "\n\n", "g" * 64, "\0" * 64])
 def test_a_file_that_is_no_key_is_refused_and_not_replaced(content: str) -> None:
-    made_machine_key()
+    ensure_machine_key()
     key_file().write_text(content)
     with pytest.raises(BackendUnavailable, match="expected 64 hexadecimal digits in this machine's engine key"):
-        made_machine_key()
+        ensure_machine_key()
     assert key_file().read_text() == content
 
 
 def test_a_link_a_folder_or_a_pipe_is_no_key(tmp_path: Path) -> None:
-    made_machine_key()
+    ensure_machine_key()
     path = key_file()
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
@@ -143,7 +143,7 @@ def test_a_home_that_cannot_be_written_to_says_how_to_choose_another_place(tmp_p
     for variable, value in (("XDG_DATA_HOME", tmp_path / "file"), (KEY_VARIABLE, tmp_path / "file" / "key")):
         monkeypatch.setenv(variable, str(value))
         with pytest.raises(BackendUnavailable) as caught:
-            made_machine_key()
+            ensure_machine_key()
         assert said(caught.value, f"set {KEY_VARIABLE} to a file"), caught.value
         assert caught.value.exit_code == 3
 
@@ -155,7 +155,7 @@ def test_without_a_home_a_build_says_so_and_nothing_was_built_here(monkeypatch: 
     monkeypatch.setattr(Path, "home", no_home)
     assert machine_key() is None
     with pytest.raises(BackendUnavailable) as caught:
-        made_machine_key()
+        ensure_machine_key()
     assert said(caught.value, "this user has no home folder", f"set {KEY_VARIABLE} to a file")
 
 
@@ -164,7 +164,7 @@ def test_a_key_folder_that_others_may_write_to_is_refused(home: Path) -> None:
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     with pytest.raises(BackendUnavailable, match="one that others may write to .mode 777.; remove it, or set"):
-        made_machine_key()
+        ensure_machine_key()
 
 
 # --- seals ---
@@ -174,7 +174,7 @@ DOCUMENT: dict[str, Any] = {"engine_sha256": SHA256, "options": {"version_compat
 
 
 def test_a_seal_is_over_all_that_a_sidecar_says_whatever_the_order() -> None:
-    key = made_machine_key()
+    key = ensure_machine_key()
     document = {**DOCUMENT, "seal": seal_of(DOCUMENT, key)}
     assert is_built_here(document)
     assert is_built_here(dict(reversed(document.items())))
@@ -185,7 +185,7 @@ def test_a_seal_is_over_all_that_a_sidecar_says_whatever_the_order() -> None:
 
 
 def test_another_machines_seal_does_not_count_here() -> None:
-    made_machine_key()
+    ensure_machine_key()
     for seal in (seal_of(DOCUMENT, bytes(32)), seal_of(DOCUMENT, b"")):
         assert not is_built_here({**DOCUMENT, "seal": seal})
 
@@ -205,7 +205,7 @@ def test_an_engine_that_nobody_vouches_for_is_refused_with_both_remedies() -> No
 
 
 def test_an_engine_that_is_named_is_trusted_whatever_became_of_the_key() -> None:
-    made_machine_key()
+    ensure_machine_key()
     key_file().chmod(0o644)
     check_trusted({**DOCUMENT, "seal": "0" * 64}, "it", {SHA256})
     with pytest.raises(BackendUnavailable, match="got mode 644"):

@@ -32,7 +32,7 @@ from exporter.verification.bundle_diff import changes
 from exporter.verification.check import CheckPlan, check_bundle, question_of
 from runtimes import Accuracy, Budget, Bundle, _open, backend_names, compare
 from runtimes.errors import PlanError
-from runtimes.parity.budget import budget_from_text
+from runtimes.parity.budget_options import budget_from_text, changed_budget
 from runtimes.parity.golden import golden_arrays
 from runtimes.specs import BatchRange
 
@@ -379,7 +379,7 @@ def test_several_limits_may_stand_in_one_text() -> None:
 
 def test_a_budgets_text_gives_the_budget_back() -> None:
     budget = Budget(0.05, min_agreement=0.98, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01)
-    assert Budget(0.0).changed(budget_from_text((budget.text(),))) == budget
+    assert changed_budget(Budget(0.0), budget_from_text((budget.text(),))) == budget
 
 
 def test_an_accuracy_that_fewer_images_could_not_show_is_not_judged() -> None:

@@ -38,8 +38,9 @@ from runtimes import Manifest, TensorSpec, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.manifest import CalibrationFacts
 from runtimes.nvidia.engine_file import SCHEMA_VERSION, EngineFacts, LayerFacts, json_from_facts
-from runtimes.parity.budget import Budget, budget_from_text
-from runtimes.parity.evidence import Evidence, answered
+from runtimes.parity.budget import Budget
+from runtimes.parity.budget_options import budget_from_text
+from runtimes.parity.evidence import Evidence, compare_backend
 from runtimes.preprocess import Preprocess
 
 BATCH, IMAGES, LABELS = TINY_BATCH, TINY_IMAGES, TINY_LABELS
@@ -54,7 +55,7 @@ def features(manifest: Manifest) -> BundleCheck:
     inputs = np.linspace(1, 2, 16, dtype=np.float32).reshape(8, 2)
     budget = Budget(0.01, max_relative_error=0.01)
     with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
-        answer = answered(Evidence(inputs, {"layer1": inputs, "layer2": inputs * np.float32(1.004)}), "onnxruntime", runtime, budget, BATCH)
+        answer = compare_backend(Evidence(inputs, {"layer1": inputs, "layer2": inputs * np.float32(1.004)}), "onnxruntime", runtime, budget, BATCH)
     return checked(Checked("onnxruntime", "ok", "", answer, 1.0), budget=budget)
 
 
@@ -171,7 +172,7 @@ def test_every_error_is_in_the_histogram_s_table(turned: Made) -> None:
 def test_outputs_that_are_not_finite_leave_the_rest_unjudged(good: Made) -> None:
     evidence = replace(good[2], outputs={"logits": np.full((IMAGES, 10), np.nan, np.float32)})
     with open_runtime(good[1].bundle) as runtime:
-        answer = answered(evidence, "tensorrt", runtime, good[0].budget, BATCH)
+        answer = compare_backend(evidence, "tensorrt", runtime, good[0].budget, BATCH)
     check = replace(good[0], backends=(*good[0].backends, Checked("tensorrt", "out of budget", "", answer, 0.0)))
     assert verdict_sentences(check)[0] == "tiny-fp32 is out of budget on tensorrt: a reference that is not finite."
     said = text_of(page_of(replace(section(good), check=check)))
@@ -227,7 +228,7 @@ def test_pictures_of_any_number_of_channels_are_shown(turned: Made, channels: in
     pixels = np.random.default_rng(1).integers(0, 256, (IMAGES, 28, 28, channels), np.uint8)
     found, plan, evidence = turned
     bundle = replace(plan.bundle, manifest=replace(plan.bundle.manifest, preprocess=preprocess))
-    for fed in (preprocess.normalised(pixels), pixels):
+    for fed in (preprocess.normalise(pixels), pixels):
         made = section_from_check(found, replace(plan, bundle=bundle), replace(evidence, inputs=fed, labels=np.zeros(IMAGES, np.int64)))
         for one in made.flips:
             np.testing.assert_array_equal(one.pixels, pixels[one.flip.image][..., : 3 if channels == 3 else 1])

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.annotations import with_labels
-from calibration.classes import ModelClasses, matched, synsets_from_file
-from calibration.data import ImageSource, check_channels, evenly_chosen, open_source
+from calibration.classes import ModelClasses, match_source
+from calibration.data import ImageSource, check_channels, choose_evenly, open_source
 from calibration.reading import Unreadable, check_readable, read_ahead
+from calibration.synsets import synsets_from_file
 from exporter.verification.accuracy.resume_file import Answered, Journal
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
@@ -93,7 +94,7 @@ class Labelled:
     Attributes:
         data: as for `calibration.data.open_source`; of what comes as training and test images, the test images.
         data_labels: the file for `calibration.annotations.with_labels`.
-        synsets: the file for `calibration.classes.synsets_from_file`.
+        synsets: the file for `calibration.synsets.synsets_from_file`.
         images: how many, evenly over the classes and always the same; None takes all.
     """
 
@@ -120,12 +121,12 @@ class Labelled:
         if self.data_labels is not None:
             source = with_labels(source, self.data_labels)
         synsets = synsets_from_file(self.synsets, count) if self.synsets is not None else None
-        source, how = matched(source, ModelClasses(count, bundle.labels, synsets))
+        source, how = match_source(source, ModelClasses(count, bundle.labels, synsets))
         if self.images is None:
             return source, how
         if self.images > source.count:
             raise PlanError(f"--images asks for {self.images}, but {source.name} has {source.count}; ask for fewer")
-        return source.chosen(evenly_chosen(source, self.images, SEED)), how
+        return source.subset(choose_evenly(source, self.images, SEED)), how
 
 
 def evaluate(

@@ -66,7 +66,7 @@ def reference_inputs(bundle: Bundle, inputs: NDArray[Any]) -> NDArray[Any]:
     """What the program takes where the bundle's graph takes `inputs`: the preprocessing of a graph that has it inside is outside there."""
     if inputs.dtype != PIXELS:
         return inputs
-    return bundle.manifest.preprocess.outside(inputs, any_size=takes_any_size(bundle.manifest.inputs[0]))
+    return bundle.manifest.preprocess.inputs_from_pixels(inputs, any_size=takes_any_size(bundle.manifest.inputs[0]))
 
 
 def _graph(bundle: Bundle, program: ExportedProgram, inputs: NDArray[Any]) -> onnx.ModelProto:

@@ -1,0 +1,54 @@
+"""Read and check the limits that a user gives (`--budget NAME=VALUE`, or a file), and change a budget by them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, replace
+
+from runtimes.errors import PlanError, UnknownName
+from runtimes.parity.budget import Budget
+
+UP_TO_ONE = ("min_agreement", "min_cosine", "max_accuracy_drop")
+"""The limits that are shares of images, or a cosine."""
+
+
+def changed_budget(budget: Budget, given: Mapping[str, float]) -> Budget:
+    """The budget with other values for the limits named.
+
+    Raises:
+        UnknownName: a budget has no limit of that name.
+        PlanError: the limit cannot have that value.
+    """
+    known = [one.name for one in fields(budget)]
+    for name, value in given.items():
+        if name not in known:
+            raise UnknownName("budget", name, known)
+        largest = 1.0 if name in UP_TO_ONE else math.inf
+        if not 0 <= value <= largest or math.isinf(value):
+            raise PlanError(f"expected {name} {'from 0 to 1' if largest == 1 else 'of at least 0'}, got {value:g}")
+    return replace(budget, **given)
+
+
+def budget_from_text(given: tuple[str, ...]) -> dict[str, float]:
+    """Limits by name from `NAME=VALUE` texts, each of which may hold several, with spaces or commas between them.
+
+    Raises:
+        PlanError: a text reads otherwise, or a value is no number.
+    """
+    found = {}
+    if not all(one.strip() for one in given):
+        raise PlanError(
+            "expected --budget as NAME=VALUE, got nothing; leave it out, or give for example max_relative_error=1e-2"
+        )
+    for one in " ".join(given).replace(",", " ").split():
+        name, equals, value = one.partition("=")
+        if not equals:
+            raise PlanError(f"expected --budget as NAME=VALUE, got '{one}'; for example max_relative_error=1e-2")
+        try:
+            found[name.replace("-", "_")] = float(value)
+        except ValueError:
+            raise PlanError(
+                f"expected a number for {name}, got '{value}'; for example max_relative_error=1e-2"
+            ) from None
+    return found
