@@ -93,8 +93,14 @@ def blocks(graph: onnx.GraphProto) -> tuple[Block, ...]:
     members.append(list(left))
     ends.append(tuple(value.name for value in graph.output if producers.get(value.name) in left))
     sums = [None, *(producers[residual.addition.output[0]] for residual in found), None]
-    names = ["stem", *(_name(graph, places, place) for places, place in zip(members[1:-1], sums[1:-1], strict=True)), "head"]
-    return tuple(Block(*one) for one in zip(names, (tuple(sorted(places)) for places in members), sums, ends, strict=True))
+    names = [
+        "stem",
+        *(_name(graph, places, place) for places, place in zip(members[1:-1], sums[1:-1], strict=True)),
+        "head",
+    ]
+    return tuple(
+        Block(*one) for one in zip(names, (tuple(sorted(places)) for places in members), sums, ends, strict=True)
+    )
 
 
 def _makers(graph: onnx.GraphProto) -> dict[str, int]:
@@ -115,7 +121,9 @@ def _residual(nodes: Sequence[onnx.NodeProto], addition: onnx.NodeProto, makers:
     return Residual(addition, parting, 0 if parting is not None and first[parting] < second[parting] else 1)
 
 
-def _convolutions_back(nodes: Sequence[onnx.NodeProto], starts: Sequence[str], makers: Mapping[str, int]) -> list[dict[str, int]]:
+def _convolutions_back(
+    nodes: Sequence[onnx.NodeProto], starts: Sequence[str], makers: Mapping[str, int]
+) -> list[dict[str, int]]:
     """For each of two tensors and every tensor that it is computed from: the most convolutions between the two.
 
     Goes no further back than to where all that is left comes through one tensor that both have: deep networks have hundreds of additions.

@@ -36,7 +36,9 @@ class GraphForm:
     any_size: bool = False
 
 
-def clean_graph(program: ExportedProgram, form: GraphForm, preprocess: Preprocess, inputs: NDArray[np.float32], steps: Steps) -> onnx.ModelProto:
+def clean_graph(
+    program: ExportedProgram, form: GraphForm, preprocess: Preprocess, inputs: NDArray[np.float32], steps: Steps
+) -> onnx.ModelProto:
     """The simplified FP32 graph of a program, as it is lowered: of `form`, but for the resizing, which `with_resize` puts in front.
 
     Args:

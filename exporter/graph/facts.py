@@ -26,7 +26,20 @@ PREPROCESSING = "pixels."
 """How the nodes' names begin that make a network's input out of pixels (`exporter.graph.pillow_resize`): not the network's work."""
 WEIGHT_PLACES = {"QLinearConv": (0, 3), "QLinearMatMul": (0, 3)}
 """Which inputs are multiplied, where it is not the first two."""
-UNCOUNTED = ("FusedConv", "NhwcConv", "NhwcFusedConv", "FusedMatMul", "FusedGemm", "QGemm", "Einsum", "Attention", "LSTM", "GRU", "RNN", "DeformConv")
+UNCOUNTED = (
+    "FusedConv",
+    "NhwcConv",
+    "NhwcFusedConv",
+    "FusedMatMul",
+    "FusedGemm",
+    "QGemm",
+    "Einsum",
+    "Attention",
+    "LSTM",
+    "GRU",
+    "RNN",
+    "DeformConv",
+)
 """Operators that multiply in ways that are not counted here: what they do is unknown, not nothing."""
 MULTIPLIES = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "Gemm", "MatMul", "MatMulInteger", "QLinearMatMul")
 LOADED_ELEMENTS = 1024
@@ -72,12 +85,16 @@ def graph_facts(model: onnx.ModelProto) -> GraphFacts:
     counted: dict[str, Counter[str]] = {}
     for scope in found:
         for node in scope.graph.node:
-            counted.setdefault(node.op_type, Counter())[scope.types.get(node.input[0], "?") if node.input else "none"] += 1
+            counted.setdefault(node.op_type, Counter())[
+                scope.types.get(node.input[0], "?") if node.input else "none"
+            ] += 1
     tensors = [tensor for scope in found for tensor in (*scope.graph.initializer, *_held(scope.graph))]
     macs = _work(found, 0)
     return GraphFacts(
         nodes=sum(len(scope.graph.node) for scope in found),
-        parameters=sum(math.prod(tensor.dims) for tensor in tensors if type_name(tensor.data_type) in COUNTED_PARAMETERS),
+        parameters=sum(
+            math.prod(tensor.dims) for tensor in tensors if type_name(tensor.data_type) in COUNTED_PARAMETERS
+        ),
         macs=None if macs is None or macs % found[0].images else macs // found[0].images,
         operators={operator: sum(counted[operator].values()) for operator in sorted(counted)},
         types={operator: dict(sorted(counted[operator].items())) for operator in sorted(counted)},
@@ -119,7 +136,11 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
 
 def constant_names(graph: onnx.GraphProto, outer: frozenset[str] = frozenset()) -> frozenset[str]:
     """The tensors whose values do not depend on the model's inputs: initializers, Constant nodes, and what is computed of those alone."""
-    names = {*outer, *(tensor.name for tensor in graph.initializer), *(tensor.values.name for tensor in graph.sparse_initializer)}
+    names = {
+        *outer,
+        *(tensor.name for tensor in graph.initializer),
+        *(tensor.values.name for tensor in graph.sparse_initializer),
+    }
     for node in graph.node:
         inputs = [name for name in node.input if name]
         if node.op_type == "Constant" or (inputs and names.issuperset(inputs) and not any(subgraphs(node))):
@@ -213,17 +234,23 @@ def _types_and_shapes(
     for tensor in graph.initializer:
         # Shapes are inferred from small constants' values, and from large ones' sizes.
         is_small = math.prod(tensor.dims) <= LOADED_ELEMENTS and tensor.data_location != TensorProto.EXTERNAL
-        lean.graph.initializer.append(tensor if is_small else TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
+        lean.graph.initializer.append(
+            tensor if is_small else TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        )
     for kind in ("input", "output", "value_info"):
         for value in getattr(graph, kind):
-            getattr(lean.graph, kind).append(_of_one_image(value, batch if kind != "input" or not outer else None, first=kind == "input"))
+            getattr(lean.graph, kind).append(
+                _of_one_image(value, batch if kind != "input" or not outer else None, first=kind == "input")
+            )
     types: dict[str, str] = dict(outer.types) if outer else {}
     shapes: dict[str, Shape] = dict(outer.shapes) if outer else {}
     if outer is not None:
         lean.graph.input.extend(_captured(graph, outer, given))
     try:
         inferred = onnx.shape_inference.infer_shapes(lean, data_prop=True).graph
-    except onnx.shape_inference.InferenceError:  # an operator of a domain that the file does not import: what follows from it is not known
+    except (
+        onnx.shape_inference.InferenceError
+    ):  # an operator of a domain that the file does not import: what follows from it is not known
         inferred = lean.graph
     for tensor in graph.initializer:
         types[tensor.name], shapes[tensor.name] = type_name(tensor.data_type), tuple(tensor.dims)
@@ -231,7 +258,9 @@ def _types_and_shapes(
         held = value.type.tensor_type
         types[value.name] = type_name(held.elem_type)
         if held.HasField("shape"):
-            shapes[value.name] = tuple(int(size.dim_value) if size.HasField("dim_value") else None for size in held.shape.dim)
+            shapes[value.name] = tuple(
+                int(size.dim_value) if size.HasField("dim_value") else None for size in held.shape.dim
+            )
     return types, shapes
 
 
@@ -242,7 +271,11 @@ def _of_one_image(value: onnx.ValueInfoProto, batch: str | None, *, first: bool)
     dimensions = result.type.tensor_type.shape.dim
     for place, dimension in enumerate(dimensions):
         is_free = not dimension.HasField("dim_value") or dimension.dim_value <= 0
-        if is_free and batch is not None and (dimension.dim_param == batch if batch else first and place == 0 and not dimension.dim_param):
+        if (
+            is_free
+            and batch is not None
+            and (dimension.dim_param == batch if batch else first and place == 0 and not dimension.dim_param)
+        ):
             dimension.dim_value = 1
         elif is_free and not dimension.dim_param:
             dimension.ClearField("dim_value")
@@ -252,5 +285,13 @@ def _of_one_image(value: onnx.ValueInfoProto, batch: str | None, *, first: bool)
 def _captured(graph: onnx.GraphProto, outer: Scope, given: set[str]) -> list[onnx.ValueInfoProto]:
     """What an inner graph reads of the outer one, as inputs of its own."""
     own = given.union(value.name for value in graph.input).union(name for node in graph.node for name in node.output)
-    read = dict.fromkeys(name for node in graph.node for name in node.input if name and name not in own and outer.types.get(name, "?") != "?")
-    return [onnx.helper.make_tensor_value_info(name, TensorProto.DataType.Value(outer.types[name]), outer.shapes.get(name)) for name in read]
+    read = dict.fromkeys(
+        name
+        for node in graph.node
+        for name in node.input
+        if name and name not in own and outer.types.get(name, "?") != "?"
+    )
+    return [
+        onnx.helper.make_tensor_value_info(name, TensorProto.DataType.Value(outer.types[name]), outer.shapes.get(name))
+        for name in read
+    ]

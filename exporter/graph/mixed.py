@@ -33,13 +33,25 @@ def hybrid(original: onnx.ModelProto, lowered: onnx.ModelProto, returned: Collec
     taken = {name: source for name, source in to_lowered.items() if name not in rounded}
     inputs = _kept(original.graph)
     inside = [
-        _prefixed(node, LOWERED, {node.input[0]: rounded[node.output[0]]} if node.output[0] in rounded else {**inputs, **taken})
+        _prefixed(
+            node,
+            LOWERED,
+            {node.input[0]: rounded[node.output[0]]} if node.output[0] in rounded else {**inputs, **taken},
+        )
         for node in lowered.graph.node
     ]
     to_fp32 = (name for name, is_returned in computed.items() if not is_returned)
-    given = {name: f"{LOWERED}{names[name]}.wide" if f"{names[name]}.wide" in makers else f"{LOWERED}{names[name]}" for name in to_fp32}
+    given = {
+        name: f"{LOWERED}{names[name]}.wide" if f"{names[name]}.wide" in makers else f"{LOWERED}{names[name]}"
+        for name in to_fp32
+    }
     outside = [_prefixed(node, FP32, {**inputs, **given}) for node in original.graph.node]
-    return _joined(original, lowered, outside + inside, {value.name: given.get(value.name, f"{FP32}{value.name}") for value in original.graph.output})
+    return _joined(
+        original,
+        lowered,
+        outside + inside,
+        {value.name: given.get(value.name, f"{FP32}{value.name}") for value in original.graph.output},
+    )
 
 
 def apart(original: onnx.ModelProto, lowered: onnx.ModelProto, ends: Sequence[str]) -> onnx.ModelProto:
@@ -65,7 +77,9 @@ def apart(original: onnx.ModelProto, lowered: onnx.ModelProto, ends: Sequence[st
     return _joined(original, lowered, outside + inside, {end: f"{LOWERED}{name}" for name, end in forms.items()})
 
 
-def _joined(original: onnx.ModelProto, lowered: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], outputs: Mapping[str, str]) -> onnx.ModelProto:
+def _joined(
+    original: onnx.ModelProto, lowered: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], outputs: Mapping[str, str]
+) -> onnx.ModelProto:
     """A model of what is needed of `nodes`, those of both under their prefixes; `outputs` maps the result's outputs to their tensors."""
     nodes = [*nodes, *(helper.make_node("Identity", [tensor], [name]) for name, tensor in outputs.items())]
     nodes = _needed(nodes, outputs)
@@ -85,7 +99,11 @@ def _joined(original: onnx.ModelProto, lowered: onnx.ModelProto, nodes: Sequence
 
 def _lowered_names(original: onnx.GraphProto, lowered: onnx.GraphProto) -> dict[str, str]:
     """What each computed tensor of the FP32 graph is called in the lowered one: an output is there the one behind a last Cast."""
-    casts = {node.output[0]: node.input[0] for node in lowered.node if node.op_type == "Cast" and node.name == f"{node.output[0]}.cast"}
+    casts = {
+        node.output[0]: node.input[0]
+        for node in lowered.node
+        if node.op_type == "Cast" and node.name == f"{node.output[0]}.cast"
+    }
     outputs = {value.name for value in original.output}
     return {name: casts.get(name, name) if name in outputs else name for node in original.node for name in node.output}
 

@@ -33,7 +33,10 @@ def make_readable(model: onnx.ModelProto) -> None:
 def _use_known_pooling(graph: onnx.GraphProto) -> None:
     """A mean over both spatial axes, and a pool as large as what it pools, as a global pool; a Reshape that flattens behind it as Flatten."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    shapes = {value.name: [one.dim_value for one in value.type.tensor_type.shape.dim] for value in (*graph.value_info, *graph.input)}
+    shapes = {
+        value.name: [one.dim_value for one in value.type.tensor_type.shape.dim]
+        for value in (*graph.value_info, *graph.input)
+    }
     channels: dict[str, int] = {}  # of what is globally pooled
     for node in graph.node:
         shape = shapes.get(node.input[0], []) if node.input else []
@@ -41,7 +44,11 @@ def _use_known_pooling(graph: onnx.GraphProto) -> None:
             _become(node, "GlobalAveragePool")
         elif _pools_all(node, shape):
             _become(node, f"Global{node.op_type}")
-        elif node.op_type == "Reshape" and node.input[0] in channels and _flattens(node, channels[node.input[0]], constants):
+        elif (
+            node.op_type == "Reshape"
+            and node.input[0] in channels
+            and _flattens(node, channels[node.input[0]], constants)
+        ):
             _become(node, "Flatten", axis=1)
         if node.op_type.startswith("Global") and len(shape) > 1:
             channels[node.output[0]] = shape[1]
@@ -74,13 +81,19 @@ def _flattens(node: onnx.NodeProto, channels: int, constants: Mapping[str, NDArr
         return False
     target = constants[node.input[1]].tolist()
     keeps_batch = target[:1] == [0] and not attributes.get("allowzero", 0)
-    return (len(target) == 2 and channels > 0 and target[1] == channels and (target[0] == -1 or keeps_batch)) or (keeps_batch and target[1:] == [-1])
+    return (len(target) == 2 and channels > 0 and target[1] == channels and (target[0] == -1 or keeps_batch)) or (
+        keeps_batch and target[1:] == [-1]
+    )
 
 
 def _use_known_classifier(graph: onnx.GraphProto) -> None:
     """A 1x1 convolution of what is globally pooled, flattened behind it, as Flatten and Gemm: timm has heads of that kind."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    constants = {name: numpy_helper.to_array(tensor) for name, tensor in tensors.items() if tensor.data_type == onnx.TensorProto.INT64}
+    constants = {
+        name: numpy_helper.to_array(tensor)
+        for name, tensor in tensors.items()
+        if tensor.data_type == onnx.TensorProto.INT64
+    }
     users: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
@@ -92,7 +105,12 @@ def _use_known_classifier(graph: onnx.GraphProto) -> None:
         if node.op_type != "Conv" or node.input[0] not in pooled or node.input[1] not in tensors:
             continue
         weight, behind = tensors[node.input[1]], users.get(node.output[0], [])
-        if not _is_pointwise(node, weight) or len(users[weight.name]) > 1 or len(behind) != 1 or node.output[0] in outputs:
+        if (
+            not _is_pointwise(node, weight)
+            or len(users[weight.name]) > 1
+            or len(behind) != 1
+            or node.output[0] in outputs
+        ):
             continue
         if behind[0].output[0] in outputs and _flattens(behind[0], weight.dims[0], constants):
             if len(node.input) < 3:  # torch leaves a bias of zeros out
@@ -114,7 +132,9 @@ def _swap(convolution: onnx.NodeProto, flatten: onnx.NodeProto) -> None:
     """Convolution and Flatten become Flatten and Gemm, each with the other's metadata."""
     first, second = onnx.NodeProto(), onnx.NodeProto()
     first.CopyFrom(helper.make_node("Flatten", [convolution.input[0]], [convolution.output[0]], axis=1))
-    second.CopyFrom(helper.make_node("Gemm", [convolution.output[0], *convolution.input[1:]], [flatten.output[0]], transB=1))
+    second.CopyFrom(
+        helper.make_node("Gemm", [convolution.output[0], *convolution.input[1:]], [flatten.output[0]], transB=1)
+    )
     first.metadata_props.extend(flatten.metadata_props)
     second.metadata_props.extend(convolution.metadata_props)
     convolution.CopyFrom(first)
@@ -155,8 +175,15 @@ def _distinct(name: str, used: set[str]) -> str:
 
 def _module_name(node: onnx.NodeProto, constants: set[str]) -> str:
     """The module a node stands for; for a function called between modules, the module around it and the operator."""
-    if node.op_type in PARAMETERS and len(node.input) > 1 and node.input[1] in constants and node.input[1].endswith(".weight"):
-        return str(node.input[1]).removesuffix(".weight")  # a convolution that took in its batch norm carries the latter's scopes
+    if (
+        node.op_type in PARAMETERS
+        and len(node.input) > 1
+        and node.input[1] in constants
+        and node.input[1].endswith(".weight")
+    ):
+        return str(node.input[1]).removesuffix(
+            ".weight"
+        )  # a convolution that took in its batch norm carries the latter's scopes
     metadata = {entry.key: entry.value for entry in node.metadata_props}
     operator = node.op_type.lower()
     try:
@@ -176,7 +203,9 @@ def _name_tensors(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         for place, output in enumerate(node.output):
             if output and output not in names:
-                names[output] = _distinct(f"{node.name}.out" if len(node.output) == 1 else f"{node.name}.out{place}", used)
+                names[output] = _distinct(
+                    f"{node.name}.out" if len(node.output) == 1 else f"{node.name}.out{place}", used
+                )
         for place, value in enumerate(node.input):
             if value in constants and value not in names:
                 names[value] = _distinct(f"{node.name}.{_formal_name(node.op_type, place)}", used)
@@ -194,7 +223,11 @@ def _formal_name(operator: str, place: int) -> str:
         return PARAMETERS[operator][place]
     inputs = onnx.defs.get_schema(operator).inputs
     formal = inputs[min(place, len(inputs) - 1)]
-    return f"{formal.name}{place}" if formal.option == onnx.defs.OpSchema.FormalParameterOption.Variadic else str(formal.name)
+    return (
+        f"{formal.name}{place}"
+        if formal.option == onnx.defs.OpSchema.FormalParameterOption.Variadic
+        else str(formal.name)
+    )
 
 
 def _strip_metadata(model: onnx.ModelProto) -> None:

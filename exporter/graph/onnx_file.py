@@ -28,7 +28,9 @@ def model_from_file(path: Path) -> onnx.ModelProto:
         BadInput: there is no such file, it is no ONNX model or holds no graph, or a file that it names is missing or too short.
     """
     if not path.is_file():
-        raise BadInput(f"{path}: expected an ONNX model, got {'a folder' if path.is_dir() else 'nothing'} there; give a file")
+        raise BadInput(
+            f"{path}: expected an ONNX model, got {'a folder' if path.is_dir() else 'nothing'} there; give a file"
+        )
     if path.stat().st_size >= LARGEST_BYTES:
         raise BadInput(
             f"{path} is no ONNX model: expected less than 2 GiB, got {path.stat().st_size / 1e9:.1f} GB; keep its weights in a file beside it"
@@ -60,9 +62,14 @@ def _check_inputs(graph: onnx.GraphProto, path: Path) -> None:
     for node in graph.node:
         if onnx.defs.has(node.op_type):
             schema = onnx.defs.get_schema(node.op_type)
-            for what, got, least in (("inputs", len(node.input), schema.min_input), ("outputs", len(node.output), schema.min_output)):
+            for what, got, least in (
+                ("inputs", len(node.input), schema.min_input),
+                ("outputs", len(node.output), schema.min_output),
+            ):
                 if got < least and node.domain:
-                    raise BadInput(f"{path}: expected {least} {what} of {node.domain}'s {node.op_type} '{node.name}', got {got}; save it again")
+                    raise BadInput(
+                        f"{path}: expected {least} {what} of {node.domain}'s {node.op_type} '{node.name}', got {got}; save it again"
+                    )
         for _, inner in subgraphs(node):
             _check_inputs(inner, path)
 
@@ -77,7 +84,9 @@ def _load_small(tensor: TensorProto, path: Path) -> None:
     file = path.parent / name
     folder = os.path.realpath(path.parent)
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise BadInput(f"{path}: expected the weights of '{tensor.name}' in a file beside it, got '{name}'; save it again")
+        raise BadInput(
+            f"{path}: expected the weights of '{tensor.name}' in a file beside it, got '{name}'; save it again"
+        )
     if not file.is_file():
         raise BadInput(f"{path}: expected its weights in {file}, got nothing there; put that file beside it")
     try:
@@ -85,7 +94,9 @@ def _load_small(tensor: TensorProto, path: Path) -> None:
     except ValueError as error:
         raise BadInput(f"{path} is no ONNX model: where '{tensor.name}' is stored is not a number") from error
     if file.stat().st_size < end:
-        raise BadInput(f"{path}: expected at least {end} bytes in {file}, got {file.stat().st_size}; copy that file again")
+        raise BadInput(
+            f"{path}: expected at least {end} bytes in {file}, got {file.stat().st_size}; copy that file again"
+        )
     if math.prod(tensor.dims) <= LOADED_ELEMENTS:
         try:
             external_data_helper.load_external_data_for_tensor(tensor, folder)

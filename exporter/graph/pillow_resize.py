@@ -48,7 +48,11 @@ class Writer:
     def node(self, operator: str, *operands: Operand, **attributes: Any) -> Value:
         """Append a node; numbers and arrays among its operands become constants."""
         name = f"{PREFIX}.{operator.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, [self._name(operand) for operand in operands], [f"{name}.out"], name=name, **attributes))
+        self.nodes.append(
+            helper.make_node(
+                operator, [self._name(operand) for operand in operands], [f"{name}.out"], name=name, **attributes
+            )
+        )
         return Value(self, f"{name}.out")
 
     def _name(self, operand: Operand) -> str:
@@ -56,7 +60,9 @@ class Writer:
             return operand.name
         array = np.asarray(operand)
         name = f"{PREFIX}.{operand}" if array.ndim == 0 else f"{PREFIX}.constant_{len(self.constants)}"
-        self.constants.setdefault(name, numpy_helper.from_array(array.astype(np.int64 if array.dtype.kind == "i" else np.float32), name))
+        self.constants.setdefault(
+            name, numpy_helper.from_array(array.astype(np.int64 if array.dtype.kind == "i" else np.float32), name)
+        )
         return name
 
 
@@ -96,10 +102,14 @@ def check_resizable(preprocess: Preprocess) -> None:
     """
     instead = "take --uint8-input without full, and resize outside"
     if preprocess.channels not in MODES:
-        raise PlanError(f"--uint8-input full takes pictures, of 1 or 3 channels, and the model has {preprocess.channels}; {instead}")
+        raise PlanError(
+            f"--uint8-input full takes pictures, of 1 or 3 channels, and the model has {preprocess.channels}; {instead}"
+        )
     if preprocess.resize is not None and (preprocess.interpolation not in FILTERS or not preprocess.antialias):
         found = preprocess.interpolation if preprocess.antialias else f"{preprocess.interpolation} without antialias"
-        raise PlanError(f"--uint8-input full resizes {' or '.join(FILTERS)} with antialias, and the model wants {found}; {instead}")
+        raise PlanError(
+            f"--uint8-input full resizes {' or '.join(FILTERS)} with antialias, and the model wants {found}; {instead}"
+        )
 
 
 def with_any_size(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
@@ -168,7 +178,9 @@ def _targets(sides: Sequence[Value], preprocess: Preprocess) -> Sequence[Value |
     return [side * preprocess.resize // shorter for side in sides]
 
 
-def _coefficients(side: Value, target: Operand, crop: int, values: Callable[[Value, Value, Value], Value]) -> tuple[Value, Value]:
+def _coefficients(
+    side: Value, target: Operand, crop: int, values: Callable[[Value, Value, Value], Value]
+) -> tuple[Value, Value]:
     """The high and low parts, float32 (crop, side), of the coefficients that resize `side` pixels to `target` and cut `crop` from their centre."""
     node = side.writer.node
     # Of the resized pixels, the first that is kept: Python's round() of half the rest, to even, or one before the border.

@@ -38,7 +38,10 @@ def ends_of(graph: onnx.GraphProto) -> dict[str, str]:
 
 def rounded_names(simulation: onnx.GraphProto, tensors: Sequence[str]) -> list[str]:
     """Where a simulation holds these tensors of the float graph, rounded and in FP32; an output is so as it is."""
-    produced, given = {name for node in simulation.node for name in node.output}, {value.name for value in simulation.output}
+    produced, given = (
+        {name for node in simulation.node for name in node.output},
+        {value.name for value in simulation.output},
+    )
     return [f"{name}.wide" if f"{name}.wide" in produced and name not in given else name for name in tensors]
 
 

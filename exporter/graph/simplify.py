@@ -66,14 +66,25 @@ def with_scales_and_shifts(model: onnx.ModelProto) -> onnx.ModelProto:
     if not any(node.op_type == "BatchNormalization" for node in model.graph.node):
         return model
     inferred = onnx.shape_inference.infer_shapes(model)
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*inferred.graph.input, *inferred.graph.value_info)}
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*inferred.graph.input, *inferred.graph.value_info)
+    }
+    constants = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+    }
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
     del graph.node[:]
     for node in model.graph.node:
-        is_constant = node.op_type == "BatchNormalization" and len(node.output) == 1 and all(name in constants for name in node.input[1:])
+        is_constant = (
+            node.op_type == "BatchNormalization"
+            and len(node.output) == 1
+            and all(name in constants for name in node.input[1:])
+        )
         if is_constant and ranks.get(node.input[0], 0) > 1:
             _append_scale_and_shift(graph, node, ranks[node.input[0]], [constants[name] for name in node.input[1:]])
         else:
@@ -85,14 +96,22 @@ def with_scales_and_shifts(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _append_scale_and_shift(graph: onnx.GraphProto, norm: onnx.NodeProto, rank: int, constants: Sequence[NDArray[np.float32]]) -> None:
+def _append_scale_and_shift(
+    graph: onnx.GraphProto, norm: onnx.NodeProto, rank: int, constants: Sequence[NDArray[np.float32]]
+) -> None:
     """`constants` are the batch norm's weight, bias, mean and variance, each (channels,); the channels are axis 1 of `rank` axes."""
     weight, bias, mean, variance = (values.astype(np.float64) for values in constants)
-    factor = weight / np.sqrt(variance + next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), DEFAULT_EPSILON))
+    factor = weight / np.sqrt(
+        variance + next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), DEFAULT_EPSILON)
+    )
     names = {what: f"{norm.name}.{what}" for what in ("factor", "shift", "scaled")}
     for name, values in ((names["factor"], factor), (names["shift"], bias - mean * factor)):
-        graph.initializer.append(numpy_helper.from_array(values.astype(np.float32).reshape(-1, *[1] * (rank - 2)), name))
-    graph.node.append(helper.make_node("Mul", [norm.input[0], names["factor"]], [names["scaled"]], name=f"{norm.name}.scale"))
+        graph.initializer.append(
+            numpy_helper.from_array(values.astype(np.float32).reshape(-1, *[1] * (rank - 2)), name)
+        )
+    graph.node.append(
+        helper.make_node("Mul", [norm.input[0], names["factor"]], [names["scaled"]], name=f"{norm.name}.scale")
+    )
     graph.node.append(helper.make_node("Add", [names["scaled"], names["shift"]], list(norm.output), name=norm.name))
 
 
@@ -114,7 +133,9 @@ def _is_same(one: onnx.ModelProto, other: onnx.ModelProto) -> bool:
     if list(one.graph.node) != list(other.graph.node):
         return False
     weights = {tensor.name: tensor for tensor in one.graph.initializer}
-    return len(weights) == len(other.graph.initializer) and all(weights.get(tensor.name) == tensor for tensor in other.graph.initializer)
+    return len(weights) == len(other.graph.initializer) and all(
+        weights.get(tensor.name) == tensor for tensor in other.graph.initializer
+    )
 
 
 def _outputs(model: onnx.ModelProto, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:

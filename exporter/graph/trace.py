@@ -44,7 +44,9 @@ def program_from_module(module: nn.Module, shape: tuple[int, int, int]) -> Expor
     with layers_at_work(module) as inside:
 
         def told(error: BaseException) -> TraceError:
-            return TraceError(f"torch.export cannot trace {type(module).__name__}{place(inside, error)}: {_why(error, module)}")
+            return TraceError(
+                f"torch.export cannot trace {type(module).__name__}{place(inside, error)}: {_why(error, module)}"
+            )
 
         with others_code(told), as_exported(), torch.no_grad(), _silence():
             module.eval()  # somebody's own may return nothing
@@ -54,7 +56,9 @@ def program_from_module(module: nn.Module, shape: tuple[int, int, int]) -> Expor
     return program
 
 
-def onnx_from_program(program: ExportedProgram, *, opset: int, batch: BatchRange, outputs: Sequence[str] = (LOGITS,)) -> onnx.ModelProto:
+def onnx_from_program(
+    program: ExportedProgram, *, opset: int, batch: BatchRange, outputs: Sequence[str] = (LOGITS,)
+) -> onnx.ModelProto:
     """The FP32 graph: weights inside, input `input`, the outputs' names, readable names, free first dimension (or fixed, for a static batch).
 
     Raises:
@@ -97,7 +101,9 @@ def save_program(program: ExportedProgram, path: Path, outputs: Sequence[str] = 
     """
     program._example_inputs = None  # the traced zeros: a megabyte that nothing reads
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files=None if is_classifier(outputs) else {OUTPUTS_FILE: "\n".join(outputs)})
+    torch.export.save(
+        program, buffer, extra_files=None if is_classifier(outputs) else {OUTPUTS_FILE: "\n".join(outputs)}
+    )
     with zipfile.ZipFile(buffer) as original, zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as packed:
         for name in sorted(original.namelist()):
             inner = name.split("/", 1)[1]
@@ -106,13 +112,17 @@ def save_program(program: ExportedProgram, path: Path, outputs: Sequence[str] = 
     try:
         plain_program(path)
     except BundleError as error:
-        raise TraceError(f"the traced program holds {error.__cause__}, expected operators of ATen alone; compute it from those") from error
+        raise TraceError(
+            f"the traced program holds {error.__cause__}, expected operators of ATen alone; compute it from those"
+        ) from error
 
 
 def _check_opset(model: onnx.ModelProto, opset: int) -> None:
     found = {entry.domain: entry.version for entry in model.opset_import}
     if found.get("") != opset or any(domain for domain in found if domain):
-        raise TraceError(f"expected a graph of opset {opset} alone, got {found}; this build of torch cannot write it, choose another --opset")
+        raise TraceError(
+            f"expected a graph of opset {opset} alone, got {found}; this build of torch cannot write it, choose another --opset"
+        )
 
 
 def _check_batch_is_free(model: onnx.ModelProto) -> None:
@@ -120,7 +130,9 @@ def _check_batch_is_free(model: onnx.ModelProto) -> None:
     for value in (*model.graph.input, *model.graph.output):
         if not value.type.tensor_type.shape.dim[0].dim_param:
             size = value.type.tensor_type.shape.dim[0].dim_value
-            raise TraceError(f"expected '{value.name}' with a free batch dimension, got {size}; the model fixes its batch size when traced")
+            raise TraceError(
+                f"expected '{value.name}' with a free batch dimension, got {size}; the model fixes its batch size when traced"
+            )
 
 
 def _check_conv_biases(model: onnx.ModelProto) -> None:
@@ -130,7 +142,9 @@ def _check_conv_biases(model: onnx.ModelProto) -> None:
         if node.op_type == "Conv" and len(node.input) == 3:
             weight, bias = shapes.get(node.input[1]), shapes.get(node.input[2])
             if weight and bias != (weight[0],):
-                raise TraceError(f"{node.name}: expected a bias of shape ({weight[0]},), got {bias}; torch {torch.__version__} exports it wrongly")
+                raise TraceError(
+                    f"{node.name}: expected a bias of shape ({weight[0]},), got {bias}; torch {torch.__version__} exports it wrongly"
+                )
 
 
 def _name_batch(model: onnx.ModelProto, batch: BatchRange) -> None:

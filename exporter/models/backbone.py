@@ -37,7 +37,9 @@ class Features(nn.Module):
         parts = dict(network.named_children())
         stages = [name for name in parts if name.startswith(STAGE) and name.removeprefix(STAGE).isdecimal()]
         if not stages:
-            raise PlanError(f"--features needs a network with the stages layer1, layer2 ..., got one of {', '.join(parts) or 'no parts'}")
+            raise PlanError(
+                f"--features needs a network with the stages layer1, layer2 ..., got one of {', '.join(parts) or 'no parts'}"
+            )
         self.names = tuple(stages) if kind == "stages" else (POOLED,)
         last = list(parts).index(stages[-1])
         for place, (name, part) in enumerate(parts.items()):
@@ -89,7 +91,9 @@ def _check_order(network: nn.Module, features: Features, shape: Sequence[int]) -
         seen = _outputs_of_parts(network, parts, example)
         result = features(example)
         if isinstance(result, tuple):
-            same = all(name in seen and torch.equal(seen[name], one) for name, one in zip(features.names, result, strict=True))
+            same = all(
+                name in seen and torch.equal(seen[name], one) for name, one in zip(features.names, result, strict=True)
+            )
         else:
             *_, (_, pooled) = seen.items()
             same = pooled.shape[2:].numel() == 1 and torch.equal(pooled.flatten(1), result)

@@ -21,11 +21,33 @@ from torch import Tensor, nn
 from exporter.models.not_weights import archive_names, is_safetensors, refuse_what_is_none
 from runtimes.errors import BadInput
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "state_dict_ema", "model_ema", "ema_state_dict", "ema")
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+)
 """Where training scripts put the weights, those of a moving average last: they are taken where there are no others."""
 AVERAGE = re.compile(r"(.*_)?(ema|swa|averaged?)(_.*)?")
 NOT_WEIGHTS = re.compile(r"optim\w*|(lr_)?sched\w*|scaler|callbacks|loops|\w*_optim\w*|\w*_state")
-HARMLESS_MODULES = ("argparse", "collections", "datetime", "decimal", "enum", "functools", "pathlib", "types", "typing", "uuid")
+HARMLESS_MODULES = (
+    "argparse",
+    "collections",
+    "datetime",
+    "decimal",
+    "enum",
+    "functools",
+    "pathlib",
+    "types",
+    "typing",
+    "uuid",
+)
 """Of Python's own: where the values in a checkpoint come from. A file that asks for other parts of Python's library wants to run something."""
 HARMLESS_BUILTINS = ("list", "dict", "tuple", "frozenset", "slice", "range", "int", "float", "str", "bool", "object")
 
@@ -81,7 +103,9 @@ def state_from_file(path: Path) -> dict[str, Tensor]:
     tensors = _tensors(loaded, path)
     if not tensors:
         places = ", ".join(WRAPPERS)
-        raise BadInput(f"{path}: expected a state dict, bare or under one of {places}, got {type(loaded).__name__} without tensors")
+        raise BadInput(
+            f"{path}: expected a state dict, bare or under one of {places}, got {type(loaded).__name__} without tensors"
+        )
     return {key: _plain(value, key, path) for key, value in tensors.items()}
 
 
@@ -150,9 +174,13 @@ def _plain(value: Tensor, key: str, path: Path) -> Tensor:
     try:
         result = value.detach().float()
     except RuntimeError as error:  # of FP4, two numbers to a byte
-        raise BadInput(f"{path}: expected plain tensors of real numbers, got '{key}' as {value.dtype}; save it as float32") from error
+        raise BadInput(
+            f"{path}: expected plain tensors of real numbers, got '{key}' as {value.dtype}; save it as float32"
+        ) from error
     if value.dtype == torch.float64 and result.isinf().any() and not value.isinf().any():
-        raise BadInput(f"{path}: '{key}' holds values in FP64 that are beyond FP32's range; a network is computed in FP32")
+        raise BadInput(
+            f"{path}: '{key}' holds values in FP64 that are beyond FP32's range; a network is computed in FP32"
+        )
     return result
 
 
@@ -162,8 +190,13 @@ def _values_from_pickle(path: Path) -> Any:
     kinds = (type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8"))
     harmless: list[Any] = [argparse.Namespace, scalar, np.dtype, *kinds]
     with warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
-        warnings.simplefilter("ignore")  # about the pickle protocols of checkpoints that are then read, or refused below
-        with torch.serialization.safe_globals(_stand_ins(path)), path.open("rb") as file:  # by its path, torch goes by the ending
+        warnings.simplefilter(
+            "ignore"
+        )  # about the pickle protocols of checkpoints that are then read, or refused below
+        with (
+            torch.serialization.safe_globals(_stand_ins(path)),
+            path.open("rb") as file,
+        ):  # by its path, torch goes by the ending
             return torch.load(file, map_location="cpu", weights_only=True)
 
 
@@ -195,9 +228,13 @@ def _refuse_programs(path: Path) -> None:
     saved = f"torch.save({{}}, '{path.with_suffix('.weights.pth').name}')"
     trusted = "which runs code of the file: only where you trust its maker"
     if names & {"archive_format", "serialized_exported_program.json"}:
-        take = saved.format(f"program_from_file('{path.name}')[0].state_dict")  # torch.export.load would run what a stranger's file brings
+        take = saved.format(
+            f"program_from_file('{path.name}')[0].state_dict"
+        )  # torch.export.load would run what a stranger's file brings
         how = "from runtimes.backends.pytorch import program_from_file"
-        raise BadInput(f"{path} is a program of torch.export (.pt2), not a checkpoint; take its weights out with {how}; {take}")
+        raise BadInput(
+            f"{path} is a program of torch.export (.pt2), not a checkpoint; take its weights out with {how}; {take}"
+        )
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
         take = saved.format(f"torch.jit.load('{path.name}').state_dict()")
         raise BadInput(f"{path} is a TorchScript archive, not a checkpoint; take its weights out, {trusted}: {take}")

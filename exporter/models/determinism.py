@@ -99,7 +99,9 @@ def described(answer: object) -> str:
     if isinstance(answer, Tensor):
         kind = "" if answer.dtype == torch.float32 else f"{str(answer.dtype).removeprefix('torch.')} "
         return f"a {kind}tensor of shape {tuple(answer.shape)}"
-    named = answer.items() if isinstance(answer, Mapping) else enumerate(answer) if isinstance(answer, list | tuple) else ()
+    named = (
+        answer.items() if isinstance(answer, Mapping) else enumerate(answer) if isinstance(answer, list | tuple) else ()
+    )
     parts = [f"{name} {tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__}" for name, one in named]
     return f"a {type(answer).__name__} of {', '.join(parts)}" if parts else type(answer).__name__
 
@@ -116,7 +118,9 @@ def check_steady(module: nn.Module, picture: NDArray[np.float32], name: str) -> 
 
     def run(inputs: Tensor) -> tuple[Tensor, ...]:
         def told(error: BaseException) -> TraceError:
-            return TraceError(f"{name} does not take a batch of {len(inputs)}{place(inside, error)}: {reason(error)}; {BATCH_REMEDY}")
+            return TraceError(
+                f"{name} does not take a batch of {len(inputs)}{place(inside, error)}: {reason(error)}; {BATCH_REMEDY}"
+            )
 
         with layers_at_work(module) as inside:
             answer = _run(module, inputs, told)
@@ -159,7 +163,9 @@ def _apart(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
             return float("inf")
         left, right = (torch.nan_to_num(value.double(), posinf=0.0, neginf=0.0) for value in (left, right))
         if left.numel():
-            differences.append(float((left - right).abs().max() / left.abs().max().clamp(min=torch.finfo(torch.float32).tiny)))
+            differences.append(
+                float((left - right).abs().max() / left.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
+            )
     return max(differences)
 
 
@@ -191,7 +197,10 @@ def _calls(module: nn.Module, inputs: Tensor) -> list[Call]:
     def leaving(name: str) -> Callable[[nn.Module, object, object], None]:
         return lambda part, taken, given: calls.append((name, begun.pop(), of_first_picture(given)))
 
-    hooks = [part.register_forward_pre_hook(lambda part, taken: begun.append(of_first_picture(taken))) for part in module.modules()]
+    hooks = [
+        part.register_forward_pre_hook(lambda part, taken: begun.append(of_first_picture(taken)))
+        for part in module.modules()
+    ]
     hooks += [part.register_forward_hook(leaving(name)) for name, part in module.named_modules()]
     try:
         _run(module, inputs, TraceError)

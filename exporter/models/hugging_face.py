@@ -43,7 +43,9 @@ def config_beside(checkpoint: Path) -> Config | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"cannot read {path}, beside {checkpoint.name}: {error}; put it right, or move it away") from error
+        raise BadInput(
+            f"cannot read {path}, beside {checkpoint.name}: {error}; put it right, or move it away"
+        ) from error
     if not isinstance(value, dict):
         raise BadInput(f"expected {path} to hold an object, got {type(value).__name__}; put it right, or move it away")
     expected = {"hidden_act": "relu", "downsample_in_first_stage": False}
@@ -59,11 +61,15 @@ def check_form(config: Config, spec: ModelSpec, checkpoint: Path) -> None:
     """
     beside = checkpoint.parent / CONFIG
     if config.other is not None:
-        raise BadInput(f"{beside} says {config.other}, so {checkpoint.name} is of no {spec.name}; export package.module:factory, which makes it")
+        raise BadInput(
+            f"{beside} says {config.other}, so {checkpoint.name} is of no {spec.name}; export package.module:factory, which makes it"
+        )
     said = V1 if config.first_strided else V1_5
     if spec.variant in (V1, V1_5) and spec.variant != said:
         value = json.dumps(config.first_strided)
-        raise PlanError(f'{beside} says "downsample_in_bottleneck": {value}, which is {said}, not {spec.variant}; give --variant {said}')
+        raise PlanError(
+            f'{beside} says "downsample_in_bottleneck": {value}, which is {said}, not {spec.variant}; give --variant {said}'
+        )
 
 
 def _labels(value: object) -> tuple[str, ...] | None:

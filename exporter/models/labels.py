@@ -14,7 +14,17 @@ from calibration.splits import LABEL_WITH, check_no_splits
 from runtimes.errors import BadInput
 from runtimes.textfile import lines_from_text, text_from_file
 
-NAMES_UNDER = ("id2label", "label_names", "idx_to_class", "class_to_idx", "label2id", "class_names", "classes", "labels", "names")
+NAMES_UNDER = (
+    "id2label",
+    "label_names",
+    "idx_to_class",
+    "class_to_idx",
+    "label2id",
+    "class_names",
+    "classes",
+    "labels",
+    "names",
+)
 """Where a JSON file that holds more than the names has them: Hugging Face's `config.json`, timm's, and training scripts' own."""
 DICT_OR_LIST = re.compile(r"\s*(?:\w+\s*=\s*)?([\[{].*[\]}])\s*", re.DOTALL)
 """All of a text, perhaps behind the name that a script gives it."""
@@ -40,7 +50,9 @@ def labels_from_path(path: Path) -> tuple[str, ...]:
         BadInput: it cannot be read, or does not give each number from 0 on one name.
     """
     try:
-        return _checked(_labels_from_folder(path) if path.is_dir() else _labels_from_text(text_from_file(path), path), path)
+        return _checked(
+            _labels_from_folder(path) if path.is_dir() else _labels_from_text(text_from_file(path), path), path
+        )
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise BadInput(f"cannot read the labels in {path}: {why}; give a UTF-8 text file with {FORMS}") from error
@@ -63,14 +75,18 @@ def _checked(labels: Sequence[str], path: Path) -> tuple[str, ...]:
     """What `labels.txt` can hold: each a line of UTF-8 that is not empty."""
     for place, name in enumerate(labels):
         if not name.strip() or re.search(r"[\r\n\0]", name) or name != name.encode("utf-8", "replace").decode():
-            raise BadInput(f"{path}: expected a name of one line of UTF-8 for each number from 0 to {len(labels) - 1}, got {name!a} for {place}")
+            raise BadInput(
+                f"{path}: expected a name of one line of UTF-8 for each number from 0 to {len(labels) - 1}, got {name!a} for {place}"
+            )
     return tuple(labels)
 
 
 def _labels_from_folder(folder: Path) -> list[str]:
     labels = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not labels:
-        raise BadInput(f"expected {folder} to hold a subfolder for each class, got none; give the folder that was trained on")
+        raise BadInput(
+            f"expected {folder} to hold a subfolder for each class, got none; give the folder that was trained on"
+        )
     check_no_splits(labels, folder, "--labels", prefer=LABEL_WITH)
     return labels
 
@@ -80,7 +96,9 @@ def _labels_from_text(text: str, path: Path) -> list[str]:
     if structured or path.suffix.lower() == ".json":
         return _labels_from_value(_value_from_text(structured[1] if structured else text, path), path)
     if text.startswith(GIT_LFS) or path.suffix.lower() in (".yaml", ".yml"):
-        got = "the pointer to a file that git lfs has yet to fetch (git lfs pull)" if text.startswith(GIT_LFS) else "YAML"
+        got = (
+            "the pointer to a file that git lfs has yet to fetch (git lfs pull)" if text.startswith(GIT_LFS) else "YAML"
+        )
         raise BadInput(f"{path}: expected {FORMS}; got {got}")
     return _labels_from_lines([line.strip() for line in lines_from_text(text.rstrip())], path)
 
@@ -88,7 +106,9 @@ def _labels_from_text(text: str, path: Path) -> list[str]:
 def _labels_from_lines(lines: list[str], path: Path) -> list[str]:
     for number, line in enumerate(lines, start=1):
         if not line:
-            raise BadInput(f"{path}, line {number}: expected a class name, got an empty line; take it out, or name the class")
+            raise BadInput(
+                f"{path}, line {number}: expected a class name, got an empty line; take it out, or name the class"
+            )
     if len(lines) > 1 and (rows := _rows(INDEXED, lines)):
         return _in_order([(int(number), name) for number, name in rows], path)
     if rows := _rows(WITH_ID, lines):
@@ -116,7 +136,9 @@ def _in_order(pairs: Sequence[tuple[int, str]], path: Path) -> list[str]:
         return [name for _, name in sorted(pairs)]
     if numbers == list(range(1, len(pairs) + 1)):
         return [name for _, name in pairs]
-    raise BadInput(f"{path}: expected lines numbered 0 to {len(pairs) - 1}, each once, got {min(numbers)} to {max(numbers)}; number them so")
+    raise BadInput(
+        f"{path}: expected lines numbered 0 to {len(pairs) - 1}, each once, got {min(numbers)} to {max(numbers)}; number them so"
+    )
 
 
 def _value_from_text(text: str, path: Path) -> object:
@@ -130,7 +152,9 @@ def _value_from_text(text: str, path: Path) -> object:
             warnings.simplefilter("ignore")  # of backslashes in names
             return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise BadInput(f"cannot read the labels in {path}: it is not JSON ({reason}), nor a Python dict or list of names; give {FORMS}") from error
+        raise BadInput(
+            f"cannot read the labels in {path}: it is not JSON ({reason}), nor a Python dict or list of names; give {FORMS}"
+        ) from error
 
 
 def _each_once(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
@@ -149,22 +173,34 @@ def _labels_from_value(value: object, path: Path) -> list[str]:
     if isinstance(value, (list, tuple)):
         value = dict(enumerate(value))
     if not isinstance(value, dict):
-        raise BadInput(f'{path}: expected {{"0": "daisy", ...}} or {{"daisy": 0, ...}}, got {type(value).__name__}; give {FORMS}')
+        raise BadInput(
+            f'{path}: expected {{"0": "daisy", ...}} or {{"daisy": 0, ...}}, got {type(value).__name__}; give {FORMS}'
+        )
     by_number = {str(key): name for key, name in value.items()}
     places = [str(place) for place in range(len(by_number))]
     are_numbers = all(isinstance(number, int) for number in value.values())
-    if are_numbers or (set(by_number) != set(places) and all(isinstance(number, str) and number.isdecimal() for number in value.values())):
+    if are_numbers or (
+        set(by_number) != set(places)
+        and all(isinstance(number, str) and number.isdecimal() for number in value.values())
+    ):
         by_number = {str(number): name for name, number in value.items()}
     names = [_name_of(by_number.get(place)) for place in places]
     for place, name in enumerate(names or [None]):
         if not isinstance(name, str):
             last = max(len(names) - 1, 0)
-            raise BadInput(f"{path}: expected a name of one line for each number from 0 to {last}, got {name!r} for {place}; give {FORMS}")
+            raise BadInput(
+                f"{path}: expected a name of one line for each number from 0 to {last}, got {name!r} for {place}; give {FORMS}"
+            )
     return [str(name) for name in names]
 
 
 def _name_of(value: object) -> object:
     """Keras has `["n02119789", "kit_fox"]` for a name."""
-    if isinstance(value, (list, tuple)) and len(value) == 2 and isinstance(value[0], str) and WORDNET_ID.fullmatch(value[0]):
+    if (
+        isinstance(value, (list, tuple))
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and WORDNET_ID.fullmatch(value[0])
+    ):
         return value[1]
     return value

@@ -45,17 +45,23 @@ def load_model(request: ModelRequest) -> LoadedModel:
             return _random(source, request)
         if request.weights == "default":
             weights = source.pretrained(spec)
-            return _loaded(request, weights.module, WeightsFacts(weights.kind, weights.sha256), weights.preprocess, weights.labels)
+            return _loaded(
+                request, weights.module, WeightsFacts(weights.kind, weights.sha256), weights.preprocess, weights.labels
+            )
         return _from_file(source, request)
 
 
 def _from_file(source: ModelSource, request: ModelRequest) -> LoadedModel:
     path = Path(request.weights)
-    fitted = source.load(request.spec, Checkpoint(state_from_file(path), str(path), headless=request.features is not None))
+    fitted = source.load(
+        request.spec, Checkpoint(state_from_file(path), str(path), headless=request.features is not None)
+    )
     config = config_beside(path) if fitted.layout is HUGGING_FACE else None
     if config is not None:
         check_form(config, request.spec, path)
-    loaded = _loaded(request, fitted.module, WeightsFacts("file", sha256_of_file(path)), source.preprocess(request.spec), None)
+    loaded = _loaded(
+        request, fitted.module, WeightsFacts("file", sha256_of_file(path)), source.preprocess(request.spec), None
+    )
     loaded = replace(loaded, left_out=fitted.left_out)
     if config is None or config.labels is None or request.labels is not None or request.features:
         return loaded
@@ -74,14 +80,20 @@ def _random(source: ModelSource, request: ModelRequest) -> LoadedModel:
     return _loaded(request, module, WeightsFacts("random", sha256_of_state(module.state_dict())), own, None)
 
 
-def _loaded(request: ModelRequest, module: nn.Module, weights: WeightsFacts, own: Preprocess, labels: tuple[str, ...] | None) -> LoadedModel:
+def _loaded(
+    request: ModelRequest, module: nn.Module, weights: WeightsFacts, own: Preprocess, labels: tuple[str, ...] | None
+) -> LoadedModel:
     preprocess, answer = _shown(module, own, request)
     classes = 0 if request.features else _classes(module, answer, request)
     if request.classes not in (None, classes):
         where = request.weights if weights.kind == "file" else request.model
-        raise PlanError(f"--num-classes says {request.classes}, but {where} has {classes} classes; leave the option out")
+        raise PlanError(
+            f"--num-classes says {request.classes}, but {where} has {classes} classes; leave the option out"
+        )
     if request.labels is not None and not request.labels.exists():
-        raise BadInput(f"--labels: there is no file or folder {request.labels}; give class names, one a line, or the folder that was trained on")
+        raise BadInput(
+            f"--labels: there is no file or folder {request.labels}; give class names, one a line, or the folder that was trained on"
+        )
     if request.labels is not None:
         labels = checked_labels(request.labels, classes)
     facts = ModelFacts(request.model, request.spec.source, request.spec.variant, classes, weights)
@@ -122,7 +134,9 @@ def _does_not_take(module: nn.Module, failed: Attempt, request: ModelRequest) ->
         return BadInput(f"{said}; choose another --image-size, {side} for one")
     if isinstance(failed.error, TypeError) and "argument" in str(failed.error):
         return TraceError(f"{said}; give a network whose forward, in evaluation mode, takes the image alone")
-    return TraceError(f"{said}; no other --image-size helps: it must run, in evaluation mode, on torch.zeros(1, {', '.join(map(str, failed.shape))})")
+    return TraceError(
+        f"{said}; no other --image-size helps: it must run, in evaluation mode, on torch.zeros(1, {', '.join(map(str, failed.shape))})"
+    )
 
 
 def _classes(module: nn.Module, answer: object, request: ModelRequest) -> int:
@@ -136,7 +150,13 @@ def _classes(module: nn.Module, answer: object, request: ModelRequest) -> int:
             f"{request.weights} is of a {request.model} without a head, so there are no logits; give --features pool or stages for what is there"
         )
     logits = answer if isinstance(answer, Tensor) else logits_within(answer)
-    if logits is None or logits.ndim != 2 or logits.shape[0] != 1 or not logits.shape[1] or logits.dtype != torch.float32:
+    if (
+        logits is None
+        or logits.ndim != 2
+        or logits.shape[0] != 1
+        or not logits.shape[1]
+        or logits.dtype != torch.float32
+    ):
         raise BadInput(
             f"expected {request.model} to answer one image with logits of shape (1, classes), got {described(answer)}; "
             "return the logits alone, in float32"
@@ -157,7 +177,9 @@ def _adjusted(own: Preprocess, request: ModelRequest, channels: int) -> Preproce
             return chosen * channels
         if given is None:
             return (sum(default) / len(default),) * channels
-        raise PlanError(f"expected {option} with 1 or {channels} values, got {len(given)}; the model has {channels} input channels")
+        raise PlanError(
+            f"expected {option} with 1 or {channels} values, got {len(given)}; the model has {channels} input channels"
+        )
 
     changed = replace(own, mean=values(request.mean, own.mean, "--mean"), std=values(request.std, own.std, "--std"))
     if request.image_size is None:

@@ -142,10 +142,18 @@ def _file_in(folder: Path) -> str:
         return "it is a TensorFlow SavedModel, not a checkpoint of PyTorch"
     known = ("model.safetensors", "pytorch_model.bin")
     found = [folder / name for name in known if (folder / name).is_file()]
-    found += sorted(entry for entry in folder.iterdir() if entry.suffix in (".safetensors", ".pth", ".pt", ".ckpt", ".bin") and entry.is_file())
+    found += sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry.suffix in (".safetensors", ".pth", ".pt", ".ckpt", ".bin") and entry.is_file()
+    )
     return f"give the checkpoint in it: {found[0]}" if found else "give the checkpoint in it"
 
 
 def _plain(text: str) -> str:
     """A text out of a foreign file, on one line and not long; braces would be taken for places to fill in."""
-    return "".join(character if character.isprintable() else "?" for character in text[:100]).replace("{", "(").replace("}", ")")
+    return (
+        "".join(character if character.isprintable() else "?" for character in text[:100])
+        .replace("{", "(")
+        .replace("}", ")")
+    )

@@ -52,7 +52,9 @@ def make_random_behave(module: nn.Module, preprocess: Preprocess, name: str) -> 
     with layers_at_work(module) as inside:
 
         def told(error: BaseException) -> TraceError:
-            return TraceError(f"{name} does not take a batch of {len(inputs)} images{place(inside, error)}: {reason(error)}; give --weights FILE")
+            return TraceError(
+                f"{name} does not take a batch of {len(inputs)} images{place(inside, error)}: {reason(error)}; give --weights FILE"
+            )
 
         try:
             with others_code(told), as_exported(), torch.inference_mode():
@@ -71,7 +73,8 @@ def _take_in_patches(layer: nn.Conv2d, inputs: tuple[Any, ...]) -> None:
     centred = inputs[0] - inputs[0].mean((0, 2, 3), keepdim=True)
     padded = functional.pad(centred, (width // 2, width // 2, height // 2, height // 2))
     image, top, left = (
-        torch.randint(int(count), (filters, 1, 1, 1)) for count in (len(padded), padded.shape[2] - height + 1, padded.shape[3] - width + 1)
+        torch.randint(int(count), (filters, 1, 1, 1))
+        for count in (len(padded), padded.shape[2] - height + 1, padded.shape[3] - width + 1)
     )
     channel = (torch.arange(filters) // (filters // layer.groups) * channels)[:, None] + torch.arange(channels)
     patches = padded[image, channel[:, :, None, None], top + torch.arange(height)[:, None], left + torch.arange(width)]

@@ -63,13 +63,25 @@ def _imagenet(name: str, parameters: int | None = None, macs: int | None = None)
 
 
 def _cifar(depth: int, parameters: int, macs: int) -> ModelSpec:
-    return ModelSpec(f"resnet{depth}", "cifar", (PROJECTION, PAD), 28 if depth == 20 else 32, 10, cifar_shape(depth), parameters, macs, depth == 20)
+    return ModelSpec(
+        f"resnet{depth}",
+        "cifar",
+        (PROJECTION, PAD),
+        28 if depth == 20 else 32,
+        10,
+        cifar_shape(depth),
+        parameters,
+        macs,
+        depth == 20,
+    )
 
 
 def _with_cifar_stem(depth: int, parameters: int, macs: int) -> ModelSpec:
     spec = _imagenet(f"resnet{depth}")
     assert spec.shape is not None
-    return ModelSpec(f"{spec.name}_cifar", "cifar", spec.variants, 32, 10, replace(spec.shape, stem="cifar"), parameters, macs)
+    return ModelSpec(
+        f"{spec.name}_cifar", "cifar", spec.variants, 32, 10, replace(spec.shape, stem="cifar"), parameters, macs
+    )
 
 
 # Counted on the exported graphs, with the heads above; tests count again.
@@ -153,4 +165,7 @@ def load_source(spec: ModelSpec) -> sources.ModelSource:
         BackendUnavailable: a package it stands on is missing.
     """
     extra = "timm" if spec.source == "timm" else "export"
-    return cast(sources.ModelSource, load_plugin(sources, spec.source, kind="model source", remedy=f"pip install 'resnet-export[{extra}]'"))
+    return cast(
+        sources.ModelSource,
+        load_plugin(sources, spec.source, kind="model source", remedy=f"pip install 'resnet-export[{extra}]'"),
+    )

@@ -10,7 +10,18 @@ from torch import Tensor, nn
 
 from exporter.models.registry import DEPTHS, MODELS, PAD, find_model, load_source
 from exporter.models.spec import ModelSpec, Shape
-from exporter.models.wrappers import COUNTERS, Checkpoint, Fitted, Found, check_finite, network_of, pruned, some, training_only, without_counters
+from exporter.models.wrappers import (
+    COUNTERS,
+    Checkpoint,
+    Fitted,
+    Found,
+    check_finite,
+    network_of,
+    pruned,
+    some,
+    training_only,
+    without_counters,
+)
 from runtimes.errors import BadInput
 
 Create = Callable[[ModelSpec, int | None, int | None], nn.Module]
@@ -61,9 +72,15 @@ def fitted(module: nn.Module, checkpoint: Checkpoint, name: str) -> Fitted:
         found.append(differences(module, bare))
         if not found[-1]:
             check_finite(bare, checkpoint.where)
-            left_out = [f"{len(keys)} tensors of the checkpoint, counters, losses and metrics: {some(keys)}" for keys in [counters + losses] if keys]
+            left_out = [
+                f"{len(keys)} tensors of the checkpoint, counters, losses and metrics: {some(keys)}"
+                for keys in [counters + losses]
+                if keys
+            ]
             return Fitted(loaded(module, bare), tuple(left_out))
-    raise BadInput(f"{checkpoint.where} does not fit {name}: {min(found, key=len)}; is it a checkpoint of another architecture?")
+    raise BadInput(
+        f"{checkpoint.where} does not fit {name}: {min(found, key=len)}; is it a checkpoint of another architecture?"
+    )
 
 
 def stripped(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -76,7 +93,9 @@ def stripped(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     for key, value in state.items():
         name = re.sub(rf"^({'|'.join(map(re.escape, PREFIXES))})+", "", key)
         if name in bare:
-            raise BadInput(f"{where} holds '{name}' twice, behind different prefixes, one of them in '{key}'; save the one network to export")
+            raise BadInput(
+                f"{where} holds '{name}' twice, behind different prefixes, one of them in '{key}'; save the one network to export"
+            )
         bare[name] = value
     return bare
 
@@ -95,7 +114,9 @@ def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             norm = {"weight": ones, "bias": bias, "running_mean": zeros, "running_var": ones - NORM_EPSILON}
             result |= {f"{block}downsample.1.{name}": value for name, value in norm.items()}
     for key in [key for key in result if re.search(r"(conv\d|downsample\.0)\.bias$", key)]:
-        norm_mean = f"{key.removesuffix('.bias').replace('conv', 'bn').replace('downsample.0', 'downsample.1')}.running_mean"
+        norm_mean = (
+            f"{key.removesuffix('.bias').replace('conv', 'bn').replace('downsample.0', 'downsample.1')}.running_mean"
+        )
         if norm_mean in result:
             result[norm_mean] = result[norm_mean] - result.pop(key)
     if "fc.weight" in result:
@@ -109,9 +130,15 @@ def differences(module: nn.Module, state: Mapping[str, Tensor]) -> str:
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted and not key.endswith("num_batches_tracked")]
     both = [(key, value, state[key]) for key, value in wanted.items() if key in state]
-    reshaped = [f"{key} {tuple(given.shape)} instead of {tuple(value.shape)}" for key, value, given in both if given.shape != value.shape]
+    reshaped = [
+        f"{key} {tuple(given.shape)} instead of {tuple(value.shape)}"
+        for key, value, given in both
+        if given.shape != value.shape
+    ]
     retyped = [
-        f"{key} {given.dtype} instead of {value.dtype}" for key, value, given in both if given.is_floating_point() != value.is_floating_point()
+        f"{key} {given.dtype} instead of {value.dtype}"
+        for key, value, given in both
+        if given.is_floating_point() != value.is_floating_point()
     ]
     found = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped, "of another type": retyped}
     return "; ".join(f"{len(keys)} {what}: {some(keys)}" for what, keys in found.items() if keys)
@@ -120,7 +147,9 @@ def differences(module: nn.Module, state: Mapping[str, Tensor]) -> str:
 def loaded(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """`module` with the tensors of `state` in place of its own; batch counters, which only training reads, at zero."""
     own = module.state_dict()
-    values = {key: torch.zeros((), dtype=torch.long) if key.endswith("num_batches_tracked") else state[key] for key in own}
+    values = {
+        key: torch.zeros((), dtype=torch.long) if key.endswith("num_batches_tracked") else state[key] for key in own
+    }
     module.load_state_dict(values, assign=True)
     return module
 
@@ -199,7 +228,9 @@ def _shape(state: Mapping[str, Tensor]) -> Shape | None:
     places = {tuple(map(int, re.findall(r"\d+", key)[:2])) for key in state if re.match(r"layer[1-4]\.\d+\.", key)}
     blocks = tuple(sum(stage == found for found, _ in places) for stage in range(1, max(places)[0] + 1))
     groups = second.shape[0] // second.shape[1]
-    return Shape(blocks, "layer1.0.conv3.weight" in state, groups, second.shape[1], "cifar" if stem.shape[2] == 3 else "imagenet")
+    return Shape(
+        blocks, "layer1.0.conv3.weight" in state, groups, second.shape[1], "cifar" if stem.shape[2] == 3 else "imagenet"
+    )
 
 
 def _pattern_name(shape: Shape) -> str | None:

@@ -23,7 +23,9 @@ TRAINING = re.compile(
 AVERAGE = re.compile(r"(.*_)?(ema|swa|averaged?|avg)(_.*)?")
 FOLLOWER = re.compile(r"(.*_)?(momentum|encoder_k|key_encoder|encoder_m|target)(_.*)?")
 """The network that MoCo (`encoder_k`, `momentum_encoder`) and BYOL (`target_encoder`) let follow the one that learns."""
-PROJECTION = re.compile(r"fc|head|linear|classifier|last_linear|(.*_)?(proj\w*|predictor\w*|prediction\w*|prototypes?|queue\w*|mlp\w*)")
+PROJECTION = re.compile(
+    r"fc|head|linear|classifier|last_linear|(.*_)?(proj\w*|predictor\w*|prediction\w*|prototypes?|queue\w*|mlp\w*)"
+)
 """First parts of names behind a self-supervised network's pooled vector."""
 SHOWN_KEYS = 4
 
@@ -132,7 +134,9 @@ def pruned(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     for key in [key for key in state if key.endswith("_mask") and f"{key[:-5]}_orig" in state]:
         mask, own = result.pop(key), result.pop(f"{key[:-5]}_orig")
         if mask.shape != own.shape:
-            raise BadInput(f"{where}: expected '{key}' of shape {tuple(own.shape)}, got {tuple(mask.shape)}; is it complete?")
+            raise BadInput(
+                f"{where}: expected '{key}' of shape {tuple(own.shape)}, got {tuple(mask.shape)}; is it complete?"
+            )
         result[key[:-5]] = mask.to(own.dtype) * own
     return result
 
@@ -165,7 +169,11 @@ def _networks(state: Mapping[str, Tensor]) -> list[Network]:
     }
     networks: list[Network] = []
     for prefix in sorted({prefix for prefix, _ in candidates}, key=lambda prefix: (-len(prefix), prefix)):
-        keys = [key for key in state if key.startswith(prefix) and not any(key.startswith(other.prefix) for other in networks)]
+        keys = [
+            key
+            for key in state
+            if key.startswith(prefix) and not any(key.startswith(other.prefix) for other in networks)
+        ]
         read = [_read(keys, prefix, layout, state) for layout in LAYOUTS if (prefix, layout) in candidates]
         best = max(read, key=lambda network: network.known)
         if best.is_whole():
@@ -177,7 +185,9 @@ def _read(keys: list[str], prefix: str, layout: Layout, state: Mapping[str, Tens
     names = {key: renamed(key.removeprefix(prefix), layout) for key in keys}
     times = Counter(names.values())  # a head of two layers would become one
     own = {key: name if times[name] == 1 else key.removeprefix(prefix) for key, name in names.items()}
-    return Network(prefix, layout, {name: state[key] for key, name in own.items()}, {name: key for key, name in own.items()})
+    return Network(
+        prefix, layout, {name: state[key] for key, name in own.items()}, {name: key for key, name in own.items()}
+    )
 
 
 def _chosen(networks: list[Network], checkpoint: Checkpoint) -> tuple[Network, list[Network]]:
@@ -190,7 +200,9 @@ def _chosen(networks: list[Network], checkpoint: Checkpoint) -> tuple[Network, l
     leading = [one for one in steady if not _is(FOLLOWER, one.prefix)] or steady
     if len(leading) > 1:
         prefixes = " and ".join(f"'{one.prefix}'" for one in leading)
-        raise BadInput(f"{checkpoint.where} holds {len(leading)} networks, told apart by prefix alone: {prefixes}; save the one to export")
+        raise BadInput(
+            f"{checkpoint.where} holds {len(leading)} networks, told apart by prefix alone: {prefixes}; save the one to export"
+        )
     (chosen,) = leading
     if len(steady) > 1 and not checkpoint.headless:
         raise BadInput(
@@ -200,7 +212,9 @@ def _chosen(networks: list[Network], checkpoint: Checkpoint) -> tuple[Network, l
     return chosen, [one for one in networks if one is not chosen]
 
 
-def _with_head(network: Network, state: Mapping[str, Tensor], copies: list[Network], checkpoint: Checkpoint) -> tuple[dict[str, Tensor], set[str]]:
+def _with_head(
+    network: Network, state: Mapping[str, Tensor], copies: list[Network], checkpoint: Checkpoint
+) -> tuple[dict[str, Tensor], set[str]]:
     """The network's known tensors and, where it has none inside, the head that stands outside; and the latter's names in the checkpoint."""
     tensors = {name: value for name, value in network.tensors.items() if KNOWN.fullmatch(name)}
     if "fc.weight" in tensors:
@@ -239,7 +253,8 @@ def _of_training(beside: Mapping[str, Tensor], prefix: str, checkpoint: Checkpoi
             key
             for key, value in beside.items()
             if key not in found["losses and metrics"]
-            and value.ndim <= 2  # a convolution would be part of something else, a detector perhaps, whose strides may be others
+            and value.ndim
+            <= 2  # a convolution would be part of something else, a detector perhaps, whose strides may be others
             and (not key.startswith(prefix) or PROJECTION.fullmatch(_first_part(key, prefix)))
         ]
     return {what: keys for what, keys in found.items() if keys}
@@ -289,4 +304,6 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
-            raise BadInput(f"{where}: '{key}' holds NaN or infinite values; the training run diverged, take an earlier checkpoint")
+            raise BadInput(
+                f"{where}: '{key}' holds NaN or infinite values; the training run diverged, take an earlier checkpoint"
+            )

@@ -82,7 +82,9 @@ def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Mod
     assert spec.shape is not None
     if len(spec.shape.blocks) == 4:
         return torchvision.create(spec, classes, channels)
-    return CifarResNet(spec.shape.blocks[0], channels or preprocess(spec).channels, classes or 10, shortcut=spec.variant)
+    return CifarResNet(
+        spec.shape.blocks[0], channels or preprocess(spec).channels, classes or 10, shortcut=spec.variant
+    )
 
 
 def load(spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:

@@ -68,11 +68,15 @@ def _made(spec: ModelSpec) -> nn.Module:
     """
     path, _, attribute = spec.name.partition(":")
     with _as_alone(path):
-        with torch.random.fork_rng(devices=[]):  # a module is imported once, and its factory called often: random numbers are the latter's
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # a module is imported once, and its factory called often: random numbers are the latter's
             factory = _factory(path, attribute)
         module = _called(spec.name, factory)
     if not isinstance(module, nn.Module):
-        raise BadInput(f"expected {spec.name} to return a torch.nn.Module, got {type(module).__name__}; return the network alone")
+        raise BadInput(
+            f"expected {spec.name} to return a torch.nn.Module, got {type(module).__name__}; return the network alone"
+        )
     module = _unwrapped(module)
     _check_parts(spec.name, module)
     return module
@@ -82,7 +86,9 @@ def _prepared(name: str, module: nn.Module) -> nn.Module:
     """The network in FP32 on the CPU, in evaluation mode."""
     for key, tensor in _tensors(module).items():
         if tensor.is_meta:
-            raise BadInput(f"{name} returns a network without values ('{key}' is on torch's meta device); load its weights before it is returned")
+            raise BadInput(
+                f"{name} returns a network without values ('{key}' is on torch's meta device); load its weights before it is returned"
+            )
     with others_code(_telling(f"{name} returns a network that cannot be brought to FP32 on the CPU:")):
         module.float().cpu().requires_grad_(requires_grad=False)
     with others_code(_telling(f"{name} returns a network that cannot be put into evaluation mode:")):
@@ -111,13 +117,19 @@ def _check_parts(name: str, module: nn.Module) -> None:
         )
     for key, part in module.named_modules():
         if ".quantized" in type(part).__module__:
-            raise BadInput(f"{name} returns a quantized network ('{key}' is a {type(part).__name__}); return the float one, --int8 quantizes it here")
+            raise BadInput(
+                f"{name} returns a quantized network ('{key}' is a {type(part).__name__}); return the float one, --int8 quantizes it here"
+            )
     for key, tensor in _tensors(module).items():
         if is_lazy(tensor):
-            raise BadInput(f"{name} returns a module with lazy layers that have no shape yet; let it run once before it is returned")
+            raise BadInput(
+                f"{name} returns a module with lazy layers that have no shape yet; let it run once before it is returned"
+            )
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
             kind = "sparse" if tensor.layout != torch.strided else "quantized" if tensor.is_quantized else "complex"
-            raise BadInput(f"expected dense float tensors in what {name} returns, got '{key}', which is {kind}; convert it before it is returned")
+            raise BadInput(
+                f"expected dense float tensors in what {name} returns, got '{key}', which is {kind}; convert it before it is returned"
+            )
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -135,8 +147,12 @@ def _factory(path: str, attribute: str) -> object:
                 f"there is no module '{error.name}' in this folder or among the installed packages; give package.module:factory{_no_file(path)}"
             ) from error
         if not hasattr(module, attribute):
-            nearest = difflib.get_close_matches(attribute, [name for name in vars(module) if not name.startswith("_")], n=3)
-            raise BadInput(f"{path} has no '{attribute}'" + (f"; did you mean {' or '.join(nearest)}?" if nearest else ""))
+            nearest = difflib.get_close_matches(
+                attribute, [name for name in vars(module) if not name.startswith("_")], n=3
+            )
+            raise BadInput(
+                f"{path} has no '{attribute}'" + (f"; did you mean {' or '.join(nearest)}?" if nearest else "")
+            )
         return getattr(module, attribute)
 
 
@@ -152,7 +168,9 @@ def _called(name: str, factory: object) -> object:
     with others_code(_telling(f"{name} raised")):
         missing = _missing_arguments(factory)
         if missing:
-            raise BadInput(f"expected {name} to be called without arguments, got one that needs {', '.join(missing)}; name one that gives them")
+            raise BadInput(
+                f"expected {name} to be called without arguments, got one that needs {', '.join(missing)}; name one that gives them"
+            )
         return factory()
 
 
@@ -162,7 +180,11 @@ def _missing_arguments(factory: object) -> list[str]:
         parameters = inspect.signature(factory).parameters.values()
     except ValueError:  # of something that is not written in Python
         return []
-    return [one.name for one in parameters if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+    return [
+        one.name
+        for one in parameters
+        if one.default is one.empty and one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)
+    ]
 
 
 def _telling(what: str) -> Callable[[BaseException], BadInput]:

@@ -61,7 +61,9 @@ def pretrained(spec: ModelSpec) -> Pretrained:
     state = state_from_file(path)
     check_finite(state, str(path))
     module = _created(spec, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
-    labels = tuple(ImageNetInfo().label_descriptions()) if _config(spec).get("num_classes") == IMAGENET_CLASSES else None
+    labels = (
+        tuple(ImageNetInfo().label_descriptions()) if _config(spec).get("num_classes") == IMAGENET_CLASSES else None
+    )
     return Pretrained(module, own, labels, "default", sha256_of_file(path))
 
 
@@ -75,15 +77,21 @@ def preprocess(spec: ModelSpec) -> Preprocess:
     _, height, width = config["input_size"]
     mode = config["crop_mode"]
     if mode not in ("center", "squash") or (mode == "center" and height != width):
-        raise PlanError(f"{spec.name} takes images of {height}x{width} with crop mode '{mode}', which a bundle cannot hold; choose another model")
+        raise PlanError(
+            f"{spec.name} takes images of {height}x{width} with crop mode '{mode}', which a bundle cannot hold; choose another model"
+        )
     short, long = (math.floor(size / config["crop_pct"]) for size in (height, width))
     resize = (short, long) if mode == "squash" else short
-    return Preprocess(resize, (height, width), config["interpolation"], True, tuple(config["mean"]), tuple(config["std"]))
+    return Preprocess(
+        resize, (height, width), config["interpolation"], True, tuple(config["mean"]), tuple(config["std"])
+    )
 
 
 def _created(spec: ModelSpec, **options: Any) -> nn.Module:
     _check_name(spec)
-    with others_code(lambda error: BadInput(f"timm cannot make {spec.name}: {kind_and_line(error)}; choose another model")):
+    with others_code(
+        lambda error: BadInput(f"timm cannot make {spec.name}: {kind_and_line(error)}; choose another model")
+    ):
         module: nn.Module = timm.create_model(spec.name.removeprefix(PREFIX), **options)
         return module.eval()
 
@@ -119,7 +127,11 @@ def _weights_file(spec: ModelSpec) -> Path:
     config = _config(spec)
     repository = config.get("hf_hub_id")
     if not repository:
-        where = f"; fetch {config['url']} and give --weights FILE" if config.get("url") else "; give --weights random or FILE"
+        where = (
+            f"; fetch {config['url']} and give --weights FILE"
+            if config.get("url")
+            else "; give --weights random or FILE"
+        )
         raise WeightsUnavailable(f"Hugging Face has no weights of {spec.name}{where}")
     names = (config["hf_hub_filename"],) if config.get("hf_hub_filename") else WEIGHTS_FILES
     for name in names:
@@ -128,7 +140,9 @@ def _weights_file(spec: ModelSpec) -> Path:
             return Path(cached)
     try:
         # huggingface_hub tries six times for each file before it gives up: a minute without a network.
-        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=NETWORK_TIMEOUT_SECONDS).close()
+        urllib.request.urlopen(
+            urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=NETWORK_TIMEOUT_SECONDS
+        ).close()
         found = {entry for entry in huggingface_hub.list_repo_files(repository) if entry in names}
         return Path(huggingface_hub.hf_hub_download(repository, next(name for name in names if name in found)))
     except Exception as error:  # urllib's, huggingface_hub's and its HTTP client's kinds share no base

@@ -30,7 +30,9 @@ def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Mod
     shape = spec.shape
     assert shape is not None
     block = Bottleneck if shape.bottleneck else BasicBlock
-    model: nn.Module = ResNet(block, list(shape.blocks), num_classes=classes or spec.classes, groups=shape.groups, width_per_group=shape.width)
+    model: nn.Module = ResNet(
+        block, list(shape.blocks), num_classes=classes or spec.classes, groups=shape.groups, width_per_group=shape.width
+    )
     if shape.stem == "cifar" or channels not in (None, 3):
         kernel, stride = (3, 1) if shape.stem == "cifar" else (7, 2)
         stem = nn.Conv2d(channels or 3, 64, kernel, stride=stride, padding=kernel // 2, bias=False)
@@ -75,7 +77,9 @@ def preprocess(spec: ModelSpec) -> Preprocess:
     """What torchvision's default weights were evaluated with; where it has none, those of its first ResNet-50."""
     preset = (_default_weights(spec) if spec.weights else ResNet50_Weights.IMAGENET1K_V1).transforms()
     (resize,), (crop,) = preset.resize_size, preset.crop_size
-    return Preprocess(resize, (crop, crop), preset.interpolation.value, bool(preset.antialias), tuple(preset.mean), tuple(preset.std))
+    return Preprocess(
+        resize, (crop, crop), preset.interpolation.value, bool(preset.antialias), tuple(preset.mean), tuple(preset.std)
+    )
 
 
 def _default_weights(spec: ModelSpec) -> WeightsEnum:
