@@ -21,8 +21,9 @@ class Block:
         name: what its convolutions' names begin with, `layer1.0`; `stem` and `head` at the ends.
         nodes: places in the graph's list of nodes, ascending.
         addition: the residual addition that ends it, as a place in that list; None for the stem and the head.
-        ends: the tensors that leave it. One for the stem and a residual block: where the next block's branches part, which is behind the
-            activation that follows the addition. For the head, the graph's outputs that no block before it gives.
+        ends: the tensors that leave it. One for the stem and a residual block: where the next block's branches part,
+            which is behind the activation that follows the addition. For the head, the graph's outputs that no block
+            before it gives.
     """
 
     name: str
@@ -46,7 +47,8 @@ class Residual:
 
 
 def residual_additions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The additions of two computed tensors, one of them behind a convolution. One of a constant is a bias; before the first, preprocessing."""
+    """The additions of two computed tensors, one of them behind a convolution. One of a constant is a bias; before the
+    first, preprocessing."""
     constants = constant_names(graph)
     convolved: set[str] = set()
     for node in graph.node:
@@ -104,7 +106,8 @@ def blocks(graph: onnx.GraphProto) -> tuple[Block, ...]:
 
 
 def _makers(graph: onnx.GraphProto) -> dict[str, int]:
-    """The place of the node that makes each tensor, of those that depend on the graph's inputs; -1 for the inputs themselves."""
+    """The place of the node that makes each tensor, of those that depend on the graph's inputs; -1 for the inputs
+    themselves."""
     constants = {tensor.name for tensor in graph.initializer}
     makers = {value.name: -1 for value in graph.input if value.name not in constants}
     for place, node in enumerate(graph.node):
@@ -114,7 +117,8 @@ def _makers(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def _residual(nodes: Sequence[onnx.NodeProto], addition: onnx.NodeProto, makers: Mapping[str, int]) -> Residual:
-    """The branches part at the nearest tensor that both are computed from, by convolutions; of those equally near the last: shapes come before it."""
+    """The branches part at the nearest tensor that both are computed from, by convolutions; of those equally near the
+    last: shapes come before it."""
     first, second = _convolutions_back(nodes, addition.input[:2], makers)
     shared = (name for name in first if name in second)
     parting = min(shared, key=lambda name: (first[name] + second[name], -makers.get(name, -1)), default=None)
@@ -126,7 +130,8 @@ def _convolutions_back(
 ) -> list[dict[str, int]]:
     """For each of two tensors and every tensor that it is computed from: the most convolutions between the two.
 
-    Goes no further back than to where all that is left comes through one tensor that both have: deep networks have hundreds of additions.
+    Goes no further back than to where all that is left comes through one tensor that both have: deep networks have
+    hundreds of additions.
     """
     furthest = [{start: 0} for start in starts]
     waiting = {makers[start] for start in starts if start in makers} - {-1}

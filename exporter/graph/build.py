@@ -39,10 +39,12 @@ class GraphForm:
 def clean_graph(
     program: ExportedProgram, form: GraphForm, preprocess: Preprocess, inputs: NDArray[np.float32], steps: Steps
 ) -> onnx.ModelProto:
-    """The simplified FP32 graph of a program, as it is lowered: of `form`, but for the resizing, which `with_resize` puts in front.
+    """The simplified FP32 graph of a program, as it is lowered: of `form`, but for the resizing, which `with_resize`
+    puts in front.
 
     Args:
-        inputs: float32 (images, channels, height, width), some that the program takes: simplifying must not change what it computes.
+        inputs: float32 (images, channels, height, width), some that the program takes: simplifying must not change what
+            it computes.
 
     Raises:
         TraceError: PyTorch cannot turn the program into a graph, or the graph is not what the program is.

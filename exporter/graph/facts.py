@@ -19,11 +19,13 @@ CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "FusedCon
 """ONNX's, and those that ONNX Runtime makes of them."""
 # fmt: off
 COUNTED_PARAMETERS = (
-    "FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "UINT8", "INT4", "UINT4", "FLOAT8E4M3FN", "FLOAT8E5M2", "FLOAT4E2M1",
+    "FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "UINT8", "INT4", "UINT4",
+    "FLOAT8E4M3FN", "FLOAT8E5M2", "FLOAT4E2M1",
 )
 # fmt: on
 PREPROCESSING = "pixels."
-"""How the nodes' names begin that make a network's input out of pixels (`exporter.graph.pillow_resize`): not the network's work."""
+"""How the nodes' names begin that make a network's input out of pixels (`exporter.graph.pillow_resize`): not the
+network's work."""
 WEIGHT_PLACES = {"QLinearConv": (0, 3), "QLinearMatMul": (0, 3)}
 """Which inputs are multiplied, where it is not the first two."""
 UNCOUNTED = (
@@ -77,9 +79,9 @@ def initializer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 def graph_facts(model: onnx.ModelProto) -> GraphFacts:
     """Nodes, parameters, multiply-accumulates for one image, operators, and each operator's input types.
 
-    Local functions count as what they are made of, the graphs inside of an If, a Loop or a Scan count too. Parameters are counted wherever they
-    stand: in initializers and in Constant nodes. What a Loop repeats, what an If chooses and what free sizes make is not known: then neither
-    are the multiply-accumulates.
+    Local functions count as what they are made of, the graphs inside of an If, a Loop or a Scan count too. Parameters
+    are counted wherever they stand: in initializers and in Constant nodes. What a Loop repeats, what an If chooses and
+    what free sizes make is not known: then neither are the multiply-accumulates.
     """
     found = scopes(inlined(model))
     counted: dict[str, Counter[str]] = {}
@@ -135,7 +137,8 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
 
 
 def constant_names(graph: onnx.GraphProto, outer: frozenset[str] = frozenset()) -> frozenset[str]:
-    """The tensors whose values do not depend on the model's inputs: initializers, Constant nodes, and what is computed of those alone."""
+    """The tensors whose values do not depend on the model's inputs: initializers, Constant nodes, and what is computed
+    of those alone."""
     names = {
         *outer,
         *(tensor.name for tensor in graph.initializer),
@@ -168,7 +171,8 @@ def scopes(model: onnx.ModelProto) -> tuple[Scope, ...]:
 
 
 def multiply_accumulates(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int | None:
-    """Multiply-accumulates of the shapes' batch; zero for all but convolutions and matrix products, None where a size is not known."""
+    """Multiply-accumulates of the shapes' batch; zero for all but convolutions and matrix products, None where a size
+    is not known."""
     if node.op_type in UNCOUNTED:
         return None
     if node.op_type not in MULTIPLIES or node.name.startswith(PREPROCESSING):
@@ -214,7 +218,8 @@ def _held(graph: onnx.GraphProto) -> Iterator[TensorProto]:
 
 
 def _batch(graph: onnx.GraphProto) -> tuple[int, str | None]:
-    """How many images go in, and what the free dimension of that is called, `` where it has no name; None where it is fixed."""
+    """How many images go in, and what the free dimension of that is called, `` where it has no name; None where it is
+    fixed."""
     constants = {tensor.name for tensor in graph.initializer}
     for value in graph.input:
         dimensions = value.type.tensor_type.shape.dim

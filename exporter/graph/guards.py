@@ -1,8 +1,9 @@
-"""Keep the constants that guard a network's divisions from torch's optimiser, which takes any number up to 1e-8 for zero.
+"""Keep the constants that guard a network's divisions from torch's optimiser, which takes any number up to 1e-8 for
+zero.
 
-onnxscript drops the addition of a scalar that `math.isclose` holds equal to 0, with an absolute tolerance of 1e-8 (`rewriter/_pattern_ir.py`). So
-`x / (norm + 1e-12)` became `x / norm`, in FP32 too, and answered a picture of one colour with NaN. It looks at scalars alone: here they become
-vectors of one number, which add alike.
+onnxscript drops the addition of a scalar that `math.isclose` holds equal to 0, with an absolute tolerance of 1e-8
+(`rewriter/_pattern_ir.py`). So `x / (norm + 1e-12)` became `x / norm`, in FP32 too, and answered a picture of one
+colour with NaN. It looks at scalars alone: here they become vectors of one number, which add alike.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ LARGEST_TAKEN_FOR_ZERO = 1.01e-8
 
 
 def keep_guards(model: ir.Model) -> None:
-    """Write the tiny scalars that a graph adds or subtracts as vectors of one number; in place, before it is optimised."""
+    """Write the tiny scalars that a graph adds or subtracts as vectors of one number; in place, before it is
+    optimised."""
     for node in list(model.graph):
         if node.op_type not in ("Add", "Sub"):
             continue

@@ -1,7 +1,8 @@
 """An FP32 graph and what was lowered from it, joined into one graph in which each takes tensors from the other.
 
-Both are put side by side under prefixes. Where the lowered one is to take a tensor of the FP32 one, the Cast that rounds the tensor rounds
-that in its place; where the FP32 one is to take a tensor of the lowered one, it reads the rounded value. What nothing reads is left out.
+Both are put side by side under prefixes. Where the lowered one is to take a tensor of the FP32 one, the Cast that
+rounds the tensor rounds that in its place; where the FP32 one is to take a tensor of the lowered one, it reads the
+rounded value. What nothing reads is left out.
 """
 
 from __future__ import annotations
@@ -55,11 +56,12 @@ def hybrid(original: onnx.ModelProto, lowered: onnx.ModelProto, returned: Collec
 
 
 def apart(original: onnx.ModelProto, lowered: onnx.ModelProto, ends: Sequence[str]) -> onnx.ModelProto:
-    """A graph that gives the tensors `ends` as blocks of the lowered graph compute them from what is exact: what each does wrong by itself.
+    """A graph that gives the tensors `ends` as blocks of the lowered graph compute them from what is exact: what each
+    does wrong by itself.
 
     Args:
-        ends: the tensors at which one block ends and the next begins. Each is given as it was rounded, to INT8 too; so a block answers for the
-            range of what it gives, and the next one, which is fed the exact tensor, does not.
+        ends: the tensors at which one block ends and the next begins. Each is given as it was rounded, to INT8 too; so
+            a block answers for the range of what it gives, and the next one, which is fed the exact tensor, does not.
     """
     names = _lowered_names(original.graph, lowered.graph)
     produced = {name for node in lowered.graph.node for name in node.output}
@@ -80,7 +82,8 @@ def apart(original: onnx.ModelProto, lowered: onnx.ModelProto, ends: Sequence[st
 def _joined(
     original: onnx.ModelProto, lowered: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], outputs: Mapping[str, str]
 ) -> onnx.ModelProto:
-    """A model of what is needed of `nodes`, those of both under their prefixes; `outputs` maps the result's outputs to their tensors."""
+    """A model of what is needed of `nodes`, those of both under their prefixes; `outputs` maps the result's outputs to
+    their tensors."""
     nodes = [*nodes, *(helper.make_node("Identity", [tensor], [name]) for name, tensor in outputs.items())]
     nodes = _needed(nodes, outputs)
     read = {name for node in nodes for name in node.input}
@@ -98,7 +101,8 @@ def _joined(
 
 
 def _lowered_names(original: onnx.GraphProto, lowered: onnx.GraphProto) -> dict[str, str]:
-    """What each computed tensor of the FP32 graph is called in the lowered one: an output is there the one behind a last Cast."""
+    """What each computed tensor of the FP32 graph is called in the lowered one: an output is there the one behind a
+    last Cast."""
     casts = {
         node.output[0]: node.input[0]
         for node in lowered.node

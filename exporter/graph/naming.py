@@ -1,8 +1,9 @@
 """Give a traced graph the names and operators people know.
 
-torch.onnx names nodes `node_Conv_293`, tensors `getitem_6` and the batch `s77`, writes the machine's paths into each node's metadata, and
-pools with ReduceMean and Reshape. Here nodes are called after their module (`layer1.0.conv1`), tensors after the node that makes them
-(`layer1.0.conv1.out`), weights after the node that takes them (`layer1.0.conv1.weight`), and global pooling is GlobalAveragePool and Flatten.
+torch.onnx names nodes `node_Conv_293`, tensors `getitem_6` and the batch `s77`, writes the machine's paths into each
+node's metadata, and pools with ReduceMean and Reshape. Here nodes are called after their module (`layer1.0.conv1`),
+tensors after the node that makes them (`layer1.0.conv1.out`), weights after the node that takes them
+(`layer1.0.conv1.weight`), and global pooling is GlobalAveragePool and Flatten.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def make_readable(model: onnx.ModelProto) -> None:
 
 
 def _use_known_pooling(graph: onnx.GraphProto) -> None:
-    """A mean over both spatial axes, and a pool as large as what it pools, as a global pool; a Reshape that flattens behind it as Flatten."""
+    """A mean over both spatial axes, and a pool as large as what it pools, as a global pool; a Reshape that flattens
+    behind it as Flatten."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     shapes = {
         value.name: [one.dim_value for one in value.type.tensor_type.shape.dim]
@@ -87,7 +89,8 @@ def _flattens(node: onnx.NodeProto, channels: int, constants: Mapping[str, NDArr
 
 
 def _use_known_classifier(graph: onnx.GraphProto) -> None:
-    """A 1x1 convolution of what is globally pooled, flattened behind it, as Flatten and Gemm: timm has heads of that kind."""
+    """A 1x1 convolution of what is globally pooled, flattened behind it, as Flatten and Gemm: timm has heads of that
+    kind."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     constants = {
         name: numpy_helper.to_array(tensor)
@@ -156,7 +159,8 @@ def _keep(tensors: object, used: set[str]) -> None:
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
-    """The first node of a module has its name; those that follow, as where a module is called twice, are counted, past names of other modules."""
+    """The first node of a module has its name; those that follow, as where a module is called twice, are counted, past
+    names of other modules."""
     constants = {tensor.name for tensor in graph.initializer}
     names = [_module_name(node, constants) for node in graph.node]
     used, seen = set(names), set()

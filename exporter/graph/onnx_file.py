@@ -16,7 +16,8 @@ from runtimes.errors import BadInput
 LARGEST_BYTES = 2 << 30
 """Protobuf reads no more in one message; what is larger keeps its weights in files beside it."""
 LOADED_ELEMENTS = 1 << 16
-"""Of tensors in other files those up to this size are read: scales, zero points, shapes. Weights have sizes and types without being read."""
+"""Of tensors in other files those up to this size are read: scales, zero points, shapes. Weights have sizes and types
+without being read."""
 
 
 def model_from_file(path: Path) -> onnx.ModelProto:
@@ -25,7 +26,8 @@ def model_from_file(path: Path) -> onnx.ModelProto:
     Of what is stored in files beside it, the small tensors are loaded and the large ones are not.
 
     Raises:
-        BadInput: there is no such file, it is no ONNX model or holds no graph, or a file that it names is missing or too short.
+        BadInput: there is no such file, it is no ONNX model or holds no graph, or a file that it names is missing or
+            too short.
     """
     if not path.is_file():
         raise BadInput(
@@ -33,7 +35,8 @@ def model_from_file(path: Path) -> onnx.ModelProto:
         )
     if path.stat().st_size >= LARGEST_BYTES:
         raise BadInput(
-            f"{path} is no ONNX model: expected less than 2 GiB, got {path.stat().st_size / 1e9:.1f} GB; keep its weights in a file beside it"
+            f"{path} is no ONNX model: expected less than 2 GiB, got {path.stat().st_size / 1e9:.1f} GB; "
+            "keep its weights in a file beside it"
         )
     try:
         model = onnx.load(path, load_external_data=False)
@@ -54,7 +57,8 @@ def model_from_file(path: Path) -> onnx.ModelProto:
 
 
 def _check_inputs(graph: onnx.GraphProto, path: Path) -> None:
-    """An operator of another domain that is called as one of ONNX's must have what that has: onnx's checker looks at its own alone.
+    """An operator of another domain that is called as one of ONNX's must have what that has: onnx's checker looks at
+    its own alone.
 
     Raises:
         BadInput: one has fewer inputs or outputs.
@@ -68,7 +72,8 @@ def _check_inputs(graph: onnx.GraphProto, path: Path) -> None:
             ):
                 if got < least and node.domain:
                     raise BadInput(
-                        f"{path}: expected {least} {what} of {node.domain}'s {node.op_type} '{node.name}', got {got}; save it again"
+                        f"{path}: expected {least} {what} of {node.domain}'s {node.op_type} '{node.name}', got {got}; "
+                        "save it again"
                     )
         for _, inner in subgraphs(node):
             _check_inputs(inner, path)
@@ -107,7 +112,8 @@ def _load_small(tensor: TensorProto, path: Path) -> None:
 
 
 def _without_external(model: onnx.ModelProto) -> onnx.ModelProto:
-    """For the checker, which would look for the other files from the working folder: tensors that are left there become inputs of no use."""
+    """For the checker, which would look for the other files from the working folder: tensors that are left there become
+    inputs of no use."""
     if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
         return model
     copy = onnx.ModelProto()

@@ -1,17 +1,20 @@
 """Resizing and cropping inside the graph, to the last bit what `Preprocess.pixels` does outside it with Pillow.
 
-Pillow resizes one axis after the other. A new pixel is the sum of old ones times coefficients, each the filter's value at their distance divided by
-the sum of all, rounded to 2**-22; each pass rounds to whole levels (src/libImaging/Resample.c). ONNX's Resize rounds otherwise, and TensorRT's parser
-takes none with antialias. So the graph makes Pillow's coefficients from the picture's shape, and two matrix products apply them. It makes the rows
-alone that the crop keeps, and a row of zeros where the crop reaches over the border, which is black.
+Pillow resizes one axis after the other. A new pixel is the sum of old ones times coefficients, each the filter's value
+at their distance divided by the sum of all, rounded to 2**-22; each pass rounds to whole levels
+(src/libImaging/Resample.c). ONNX's Resize rounds otherwise, and TensorRT's parser takes none with antialias. So the
+graph makes Pillow's coefficients from the picture's shape, and two matrix products apply them. It makes the rows alone
+that the crop keeps, and a row of zeros where the crop reaches over the border, which is black.
 
-- Distances are whole numbers once multiplied by twice the sizes, and so are both filters' values: 64-bit integers hold them, and the coefficients are
-  exactly Pillow's. (The cubic's are third powers of sizes: from 8192 pixels on they are made of coarser distances.)
-- A coefficient of 22 bits times a level of 8 is more than single precision holds, and TensorRT has no double. So each is cut into a high and a low
-  part of 11 bits. Their products with levels, and the sums over up to 32 taps, are whole numbers up to 2**24: exact in whatever order they are
-  summed, and in TF32 too.
+- Distances are whole numbers once multiplied by twice the sizes, and so are both filters' values: 64-bit integers hold
+  them, and the coefficients are exactly Pillow's. (The cubic's are third powers of sizes: from 8192 pixels on they are
+  made of coarser distances.)
+- A coefficient of 22 bits times a level of 8 is more than single precision holds, and TensorRT has no double. So each
+  is cut into a high and a low part of 11 bits. Their products with levels, and the sums over up to 32 taps, are whole
+  numbers up to 2**24: exact in whatever order they are summed, and in TF32 too.
 
-All pictures of a batch have one size, and are resized to one. A shorter side that is resized to N keeps its ratio to the longer one.
+All pictures of a batch have one size, and are resized to one. A shorter side that is resized to N keeps its ratio to
+the longer one.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ PREFIX = "pixels.resize"
 BITS, LOW_BITS = 22, 12
 HIGH_BITS = BITS - LOW_BITS
 FINEST_SIDE, FINEST_WORK = 13, 19
-"""Powers of two: up to such a side, and such a product of side and scale, what `_quotient` makes of the cubic's values fits into 63 bits."""
+"""Powers of two: up to such a side, and such a product of side and scale, what `_quotient` makes of the cubic's values
+fits into 63 bits."""
 IR_VERSION = 10
 
 
@@ -68,7 +72,8 @@ class Writer:
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the graph that a writer writes. Arithmetic with it appends nodes; `//` is of whole numbers and cuts off towards zero."""
+    """A tensor of the graph that a writer writes. Arithmetic with it appends nodes; `//` is of whole numbers and cuts
+    off towards zero."""
 
     writer: Writer
     name: str
@@ -113,7 +118,8 @@ def check_resizable(preprocess: Preprocess) -> None:
 
 
 def with_any_size(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
-    """A copy of a graph of `with_uint8_input`'s, lowered or not, that takes pictures (batch, height, width, channels) of any size in place of pixels.
+    """A copy of a graph of `with_uint8_input`'s, lowered or not, that takes pictures (batch, height, width, channels)
+    of any size in place of pixels.
 
     What stands in front computes in integers and FP32, whatever the precision behind it, which holds every level.
     """
@@ -141,7 +147,8 @@ def with_any_size(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelP
 
 
 def resizing_graph(preprocess: Preprocess, opset: int) -> onnx.ModelProto:
-    """What `with_any_size` puts in front, alone: uint8 (batch, height, width, channels) of any size to the crop's levels.
+    """What `with_any_size` puts in front, alone: uint8 (batch, height, width, channels) of any size to the crop's
+    levels.
 
     Those are whole numbers in float32 (batch, channels, height, width).
     """
@@ -181,9 +188,11 @@ def _targets(sides: Sequence[Value], preprocess: Preprocess) -> Sequence[Value |
 def _coefficients(
     side: Value, target: Operand, crop: int, values: Callable[[Value, Value, Value], Value]
 ) -> tuple[Value, Value]:
-    """The high and low parts, float32 (crop, side), of the coefficients that resize `side` pixels to `target` and cut `crop` from their centre."""
+    """The high and low parts, float32 (crop, side), of the coefficients that resize `side` pixels to `target` and cut
+    `crop` from their centre."""
     node = side.writer.node
-    # Of the resized pixels, the first that is kept: Python's round() of half the rest, to even, or one before the border.
+    # Of the resized pixels, the first that is kept: Python's round() of half the rest, to even, or one before the
+    # border.
     rest = node("Sub", target, crop).at_least(0)
     half = rest // 2
     first = half + (rest - half * 2) * (half - half // 2 * 2) - node("Sub", crop, target).at_least(0) // 2
@@ -218,12 +227,14 @@ FILTERS: dict[str, Callable[[Value, Value, Value], Value]] = {"bilinear": _trian
 
 
 def _quotient(number: Value, total: Value, bits: int) -> Value:
-    """`number` * 2**bits / `total`, rounded, for |number| <= total: what is divided is made positive, since Div cuts off towards zero."""
+    """`number` * 2**bits / `total`, rounded, for |number| <= total: what is divided is made positive, since Div cuts
+    off towards zero."""
     return (number * (2 << bits) + total * (1 + (2 << bits))) // (total * 2) - (1 << bits)
 
 
 def _rounded(high: Value, low: Value) -> Value:
-    """Levels from the sums of both parts: (high * 2**LOW_BITS + low) / 2**BITS, rounded and clipped as Pillow does, without a number above 2**24."""
+    """Levels from the sums of both parts: (high * 2**LOW_BITS + low) / 2**BITS, rounded and clipped as Pillow does,
+    without a number above 2**24."""
     node = high.writer.node
     high = high + float(1 << HIGH_BITS - 1)
     whole = node("Floor", high * 2.0**-HIGH_BITS)

@@ -1,11 +1,13 @@
-"""Preprocessing inside the graph: the model takes pixels as a camera or a decoder gives them, uint8 (batch, height, width, channels).
+"""Preprocessing inside the graph: the model takes pixels as a camera or a decoder gives them, uint8 (batch, height,
+width, channels).
 
-In front of the network stand a Cast, a Transpose and a Sub of the mean colour; dividing by 255 and by the standard deviation is folded into
-the weights of the first convolution, which computes the same up to rounding. The mean is not folded into its bias: the convolution pads with
-zeros, and a padded zero has to be the mean colour, as it is outside, so that a bias would be right everywhere but at the borders.
+In front of the network stand a Cast, a Transpose and a Sub of the mean colour; dividing by 255 and by the standard
+deviation is folded into the weights of the first convolution, which computes the same up to rounding. The mean is not
+folded into its bias: the convolution pads with zeros, and a padded zero has to be the mean colour, as it is outside, so
+that a bias would be right everywhere but at the borders.
 
-The picture has the network's size: resizing and cropping, which `Preprocess.pixels` does with Pillow, stay outside, or come in front by
-`exporter.graph.pillow_resize`.
+The picture has the network's size: resizing and cropping, which `Preprocess.pixels` does with Pillow, stay outside, or
+come in front by `exporter.graph.pillow_resize`.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ CAST, TRANSPOSE = "pixels.cast", "pixels.transpose"
 
 
 def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
-    """A copy of a float graph, whose one input is what `preprocess` gives, that takes uint8 (batch, height, width, channels) in its place.
+    """A copy of a float graph, whose one input is what `preprocess` gives, that takes uint8 (batch, height, width,
+    channels) in its place.
 
     Where something else than a plain convolution reads the input, the division stays a node of its own.
     """
@@ -57,7 +60,8 @@ def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.Mod
 
 
 def _folded(graph: onnx.GraphProto, name: str, scale: NDArray[np.float64]) -> bool:
-    """Scale the input channels of the weights of what reads `name`, where that is convolutions whose weights no other node reads; did it?"""
+    """Scale the input channels of the weights of what reads `name`, where that is convolutions whose weights no other
+    node reads; did it?"""
     users = [node for node in graph.node if name in node.input]
     weights = {tensor.name: tensor for tensor in graph.initializer}
     readers = [value for node in graph.node for value in node.input]

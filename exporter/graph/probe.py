@@ -16,7 +16,8 @@ from runtimes.parity.measures import LARGEST_SQNR_DB, sqnr_db
 
 
 def exposed(model: onnx.ModelProto, names: Sequence[str], inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Inner tensors of a graph by name, as ONNX Runtime computes them on the CPU; the graph is changed by no more than these outputs."""
+    """Inner tensors of a graph by name, as ONNX Runtime computes them on the CPU; the graph is changed by no more than
+    these outputs."""
     with OnnxRuntime.from_bytes(with_outputs(model, names).SerializeToString()) as runtime:
         found = runtime.run({runtime.inputs[0].name: inputs})
     return {name: found[name] for name in names}
@@ -46,7 +47,8 @@ def rounded_names(simulation: onnx.GraphProto, tensors: Sequence[str]) -> list[s
 
 
 def noisiest(original: onnx.ModelProto, simulation: onnx.ModelProto, inputs: NDArray[Any]) -> tuple[str, float]:
-    """The block, the stem and the head among them, whose own error is largest where each is fed what is exact, and its signal to noise in dB."""
+    """The block, the stem and the head among them, whose own error is largest where each is fed what is exact, and its
+    signal to noise in dB."""
     ends = ends_of(original.graph)
     exact = exposed(original, list(ends), inputs)
     found = exposed(apart(original, simulation, list(ends)), list(ends), inputs)

@@ -28,11 +28,13 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def simplified(model: onnx.ModelProto, inputs: NDArray[Any]) -> onnx.ModelProto:
-    """Constants folded, identities and duplicates removed by onnxsim; inputs are real ones, (images, channels, height, width).
+    """Constants folded, identities and duplicates removed by onnxsim; inputs are real ones, (images, channels, height,
+    width).
 
     A batch norm that no convolution took in becomes a scale and a shift.
 
-    onnxsim's own check is off unless asked for and compares random inputs; this one runs both graphs in ONNX Runtime, unless they are equal.
+    onnxsim's own check is off unless asked for and compares random inputs; this one runs both graphs in ONNX Runtime,
+    unless they are equal.
 
     Raises:
         SimplifyError: onnxsim fails, or the outputs differ by more than 1e-5 of the largest.
@@ -53,13 +55,15 @@ def simplified(model: onnx.ModelProto, inputs: NDArray[Any]) -> onnx.ModelProto:
         difference = float(np.abs(after[name] - values).max()) / largest
         if not difference <= LARGEST_RELATIVE_ERROR:
             raise SimplifyError(
-                f"simplifying changed the {name} by {difference:.1e} of the largest, allowed {LARGEST_RELATIVE_ERROR:.0e}; report the model"
+                f"simplifying changed the {name} by {difference:.1e} of the largest, "
+                f"allowed {LARGEST_RELATIVE_ERROR:.0e}; report the model"
             )
     return result
 
 
 def with_scales_and_shifts(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every batch norm of constants is a Mul and an Add, computed in double precision; the graph itself where there is none.
+    """A copy in which every batch norm of constants is a Mul and an Add, computed in double precision; the graph itself
+    where there is none.
 
     A narrower type would have to hold the variance, which may be beyond FP16 where no activation is.
     """
@@ -99,7 +103,8 @@ def with_scales_and_shifts(model: onnx.ModelProto) -> onnx.ModelProto:
 def _append_scale_and_shift(
     graph: onnx.GraphProto, norm: onnx.NodeProto, rank: int, constants: Sequence[NDArray[np.float32]]
 ) -> None:
-    """`constants` are the batch norm's weight, bias, mean and variance, each (channels,); the channels are axis 1 of `rank` axes."""
+    """`constants` are the batch norm's weight, bias, mean and variance, each (channels,); the channels are axis 1 of
+    `rank` axes."""
     weight, bias, mean, variance = (values.astype(np.float64) for values in constants)
     factor = weight / np.sqrt(
         variance + next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), DEFAULT_EPSILON)
@@ -117,7 +122,8 @@ def _append_scale_and_shift(
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """onnxsim's C++ core writes the traceback of an error that it then raises to the process's own stdout and stderr, past `sys.stderr`."""
+    """onnxsim's C++ core writes the traceback of an error that it then raises to the process's own stdout and stderr,
+    past `sys.stderr`."""
     with _ONE_AT_A_TIME, redirect_stderr(io.StringIO()), open(os.devnull, "wb") as nowhere, ExitStack() as kept:
         for number in (1, 2):
             with suppress(OSError):  # one that is closed

@@ -31,14 +31,16 @@ OUTPUTS_FILE = "outputs"
 TRACED_BATCH = 2
 """A batch of one is baked into the graph as a constant (pytorch#157621)."""
 IR_VERSION = 9
-"""The container version that belongs to opset 20 (onnx 1.15); ONNX Runtime 1.17 and TensorRT 10.3 read none above 9 and 10."""
+"""The container version that belongs to opset 20 (onnx 1.15); ONNX Runtime 1.17 and TensorRT 10.3 read none above 9 and
+10."""
 
 
 def program_from_module(module: nn.Module, shape: tuple[int, int, int]) -> ExportedProgram:
     """Trace a module in evaluation mode, with a free batch dimension, for inputs of (channels, height, width).
 
     Raises:
-        TraceError: torch.export refuses it, or it fixes the batch size; names the layer and the line of its source where they are known.
+        TraceError: torch.export refuses it, or it fixes the batch size; names the layer and the line of its source
+            where they are known.
     """
     example = torch.zeros(TRACED_BATCH, *shape)
     with layers_at_work(module) as inside:
@@ -59,7 +61,8 @@ def program_from_module(module: nn.Module, shape: tuple[int, int, int]) -> Expor
 def onnx_from_program(
     program: ExportedProgram, *, opset: int, batch: BatchRange, outputs: Sequence[str] = (LOGITS,)
 ) -> onnx.ModelProto:
-    """The FP32 graph: weights inside, input `input`, the outputs' names, readable names, free first dimension (or fixed, for a static batch).
+    """The FP32 graph: weights inside, input `input`, the outputs' names, readable names, free first dimension (or
+    fixed, for a static batch).
 
     Raises:
         TraceError: torch.onnx fails, or its graph is not what the program is.
@@ -91,10 +94,11 @@ def onnx_from_program(
 
 
 def save_program(program: ExportedProgram, path: Path, outputs: Sequence[str] = (LOGITS,)) -> None:
-    """Write a `.pt2` file whose bytes depend on the program alone, with the names of its outputs where they are others than a classifier's.
+    """Write a `.pt2` file whose bytes depend on the program alone, with the names of its outputs where they are others
+    than a classifier's.
 
-    torch's own container differs from run to run (its folder is named after the file, and it carries a serialisation id and an example
-    input), so its entries are packed again, sorted, without dates, under a fixed name.
+    torch's own container differs from run to run (its folder is named after the file, and it carries a serialisation id
+    and an example input), so its entries are packed again, sorted, without dates, under a fixed name.
 
     Raises:
         TraceError: the program holds what no reader of a bundle would run (see `runtimes.reference_scan`).
@@ -121,7 +125,8 @@ def _check_opset(model: onnx.ModelProto, opset: int) -> None:
     found = {entry.domain: entry.version for entry in model.opset_import}
     if found.get("") != opset or any(domain for domain in found if domain):
         raise TraceError(
-            f"expected a graph of opset {opset} alone, got {found}; this build of torch cannot write it, choose another --opset"
+            f"expected a graph of opset {opset} alone, got {found}; this build of torch cannot write it, "
+            "choose another --opset"
         )
 
 
@@ -131,7 +136,8 @@ def _check_batch_is_free(model: onnx.ModelProto) -> None:
         if not value.type.tensor_type.shape.dim[0].dim_param:
             size = value.type.tensor_type.shape.dim[0].dim_value
             raise TraceError(
-                f"expected '{value.name}' with a free batch dimension, got {size}; the model fixes its batch size when traced"
+                f"expected '{value.name}' with a free batch dimension, got {size}; "
+                "the model fixes its batch size when traced"
             )
 
 
@@ -143,12 +149,14 @@ def _check_conv_biases(model: onnx.ModelProto) -> None:
             weight, bias = shapes.get(node.input[1]), shapes.get(node.input[2])
             if weight and bias != (weight[0],):
                 raise TraceError(
-                    f"{node.name}: expected a bias of shape ({weight[0]},), got {bias}; torch {torch.__version__} exports it wrongly"
+                    f"{node.name}: expected a bias of shape ({weight[0]},), got {bias}; "
+                    f"torch {torch.__version__} exports it wrongly"
                 )
 
 
 def _name_batch(model: onnx.ModelProto, batch: BatchRange) -> None:
-    """Call the first dimension `batch` (torch calls it s77), or fix it; the shapes inside are inferred anew when the graph is simplified."""
+    """Call the first dimension `batch` (torch calls it s77), or fix it; the shapes inside are inferred anew when the
+    graph is simplified."""
     for value in (*model.graph.input, *model.graph.output):
         dimension = value.type.tensor_type.shape.dim[0]
         if batch.is_static:
@@ -158,7 +166,8 @@ def _name_batch(model: onnx.ModelProto, batch: BatchRange) -> None:
 
 
 def _free_batch(module: nn.Module, example: Tensor) -> tuple[object, ...]:
-    """What torch.export is to leave free, in the form in which `forward` takes its input: `*args` is a tuple of them."""
+    """What torch.export is to leave free, in the form in which `forward` takes its input: `*args` is a tuple of
+    them."""
     free = {0: Dim(BATCH, min=1)}
     taken = inspect.signature(module.forward).bind(example).arguments
     return tuple((free,) if isinstance(argument, tuple) else free for argument in taken.values())
@@ -181,13 +190,19 @@ def _why(error: BaseException, module: nn.Module) -> str:
     said = first_line(error)
     scripted = [name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
     if "data-dependent" in said:
-        return "what it does depends on a tensor's values, which a trace does not have; compute every case and choose with torch.where"
+        return (
+            "what it does depends on a tensor's values, which a trace does not have; "
+            "compute every case and choose with torch.where"
+        )
     if ".numpy()" in said:
         return "it leaves PyTorch for NumPy, where a trace cannot follow; compute it with tensors"
     if said.startswith("Constraints violated"):
         return "it works for one size of the batch alone; take the size from the input's shape"
     if scripted:
-        return f"its layer '{scripted[0]}' is TorchScript, which torch.export does not follow; give it as it was before torch.jit"
+        return (
+            f"its layer '{scripted[0]}' is TorchScript, which torch.export does not follow; "
+            "give it as it was before torch.jit"
+        )
     return said
 
 
@@ -200,5 +215,8 @@ def _untranslated(program: ExportedProgram, error: Exception) -> str:
     for node in program.graph.nodes:
         if node.op == "call_function" and repr(node.target) in said:
             layers = [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
-            return f"{in_its_layer(layers[-1]) if layers else ''}: ONNX has nothing for {node.target}; compute it from other operators"
+            return (
+                f"{in_its_layer(layers[-1]) if layers else ''}: ONNX has nothing for {node.target}; "
+                "compute it from other operators"
+            )
     return f": {said}"

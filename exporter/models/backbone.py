@@ -1,7 +1,9 @@
-"""A ResNet as a feature extractor: without its head, for a detector, a segmentation network or a search index to go on from.
+"""A ResNet as a feature extractor: without its head, for a detector, a segmentation network or a search index to go on
+from.
 
-`pool` is the pooled vector, one output `features` (batch, channels); `stages` are the outputs of `layer1`, `layer2` ..., each under its own
-name, (batch, channels, height, width), at strides of 4 to 32 (a CIFAR network has three stages, at strides of 1 to 4).
+`pool` is the pooled vector, one output `features` (batch, channels); `stages` are the outputs of `layer1`, `layer2`
+..., each under its own name, (batch, channels, height, width), at strides of 4 to 32 (a CIFAR network has three stages,
+at strides of 1 to 4).
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ STAGE = "layer"
 
 
 class Features(nn.Module):
-    """The parts of a network up to where the features are taken, run one after the other under the names they have there.
+    """The parts of a network up to where the features are taken, run one after the other under the names they have
+    there.
 
-    Input: float32 (batch, channels, height, width). Output: the features `names`, in that order; a tensor where it is one alone.
+    Input: float32 (batch, channels, height, width). Output: the features `names`, in that order; a tensor where it is
+    one alone.
     """
 
     def __init__(self, network: nn.Module, kind: str) -> None:
@@ -38,7 +42,8 @@ class Features(nn.Module):
         stages = [name for name in parts if name.startswith(STAGE) and name.removeprefix(STAGE).isdecimal()]
         if not stages:
             raise PlanError(
-                f"--features needs a network with the stages layer1, layer2 ..., got one of {', '.join(parts) or 'no parts'}"
+                "--features needs a network with the stages layer1, layer2 ..., "
+                f"got one of {', '.join(parts) or 'no parts'}"
             )
         self.names = tuple(stages) if kind == "stages" else (POOLED,)
         last = list(parts).index(stages[-1])
@@ -79,7 +84,8 @@ class _Reached(Exception):
 
 
 def _check_order(network: nn.Module, features: Features, shape: Sequence[int]) -> None:
-    """Does the network itself feed its parts in the order in which they stand, with nothing between them, and pool by one of them?
+    """Does the network itself feed its parts in the order in which they stand, with nothing between them, and pool by
+    one of them?
 
     Raises:
         PlanError: no.

@@ -48,12 +48,14 @@ HARMLESS_MODULES = (
     "typing",
     "uuid",
 )
-"""Of Python's own: where the values in a checkpoint come from. A file that asks for other parts of Python's library wants to run something."""
+"""Of Python's own: where the values in a checkpoint come from. A file that asks for other parts of Python's library
+wants to run something."""
 HARMLESS_BUILTINS = ("list", "dict", "tuple", "frozenset", "slice", "range", "int", "float", "str", "bool", "object")
 
 
 class _Ignored(list[Any]):
-    """Stands in for an object of a checkpoint whose class is not known here: takes what it is given and does nothing."""
+    """Stands in for an object of a checkpoint whose class is not known here: takes what it is given and does
+    nothing."""
 
     def __new__(cls, *args: object) -> _Ignored:
         return super().__new__(cls)
@@ -75,12 +77,13 @@ class _IgnoredMapping:
 def state_from_file(path: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint under the names it gives them, floats as FP32; optimizer state and the like are left.
 
-    Reads safetensors, and files of `torch.save` with tensors and plain values in them: `torch.load` with `weights_only=True` executes
-    nothing. Objects of other classes, which training scripts keep beside the weights, are passed over. FP16, BF16 and FP8 become FP32 exactly,
-    FP64 is rounded.
+    Reads safetensors, and files of `torch.save` with tensors and plain values in them: `torch.load` with
+    `weights_only=True` executes nothing. Objects of other classes, which training scripts keep beside the weights, are
+    passed over. FP16, BF16 and FP8 become FP32 exactly, FP64 is rounded.
 
     Raises:
-        BadInput: missing, empty, truncated, not a checkpoint, a pickle that wants to run code, or tensors that hold no plain numbers.
+        BadInput: missing, empty, truncated, not a checkpoint, a pickle that wants to run code, or tensors that hold no
+            plain numbers.
     """
     refuse_what_is_none(path)
     _refuse_programs(path)
@@ -89,7 +92,8 @@ def state_from_file(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         # Both a malicious pickle and a file of junk end here; neither was executed.
         raise BadInput(
-            f"{path} is not a checkpoint of plain tensors (nothing in it was run); save it with torch.save(model.state_dict(), ...)"
+            f"{path} is not a checkpoint of plain tensors (nothing in it was run); "
+            "save it with torch.save(model.state_dict(), ...)"
         ) from error
     except (Exception, MemoryError) as error:  # a stranger's file: there is no end to what may be wrong with it
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -185,7 +189,8 @@ def _plain(value: Tensor, key: str, path: Path) -> Tensor:
 
 
 def _values_from_pickle(path: Path) -> Any:
-    """Beside tensors, the values that common scripts keep: their command line's options, and figures as numpy's numbers."""
+    """Beside tensors, the values that common scripts keep: their command line's options, and figures as numpy's
+    numbers."""
     scalar: Any = np.float64(0).__reduce__()[0]
     kinds = (type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8"))
     harmless: list[Any] = [argparse.Namespace, scalar, np.dtype, *kinds]
@@ -201,7 +206,8 @@ def _values_from_pickle(path: Path) -> Any:
 
 
 def _stand_ins(path: Path) -> list[Any]:
-    """For every class in a checkpoint that torch does not take, one that does nothing, under that name: nothing of the real one is imported.
+    """For every class in a checkpoint that torch does not take, one that does nothing, under that name: nothing of the
+    real one is imported.
 
     Raises:
         pickle.UnpicklingError: it asks for something of Python's own that holds no value.
@@ -223,7 +229,8 @@ def _stand_ins(path: Path) -> list[Any]:
 
 
 def _refuse_programs(path: Path) -> None:
-    """Files that hold a network and its weights as one, told by what is in the archive: their ending is often the same."""
+    """Files that hold a network and its weights as one, told by what is in the archive: their ending is often the
+    same."""
     names = {name.split("/", 1)[-1] for name in archive_names(path) or ()}
     saved = f"torch.save({{}}, '{path.with_suffix('.weights.pth').name}')"
     trusted = "which runs code of the file: only where you trust its maker"

@@ -19,10 +19,11 @@ from runtimes.errors import ResnetExportError, TraceError
 SIDES = (28, 32, 48, 64, 96, 112, 128, 160, 192, 224, 256, 288, 299, 320, 384, 448, 512)
 """Of square images: those that networks are usually made for."""
 SAME, NEIGHBOURS = 1e-6, 1e-3
-"""Of the largest value. The same work twice gives the same bits; for another size of the batch torch takes other kernels,
-whose rounding a deep network amplifies."""
+"""Of the largest value. The same work twice gives the same bits; for another size of the batch torch takes other
+kernels, whose rounding a deep network amplifies."""
 ROUNDS = 64
-"""How often a network that draws random numbers is asked: what it does once in ten times is missed once in a thousand."""
+"""How often a network that draws random numbers is asked: what it does once in ten times is missed once in a
+thousand."""
 BATCH_REMEDY = "it must take batches of any size: take the size from the input's shape, and flatten from dimension 1 on"
 
 
@@ -49,8 +50,8 @@ class Attempt:
 def as_exported() -> Iterator[None]:
     """Whatever a network is wrapped in, it computes in FP32 and as it is written.
 
-    `torch.compile` would compile for minutes, with a C++ compiler, what runs a few times; `torch.autocast` would make the
-    FP32 reference one of half precision, and precision is what the command's options choose.
+    `torch.compile` would compile for minutes, with a C++ compiler, what runs a few times; `torch.autocast` would make
+    the FP32 reference one of half precision, and precision is what the command's options choose.
     """
     entering, leaving = torch.autocast.__enter__, torch.autocast.__exit__
     torch.autocast.__enter__ = lambda self: self  # type: ignore[method-assign]  # torch has no switch that an inner autocast heeds
@@ -137,15 +138,19 @@ def check_steady(module: nn.Module, picture: NDArray[np.float32], name: str) -> 
             if not apart <= SAME:
                 where = _first_to_differ(module, (alone, alone), SAME)
                 raise TraceError(
-                    f"{name} answers the same picture otherwise each time, {apart:.2g} of its largest value apart{where}: it draws random numbers "
-                    "in evaluation mode too (F.dropout without training=self.training, torch.rand), or keeps what it saw; take that out"
+                    f"{name} answers the same picture otherwise each time, "
+                    f"{apart:.2g} of its largest value apart{where}: it draws random numbers "
+                    "in evaluation mode too (F.dropout without training=self.training, torch.rand), "
+                    "or keeps what it saw; take that out"
                 )
         apart = _apart(answer, run(both))
         if not apart <= NEIGHBOURS:
             where = _first_to_differ(module, (alone, both), NEIGHBOURS)
             raise TraceError(
-                f"{name}'s answer to a picture depends on the others of its batch, {apart:.2g} of its largest value apart{where}: "
-                "give batch norms their running statistics (track_running_stats=True, training=self.training), and normalise each picture by itself"
+                f"{name}'s answer to a picture depends on the others of its batch, "
+                f"{apart:.2g} of its largest value apart{where}: "
+                "give batch norms their running statistics (track_running_stats=True, training=self.training), "
+                "and normalise each picture by itself"
             )
 
 
@@ -156,7 +161,8 @@ def _run(module: nn.Module, inputs: Tensor, told: Callable[[BaseException], Resn
 
 
 def _apart(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """The largest difference relative to the largest value; infinite for other shapes, and where one alone is not finite."""
+    """The largest difference relative to the largest value; infinite for other shapes, and where one alone is not
+    finite."""
     differences = [0.0]
     for left, right in zip(one, other, strict=True):
         if left.shape != right.shape or not torch.equal(left.isfinite(), right.isfinite()):
@@ -170,7 +176,8 @@ def _apart(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 
 
 def _first_to_differ(module: nn.Module, batches: tuple[Tensor, Tensor], tolerance: float) -> str:
-    """` in its layer 'layer2.0.drop'`: the first of two runs to give another output for the same input; empty where none."""
+    """` in its layer 'layer2.0.drop'`: the first of two runs to give another output for the same input; empty where
+    none."""
     for _ in range(ROUNDS if batches[0] is batches[1] else 1):
         calls = [_calls(module, inputs) for inputs in batches]
         for (name, taken, given), (same, also_taken, also_given) in zip(*calls, strict=False):
@@ -185,7 +192,8 @@ Call = tuple[str, list[Tensor], list[Tensor]]
 
 
 def _calls(module: nn.Module, inputs: Tensor) -> list[Call]:
-    """Every layer's name, and of the first picture what it was given and what it gave, in the order in which they ended."""
+    """Every layer's name, and of the first picture what it was given and what it gave, in the order in which they
+    ended."""
     begun: list[list[Tensor]] = []
     calls: list[Call] = []
 

@@ -1,4 +1,5 @@
-"""Somebody's code at work: what goes wrong in it is told in one line, with the layer, the line of its source, and the reason."""
+"""Somebody's code at work: what goes wrong in it is told in one line, with the layer, the line of its source, and the
+reason."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ SCRIPTED = "The following operation failed in the TorchScript interpreter"
 def others_code(told: Callable[[BaseException], ResnetExportError]) -> Iterator[None]:
     """Around every step into code that is not ours: an import, a factory, `eval()`, `forward`, `state_dict()`.
 
-    What it raises, SystemExit too, leaves as the error that `told` makes of it; an error of ours passes. What it prints goes
-    to stderr, for stdout holds what was asked for; its warnings, which speak to its author, are not shown.
+    What it raises, SystemExit too, leaves as the error that `told` makes of it; an error of ours passes. What it prints
+    goes to stderr, for stdout holds what was asked for; its warnings, which speak to its author, are not shown.
     """
     try:
         with redirect_stdout(sys.stderr), warnings.catch_warnings():
@@ -111,7 +112,8 @@ def reason(error: BaseException) -> str:
 
 
 def source_line(error: BaseException) -> str | None:
-    """`nets.py, line 12`: the innermost line that an exception came through of neither ours, torch's nor Python's own code."""
+    """`nets.py, line 12`: the innermost line that an exception came through of neither ours, torch's nor Python's own
+    code."""
     found = None
     for frame, line in walk_tb(error.__traceback__):
         package = frame.f_globals.get("__name__", "").partition(".")[0]

@@ -1,4 +1,5 @@
-"""What Hugging Face's `config.json` beside a checkpoint says of it: class names, and which form of the network it is."""
+"""What Hugging Face's `config.json` beside a checkpoint says of it: class names, and which form of the network it
+is."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ class Config:
 
     Attributes:
         labels: in the order of the outputs; None where they are not named.
-        other: an option that makes the network another one than the registered model, as `key = value`; None where there is none.
+        other: an option that makes the network another one than the registered model, as `key = value`; None where
+            there is none.
         first_strided: a bottleneck has its stride on the first 1x1 convolution (v1), not on the 3x3 (v1.5).
     """
 
@@ -62,7 +64,8 @@ def check_form(config: Config, spec: ModelSpec, checkpoint: Path) -> None:
     beside = checkpoint.parent / CONFIG
     if config.other is not None:
         raise BadInput(
-            f"{beside} says {config.other}, so {checkpoint.name} is of no {spec.name}; export package.module:factory, which makes it"
+            f"{beside} says {config.other}, so {checkpoint.name} is of no {spec.name}; export package.module:factory, "
+            "which makes it"
         )
     said = V1 if config.first_strided else V1_5
     if spec.variant in (V1, V1_5) and spec.variant != said:

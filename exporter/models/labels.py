@@ -1,4 +1,5 @@
-"""Class names from what training scripts leave behind: a text file, JSON, a Python dict, or the folders of an ImageFolder tree."""
+"""Class names from what training scripts leave behind: a text file, JSON, a Python dict, or the folders of an
+ImageFolder tree."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ NAMES_UNDER = (
     "labels",
     "names",
 )
-"""Where a JSON file that holds more than the names has them: Hugging Face's `config.json`, timm's, and training scripts' own."""
+"""Where a JSON file that holds more than the names has them: Hugging Face's `config.json`, timm's, and training
+scripts' own."""
 DICT_OR_LIST = re.compile(r"\s*(?:\w+\s*=\s*)?([\[{].*[\]}])\s*", re.DOTALL)
 """All of a text, perhaps behind the name that a script gives it."""
 INDEXED = re.compile(r"([0-9]{1,9})(?:[,;\t]|:\s)\s*(.+)")
@@ -41,10 +43,11 @@ FORMS = (
 def labels_from_path(path: Path) -> tuple[str, ...]:
     """Class names in the order of the model's outputs.
 
-    A text file holds one a line, perhaps behind its number (`0,daisy`, `0: daisy`) or its WordNet id, as Caffe's `synset_words.txt`; empty lines
-    at its end are none. JSON, or a Python dict or list as text, is `{"0": "daisy", ...}`, `{"daisy": 0, ...}`, a list, or one of them
-    under a name of NAMES_UNDER; a name may be Keras' `["n02119789", "kit_fox"]`. Of a folder they are its subfolders' names, sorted, as
-    torchvision's ImageFolder numbers them; hidden ones are none.
+    A text file holds one a line, perhaps behind its number (`0,daisy`, `0: daisy`) or its WordNet id, as Caffe's
+    `synset_words.txt`; empty lines at its end are none. JSON, or a Python dict or list as text, is `{"0": "daisy",
+    ...}`, `{"daisy": 0, ...}`, a list, or one of them under a name of NAMES_UNDER; a name may be Keras' `["n02119789",
+    "kit_fox"]`. Of a folder they are its subfolders' names, sorted, as torchvision's ImageFolder numbers them; hidden
+    ones are none.
 
     Raises:
         BadInput: it cannot be read, or does not give each number from 0 on one name.
@@ -76,7 +79,8 @@ def _checked(labels: Sequence[str], path: Path) -> tuple[str, ...]:
     for place, name in enumerate(labels):
         if not name.strip() or re.search(r"[\r\n\0]", name) or name != name.encode("utf-8", "replace").decode():
             raise BadInput(
-                f"{path}: expected a name of one line of UTF-8 for each number from 0 to {len(labels) - 1}, got {name!a} for {place}"
+                f"{path}: expected a name of one line of UTF-8 for each number from 0 to {len(labels) - 1}, "
+                f"got {name!a} for {place}"
             )
     return tuple(labels)
 
@@ -130,14 +134,16 @@ def _rows(form: re.Pattern[str], lines: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _in_order(pairs: Sequence[tuple[int, str]], path: Path) -> list[str]:
-    """Names by their numbers, from 0 in any order; from 1 on only where they stand so, since some count classes in an order of their own."""
+    """Names by their numbers, from 0 in any order; from 1 on only where they stand so, since some count classes in an
+    order of their own."""
     numbers = [number for number, _ in pairs]
     if sorted(numbers) == list(range(len(pairs))):
         return [name for _, name in sorted(pairs)]
     if numbers == list(range(1, len(pairs) + 1)):
         return [name for _, name in pairs]
     raise BadInput(
-        f"{path}: expected lines numbered 0 to {len(pairs) - 1}, each once, got {min(numbers)} to {max(numbers)}; number them so"
+        f"{path}: expected lines numbered 0 to {len(pairs) - 1}, each once, got {min(numbers)} to {max(numbers)}; "
+        "number them so"
     )
 
 
@@ -153,7 +159,8 @@ def _value_from_text(text: str, path: Path) -> object:
             return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise BadInput(
-            f"cannot read the labels in {path}: it is not JSON ({reason}), nor a Python dict or list of names; give {FORMS}"
+            f"cannot read the labels in {path}: it is not JSON ({reason}), nor a Python dict or list of names; "
+            f"give {FORMS}"
         ) from error
 
 
@@ -189,7 +196,8 @@ def _labels_from_value(value: object, path: Path) -> list[str]:
         if not isinstance(name, str):
             last = max(len(names) - 1, 0)
             raise BadInput(
-                f"{path}: expected a name of one line for each number from 0 to {last}, got {name!r} for {place}; give {FORMS}"
+                f"{path}: expected a name of one line for each number from 0 to {last}, got {name!r} for {place}; "
+                f"give {FORMS}"
             )
     return [str(name) for name in names]
 

@@ -12,7 +12,8 @@ from runtimes.preprocess import Preprocess
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A module in evaluation mode, what the manifest says of it, and what of the checkpoint was left out, a sentence for each kind."""
+    """A module in evaluation mode, what the manifest says of it, and what of the checkpoint was left out, a sentence
+    for each kind."""
 
     module: nn.Module
     facts: ModelFacts

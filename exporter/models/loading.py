@@ -33,8 +33,8 @@ def load_model(request: ModelRequest) -> LoadedModel:
 
     Raises:
         WeightsUnavailable: the default weights could not be fetched.
-        BadInput: a checkpoint that cannot be read, does not fit, or holds values that are not finite; a factory that raises, or returns what
-            cannot be exported; a model that does not answer such an image with logits.
+        BadInput: a checkpoint that cannot be read, does not fit, or holds values that are not finite; a factory that
+            raises, or returns what cannot be exported; a model that does not answer such an image with logits.
         TraceError: a model that fails at an image of any size.
         PlanError: --mean, --std or --num-classes do not fit the weights.
     """
@@ -92,7 +92,8 @@ def _loaded(
         )
     if request.labels is not None and not request.labels.exists():
         raise BadInput(
-            f"--labels: there is no file or folder {request.labels}; give class names, one a line, or the folder that was trained on"
+            f"--labels: there is no file or folder {request.labels}; give class names, one a line, "
+            "or the folder that was trained on"
         )
     if request.labels is not None:
         labels = checked_labels(request.labels, classes)
@@ -103,9 +104,9 @@ def _loaded(
 def _shown(module: nn.Module, own: Preprocess, request: ModelRequest) -> tuple[Preprocess, object]:
     """How pictures reach the model, and what it answers a black one with.
 
-    The channels are those that the model takes: it is shown images of as many as --mean has values, as its own preprocessing
-    has, of 3, of as many as its first convolution takes (which need not be the input's: a stem may fold space into channels,
-    or add coordinates), and of 1. For --features the head may fail: they are taken before it.
+    The channels are those that the model takes: it is shown images of as many as --mean has values, as its own
+    preprocessing has, of 3, of as many as its first convolution takes (which need not be the input's: a stem may fold
+    space into channels, or add coordinates), and of 1. For --features the head may fail: they are taken before it.
 
     Raises:
         BadInput: it does not take an image of that size, and of another it does.
@@ -135,7 +136,8 @@ def _does_not_take(module: nn.Module, failed: Attempt, request: ModelRequest) ->
     if isinstance(failed.error, TypeError) and "argument" in str(failed.error):
         return TraceError(f"{said}; give a network whose forward, in evaluation mode, takes the image alone")
     return TraceError(
-        f"{said}; no other --image-size helps: it must run, in evaluation mode, on torch.zeros(1, {', '.join(map(str, failed.shape))})"
+        f"{said}; no other --image-size helps: it must run, in evaluation mode, on torch.zeros(1, "
+        f"{', '.join(map(str, failed.shape))})"
     )
 
 
@@ -147,7 +149,8 @@ def _classes(module: nn.Module, answer: object, request: ModelRequest) -> int:
     """
     if isinstance(getattr(module, "fc", None), nn.Identity):
         raise BadInput(
-            f"{request.weights} is of a {request.model} without a head, so there are no logits; give --features pool or stages for what is there"
+            f"{request.weights} is of a {request.model} without a head, so there are no logits; "
+            "give --features pool or stages for what is there"
         )
     logits = answer if isinstance(answer, Tensor) else logits_within(answer)
     if (

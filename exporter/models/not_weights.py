@@ -33,7 +33,8 @@ AGAIN = "download it again, by the link to the file itself"
 def refuse_what_is_none(path: Path) -> None:
     """
     Raises:
-        BadInput: the path is no file, or the file is known for something else than tensors saved by PyTorch or safetensors.
+        BadInput: the path is no file, or the file is known for something else than tensors saved by PyTorch or
+            safetensors.
     """
     if path.is_dir():
         raise BadInput(f"--weights: {path} is a folder, expected a file; {_file_in(path)}")
@@ -50,7 +51,8 @@ def refuse_what_is_none(path: Path) -> None:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Does it begin as safetensors does, whatever it is called: eight bytes with the length of a JSON header, and the header?"""
+    """Does it begin as safetensors does, whatever it is called: eight bytes with the length of a JSON header, and the
+    header?"""
     with path.open("rb") as file:
         head = file.read(9)
     return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
@@ -130,7 +132,8 @@ def _what_json(path: Path) -> str:
                 return f"the index of a checkpoint in one file; give that: {_plain(parts[0])}"
             shown = ", ".join(_plain(part) for part in parts[:2])
             return (
-                f"the index of a checkpoint in {len(parts)} files ({shown}{', ...' if len(parts) > 2 else ''}), which holds no tensors; "
+                f"the index of a checkpoint in {len(parts)} files ({shown}{', ...' if len(parts) > 2 else ''}), "
+                "which holds no tensors; "
                 "save them as one: model.save_pretrained(FOLDER, max_shard_size='10GB')"
             )
     return "JSON text, not a checkpoint; give the file with the tensors"

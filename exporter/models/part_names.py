@@ -24,7 +24,8 @@ HUGGING_FACE = Layout(
 )
 """`transformers.models.resnet.modeling_resnet`; its head stands outside, as `classifier.1`."""
 HEAD = r"(?:(?:cls_)?head\.)?(?:fc|linear|classifier|head|last_linear)"
-"""What a head is called; `cls_head.fc` and `head.fc` are those of MMPretrain, `last_linear` that of pretrainedmodels."""
+"""What a head is called; `cls_head.fc` and `head.fc` are those of MMPretrain, `last_linear` that of
+pretrainedmodels."""
 LAYOUTS = (
     Layout(
         "torchvision's or a tutorial's names",

@@ -17,22 +17,23 @@ from runtimes.preprocess import MODES, Preprocess
 STATISTICS_IMAGES = 8
 RESIDUAL_SCALE = 0.1
 PATCH_SHARE = 0.1
-"""Of a filter's power. The convolutions behind the first one of a random ResNet-20 so answer real images 5.1 dB louder than white noise of their
-inputs' power; a trained one's do by 5.8 dB, white filters by 0 dB."""
+"""Of a filter's power. The convolutions behind the first one of a random ResNet-20 so answer real images 5.1 dB louder
+than white noise of their inputs' power; a trained one's do by 5.8 dB, white filters by 0 dB."""
 
 
 def make_random_behave(module: nn.Module, preprocess: Preprocess, name: str) -> None:
     """Give random weights the activations and the noise stability of a trained network, in place.
 
-    Plain random weights make logits of 1e8 at ResNet-152's depth, and a network so chaotic that rounding changes the answer. So the
-    last batch norm of each residual branch gets the weight 0.1 (its usual start is 0; Goyal et al. 2017, arXiv 1706.02677,
-    section 5.1), and batch-norm statistics are those of real images.
+    Plain random weights make logits of 1e8 at ResNet-152's depth, and a network so chaotic that rounding changes the
+    answer. So the last batch norm of each residual branch gets the weight 0.1 (its usual start is 0; Goyal et al. 2017,
+    arXiv 1706.02677, section 5.1), and batch-norm statistics are those of real images.
 
-    A trained network damps noise, for its filters look for what its inputs hold (Arora et al. 2018, arXiv 1802.05296). White filters
-    pass noise on as they do the images, batch norm takes off the images' mean and scales up the rest, and the noise gains on them in
-    every layer: of a picture of 352 pixels rounded to eight bits, 35 dB were left in a ResNet-50's first stage and 27 dB in its last. So each
-    filter takes in a patch of what its convolution is fed (Lehmann and Ebner 2021, "Are Image Patches Beneficial for Initializing Convolutional
-    Neural Network Models?", do so before training).
+    A trained network damps noise, for its filters look for what its inputs hold (Arora et al. 2018, arXiv 1802.05296).
+    White filters pass noise on as they do the images, batch norm takes off the images' mean and scales up the rest, and
+    the noise gains on them in every layer: of a picture of 352 pixels rounded to eight bits, 35 dB were left in a
+    ResNet-50's first stage and 27 dB in its last. So each filter takes in a patch of what its convolution is fed
+    (Lehmann and Ebner 2021, "Are Image Patches Beneficial for Initializing Convolutional Neural Network Models?", do so
+    before training).
     """
     for block in module.modules():
         last = getattr(block, "bn3", None) or getattr(block, "bn2", None)
@@ -53,7 +54,8 @@ def make_random_behave(module: nn.Module, preprocess: Preprocess, name: str) -> 
 
         def told(error: BaseException) -> TraceError:
             return TraceError(
-                f"{name} does not take a batch of {len(inputs)} images{place(inside, error)}: {reason(error)}; give --weights FILE"
+                f"{name} does not take a batch of {len(inputs)} images{place(inside, error)}: {reason(error)}; "
+                "give --weights FILE"
             )
 
         try:
@@ -66,7 +68,8 @@ def make_random_behave(module: nn.Module, preprocess: Preprocess, name: str) -> 
 
 
 def _take_in_patches(layer: nn.Conv2d, inputs: tuple[Any, ...]) -> None:
-    """Blend a centred patch of the inputs, from a random place of a random image, into each filter; its norm stays about what it was."""
+    """Blend a centred patch of the inputs, from a random place of a random image, into each filter; its norm stays
+    about what it was."""
     if len(inputs) != 1 or inputs[0].ndim != 4:
         return  # anybody's network may feed a convolution otherwise; its filters stay white
     weight, (filters, channels, height, width) = layer.weight, layer.weight.shape

@@ -1,7 +1,9 @@
-"""The models there are, by name: a light table. `ModelSpec.source` names the file of `exporter.models.sources` that makes a model.
+"""The models there are, by name: a light table. `ModelSpec.source` names the file of `exporter.models.sources` that
+makes a model.
 
-A name is one of the table; a ResNeXt or Wide ResNet of any width after the same pattern (`resnext50_16x8d`, `wide_resnet101_4`); or
-`package.module:factory`, which is made by importing that module: somebody's code, which then runs.
+A name is one of the table; a ResNeXt or Wide ResNet of any width after the same pattern (`resnext50_16x8d`,
+`wide_resnet101_4`); or `package.module:factory`, which is made by importing that module: somebody's code, which then
+runs.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
 from exporter.models.spec import ModelSpec, Shape
 
 V1_5, V1 = "v1.5", "v1"
-"""Where a bottleneck that halves the image has its stride: on the 3x3 convolution, or on the first 1x1 as in the paper and in Caffe."""
+"""Where a bottleneck that halves the image has its stride: on the 3x3 convolution, or on the first 1x1 as in the paper
+and in Caffe."""
 PROJECTION, PAD = "projection", "pad"
-"""Shortcuts that change shape: 1x1 convolutions (the paper's option B), or every other pixel and channels of zeros (option A)."""
+"""Shortcuts that change shape: 1x1 convolutions (the paper's option B), or every other pixel and channels of zeros
+(option A)."""
 
 
 DEPTHS: Mapping[int, tuple[tuple[int, ...], bool]] = {

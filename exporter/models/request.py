@@ -1,4 +1,5 @@
-"""What is asked of a model: its name, weights and input; refused here where it contradicts itself. Imports nothing heavy."""
+"""What is asked of a model: its name, weights and input; refused here where it contradicts itself. Imports nothing
+heavy."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class ModelRequest:
     def _check_model(self, spec: ModelSpec) -> None:
         if self.weights == "default" and spec.variant != spec.variants[0]:
             raise PlanError(
-                f"the default weights are those of {spec.variants[0]}, not of {spec.variant}; give --weights random or FILE"
+                f"the default weights are those of {spec.variants[0]}, not of {spec.variant}; "
+                "give --weights random or FILE"
             )
         if self.weights == "default" and not spec.weights:
             raise PlanError(f"{self.model} has no default weights; give --weights random or FILE")
@@ -62,7 +64,8 @@ class ModelRequest:
         smallest = SMALLEST_IMAGE.get(spec.source, 1)
         if self.image_size is not None and min(self.image_size) < smallest:
             raise PlanError(
-                f"expected --image-size of at least {smallest} pixels for {self.model}, got {self.image_size[0]}x{self.image_size[1]}"
+                f"expected --image-size of at least {smallest} pixels for {self.model}, "
+                f"got {self.image_size[0]}x{self.image_size[1]}"
             )
 
     def _check_features(self) -> None:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a residual network is built from: blocks in each stage, their kind, ResNeXt's groups and their width, and the stem.
+    """What a residual network is built from: blocks in each stage, their kind, ResNeXt's groups and their width, and
+    the stem.
 
     Attributes:
         stem: `imagenet`, 7x7 with stride 2 and a max pool; `cifar`, 3x3 and neither.
@@ -63,7 +64,8 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model with its weights and all that belongs to them: preprocessing, class names where known, and the sha256 of the file they came from."""
+    """A model with its weights and all that belongs to them: preprocessing, class names where known, and the sha256 of
+    the file they came from."""
 
     module: nn.Module
     preprocess: Preprocess

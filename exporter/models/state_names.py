@@ -1,4 +1,5 @@
-"""Checkpoints of residual networks in whatever names their training scripts gave the parts, fitted to torchvision's modules."""
+"""Checkpoints of residual networks in whatever names their training scripts gave the parts, fitted to torchvision's
+modules."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ OWN_NETWORK = "export the network that it is of as package.module:factory, with 
 
 
 def resnet_from_state(create: Create, spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
-    """The model that `create` makes, with a checkpoint's weights; without a head in the checkpoint, `fc` passes on what it is given.
+    """The model that `create` makes, with a checkpoint's weights; without a head in the checkpoint, `fc` passes on what
+    it is given.
 
     Raises:
         BadInput: it does not fit; says which registered model it is of, or what differs and what to do.
@@ -40,7 +42,8 @@ def resnet_from_state(create: Create, spec: ModelSpec, checkpoint: Checkpoint) -
     found = network_of(checkpoint)
     if found is None:
         raise BadInput(
-            f"{checkpoint.where} is of no ResNet that is known: expected the tensors of a {spec.name}, got {some(sorted(checkpoint.state))}; "
+            f"{checkpoint.where} is of no ResNet that is known: expected the tensors of a {spec.name}, "
+            f"got {some(sorted(checkpoint.state))}; "
             f"{_remedy([*checkpoint.state])}"
         )
     named = folded(found.tensors)
@@ -94,7 +97,8 @@ def stripped(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
         name = re.sub(rf"^({'|'.join(map(re.escape, PREFIXES))})+", "", key)
         if name in bare:
             raise BadInput(
-                f"{where} holds '{name}' twice, behind different prefixes, one of them in '{key}'; save the one network to export"
+                f"{where} holds '{name}' twice, behind different prefixes, one of them in '{key}'; "
+                "save the one network to export"
             )
         bare[name] = value
     return bare
@@ -103,7 +107,8 @@ def stripped(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
 def folded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Biases of convolutions taken into the batch norm behind them, exactly: its mean is less by the bias.
 
-    A shortcut that is a convolution alone (d2l.ai's third one) gets a batch norm that adds its bias and changes nothing else.
+    A shortcut that is a convolution alone (d2l.ai's third one) gets a batch norm that adds its bias and changes nothing
+    else.
     """
     result = {_shortcut(key, state): value for key, value in state.items()}
     for key in [key for key in result if key.endswith("downsample.0.weight")]:
@@ -155,7 +160,8 @@ def loaded(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def spec_from_state(state: Mapping[str, Tensor]) -> ModelSpec | None:
-    """The model that names and shapes of tensors tell; the closest registered one for a shape that has no name, None for no ResNet.
+    """The model that names and shapes of tensors tell; the closest registered one for a shape that has no name, None
+    for no ResNet.
 
     Where the strides are cannot be told from them: `v1` and `v1.5` have the same tensors.
     """
@@ -173,7 +179,10 @@ def _misfit(create: Create, spec: ModelSpec, state: Mapping[str, Tensor], found:
     """Why a checkpoint is not of `spec`, and what to do; goes behind the file's name."""
     near = spec_from_state(state)
     if near is None:
-        return f"is of no ResNet that is known: expected the tensors of a {spec.name}, got {some(sorted(state))}; {OWN_NETWORK}"
+        return (
+            f"is of no ResNet that is known: expected the tensors of a {spec.name}, got {some(sorted(state))}; "
+            f"{OWN_NETWORK}"
+        )
     if near.shape != spec.shape or PAD in (near.variant, spec.variant):
         create = load_source(near).create
     else:
@@ -185,10 +194,16 @@ def _misfit(create: Create, spec: ModelSpec, state: Mapping[str, Tensor], found:
     beside = f"{len(found.unknown)} unexpected: {some(found.unknown)}" if found.unknown else ""
     if asked != choice:
         differs = "; ".join(filter(None, (differs, beside)))
-        return f"does not fit {asked}: the closest known is {choice}, with {found.layout.name}, and it differs: {differs}; {OWN_NETWORK}"
+        return (
+            f"does not fit {asked}: the closest known is {choice}, with {found.layout.name}, and it differs: "
+            f"{differs}; {OWN_NETWORK}"
+        )
     if not differs:
         return f"{_beside(asked, state, found)}"
-    return f"has the parts of a {asked}, and differs from it: {'; '.join(filter(None, (differs, beside)))}; {_remedy([*found.unknown])}"
+    return (
+        f"has the parts of a {asked}, and differs from it: {'; '.join(filter(None, (differs, beside)))}; "
+        f"{_remedy([*found.unknown])}"
+    )
 
 
 def _beside(asked: str, state: Mapping[str, Tensor], found: Found) -> str:
@@ -207,12 +222,16 @@ def _remedy(unknown: list[str]) -> str:
     if any("fake_quant" in key or "activation_post_process" in key for key in unknown):
         return "it is of quantization-aware training: save the float model's state_dict, and quantize it with --int8"
     if any(re.search(r"parametrizations|weight_(g|v|u|orig)$", key) for key in unknown):
-        return "its weights are parametrized: remove that (torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm), save it again"
+        return (
+            "its weights are parametrized: remove that (torch.nn.utils.parametrize.remove_parametrizations, "
+            "remove_weight_norm), save it again"
+        )
     return OWN_NETWORK
 
 
 def _empty(create: Create, spec: ModelSpec, state: Mapping[str, Tensor]) -> nn.Module:
-    """The model with a checkpoint's numbers of classes and channels, and no values yet: initialising what is replaced costs seconds."""
+    """The model with a checkpoint's numbers of classes and channels, and no values yet: initialising what is replaced
+    costs seconds."""
     head, stem = state.get("fc.weight"), state["conv1.weight"]
     with torch.device("meta"):
         module = create(spec, None if head is None or head.ndim != 2 else head.shape[0], stem.shape[1])

@@ -1,4 +1,5 @@
-"""Where in a checkpoint the network stands, and what stands beside it: losses, counters, copies and projections of the training."""
+"""Where in a checkpoint the network stands, and what stands beside it: losses, counters, copies and projections of the
+training."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ TRAINING = re.compile(
 """First parts of names under which Lightning modules keep losses and metrics."""
 AVERAGE = re.compile(r"(.*_)?(ema|swa|averaged?|avg)(_.*)?")
 FOLLOWER = re.compile(r"(.*_)?(momentum|encoder_k|key_encoder|encoder_m|target)(_.*)?")
-"""The network that MoCo (`encoder_k`, `momentum_encoder`) and BYOL (`target_encoder`) let follow the one that learns."""
+"""The network that MoCo (`encoder_k`, `momentum_encoder`) and BYOL (`target_encoder`) let follow the one that
+learns."""
 PROJECTION = re.compile(
     r"fc|head|linear|classifier|last_linear|(.*_)?(proj\w*|predictor\w*|prediction\w*|prototypes?|queue\w*|mlp\w*)"
 )
@@ -201,12 +203,14 @@ def _chosen(networks: list[Network], checkpoint: Checkpoint) -> tuple[Network, l
     if len(leading) > 1:
         prefixes = " and ".join(f"'{one.prefix}'" for one in leading)
         raise BadInput(
-            f"{checkpoint.where} holds {len(leading)} networks, told apart by prefix alone: {prefixes}; save the one to export"
+            f"{checkpoint.where} holds {len(leading)} networks, told apart by prefix alone: {prefixes}; "
+            "save the one to export"
         )
     (chosen,) = leading
     if len(steady) > 1 and not checkpoint.headless:
         raise BadInput(
-            f"{checkpoint.where} is of self-supervised training, the network '{chosen.prefix}' and one that follows it, "
+            f"{checkpoint.where} is of self-supervised training, the network '{chosen.prefix}' and one that follows "
+            "it, "
             "so its head gives no classes; give --features pool or stages for what is before it"
         )
     return chosen, [one for one in networks if one is not chosen]
@@ -215,7 +219,8 @@ def _chosen(networks: list[Network], checkpoint: Checkpoint) -> tuple[Network, l
 def _with_head(
     network: Network, state: Mapping[str, Tensor], copies: list[Network], checkpoint: Checkpoint
 ) -> tuple[dict[str, Tensor], set[str]]:
-    """The network's known tensors and, where it has none inside, the head that stands outside; and the latter's names in the checkpoint."""
+    """The network's known tensors and, where it has none inside, the head that stands outside; and the latter's names
+    in the checkpoint."""
     tensors = {name: value for name, value in network.tensors.items() if KNOWN.fullmatch(name)}
     if "fc.weight" in tensors:
         width = _width(tensors)
@@ -265,7 +270,8 @@ def _first_part(key: str, prefix: str) -> str:
 
 
 def _behind_prefix(key: str, prefix: str) -> str:
-    """A name without as much of the prefix as it shares: `module.fc.weight` stands behind `module.` of `module.backbone.`."""
+    """A name without as much of the prefix as it shares: `module.fc.weight` stands behind `module.` of
+    `module.backbone.`."""
     for part in prefix.split("."):
         if not part or not key.startswith(f"{part}."):
             break

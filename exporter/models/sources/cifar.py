@@ -1,4 +1,5 @@
-"""Residual networks for images of 28 to 32 pixels: those of He et al. 2015 (arXiv 1512.03385, section 4.2), and torchvision's with a small stem."""
+"""Residual networks for images of 28 to 32 pixels: those of He et al. 2015 (arXiv 1512.03385, section 4.2), and
+torchvision's with a small stem."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 class PadShortcut(nn.Module):
-    """The paper's option A: every other row and column, and as many channels of zeros as are missing, half before and half behind."""
+    """The paper's option A: every other row and column, and as many channels of zeros as are missing, half before and
+    half behind."""
 
     def __init__(self, missing: int) -> None:
         super().__init__()
@@ -39,8 +41,8 @@ class PadShortcut(nn.Module):
 class CifarResNet(nn.Module):
     """Three stages of `blocks` basic blocks with 16, 32 and 64 channels: 6 x blocks + 2 layers.
 
-    Shortcuts that change shape are 1x1 projections (the paper's option B) or padded (option A), and the parts carry torchvision's
-    names (`conv1 bn1 layer1.0.conv1 ... layer2.0.downsample.0 ... fc`).
+    Shortcuts that change shape are 1x1 projections (the paper's option B) or padded (option A), and the parts carry
+    torchvision's names (`conv1 bn1 layer1.0.conv1 ... layer2.0.downsample.0 ... fc`).
 
     Input: float32 (batch, channels, height, width). Output: logits, float32 (batch, classes).
     """
@@ -100,7 +102,8 @@ def pretrained(spec: ModelSpec) -> Pretrained:
 
 
 def preprocess(spec: ModelSpec) -> Preprocess:
-    """Images of the training size, normalised with the training set's mean and standard deviation: CIFAR-10's where no weights ship."""
+    """Images of the training size, normalised with the training set's mean and standard deviation: CIFAR-10's where no
+    weights ship."""
     assert spec.size is not None
     mean, std = CIFAR10_MEAN, CIFAR10_STD
     if spec.weights:

@@ -1,4 +1,5 @@
-"""Any module: `package.module:factory` names a callable that returns one. Making it imports that module and calls it: somebody's code runs."""
+"""Any module: `package.module:factory` names a callable that returns one. Making it imports that module and calls it:
+somebody's code runs."""
 
 from __future__ import annotations
 
@@ -87,7 +88,8 @@ def _prepared(name: str, module: nn.Module) -> nn.Module:
     for key, tensor in _tensors(module).items():
         if tensor.is_meta:
             raise BadInput(
-                f"{name} returns a network without values ('{key}' is on torch's meta device); load its weights before it is returned"
+                f"{name} returns a network without values ('{key}' is on torch's meta device); "
+                "load its weights before it is returned"
             )
     with others_code(_telling(f"{name} returns a network that cannot be brought to FP32 on the CPU:")):
         module.float().cpu().requires_grad_(requires_grad=False)
@@ -113,22 +115,26 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 def _check_parts(name: str, module: nn.Module) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         raise BadInput(
-            f"expected {name} to return a network in Python, got TorchScript, which torch.export does not follow; return what it was before torch.jit"
+            f"expected {name} to return a network in Python, got TorchScript, which torch.export does not follow; "
+            "return what it was before torch.jit"
         )
     for key, part in module.named_modules():
         if ".quantized" in type(part).__module__:
             raise BadInput(
-                f"{name} returns a quantized network ('{key}' is a {type(part).__name__}); return the float one, --int8 quantizes it here"
+                f"{name} returns a quantized network ('{key}' is a {type(part).__name__}); return the float one, "
+                "--int8 quantizes it here"
             )
     for key, tensor in _tensors(module).items():
         if is_lazy(tensor):
             raise BadInput(
-                f"{name} returns a module with lazy layers that have no shape yet; let it run once before it is returned"
+                f"{name} returns a module with lazy layers that have no shape yet; "
+                "let it run once before it is returned"
             )
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
             kind = "sparse" if tensor.layout != torch.strided else "quantized" if tensor.is_quantized else "complex"
             raise BadInput(
-                f"expected dense float tensors in what {name} returns, got '{key}', which is {kind}; convert it before it is returned"
+                f"expected dense float tensors in what {name} returns, got '{key}', which is {kind}; "
+                "convert it before it is returned"
             )
 
 
@@ -144,7 +150,8 @@ def _factory(path: str, attribute: str) -> object:
             if error.name is None or not f"{path}.".startswith(f"{error.name}."):
                 raise BadInput(f"importing {path} failed: it needs '{error.name}', which is not installed") from error
             raise BadInput(
-                f"there is no module '{error.name}' in this folder or among the installed packages; give package.module:factory{_no_file(path)}"
+                f"there is no module '{error.name}' in this folder or among the installed packages; "
+                f"give package.module:factory{_no_file(path)}"
             ) from error
         if not hasattr(module, attribute):
             nearest = difflib.get_close_matches(
@@ -169,7 +176,8 @@ def _called(name: str, factory: object) -> object:
         missing = _missing_arguments(factory)
         if missing:
             raise BadInput(
-                f"expected {name} to be called without arguments, got one that needs {', '.join(missing)}; name one that gives them"
+                f"expected {name} to be called without arguments, got one that needs {', '.join(missing)}; "
+                "name one that gives them"
             )
         return factory()
 

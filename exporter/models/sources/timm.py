@@ -1,4 +1,5 @@
-"""timm's ResNet relatives, `timm:NAME[.tag]`, with timm's weights and the preprocessing that timm says they were trained with."""
+"""timm's ResNet relatives, `timm:NAME[.tag]`, with timm's weights and the preprocessing that timm says they were
+trained with."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Mod
 
 
 def load(spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
-    """timm's model with a checkpoint's weights under timm's names; the numbers of classes and channels are the checkpoint's."""
+    """timm's model with a checkpoint's weights under timm's names; the numbers of classes and channels are the
+    checkpoint's."""
     bare = stripped(checkpoint.state, checkpoint.where)
     config = _config(spec)
     head, stem = (bare.get(f"{_first(config.get(part))}.weight") for part in ("classifier", "first_conv"))
@@ -68,7 +70,8 @@ def pretrained(spec: ModelSpec) -> Pretrained:
 
 
 def preprocess(spec: ModelSpec) -> Preprocess:
-    """timm's own data configuration: shorter side to the size over `crop_pct`, or both sides where the crop mode is `squash`.
+    """timm's own data configuration: shorter side to the size over `crop_pct`, or both sides where the crop mode is
+    `squash`.
 
     Raises:
         PlanError: it asks for steps that a bundle does not have.
@@ -78,7 +81,8 @@ def preprocess(spec: ModelSpec) -> Preprocess:
     mode = config["crop_mode"]
     if mode not in ("center", "squash") or (mode == "center" and height != width):
         raise PlanError(
-            f"{spec.name} takes images of {height}x{width} with crop mode '{mode}', which a bundle cannot hold; choose another model"
+            f"{spec.name} takes images of {height}x{width} with crop mode '{mode}', which a bundle cannot hold; "
+            "choose another model"
         )
     short, long = (math.floor(size / config["crop_pct"]) for size in (height, width))
     resize = (short, long) if mode == "squash" else short
@@ -112,7 +116,8 @@ def _check_name(spec: ModelSpec) -> None:
 
 
 def _config(spec: ModelSpec) -> dict[str, Any]:
-    """What timm says of the weights of that name: where they are, the preprocessing, and what first and last layer are called."""
+    """What timm says of the weights of that name: where they are, the preprocessing, and what first and last layer are
+    called."""
     _check_name(spec)
     found = timm.get_pretrained_cfg(spec.name.removeprefix(PREFIX))
     return {} if found is None else dict(found.to_dict())
@@ -156,9 +161,10 @@ def _weights_file(spec: ModelSpec) -> Path:
 def _make_calm(module: nn.Module) -> None:
     """Change what a random start makes unlike a trained network, in place.
 
-    Layers that timm starts at zero, the last of each residual branch, become a tenth of a usual start: a branch of zeros proves nothing. Other
-    batch norms start with a bias: each ReLU that cuts off half of what it gets takes 2 dB of signal from the noise, and the stems and
-    shortcuts of timm's networks have many in a row (measured on a random ResNet-10-T in INT8: 24 dB of SQNR without, 32 dB with).
+    Layers that timm starts at zero, the last of each residual branch, become a tenth of a usual start: a branch of
+    zeros proves nothing. Other batch norms start with a bias: each ReLU that cuts off half of what it gets takes 2 dB
+    of signal from the noise, and the stems and shortcuts of timm's networks have many in a row (measured on a random
+    ResNet-10-T in INT8: 24 dB of SQNR without, 32 dB with).
     """
     for layer in module.modules():
         weight = getattr(layer, "weight", None)

@@ -1,4 +1,5 @@
-"""The ResNets, ResNeXts and Wide ResNets of torchvision, with torchvision's weights and what those weights say of themselves."""
+"""The ResNets, ResNeXts and Wide ResNets of torchvision, with torchvision's weights and what those weights say of
+themselves."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def pretrained(spec: ModelSpec) -> Pretrained:
     except (URLError, OSError, RuntimeError) as error:
         reason = getattr(error, "reason", error)
         raise WeightsUnavailable(
-            f"cannot fetch {weights.url} ({reason}); without a network use --weights random, or fetch it elsewhere and give --weights FILE"
+            f"cannot fetch {weights.url} ({reason}); without a network use --weights random, "
+            "or fetch it elsewhere and give --weights FILE"
         ) from error
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     labels = tuple(str(label) for label in weights.meta["categories"])
@@ -89,7 +91,8 @@ def _default_weights(spec: ModelSpec) -> WeightsEnum:
 
 @contextmanager
 def network_timeout(seconds: float) -> Iterator[None]:
-    """torch.hub and torchvision open connections without a time limit; the socket module's default is the only way to give them one."""
+    """torch.hub and torchvision open connections without a time limit; the socket module's default is the only way to
+    give them one."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
