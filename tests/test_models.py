@@ -19,8 +19,9 @@ from exporter import ExportPlan, export
 from exporter.engines.builders import tensorrt_rtx
 from exporter.engines.builders._layers import check_precision, layer_facts
 from exporter.engines.builders._network import BuildOptions, Job
-from exporter.graph.facts import graph_facts, tensor_specs
-from exporter.graph.simplify import simplified
+from exporter.graph.counts import graph_facts
+from exporter.graph.facts import tensor_specs
+from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
 from exporter.lowering.bias_correction import mean_error, with_bias_less
 from exporter.lowering.precisions import int8
@@ -72,7 +73,7 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     loaded = load_model(plan.model_request)
     images = Images(inputs_from_source(built_in("test"), loaded.preprocess, BATCH.max), None)
     program = program_from_module(loaded.module, loaded.preprocess.shape)
-    graph = simplified(onnx_from_program(program, opset=plan.opset, batch=plan.batch), images.inputs[:2])
+    graph = simplify(onnx_from_program(program, opset=plan.opset, batch=plan.batch), images.inputs[:2])
     save_program(program, folder / "reference.pt2")
     batches = np.split(inputs_from_source(built_in("train"), loaded.preprocess, 8), 2)
     thresholds = {name: mse(histogram) for name, histogram in collect(graph, int8.observed(graph), batches).items()}

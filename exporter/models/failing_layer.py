@@ -22,7 +22,7 @@ SCRIPTED = "The following operation failed in the TorchScript interpreter"
 
 
 @contextmanager
-def others_code(told: Callable[[BaseException], ResnetExportError]) -> Iterator[None]:
+def foreign_code(told: Callable[[BaseException], ResnetExportError]) -> Iterator[None]:
     """Around every step into code that is not ours: an import, a factory, `eval()`, `forward`, `state_dict()`.
 
     What it raises, SystemExit too, leaves as the error that `told` makes of it; an error of ours passes. What it prints
@@ -38,7 +38,7 @@ def others_code(told: Callable[[BaseException], ResnetExportError]) -> Iterator[
         raise told(error) from error
 
 
-class LayersAtWork(list[str]):
+class RunningLayers(list[str]):
     """The names of the layers whose `forward` is running, the innermost last, '' for the module itself.
 
     After an error, those it came through.
@@ -51,9 +51,9 @@ class LayersAtWork(list[str]):
 
 
 @contextmanager
-def layers_at_work(module: nn.Module) -> Iterator[LayersAtWork]:
+def watch_layers(module: nn.Module) -> Iterator[RunningLayers]:
     """While it is watched, which layers of a network are running."""
-    inside = LayersAtWork()
+    inside = RunningLayers()
     hooks = []
     for name, part in module.named_modules():
         hooks.append(part.register_forward_pre_hook(_entering(inside, name)))
@@ -69,7 +69,7 @@ def _entering(inside: list[str], name: str) -> Callable[..., None]:
     return lambda part, inputs: inside.append(name)
 
 
-def _leaving(inside: LayersAtWork, name: str) -> Callable[..., None]:
+def _leaving(inside: RunningLayers, name: str) -> Callable[..., None]:
     def leave(part: nn.Module, inputs: object, output: object) -> None:
         inside.ended += 1
         while inside and inside.pop() != name:  # a layer within raised, and this one went on
@@ -83,7 +83,7 @@ def in_its_layer(name: str) -> str:
     return f" in its layer '{name}'" if name else ""
 
 
-def place(inside: Sequence[str], error: BaseException) -> str:
+def where_it_failed(inside: Sequence[str], error: BaseException) -> str:
     """` in its layer 'layer2.0' (nets.py, line 12)`, as much of it as is known."""
     line = source_line(error)
     return (in_its_layer(inside[-1]) if inside else "") + (f" ({line})" if line else "")

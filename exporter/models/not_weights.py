@@ -30,20 +30,20 @@ OWN = "load it where it comes from and save the tensors under a ResNet's names w
 AGAIN = "download it again, by the link to the file itself"
 
 
-def refuse_what_is_none(path: Path) -> None:
+def refuse_other_formats(path: Path) -> None:
     """
     Raises:
         BadInput: the path is no file, or the file is known for something else than tensors saved by PyTorch or
             safetensors.
     """
     if path.is_dir():
-        raise BadInput(f"--weights: {path} is a folder, expected a file; {_file_in(path)}")
+        raise BadInput(f"--weights: {path} is a folder, expected a file; {_which_file(path)}")
     if not path.is_file():
         raise BadInput(f"--weights: there is no file {path}; give default, random or the path of a checkpoint")
     try:
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
-        what = _what(path, head)
+        what = _format_of(path, head)
     except OSError as error:
         raise BadInput(f"cannot read the checkpoint {path}: {error.strerror}") from error
     if what:
@@ -69,7 +69,7 @@ def archive_names(path: Path) -> list[str] | None:
         return []
 
 
-def _what(path: Path, head: bytes) -> str:
+def _format_of(path: Path, head: bytes) -> str:
     """What a file is, and what to do; empty where it may be a checkpoint."""
     if not head:
         return "empty; {again}"
@@ -81,14 +81,14 @@ def _what(path: Path, head: bytes) -> str:
     if head[4:8] == b"TFL3":
         return "a TensorFlow Lite model, not a checkpoint of PyTorch; {own}"
     if head.startswith(b"PK"):
-        return _what_archive(path)
+        return _archive_format(path)
     if head[:1] == b"\x08" and head[1] < 32 and head[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a", b"\x42"):
         kind = "a TensorFlow SavedModel" if head[1] == 1 else "an ONNX graph"
         return f"{kind}, not a checkpoint of PyTorch; give the checkpoint that it was made from"
-    return _what_text(path, head)
+    return _text_format(path, head)
 
 
-def _what_archive(path: Path) -> str:
+def _archive_format(path: Path) -> str:
     names = archive_names(path)
     if names is None:
         return "incomplete: it begins as a file of torch.save and its end is missing; copy or download it again"
@@ -101,10 +101,10 @@ def _what_archive(path: Path) -> str:
         return "a Keras model (.keras), not a checkpoint of PyTorch; {own}"
     checkpoints = [name for name in names if name.endswith((".pth", ".pt", ".ckpt", ".bin", ".safetensors"))]
     shown = ", ".join((checkpoints or names)[:3])
-    return f"a zip archive ({_plain(shown)}), not a checkpoint; unpack it and give the checkpoint in it"
+    return f"a zip archive ({_printable(shown)}), not a checkpoint; unpack it and give the checkpoint in it"
 
 
-def _what_text(path: Path, head: bytes) -> str:
+def _text_format(path: Path, head: bytes) -> str:
     text = head.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
     start = text[:100].lower()
     if start.startswith(("<!doctype html", "<html", "<head", "<script")):
@@ -113,14 +113,14 @@ def _what_text(path: Path, head: bytes) -> str:
         kind = "an OpenVINO model" if "<net " in text else "an XML document"
         return f"{kind}, not a checkpoint; {{again}}"
     if start.startswith(("{", "[")):
-        return _what_json(path)
+        return _json_format(path)
     printable = sum(byte in b"\t\n\r" or byte >= 32 for byte in head)
     if printable == len(head) and head.isascii():
         return "text, not a checkpoint; {again}"
     return ""
 
 
-def _what_json(path: Path) -> str:
+def _json_format(path: Path) -> str:
     if path.stat().st_size <= SMALL_BYTES:
         try:
             index = json.loads(path.read_bytes())
@@ -129,8 +129,8 @@ def _what_json(path: Path) -> str:
         if isinstance(index, dict) and isinstance(index.get("weight_map"), dict):
             parts = sorted({str(part) for part in index["weight_map"].values()})
             if len(parts) == 1:
-                return f"the index of a checkpoint in one file; give that: {_plain(parts[0])}"
-            shown = ", ".join(_plain(part) for part in parts[:2])
+                return f"the index of a checkpoint in one file; give that: {_printable(parts[0])}"
+            shown = ", ".join(_printable(part) for part in parts[:2])
             return (
                 f"the index of a checkpoint in {len(parts)} files ({shown}{', ...' if len(parts) > 2 else ''}), "
                 "which holds no tensors; "
@@ -139,7 +139,7 @@ def _what_json(path: Path) -> str:
     return "JSON text, not a checkpoint; give the file with the tensors"
 
 
-def _file_in(folder: Path) -> str:
+def _which_file(folder: Path) -> str:
     """Which file of a folder to give."""
     if (folder / "saved_model.pb").exists():
         return "it is a TensorFlow SavedModel, not a checkpoint of PyTorch"
@@ -153,7 +153,7 @@ def _file_in(folder: Path) -> str:
     return f"give the checkpoint in it: {found[0]}" if found else "give the checkpoint in it"
 
 
-def _plain(text: str) -> str:
+def _printable(text: str) -> str:
     """A text out of a foreign file, on one line and not long; braces would be taken for places to fill in."""
     return (
         "".join(character if character.isprintable() else "?" for character in text[:100])

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from calibration.data import built_in, channelled, inputs_from_source
-from exporter.models.determinism import as_exported
-from exporter.models.failing_layer import layers_at_work, others_code, place, reason
+from exporter.models.determinism import plain_fp32
+from exporter.models.failing_layer import foreign_code, reason, watch_layers, where_it_failed
 from runtimes.errors import TraceError
 from runtimes.preprocess import MODES, Preprocess
 
@@ -50,16 +50,17 @@ def make_random_behave(module: nn.Module, preprocess: Preprocess, name: str) -> 
             layer.momentum = None  # a cumulative average: after one batch, that batch's statistics
         elif isinstance(layer, nn.Conv2d):
             hooks.append(layer.register_forward_pre_hook(_take_in_patches))
-    with layers_at_work(module) as inside:
+    with watch_layers(module) as inside:
 
         def told(error: BaseException) -> TraceError:
             return TraceError(
-                f"{name} does not take a batch of {len(inputs)} images{place(inside, error)}: {reason(error)}; "
+                f"{name} does not take a batch of {len(inputs)} images{where_it_failed(inside, error)}: "
+                f"{reason(error)}; "
                 "give --weights FILE"
             )
 
         try:
-            with others_code(told), as_exported(), torch.inference_mode():
+            with foreign_code(told), plain_fp32(), torch.inference_mode():
                 module(inputs)
         finally:
             for hook in hooks:

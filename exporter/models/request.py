@@ -1,5 +1,4 @@
-"""What is asked of a model: its name, weights and input; refused here where it contradicts itself. Imports nothing
-heavy."""
+"""The request for a model: its name, weights and input. Contradictions are refused here. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,7 +11,7 @@ from runtimes.errors import PlanError, UnknownName
 
 FEATURES = ("pool", "stages")
 SMALLEST_IMAGE = {"torchvision": 32, "timm": 32, "cifar": 8}
-"""By source: below it the last stage has less than a pixel to halve."""
+"""Source -> the smallest side in pixels: of a smaller image the last stage would have to halve less than a pixel."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class ModelRequest:
 
     Raises:
         UnknownName: no such model, variant or kind of features.
-        PlanError: what is asked for contradicts itself.
+        PlanError: the request contradicts itself.
     """
 
     model: str

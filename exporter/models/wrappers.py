@@ -1,5 +1,4 @@
-"""Where in a checkpoint the network stands, and what stands beside it: losses, counters, copies and projections of the
-training."""
+"""Find the network in a checkpoint, beside the losses, counters, copies and projections that training left there."""
 
 from __future__ import annotations
 
@@ -11,11 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from exporter.models.part_names import HEAD, KNOWN, LAYOUTS, Layout, renamed
+from exporter.models.part_names import HEAD, KNOWN, LAYOUTS, Layout, torchvision_name
 from runtimes.errors import BadInput
 
 COUNTERS = ("n_averaged", "total_ops", "total_params")
-"""Where torch.optim.swa_utils.AveragedModel and thop count."""
+"""Last parts of the names under which torch.optim.swa_utils.AveragedModel and thop count."""
 TRAINING = re.compile(
     r"(.*_)?(criterion|criterions|loss|losses|loss_fn|loss_func|metric|metrics|accuracy|acc|auroc|confmat|confusion_matrix|f1)(_.*)?"
     r"|(class|pos|cls|ce|bce)_weights?|cross_entropy|bce|ce|nll"
@@ -23,12 +22,11 @@ TRAINING = re.compile(
 """First parts of names under which Lightning modules keep losses and metrics."""
 AVERAGE = re.compile(r"(.*_)?(ema|swa|averaged?|avg)(_.*)?")
 FOLLOWER = re.compile(r"(.*_)?(momentum|encoder_k|key_encoder|encoder_m|target)(_.*)?")
-"""The network that MoCo (`encoder_k`, `momentum_encoder`) and BYOL (`target_encoder`) let follow the one that
-learns."""
+"""Names of the network that follows the one that learns: `encoder_k`, `momentum_encoder` (MoCo), `target_encoder` (BYOL)."""
 PROJECTION = re.compile(
     r"fc|head|linear|classifier|last_linear|(.*_)?(proj\w*|predictor\w*|prediction\w*|prototypes?|queue\w*|mlp\w*)"
 )
-"""First parts of names behind a self-supervised network's pooled vector."""
+"""First parts of the names of what follows a self-supervised network's pooled vector."""
 SHOWN_KEYS = 4
 
 
@@ -37,9 +35,9 @@ class Checkpoint:
     """A checkpoint's tensors.
 
     Attributes:
-        state: by the names they have there, floats as FP32.
-        where: the file, for messages.
-        headless: nothing behind the pooled vector is wanted (`--features`).
+        state: the tensors by the checkpoint's own names, floats as FP32.
+        where: what messages call it: its file.
+        headless: nothing after the pooled vector is needed (`--features`).
     """
 
     state: Mapping[str, Tensor]
@@ -48,12 +46,12 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedModule:
     """A module with a checkpoint's weights.
 
     Attributes:
-        left_out: what of the checkpoint is not in it, a sentence for each kind.
-        layout: how the checkpoint names the parts; None where under the module's own names.
+        left_out: what of the checkpoint is not in the module, a sentence for each kind.
+        layout: how the checkpoint names the parts; None if by the module's own names.
     """
 
     module: nn.Module
@@ -66,9 +64,10 @@ class Network:
     """One residual network of a checkpoint.
 
     Attributes:
-        prefix: what stands before the names of all its parts.
-        tensors: under torchvision's names; those that the layout does not know keep theirs.
-        keys: the checkpoint's name of each.
+        prefix: the common beginning of the names of all its parts.
+        layout: how it names the parts.
+        tensors: its tensors by torchvision's names; a tensor that the layout does not know keeps its name.
+        keys: torchvision's name -> the checkpoint's.
     """
 
     prefix: str
@@ -78,21 +77,23 @@ class Network:
 
     @property
     def known(self) -> int:
+        """How many of its tensors torchvision's networks have as well."""
         return sum(KNOWN.fullmatch(name) is not None for name in self.tensors)
 
     def is_whole(self) -> bool:
-        """A stem and a first block: more than a convolution that happens to be called conv1."""
+        """Whether it has a stem and a first block, and is no mere convolution that happens to be called conv1."""
         return {"conv1.weight", "layer1.0.conv2.weight"} <= self.tensors.keys()
 
 
 @dataclass(frozen=True)
-class Found:
-    """The network of a checkpoint.
+class FoundNetwork:
+    """The network that was found in a checkpoint.
 
     Attributes:
-        tensors: its own, head and all, under torchvision's names.
-        unknown: what is there beside, by the checkpoint's names, and may be part of what it computes.
-        left_out: as in `Fitted`.
+        layout: how it names the parts.
+        tensors: its tensors, the head's included, by torchvision's names.
+        unknown: further tensors by the checkpoint's names, which may be part of what the network computes.
+        left_out: as in `FittedModule`.
     """
 
     layout: Layout
@@ -101,36 +102,38 @@ class Found:
     left_out: tuple[str, ...]
 
 
-def network_of(checkpoint: Checkpoint) -> Found | None:
-    """The residual network in a checkpoint, behind whatever prefix; None where there is none.
+def find_network(checkpoint: Checkpoint) -> FoundNetwork | None:
+    """Find the residual network in a checkpoint, behind whatever prefix; None if there is none.
 
     Raises:
-        BadInput: there are several, or halves of pruned weights.
+        BadInput: there are several, or a pruning mask that does not fit its weight.
     """
-    state, counters = without_counters(pruned(checkpoint.state, checkpoint.where))
+    state = apply_pruning_masks(checkpoint.state, checkpoint.where)
+    counters = counter_names(state)
+    state = without(state, counters)
     networks = _networks(state)
     if not networks:
         return None
-    chosen, copies = _chosen(networks, checkpoint)
+    chosen, copies = _choose_network(networks, checkpoint)
     tensors, head = _with_head(chosen, state, copies, checkpoint)
     taken = {chosen.keys[name] for name in tensors if name in chosen.keys} | head
-    beside = _without(state, taken)
+    beside = without(state, taken)
     left_out = [_sentence(counters, "counters of a profiler or an average")] if counters else []
     for copy in copies:
         keys = [key for key in beside if key.startswith(copy.prefix)]
         left_out.append(_sentence(keys, f"a copy of the network, '{copy.prefix}'"))
-        beside = _without(beside, keys)
-    for what, keys in _of_training(beside, chosen.prefix, checkpoint).items():
-        left_out.append(_sentence(keys, what, _groups(keys, chosen.prefix)))
-        beside = _without(beside, keys)
-    return Found(chosen.layout, tensors, beside, tuple(left_out))
+        beside = without(beside, keys)
+    for what, keys in _training_leftovers(beside, chosen.prefix, checkpoint).items():
+        left_out.append(_sentence(keys, what, _abbreviate(keys, chosen.prefix)))
+        beside = without(beside, keys)
+    return FoundNetwork(chosen.layout, tensors, beside, tuple(left_out))
 
 
-def pruned(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
-    """`weight_orig` times `weight_mask` as `weight`, as torch.nn.utils.prune computes it in every forward pass.
+def apply_pruning_masks(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Replace `weight_orig` and `weight_mask` by their product `weight`, as torch.nn.utils.prune does when it runs.
 
     Raises:
-        BadInput: a mask of another shape.
+        BadInput: a mask has another shape than its weight.
     """
     result = dict(state)
     for key in [key for key in state if key.endswith("_mask") and f"{key[:-5]}_orig" in state]:
@@ -143,31 +146,31 @@ def pruned(state: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     return result
 
 
-def without_counters(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors but those of counters, and the names of the latter."""
-    counters = [key for key in state if key.rpartition(".")[2] in COUNTERS]
-    return _without(state, counters), counters
+def counter_names(keys: Iterable[str]) -> list[str]:
+    """The names of profilers' and averages' counters among `keys`."""
+    return [key for key in keys if key.rpartition(".")[2] in COUNTERS]
 
 
-def training_only(keys: Iterable[str], prefix: str) -> list[str]:
-    """Those of losses and metrics, by the first part of their names behind the prefix or any part of it."""
+def training_keys(keys: Iterable[str], prefix: str) -> list[str]:
+    """The names of losses and metrics among `keys`, told by their first part after the shared prefix."""
     return [key for key in keys if TRAINING.fullmatch(_first_part(key, prefix))]
 
 
-def _without(state: Mapping[str, Tensor], keys: Iterable[str]) -> dict[str, Tensor]:
+def without(state: Mapping[str, Tensor], keys: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors whose names are not among `keys`."""
     left = set(keys)
     return {key: value for key, value in state.items() if key not in left}
 
 
 def _networks(state: Mapping[str, Tensor]) -> list[Network]:
-    """Every network in a checkpoint; a tensor belongs to the one with the longest prefix."""
+    """Find every network in a checkpoint; a tensor belongs to the one with the longest prefix of its name."""
     candidates = {
         (key[:start], layout)
         for key, value in state.items()
         if value.ndim == 4
         for start in (0, *(match.end() for match in re.finditer(r"\.", key)))
         for layout in LAYOUTS
-        if renamed(key[start:], layout) == "conv1.weight"
+        if torchvision_name(key[start:], layout) == "conv1.weight"
     }
     networks: list[Network] = []
     for prefix in sorted({prefix for prefix, _ in candidates}, key=lambda prefix: (-len(prefix), prefix)):
@@ -176,15 +179,15 @@ def _networks(state: Mapping[str, Tensor]) -> list[Network]:
             for key in state
             if key.startswith(prefix) and not any(key.startswith(other.prefix) for other in networks)
         ]
-        read = [_read(keys, prefix, layout, state) for layout in LAYOUTS if (prefix, layout) in candidates]
+        read = [_network_under(keys, prefix, layout, state) for layout in LAYOUTS if (prefix, layout) in candidates]
         best = max(read, key=lambda network: network.known)
         if best.is_whole():
             networks.append(best)
     return sorted(networks, key=lambda network: list(state).index(network.keys["conv1.weight"]))
 
 
-def _read(keys: list[str], prefix: str, layout: Layout, state: Mapping[str, Tensor]) -> Network:
-    names = {key: renamed(key.removeprefix(prefix), layout) for key in keys}
+def _network_under(keys: list[str], prefix: str, layout: Layout, state: Mapping[str, Tensor]) -> Network:
+    names = {key: torchvision_name(key.removeprefix(prefix), layout) for key in keys}
     times = Counter(names.values())  # a head of two layers would become one
     own = {key: name if times[name] == 1 else key.removeprefix(prefix) for key, name in names.items()}
     return Network(
@@ -192,14 +195,14 @@ def _read(keys: list[str], prefix: str, layout: Layout, state: Mapping[str, Tens
     )
 
 
-def _chosen(networks: list[Network], checkpoint: Checkpoint) -> tuple[Network, list[Network]]:
-    """The network to take, and copies of it: a moving average, and the one that follows it in self-supervised training.
+def _choose_network(networks: list[Network], checkpoint: Checkpoint) -> tuple[Network, list[Network]]:
+    """Choose the network to export; the others are copies: a moving average, or one that follows it in training.
 
     Raises:
-        BadInput: two are left, or there are only such copies whose head is none of a classifier.
+        BadInput: several are left, or the checkpoint comes from self-supervised training and a head is needed.
     """
-    steady = [one for one in networks if not _is(AVERAGE, one.prefix)] or networks
-    leading = [one for one in steady if not _is(FOLLOWER, one.prefix)] or steady
+    steady = [one for one in networks if not _any_part_matches(AVERAGE, one.prefix)] or networks
+    leading = [one for one in steady if not _any_part_matches(FOLLOWER, one.prefix)] or steady
     if len(leading) > 1:
         prefixes = " and ".join(f"'{one.prefix}'" for one in leading)
         raise BadInput(
@@ -209,7 +212,8 @@ def _chosen(networks: list[Network], checkpoint: Checkpoint) -> tuple[Network, l
     (chosen,) = leading
     if len(steady) > 1 and not checkpoint.headless:
         raise BadInput(
-            f"{checkpoint.where} is of self-supervised training, the network '{chosen.prefix}' and one that follows "
+            f"{checkpoint.where} comes from self-supervised training, with the network '{chosen.prefix}' and one that "
+            "follows "
             "it, "
             "so its head gives no classes; give --features pool or stages for what is before it"
         )
@@ -219,8 +223,11 @@ def _chosen(networks: list[Network], checkpoint: Checkpoint) -> tuple[Network, l
 def _with_head(
     network: Network, state: Mapping[str, Tensor], copies: list[Network], checkpoint: Checkpoint
 ) -> tuple[dict[str, Tensor], set[str]]:
-    """The network's known tensors and, where it has none inside, the head that stands outside; and the latter's names
-    in the checkpoint."""
+    """The network's known tensors, with its head.
+
+    Returns:
+        The tensors by torchvision's names, and the checkpoint's names of a head that stands outside the network.
+    """
     tensors = {name: value for name, value in network.tensors.items() if KNOWN.fullmatch(name)}
     if "fc.weight" in tensors:
         width = _width(tensors)
@@ -245,21 +252,21 @@ def _with_head(
 
 
 def _width(tensors: Mapping[str, Tensor]) -> int:
-    """Channels of the last stage."""
+    """The number of channels that the last stage returns."""
     last = max(name for name in tensors if re.fullmatch(r"layer[1-4]\.0\.conv[23]\.weight", name))
     return int(tensors[last].shape[0])
 
 
-def _of_training(beside: Mapping[str, Tensor], prefix: str, checkpoint: Checkpoint) -> dict[str, list[str]]:
-    """What a checkpoint holds beside the network and a bundle has no use for, by kind."""
-    found = {"losses and metrics": training_only(beside, prefix)}
+def _training_leftovers(beside: Mapping[str, Tensor], prefix: str, checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """The names of tensors beside the network for which a bundle has no use, by kind."""
+    found = {"losses and metrics": training_keys(beside, prefix)}
     if checkpoint.headless:
+        # Not a convolution, which would be part of something else, perhaps of a detector, whose strides may differ.
         found["what is behind the pooled vector"] = [
             key
             for key, value in beside.items()
             if key not in found["losses and metrics"]
-            and value.ndim
-            <= 2  # a convolution would be part of something else, a detector perhaps, whose strides may be others
+            and value.ndim <= 2
             and (not key.startswith(prefix) or PROJECTION.fullmatch(_first_part(key, prefix)))
         ]
     return {what: keys for what, keys in found.items() if keys}
@@ -270,8 +277,7 @@ def _first_part(key: str, prefix: str) -> str:
 
 
 def _behind_prefix(key: str, prefix: str) -> str:
-    """A name without as much of the prefix as it shares: `module.fc.weight` stands behind `module.` of
-    `module.backbone.`."""
+    """A name without as much of the prefix as it shares: of `module.fc.weight`, `fc.weight` for `module.backbone.`."""
     for part in prefix.split("."):
         if not part or not key.startswith(f"{part}."):
             break
@@ -279,12 +285,12 @@ def _behind_prefix(key: str, prefix: str) -> str:
     return key
 
 
-def _is(kind: re.Pattern[str], prefix: str) -> bool:
+def _any_part_matches(kind: re.Pattern[str], prefix: str) -> bool:
     return any(kind.fullmatch(part) for part in prefix.split(".") if part)
 
 
-def _groups(keys: list[str], prefix: str) -> list[str]:
-    """`module.predictor.*` for all that begin so."""
+def _abbreviate(keys: list[str], prefix: str) -> list[str]:
+    """Abbreviate names: `module.predictor.*` for all that begin so."""
     groups = []
     for key in keys:
         behind = _behind_prefix(key, prefix)
@@ -294,17 +300,18 @@ def _groups(keys: list[str], prefix: str) -> list[str]:
 
 
 def _sentence(keys: list[str], what: str, shown: list[str] | None = None) -> str:
-    return f"{len(keys)} tensors of the checkpoint, {what}: {some(shown or keys)}"
+    return f"{len(keys)} tensors of the checkpoint, {what}: {first_few(shown or keys)}"
 
 
-def some(keys: Iterable[str]) -> str:
-    """The first few names."""
+def first_few(keys: Iterable[str]) -> str:
+    """The first few names, for a message."""
     shown = list(keys)
     return ", ".join(shown[:SHOWN_KEYS]) + (", ..." if len(shown) > SHOWN_KEYS else "")
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """
+    """Check that all values are finite.
+
     Raises:
         BadInput: a value is NaN or infinite.
     """

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import onnx
 
 from exporter.graph.blocks import ADDITIONS, Block, blocks, residuals
-from exporter.graph.facts import CONVOLUTIONS, Scope, inlined, scopes
+from exporter.graph.facts import CONVOLUTIONS, inline_functions
+from exporter.graph.inference import InferredGraph, inferred_graphs
 from exporter.lowering.qdq.reading import Readings
 from exporter.lowering.qdq.refusals import Finding, refusals
 from exporter.lowering.qdq.targets.tensorrt import places_left_in_float
@@ -94,14 +95,14 @@ class QdqReport:
 
 def lint(model: onnx.ModelProto) -> QdqReport | None:
     """What TensorRT makes of a quantized graph; None for one without quantization. Weights in files beside it may be left unread."""
-    model = inlined(model)
-    found = scopes(model)
+    model = inline_functions(model)
+    found = inferred_graphs(model)
     if not any(QUANTIZED.match(node.op_type) for scope in found for node in scope.graph.node):
         return None
     opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), onnx.defs.onnx_opset_version())
     linted: list[_Linted] = []
     for scope in found:
-        outer = None if scope.node is None else linted[scope.node[0]].view
+        outer = None if scope.owner is None else linted[scope.owner.graph].view
         linted.append(_Linted(View(scope, outer, opset)))
     reports = [linted[0].report(block) for block in blocks(model.graph)]
     for one in linted[1:]:
@@ -112,15 +113,15 @@ def lint(model: onnx.ModelProto) -> QdqReport | None:
 
 def int8_convolutions(model: onnx.ModelProto) -> dict[int, bool]:
     """Of the model's own graph: the place of every convolution, and whether it reads INT8."""
-    linted = _Linted(View(scopes(inlined(model))[0], None, onnx.defs.onnx_opset_version()))
+    linted = _Linted(View(inferred_graphs(inline_functions(model))[0], None, onnx.defs.onnx_opset_version()))
     return {place: linted.is_int8(node) for place, node in enumerate(linted.view.nodes) if node.op_type in CONVOLUTIONS}
 
 
-def _inner_name(found: tuple[Scope, ...], scope: Scope) -> str:
-    if scope.node is None:
+def _inner_name(found: tuple[InferredGraph, ...], scope: InferredGraph) -> str:
+    if scope.owner is None:
         return ""
-    outer, place = scope.node
-    return f"{told(found[outer].graph.node[place])}.{scope.name}"
+    outer, place = scope.owner
+    return f"{told(found[outer].graph.node[place])}.{scope.attribute}"
 
 
 class _Linted:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from exporter.models.spec import ModelSpec, Pretrained
-    from exporter.models.wrappers import Checkpoint, Fitted
+    from exporter.models.wrappers import Checkpoint, FittedModule
     from runtimes.preprocess import Preprocess
 
 
@@ -18,7 +18,7 @@ class ModelSource(Protocol):
     def create(self, spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Module:
         """A module with fresh weights, drawn from torch's current random state; None takes the model's own number."""
 
-    def load(self, spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
+    def load(self, spec: ModelSpec, checkpoint: Checkpoint) -> FittedModule:
         """A module with a checkpoint's weights, which say how many classes and channels it has.
 
         Raises:

@@ -17,7 +17,7 @@ from exporter.models.registry import PAD, PROJECTION
 from exporter.models.sources import torchvision
 from exporter.models.spec import ModelSpec, Pretrained
 from exporter.models.state_names import resnet_from_state
-from exporter.models.wrappers import Checkpoint, Fitted
+from exporter.models.wrappers import Checkpoint, FittedModule
 from runtimes.bundle import sha256_of_file
 from runtimes.preprocess import Preprocess
 
@@ -81,15 +81,15 @@ def _stage(inputs: int, outputs: int, blocks: int, shortcut: str) -> nn.Sequenti
 
 def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Module:
     """The network, freshly initialised as in He et al. 2015 (arXiv 1502.01852)."""
-    assert spec.shape is not None
-    if len(spec.shape.blocks) == 4:
+    assert spec.architecture is not None
+    if len(spec.architecture.blocks) == 4:
         return torchvision.create(spec, classes, channels)
     return CifarResNet(
-        spec.shape.blocks[0], channels or preprocess(spec).channels, classes or 10, shortcut=spec.variant
+        spec.architecture.blocks[0], channels or preprocess(spec).channels, classes or 10, shortcut=spec.variant
     )
 
 
-def load(spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
+def load(spec: ModelSpec, checkpoint: Checkpoint) -> FittedModule:
     """The model with a checkpoint's weights, whatever its training script called the parts."""
     return resnet_from_state(create, spec, checkpoint)
 

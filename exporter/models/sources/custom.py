@@ -18,10 +18,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from exporter.models.checkpoints import sha256_of_state
-from exporter.models.failing_layer import kind_and_line, others_code, source_line
+from exporter.models.failing_layer import foreign_code, kind_and_line, source_line
 from exporter.models.spec import ModelSpec, Pretrained
-from exporter.models.state_names import fitted
-from exporter.models.wrappers import Checkpoint, Fitted
+from exporter.models.state_names import fit_checkpoint
+from exporter.models.wrappers import Checkpoint, FittedModule
 from runtimes.errors import BadInput
 from runtimes.preprocess import Preprocess
 
@@ -31,27 +31,27 @@ AROUND = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 
 def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Module:
     """What the factory returns, every layer initialised anew; its numbers of classes and channels are its own."""
-    module = _prepared(spec.name, _made(spec))
+    module = _prepare(spec.name, _make(spec))
     for name, part in module.named_modules():
         reset = getattr(part, "reset_parameters", None)
         if callable(reset):
-            with others_code(_telling(f"{spec.name}: reset_parameters of {name or 'the network'} raised")):
+            with foreign_code(_error_from(f"{spec.name}: reset_parameters of {name or 'the network'} raised")):
                 reset()
     return module
 
 
-def load(spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
+def load(spec: ModelSpec, checkpoint: Checkpoint) -> FittedModule:
     """What the factory returns, with a checkpoint's weights under its own names."""
-    module = _made(spec)
-    with others_code(_telling(f"loading {checkpoint.where} into {spec.name} raised")):
-        found = fitted(module, checkpoint, spec.name)
-    return replace(found, module=_prepared(spec.name, found.module))
+    module = _make(spec)
+    with foreign_code(_error_from(f"loading {checkpoint.where} into {spec.name} raised")):
+        found = fit_checkpoint(module, checkpoint, spec.name)
+    return replace(found, module=_prepare(spec.name, found.module))
 
 
 def pretrained(spec: ModelSpec) -> Pretrained:
     """What the factory returns, as it is: trained or not, which nobody but its author knows."""
-    module = _prepared(spec.name, _made(spec))
-    with others_code(_telling(f"{spec.name}: its state_dict raised")):
+    module = _prepare(spec.name, _make(spec))
+    with foreign_code(_error_from(f"{spec.name}: its state_dict raised")):
         state = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
     return Pretrained(module, preprocess(spec), None, "default", sha256_of_state(state))
 
@@ -61,29 +61,29 @@ def preprocess(spec: ModelSpec) -> Preprocess:
     return Preprocess(224, (224, 224), "bilinear", True, (0.0,), (1.0,))
 
 
-def _made(spec: ModelSpec) -> nn.Module:
+def _make(spec: ModelSpec) -> nn.Module:
     """The network that the factory returns, bare of what training put around it.
 
     Raises:
         BadInput: there is no such factory, it raises, or it returns what torch.export cannot follow; says what.
     """
     path, _, attribute = spec.name.partition(":")
-    with _as_alone(path):
+    with _run_as_script(path):
         with torch.random.fork_rng(
             devices=[]
         ):  # a module is imported once, and its factory called often: random numbers are the latter's
             factory = _factory(path, attribute)
-        module = _called(spec.name, factory)
+        module = _call(spec.name, factory)
     if not isinstance(module, nn.Module):
         raise BadInput(
             f"expected {spec.name} to return a torch.nn.Module, got {type(module).__name__}; return the network alone"
         )
-    module = _unwrapped(module)
+    module = _unwrap(module)
     _check_parts(spec.name, module)
     return module
 
 
-def _prepared(name: str, module: nn.Module) -> nn.Module:
+def _prepare(name: str, module: nn.Module) -> nn.Module:
     """The network in FP32 on the CPU, in evaluation mode."""
     for key, tensor in _tensors(module).items():
         if tensor.is_meta:
@@ -91,14 +91,14 @@ def _prepared(name: str, module: nn.Module) -> nn.Module:
                 f"{name} returns a network without values ('{key}' is on torch's meta device); "
                 "load its weights before it is returned"
             )
-    with others_code(_telling(f"{name} returns a network that cannot be brought to FP32 on the CPU:")):
+    with foreign_code(_error_from(f"{name} returns a network that cannot be brought to FP32 on the CPU:")):
         module.float().cpu().requires_grad_(requires_grad=False)
-    with others_code(_telling(f"{name} returns a network that cannot be put into evaluation mode:")):
+    with foreign_code(_error_from(f"{name} returns a network that cannot be put into evaluation mode:")):
         module.eval()
     return module
 
 
-def _unwrapped(module: nn.Module) -> nn.Module:
+def _unwrap(module: nn.Module) -> nn.Module:
     """Without DataParallel, torch.compile and their like, around it or around its parts."""
     while True:
         inner = module.module if isinstance(module, AROUND) else getattr(module, "_orig_mod", None)
@@ -108,7 +108,7 @@ def _unwrapped(module: nn.Module) -> nn.Module:
     if not isinstance(module, torch.jit.ScriptModule):
         for name, part in list(module._modules.items()):
             if part is not None:
-                module._modules[name] = _unwrapped(part)
+                module._modules[name] = _unwrap(part)
     return module
 
 
@@ -143,7 +143,7 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _factory(path: str, attribute: str) -> object:
-    with others_code(_telling(f"importing {path} failed:")):
+    with foreign_code(_error_from(f"importing {path} failed:")):
         try:
             module = importlib.import_module(path)
         except ModuleNotFoundError as error:
@@ -169,10 +169,10 @@ def _no_file(path: str) -> str:
     return f", here {named}:factory" if named != path else ""
 
 
-def _called(name: str, factory: object) -> object:
+def _call(name: str, factory: object) -> object:
     if isinstance(factory, nn.Module) or not callable(factory):
         raise BadInput(f"expected {name} to be a function or class that makes a module, got {type(factory).__name__}")
-    with others_code(_telling(f"{name} raised")):
+    with foreign_code(_error_from(f"{name} raised")):
         missing = _missing_arguments(factory)
         if missing:
             raise BadInput(
@@ -195,7 +195,7 @@ def _missing_arguments(factory: object) -> list[str]:
     ]
 
 
-def _telling(what: str) -> Callable[[BaseException], BadInput]:
+def _error_from(what: str) -> Callable[[BaseException], BadInput]:
     """Makes a BadInput of what somebody's code raises: what was at work, what it says, and where."""
 
     def told(error: BaseException) -> BadInput:
@@ -206,7 +206,7 @@ def _telling(what: str) -> Callable[[BaseException], BadInput]:
 
 
 @contextmanager
-def _as_alone(path: str) -> Iterator[None]:
+def _run_as_script(path: str) -> Iterator[None]:
     """As `python -m PATH` has it: this folder can be imported from, and there are no arguments, for those are ours.
 
     What a script sets for all of torch ends with it.

@@ -18,11 +18,11 @@ from timm.data import ImageNetInfo, resolve_data_config
 from torch import Tensor, nn
 
 from exporter.models.checkpoints import state_from_file
-from exporter.models.failing_layer import kind_and_line, others_code
+from exporter.models.failing_layer import foreign_code, kind_and_line
 from exporter.models.random_start import RESIDUAL_SCALE
 from exporter.models.spec import ModelSpec, Pretrained
-from exporter.models.state_names import fitted, stripped
-from exporter.models.wrappers import Checkpoint, Fitted, check_finite
+from exporter.models.state_names import fit_checkpoint, without_prefixes
+from exporter.models.wrappers import Checkpoint, FittedModule, check_finite
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import BadInput, PlanError, UnknownName, WeightsUnavailable
 from runtimes.preprocess import Preprocess
@@ -36,20 +36,22 @@ STARTING_BIAS = 2.0
 
 def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Module:
     """timm's model, from a random start that behaves like a trained network."""
-    module = _created(spec, num_classes=classes, in_chans=channels)
+    module = _create(spec, num_classes=classes, in_chans=channels)
     _make_calm(module)
     return module
 
 
-def load(spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
+def load(spec: ModelSpec, checkpoint: Checkpoint) -> FittedModule:
     """timm's model with a checkpoint's weights under timm's names; the numbers of classes and channels are the
     checkpoint's."""
-    bare = stripped(checkpoint.state, checkpoint.where)
+    bare = without_prefixes(checkpoint.state, checkpoint.where)
     config = _config(spec)
     head, stem = (bare.get(f"{_first(config.get(part))}.weight") for part in ("classifier", "first_conv"))
     classes = None if head is None else int(head.shape[0])
     channels = None if stem is None or stem.ndim != 4 else int(stem.shape[1])
-    return fitted(_created(spec, num_classes=classes, in_chans=channels), replace(checkpoint, state=bare), spec.name)
+    return fit_checkpoint(
+        _create(spec, num_classes=classes, in_chans=channels), replace(checkpoint, state=bare), spec.name
+    )
 
 
 def pretrained(spec: ModelSpec) -> Pretrained:
@@ -62,7 +64,7 @@ def pretrained(spec: ModelSpec) -> Pretrained:
     path = _weights_file(spec)
     state = state_from_file(path)
     check_finite(state, str(path))
-    module = _created(spec, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+    module = _create(spec, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
     labels = (
         tuple(ImageNetInfo().label_descriptions()) if _config(spec).get("num_classes") == IMAGENET_CLASSES else None
     )
@@ -91,9 +93,9 @@ def preprocess(spec: ModelSpec) -> Preprocess:
     )
 
 
-def _created(spec: ModelSpec, **options: Any) -> nn.Module:
+def _create(spec: ModelSpec, **options: Any) -> nn.Module:
     _check_name(spec)
-    with others_code(
+    with foreign_code(
         lambda error: BadInput(f"timm cannot make {spec.name}: {kind_and_line(error)}; choose another model")
     ):
         module: nn.Module = timm.create_model(spec.name.removeprefix(PREFIX), **options)

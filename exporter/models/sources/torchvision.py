@@ -18,7 +18,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from exporter.models.registry import V1
 from exporter.models.spec import ModelSpec, Pretrained
 from exporter.models.state_names import resnet_from_state
-from exporter.models.wrappers import Checkpoint, Fitted
+from exporter.models.wrappers import Checkpoint, FittedModule
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import WeightsUnavailable
 from runtimes.preprocess import Preprocess
@@ -28,18 +28,22 @@ NETWORK_TIMEOUT_SECONDS = 10.0
 
 def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Module:
     """torchvision's model; with another stem or number of input channels, its first convolution is made anew."""
-    shape = spec.shape
-    assert shape is not None
-    block = Bottleneck if shape.bottleneck else BasicBlock
+    architecture = spec.architecture
+    assert architecture is not None
+    block = Bottleneck if architecture.bottleneck else BasicBlock
     model: nn.Module = ResNet(
-        block, list(shape.blocks), num_classes=classes or spec.classes, groups=shape.groups, width_per_group=shape.width
+        block,
+        list(architecture.blocks),
+        num_classes=classes or spec.classes,
+        groups=architecture.groups,
+        width_per_group=architecture.width,
     )
-    if shape.stem == "cifar" or channels not in (None, 3):
-        kernel, stride = (3, 1) if shape.stem == "cifar" else (7, 2)
+    if architecture.stem == "cifar" or channels not in (None, 3):
+        kernel, stride = (3, 1) if architecture.stem == "cifar" else (7, 2)
         stem = nn.Conv2d(channels or 3, 64, kernel, stride=stride, padding=kernel // 2, bias=False)
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         model.conv1 = stem
-    if shape.stem == "cifar":
+    if architecture.stem == "cifar":
         model.maxpool = nn.Identity()
     if spec.variant == V1:
         for part in model.modules():
@@ -48,7 +52,7 @@ def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Mod
     return model
 
 
-def load(spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
+def load(spec: ModelSpec, checkpoint: Checkpoint) -> FittedModule:
     """The model with a checkpoint's weights, whatever its training script called the parts."""
     return resnet_from_state(create, spec, checkpoint)
 
