@@ -154,9 +154,10 @@ def _turn_into(node: onnx.NodeProto, operator: str, **attributes: int) -> None:
 
 def _keep_used(tensors: object, used: set[str]) -> None:
     """Remove the initializers whose names are not in `used`, in place."""
-    kept = [tensor for tensor in tensors if tensor.name in used]  # type: ignore[attr-defined]  # protobuf's containers have no public type
-    del tensors[:]  # type: ignore[attr-defined]  # as above
-    tensors.extend(kept)  # type: ignore[attr-defined]  # as above
+    # protobuf's containers have no public type.
+    kept = [tensor for tensor in tensors if tensor.name in used]  # type: ignore[attr-defined]
+    del tensors[:]  # type: ignore[attr-defined]
+    tensors.extend(kept)  # type: ignore[attr-defined]
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:

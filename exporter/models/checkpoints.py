@@ -68,7 +68,7 @@ class _Ignored(list[Any]):
 class _IgnoredMapping:
     """Stands in for an object whose class is a kind of dict, as an OrderedDict: torch fills no other class."""
 
-    def __new__(cls, *args: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]  # an instance of another class, on purpose
+    def __new__(cls, *args: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]  # another class, on purpose
         return OrderedDict()
 
 

@@ -54,7 +54,8 @@ def plain_fp32() -> Iterator[None]:
     reference one of half precision, and the precision is chosen by the command's options.
     """
     entering, leaving = torch.autocast.__enter__, torch.autocast.__exit__
-    torch.autocast.__enter__ = lambda self: self  # type: ignore[method-assign]  # torch has no switch that an inner autocast heeds
+    # torch has no switch that an inner autocast heeds.
+    torch.autocast.__enter__ = lambda self: self  # type: ignore[method-assign]
     torch.autocast.__exit__ = lambda self, *error: None  # type: ignore[method-assign]
     try:
         with torch.compiler.set_stance("force_eager"):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from exporter.models.checkpoints import sha256_of_state, state_from_file
 from exporter.models.determinism import Attempt, describe, logits_within, side_that_fits, try_black_image
 from exporter.models.failing_layer import reason
+from exporter.models.find_network import Checkpoint
 from exporter.models.hugging_face import check_form, config_beside
 from exporter.models.labels import labels_for_classes
 from exporter.models.loaded import LoadedModel
@@ -22,7 +23,6 @@ from exporter.models.random_start import make_random_behave
 from exporter.models.registry import load_source
 from exporter.models.request import ModelRequest
 from exporter.models.sources import ModelSource
-from exporter.models.wrappers import Checkpoint
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import BadInput, PlanError, ResnetExportError, TraceError
 from runtimes.manifest import ModelFacts, WeightsFacts

@@ -1,4 +1,4 @@
-"""What a file is that people give as a checkpoint and that is none, told by its first bytes; nothing in it is run."""
+"""Recognise files that are given as checkpoints and are none, by their first bytes; nothing in them is run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from runtimes.errors import BadInput
 
 HEAD_BYTES = 4096
 SMALL_BYTES = 1 << 20
-"""Larger than any page or index that is read whole."""
+"""Larger than any index of a checkpoint, so that a larger file is not read whole."""
 BEGINNINGS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself; fetch it: git lfs pull, in its repository"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes, not a checkpoint of PyTorch; {own}"),
@@ -31,10 +31,10 @@ AGAIN = "download it again, by the link to the file itself"
 
 
 def refuse_other_formats(path: Path) -> None:
-    """
+    """Refuse a file that cannot be a checkpoint, with what it is and what to do.
+
     Raises:
-        BadInput: the path is no file, or the file is known for something else than tensors saved by PyTorch or
-            safetensors.
+        BadInput: the path is no file, or the file has another format than those of PyTorch and safetensors.
     """
     if path.is_dir():
         raise BadInput(f"--weights: {path} is a folder, expected a file; {_which_file(path)}")
@@ -51,26 +51,25 @@ def refuse_other_formats(path: Path) -> None:
 
 
 def is_safetensors(path: Path) -> bool:
-    """Does it begin as safetensors does, whatever it is called: eight bytes with the length of a JSON header, and the
-    header?"""
+    """Whether a file, whatever it is called, begins as safetensors does: with the length of a JSON header, and that."""
     with path.open("rb") as file:
         head = file.read(9)
     return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000
 
 
 def archive_names(path: Path) -> list[str] | None:
-    """The names in a zip archive, none where it is damaged; None where it is no such archive."""
+    """The names in a zip archive; empty if it is damaged, None if the file is no zip archive."""
     try:
         if not zipfile.is_zipfile(path):
             return None
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except Exception:  # damaged, in whatever way; who reads it says so
+    except Exception:  # damaged in some way, which is reported where it is read
         return []
 
 
 def _format_of(path: Path, head: bytes) -> str:
-    """What a file is, and what to do; empty where it may be a checkpoint."""
+    """What a file is and what to do; empty if it may be a checkpoint."""
     if not head:
         return "empty; {again}"
     for beginning, what in BEGINNINGS:
@@ -94,7 +93,7 @@ def _archive_format(path: Path) -> str:
         return "incomplete: it begins as a file of torch.save and its end is missing; copy or download it again"
     inner = {name.split("/", 1)[-1] for name in names}
     if inner & {"data.pkl", "constants.pkl", "archive_format", "serialized_exported_program.json"} or not names:
-        return ""  # PyTorch's; which of them is told where it is read
+        return ""  # PyTorch's; which kind is found out where it is read
     if all(name.endswith(".npy") for name in names):
         return "NumPy arrays (.npz), not a checkpoint of PyTorch; {own}"
     if any(name.endswith(".weights.h5") for name in names):
@@ -140,7 +139,7 @@ def _json_format(path: Path) -> str:
 
 
 def _which_file(folder: Path) -> str:
-    """Which file of a folder to give."""
+    """Say which file of a folder to give."""
     if (folder / "saved_model.pb").exists():
         return "it is a TensorFlow SavedModel, not a checkpoint of PyTorch"
     known = ("model.safetensors", "pytorch_model.bin")
@@ -154,7 +153,7 @@ def _which_file(folder: Path) -> str:
 
 
 def _printable(text: str) -> str:
-    """A text out of a foreign file, on one line and not long; braces would be taken for places to fill in."""
+    """A foreign file's text, printable and short; without braces, which `str.format` would fill in."""
     return (
         "".join(character if character.isprintable() else "?" for character in text[:100])
         .replace("{", "(")

@@ -71,8 +71,10 @@ BLOCK_RULES = (
     *((rf"\.residual_function\.{3 * place + 1}\.", f".bn{place + 1}.") for place in range(3)),
 )
 KNOWN = re.compile(
-    r"((conv1|bn1|fc)|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.(weight|bias|running_mean|running_var|num_batches_tracked)"
+    r"((conv1|bn1|fc)|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))"
+    r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"
 )
+"""torchvision's names of a residual network's tensors."""
 
 
 def torchvision_name(key: str, layout: Layout) -> str:

@@ -8,20 +8,17 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from exporter.models.registry import DEPTHS, MODELS, PAD, find_model, load_source
-from exporter.models.spec import Architecture, ModelSpec
-from exporter.models.wrappers import (
+from exporter.models.find_network import (
     Checkpoint,
     FittedModule,
     FoundNetwork,
     apply_pruning_masks,
     check_finite,
-    counter_names,
     find_network,
-    first_few,
-    training_keys,
-    without,
 )
+from exporter.models.leftovers import counter_names, first_few, training_keys, without
+from exporter.models.registry import DEPTHS, MODELS, PAD, find_model, load_source
+from exporter.models.spec import Architecture, ModelSpec
 from runtimes.errors import BadInput
 
 Create = Callable[[ModelSpec, int | None, int | None], nn.Module]
@@ -153,7 +150,7 @@ def differences(module: nn.Module, state: Mapping[str, Tensor]) -> str:
 
 
 def load_state(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Put the tensors of `state` in place of the module's own, in place; batch counters, for training only, are zero."""
+    """Replace a module's tensors by those of `state`; batch counters, which only training reads, become zero."""
     own = module.state_dict()
     values = {
         key: torch.zeros((), dtype=torch.long) if key.endswith("num_batches_tracked") else state[key] for key in own
@@ -184,9 +181,8 @@ def spec_from_state(state: Mapping[str, Tensor]) -> ModelSpec | None:
 
 
 def _not_a_resnet(spec: ModelSpec, state: Mapping[str, Tensor]) -> str:
-    return (
-        f"does not look like a ResNet checkpoint: expected the tensors of a {spec.name}, got {first_few(sorted(state))}"
-    )
+    got = first_few(sorted(state))
+    return f"does not look like a ResNet checkpoint: expected the tensors of a {spec.name}, got {got}"
 
 
 def _misfit(create: Create, spec: ModelSpec, state: Mapping[str, Tensor], found: FoundNetwork) -> str:

@@ -1,5 +1,4 @@
-"""Any module: `package.module:factory` names a callable that returns one. Making it imports that module and calls it:
-somebody's code runs."""
+"""Any module: `package.module:factory` names a callable that returns one. To import and to call it runs its code."""
 
 from __future__ import annotations
 
@@ -19,18 +18,18 @@ from torch.optim.swa_utils import AveragedModel
 
 from exporter.models.checkpoints import sha256_of_state
 from exporter.models.failing_layer import foreign_code, kind_and_line, source_line
+from exporter.models.find_network import Checkpoint, FittedModule
 from exporter.models.spec import ModelSpec, Pretrained
 from exporter.models.state_names import fit_checkpoint
-from exporter.models.wrappers import Checkpoint, FittedModule
 from runtimes.errors import BadInput
 from runtimes.preprocess import Preprocess
 
 AROUND = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
-"""What training scripts put around a network, which is their `module`."""
+"""Wrappers that training scripts put around a network; it is their `module`."""
 
 
 def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Module:
-    """What the factory returns, every layer initialised anew; its numbers of classes and channels are its own."""
+    """Call the factory and initialise every layer anew; the numbers of classes and channels are the network's own."""
     module = _prepare(spec.name, _make(spec))
     for name, part in module.named_modules():
         reset = getattr(part, "reset_parameters", None)
@@ -41,7 +40,7 @@ def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Mod
 
 
 def load(spec: ModelSpec, checkpoint: Checkpoint) -> FittedModule:
-    """What the factory returns, with a checkpoint's weights under its own names."""
+    """Call the factory and give the network a checkpoint's weights, which have the network's own names."""
     module = _make(spec)
     with foreign_code(_error_from(f"loading {checkpoint.where} into {spec.name} raised")):
         found = fit_checkpoint(module, checkpoint, spec.name)
@@ -49,7 +48,7 @@ def load(spec: ModelSpec, checkpoint: Checkpoint) -> FittedModule:
 
 
 def pretrained(spec: ModelSpec) -> Pretrained:
-    """What the factory returns, as it is: trained or not, which nobody but its author knows."""
+    """Call the factory and take the network as it is; whether it is trained, only its author knows."""
     module = _prepare(spec.name, _make(spec))
     with foreign_code(_error_from(f"{spec.name}: its state_dict raised")):
         state = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
@@ -57,21 +56,20 @@ def pretrained(spec: ModelSpec) -> Pretrained:
 
 
 def preprocess(spec: ModelSpec) -> Preprocess:
-    """Pixels scaled to 0..1 and no more; the size is `--image-size`'s."""
+    """Pixels scaled to 0..1, and no more; `--image-size` replaces the size."""
     return Preprocess(224, (224, 224), "bilinear", True, (0.0,), (1.0,))
 
 
 def _make(spec: ModelSpec) -> nn.Module:
-    """The network that the factory returns, bare of what training put around it.
+    """Call the factory, and take off what training put around the network.
 
     Raises:
-        BadInput: there is no such factory, it raises, or it returns what torch.export cannot follow; says what.
+        BadInput: there is no such factory, it raises, or it returns what torch.export cannot follow; says which.
     """
     path, _, attribute = spec.name.partition(":")
     with _run_as_script(path):
-        with torch.random.fork_rng(
-            devices=[]
-        ):  # a module is imported once, and its factory called often: random numbers are the latter's
+        # Importing happens once and the factory may be called often: it must not use up the factory's random numbers.
+        with torch.random.fork_rng(devices=[]):
             factory = _factory(path, attribute)
         module = _call(spec.name, factory)
     if not isinstance(module, nn.Module):
@@ -84,7 +82,7 @@ def _make(spec: ModelSpec) -> nn.Module:
 
 
 def _prepare(name: str, module: nn.Module) -> nn.Module:
-    """The network in FP32 on the CPU, in evaluation mode."""
+    """Bring a network to FP32 on the CPU and into evaluation mode."""
     for key, tensor in _tensors(module).items():
         if tensor.is_meta:
             raise BadInput(
@@ -99,7 +97,7 @@ def _prepare(name: str, module: nn.Module) -> nn.Module:
 
 
 def _unwrap(module: nn.Module) -> nn.Module:
-    """Without DataParallel, torch.compile and their like, around it or around its parts."""
+    """Remove DataParallel, torch.compile and their like from around a network and its parts."""
     while True:
         inner = module.module if isinstance(module, AROUND) else getattr(module, "_orig_mod", None)
         if not isinstance(inner, nn.Module):
@@ -164,7 +162,7 @@ def _factory(path: str, attribute: str) -> object:
 
 
 def _no_file(path: str) -> str:
-    """`nets/small.py` is meant as `nets.small`."""
+    """A hint for a path in a module's place: `nets/small.py` is meant as `nets.small`."""
     named = path.removesuffix(".py").removeprefix("./").replace("/", ".")
     return f", here {named}:factory" if named != path else ""
 
@@ -196,20 +194,20 @@ def _missing_arguments(factory: object) -> list[str]:
 
 
 def _error_from(what: str) -> Callable[[BaseException], BadInput]:
-    """Makes a BadInput of what somebody's code raises: what was at work, what it says, and where."""
+    """For `foreign_code`: make a BadInput of an error that says what was done, the reason, and the source line."""
 
-    def told(error: BaseException) -> BadInput:
+    def bad_input(error: BaseException) -> BadInput:
         line = source_line(error)
         return BadInput(f"{what} {kind_and_line(error)}" + (f" ({line})" if line else ""))
 
-    return told
+    return bad_input
 
 
 @contextmanager
 def _run_as_script(path: str) -> Iterator[None]:
-    """As `python -m PATH` has it: this folder can be imported from, and there are no arguments, for those are ours.
+    """Run foreign code as `python -m PATH` does: it can import from this folder, and does not see our arguments.
 
-    What a script sets for all of torch ends with it.
+    Its settings for all of torch (default dtype, matmul precision) are undone afterwards.
     """
     here, arguments = str(Path.cwd()), sys.argv
     kept = torch.get_default_dtype(), torch.get_float32_matmul_precision()

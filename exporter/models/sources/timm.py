@@ -1,5 +1,4 @@
-"""timm's ResNet relatives, `timm:NAME[.tag]`, with timm's weights and the preprocessing that timm says they were
-trained with."""
+"""timm's relatives of ResNet, `timm:NAME[.tag]`, with timm's weights and their preprocessing."""
 
 from __future__ import annotations
 
@@ -19,10 +18,10 @@ from torch import Tensor, nn
 
 from exporter.models.checkpoints import state_from_file
 from exporter.models.failing_layer import foreign_code, kind_and_line
+from exporter.models.find_network import Checkpoint, FittedModule, check_finite
 from exporter.models.random_start import RESIDUAL_SCALE
 from exporter.models.spec import ModelSpec, Pretrained
 from exporter.models.state_names import fit_checkpoint, without_prefixes
-from exporter.models.wrappers import Checkpoint, FittedModule, check_finite
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import BadInput, PlanError, UnknownName, WeightsUnavailable
 from runtimes.preprocess import Preprocess
@@ -35,15 +34,14 @@ STARTING_BIAS = 2.0
 
 
 def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Module:
-    """timm's model, from a random start that behaves like a trained network."""
+    """Make timm's model with random weights that behave like trained ones."""
     module = _create(spec, num_classes=classes, in_chans=channels)
     _make_calm(module)
     return module
 
 
 def load(spec: ModelSpec, checkpoint: Checkpoint) -> FittedModule:
-    """timm's model with a checkpoint's weights under timm's names; the numbers of classes and channels are the
-    checkpoint's."""
+    """Make timm's model with a checkpoint's weights, which have timm's names."""
     bare = without_prefixes(checkpoint.state, checkpoint.where)
     config = _config(spec)
     head, stem = (bare.get(f"{_first(config.get(part))}.weight") for part in ("classifier", "first_conv"))
@@ -55,7 +53,9 @@ def load(spec: ModelSpec, checkpoint: Checkpoint) -> FittedModule:
 
 
 def pretrained(spec: ModelSpec) -> Pretrained:
-    """timm's weights of that tag, or of the first where none is given, from Hugging Face's cache or downloaded into it.
+    """Make the model with timm's weights of its tag, or of the first tag if it has none.
+
+    They are taken from Hugging Face's cache, or downloaded into it.
 
     Raises:
         WeightsUnavailable: there are none, or they could not be fetched.
@@ -72,11 +72,12 @@ def pretrained(spec: ModelSpec) -> Pretrained:
 
 
 def preprocess(spec: ModelSpec) -> Preprocess:
-    """timm's own data configuration: shorter side to the size over `crop_pct`, or both sides where the crop mode is
-    `squash`.
+    """timm's own data configuration as a preprocessing.
+
+    The shorter side is resized to the input size over `crop_pct`; both sides are if the crop mode is `squash`.
 
     Raises:
-        PlanError: it asks for steps that a bundle does not have.
+        PlanError: it has steps that a bundle cannot hold.
     """
     config = resolve_data_config({}, pretrained_cfg=_config(spec))
     _, height, width = config["input_size"]
@@ -103,9 +104,10 @@ def _create(spec: ModelSpec, **options: Any) -> nn.Module:
 
 
 def _check_name(spec: ModelSpec) -> None:
-    """
+    """Check that timm has the model.
+
     Raises:
-        UnknownName: timm has no such model, or no such tag of it; lists the nearest.
+        UnknownName: it has no such model, or no such tag of it; lists the nearest.
     """
     name = spec.name.removeprefix(PREFIX)
     architecture, _, tag = name.partition(".")
@@ -118,15 +120,14 @@ def _check_name(spec: ModelSpec) -> None:
 
 
 def _config(spec: ModelSpec) -> dict[str, Any]:
-    """What timm says of the weights of that name: where they are, the preprocessing, and what first and last layer are
-    called."""
+    """timm's configuration of a model's weights: where they are, their preprocessing, names of first and last layer."""
     _check_name(spec)
     found = timm.get_pretrained_cfg(spec.name.removeprefix(PREFIX))
     return {} if found is None else dict(found.to_dict())
 
 
 def _first(name: object) -> object:
-    """Of several stems or heads, as timm lists them, the first."""
+    """The first of several stems or heads, which timm lists for some models."""
     return name[0] if isinstance(name, list | tuple) else name
 
 
@@ -161,12 +162,12 @@ def _weights_file(spec: ModelSpec) -> Path:
 
 
 def _make_calm(module: nn.Module) -> None:
-    """Change what a random start makes unlike a trained network, in place.
+    """Make random weights behave more like trained ones, in place.
 
-    Layers that timm starts at zero, the last of each residual branch, become a tenth of a usual start: a branch of
-    zeros proves nothing. Other batch norms start with a bias: each ReLU that cuts off half of what it gets takes 2 dB
-    of signal from the noise, and the stems and shortcuts of timm's networks have many in a row (measured on a random
-    ResNet-10-T in INT8: 24 dB of SQNR without, 32 dB with).
+    Layers that timm starts at zero, the last of each residual branch, get a tenth of a usual start, since a branch of
+    zeros proves nothing. Other batch norms start with a bias: a ReLU that cuts off half of its input costs 2 dB of
+    signal-to-noise ratio, and the stems and shortcuts of timm's networks have many in a row (measured on a random
+    ResNet-10-T in INT8: 24 dB of SQNR without the bias, 32 dB with it).
     """
     for layer in module.modules():
         weight = getattr(layer, "weight", None)

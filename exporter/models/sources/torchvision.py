@@ -1,5 +1,4 @@
-"""The ResNets, ResNeXts and Wide ResNets of torchvision, with torchvision's weights and what those weights say of
-themselves."""
+"""torchvision's ResNets, ResNeXts and Wide ResNets, with its weights, their class names and their preprocessing."""
 
 from __future__ import annotations
 
@@ -15,10 +14,10 @@ from torch import nn
 from torchvision.models import ResNet50_Weights, WeightsEnum, get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from exporter.models.find_network import Checkpoint, FittedModule
 from exporter.models.registry import V1
 from exporter.models.spec import ModelSpec, Pretrained
 from exporter.models.state_names import resnet_from_state
-from exporter.models.wrappers import Checkpoint, FittedModule
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import WeightsUnavailable
 from runtimes.preprocess import Preprocess
@@ -27,7 +26,7 @@ NETWORK_TIMEOUT_SECONDS = 10.0
 
 
 def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Module:
-    """torchvision's model; with another stem or number of input channels, its first convolution is made anew."""
+    """Make torchvision's model; for another stem or number of input channels, with another first convolution."""
     architecture = spec.architecture
     assert architecture is not None
     block = Bottleneck if architecture.bottleneck else BasicBlock
@@ -53,15 +52,15 @@ def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Mod
 
 
 def load(spec: ModelSpec, checkpoint: Checkpoint) -> FittedModule:
-    """The model with a checkpoint's weights, whatever its training script called the parts."""
+    """Make the model with a checkpoint's weights, whatever its training script called the parts."""
     return resnet_from_state(create, spec, checkpoint)
 
 
 def pretrained(spec: ModelSpec) -> Pretrained:
-    """torchvision's default weights, from its cache or downloaded into it.
+    """Make the model with torchvision's default weights, from torchvision's cache or downloaded into it.
 
     Raises:
-        WeightsUnavailable: they could not be fetched, or what came is not what torchvision's checksum says.
+        WeightsUnavailable: they could not be fetched, or do not have torchvision's checksum.
     """
     weights = _default_weights(spec)
     try:
@@ -80,7 +79,7 @@ def pretrained(spec: ModelSpec) -> Pretrained:
 
 
 def preprocess(spec: ModelSpec) -> Preprocess:
-    """What torchvision's default weights were evaluated with; where it has none, those of its first ResNet-50."""
+    """The preprocessing with which torchvision evaluates the default weights; if there are none, its first ResNet-50's."""
     preset = (_default_weights(spec) if spec.weights else ResNet50_Weights.IMAGENET1K_V1).transforms()
     (resize,), (crop,) = preset.resize_size, preset.crop_size
     return Preprocess(
@@ -95,8 +94,10 @@ def _default_weights(spec: ModelSpec) -> WeightsEnum:
 
 @contextmanager
 def network_timeout(seconds: float) -> Iterator[None]:
-    """torch.hub and torchvision open connections without a time limit; the socket module's default is the only way to
-    give them one."""
+    """Give every new connection a time limit.
+
+    torch.hub and torchvision set none, and the socket module's default is the only way to give them one.
+    """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -4,30 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from exporter.models.leftovers import abbreviate, after_prefix, counter_names, sentence, training_leftovers, without
 from exporter.models.part_names import HEAD, KNOWN, LAYOUTS, Layout, torchvision_name
 from runtimes.errors import BadInput
 
-COUNTERS = ("n_averaged", "total_ops", "total_params")
-"""Last parts of the names under which torch.optim.swa_utils.AveragedModel and thop count."""
-TRAINING = re.compile(
-    r"(.*_)?(criterion|criterions|loss|losses|loss_fn|loss_func|metric|metrics|accuracy|acc|auroc|confmat|confusion_matrix|f1)(_.*)?"
-    r"|(class|pos|cls|ce|bce)_weights?|cross_entropy|bce|ce|nll"
-)
-"""First parts of names under which Lightning modules keep losses and metrics."""
 AVERAGE = re.compile(r"(.*_)?(ema|swa|averaged?|avg)(_.*)?")
 FOLLOWER = re.compile(r"(.*_)?(momentum|encoder_k|key_encoder|encoder_m|target)(_.*)?")
-"""Names of the network that follows the one that learns: `encoder_k`, `momentum_encoder` (MoCo), `target_encoder` (BYOL)."""
-PROJECTION = re.compile(
-    r"fc|head|linear|classifier|last_linear|(.*_)?(proj\w*|predictor\w*|prediction\w*|prototypes?|queue\w*|mlp\w*)"
-)
-"""First parts of the names of what follows a self-supervised network's pooled vector."""
-SHOWN_KEYS = 4
+"""The network that follows the one that learns: `encoder_k`, `momentum_encoder` (MoCo), `target_encoder` (BYOL)."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +107,13 @@ def find_network(checkpoint: Checkpoint) -> FoundNetwork | None:
     tensors, head = _with_head(chosen, state, copies, checkpoint)
     taken = {chosen.keys[name] for name in tensors if name in chosen.keys} | head
     beside = without(state, taken)
-    left_out = [_sentence(counters, "counters of a profiler or an average")] if counters else []
+    left_out = [sentence(counters, "counters of a profiler or an average")] if counters else []
     for copy in copies:
         keys = [key for key in beside if key.startswith(copy.prefix)]
-        left_out.append(_sentence(keys, f"a copy of the network, '{copy.prefix}'"))
+        left_out.append(sentence(keys, f"a copy of the network, '{copy.prefix}'"))
         beside = without(beside, keys)
-    for what, keys in _training_leftovers(beside, chosen.prefix, checkpoint).items():
-        left_out.append(_sentence(keys, what, _abbreviate(keys, chosen.prefix)))
+    for what, keys in training_leftovers(beside, chosen.prefix, headless=checkpoint.headless).items():
+        left_out.append(sentence(keys, what, abbreviate(keys, chosen.prefix)))
         beside = without(beside, keys)
     return FoundNetwork(chosen.layout, tensors, beside, tuple(left_out))
 
@@ -144,22 +133,6 @@ def apply_pruning_masks(state: Mapping[str, Tensor], where: str) -> dict[str, Te
             )
         result[key[:-5]] = mask.to(own.dtype) * own
     return result
-
-
-def counter_names(keys: Iterable[str]) -> list[str]:
-    """The names of profilers' and averages' counters among `keys`."""
-    return [key for key in keys if key.rpartition(".")[2] in COUNTERS]
-
-
-def training_keys(keys: Iterable[str], prefix: str) -> list[str]:
-    """The names of losses and metrics among `keys`, told by their first part after the shared prefix."""
-    return [key for key in keys if TRAINING.fullmatch(_first_part(key, prefix))]
-
-
-def without(state: Mapping[str, Tensor], keys: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors whose names are not among `keys`."""
-    left = set(keys)
-    return {key: value for key, value in state.items() if key not in left}
 
 
 def _networks(state: Mapping[str, Tensor]) -> list[Network]:
@@ -241,7 +214,7 @@ def _with_head(
     inside = {network.keys[name] for name in tensors}
     found: dict[str, list[str]] = {"weight": [], "bias": []}
     for key in state:
-        match = re.fullmatch(rf"{names}(?:\.\d+)?\.(weight|bias)", _behind_prefix(key, network.prefix))
+        match = re.fullmatch(rf"{names}(?:\.\d+)?\.(weight|bias)", after_prefix(key, network.prefix))
         if match and key not in inside and not any(key.startswith(copy.prefix) for copy in copies):
             found[match[1]].append(key)
     weights = found["weight"]
@@ -257,56 +230,8 @@ def _width(tensors: Mapping[str, Tensor]) -> int:
     return int(tensors[last].shape[0])
 
 
-def _training_leftovers(beside: Mapping[str, Tensor], prefix: str, checkpoint: Checkpoint) -> dict[str, list[str]]:
-    """The names of tensors beside the network for which a bundle has no use, by kind."""
-    found = {"losses and metrics": training_keys(beside, prefix)}
-    if checkpoint.headless:
-        # Not a convolution, which would be part of something else, perhaps of a detector, whose strides may differ.
-        found["what is behind the pooled vector"] = [
-            key
-            for key, value in beside.items()
-            if key not in found["losses and metrics"]
-            and value.ndim <= 2
-            and (not key.startswith(prefix) or PROJECTION.fullmatch(_first_part(key, prefix)))
-        ]
-    return {what: keys for what, keys in found.items() if keys}
-
-
-def _first_part(key: str, prefix: str) -> str:
-    return _behind_prefix(key, prefix).partition(".")[0]
-
-
-def _behind_prefix(key: str, prefix: str) -> str:
-    """A name without as much of the prefix as it shares: of `module.fc.weight`, `fc.weight` for `module.backbone.`."""
-    for part in prefix.split("."):
-        if not part or not key.startswith(f"{part}."):
-            break
-        key = key.removeprefix(f"{part}.")
-    return key
-
-
 def _any_part_matches(kind: re.Pattern[str], prefix: str) -> bool:
     return any(kind.fullmatch(part) for part in prefix.split(".") if part)
-
-
-def _abbreviate(keys: list[str], prefix: str) -> list[str]:
-    """Abbreviate names: `module.predictor.*` for all that begin so."""
-    groups = []
-    for key in keys:
-        behind = _behind_prefix(key, prefix)
-        first, dot, _ = behind.partition(".")
-        groups.append(f"{key.removesuffix(behind)}{first}{dot and '.*'}")
-    return list(dict.fromkeys(groups))
-
-
-def _sentence(keys: list[str], what: str, shown: list[str] | None = None) -> str:
-    return f"{len(keys)} tensors of the checkpoint, {what}: {first_few(shown or keys)}"
-
-
-def first_few(keys: Iterable[str]) -> str:
-    """The first few names, for a message."""
-    shown = list(keys)
-    return ", ".join(shown[:SHOWN_KEYS]) + (", ..." if len(shown) > SHOWN_KEYS else "")
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
