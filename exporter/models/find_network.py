@@ -160,6 +160,7 @@ def _networks(state: Mapping[str, Tensor]) -> list[Network]:
 
 
 def _network_under(keys: list[str], prefix: str, layout: Layout, state: Mapping[str, Tensor]) -> Network:
+    """Read the tensors `keys`, whose names begin with `prefix`, as a network whose parts a layout names."""
     names = {key: torchvision_name(key.removeprefix(prefix), layout) for key in keys}
     times = Counter(names.values())  # a head of two layers would become one
     own = {key: name if times[name] == 1 else key.removeprefix(prefix) for key, name in names.items()}

@@ -20,13 +20,12 @@ class Config:
 
     Attributes:
         labels: class names in the order of the outputs; None where it has none.
-        other: an option that makes the network another one than the registered model, as `key = value`; None where
-            there is none.
+        unsupported: an option with which the network differs from the table's model, as `"key" value`; None for none.
         first_strided: a bottleneck has its stride on the first 1x1 convolution (v1), not on the 3x3 (v1.5).
     """
 
     labels: tuple[str, ...] | None
-    other: str | None
+    unsupported: str | None
     first_strided: bool
 
 
@@ -48,13 +47,15 @@ def config_beside(checkpoint: Path) -> Config | None:
     if not isinstance(value, dict):
         raise BadInput(f"expected {path} to hold an object, got {type(value).__name__}; put it right, or move it away")
     expected = {"hidden_act": "relu", "downsample_in_first_stage": False}
-    other = next((f'"{key}" {value[key]!r}' for key, usual in expected.items() if value.get(key, usual) != usual), None)
+    unsupported = (f'"{key}" {value[key]!r}' for key, usual in expected.items() if value.get(key, usual) != usual)
     return Config(
-        labels_from_id2label(value.get("id2label")), other, bool(value.get("downsample_in_bottleneck", False))
+        labels_from_id2label(value.get("id2label")),
+        next(unsupported, None),
+        bool(value.get("downsample_in_bottleneck", False)),
     )
 
 
-def check_form(config: Config, spec: ModelSpec, checkpoint: Path) -> None:
+def check_config(config: Config, spec: ModelSpec, checkpoint: Path) -> None:
     """Check that a config describes the network that is asked for.
 
     Raises:
@@ -62,10 +63,10 @@ def check_form(config: Config, spec: ModelSpec, checkpoint: Path) -> None:
         PlanError: it describes another variant: the strides are in another place.
     """
     beside = checkpoint.parent / CONFIG
-    if config.other is not None:
+    if config.unsupported is not None:
         raise BadInput(
-            f"{beside} says {config.other}, so {checkpoint.name} is not a {spec.name}; export package.module:factory, "
-            "which makes it"
+            f"{beside} says {config.unsupported}, so {checkpoint.name} is not a {spec.name}; "
+            "export package.module:factory, which makes it"
         )
     variant = V1 if config.first_strided else V1_5
     if spec.variant in (V1, V1_5) and spec.variant != variant:

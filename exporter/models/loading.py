@@ -15,7 +15,7 @@ from exporter.models.checkpoints import sha256_of_state, state_from_file
 from exporter.models.determinism import Attempt, describe, logits_within, side_that_fits, try_black_image
 from exporter.models.failing_layer import reason
 from exporter.models.find_network import Checkpoint
-from exporter.models.hugging_face import check_form, config_beside
+from exporter.models.hugging_face import check_config, config_beside
 from exporter.models.labels import labels_for_classes
 from exporter.models.loaded import LoadedModel
 from exporter.models.part_names import HUGGING_FACE
@@ -57,7 +57,7 @@ def _model_from_checkpoint(source: ModelSource, request: ModelRequest) -> Loaded
     fitted = source.load(request.spec, checkpoint)
     config = config_beside(path) if fitted.layout is HUGGING_FACE else None
     if config is not None:
-        check_form(config, request.spec, path)
+        check_config(config, request.spec, path)
     weights = WeightsFacts("file", sha256_of_file(path))
     loaded = _assemble(request, fitted.module, weights, source.preprocess(request.spec), None)
     loaded = replace(loaded, left_out=fitted.left_out)

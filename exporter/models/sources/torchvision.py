@@ -79,7 +79,7 @@ def pretrained(spec: ModelSpec) -> Pretrained:
 
 
 def preprocess(spec: ModelSpec) -> Preprocess:
-    """The preprocessing with which torchvision evaluates the default weights; if there are none, its first ResNet-50's."""
+    """The preprocessing with which torchvision evaluates the default weights, or those of its first ResNet-50."""
     preset = (_default_weights(spec) if spec.weights else ResNet50_Weights.IMAGENET1K_V1).transforms()
     (resize,), (crop,) = preset.resize_size, preset.crop_size
     return Preprocess(
