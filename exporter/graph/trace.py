@@ -49,7 +49,7 @@ def program_from_module(module: nn.Module, shape: tuple[int, int, int]) -> Expor
             return TraceError(f"torch.export cannot trace {what}: {_trace_reason(error, module)}")
 
         with foreign_code(trace_error), plain_fp32(), torch.no_grad(), _quiet():
-            module.eval()  # somebody's own may return nothing
+            module.eval()  # not chained: a foreign one may return None
             program = torch.export.export(module, (example,), dynamic_shapes=_free_batch(module, example))
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine

@@ -161,7 +161,7 @@ def check_deterministic(module: nn.Module, picture: NDArray[np.float32], name: s
 def _run(module: nn.Module, inputs: Tensor, as_error: Callable[[BaseException], ResnetExportError]) -> object:
     """Run a network in evaluation mode; what it raises becomes the error that `as_error` makes of it."""
     with foreign_code(as_error), plain_fp32(), torch.no_grad():
-        module.eval()  # somebody's own may return nothing
+        module.eval()  # not chained: a foreign one may return None
         return module(inputs)
 
 
