@@ -129,7 +129,7 @@ def fold_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def differences(module: nn.Module, state: Mapping[str, Tensor]) -> str:
     """Say which tensors are missing, unexpected, of another shape or of another type; empty if all fit.
 
-    Batch counters may be missing.
+    Batch counters are ignored.
     """
     wanted = {key: value for key, value in module.state_dict().items() if not key.endswith("num_batches_tracked")}
     missing = [key for key in wanted if key not in state]
@@ -168,14 +168,8 @@ def spec_from_state(state: Mapping[str, Tensor]) -> ModelSpec | None:
     architecture = _architecture_from_state(state)
     if architecture is None:
         return None
-    name = next((spec.name for spec in MODELS.values() if spec.architecture == architecture), None) or _pattern_name(
-        architecture
-    )
-    if name is None:
-        name = min(
-            (spec for spec in MODELS.values() if spec.architecture),
-            key=lambda spec: _distance(spec.architecture, architecture),
-        ).name
+    same = (spec.name for spec in MODELS.values() if spec.architecture == architecture)
+    name = next(same, None) or _pattern_name(architecture) or _nearest_name(architecture)
     padded = len(architecture.blocks) == 3 and "layer2.0.downsample.0.weight" not in state
     return find_model(name, PAD if padded and PAD in find_model(name).variants else None)
 
@@ -206,7 +200,7 @@ def _misfit(create: Create, spec: ModelSpec, state: Mapping[str, Tensor], found:
             f"{differs}; {OWN_NETWORK}"
         )
     if not differs:
-        return f"{_surplus(asked, state, found)}"
+        return _surplus(asked, state, found)
     return (
         f"has the parts of a {asked}, and differs from it: {'; '.join(filter(None, (differs, beside)))}; "
         f"{_remedy([*found.unknown])}"
@@ -273,17 +267,20 @@ def _pattern_name(architecture: Architecture) -> str | None:
     return f"resnext{depth}_{architecture.groups}x{architecture.width}d"
 
 
-def _distance(known: Architecture | None, architecture: Architecture) -> tuple[int, ...]:
-    assert known is not None
-    stages = abs(len(known.blocks) - len(architecture.blocks))
-    blocks = sum(abs(one - other) for one, other in zip(known.blocks, architecture.blocks, strict=False))
-    return (
-        stages,
-        known.bottleneck != architecture.bottleneck,
-        known.stem != architecture.stem,
-        abs(known.groups - architecture.groups) + abs(known.width - architecture.width),
-        blocks,
-    )
+def _nearest_name(architecture: Architecture) -> str:
+    """The name of the table's most similar model: first by its stages, then by kind, stem, width and blocks."""
+
+    def distance(known: Architecture) -> tuple[int, ...]:
+        return (
+            abs(len(known.blocks) - len(architecture.blocks)),
+            known.bottleneck != architecture.bottleneck,
+            known.stem != architecture.stem,
+            abs(known.groups - architecture.groups) + abs(known.width - architecture.width),
+            sum(abs(one - other) for one, other in zip(known.blocks, architecture.blocks, strict=False)),
+        )
+
+    known = ((distance(spec.architecture), spec.name) for spec in MODELS.values() if spec.architecture)
+    return min(known, key=lambda pair: pair[0])[1]
 
 
 def _with_downsample_name(key: str, state: Mapping[str, Tensor]) -> str:
