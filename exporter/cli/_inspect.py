@@ -61,7 +61,7 @@ def _inspect_engine(path: Path, *, as_json: bool) -> None:
 
 def _inspect_onnx(path: Path, *, as_json: bool) -> None:
     with needed_for("inspecting an ONNX file", "pip install 'resnet-export[export]'"):
-        from exporter.graph.facts import graph_facts
+        from exporter.graph.counts import graph_facts
         from exporter.graph.onnx_file import model_from_file
         from exporter.lowering.qdq.lint import lint
     model = model_from_file(path)

@@ -1,1 +1,1 @@
-"""ONNX graphs in general: made from a program, simplified, named, measured, probed."""
+"""Build, simplify, name, measure and probe ONNX graphs, whatever their precision."""

@@ -1,4 +1,4 @@
-"""Residual blocks of a graph, found by its additions; for graphs of any origin, whatever their nodes are called."""
+"""Find a graph's residual blocks by its additions, whatever its nodes are called and whoever made it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ ADDITIONS = ("Add", "Sum")
 
 @dataclass(frozen=True)
 class Block:
-    """A stretch of the graph: the stem, a residual block, or the head.
+    """A part of the graph: the stem, a residual block, or the head.
 
     Attributes:
-        name: what its convolutions' names begin with, `layer1.0`; `stem` and `head` at the ends.
-        nodes: places in the graph's list of nodes, ascending.
-        addition: the residual addition that ends it, as a place in that list; None for the stem and the head.
-        ends: the tensors that leave it. One for the stem and a residual block: where the next block's branches part, which is behind the
-            activation that follows the addition. For the head, the graph's outputs that no block before it gives.
+        name: the common beginning of its convolutions' names, such as `layer1.0`; `stem` and `head` for the two others.
+        nodes: indices in the graph's list of nodes, ascending.
+        addition: index of the residual addition that ends the block; None for the stem and the head.
+        ends: the tensors that leave it. For the stem and a residual block it is one: where the next block's branches
+            fork, which is after the activation that follows the addition. For the head they are the graph's outputs
+            that no earlier block makes.
     """
 
     name: str
@@ -36,17 +37,20 @@ class Residual:
     """A residual addition.
 
     Attributes:
-        parting: the tensor where its two branches part; None where they share nothing.
-        shortcut: which of its inputs is the shortcut: the one with fewer convolutions back to there.
+        fork: the tensor where its two branches fork; None if they share nothing.
+        shortcut: index of the input that is the shortcut: the one with fewer convolutions since the fork.
     """
 
     addition: onnx.NodeProto
-    parting: str | None
+    fork: str | None
     shortcut: int
 
 
 def residual_additions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The additions of two computed tensors, one of them behind a convolution. One of a constant is a bias; before the first, preprocessing."""
+    """The additions of two computed tensors, at least one of them after a convolution.
+
+    An addition of a constant is a bias; one before the first convolution is preprocessing.
+    """
     constants = constant_names(graph)
     convolved: set[str] = set()
     for node in graph.node:
@@ -57,18 +61,18 @@ def residual_additions(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def residuals(graph: onnx.GraphProto) -> list[Residual]:
-    """The residual additions of a graph, in its order; nodes must be in topological order."""
+    """The residual additions of a graph, in the order of its nodes, which must be topological."""
     makers = _makers(graph)
     return [_residual(graph.node, addition, makers) for addition in residual_additions(graph)]
 
 
 def blocks(graph: onnx.GraphProto) -> tuple[Block, ...]:
-    """Every node in exactly one block, in the graph's order; nodes must be in topological order."""
+    """Divide a graph, whose nodes must be in topological order, into blocks: every node is in exactly one."""
     producers = {name: place for place, node in enumerate(graph.node) for name in node.output}
     left = set(range(len(graph.node)))
 
-    def taken(tensor: str) -> list[int]:
-        """What `tensor` is computed from and no block has yet."""
+    def take(tensor: str) -> list[int]:
+        """Remove from `left` the nodes that `tensor` is computed by, and return them."""
         found, tensors = [], [tensor]
         while tensors:
             place = producers.get(tensors.pop())
@@ -82,10 +86,10 @@ def blocks(graph: onnx.GraphProto) -> tuple[Block, ...]:
     ends: list[tuple[str, ...]] = [()]
     found = residuals(graph)
     for residual in found:
-        if residual.parting is not None and (behind := taken(residual.parting)):
+        if residual.fork is not None and (behind := take(residual.fork)):
             members[-1] += behind
-            ends[-1] = (residual.parting,)
-        members.append(taken(residual.addition.output[0]))
+            ends[-1] = (residual.fork,)
+        members.append(take(residual.addition.output[0]))
         ends.append((residual.addition.output[0],))
     if found and (behind := _until_next_fork(graph, found[-1].addition.output[0], left)):
         members[-1] += behind
@@ -93,12 +97,18 @@ def blocks(graph: onnx.GraphProto) -> tuple[Block, ...]:
     members.append(list(left))
     ends.append(tuple(value.name for value in graph.output if producers.get(value.name) in left))
     sums = [None, *(producers[residual.addition.output[0]] for residual in found), None]
-    names = ["stem", *(_name(graph, places, place) for places, place in zip(members[1:-1], sums[1:-1], strict=True)), "head"]
-    return tuple(Block(*one) for one in zip(names, (tuple(sorted(places)) for places in members), sums, ends, strict=True))
+    names = [
+        "stem",
+        *(_block_name(graph, places, place) for places, place in zip(members[1:-1], sums[1:-1], strict=True)),
+        "head",
+    ]
+    return tuple(
+        Block(*one) for one in zip(names, (tuple(sorted(places)) for places in members), sums, ends, strict=True)
+    )
 
 
 def _makers(graph: onnx.GraphProto) -> dict[str, int]:
-    """The place of the node that makes each tensor, of those that depend on the graph's inputs; -1 for the inputs themselves."""
+    """Index of the node that makes each tensor that depends on the graph's inputs; -1 for the inputs themselves."""
     constants = {tensor.name for tensor in graph.initializer}
     makers = {value.name: -1 for value in graph.input if value.name not in constants}
     for place, node in enumerate(graph.node):
@@ -108,17 +118,23 @@ def _makers(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def _residual(nodes: Sequence[onnx.NodeProto], addition: onnx.NodeProto, makers: Mapping[str, int]) -> Residual:
-    """The branches part at the nearest tensor that both are computed from, by convolutions; of those equally near the last: shapes come before it."""
+    """Find where the branches of an addition fork: at the nearest tensor that both are computed from.
+
+    Distances count convolutions. Of tensors equally near it is the last: shapes may be computed from earlier ones.
+    """
     first, second = _convolutions_back(nodes, addition.input[:2], makers)
     shared = (name for name in first if name in second)
-    parting = min(shared, key=lambda name: (first[name] + second[name], -makers.get(name, -1)), default=None)
-    return Residual(addition, parting, 0 if parting is not None and first[parting] < second[parting] else 1)
+    fork = min(shared, key=lambda name: (first[name] + second[name], -makers.get(name, -1)), default=None)
+    return Residual(addition, fork, 0 if fork is not None and first[fork] < second[fork] else 1)
 
 
-def _convolutions_back(nodes: Sequence[onnx.NodeProto], starts: Sequence[str], makers: Mapping[str, int]) -> list[dict[str, int]]:
-    """For each of two tensors and every tensor that it is computed from: the most convolutions between the two.
+def _convolutions_back(
+    nodes: Sequence[onnx.NodeProto], starts: Sequence[str], makers: Mapping[str, int]
+) -> list[dict[str, int]]:
+    """For each of two tensors: every tensor that it is computed from, and the most convolutions between the two.
 
-    Goes no further back than to where all that is left comes through one tensor that both have: deep networks have hundreds of additions.
+    The search ends at the first tensor through which everything before it goes, since deep networks have hundreds of
+    additions.
     """
     furthest = [{start: 0} for start in starts]
     waiting = {makers[start] for start in starts if start in makers} - {-1}
@@ -138,7 +154,7 @@ def _convolutions_back(nodes: Sequence[onnx.NodeProto], starts: Sequence[str], m
 
 
 def _until_next_fork(graph: onnx.GraphProto, tensor: str, left: set[int]) -> list[int]:
-    """The activation behind the last addition, which belongs to its block as the others' do."""
+    """The activation after the last addition, which belongs to its block as the other blocks' activations do."""
     users = [place for place, node in enumerate(graph.node) if tensor in node.input]
     if len(users) != 1 or graph.node[users[0]].op_type != "Relu":
         return []
@@ -146,8 +162,8 @@ def _until_next_fork(graph: onnx.GraphProto, tensor: str, left: set[int]) -> lis
     return users
 
 
-def _name(graph: onnx.GraphProto, places: Sequence[int], addition: int | None) -> str:
-    """What the convolutions' names have in common, part by part; else the addition's own name."""
+def _block_name(graph: onnx.GraphProto, places: Sequence[int], addition: int | None) -> str:
+    """The common beginning of the convolutions' names, part by part; the addition's own name if there is none."""
     names = [graph.node[place].name for place in places if graph.node[place].op_type in CONVOLUTIONS]
     separator = "/" if any("/" in name for name in names) else "."
     parts = zip(*(name.split(separator)[:-1] for name in names), strict=False)

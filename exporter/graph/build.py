@@ -1,4 +1,4 @@
-"""From a program to a clean FP32 graph: the one place that knows the order trace, simplify, pixel input, resize."""
+"""Build a bundle's FP32 graph from a traced program. The only place that knows the order of its steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 
 from exporter.graph.pillow_resize import with_any_size
 from exporter.graph.pixel_input import with_uint8_input
-from exporter.graph.simplify import SIMPLIFY_IMAGES, simplified
+from exporter.graph.simplify import SIMPLIFY_IMAGES, simplify
 from exporter.graph.trace import onnx_from_program
 from runtimes.preprocess import Preprocess
 from runtimes.progress import Steps
@@ -21,12 +21,12 @@ from runtimes.specs import BatchRange
 
 @dataclass(frozen=True)
 class GraphForm:
-    """The form of a graph.
+    """The inputs, outputs and opset that a graph is to have.
 
     Attributes:
-        outputs: their names.
-        takes_pixels: uint8 pixels in place of normalised float32, the preprocessing inside.
-        any_size: pixels of any size, which the graph resizes and crops, too.
+        outputs: the outputs' names.
+        takes_pixels: the input is uint8 pixels, which the graph normalises, in place of normalised float32.
+        any_size: the pixels may be of any size: the graph resizes and crops them as well.
     """
 
     opset: int
@@ -36,23 +36,27 @@ class GraphForm:
     any_size: bool = False
 
 
-def clean_graph(program: ExportedProgram, form: GraphForm, preprocess: Preprocess, inputs: NDArray[np.float32], steps: Steps) -> onnx.ModelProto:
-    """The simplified FP32 graph of a program, as it is lowered: of `form`, but for the resizing, which `with_resize` puts in front.
+def clean_graph(
+    program: ExportedProgram, form: GraphForm, preprocess: Preprocess, inputs: NDArray[np.float32], steps: Steps
+) -> onnx.ModelProto:
+    """Build the simplified FP32 graph of a program, ready to be lowered.
+
+    It has the given form but for the resizing, which `with_resize` adds after the graph was lowered.
 
     Args:
-        inputs: float32 (images, channels, height, width), some that the program takes: simplifying must not change what it computes.
+        inputs: float32 (images, channels, height, width), on which the simplified graph must compute the same.
 
     Raises:
-        TraceError: PyTorch cannot turn the program into a graph, or the graph is not what the program is.
+        TraceError: PyTorch cannot turn the program into a graph, or the graph differs from the program in a known way.
         SimplifyError: the simplified graph computes something else.
     """
     with steps("trace"):
         traced = onnx_from_program(program, opset=form.opset, batch=form.batch, outputs=form.outputs)
     with steps("simplify"):
-        clean = simplified(traced, inputs[:SIMPLIFY_IMAGES])
+        clean = simplify(traced, inputs[:SIMPLIFY_IMAGES])
         return with_uint8_input(clean, preprocess) if form.takes_pixels else clean
 
 
 def with_resize(model: onnx.ModelProto, form: GraphForm, preprocess: Preprocess) -> onnx.ModelProto:
-    """A clean graph, or what it was lowered to, with the resizing that its form asks for."""
+    """A clean or lowered graph, with the resizing in front of it that its form asks for."""
     return with_any_size(model, preprocess) if form.any_size else model

@@ -1,8 +1,8 @@
-"""Keep the constants that guard a network's divisions from torch's optimiser, which takes any number up to 1e-8 for zero.
+"""Keep torch's optimiser from dropping the tiny constants that guard a network's divisions.
 
-onnxscript drops the addition of a scalar that `math.isclose` holds equal to 0, with an absolute tolerance of 1e-8 (`rewriter/_pattern_ir.py`). So
-`x / (norm + 1e-12)` became `x / norm`, in FP32 too, and answered a picture of one colour with NaN. It looks at scalars alone: here they become
-vectors of one number, which add alike.
+onnxscript drops the addition of a scalar that `math.isclose` takes for 0, with an absolute tolerance of 1e-8
+(`rewriter/_pattern_ir.py`). So `x / (norm + 1e-12)` became `x / norm`, even in FP32, and a picture of one colour gave
+NaN. onnxscript looks at scalars only: as vectors of one number the constants stay, and add the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LARGEST_TAKEN_FOR_ZERO = 1.01e-8
 
 
 def keep_guards(model: ir.Model) -> None:
-    """Write the tiny scalars that a graph adds or subtracts as vectors of one number; in place, before it is optimised."""
+    """Turn the tiny scalars that a graph adds or subtracts into vectors of one number; in place, before optimising."""
     for node in list(model.graph):
         if node.op_type not in ("Add", "Sub"):
             continue
@@ -32,6 +32,6 @@ def keep_guards(model: ir.Model) -> None:
 
 
 def _scalar(value: ir.Value | None) -> NDArray[Any] | None:
-    """An FP32 constant of rank zero; None for anything else."""
+    """The value of an FP32 constant of rank zero; None for anything else."""
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None or len(tensor.shape) or tensor.dtype != ir.DataType.FLOAT else tensor.numpy()

@@ -1,7 +1,8 @@
-"""An FP32 graph and what was lowered from it, joined into one graph in which each takes tensors from the other.
+"""Join an FP32 graph and the graph lowered from it into one, in which each reads tensors of the other.
 
-Both are put side by side under prefixes. Where the lowered one is to take a tensor of the FP32 one, the Cast that rounds the tensor rounds
-that in its place; where the FP32 one is to take a tensor of the lowered one, it reads the rounded value. What nothing reads is left out.
+Both stand side by side under prefixes. Where the lowered graph reads a tensor of the FP32 graph, the Cast that rounds
+its own tensor rounds that one instead; where the FP32 graph reads a tensor of the lowered graph, it gets the rounded
+values. Nodes that no output needs are left out.
 """
 
 from __future__ import annotations
@@ -15,60 +16,80 @@ FP32, LOWERED = "fp32/", "lowered/"
 ROUNDING = ("Cast", "QuantizeLinear", "DequantizeLinear")
 
 
-def hybrid(original: onnx.ModelProto, lowered: onnx.ModelProto, returned: Collection[str]) -> onnx.ModelProto:
-    """The lowered graph in which the nodes `returned` compute in FP32, with FP32 weights, what they are fed.
+def with_fp32_nodes(original: onnx.ModelProto, lowered: onnx.ModelProto, nodes: Collection[str]) -> onnx.ModelProto:
+    """The lowered graph with some nodes computing in FP32, with FP32 weights, from the inputs that they have there.
 
     Args:
         original: the FP32 graph; its nodes and tensors have the lowered graph's names.
-        lowered: as the simulation of its precision has it.
-        returned: names of nodes.
-
-    With none returned it computes what `lowered` does, with all returned what `original` does.
+        lowered: the lowered graph as its precision simulates it.
+        nodes: names of the nodes to compute in FP32. With none the result computes what `lowered` does, with all what
+            `original` does.
     """
-    computed = {name: node.name in returned for node in original.graph.node for name in node.output}
+    in_fp32 = {name: node.name in nodes for node in original.graph.node for name in node.output}
     names = _lowered_names(original.graph, lowered.graph)
     makers = {name: node for node in lowered.graph.node for name in node.output}
-    to_lowered = {names[name]: f"{FP32}{name}" for name, is_returned in computed.items() if is_returned}
+    to_lowered = {names[name]: f"{FP32}{name}" for name, is_fp32 in in_fp32.items() if is_fp32}
     rounded = {name: source for name, source in to_lowered.items() if makers[name].op_type == "Cast"}
     taken = {name: source for name, source in to_lowered.items() if name not in rounded}
-    inputs = _kept(original.graph)
+    inputs = _shared_names(original.graph)
     inside = [
-        _prefixed(node, LOWERED, {node.input[0]: rounded[node.output[0]]} if node.output[0] in rounded else {**inputs, **taken})
+        _with_prefix(
+            node,
+            LOWERED,
+            {node.input[0]: rounded[node.output[0]]} if node.output[0] in rounded else {**inputs, **taken},
+        )
         for node in lowered.graph.node
     ]
-    to_fp32 = (name for name, is_returned in computed.items() if not is_returned)
-    given = {name: f"{LOWERED}{names[name]}.wide" if f"{names[name]}.wide" in makers else f"{LOWERED}{names[name]}" for name in to_fp32}
-    outside = [_prefixed(node, FP32, {**inputs, **given}) for node in original.graph.node]
-    return _joined(original, lowered, outside + inside, {value.name: given.get(value.name, f"{FP32}{value.name}") for value in original.graph.output})
+    to_fp32 = (name for name, is_fp32 in in_fp32.items() if not is_fp32)
+    given = {
+        name: f"{LOWERED}{names[name]}.wide" if f"{names[name]}.wide" in makers else f"{LOWERED}{names[name]}"
+        for name in to_fp32
+    }
+    outside = [_with_prefix(node, FP32, {**inputs, **given}) for node in original.graph.node]
+    return _join(
+        original,
+        lowered,
+        outside + inside,
+        {value.name: given.get(value.name, f"{FP32}{value.name}") for value in original.graph.output},
+    )
 
 
-def apart(original: onnx.ModelProto, lowered: onnx.ModelProto, ends: Sequence[str]) -> onnx.ModelProto:
-    """A graph that gives the tensors `ends` as blocks of the lowered graph compute them from what is exact: what each does wrong by itself.
+def with_exact_block_inputs(
+    original: onnx.ModelProto, lowered: onnx.ModelProto, ends: Sequence[str]
+) -> onnx.ModelProto:
+    """Feed each lowered block exact FP32 input, so that each output shows that block's error alone.
 
     Args:
-        ends: the tensors at which one block ends and the next begins. Each is given as it was rounded, to INT8 too; so a block answers for the
-            range of what it gives, and the next one, which is fed the exact tensor, does not.
+        ends: the tensors at which one block ends and the next begins; they are the result's outputs. Each is returned
+            as it was rounded, to INT8 as well, so that the error of its range counts for the block that makes it and
+            not for the next one.
     """
     names = _lowered_names(original.graph, lowered.graph)
     produced = {name for node in lowered.graph.node for name in node.output}
     forms = {f"{names[end]}.exact" if f"{names[end]}.exact" in produced else names[end]: end for end in ends}
-    inputs = _kept(original.graph)
+    inputs = _shared_names(original.graph)
     taken = {name: f"{FP32}{end}" for name, end in forms.items()}
     inside = []
     for node in lowered.graph.node:
         is_rounding = node.op_type in ROUNDING and node.input[0] in forms
-        inside.append(_prefixed(node, LOWERED, inputs if is_rounding else {**inputs, **taken}))
+        inside.append(_with_prefix(node, LOWERED, inputs if is_rounding else {**inputs, **taken}))
         if is_rounding:
             forms[node.output[0]] = forms[node.input[0]]
             taken[node.output[0]] = taken[node.input[0]]
-    outside = [_prefixed(node, FP32, inputs) for node in original.graph.node]
-    return _joined(original, lowered, outside + inside, {end: f"{LOWERED}{name}" for name, end in forms.items()})
+    outside = [_with_prefix(node, FP32, inputs) for node in original.graph.node]
+    return _join(original, lowered, outside + inside, {end: f"{LOWERED}{name}" for name, end in forms.items()})
 
 
-def _joined(original: onnx.ModelProto, lowered: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], outputs: Mapping[str, str]) -> onnx.ModelProto:
-    """A model of what is needed of `nodes`, those of both under their prefixes; `outputs` maps the result's outputs to their tensors."""
+def _join(
+    original: onnx.ModelProto, lowered: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], outputs: Mapping[str, str]
+) -> onnx.ModelProto:
+    """A model of those of `nodes`, prefixed nodes of both graphs, that its outputs need.
+
+    Args:
+        outputs: name of an output -> the prefixed tensor that it returns.
+    """
     nodes = [*nodes, *(helper.make_node("Identity", [tensor], [name]) for name, tensor in outputs.items())]
-    nodes = _needed(nodes, outputs)
+    nodes = _needed_nodes(nodes, outputs)
     read = {name for node in nodes for name in node.input}
     weights = []
     for prefix, model in ((FP32, original), (LOWERED, lowered)):
@@ -79,24 +100,28 @@ def _joined(original: onnx.ModelProto, lowered: onnx.ModelProto, nodes: Sequence
                 weights[-1].name = f"{prefix}{tensor.name}"
     declared = {value.name: value for value in original.graph.output}
     values = [declared.get(name, onnx.ValueInfoProto(name=name)) for name in outputs]
-    graph = helper.make_graph(nodes, "hybrid", original.graph.input, values, weights)
+    graph = helper.make_graph(nodes, "mixed", original.graph.input, values, weights)
     return helper.make_model(graph, opset_imports=lowered.opset_import, ir_version=lowered.ir_version)
 
 
 def _lowered_names(original: onnx.GraphProto, lowered: onnx.GraphProto) -> dict[str, str]:
-    """What each computed tensor of the FP32 graph is called in the lowered one: an output is there the one behind a last Cast."""
-    casts = {node.output[0]: node.input[0] for node in lowered.node if node.op_type == "Cast" and node.name == f"{node.output[0]}.cast"}
+    """FP32 graph's tensor -> its name in the lowered graph; for an output, the name before its last Cast."""
+    casts = {
+        node.output[0]: node.input[0]
+        for node in lowered.node
+        if node.op_type == "Cast" and node.name == f"{node.output[0]}.cast"
+    }
     outputs = {value.name for value in original.output}
     return {name: casts.get(name, name) if name in outputs else name for node in original.node for name in node.output}
 
 
-def _kept(graph: onnx.GraphProto) -> dict[str, str]:
-    """Names that get no prefix: both graphs' input is the result's, and an optional input left out has none."""
+def _shared_names(graph: onnx.GraphProto) -> dict[str, str]:
+    """Names that get no prefix: that of the input, which both graphs share, and the empty one of an omitted input."""
     return {value.name: value.name for value in graph.input} | {"": ""}
 
 
-def _prefixed(node: onnx.NodeProto, prefix: str, instead: Mapping[str, str]) -> onnx.NodeProto:
-    """A copy whose names all have a prefix, but for the inputs that are to be something else."""
+def _with_prefix(node: onnx.NodeProto, prefix: str, instead: Mapping[str, str]) -> onnx.NodeProto:
+    """A copy whose names all have a prefix, except for the inputs that `instead` replaces."""
     result = onnx.NodeProto()
     result.CopyFrom(node)
     result.name = f"{prefix}{node.name}" if node.name else ""
@@ -105,8 +130,8 @@ def _prefixed(node: onnx.NodeProto, prefix: str, instead: Mapping[str, str]) -> 
     return result
 
 
-def _needed(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
-    """The nodes that the outputs are computed by, each behind those that it reads from."""
+def _needed_nodes(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """The nodes that the outputs need, in topological order."""
     makers = {name: place for place, node in enumerate(nodes) for name in node.output if name}
     ordered, seen = [], set()
     stack = [(makers[name], False) for name in outputs]

@@ -1,4 +1,4 @@
-"""Read an ONNX file of any origin: checked, and with its large weights left where they are."""
+"""Read and check an ONNX file of any origin; large weights in other files are left unread."""
 
 from __future__ import annotations
 
@@ -10,28 +10,32 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, external_data_helper
 
-from exporter.graph.facts import inlined, subgraphs
+from exporter.graph.facts import inline_functions, subgraphs
 from runtimes.errors import BadInput
 
 LARGEST_BYTES = 2 << 30
-"""Protobuf reads no more in one message; what is larger keeps its weights in files beside it."""
+"""Protobuf's limit for one message; larger models keep their weights in files beside them."""
 LOADED_ELEMENTS = 1 << 16
-"""Of tensors in other files those up to this size are read: scales, zero points, shapes. Weights have sizes and types without being read."""
+"""Tensors in other files are read up to this size: scales, zero points, shapes. Of weights, type and shape suffice."""
 
 
 def model_from_file(path: Path) -> onnx.ModelProto:
-    """The model, checked by onnx's checker, its local functions replaced by what they are made of.
+    """Read a model, check it with onnx's checker, and inline its local functions.
 
-    Of what is stored in files beside it, the small tensors are loaded and the large ones are not.
+    Of tensors stored in files beside it, the small ones are loaded and the large ones are not.
 
     Raises:
-        BadInput: there is no such file, it is no ONNX model or holds no graph, or a file that it names is missing or too short.
+        BadInput: there is no such file, it is no ONNX model or holds no graph, or a file that it names is missing or
+            too short.
     """
     if not path.is_file():
-        raise BadInput(f"{path}: expected an ONNX model, got {'a folder' if path.is_dir() else 'nothing'} there; give a file")
+        raise BadInput(
+            f"{path}: expected an ONNX model, got {'a folder' if path.is_dir() else 'nothing'} there; give a file"
+        )
     if path.stat().st_size >= LARGEST_BYTES:
         raise BadInput(
-            f"{path} is no ONNX model: expected less than 2 GiB, got {path.stat().st_size / 1e9:.1f} GB; keep its weights in a file beside it"
+            f"{path} is no ONNX model: expected less than 2 GiB, got {path.stat().st_size / 1e9:.1f} GB; "
+            "keep its weights in a file beside it"
         )
     try:
         model = onnx.load(path, load_external_data=False)
@@ -44,7 +48,7 @@ def model_from_file(path: Path) -> onnx.ModelProto:
             _load_small(tensor, path)
     try:
         onnx.checker.check_model(_without_external(model))
-        model = inlined(model)
+        model = inline_functions(model)
     except Exception as error:  # as above
         raise BadInput(f"{path} is no ONNX model: {_first_line(error)}") from error
     _check_inputs(model.graph, path)
@@ -52,40 +56,51 @@ def model_from_file(path: Path) -> onnx.ModelProto:
 
 
 def _check_inputs(graph: onnx.GraphProto, path: Path) -> None:
-    """An operator of another domain that is called as one of ONNX's must have what that has: onnx's checker looks at its own alone.
+    """Check nodes of other domains that have the name of an operator of ONNX: onnx's checker skips them.
 
     Raises:
-        BadInput: one has fewer inputs or outputs.
+        BadInput: one has fewer inputs or outputs than ONNX's operator.
     """
     for node in graph.node:
         if onnx.defs.has(node.op_type):
             schema = onnx.defs.get_schema(node.op_type)
-            for what, got, least in (("inputs", len(node.input), schema.min_input), ("outputs", len(node.output), schema.min_output)):
+            for what, got, least in (
+                ("inputs", len(node.input), schema.min_input),
+                ("outputs", len(node.output), schema.min_output),
+            ):
                 if got < least and node.domain:
-                    raise BadInput(f"{path}: expected {least} {what} of {node.domain}'s {node.op_type} '{node.name}', got {got}; save it again")
+                    raise BadInput(
+                        f"{path}: expected {least} {what} of {node.domain}'s {node.op_type} '{node.name}', got {got}; "
+                        "save it again"
+                    )
         for _, inner in subgraphs(node):
             _check_inputs(inner, path)
 
 
 def _load_small(tensor: TensorProto, path: Path) -> None:
-    """
+    """Load a tensor from the file that holds it, if it is small; in place.
+
     Raises:
-        BadInput: the file that holds the tensor is missing, elsewhere than beside the model, or too short.
+        BadInput: that file is missing, not beside the model, or too short.
     """
-    told = {entry.key: entry.value for entry in tensor.external_data}
-    name = told.get("location", "")
+    storage = {entry.key: entry.value for entry in tensor.external_data}
+    name = storage.get("location", "")
     file = path.parent / name
     folder = os.path.realpath(path.parent)
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise BadInput(f"{path}: expected the weights of '{tensor.name}' in a file beside it, got '{name}'; save it again")
+        raise BadInput(
+            f"{path}: expected the weights of '{tensor.name}' in a file beside it, got '{name}'; save it again"
+        )
     if not file.is_file():
         raise BadInput(f"{path}: expected its weights in {file}, got nothing there; put that file beside it")
     try:
-        end = int(told.get("offset") or 0) + int(told.get("length") or 0)
+        end = int(storage.get("offset") or 0) + int(storage.get("length") or 0)
     except ValueError as error:
         raise BadInput(f"{path} is no ONNX model: where '{tensor.name}' is stored is not a number") from error
     if file.stat().st_size < end:
-        raise BadInput(f"{path}: expected at least {end} bytes in {file}, got {file.stat().st_size}; copy that file again")
+        raise BadInput(
+            f"{path}: expected at least {end} bytes in {file}, got {file.stat().st_size}; copy that file again"
+        )
     if math.prod(tensor.dims) <= LOADED_ELEMENTS:
         try:
             external_data_helper.load_external_data_for_tensor(tensor, folder)
@@ -96,7 +111,10 @@ def _load_small(tensor: TensorProto, path: Path) -> None:
 
 
 def _without_external(model: onnx.ModelProto) -> onnx.ModelProto:
-    """For the checker, which would look for the other files from the working folder: tensors that are left there become inputs of no use."""
+    """A copy for onnx's checker, with tensors that were left in other files made empty.
+
+    The checker would look for those files in the working folder.
+    """
     if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
         return model
     copy = onnx.ModelProto()
@@ -109,7 +127,7 @@ def _without_external(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """Every initializer, and what Constant nodes hold, of a graph and of those inside its nodes."""
+    """Every initializer and every tensor held by a node's attribute, in a graph and in those inside its nodes."""
     yield from graph.initializer
     for node in graph.node:
         yield from (attribute.t for attribute in node.attribute if attribute.type == onnx.AttributeProto.TENSOR)

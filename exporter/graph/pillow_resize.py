@@ -1,17 +1,20 @@
-"""Resizing and cropping inside the graph, to the last bit what `Preprocess.pixels` does outside it with Pillow.
+"""Put resizing and cropping into the graph, bit for bit as `Preprocess.pixels` does them outside it with Pillow.
 
-Pillow resizes one axis after the other. A new pixel is the sum of old ones times coefficients, each the filter's value at their distance divided by
-the sum of all, rounded to 2**-22; each pass rounds to whole levels (src/libImaging/Resample.c). ONNX's Resize rounds otherwise, and TensorRT's parser
-takes none with antialias. So the graph makes Pillow's coefficients from the picture's shape, and two matrix products apply them. It makes the rows
-alone that the crop keeps, and a row of zeros where the crop reaches over the border, which is black.
+Pillow resizes one axis after the other. A new pixel is a sum of old ones times coefficients. Each coefficient is the
+filter's value at the distance of the two pixels, divided by the sum of all, and rounded to 2**-22; each pass rounds to
+whole levels (src/libImaging/Resample.c). ONNX's Resize rounds differently, and TensorRT's parser refuses it with
+antialias. So the graph computes Pillow's coefficients from the picture's shape, and applies them with two matrix
+products. It computes only the rows and columns that the crop keeps; where the crop reaches over the border they are
+zeros, that is black.
 
-- Distances are whole numbers once multiplied by twice the sizes, and so are both filters' values: 64-bit integers hold them, and the coefficients are
-  exactly Pillow's. (The cubic's are third powers of sizes: from 8192 pixels on they are made of coarser distances.)
-- A coefficient of 22 bits times a level of 8 is more than single precision holds, and TensorRT has no double. So each is cut into a high and a low
-  part of 11 bits. Their products with levels, and the sums over up to 32 taps, are whole numbers up to 2**24: exact in whatever order they are
-  summed, and in TF32 too.
+- Distances, and the values of both filters, are whole numbers once they are multiplied by twice the sizes. 64-bit
+  integers hold them, so that the coefficients are exactly Pillow's. (The cubic filter's values are third powers of
+  sizes: from 8192 pixels on they are computed from coarser distances.)
+- A coefficient of 22 bits times a level of 8 bits is more than single precision holds, and TensorRT has no double. So
+  each coefficient is split into a high part of 10 bits and a low part of 12. Their products with levels, and the sums
+  over up to 32 taps, are whole numbers up to 2**24: exact in whatever order they are summed, and in TF32 too.
 
-All pictures of a batch have one size, and are resized to one. A shorter side that is resized to N keeps its ratio to the longer one.
+All pictures of a batch have the same size. If the shorter side is resized to N, the longer one keeps its ratio to it.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ PREFIX = "pixels.resize"
 BITS, LOW_BITS = 22, 12
 HIGH_BITS = BITS - LOW_BITS
 FINEST_SIDE, FINEST_WORK = 13, 19
-"""Powers of two: up to such a side, and such a product of side and scale, what `_quotient` makes of the cubic's values fits into 63 bits."""
+"""Powers of two: up to such a side, and such a product of side and scale, `_quotient` of the cubic filter's values fits
+into 63 bits."""
 IR_VERSION = 10
 
 
@@ -48,7 +52,11 @@ class Writer:
     def node(self, operator: str, *operands: Operand, **attributes: Any) -> Value:
         """Append a node; numbers and arrays among its operands become constants."""
         name = f"{PREFIX}.{operator.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, [self._name(operand) for operand in operands], [f"{name}.out"], name=name, **attributes))
+        self.nodes.append(
+            helper.make_node(
+                operator, [self._name(operand) for operand in operands], [f"{name}.out"], name=name, **attributes
+            )
+        )
         return Value(self, f"{name}.out")
 
     def _name(self, operand: Operand) -> str:
@@ -56,13 +64,18 @@ class Writer:
             return operand.name
         array = np.asarray(operand)
         name = f"{PREFIX}.{operand}" if array.ndim == 0 else f"{PREFIX}.constant_{len(self.constants)}"
-        self.constants.setdefault(name, numpy_helper.from_array(array.astype(np.int64 if array.dtype.kind == "i" else np.float32), name))
+        self.constants.setdefault(
+            name, numpy_helper.from_array(array.astype(np.int64 if array.dtype.kind == "i" else np.float32), name)
+        )
         return name
 
 
 @dataclass(frozen=True)
 class Value:
-    """A tensor of the graph that a writer writes. Arithmetic with it appends nodes; `//` is of whole numbers and cuts off towards zero."""
+    """A tensor of the graph that a writer writes.
+
+    Arithmetic with it appends nodes; `//` divides whole numbers and rounds towards zero.
+    """
 
     writer: Writer
     name: str
@@ -90,22 +103,28 @@ Operand = Value | int | float | NDArray[Any]
 
 
 def check_resizable(preprocess: Preprocess) -> None:
-    """
+    """Check that the graph can do a preprocessing's resize.
+
     Raises:
-        PlanError: a resize, or a picture, that the graph does not have.
+        PlanError: it cannot: not for this interpolation, or not for this number of channels.
     """
     instead = "take --uint8-input without full, and resize outside"
     if preprocess.channels not in MODES:
-        raise PlanError(f"--uint8-input full takes pictures, of 1 or 3 channels, and the model has {preprocess.channels}; {instead}")
+        raise PlanError(
+            f"--uint8-input full takes pictures, of 1 or 3 channels, and the model has {preprocess.channels}; {instead}"
+        )
     if preprocess.resize is not None and (preprocess.interpolation not in FILTERS or not preprocess.antialias):
         found = preprocess.interpolation if preprocess.antialias else f"{preprocess.interpolation} without antialias"
-        raise PlanError(f"--uint8-input full resizes {' or '.join(FILTERS)} with antialias, and the model wants {found}; {instead}")
+        raise PlanError(
+            f"--uint8-input full resizes {' or '.join(FILTERS)} with antialias, and the model wants {found}; {instead}"
+        )
 
 
 def with_any_size(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
-    """A copy of a graph of `with_uint8_input`'s, lowered or not, that takes pictures (batch, height, width, channels) of any size in place of pixels.
+    """A copy of a graph made by `with_uint8_input` that takes pictures (batch, height, width, channels) of any size.
 
-    What stands in front computes in integers and FP32, whatever the precision behind it, which holds every level.
+    The graph may be lowered already: the nodes in front of it compute in integers and FP32 for every precision, and
+    every precision holds the 256 levels.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -131,9 +150,10 @@ def with_any_size(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelP
 
 
 def resizing_graph(preprocess: Preprocess, opset: int) -> onnx.ModelProto:
-    """What `with_any_size` puts in front, alone: uint8 (batch, height, width, channels) of any size to the crop's levels.
+    """The nodes that `with_any_size` puts in front, as a graph of their own.
 
-    Those are whole numbers in float32 (batch, channels, height, width).
+    It takes uint8 (batch, height, width, channels) of any size and returns the crop's levels, whole numbers in float32
+    (batch, channels, height, width).
     """
     writer = Writer()
     planes = _planes(Value(writer, "picture"), preprocess)
@@ -144,7 +164,7 @@ def resizing_graph(preprocess: Preprocess, opset: int) -> onnx.ModelProto:
 
 
 def _planes(picture: Value, preprocess: Preprocess) -> Value:
-    """The nodes of `resizing_graph`."""
+    """Write the nodes that make the crop's levels, float32 (batch, channels, height, width), of a picture."""
     node = picture.writer.node
     sides = [node("Shape", picture, start=place, end=place + 1) for place in (1, 2)]
     targets = _targets(sides, preprocess)
@@ -153,8 +173,8 @@ def _planes(picture: Value, preprocess: Preprocess) -> Value:
         for side, target, crop in zip(sides, targets, preprocess.crop, strict=True)
     )
     planes = node("Transpose", node("Cast", picture, to=TensorProto.FLOAT), perm=[0, 3, 1, 2])
-    planes = _rounded(*(planes @ node("Transpose", part, perm=[1, 0]) for part in columns))
-    return _rounded(*(part @ planes for part in rows))
+    planes = _round_to_levels(*(planes @ node("Transpose", part, perm=[1, 0]) for part in columns))
+    return _round_to_levels(*(part @ planes for part in rows))
 
 
 def _targets(sides: Sequence[Value], preprocess: Preprocess) -> Sequence[Value | NDArray[np.int64]]:
@@ -168,16 +188,23 @@ def _targets(sides: Sequence[Value], preprocess: Preprocess) -> Sequence[Value |
     return [side * preprocess.resize // shorter for side in sides]
 
 
-def _coefficients(side: Value, target: Operand, crop: int, values: Callable[[Value, Value, Value], Value]) -> tuple[Value, Value]:
-    """The high and low parts, float32 (crop, side), of the coefficients that resize `side` pixels to `target` and cut `crop` from their centre."""
+def _coefficients(
+    side: Value, target: Operand, crop: int, values: Callable[[Value, Value, Value], Value]
+) -> tuple[Value, Value]:
+    """The coefficients that resize `side` pixels to `target` and keep the `crop` in their centre.
+
+    Returns:
+        Their high and their low parts, each float32 (crop, side).
+    """
     node = side.writer.node
-    # Of the resized pixels, the first that is kept: Python's round() of half the rest, to even, or one before the border.
+    # Of the resized pixels, the first that is kept: Python's round() of half the rest, to even, or one before the
+    # border.
     rest = node("Sub", target, crop).at_least(0)
     half = rest // 2
     first = half + (rest - half * 2) * (half - half // 2 * 2) - node("Sub", crop, target).at_least(0) // 2
     new = node("Add", np.arange(crop)[:, None], first)
     old = node("Range", 0, node("Squeeze", side, np.array([0])), 1)
-    # Between the pixels' centres; the filter's argument is distance / reach.
+    # Distance between the pixels' centres; the filter's argument is distance / reach.
     distance = node("Abs", (new * 2 + 1) * side - (old * 2 + 1) * target)
     reach = side.at_least(target) * 2
     inside = node("And", node("GreaterOrEqual", new, 0), node("Less", new, target))
@@ -194,7 +221,7 @@ def _triangle(distance: Value, reach: Value, scale: Value) -> Value:
 
 
 def _cubic(distance: Value, reach: Value, scale: Value) -> Value:
-    """Pillow's bicubic filter (Keys' with a = -0.5), times 2 `reach`**3, in truncated powers."""
+    """Pillow's bicubic filter (Keys' with a = -0.5), times 2 `reach`**3, written with truncated powers."""
     side = reach // 2
     coarse = side // (1 << FINEST_SIDE) + side * scale // (1 << FINEST_WORK) + 1
     distance, reach = distance // coarse, reach // coarse
@@ -206,12 +233,18 @@ FILTERS: dict[str, Callable[[Value, Value, Value], Value]] = {"bilinear": _trian
 
 
 def _quotient(number: Value, total: Value, bits: int) -> Value:
-    """`number` * 2**bits / `total`, rounded, for |number| <= total: what is divided is made positive, since Div cuts off towards zero."""
+    """`number` * 2**bits / `total`, rounded, for |number| <= total.
+
+    The dividend is made positive, since ONNX's Div of integers rounds towards zero.
+    """
     return (number * (2 << bits) + total * (1 + (2 << bits))) // (total * 2) - (1 << bits)
 
 
-def _rounded(high: Value, low: Value) -> Value:
-    """Levels from the sums of both parts: (high * 2**LOW_BITS + low) / 2**BITS, rounded and clipped as Pillow does, without a number above 2**24."""
+def _round_to_levels(high: Value, low: Value) -> Value:
+    """The levels (high * 2**LOW_BITS + low) / 2**BITS, rounded and clipped as Pillow does.
+
+    No number on the way is above 2**24, so that single precision holds them all.
+    """
     node = high.writer.node
     high = high + float(1 << HIGH_BITS - 1)
     whole = node("Floor", high * 2.0**-HIGH_BITS)

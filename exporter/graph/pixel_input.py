@@ -1,11 +1,12 @@
-"""Preprocessing inside the graph: the model takes pixels as a camera or a decoder gives them, uint8 (batch, height, width, channels).
+"""Put the normalisation into the graph, so that it takes uint8 (batch, height, width, channels) as a camera gives it.
 
-In front of the network stand a Cast, a Transpose and a Sub of the mean colour; dividing by 255 and by the standard deviation is folded into
-the weights of the first convolution, which computes the same up to rounding. The mean is not folded into its bias: the convolution pads with
-zeros, and a padded zero has to be the mean colour, as it is outside, so that a bias would be right everywhere but at the borders.
+A Cast, a Transpose and a Sub of the mean colour stand in front of the network; the division by 255 and by the standard
+deviation is folded into the weights of the first convolution, which computes the same up to rounding. The mean is not
+folded into its bias: the convolution pads with zeros, which stand for the mean colour, so that a bias would be wrong at
+the borders.
 
-The picture has the network's size: resizing and cropping, which `Preprocess.pixels` does with Pillow, stay outside, or come in front by
-`exporter.graph.pillow_resize`.
+The picture has the network's size. Resizing and cropping, which `Preprocess.pixels` does with Pillow, stay outside, or
+are put in front by `exporter.graph.pillow_resize`.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ CAST, TRANSPOSE = "pixels.cast", "pixels.transpose"
 
 
 def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
-    """A copy of a float graph, whose one input is what `preprocess` gives, that takes uint8 (batch, height, width, channels) in its place.
+    """A copy of a float graph that takes uint8 (batch, height, width, channels) in place of its normalised input.
 
-    Where something else than a plain convolution reads the input, the division stays a node of its own.
+    If anything but a plain convolution reads the input, the division stays a node of its own.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -32,7 +33,7 @@ def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.Mod
     (source,) = graph.input
     name = source.name
     scale = 1 / (LEVELS * np.array(preprocess.std, np.float64))
-    folded = _folded(graph, name, scale)
+    folded = _fold_scale(graph, name, scale)
     steps = [
         helper.make_node("Cast", [name], ["pixels.float"], name=CAST, to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["pixels.float"], ["pixels.planes"], name=TRANSPOSE, perm=[0, 3, 1, 2]),
@@ -56,8 +57,12 @@ def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.Mod
     return result
 
 
-def _folded(graph: onnx.GraphProto, name: str, scale: NDArray[np.float64]) -> bool:
-    """Scale the input channels of the weights of what reads `name`, where that is convolutions whose weights no other node reads; did it?"""
+def _fold_scale(graph: onnx.GraphProto, name: str, scale: NDArray[np.float64]) -> bool:
+    """Scale the weights of the convolutions that read `name` along their input channels; in place.
+
+    Returns:
+        Whether it was possible: all readers are convolutions without groups, whose weights no other node reads.
+    """
     users = [node for node in graph.node if name in node.input]
     weights = {tensor.name: tensor for tensor in graph.initializer}
     readers = [value for node in graph.node for value in node.input]

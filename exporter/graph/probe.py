@@ -1,29 +1,36 @@
-"""Inner tensors of an ONNX graph, and the noise of its blocks."""
+"""Run an ONNX graph for its inner tensors, and find its noisiest block."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from exporter.graph.blocks import blocks
-from exporter.graph.mixed import apart
+from exporter.graph.mixed import with_exact_block_inputs
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.parity.measures import LARGEST_SQNR_DB, sqnr_db
 
 
-def exposed(model: onnx.ModelProto, names: Sequence[str], inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """Inner tensors of a graph by name, as ONNX Runtime computes them on the CPU; the graph is changed by no more than these outputs."""
+class BlockNoise(NamedTuple):
+    """A block's name, and the signal-to-noise ratio in dB of its output when its input is exact."""
+
+    block: str
+    sqnr_db: float
+
+
+def inner_tensors(model: onnx.ModelProto, names: Sequence[str], inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Run a graph in ONNX Runtime on the CPU for the inner tensors `names`, which become outputs of it."""
     with OnnxRuntime.from_bytes(with_outputs(model, names).SerializeToString()) as runtime:
         found = runtime.run({runtime.inputs[0].name: inputs})
     return {name: found[name] for name in names}
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of a graph that gives these tensors too."""
+    """A copy of a graph that returns these tensors as well."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     given = {value.name for value in model.graph.output}
@@ -31,22 +38,25 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
     return result
 
 
-def ends_of(graph: onnx.GraphProto) -> dict[str, str]:
-    """The tensors at the ends of a float graph's blocks, in order, each with its block's name."""
+def block_ends(graph: onnx.GraphProto) -> dict[str, str]:
+    """The tensors that leave the blocks of a float graph, in order: tensor -> the block's name."""
     return {tensor: block.name for block in blocks(graph) for tensor in block.ends}
 
 
 def rounded_names(simulation: onnx.GraphProto, tensors: Sequence[str]) -> list[str]:
-    """Where a simulation holds these tensors of the float graph, rounded and in FP32; an output is so as it is."""
-    produced, given = {name for node in simulation.node for name in node.output}, {value.name for value in simulation.output}
+    """The names under which a simulation holds these tensors of the float graph, rounded and in FP32."""
+    produced, given = (
+        {name for node in simulation.node for name in node.output},
+        {value.name for value in simulation.output},
+    )
     return [f"{name}.wide" if f"{name}.wide" in produced and name not in given else name for name in tensors]
 
 
-def noisiest(original: onnx.ModelProto, simulation: onnx.ModelProto, inputs: NDArray[Any]) -> tuple[str, float]:
-    """The block, the stem and the head among them, whose own error is largest where each is fed what is exact, and its signal to noise in dB."""
-    ends = ends_of(original.graph)
-    exact = exposed(original, list(ends), inputs)
-    found = exposed(apart(original, simulation, list(ends)), list(ends), inputs)
+def noisiest_block(original: onnx.ModelProto, simulation: onnx.ModelProto, inputs: NDArray[Any]) -> BlockNoise:
+    """The block, stem and head included, with the largest error of its own: each is fed exact FP32 input."""
+    ends = block_ends(original.graph)
+    exact = inner_tensors(original, list(ends), inputs)
+    found = inner_tensors(with_exact_block_inputs(original, simulation, list(ends)), list(ends), inputs)
     ratios = [sqnr_db(exact[end], found[end]) if np.isfinite(found[end]).all() else -LARGEST_SQNR_DB for end in ends]
     place = int(np.argmin(ratios))
-    return list(ends.values())[place], ratios[place]
+    return BlockNoise(list(ends.values())[place], ratios[place])

@@ -1,4 +1,4 @@
-"""Simplify a graph, and prove that it still computes the same."""
+"""Simplify a graph with onnxsim, and check that it still computes the same."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ from runtimes.errors import SimplifyError
 
 LARGEST_RELATIVE_ERROR = 1e-5
 SIMPLIFY_IMAGES = 2
-"""To run both graphs on."""
+"""How many images both graphs are run on."""
 DEFAULT_EPSILON = 1e-5
-"""Of ONNX's BatchNormalization."""
+"""The default of ONNX's BatchNormalization."""
 _ONE_AT_A_TIME = threading.Lock()
-"""Of two threads the second would keep the first one's silence and restore it for good."""
+"""A second thread would take the first one's silenced streams for the originals, and restore those for good."""
 
 
-def simplified(model: onnx.ModelProto, inputs: NDArray[Any]) -> onnx.ModelProto:
-    """Constants folded, identities and duplicates removed by onnxsim; inputs are real ones, (images, channels, height, width).
+def simplify(model: onnx.ModelProto, inputs: NDArray[Any]) -> onnx.ModelProto:
+    """Fold a graph's constants and remove its identities and duplicates.
 
-    A batch norm that no convolution took in becomes a scale and a shift.
+    A batch norm that is not folded into a convolution becomes a scale and a shift. onnxsim's own check is optional and
+    compares random inputs; here both graphs run in ONNX Runtime, unless they are equal.
 
-    onnxsim's own check is off unless asked for and compares random inputs; this one runs both graphs in ONNX Runtime, unless they are equal.
+    Args:
+        inputs: real ones, float32 (images, channels, height, width).
 
     Raises:
         SimplifyError: onnxsim fails, or the outputs differ by more than 1e-5 of the largest.
@@ -53,27 +55,40 @@ def simplified(model: onnx.ModelProto, inputs: NDArray[Any]) -> onnx.ModelProto:
         difference = float(np.abs(after[name] - values).max()) / largest
         if not difference <= LARGEST_RELATIVE_ERROR:
             raise SimplifyError(
-                f"simplifying changed the {name} by {difference:.1e} of the largest, allowed {LARGEST_RELATIVE_ERROR:.0e}; report the model"
+                f"simplifying changed the {name} by {difference:.1e} of the largest, "
+                f"allowed {LARGEST_RELATIVE_ERROR:.0e}; report the model"
             )
     return result
 
 
 def with_scales_and_shifts(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every batch norm of constants is a Mul and an Add, computed in double precision; the graph itself where there is none.
+    """A copy in which every batch norm with constant parameters is a Mul and an Add, computed in double precision.
 
-    A narrower type would have to hold the variance, which may be beyond FP16 where no activation is.
+    The model itself if it has no batch norm. A narrower type would have to hold the variance, which may be beyond
+    FP16's range where no activation is.
     """
     if not any(node.op_type == "BatchNormalization" for node in model.graph.node):
         return model
     inferred = onnx.shape_inference.infer_shapes(model)
-    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*inferred.graph.input, *inferred.graph.value_info)}
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    ranks = {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*inferred.graph.input, *inferred.graph.value_info)
+    }
+    constants = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+    }
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
     del graph.node[:]
     for node in model.graph.node:
-        is_constant = node.op_type == "BatchNormalization" and len(node.output) == 1 and all(name in constants for name in node.input[1:])
+        is_constant = (
+            node.op_type == "BatchNormalization"
+            and len(node.output) == 1
+            and all(name in constants for name in node.input[1:])
+        )
         if is_constant and ranks.get(node.input[0], 0) > 1:
             _append_scale_and_shift(graph, node, ranks[node.input[0]], [constants[name] for name in node.input[1:]])
         else:
@@ -85,20 +100,35 @@ def with_scales_and_shifts(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def _append_scale_and_shift(graph: onnx.GraphProto, norm: onnx.NodeProto, rank: int, constants: Sequence[NDArray[np.float32]]) -> None:
-    """`constants` are the batch norm's weight, bias, mean and variance, each (channels,); the channels are axis 1 of `rank` axes."""
+def _append_scale_and_shift(
+    graph: onnx.GraphProto, norm: onnx.NodeProto, rank: int, constants: Sequence[NDArray[np.float32]]
+) -> None:
+    """Append the Mul and the Add that compute a batch norm over axis 1 of `rank` axes.
+
+    Args:
+        constants: the batch norm's weight, bias, mean and variance, each (channels,).
+    """
     weight, bias, mean, variance = (values.astype(np.float64) for values in constants)
-    factor = weight / np.sqrt(variance + next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), DEFAULT_EPSILON))
+    factor = weight / np.sqrt(
+        variance + next((attribute.f for attribute in norm.attribute if attribute.name == "epsilon"), DEFAULT_EPSILON)
+    )
     names = {what: f"{norm.name}.{what}" for what in ("factor", "shift", "scaled")}
     for name, values in ((names["factor"], factor), (names["shift"], bias - mean * factor)):
-        graph.initializer.append(numpy_helper.from_array(values.astype(np.float32).reshape(-1, *[1] * (rank - 2)), name))
-    graph.node.append(helper.make_node("Mul", [norm.input[0], names["factor"]], [names["scaled"]], name=f"{norm.name}.scale"))
+        graph.initializer.append(
+            numpy_helper.from_array(values.astype(np.float32).reshape(-1, *[1] * (rank - 2)), name)
+        )
+    graph.node.append(
+        helper.make_node("Mul", [norm.input[0], names["factor"]], [names["scaled"]], name=f"{norm.name}.scale")
+    )
     graph.node.append(helper.make_node("Add", [names["scaled"], names["shift"]], list(norm.output), name=norm.name))
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """onnxsim's C++ core writes the traceback of an error that it then raises to the process's own stdout and stderr, past `sys.stderr`."""
+    """Silence the process's own stdout and stderr.
+
+    Before it raises an error, onnxsim's C++ core writes the traceback to them, past `sys.stderr`.
+    """
     with _ONE_AT_A_TIME, redirect_stderr(io.StringIO()), open(os.devnull, "wb") as nowhere, ExitStack() as kept:
         for number in (1, 2):
             with suppress(OSError):  # one that is closed
@@ -110,11 +140,13 @@ def _silence() -> Iterator[None]:
 
 
 def _is_same(one: onnx.ModelProto, other: onnx.ModelProto) -> bool:
-    """Are nodes and weights equal? Then there is nothing to compare by running."""
+    """Whether nodes and weights are equal, so that running both graphs would tell nothing."""
     if list(one.graph.node) != list(other.graph.node):
         return False
     weights = {tensor.name: tensor for tensor in one.graph.initializer}
-    return len(weights) == len(other.graph.initializer) and all(weights.get(tensor.name) == tensor for tensor in other.graph.initializer)
+    return len(weights) == len(other.graph.initializer) and all(
+        weights.get(tensor.name) == tensor for tensor in other.graph.initializer
+    )
 
 
 def _outputs(model: onnx.ModelProto, inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:

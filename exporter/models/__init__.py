@@ -1,1 +1,1 @@
-"""A model by its name or checkpoint, as a module with weights."""
+"""Turn a model's name or checkpoint into a PyTorch module with its weights."""

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors, however a training script wrapped them; nothing in the file is executed."""
+"""Read a checkpoint's tensors, however a training script wrapped them. Nothing in the file is run."""
 
 from __future__ import annotations
 
@@ -18,20 +18,42 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from exporter.models.not_weights import archive_names, is_safetensors, refuse_what_is_none
+from exporter.models.not_weights import archive_names, is_safetensors, refuse_other_formats
 from runtimes.errors import BadInput
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "state_dict_ema", "model_ema", "ema_state_dict", "ema")
-"""Where training scripts put the weights, those of a moving average last: they are taken where there are no others."""
+WRAPPERS = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "module",
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "ema",
+)
+"""Keys under which training scripts keep the weights; a moving average comes last, for want of others."""
 AVERAGE = re.compile(r"(.*_)?(ema|swa|averaged?)(_.*)?")
 NOT_WEIGHTS = re.compile(r"optim\w*|(lr_)?sched\w*|scaler|callbacks|loops|\w*_optim\w*|\w*_state")
-HARMLESS_MODULES = ("argparse", "collections", "datetime", "decimal", "enum", "functools", "pathlib", "types", "typing", "uuid")
-"""Of Python's own: where the values in a checkpoint come from. A file that asks for other parts of Python's library wants to run something."""
+HARMLESS_MODULES = (
+    "argparse",
+    "collections",
+    "datetime",
+    "decimal",
+    "enum",
+    "functools",
+    "pathlib",
+    "types",
+    "typing",
+    "uuid",
+)
+"""Modules of Python's library that hold the classes of plain values. A file that asks for others wants to run code."""
 HARMLESS_BUILTINS = ("list", "dict", "tuple", "frozenset", "slice", "range", "int", "float", "str", "bool", "object")
 
 
 class _Ignored(list[Any]):
-    """Stands in for an object of a checkpoint whose class is not known here: takes what it is given and does nothing."""
+    """Stands in for an object whose class is not installed: takes what it is given and does nothing."""
 
     def __new__(cls, *args: object) -> _Ignored:
         return super().__new__(cls)
@@ -44,30 +66,32 @@ class _Ignored(list[Any]):
 
 
 class _IgnoredMapping:
-    """The same for one that is a kind of dict: torch fills no other than these."""
+    """Stands in for an object whose class is a kind of dict, as an OrderedDict: torch fills no other class."""
 
-    def __new__(cls, *args: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]  # an instance of another class, on purpose
+    def __new__(cls, *args: object) -> OrderedDict[Any, Any]:  # type: ignore[misc]  # another class, on purpose
         return OrderedDict()
 
 
 def state_from_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint under the names it gives them, floats as FP32; optimizer state and the like are left.
+    """Read the tensors of a checkpoint, under its own names, floats as FP32.
 
-    Reads safetensors, and files of `torch.save` with tensors and plain values in them: `torch.load` with `weights_only=True` executes
-    nothing. Objects of other classes, which training scripts keep beside the weights, are passed over. FP16, BF16 and FP8 become FP32 exactly,
-    FP64 is rounded.
+    Reads safetensors, and files of `torch.save` with tensors and plain values in them: `torch.load` with
+    `weights_only=True` runs nothing. Optimizer states, and objects of other classes that training scripts keep beside
+    the weights, are skipped. FP16, BF16 and FP8 become FP32 exactly; FP64 is rounded.
 
     Raises:
-        BadInput: missing, empty, truncated, not a checkpoint, a pickle that wants to run code, or tensors that hold no plain numbers.
+        BadInput: the file is missing, empty, truncated, not a checkpoint, a pickle that wants to run code, or holds
+            tensors of other than plain numbers.
     """
-    refuse_what_is_none(path)
+    refuse_other_formats(path)
     _refuse_programs(path)
     try:
         loaded: Any = load_file(path) if is_safetensors(path) else _values_from_pickle(path)
     except pickle.UnpicklingError as error:
-        # Both a malicious pickle and a file of junk end here; neither was executed.
+        # Both a malicious pickle and a file of junk end here; neither was run.
         raise BadInput(
-            f"{path} is not a checkpoint of plain tensors (nothing in it was run); save it with torch.save(model.state_dict(), ...)"
+            f"{path} is not a checkpoint of plain tensors (nothing in it was run); "
+            "save it with torch.save(model.state_dict(), ...)"
         ) from error
     except (Exception, MemoryError) as error:  # a stranger's file: there is no end to what may be wrong with it
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -81,12 +105,14 @@ def state_from_file(path: Path) -> dict[str, Tensor]:
     tensors = _tensors(loaded, path)
     if not tensors:
         places = ", ".join(WRAPPERS)
-        raise BadInput(f"{path}: expected a state dict, bare or under one of {places}, got {type(loaded).__name__} without tensors")
-    return {key: _plain(value, key, path) for key, value in tensors.items()}
+        raise BadInput(
+            f"{path}: expected a state dict, bare or under one of {places}, got {type(loaded).__name__} without tensors"
+        )
+    return {key: _plain_tensor(value, key, path) for key, value in tensors.items()}
 
 
 def sha256_of_state(state: Mapping[str, Tensor]) -> str:
-    """The digest of names and values, for weights that are in no file."""
+    """sha256 in hex of all names and values, for weights that are in no file."""
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(key.encode())
@@ -95,10 +121,10 @@ def sha256_of_state(state: Mapping[str, Tensor]) -> str:
 
 
 def _tensors(value: object, path: Path) -> dict[str, Tensor]:
-    """The innermost state dict; empty where there is none.
+    """Find the innermost state dict; empty if there is none.
 
     Raises:
-        BadInput: there are several, under names that do not tell which one is meant.
+        BadInput: there are several, and their names do not tell which one is meant.
     """
     if not isinstance(value, Mapping):
         return {}
@@ -122,8 +148,8 @@ def _tensors(value: object, path: Path) -> dict[str, Tensor]:
     return next(iter(steady.values()), own)
 
 
-def _plain(value: Tensor, key: str, path: Path) -> Tensor:
-    """A tensor of plain numbers, floats as FP32, each with a place of its own in memory.
+def _plain_tensor(value: Tensor, key: str, path: Path) -> Tensor:
+    """Check that a tensor holds plain numbers, each in memory of its own, and bring floats to FP32.
 
     Raises:
         BadInput: it is of another kind.
@@ -150,32 +176,37 @@ def _plain(value: Tensor, key: str, path: Path) -> Tensor:
     try:
         result = value.detach().float()
     except RuntimeError as error:  # of FP4, two numbers to a byte
-        raise BadInput(f"{path}: expected plain tensors of real numbers, got '{key}' as {value.dtype}; save it as float32") from error
+        raise BadInput(
+            f"{path}: expected plain tensors of real numbers, got '{key}' as {value.dtype}; save it as float32"
+        ) from error
     if value.dtype == torch.float64 and result.isinf().any() and not value.isinf().any():
-        raise BadInput(f"{path}: '{key}' holds values in FP64 that are beyond FP32's range; a network is computed in FP32")
+        raise BadInput(
+            f"{path}: '{key}' holds values in FP64 that are beyond FP32's range; a network is computed in FP32"
+        )
     return result
 
 
 def _values_from_pickle(path: Path) -> Any:
-    """Beside tensors, the values that common scripts keep: their command line's options, and figures as numpy's numbers."""
+    """Load tensors and the plain values that scripts keep beside them: command-line options and numpy's numbers."""
     scalar: Any = np.float64(0).__reduce__()[0]
     kinds = (type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8"))
     harmless: list[Any] = [argparse.Namespace, scalar, np.dtype, *kinds]
     with warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
-        warnings.simplefilter("ignore")  # about the pickle protocols of checkpoints that are then read, or refused below
-        with torch.serialization.safe_globals(_stand_ins(path)), path.open("rb") as file:  # by its path, torch goes by the ending
+        warnings.simplefilter("ignore")  # about pickle protocols, of checkpoints that are read or refused all the same
+        # A file, since of a path torch looks at the ending.
+        with torch.serialization.safe_globals(_stand_ins(path)), path.open("rb") as file:
             return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _stand_ins(path: Path) -> list[Any]:
-    """For every class in a checkpoint that torch does not take, one that does nothing, under that name: nothing of the real one is imported.
+    """Make a class that does nothing for every class in a checkpoint that torch refuses; the real one is not imported.
 
     Raises:
-        pickle.UnpicklingError: it asks for something of Python's own that holds no value.
+        pickle.UnpicklingError: the checkpoint asks for a part of Python's library that is no class of plain values.
     """
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except ValueError:  # the format before PyTorch 1.6, which cannot be looked through
+    except ValueError:  # the format before PyTorch 1.6, which cannot be searched
         return []
     stand_ins = []
     for name in names:
@@ -190,14 +221,21 @@ def _stand_ins(path: Path) -> list[Any]:
 
 
 def _refuse_programs(path: Path) -> None:
-    """Files that hold a network and its weights as one, told by what is in the archive: their ending is often the same."""
+    """Refuse archives that hold a network together with its weights; their ending is often a checkpoint's.
+
+    Raises:
+        BadInput: it is a program of torch.export or a TorchScript archive; says how to take the weights out.
+    """
     names = {name.split("/", 1)[-1] for name in archive_names(path) or ()}
     saved = f"torch.save({{}}, '{path.with_suffix('.weights.pth').name}')"
     trusted = "which runs code of the file: only where you trust its maker"
     if names & {"archive_format", "serialized_exported_program.json"}:
-        take = saved.format(f"program_from_file('{path.name}')[0].state_dict")  # torch.export.load would run what a stranger's file brings
+        # Not torch.export.load, which would run code from the file.
+        take = saved.format(f"program_from_file('{path.name}')[0].state_dict")
         how = "from runtimes.backends.pytorch import program_from_file"
-        raise BadInput(f"{path} is a program of torch.export (.pt2), not a checkpoint; take its weights out with {how}; {take}")
+        raise BadInput(
+            f"{path} is a program of torch.export (.pt2), not a checkpoint; take its weights out with {how}; {take}"
+        )
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
         take = saved.format(f"torch.jit.load('{path.name}').state_dict()")
         raise BadInput(f"{path} is a TorchScript archive, not a checkpoint; take its weights out, {trusted}: {take}")

@@ -1,4 +1,4 @@
-"""Somebody's code at work: what goes wrong in it is told in one line, with the layer, the line of its source, and the reason."""
+"""Run code that is not ours, and tell an error in it in one line: the layer, the line of its source, and the reason."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from runtimes.errors import ResnetExportError
 if TYPE_CHECKING:
     from torch import nn
 
-OTHERS = sys.stdlib_module_names | {"torch", "exporter"}
+NOT_FOREIGN = sys.stdlib_module_names | {"torch", "exporter"}
 SCRIPTED = "The following operation failed in the TorchScript interpreter"
-"""How TorchScript's errors begin; what they are about stands in their last line."""
+"""How TorchScript's errors begin; the reason is in their last line."""
 
 
 @contextmanager
-def others_code(told: Callable[[BaseException], ResnetExportError]) -> Iterator[None]:
-    """Around every step into code that is not ours: an import, a factory, `eval()`, `forward`, `state_dict()`.
+def foreign_code(as_error: Callable[[BaseException], ResnetExportError]) -> Iterator[None]:
+    """Surround every step into code that is not ours: an import, a factory, `eval()`, `forward`, `state_dict()`.
 
-    What it raises, SystemExit too, leaves as the error that `told` makes of it; an error of ours passes. What it prints goes
-    to stderr, for stdout holds what was asked for; its warnings, which speak to its author, are not shown.
+    What the code raises, SystemExit included, becomes the error that `as_error` makes of it; our own errors pass. What
+    it prints goes to stderr, since stdout is for results; its warnings are for its author and are not shown.
     """
     try:
         with redirect_stdout(sys.stderr), warnings.catch_warnings():
@@ -34,13 +34,13 @@ def others_code(told: Callable[[BaseException], ResnetExportError]) -> Iterator[
     except ResnetExportError:
         raise
     except (Exception, SystemExit) as error:
-        raise told(error) from error
+        raise as_error(error) from error
 
 
-class LayersAtWork(list[str]):
-    """The names of the layers whose `forward` is running, the innermost last, '' for the module itself.
+class RunningLayers(list[str]):
+    """The names of the layers whose `forward` is running, the innermost last; the module's own is empty.
 
-    After an error, those it came through.
+    After an error they are the layers that it came through.
 
     Attributes:
         ended: how many layers have run to their end.
@@ -50,9 +50,9 @@ class LayersAtWork(list[str]):
 
 
 @contextmanager
-def layers_at_work(module: nn.Module) -> Iterator[LayersAtWork]:
-    """While it is watched, which layers of a network are running."""
-    inside = LayersAtWork()
+def watch_layers(module: nn.Module) -> Iterator[RunningLayers]:
+    """Keep track of which layers of a network are running."""
+    inside = RunningLayers()
     hooks = []
     for name, part in module.named_modules():
         hooks.append(part.register_forward_pre_hook(_entering(inside, name)))
@@ -68,7 +68,7 @@ def _entering(inside: list[str], name: str) -> Callable[..., None]:
     return lambda part, inputs: inside.append(name)
 
 
-def _leaving(inside: LayersAtWork, name: str) -> Callable[..., None]:
+def _leaving(inside: RunningLayers, name: str) -> Callable[..., None]:
     def leave(part: nn.Module, inputs: object, output: object) -> None:
         inside.ended += 1
         while inside and inside.pop() != name:  # a layer within raised, and this one went on
@@ -82,17 +82,17 @@ def in_its_layer(name: str) -> str:
     return f" in its layer '{name}'" if name else ""
 
 
-def place(inside: Sequence[str], error: BaseException) -> str:
-    """` in its layer 'layer2.0' (nets.py, line 12)`, as much of it as is known."""
+def where_it_failed(inside: Sequence[str], error: BaseException) -> str:
+    """The layer and the source line of an error, as ` in its layer 'layer2.0' (nets.py, line 12)`, as far as known."""
     line = source_line(error)
     return (in_its_layer(inside[-1]) if inside else "") + (f" ({line})" if line else "")
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, as far as its first line; its kind where it says nothing."""
+    """The first line of an exception's message; its class if there is none."""
     try:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    except Exception:  # it is anybody's code that says it
+    except Exception:  # a foreign __str__ may raise
         lines = []
     if not lines:
         return type(error).__name__
@@ -100,21 +100,21 @@ def first_line(error: BaseException) -> str:
 
 
 def kind_and_line(error: BaseException) -> str:
-    """`KeyError: 'labels'`."""
+    """An exception's class and the first line of its message: `KeyError: 'labels'`."""
     said = first_line(error)
     return said if said == type(error).__name__ else f"{type(error).__name__}: {said}"
 
 
 def reason(error: BaseException) -> str:
-    """`KeyError: 'labels'`; of a RuntimeError, torch's usual kind, its words alone."""
+    """As `kind_and_line`; the message alone for a RuntimeError, torch's usual kind."""
     return first_line(error) if type(error) is RuntimeError else kind_and_line(error)
 
 
 def source_line(error: BaseException) -> str | None:
-    """`nets.py, line 12`: the innermost line that an exception came through of neither ours, torch's nor Python's own code."""
+    """The innermost line of foreign code that an exception came through: `nets.py, line 12`."""
     found = None
     for frame, line in walk_tb(error.__traceback__):
         package = frame.f_globals.get("__name__", "").partition(".")[0]
-        if package not in OTHERS:
+        if package not in NOT_FOREIGN:
             found = f"{Path(frame.f_code.co_filename).name}, line {line}"
     return found

@@ -1,4 +1,4 @@
-"""A model with its weights, ready to be traced."""
+"""The record of a model with its weights, ready to be traced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from runtimes.preprocess import Preprocess
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A module in evaluation mode, what the manifest says of it, and what of the checkpoint was left out, a sentence for each kind."""
+    """A model with its weights.
+
+    Attributes:
+        module: in evaluation mode, FP32, on the CPU.
+        facts: what the manifest says of it.
+        labels: class names in the order of the outputs; None where unknown.
+        left_out: what of the checkpoint is not in the module, a sentence for each kind.
+    """
 
     module: nn.Module
     facts: ModelFacts

@@ -1,4 +1,4 @@
-"""A model with its weights: the default ones, random ones that behave like trained ones, or a checkpoint's."""
+"""Load a model with its weights: the default ones, random ones that behave like trained ones, or a checkpoint's."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from exporter.models.checkpoints import sha256_of_state, state_from_file
-from exporter.models.determinism import Attempt, attempt, described, logits_within, side_that_fits
+from exporter.models.determinism import Attempt, describe, logits_within, side_that_fits, try_black_image
 from exporter.models.failing_layer import reason
-from exporter.models.hugging_face import check_form, config_beside
-from exporter.models.labels import checked_labels
+from exporter.models.find_network import Checkpoint
+from exporter.models.hugging_face import check_config, config_beside
+from exporter.models.labels import labels_for_classes
 from exporter.models.loaded import LoadedModel
 from exporter.models.part_names import HUGGING_FACE
 from exporter.models.random_start import make_random_behave
 from exporter.models.registry import load_source
 from exporter.models.request import ModelRequest
 from exporter.models.sources import ModelSource
-from exporter.models.wrappers import Checkpoint
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import BadInput, PlanError, ResnetExportError, TraceError
 from runtimes.manifest import ModelFacts, WeightsFacts
@@ -29,33 +30,36 @@ from runtimes.preprocess import Preprocess
 
 
 def load_model(request: ModelRequest) -> LoadedModel:
-    """The model that `request` asks for.
+    """Load the model that is asked for.
 
     Raises:
         WeightsUnavailable: the default weights could not be fetched.
-        BadInput: a checkpoint that cannot be read, does not fit, or holds values that are not finite; a factory that raises, or returns what
-            cannot be exported; a model that does not answer such an image with logits.
-        TraceError: a model that fails at an image of any size.
+        BadInput: a checkpoint that cannot be read, does not fit, or holds values that are not finite; a factory that
+            raises, or returns what cannot be exported; a model whose answer to an image of this size is no logits.
+        TraceError: a model that fails at images of every size.
         PlanError: --mean, --std or --num-classes do not fit the weights.
     """
     spec = request.spec
     source = load_source(spec)
-    with _seeded(request.seed):
+    with _seed(request.seed):
         if request.weights == "random":
-            return _random(source, request)
+            return _random_model(source, request)
         if request.weights == "default":
-            weights = source.pretrained(spec)
-            return _loaded(request, weights.module, WeightsFacts(weights.kind, weights.sha256), weights.preprocess, weights.labels)
-        return _from_file(source, request)
+            default = source.pretrained(spec)
+            weights = WeightsFacts(default.kind, default.sha256)
+            return _assemble(request, default.module, weights, default.preprocess, default.labels)
+        return _model_from_checkpoint(source, request)
 
 
-def _from_file(source: ModelSource, request: ModelRequest) -> LoadedModel:
+def _model_from_checkpoint(source: ModelSource, request: ModelRequest) -> LoadedModel:
     path = Path(request.weights)
-    fitted = source.load(request.spec, Checkpoint(state_from_file(path), str(path), headless=request.features is not None))
+    checkpoint = Checkpoint(state_from_file(path), str(path), headless=request.features is not None)
+    fitted = source.load(request.spec, checkpoint)
     config = config_beside(path) if fitted.layout is HUGGING_FACE else None
     if config is not None:
-        check_form(config, request.spec, path)
-    loaded = _loaded(request, fitted.module, WeightsFacts("file", sha256_of_file(path)), source.preprocess(request.spec), None)
+        check_config(config, request.spec, path)
+    weights = WeightsFacts("file", sha256_of_file(path))
+    loaded = _assemble(request, fitted.module, weights, source.preprocess(request.spec), None)
     loaded = replace(loaded, left_out=fitted.left_out)
     if config is None or config.labels is None or request.labels is not None or request.features:
         return loaded
@@ -65,80 +69,112 @@ def _from_file(source: ModelSource, request: ModelRequest) -> LoadedModel:
     return replace(loaded, labels=config.labels)
 
 
-def _random(source: ModelSource, request: ModelRequest) -> LoadedModel:
+def _random_model(source: ModelSource, request: ModelRequest) -> LoadedModel:
     own = source.preprocess(request.spec)
     channels = len(request.mean) if request.mean and len(request.mean) > 1 else own.channels
     module = source.create(request.spec, request.classes or request.spec.classes, channels)
-    preprocess, _ = _shown(module, own, request)  # refused before the statistics
-    make_random_behave(module, preprocess, request.model)
-    return _loaded(request, module, WeightsFacts("random", sha256_of_state(module.state_dict())), own, None)
+    # A model that takes no such image is refused before its statistics are set.
+    make_random_behave(module, _try_image(module, own, request).preprocess, request.model)
+    return _assemble(request, module, WeightsFacts("random", sha256_of_state(module.state_dict())), own, None)
 
 
-def _loaded(request: ModelRequest, module: nn.Module, weights: WeightsFacts, own: Preprocess, labels: tuple[str, ...] | None) -> LoadedModel:
-    preprocess, answer = _shown(module, own, request)
-    classes = 0 if request.features else _classes(module, answer, request)
+def _assemble(
+    request: ModelRequest, module: nn.Module, weights: WeightsFacts, own: Preprocess, labels: tuple[str, ...] | None
+) -> LoadedModel:
+    """Check a module against the request, and put its record together.
+
+    Args:
+        own: the preprocessing that the model was made for, before --image-size, --mean and --std.
+        labels: the class names that come with the weights.
+    """
+    trial = _try_image(module, own, request)
+    classes = 0 if request.features else _classes(module, trial.answer, request)
     if request.classes not in (None, classes):
         where = request.weights if weights.kind == "file" else request.model
-        raise PlanError(f"--num-classes says {request.classes}, but {where} has {classes} classes; leave the option out")
+        raise PlanError(
+            f"--num-classes says {request.classes}, but {where} has {classes} classes; leave the option out"
+        )
     if request.labels is not None and not request.labels.exists():
-        raise BadInput(f"--labels: there is no file or folder {request.labels}; give class names, one a line, or the folder that was trained on")
+        raise BadInput(
+            f"--labels: there is no file or folder {request.labels}; give class names, one a line, "
+            "or the folder that was trained on"
+        )
     if request.labels is not None:
-        labels = checked_labels(request.labels, classes)
+        labels = labels_for_classes(request.labels, classes)
     facts = ModelFacts(request.model, request.spec.source, request.spec.variant, classes, weights)
-    return LoadedModel(module, facts, preprocess, labels)
+    return LoadedModel(module, facts, trial.preprocess, labels)
 
 
-def _shown(module: nn.Module, own: Preprocess, request: ModelRequest) -> tuple[Preprocess, object]:
-    """How pictures reach the model, and what it answers a black one with.
+class _Trial(NamedTuple):
+    """How images reach a model, and its answer to a black one."""
 
-    The channels are those that the model takes: it is shown images of as many as --mean has values, as its own preprocessing
-    has, of 3, of as many as its first convolution takes (which need not be the input's: a stem may fold space into channels,
-    or add coordinates), and of 1. For --features the head may fail: they are taken before it.
+    preprocess: Preprocess
+    answer: object
+
+
+def _try_image(module: nn.Module, own: Preprocess, request: ModelRequest) -> _Trial:
+    """Show a model a black image, to find out how many channels it takes and what it answers.
+
+    The numbers of channels to try are, in this order: the number of values of --mean, that of --std, that of the
+    model's own preprocessing, 3, the input channels of its first convolution (which may have more: a stem may fold
+    space into channels, or add coordinates), and 1. With --features the head may fail, since the features are taken
+    before it.
 
     Raises:
-        BadInput: it does not take an image of that size, and of another it does.
-        TraceError: it takes none; the attempt that came farthest is told.
+        BadInput: it does not take an image of this size, but one of another size.
+        TraceError: it takes no image; says how the attempt failed that came furthest.
     """
     crop = request.image_size or own.crop
     first = next((part.in_channels for part in module.modules() if isinstance(part, nn.Conv2d)), own.channels)
     given = [len(values) for values in (request.mean, request.std, own.mean) if values and len(values) > 1]
     attempts: list[Attempt] = []
     for channels in dict.fromkeys((*given, 3, first, 1)):
-        attempts.append(attempt(module, (channels, *crop)))
+        attempts.append(try_black_image(module, (channels, *crop)))
         if attempts[-1].error is None:
             break
     best = max(attempts, key=lambda one: (one.error is None, one.depth))
     if best.error is not None and not request.features:
-        raise _does_not_take(module, best, request)
-    return _adjusted(own, request, best.shape[0]), best.answer
+        raise _image_error(module, best, request)
+    return _Trial(_adjust_preprocess(own, request, best.shape[0]), best.answer)
 
 
-def _does_not_take(module: nn.Module, failed: Attempt, request: ModelRequest) -> ResnetExportError:
+def _image_error(module: nn.Module, failed: Attempt, request: ModelRequest) -> ResnetExportError:
+    """The error to raise for a failed attempt, with its remedy."""
     assert failed.error is not None
     shape = "x".join(map(str, failed.shape))
-    said = f"{request.model} does not take an image of {shape}{failed.where}: {reason(failed.error)}"
+    what = f"{request.model} does not take an image of {shape}{failed.where}: {reason(failed.error)}"
     side = side_that_fits(module, failed.shape)
     if side is not None:
-        return BadInput(f"{said}; choose another --image-size, {side} for one")
+        return BadInput(f"{what}; choose another --image-size, {side} for one")
     if isinstance(failed.error, TypeError) and "argument" in str(failed.error):
-        return TraceError(f"{said}; give a network whose forward, in evaluation mode, takes the image alone")
-    return TraceError(f"{said}; no other --image-size helps: it must run, in evaluation mode, on torch.zeros(1, {', '.join(map(str, failed.shape))})")
+        return TraceError(f"{what}; give a network whose forward, in evaluation mode, takes the image alone")
+    example = f"torch.zeros(1, {', '.join(map(str, failed.shape))})"
+    return TraceError(f"{what}; no other --image-size helps: it must run, in evaluation mode, on {example}")
 
 
 def _classes(module: nn.Module, answer: object, request: ModelRequest) -> int:
-    """How many logits the model answers an image with; of an answer that holds more, it gives them alone from here on.
+    """The number of logits in a model's answer to an image.
+
+    If the answer holds more than the logits, the module is hooked so that it returns them alone from here on.
 
     Raises:
-        BadInput: it answers with something else.
+        BadInput: there are no logits in it.
     """
     if isinstance(getattr(module, "fc", None), nn.Identity):
         raise BadInput(
-            f"{request.weights} is of a {request.model} without a head, so there are no logits; give --features pool or stages for what is there"
+            f"{request.weights} holds a {request.model} without a head, so there are no logits; "
+            "give --features pool or stages for what is there"
         )
     logits = answer if isinstance(answer, Tensor) else logits_within(answer)
-    if logits is None or logits.ndim != 2 or logits.shape[0] != 1 or not logits.shape[1] or logits.dtype != torch.float32:
+    if (
+        logits is None
+        or logits.ndim != 2
+        or logits.shape[0] != 1
+        or not logits.shape[1]
+        or logits.dtype != torch.float32
+    ):
         raise BadInput(
-            f"expected {request.model} to answer one image with logits of shape (1, classes), got {described(answer)}; "
+            f"expected {request.model} to answer one image with logits of shape (1, classes), got {describe(answer)}; "
             "return the logits alone, in float32"
         )
     if logits is not answer:
@@ -146,7 +182,7 @@ def _classes(module: nn.Module, answer: object, request: ModelRequest) -> int:
     return int(logits.shape[1])
 
 
-def _adjusted(own: Preprocess, request: ModelRequest, channels: int) -> Preprocess:
+def _adjust_preprocess(own: Preprocess, request: ModelRequest, channels: int) -> Preprocess:
     """The model's own preprocessing, changed by --image-size, --mean and --std; one value stands for every channel."""
 
     def values(given: tuple[float, ...] | None, default: tuple[float, ...], option: str) -> tuple[float, ...]:
@@ -157,7 +193,9 @@ def _adjusted(own: Preprocess, request: ModelRequest, channels: int) -> Preproce
             return chosen * channels
         if given is None:
             return (sum(default) / len(default),) * channels
-        raise PlanError(f"expected {option} with 1 or {channels} values, got {len(given)}; the model has {channels} input channels")
+        raise PlanError(
+            f"expected {option} with 1 or {channels} values, got {len(given)}; the model has {channels} input channels"
+        )
 
     changed = replace(own, mean=values(request.mean, own.mean, "--mean"), std=values(request.std, own.std, "--std"))
     if request.image_size is None:
@@ -170,8 +208,8 @@ def _adjusted(own: Preprocess, request: ModelRequest, channels: int) -> Preproce
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """torch's random numbers from `seed` on; a factory may initialise its module with them, too."""
+def _seed(seed: int) -> Iterator[None]:
+    """Seed torch's random numbers for the time being; a factory may initialise its module with them, too."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

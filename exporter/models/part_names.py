@@ -1,4 +1,4 @@
-"""What training scripts and libraries call the parts of a residual network, and what torchvision calls them."""
+"""Translate what training scripts and libraries call the parts of a residual network to torchvision's names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """A way of naming the parts: patterns of a name's beginning, and what torchvision calls it."""
+    """A way of naming the parts.
+
+    Attributes:
+        name: what messages call it.
+        rules: pattern of a name's beginning -> torchvision's.
+    """
 
     name: str
     rules: tuple[tuple[str, str], ...]
@@ -24,7 +29,7 @@ HUGGING_FACE = Layout(
 )
 """`transformers.models.resnet.modeling_resnet`; its head stands outside, as `classifier.1`."""
 HEAD = r"(?:(?:cls_)?head\.)?(?:fc|linear|classifier|head|last_linear)"
-"""What a head is called; `cls_head.fc` and `head.fc` are those of MMPretrain, `last_linear` that of pretrainedmodels."""
+"""Pattern of a head's names; `cls_head.fc` and `head.fc` are MMPretrain's, `last_linear` is pretrainedmodels'."""
 LAYOUTS = (
     Layout(
         "torchvision's or a tutorial's names",
@@ -66,12 +71,14 @@ BLOCK_RULES = (
     *((rf"\.residual_function\.{3 * place + 1}\.", f".bn{place + 1}.") for place in range(3)),
 )
 KNOWN = re.compile(
-    r"((conv1|bn1|fc)|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.(weight|bias|running_mean|running_var|num_batches_tracked)"
+    r"((conv1|bn1|fc)|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))"
+    r"\.(weight|bias|running_mean|running_var|num_batches_tracked)"
 )
+"""torchvision's names of a residual network's tensors."""
 
 
-def renamed(key: str, layout: Layout) -> str:
-    """torchvision's name of a part that `layout` calls `key`; one that it does not know stays."""
+def torchvision_name(key: str, layout: Layout) -> str:
+    """torchvision's name of the tensor that `layout` calls `key`; a name without a rule stays as it is."""
     for pattern, replacement in layout.rules:
         changed, times = re.subn(f"^{pattern}", replacement, key)
         if times:

@@ -1,4 +1,4 @@
-"""What is known of a model by its name, and a model with its default weights."""
+"""The records of a model: what its name tells, and the module with its default weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a residual network is built from: blocks in each stage, their kind, ResNeXt's groups and their width, and the stem.
+class Architecture:
+    """The numbers that define a residual network.
 
     Attributes:
-        stem: `imagenet`, 7x7 with stride 2 and a max pool; `cifar`, 3x3 and neither.
+        blocks: the number of residual blocks in each stage.
+        bottleneck: the blocks are bottlenecks, of three convolutions, not of two.
+        groups: of the 3x3 convolutions, as in ResNeXt.
+        width: channels of each group in the first stage (torchvision's `width_per_group`).
+        stem: `imagenet`, a 7x7 convolution with stride 2 and a max pool; `cifar`, a 3x3 convolution alone.
     """
 
     blocks: tuple[int, ...]
@@ -28,16 +32,17 @@ class Shape:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model's name, the file that makes it, and what stands in `--list`.
+    """What is known of a model by its name; `--list` prints it.
 
     Attributes:
-        variants: the forms it comes in, the default first; one alone is no choice.
-        size: of the input, in pixels; None leaves it to `--image-size`.
-        classes: of the head, where nothing else says.
-        shape: None where the source has no use for one.
-        parameters, macs: of the exported graph, for one image of that size; None where not counted.
-        weights: there are default ones.
-        variant: the form chosen.
+        source: the plug-in in `exporter.models.sources` that makes it.
+        variants: the variants that it has, the default first.
+        size: side of its input image in pixels; None leaves it to `--image-size`.
+        classes: classes of its head, unless `--num-classes` or the weights have others.
+        architecture: None where the source has no use for it.
+        parameters, macs: counted on the exported graph, for one image of that size; None where not counted.
+        weights: whether there are default weights.
+        variant: the chosen one of `variants`.
     """
 
     name: str
@@ -45,7 +50,7 @@ class ModelSpec:
     variants: tuple[str, ...]
     size: int | None
     classes: int | None
-    shape: Shape | None = None
+    architecture: Architecture | None = None
     parameters: int | None = None
     macs: int | None = None
     weights: bool = False
@@ -57,13 +62,20 @@ class ModelSpec:
 
     @property
     def stem(self) -> str:
-        """The name without its source: what a bundle is called after."""
+        """The name without its source, after which a bundle is named."""
         return self.name.split(":")[-1]
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model with its weights and all that belongs to them: preprocessing, class names where known, and the sha256 of the file they came from."""
+    """A model with its default weights.
+
+    Attributes:
+        preprocess: what the model expects of images.
+        labels: class names in the order of the outputs; None where unknown.
+        kind: `default`, fetched or made by a factory; `shipped`, part of this package.
+        sha256: digest of the file with the weights; of the weights themselves where there is no file.
+    """
 
     module: nn.Module
     preprocess: Preprocess

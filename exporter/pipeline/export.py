@@ -13,14 +13,15 @@ import onnx
 from calibration.observers import find_observer
 from calibration.table import CalibrationTable
 from exporter.graph.build import GraphForm, clean_graph, with_resize
-from exporter.graph.facts import graph_facts, tensor_specs
+from exporter.graph.counts import graph_facts
+from exporter.graph.facts import tensor_specs
 from exporter.graph.pillow_resize import check_resizable
 from exporter.graph.trace import program_from_module, save_program
 from exporter.lowering.bias_correction import with_correction
 from exporter.lowering.lower import lower
 from exporter.lowering.registry import load_precision
 from exporter.models.backbone import output_names, with_features
-from exporter.models.determinism import check_steady
+from exporter.models.determinism import check_deterministic
 from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
 from exporter.pipeline.choose_images import calibration_set, proof_images
@@ -87,7 +88,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             images = replace(proof_images(loaded, plan, steps), plain=plain)
         with steps("trace"):
             if plan.spec.source in OTHERS_CODE:
-                check_steady(loaded.module, images.inputs[0], plan.model)
+                check_deterministic(loaded.module, images.inputs[0], plan.model)
             program = program_from_module(loaded.module, loaded.preprocess.shape)
         form = GraphForm(plan.opset, plan.batch, output_names(loaded.module), plan.uint8_input is not None, plan.uint8_input == FULL)
         clean = clean_graph(program, form, loaded.preprocess, images.inputs, steps)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from exporter.graph.probe import exposed, noisiest
+from exporter.graph.probe import inner_tensors, noisiest_block
 from exporter.lowering.precisions._cast import wider_precisions
 from exporter.pipeline.images import Graphs, Images, Outputs, Proof
 from runtimes._open import backend_class
@@ -128,7 +128,7 @@ def worst_block(graphs: Graphs, inputs: NDArray[Any]) -> str:
     """Which block, the stem and the head among them, adds the most noise by itself, and what to try; empty without a simulation."""
     if graphs.simulation is None:
         return ""
-    worst, ratio = noisiest(graphs.original, graphs.simulation, inputs)
+    worst, ratio = noisiest_block(graphs.original, graphs.simulation, inputs)
     calibrated = any(node.op_type == "QuantizeLinear" for node in graphs.simulation.graph.node)
     remedy = "try another --calibrator, more --data like what the model sees, or --fp16" if calibrated else "try --fp32"
     if _narrow_type(graphs.simulation) == onnx.TensorProto.BFLOAT16:
@@ -152,7 +152,7 @@ def _name_overflow(simulation: onnx.ModelProto, inputs: NDArray[Any], where: str
     """Raise LowerError for the first tensor of the simulation that is not finite."""
     # Each rounded tensor is read as its `.wide` copy: numpy has no BF16.
     names = [name for node in simulation.graph.node if node.op_type == "Cast" for name in node.output if name.endswith(".wide")]
-    values = exposed(simulation, names, inputs)
+    values = inner_tensors(simulation, names, inputs)
     for name in names:
         if not np.isfinite(values[name]).all():
             tensor, wider = name.removesuffix(".wide"), wider_precisions(_narrow_type(simulation))

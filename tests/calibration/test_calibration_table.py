@@ -19,7 +19,7 @@ from calibration.data import built_in
 from calibration.observers import observers
 from calibration.sample import Sample
 from calibration.table import CalibrationTable, Provenance, merge_tables, table_from_file, table_from_histograms
-from exporter.graph.simplify import simplified
+from exporter.graph.simplify import simplify
 from exporter.lowering.qdq.targets.tensorrt import place_pairs
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import BadInput, CalibrationError
@@ -32,7 +32,7 @@ PLACES = np.arange(100)
 @pytest.fixture(scope="module")
 def graph(tiny_model: Path) -> onnx.ModelProto:
     model = onnx.load(tiny_model / "model.onnx")
-    return simplified(model, np.zeros((1, 1, 28, 28), np.float32))
+    return simplify(model, np.zeros((1, 1, 28, 28), np.float32))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 from conftest import TINY_LABELS, Made
 from PIL import Image
 
-from exporter.graph.simplify import simplified
+from exporter.graph.simplify import simplify
 from exporter.pipeline.plan import ExportPlan
 from exporter.verification.accuracy.evaluate import Labelled
 from exporter.verification.check import CheckPlan
@@ -158,7 +158,7 @@ def test_onnxsim_writes_nothing_past_us(tiny_model: Path, monkeypatch: pytest.Mo
 
     def work() -> None:
         try:
-            simplified(model, None)  # type: ignore[arg-type]  # it fails before it looks at them
+            simplify(model, None)  # type: ignore[arg-type]  # it fails before it looks at them
         except SimplifyError as error:
             failures.append(str(error))
 

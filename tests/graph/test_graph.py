@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from exporter.graph.facts import graph_facts
+from exporter.graph.counts import graph_facts
 
 FLOAT = TensorProto.FLOAT
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from exporter.graph.trace import IR_VERSION, onnx_from_program, program_from_module, save_program
-from exporter.models.failing_layer import layers_at_work
+from exporter.models.failing_layer import watch_layers
 from exporter.models.sources.cifar import CifarResNet
 from runtimes import BatchRange
 from runtimes.backends.onnxruntime import OnnxRuntime
@@ -243,7 +243,7 @@ def test_a_layer_that_raised_inside_of_one_that_went_on_is_not_blamed() -> None:
             return x
 
     network = nn.Sequential(nn.Sequential(Trying()), nn.Sequential(nn.Linear(4, 4)))
-    with layers_at_work(network) as inside, pytest.raises(RuntimeError):
+    with watch_layers(network) as inside, pytest.raises(RuntimeError):
         network(torch.zeros(1, 3))
     assert inside == ["", "1", "1.0"]
 
@@ -268,7 +268,7 @@ def test_watching_the_layers_changes_no_byte_of_the_program_and_leaves_nothing_b
     network = CifarResNet(1, 1, 10).eval()
     save_program(program_from_module(network, SHAPE), tmp_path / "watched.pt2")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("exporter.graph.trace.layers_at_work", lambda module: nullcontext([]))
+        patch.setattr("exporter.graph.trace.watch_layers", lambda module: nullcontext([]))
         save_program(program_from_module(network, SHAPE), tmp_path / "alone.pt2")
     assert (tmp_path / "watched.pt2").read_bytes() == (tmp_path / "alone.pt2").read_bytes()
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from exporter.graph.simplify import simplified
+from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
 from exporter.lowering.opsets import BF16_OPSET
 from exporter.lowering.precisions import bf16
@@ -51,7 +51,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         program = program_from_module(CifarResNet(1, 1, 10), (1, 28, 28))
-    original = simplified(onnx_from_program(program, opset=BF16_OPSET, batch=BATCH), INPUTS)
+    original = simplify(onnx_from_program(program, opset=BF16_OPSET, batch=BATCH), INPUTS)
     lowered = bf16.lower(original, {})
     onnx.save(lowered, folder / "model.onnx")
     save_program(program, folder / "reference.pt2")

@@ -14,7 +14,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from exporter import ExportPlan
 from exporter.graph.blocks import blocks
-from exporter.graph.simplify import simplified
+from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module
 from exporter.lowering.precisions import int8
 from exporter.lowering.qdq.lint import QdqReport, lint
@@ -28,7 +28,7 @@ INPUTS = np.random.default_rng(0).standard_normal((4, 1, 28, 28), dtype=np.float
 def graph(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
     plan = ExportPlan("resnet20", tmp_path_factory.mktemp("lint"), weights="random")
     program = program_from_module(load_model(plan.model_request).module, (1, 28, 28))
-    return simplified(onnx_from_program(program, opset=20, batch=plan.batch), INPUTS)
+    return simplify(onnx_from_program(program, opset=20, batch=plan.batch), INPUTS)
 
 
 class Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types

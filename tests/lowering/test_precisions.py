@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from calibration.data import built_in, inputs_from_source
 from exporter import ExportPlan
-from exporter.graph.simplify import simplified
+from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module
 from exporter.lowering import precisions
 from exporter.lowering.precisions import fp16
@@ -42,7 +42,7 @@ def graph(module: torch.nn.Module) -> onnx.ModelProto:
 
 
 def graph_in_opset(module: torch.nn.Module, opset: int) -> onnx.ModelProto:
-    return simplified(onnx_from_program(program_from_module(module, (1, 28, 28)), opset=opset, batch=BatchRange(1, 8, 32)), INPUTS)
+    return simplify(onnx_from_program(program_from_module(module, (1, 28, 28)), opset=opset, batch=BatchRange(1, 8, 32)), INPUTS)
 
 
 def logits(model: onnx.ModelProto, inputs: NDArray[Any] = INPUTS) -> NDArray[Any]:
@@ -130,7 +130,7 @@ def test_the_simulation_of_a_trained_resnet20_is_pytorchs_own_narrow_module(name
     loaded = load_model(plan.model_request)
     inputs = inputs_from_source(built_in("test"), loaded.preprocess, 256)
     graph = onnx_from_program(program_from_module(loaded.module, loaded.preprocess.shape), opset=plan.opset, batch=plan.batch)
-    simulation = precision.simulation(precision.lower(simplified(graph, inputs[:2]), {}))
+    simulation = precision.simulation(precision.lower(simplify(graph, inputs[:2]), {}))
     assert simulation is not None
     simulated = logits(simulation, inputs)
     with torch.inference_mode():
@@ -191,7 +191,7 @@ def test_simplifying_takes_away_what_does_nothing_and_is_checked_by_running(grap
     padded.CopyFrom(graph)
     padded.graph.node[0].output[0] = "stem"
     padded.graph.node.insert(1, helper.make_node("Identity", ["stem"], ["conv1.out"], name="idle"))
-    result = simplified(padded, INPUTS)
+    result = simplify(padded, INPUTS)
     assert "idle" not in {node.name for node in result.graph.node}
     np.testing.assert_array_equal(logits(result), logits(graph))
 
@@ -206,7 +206,7 @@ def test_a_batch_norm_that_nothing_took_in_is_a_scale_and_a_shift_in_double_prec
     graph = helper.make_graph([node], "g", ends[:1], ends[1:], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     inputs = 100 * np.random.default_rng(0).standard_normal((2, *(int(size) for size in shape[1:]))).astype(np.float32)
-    result = simplified(model, inputs)
+    result = simplify(model, inputs)
     assert [(one.op_type, one.name) for one in result.graph.node] == [("Mul", "bn1.scale"), ("Add", "bn1")]
     exact = {name: each.astype(np.float64).reshape(-1, *[1] * (len(shape) - 2)) for name, each in tensors.items()}
     factor = exact["weight"] / np.sqrt(exact["variance"] + np.float64(np.float32(1e-5)))
@@ -228,4 +228,4 @@ def test_a_simplifier_that_changes_the_answer_is_stopped(graph: onnx.ModelProto,
 
     monkeypatch.setattr("onnxsim.simplify", careless)
     with pytest.raises(SimplifyError, match="simplifying changed the logits by"):
-        simplified(graph, INPUTS)
+        simplify(graph, INPUTS)

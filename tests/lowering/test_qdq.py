@@ -16,7 +16,7 @@ from onnx import TensorProto, numpy_helper
 from exporter import ExportPlan
 from exporter.graph import blocks
 from exporter.graph.blocks import residuals
-from exporter.graph.simplify import simplified
+from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module
 from exporter.lowering.precisions import int8
 from exporter.lowering.qdq.fit import SMALLEST_WEIGHT_SCALE
@@ -44,7 +44,7 @@ def graph_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], onnx.M
                 ExportPlan(name, tmp_path_factory.mktemp("unused"), weights="random", image_size=SIZES.get(name), batch=BATCH).model_request
             )
             traced = onnx_from_program(program_from_module(loaded.module, loaded.preprocess.shape), opset=20, batch=BATCH)
-            graphs[name] = simplified(traced, np.zeros((1, *loaded.preprocess.shape), np.float32))
+            graphs[name] = simplify(traced, np.zeros((1, *loaded.preprocess.shape), np.float32))
         return graphs[name]
 
     return graph
@@ -361,7 +361,7 @@ def chain(length: int) -> onnx.GraphProto:
 
 
 def test_branches_part_at_a_tensor_that_they_share_not_at_a_weight_or_an_input_left_out() -> None:
-    assert [(residual.parting, residual.shortcut) for residual in residuals(chain(4))] == [(f"x{place}", 0) for place in range(4)]
+    assert [(residual.fork, residual.shortcut) for residual in residuals(chain(4))] == [(f"x{place}", 0) for place in range(4)]
 
 
 def test_finding_the_blocks_of_a_deep_graph_takes_as_long_as_it_is_deep(monkeypatch: pytest.MonkeyPatch) -> None:

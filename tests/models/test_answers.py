@@ -21,7 +21,7 @@ from torch.nn import functional
 from exporter import ExportPlan
 from exporter.graph.trace import program_from_module
 from exporter.models.backbone import with_features
-from exporter.models.determinism import check_steady
+from exporter.models.determinism import check_deterministic
 from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
 from exporter.models.sources.cifar import CifarResNet
@@ -435,7 +435,7 @@ def always_training() -> nn.Module:
     return net
 
 
-BY_CHANCE, BY_NEIGHBOURS = "answers the same picture otherwise each time", "'s answer to a picture depends on the others of its batch"
+BY_CHANCE, BY_NEIGHBOURS = "answers the same picture differently each time", "'s answer to a picture depends on the others of its batch"
 UNSTEADY = {
     "dropout": Unsteady(lambda: network(Layer(lambda x: functional.dropout(x, 0.5))), f"{BY_CHANCE}, .* in its layer '2': it draws random"),
     "dropout of the whole": Unsteady(lambda: Does(lambda net, x: net.head(functional.dropout(net.features(x)))), f"{BY_CHANCE}, .* apart: it draws"),
@@ -463,7 +463,7 @@ def test_a_network_that_answers_by_chance_or_by_its_neighbours_is_refused_and_th
     random.seed(0)
     np.random.seed(0)
     net = UNSTEADY[kind].network()
-    said = refused(lambda: check_steady(net, PICTURE, "x:y"), TraceError)
+    said = refused(lambda: check_deterministic(net, PICTURE, "x:y"), TraceError)
     assert re.search(UNSTEADY[kind].says, said), said
 
 
@@ -482,7 +482,7 @@ def test_a_network_that_answers_alike_passes_and_leaves_torchs_generator_alone(k
     torch.manual_seed(0)
     net = STEADY[kind]()
     before = torch.random.get_rng_state()
-    check_steady(net, PICTURE, "x:y")
+    check_deterministic(net, PICTURE, "x:y")
     assert torch.equal(torch.random.get_rng_state(), before)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
 
@@ -493,6 +493,6 @@ def test_the_command_refuses_before_the_trace(run: Any, tmp_path: Path) -> None:
     (tmp_path / "chancy_nets.py").write_text("\n".join([*lines, "    return Net(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))", ""]))
     ran = run("chancy_nets:make", "--image-size", 16, "--data", "built-in", "--json")
     assert ran.code == 1
-    assert "chancy_nets:make answers the same picture otherwise each time" in ran.error
+    assert "chancy_nets:make answers the same picture differently each time" in ran.error
     assert "made\n" in ran.err
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == ["chancy_nets.py"]

@@ -368,7 +368,7 @@ def test_names_of_another_head_are_left_out_and_said(state: State, tmp_path: Pat
 
 @pytest.mark.parametrize(("key", "value"), [("hidden_act", "gelu"), ("downsample_in_first_stage", True)])
 def test_a_config_of_another_computation_is_refused(state: State, tmp_path: Path, key: str, value: object) -> None:
-    with pytest.raises(BadInput, match=f'config.json says "{key}" .*, so model.safetensors is of no resnet20; export package.module:factory'):
+    with pytest.raises(BadInput, match=f'config.json says "{key}" .*, so model.safetensors is not a resnet20; export package.module:factory'):
         load_model(saved_for_transformers(tmp_path, state, **{key: value}).model_request)
 
 

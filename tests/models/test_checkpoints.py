@@ -290,15 +290,15 @@ def test_what_fits_nothing_is_compared_with_the_closest(state: State, tmp_path: 
     message = said(odd, tmp_path, "resnet50")
     assert "does not fit resnet50: the closest known is resnet18, with torchvision's or a tutorial's names" in message
     assert "10 unexpected: layer3.2.conv1.weight" in message
-    assert message.endswith("export the network that it is of as package.module:factory, with these --weights")
+    assert message.endswith("export the network that it belongs to as package.module:factory, with these --weights")
     two = {key: value for key, value in state.items() if not key.startswith("fc.")} | {
         "fc.0.weight": torch.ones(9, 64),
         "fc.2.weight": torch.ones(7, 9),
     }
-    assert "a head of more than one linear layer (fc.0.weight, fc.2.weight); export the network that it is of as package.module:factory" in said(
+    assert "a head of more than one linear layer (fc.0.weight, fc.2.weight); export the network that it belongs to as package.module:factory" in said(
         two, tmp_path
     )
-    assert "is of no ResNet that is known" in said({"features.0.weight": torch.ones(64, 3, 3, 3)}, tmp_path)
+    assert "does not look like a ResNet checkpoint" in said({"features.0.weight": torch.ones(64, 3, 3, 3)}, tmp_path)
 
 
 @pytest.mark.parametrize("name", [*MODELS, "resnext101_16x8d", "wide_resnet101_4", "wide_resnet152_2"])

@@ -19,7 +19,7 @@ from exporter import ExportPlan, export
 from exporter.engines.builders import BuildOptions, Job, tensorrt_rtx
 from exporter.engines.layers import check_precision, layer_facts
 from exporter.graph.facts import tensor_specs
-from exporter.graph.simplify import simplified
+from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
 from exporter.lowering.precisions import fp32
 from exporter.lowering.registry import load_precision, precision_names
@@ -215,7 +215,7 @@ def test_a_simplifier_that_changes_one_output_is_stopped(graph: onnx.ModelProto,
 
     monkeypatch.setattr("onnxsim.simplify", meddling)
     with pytest.raises(SimplifyError, match="changed the layer3 by"):
-        simplified(graph, INPUTS)
+        simplify(graph, INPUTS)
 
 
 def test_a_golden_file_that_lacks_an_output_is_refused(bundles: Any, tmp_path: Path) -> None:

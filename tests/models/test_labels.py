@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from exporter.models.labels import checked_labels, labels_from_path
+from exporter.models.labels import labels_for_classes, labels_from_path
 from runtimes.errors import BadInput
 
 FLOWERS = ("daisy", "rose", "tulip")
@@ -57,7 +57,7 @@ def test_an_empty_line_before_a_name_is_refused_by_its_number(tmp_path: Path, te
     path = tmp_path / "labels.txt"
     path.write_text(text)
     with pytest.raises(BadInput, match=f"labels.txt, line {line}: expected a class name, got an empty line"):
-        checked_labels(path, 3)
+        labels_for_classes(path, 3)
 
 
 def test_a_text_file_in_utf_16_is_read_by_its_byte_order_mark_and_refused_without(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_label_files_as_tools_write_them_give_the_names(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(FORMS[name])
-    assert checked_labels(tmp_path / name, 3) == ("daisy", 'rose, "wild"', "tulip")
+    assert labels_for_classes(tmp_path / name, 3) == ("daisy", 'rose, "wild"', "tulip")
 
 
 REFUSED = {
@@ -192,11 +192,11 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
 def test_the_count_must_be_the_heads(tmp_path: Path) -> None:
     (tmp_path / "l.json").write_text(json.dumps(FLOWERS))
     (tmp_path / "l.txt").write_text("\n".join(FLOWERS))
-    assert checked_labels(tmp_path / "l.json", 3) == FLOWERS
+    assert labels_for_classes(tmp_path / "l.json", 3) == FLOWERS
     with pytest.raises(BadInput, match="expected 5 labels, got 3; the model has 5 classes"):
-        checked_labels(tmp_path / "l.json", 5)
+        labels_for_classes(tmp_path / "l.json", 5)
     with pytest.raises(BadInput, match="expected 2 labels, one a line, got 3"):
-        checked_labels(tmp_path / "l.txt", 2)
+        labels_for_classes(tmp_path / "l.txt", 2)
     (tmp_path / "tree" / "daisy").mkdir(parents=True)
     with pytest.raises(BadInput, match="expected 2 subfolders, got 1"):
-        checked_labels(tmp_path / "tree", 2)
+        labels_for_classes(tmp_path / "tree", 2)

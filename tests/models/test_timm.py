@@ -26,7 +26,7 @@ from exporter.cli import deploy as deploy_cli
 from exporter.engines.builders import BuildOptions, Job, tensorrt_rtx
 from exporter.engines.layers import check_precision, layer_facts
 from exporter.graph.facts import tensor_specs
-from exporter.graph.simplify import simplified
+from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
 from exporter.lowering.bias_correction import mean_error, subtract_from_bias
 from exporter.lowering.precisions import int8
@@ -69,7 +69,7 @@ def test_a_model_is_in_budget_and_tensorrt_builds_it(name: str, tmp_path: Path) 
     loaded = load_model(plan.model_request)
     images = Images(inputs_from_source(built_in("test"), loaded.preprocess, 8), None)
     program = program_from_module(loaded.module, loaded.preprocess.shape)
-    graph = simplified(onnx_from_program(program, opset=20, batch=BATCH), images.inputs[:2])
+    graph = simplify(onnx_from_program(program, opset=20, batch=BATCH), images.inputs[:2])
     save_program(program, tmp_path / "reference.pt2")
     batches = np.split(inputs_from_source(built_in("train"), loaded.preprocess, 8), 2)
     for name_of_precision in ("fp16", "int8"):

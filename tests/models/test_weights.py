@@ -222,7 +222,7 @@ def test_what_is_no_checkpoint_is_refused(state: dict[str, Tensor], tmp_path: Pa
         load(saved([1, 2], tmp_path / "list.pt"), tmp_path)
     with pytest.raises(
         BadInput,
-        match="is of no ResNet that is known: expected the tensors of a resnet20, got a; export .* package.module:factory",
+        match="does not look like a ResNet checkpoint: expected the tensors of a resnet20, got a; export .* package.module:factory",
     ):
         load(saved({"a": torch.zeros(1)}, tmp_path / "other.pt"), tmp_path)
 

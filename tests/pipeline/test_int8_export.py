@@ -26,7 +26,7 @@ from calibration.observers import observers
 from calibration.table import table_from_file
 from exporter import ExportPlan
 from exporter.cli import export as export_cli
-from exporter.graph.simplify import simplified
+from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module
 from exporter.lowering.precisions import fp16, int8
 from exporter.lowering.ranges import CALIBRATION_IMAGES, measure_ranges
@@ -161,7 +161,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> tuple[Loa
     traced = onnx_from_program(
         program_from_module(loaded.module, loaded.preprocess.shape), opset=plan.opset, batch=Bundle.open(bundle).manifest.batch
     )
-    return loaded, simplified(traced, np.zeros((1, 1, 28, 28), np.float32)), plan
+    return loaded, simplify(traced, np.zeros((1, 1, 28, 28), np.float32)), plan
 
 
 def reuse(loaded: LoadedModel, graph: onnx.ModelProto, plan: ExportPlan) -> object:

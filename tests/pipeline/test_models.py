@@ -18,8 +18,9 @@ from calibration.observers.mse import mse
 from exporter import ExportPlan, export
 from exporter.engines.builders import BuildOptions, Job, tensorrt_rtx
 from exporter.engines.layers import check_precision, layer_facts
-from exporter.graph.facts import graph_facts, tensor_specs
-from exporter.graph.simplify import simplified
+from exporter.graph.counts import graph_facts
+from exporter.graph.facts import tensor_specs
+from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
 from exporter.lowering.bias_correction import mean_error, subtract_from_bias
 from exporter.lowering.precisions import int8
@@ -71,7 +72,7 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     loaded = load_model(plan.model_request)
     images = Images(inputs_from_source(built_in("test"), loaded.preprocess, BATCH.max), None)
     program = program_from_module(loaded.module, loaded.preprocess.shape)
-    graph = simplified(onnx_from_program(program, opset=plan.opset, batch=plan.batch), images.inputs[:2])
+    graph = simplify(onnx_from_program(program, opset=plan.opset, batch=plan.batch), images.inputs[:2])
     save_program(program, folder / "reference.pt2")
     batches = np.split(inputs_from_source(built_in("train"), loaded.preprocess, 8), 2)
     thresholds = {name: mse(histogram) for name, histogram in collect(graph, int8.observed_tensors(graph), batches).items()}

@@ -22,7 +22,7 @@ from exporter.cli import deploy
 from exporter.engines.builders import BuildOptions, Job, tensorrt_rtx
 from exporter.engines.layers import check_precision, layer_facts
 from exporter.graph.pixel_input import with_uint8_input
-from exporter.graph.simplify import simplified
+from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
 from exporter.lowering.precisions import fp32
 from exporter.lowering.registry import load_precision, precision_names
@@ -56,7 +56,7 @@ class Grouped(nn.Module):
 
 def float_graph(module: nn.Module) -> onnx.ModelProto:
     traced = onnx_from_program(program_from_module(module, COLOUR.shape), opset=20, batch=BATCH)
-    return simplified(traced, COLOUR.normalise(PIXELS))
+    return simplify(traced, COLOUR.normalise(PIXELS))
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from spoilt import BLOCKS, spoilt, with_file
 
 from exporter.cli._drift import bisection_lines
 from exporter.graph.blocks import blocks
-from exporter.graph.mixed import hybrid
-from exporter.graph.probe import exposed
+from exporter.graph.mixed import with_fp32_nodes
+from exporter.graph.probe import inner_tensors
 from exporter.graph.trace import program_from_module, save_program
 from exporter.models.sources.cifar import CifarResNet
 from exporter.verification.blocks.bisect import MOST_BLOCKS_FOR_PAIRS, bisected, smallest_set
@@ -40,7 +40,7 @@ def searched(bundle: Bundle, **options: Any) -> Bisection:
 
 
 def ran(model: onnx.ModelProto, inputs: NDArray[Any]) -> list[NDArray[Any]]:
-    return list(exposed(model, [value.name for value in model.graph.output], inputs).values())
+    return list(inner_tensors(model, [value.name for value in model.graph.output], inputs).values())
 
 
 @pytest.fixture(params=FORMS, ids=lambda form: "-".join(map(str, form)))
@@ -56,9 +56,9 @@ def sides(request: pytest.FixtureRequest, shipped_bundle: Any) -> tuple[BothSide
 def test_hybrids_are_the_simulation_at_one_end_and_the_fp32_graph_at_the_other(sides: tuple[BothSides, onnx.ModelProto, NDArray[Any]]) -> None:
     original, simulation, inputs = sides
     before = original.graph.SerializeToString(deterministic=True), simulation.SerializeToString(deterministic=True)
-    none = hybrid(original.graph, simulation, ())
+    none = with_fp32_nodes(original.graph, simulation, ())
     assert all(np.array_equal(*pair) for pair in zip(ran(none, inputs), ran(simulation, inputs), strict=True))
-    every = hybrid(original.graph, simulation, {node.name for node in original.graph.graph.node})
+    every = with_fp32_nodes(original.graph, simulation, {node.name for node in original.graph.graph.node})
     for found, expected in zip(ran(every, inputs), ran(original.graph, inputs), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
     assert len(every.graph.node) == len(original.graph.graph.node) + len(original.graph.graph.output)  # nothing of the lowered graph is left
@@ -72,7 +72,7 @@ def test_every_hybrid_is_a_valid_graph_in_which_its_blocks_and_no_others_are_fp3
     parts = [block for block in blocks(graph) if block.nodes]
     for chosen in [*([block] for block in parts), parts[::2], parts[3:6]]:
         names = {graph.node[place].name for block in chosen for place in block.nodes}
-        mixed = hybrid(original.graph, simulation, names)
+        mixed = with_fp32_nodes(original.graph, simulation, names)
         onnx.checker.check_model(mixed, full_check=True)
         by_side = {side: {node.name.removeprefix(side) for node in mixed.graph.node if node.name.startswith(side)} for side in ("fp32/", "lowered/")}
         assert by_side["fp32/"] == names

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from exporter.cli._drift import drift_lines
-from exporter.graph.probe import ends_of, exposed, with_outputs
-from exporter.graph.simplify import simplified
+from exporter.graph.probe import block_ends, inner_tensors, with_outputs
+from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
 from exporter.lowering.precisions import int8
 from exporter.lowering.registry import precision_names
@@ -101,7 +101,7 @@ def test_outputs_are_the_same_to_the_last_bit_with_inner_ones_beside_them(shippe
     bundle = shipped_bundle(precision)
     inputs, _ = golden_arrays(bundle)
     original = both_sides_of(bundle, inputs)
-    tensors = list(ends_of(original.graph.graph))
+    tensors = list(block_ends(original.graph.graph))
     graphs = [(original.graph, tensors)]
     if precision != "bf16":  # which onnxruntime does not run on a CPU
         graphs.append((original.lowered, tensors))
@@ -246,7 +246,7 @@ def traced(module: nn.Module, shape: tuple[int, int, int]) -> tuple[torch.fx.Gra
             nn.init.uniform_(part.weight, 0.5, 1.0)  # of a branch's last norm it may be zero
     inputs = np.random.default_rng(0).standard_normal((2, *shape), dtype=np.float32)
     program = program_from_module(module.eval(), shape)
-    return program.module(), simplified(onnx_from_program(program, opset=20, batch=BATCH), inputs), inputs
+    return program.module(), simplify(onnx_from_program(program, opset=20, batch=BATCH), inputs), inputs
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -256,7 +256,7 @@ def test_blocks_of_every_kind_are_matched_with_the_programs(name: str) -> None:
     nodes = matched(module, graph.graph)
     assert len(nodes) == count
     expected = program_values(module, list(nodes.values()), inputs)
-    found = exposed(graph, list(nodes), inputs)
+    found = inner_tensors(graph, list(nodes), inputs)
     for tensor, node in nodes.items():
         assert found[tensor].shape == expected[node].shape
         assert sqnr_db(expected[node], found[tensor]) > 100, tensor

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import onnx
 
 from exporter.graph.blocks import ADDITIONS, Block, blocks, residuals
-from exporter.graph.facts import CONVOLUTIONS, Scope, inlined, scopes
+from exporter.graph.facts import CONVOLUTIONS, inline_functions
+from exporter.graph.inference import InferredGraph, inferred_graphs
 from exporter.lowering.qdq.reading import Readings
 from exporter.lowering.qdq.refusals import Finding, Problem, refusals
 from exporter.lowering.qdq.targets.tensorrt import places_left_in_float
@@ -100,8 +101,8 @@ def lint(model: onnx.ModelProto) -> QdqReport | None:
 
     Weights in other files need not be loaded.
     """
-    model = inlined(model)
-    found = scopes(model)
+    model = inline_functions(model)
+    found = inferred_graphs(model)
     if not any(QUANTIZED.match(node.op_type) for scope in found for node in scope.graph.node):
         return None
     opset = next(
@@ -110,7 +111,7 @@ def lint(model: onnx.ModelProto) -> QdqReport | None:
     )
     linted: list[_LintedGraph] = []
     for scope in found:
-        outer = None if scope.node is None else linted[scope.node[0]].view
+        outer = None if scope.owner is None else linted[scope.owner.graph].view
         linted.append(_LintedGraph(View(scope, outer, opset)))
     reports = [linted[0].report(block) for block in blocks(model.graph)]
     for one in linted[1:]:
@@ -121,15 +122,15 @@ def lint(model: onnx.ModelProto) -> QdqReport | None:
 
 def int8_convolutions(model: onnx.ModelProto) -> dict[int, bool]:
     """The convolutions of the model's own graph: place among its nodes -> whether it reads INT8."""
-    linted = _LintedGraph(View(scopes(inlined(model))[0], None, onnx.defs.onnx_opset_version()))
+    linted = _LintedGraph(View(inferred_graphs(inline_functions(model))[0], None, onnx.defs.onnx_opset_version()))
     return {place: linted.is_int8(node) for place, node in enumerate(linted.view.nodes) if node.op_type in CONVOLUTIONS}
 
 
-def _inner_name(found: tuple[Scope, ...], scope: Scope) -> str:
-    if scope.node is None:
+def _inner_name(found: tuple[InferredGraph, ...], scope: InferredGraph) -> str:
+    if scope.owner is None:
         return ""
-    outer, place = scope.node
-    return f"{node_label(found[outer].graph.node[place])}.{scope.name}"
+    outer, place = scope.owner
+    return f"{node_label(found[outer].graph.node[place])}.{scope.attribute}"
 
 
 class _LintedGraph:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import onnx
 
-from exporter.graph.facts import Scope, type_name
+from exporter.graph.facts import type_name
+from exporter.graph.inference import InferredGraph
 from exporter.lowering.qdq.constants import Constants
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -16,7 +17,7 @@ UNKNOWN = "?"
 class View:
     """One graph of a model. Nodes are identified by their places: in foreign graphs names may be missing or double."""
 
-    def __init__(self, scope: Scope, outer: View | None, opset: int) -> None:
+    def __init__(self, scope: InferredGraph, outer: View | None, opset: int) -> None:
         self.scope, self.opset = scope, opset
         self.nodes: Sequence[onnx.NodeProto] = scope.graph.node
         self._places = {name: place for place, node in enumerate(self.nodes) for name in node.output if name}

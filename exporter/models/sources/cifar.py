@@ -1,4 +1,7 @@
-"""Residual networks for images of 28 to 32 pixels: those of He et al. 2015 (arXiv 1512.03385, section 4.2), and torchvision's with a small stem."""
+"""Residual networks for images of 28 to 32 pixels.
+
+Those of He et al. 2015 (arXiv 1512.03385, section 4.2), and torchvision's with a small stem.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from torch.nn import functional
 from torchvision.models.resnet import BasicBlock, conv1x1
 
 from calibration.data import FASHION_MNIST_CLASSES
+from exporter.models.find_network import Checkpoint, FittedModule
 from exporter.models.registry import PAD, PROJECTION
 from exporter.models.sources import torchvision
 from exporter.models.spec import ModelSpec, Pretrained
 from exporter.models.state_names import resnet_from_state
-from exporter.models.wrappers import Checkpoint, Fitted
 from runtimes.bundle import sha256_of_file
 from runtimes.preprocess import Preprocess
 
@@ -26,7 +29,7 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 class PadShortcut(nn.Module):
-    """The paper's option A: every other row and column, and as many channels of zeros as are missing, half before and half behind."""
+    """The paper's option A: every other row and column, and channels of zeros, half of them before and half after."""
 
     def __init__(self, missing: int) -> None:
         super().__init__()
@@ -39,8 +42,8 @@ class PadShortcut(nn.Module):
 class CifarResNet(nn.Module):
     """Three stages of `blocks` basic blocks with 16, 32 and 64 channels: 6 x blocks + 2 layers.
 
-    Shortcuts that change shape are 1x1 projections (the paper's option B) or padded (option A), and the parts carry torchvision's
-    names (`conv1 bn1 layer1.0.conv1 ... layer2.0.downsample.0 ... fc`).
+    Shortcuts that change shape are 1x1 projections (the paper's option B) or padded (option A). The parts have
+    torchvision's names (`conv1 bn1 layer1.0.conv1 ... layer2.0.downsample.0 ... fc`).
 
     Input: float32 (batch, channels, height, width). Output: logits, float32 (batch, classes).
     """
@@ -67,7 +70,7 @@ class CifarResNet(nn.Module):
 
 
 def _stage(inputs: int, outputs: int, blocks: int, shortcut: str) -> nn.Sequential:
-    """A stage that widens halves the image, too."""
+    """A stage of basic blocks; if it widens, it halves the image as well."""
     changed: nn.Module | None = None
     if inputs != outputs and shortcut == PAD:
         changed = PadShortcut(outputs - inputs)
@@ -78,27 +81,32 @@ def _stage(inputs: int, outputs: int, blocks: int, shortcut: str) -> nn.Sequenti
 
 
 def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Module:
-    """The network, freshly initialised as in He et al. 2015 (arXiv 1502.01852)."""
-    assert spec.shape is not None
-    if len(spec.shape.blocks) == 4:
+    """Make the network, freshly initialised as in He et al. 2015 (arXiv 1502.01852)."""
+    assert spec.architecture is not None
+    if len(spec.architecture.blocks) == 4:
         return torchvision.create(spec, classes, channels)
-    return CifarResNet(spec.shape.blocks[0], channels or preprocess(spec).channels, classes or 10, shortcut=spec.variant)
+    return CifarResNet(
+        spec.architecture.blocks[0], channels or preprocess(spec).channels, classes or 10, shortcut=spec.variant
+    )
 
 
-def load(spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
-    """The model with a checkpoint's weights, whatever its training script called the parts."""
+def load(spec: ModelSpec, checkpoint: Checkpoint) -> FittedModule:
+    """Make the model with a checkpoint's weights, whatever its training script called the parts."""
     return resnet_from_state(create, spec, checkpoint)
 
 
 def pretrained(spec: ModelSpec) -> Pretrained:
-    """The weights that ship with the package: trained on Fashion-MNIST by `scripts/train.py`."""
+    """Make the model with the weights that ship with this package, trained on Fashion-MNIST by `scripts/train.py`."""
     path = ASSETS / f"{spec.name}.safetensors"
     module = load(spec, Checkpoint(load_file(path), "the shipped weights")).module
     return Pretrained(module, preprocess(spec), FASHION_MNIST_CLASSES, "shipped", sha256_of_file(path))
 
 
 def preprocess(spec: ModelSpec) -> Preprocess:
-    """Images of the training size, normalised with the training set's mean and standard deviation: CIFAR-10's where no weights ship."""
+    """Images of the training size, normalised with the training set's mean and standard deviation.
+
+    The training set is that of the shipped weights; without such it is CIFAR-10.
+    """
     assert spec.size is not None
     mean, std = CIFAR10_MEAN, CIFAR10_STD
     if spec.weights:

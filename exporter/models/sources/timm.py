@@ -1,4 +1,4 @@
-"""timm's ResNet relatives, `timm:NAME[.tag]`, with timm's weights and the preprocessing that timm says they were trained with."""
+"""timm's relatives of ResNet, `timm:NAME[.tag]`, with timm's weights and their preprocessing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from timm.data import ImageNetInfo, resolve_data_config
 from torch import Tensor, nn
 
 from exporter.models.checkpoints import state_from_file
-from exporter.models.failing_layer import kind_and_line, others_code
+from exporter.models.failing_layer import foreign_code, kind_and_line
+from exporter.models.find_network import Checkpoint, FittedModule, check_finite
 from exporter.models.random_start import RESIDUAL_SCALE
 from exporter.models.spec import ModelSpec, Pretrained
-from exporter.models.state_names import fitted, stripped
-from exporter.models.wrappers import Checkpoint, Fitted, check_finite
+from exporter.models.state_names import fit_checkpoint, without_prefixes
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import BadInput, PlanError, UnknownName, WeightsUnavailable
 from runtimes.preprocess import Preprocess
@@ -34,24 +34,28 @@ STARTING_BIAS = 2.0
 
 
 def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Module:
-    """timm's model, from a random start that behaves like a trained network."""
-    module = _created(spec, num_classes=classes, in_chans=channels)
+    """Make timm's model with random weights that behave like trained ones."""
+    module = _create(spec, num_classes=classes, in_chans=channels)
     _make_calm(module)
     return module
 
 
-def load(spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
-    """timm's model with a checkpoint's weights under timm's names; the numbers of classes and channels are the checkpoint's."""
-    bare = stripped(checkpoint.state, checkpoint.where)
+def load(spec: ModelSpec, checkpoint: Checkpoint) -> FittedModule:
+    """Make timm's model with a checkpoint's weights, which have timm's names."""
+    bare = without_prefixes(checkpoint.state, checkpoint.where)
     config = _config(spec)
     head, stem = (bare.get(f"{_first(config.get(part))}.weight") for part in ("classifier", "first_conv"))
     classes = None if head is None else int(head.shape[0])
     channels = None if stem is None or stem.ndim != 4 else int(stem.shape[1])
-    return fitted(_created(spec, num_classes=classes, in_chans=channels), replace(checkpoint, state=bare), spec.name)
+    return fit_checkpoint(
+        _create(spec, num_classes=classes, in_chans=channels), replace(checkpoint, state=bare), spec.name
+    )
 
 
 def pretrained(spec: ModelSpec) -> Pretrained:
-    """timm's weights of that tag, or of the first where none is given, from Hugging Face's cache or downloaded into it.
+    """Make the model with timm's weights of its tag, or of the first tag if it has none.
+
+    They are taken from Hugging Face's cache, or downloaded into it.
 
     Raises:
         WeightsUnavailable: there are none, or they could not be fetched.
@@ -60,38 +64,50 @@ def pretrained(spec: ModelSpec) -> Pretrained:
     path = _weights_file(spec)
     state = state_from_file(path)
     check_finite(state, str(path))
-    module = _created(spec, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
-    labels = tuple(ImageNetInfo().label_descriptions()) if _config(spec).get("num_classes") == IMAGENET_CLASSES else None
+    module = _create(spec, pretrained=True, pretrained_cfg_overlay={"state_dict": state})
+    labels = (
+        tuple(ImageNetInfo().label_descriptions()) if _config(spec).get("num_classes") == IMAGENET_CLASSES else None
+    )
     return Pretrained(module, own, labels, "default", sha256_of_file(path))
 
 
 def preprocess(spec: ModelSpec) -> Preprocess:
-    """timm's own data configuration: shorter side to the size over `crop_pct`, or both sides where the crop mode is `squash`.
+    """timm's own data configuration as a preprocessing.
+
+    The shorter side is resized to the input size over `crop_pct`; both sides are if the crop mode is `squash`.
 
     Raises:
-        PlanError: it asks for steps that a bundle does not have.
+        PlanError: it has steps that a bundle cannot hold.
     """
     config = resolve_data_config({}, pretrained_cfg=_config(spec))
     _, height, width = config["input_size"]
     mode = config["crop_mode"]
     if mode not in ("center", "squash") or (mode == "center" and height != width):
-        raise PlanError(f"{spec.name} takes images of {height}x{width} with crop mode '{mode}', which a bundle cannot hold; choose another model")
+        raise PlanError(
+            f"{spec.name} takes images of {height}x{width} with crop mode '{mode}', which a bundle cannot hold; "
+            "choose another model"
+        )
     short, long = (math.floor(size / config["crop_pct"]) for size in (height, width))
     resize = (short, long) if mode == "squash" else short
-    return Preprocess(resize, (height, width), config["interpolation"], True, tuple(config["mean"]), tuple(config["std"]))
+    return Preprocess(
+        resize, (height, width), config["interpolation"], True, tuple(config["mean"]), tuple(config["std"])
+    )
 
 
-def _created(spec: ModelSpec, **options: Any) -> nn.Module:
+def _create(spec: ModelSpec, **options: Any) -> nn.Module:
     _check_name(spec)
-    with others_code(lambda error: BadInput(f"timm cannot make {spec.name}: {kind_and_line(error)}; choose another model")):
+    with foreign_code(
+        lambda error: BadInput(f"timm cannot make {spec.name}: {kind_and_line(error)}; choose another model")
+    ):
         module: nn.Module = timm.create_model(spec.name.removeprefix(PREFIX), **options)
         return module.eval()
 
 
 def _check_name(spec: ModelSpec) -> None:
-    """
+    """Check that timm has the model.
+
     Raises:
-        UnknownName: timm has no such model, or no such tag of it; lists the nearest.
+        UnknownName: it has no such model, or no such tag of it; lists the nearest.
     """
     name = spec.name.removeprefix(PREFIX)
     architecture, _, tag = name.partition(".")
@@ -104,14 +120,14 @@ def _check_name(spec: ModelSpec) -> None:
 
 
 def _config(spec: ModelSpec) -> dict[str, Any]:
-    """What timm says of the weights of that name: where they are, the preprocessing, and what first and last layer are called."""
+    """timm's configuration of a model's weights: where they are, their preprocessing, names of first and last layer."""
     _check_name(spec)
     found = timm.get_pretrained_cfg(spec.name.removeprefix(PREFIX))
     return {} if found is None else dict(found.to_dict())
 
 
 def _first(name: object) -> object:
-    """Of several stems or heads, as timm lists them, the first."""
+    """The first of several stems or heads, which timm lists for some models."""
     return name[0] if isinstance(name, list | tuple) else name
 
 
@@ -119,7 +135,11 @@ def _weights_file(spec: ModelSpec) -> Path:
     config = _config(spec)
     repository = config.get("hf_hub_id")
     if not repository:
-        where = f"; fetch {config['url']} and give --weights FILE" if config.get("url") else "; give --weights random or FILE"
+        where = (
+            f"; fetch {config['url']} and give --weights FILE"
+            if config.get("url")
+            else "; give --weights random or FILE"
+        )
         raise WeightsUnavailable(f"Hugging Face has no weights of {spec.name}{where}")
     names = (config["hf_hub_filename"],) if config.get("hf_hub_filename") else WEIGHTS_FILES
     for name in names:
@@ -128,7 +148,9 @@ def _weights_file(spec: ModelSpec) -> Path:
             return Path(cached)
     try:
         # huggingface_hub tries six times for each file before it gives up: a minute without a network.
-        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=NETWORK_TIMEOUT_SECONDS).close()
+        urllib.request.urlopen(
+            urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=NETWORK_TIMEOUT_SECONDS
+        ).close()
         found = {entry for entry in huggingface_hub.list_repo_files(repository) if entry in names}
         return Path(huggingface_hub.hf_hub_download(repository, next(name for name in names if name in found)))
     except Exception as error:  # urllib's, huggingface_hub's and its HTTP client's kinds share no base
@@ -140,11 +162,12 @@ def _weights_file(spec: ModelSpec) -> Path:
 
 
 def _make_calm(module: nn.Module) -> None:
-    """Change what a random start makes unlike a trained network, in place.
+    """Make random weights behave more like trained ones, in place.
 
-    Layers that timm starts at zero, the last of each residual branch, become a tenth of a usual start: a branch of zeros proves nothing. Other
-    batch norms start with a bias: each ReLU that cuts off half of what it gets takes 2 dB of signal from the noise, and the stems and
-    shortcuts of timm's networks have many in a row (measured on a random ResNet-10-T in INT8: 24 dB of SQNR without, 32 dB with).
+    Layers that timm starts at zero, the last of each residual branch, get a tenth of a usual start, since a branch of
+    zeros proves nothing. Other batch norms start with a bias: a ReLU that cuts off half of its input costs 2 dB of
+    signal-to-noise ratio, and the stems and shortcuts of timm's networks have many in a row (measured on a random
+    ResNet-10-T in INT8: 24 dB of SQNR without the bias, 32 dB with it).
     """
     for layer in module.modules():
         weight = getattr(layer, "weight", None)

@@ -1,4 +1,4 @@
-"""The ResNets, ResNeXts and Wide ResNets of torchvision, with torchvision's weights and what those weights say of themselves."""
+"""torchvision's ResNets, ResNeXts and Wide ResNets, with its weights, their class names and their preprocessing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import nn
 from torchvision.models import ResNet50_Weights, WeightsEnum, get_model_weights
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from exporter.models.find_network import Checkpoint, FittedModule
 from exporter.models.registry import V1
 from exporter.models.spec import ModelSpec, Pretrained
 from exporter.models.state_names import resnet_from_state
-from exporter.models.wrappers import Checkpoint, Fitted
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import WeightsUnavailable
 from runtimes.preprocess import Preprocess
@@ -26,17 +26,23 @@ NETWORK_TIMEOUT_SECONDS = 10.0
 
 
 def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Module:
-    """torchvision's model; with another stem or number of input channels, its first convolution is made anew."""
-    shape = spec.shape
-    assert shape is not None
-    block = Bottleneck if shape.bottleneck else BasicBlock
-    model: nn.Module = ResNet(block, list(shape.blocks), num_classes=classes or spec.classes, groups=shape.groups, width_per_group=shape.width)
-    if shape.stem == "cifar" or channels not in (None, 3):
-        kernel, stride = (3, 1) if shape.stem == "cifar" else (7, 2)
+    """Make torchvision's model; for another stem or number of input channels, with another first convolution."""
+    architecture = spec.architecture
+    assert architecture is not None
+    block = Bottleneck if architecture.bottleneck else BasicBlock
+    model: nn.Module = ResNet(
+        block,
+        list(architecture.blocks),
+        num_classes=classes or spec.classes,
+        groups=architecture.groups,
+        width_per_group=architecture.width,
+    )
+    if architecture.stem == "cifar" or channels not in (None, 3):
+        kernel, stride = (3, 1) if architecture.stem == "cifar" else (7, 2)
         stem = nn.Conv2d(channels or 3, 64, kernel, stride=stride, padding=kernel // 2, bias=False)
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         model.conv1 = stem
-    if shape.stem == "cifar":
+    if architecture.stem == "cifar":
         model.maxpool = nn.Identity()
     if spec.variant == V1:
         for part in model.modules():
@@ -45,16 +51,16 @@ def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Mod
     return model
 
 
-def load(spec: ModelSpec, checkpoint: Checkpoint) -> Fitted:
-    """The model with a checkpoint's weights, whatever its training script called the parts."""
+def load(spec: ModelSpec, checkpoint: Checkpoint) -> FittedModule:
+    """Make the model with a checkpoint's weights, whatever its training script called the parts."""
     return resnet_from_state(create, spec, checkpoint)
 
 
 def pretrained(spec: ModelSpec) -> Pretrained:
-    """torchvision's default weights, from its cache or downloaded into it.
+    """Make the model with torchvision's default weights, from torchvision's cache or downloaded into it.
 
     Raises:
-        WeightsUnavailable: they could not be fetched, or what came is not what torchvision's checksum says.
+        WeightsUnavailable: they could not be fetched, or do not have torchvision's checksum.
     """
     weights = _default_weights(spec)
     try:
@@ -63,7 +69,8 @@ def pretrained(spec: ModelSpec) -> Pretrained:
     except (URLError, OSError, RuntimeError) as error:
         reason = getattr(error, "reason", error)
         raise WeightsUnavailable(
-            f"cannot fetch {weights.url} ({reason}); without a network use --weights random, or fetch it elsewhere and give --weights FILE"
+            f"cannot fetch {weights.url} ({reason}); without a network use --weights random, "
+            "or fetch it elsewhere and give --weights FILE"
         ) from error
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     labels = tuple(str(label) for label in weights.meta["categories"])
@@ -72,10 +79,12 @@ def pretrained(spec: ModelSpec) -> Pretrained:
 
 
 def preprocess(spec: ModelSpec) -> Preprocess:
-    """What torchvision's default weights were evaluated with; where it has none, those of its first ResNet-50."""
+    """The preprocessing with which torchvision evaluates the default weights, or those of its first ResNet-50."""
     preset = (_default_weights(spec) if spec.weights else ResNet50_Weights.IMAGENET1K_V1).transforms()
     (resize,), (crop,) = preset.resize_size, preset.crop_size
-    return Preprocess(resize, (crop, crop), preset.interpolation.value, bool(preset.antialias), tuple(preset.mean), tuple(preset.std))
+    return Preprocess(
+        resize, (crop, crop), preset.interpolation.value, bool(preset.antialias), tuple(preset.mean), tuple(preset.std)
+    )
 
 
 def _default_weights(spec: ModelSpec) -> WeightsEnum:
@@ -85,7 +94,10 @@ def _default_weights(spec: ModelSpec) -> WeightsEnum:
 
 @contextmanager
 def network_timeout(seconds: float) -> Iterator[None]:
-    """torch.hub and torchvision open connections without a time limit; the socket module's default is the only way to give them one."""
+    """Give every new connection a time limit.
+
+    torch.hub and torchvision set none, and the socket module's default is the only way to give them one.
+    """
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from exporter.graph.blocks import Block, blocks
-from exporter.graph.mixed import hybrid
+from exporter.graph.mixed import with_fp32_nodes
 from exporter.verification.blocks.both_sides import both_sides_of
 from exporter.verification.blocks.drift import MOST_IMAGES
 from exporter.verification.blocks.findings import Bisection
@@ -51,7 +51,7 @@ def bisected(bundle: Bundle, inputs: NDArray[Any], reference: Mapping[str, NDArr
 
     def compared(returned: frozenset[int]) -> Comparison:
         if returned not in tried:
-            model = hybrid(original.graph, simulation, _nodes(original.graph.graph, parts, returned))
+            model = with_fp32_nodes(original.graph, simulation, _nodes(original.graph.graph, parts, returned))
             with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
                 tried[returned] = compare_outputs(reference, runtime.run({runtime.inputs[0].name: inputs}), budget)
         return tried[returned]

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.graph.blocks import blocks
-from exporter.graph.mixed import apart
-from exporter.graph.probe import exposed, rounded_names
+from exporter.graph.mixed import with_exact_block_inputs
+from exporter.graph.probe import inner_tensors, rounded_names
 from exporter.verification.blocks.both_sides import BothSides, both_sides_of, reference_inputs
 from exporter.verification.blocks.findings import Deviation, Drift, Stage
 from exporter.verification.blocks.program import REMEDY, matched, program_values
@@ -54,8 +54,8 @@ def drift_between(original: BothSides, inputs: NDArray[Any], outside: NDArray[An
     stages = []
     for name, (model, tensors) in _ways(original, list(nodes)).items():
         if name == ALONE:
-            expected = list(exposed(original.corrected, tensors, inputs).values())
-        found = exposed(model, tensors, inputs).values()
+            expected = list(inner_tensors(original.corrected, tensors, inputs).values())
+        found = inner_tensors(model, tensors, inputs).values()
         each = tuple(_deviation(*pair) for pair in zip(expected, found, strict=True))
         stages.append(Stage(name, each, next((block for block, one in zip(names, each, strict=True) if _is_beyond(one, budget)), None)))
     alone = stages[-1]
@@ -70,7 +70,7 @@ def _ways(original: BothSides, tensors: list[str]) -> Mapping[str, tuple[Any, li
         ways[FILE] = (original.lowered, tensors)
     if original.simulation is not None:
         ways[SIMULATION] = (original.simulation, rounded_names(original.simulation.graph, tensors))
-    return {**ways, ALONE: (apart(original.corrected, original.simulation or original.lowered, tensors), tensors)}
+    return {**ways, ALONE: (with_exact_block_inputs(original.corrected, original.simulation or original.lowered, tensors), tensors)}
 
 
 def _deviation(expected: NDArray[Any], found: NDArray[Any]) -> Deviation:

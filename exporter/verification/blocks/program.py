@@ -13,7 +13,7 @@ from onnx import helper
 from torch.fx import Graph, GraphModule, Interpreter, Node
 
 from exporter.graph.blocks import residual_additions
-from exporter.graph.probe import ends_of
+from exporter.graph.probe import block_ends
 from runtimes.errors import PlanError
 
 OPERATORS = {
@@ -45,7 +45,7 @@ def matched(module: GraphModule, graph: onnx.GraphProto) -> dict[str, str]:
         raise PlanError(f"expected the program's residual additions in its ONNX graph too, got {counts[0]} and {counts[1]}; {REMEDY}")
     if not (_is_chain(program) and _is_chain(graph)):
         raise PlanError(f"expected residual additions that follow from one another, got some side by side; {REMEDY}")
-    nodes, tensors = ends_of(program), ends_of(graph)
+    nodes, tensors = block_ends(program), block_ends(graph)
     constants = {tensor.name for tensor in graph.initializer}
 
     def kind_of(node: onnx.NodeProto) -> str:

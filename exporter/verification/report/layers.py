@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import onnx
 
-from exporter.graph.facts import initializer_shapes, multiply_accumulates, scopes
+from exporter.graph.counts import multiply_accumulates
+from exporter.graph.facts import initializer_shapes
+from exporter.graph.inference import inferred_graphs
 from exporter.lowering.qdq.lint import DEQUANTIZE
 from exporter.lowering.qdq.targets import left_in_float, tensorrt
 from exporter.verification.report.records import GraphLayer
@@ -17,7 +19,7 @@ SHORT = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16"}
 
 def layers_from_model(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
     """The graph's layers in its order. Biases are left out of account: they are float in every precision."""
-    own = scopes(model)[0]
+    own = inferred_graphs(model)[0]
     types, shapes = own.types, own.shapes
     constants = initializer_shapes(model)
     nodes = model.graph.node

@@ -21,10 +21,9 @@ from __future__ import annotations
 from collections.abc import Set
 
 import onnx
-from onnx import numpy_helper
 
 from exporter.graph.blocks import residuals
-from exporter.graph.facts import constant_names
+from exporter.graph.facts import constant_names, reduces_space
 from exporter.lowering.qdq.targets import Edge, Placement
 
 POOLS = ("GlobalAveragePool", "GlobalMaxPool")
@@ -78,19 +77,6 @@ def _pooled_tensors(graph: onnx.GraphProto, known: Set[str]) -> set[str]:
     pooled: set[str] = set()
     for node in graph.node:
         computed = set(filter(None, node.input)) - known
-        if node.op_type in POOLS or _reduces_space(node, values) or (computed and computed <= pooled):
+        if node.op_type in POOLS or reduces_space(node, values) or (computed and computed <= pooled):
             pooled.update(node.output)
     return pooled
-
-
-def _reduces_space(node: onnx.NodeProto, values: dict[str, onnx.TensorProto]) -> bool:
-    """Whether a node is a mean, a maximum or the like over the last two of four axes.
-
-    Graphs have it where it was not made a global pool; in old opsets the axes are an attribute.
-    """
-    if not node.op_type.startswith("Reduce"):
-        return False
-    axes = [int(axis) for attribute in node.attribute if attribute.name == "axes" for axis in attribute.ints]
-    if len(node.input) == 2 and node.input[1] in values:
-        axes = [int(axis) for axis in numpy_helper.to_array(values[node.input[1]]).ravel()]
-    return sorted(axis % 4 for axis in axes) == [2, 3]
