@@ -89,7 +89,11 @@ def proof_images(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
     fewest = max(FEWEST_IMAGES, plan.batch.max)
     count = LABELLED_IMAGES if known is not None else fewest
     if plan.data is not None:
-        used = chosen_places(source, plan.lowering_request) if plan.lowering_request.is_calibrated else np.zeros(0, np.int64)
+        used = (
+            chosen_places(source, plan.lowering_request)
+            if plan.lowering_request.is_calibrated
+            else np.zeros(0, np.int64)
+        )
         others = np.setdiff1d(np.arange(source.count), used)
         source = source.chosen(others) if len(others) >= fewest else source
         source = source.chosen(evenly_chosen(source, count, plan.seed))
@@ -99,7 +103,9 @@ def proof_images(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
         return replace(images_of_any_size(whole, labels, loaded.preprocess, plan.opset), no_accuracy=no_accuracy)
     read = dict(_readable(source, count, loaded.preprocess.pixels, steps))
     inputs = np.empty((len(read), *loaded.preprocess.shape), np.float32)
-    for row, pixels in zip(inputs, read.values(), strict=True):  # one by one: all at once would take as much memory again, twice
+    for row, pixels in zip(
+        inputs, read.values(), strict=True
+    ):  # one by one: all at once would take as much memory again, twice
         row[:] = loaded.preprocess.normalised(pixels)
     kept = np.stack(list(read.values())) if plan.uint8_input else None
     return Images(inputs, None if labels is None else labels[list(read)], kept, no_accuracy)
@@ -113,7 +119,9 @@ def _known_labels(source: ImageSource, loaded: LoadedModel, plan: ExportPlan) ->
     return labels, reason if plan.data is not None else ""
 
 
-def _readable(source: ImageSource, count: int, prepare: Callable[[Picture], Prepared], steps: Steps) -> Iterator[tuple[int, Prepared]]:
+def _readable(
+    source: ImageSource, count: int, prepare: Callable[[Picture], Prepared], steps: Steps
+) -> Iterator[tuple[int, Prepared]]:
     """What `prepare` makes of the first `count` pictures that can be read, with their places; few are in memory at a time.
 
     Raises:

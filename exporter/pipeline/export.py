@@ -88,7 +88,9 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             if plan.spec.source in OTHERS_CODE:
                 check_steady(loaded.module, images.inputs[0], plan.model)
             program = program_from_module(loaded.module, loaded.preprocess.shape)
-        form = GraphForm(plan.opset, plan.batch, output_names(loaded.module), plan.uint8_input is not None, plan.uint8_input == FULL)
+        form = GraphForm(
+            plan.opset, plan.batch, output_names(loaded.module), plan.uint8_input is not None, plan.uint8_input == FULL
+        )
         clean = clean_graph(program, form, loaded.preprocess, images.inputs, steps)
         lowered = lower(clean, calibration, plan.lowering_request, steps)
         clean, model = (with_resize(graph, form, loaded.preprocess) for graph in (clean, lowered.model))
@@ -98,11 +100,17 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             save_program(program, folder / "reference.pt2", form.outputs)
         with steps("prove"):
             # What no backend here runs is read back, so that the simulation is of what was written.
-            graphs = Graphs(clean, precision.simulated(model if precision.RUNS_ON else onnx.load(folder / "model.onnx")))
-            proof = golden = prove(folder, images, graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON)
+            graphs = Graphs(
+                clean, precision.simulated(model if precision.RUNS_ON else onnx.load(folder / "model.onnx"))
+            )
+            proof = golden = prove(
+                folder, images, graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON
+            )
             kept = of_fitting_size(images, loaded.preprocess, GOLDEN_IMAGES[-1]) if plan.uint8_input == FULL else images
             if kept is not images:  # built-in pictures have the network's size: what travels is to be resized
-                golden = prove(folder, kept, graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON)
+                golden = prove(
+                    folder, kept, graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON
+                )
         with steps("follow blocks"):
             exact = with_correction(clean, lowered.table, plan.lowering_request.calibrator_name)
             both = BothSides(program, clean, exact, model, graphs.simulation, bool(precision.RUNS_ON))
@@ -112,7 +120,9 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             if lowered.table:
                 (folder / "calibration.json").write_bytes(lowered.table.json())
             manifest = _manifest(plan, loaded, model, proof, lowered.table)
-            (folder / REPORT).write_bytes(page_from_proof(Bundle(folder, replace(manifest, files=files_of(folder))), images, proof, drift))
+            (folder / REPORT).write_bytes(
+                page_from_proof(Bundle(folder, replace(manifest, files=files_of(folder))), images, proof, drift)
+            )
             manifest = finish(folder, manifest)
     return Export(plan.output, manifest, steps.seconds, images.no_accuracy)
 
@@ -130,7 +140,13 @@ def _write_rest(folder: Path, plan: ExportPlan, loaded: LoadedModel, images: Ima
         (folder / "reference.pt2").unlink()
     golden = {"inputs": images.fed, **outputs}
     fewest, most = GOLDEN_IMAGES
-    count = min(most, max(FEWEST_GOLDEN_FEATURES if plan.features else fewest, GOLDEN_BYTES // sum(values[0].nbytes for values in golden.values())))
+    count = min(
+        most,
+        max(
+            FEWEST_GOLDEN_FEATURES if plan.features else fewest,
+            GOLDEN_BYTES // sum(values[0].nbytes for values in golden.values()),
+        ),
+    )
     golden = {name: values[:count] for name, values in golden.items()}
     if images.labels is not None:
         golden["labels"] = images.labels[:count]
@@ -139,7 +155,9 @@ def _write_rest(folder: Path, plan: ExportPlan, loaded: LoadedModel, images: Ima
         (folder / "labels.txt").write_text("".join(f"{label}\n" for label in loaded.labels), encoding="utf-8")
 
 
-def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, proof: Proof, table: CalibrationTable | None) -> Manifest:
+def _manifest(
+    plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, proof: Proof, table: CalibrationTable | None
+) -> Manifest:
     import onnxruntime
 
     packages = (*PACKAGES, *(("timm",) if loaded.facts.source == "timm" else ()))
@@ -149,7 +167,11 @@ def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, pro
         precision=plan.precision,
         target=plan.target,
         opset=plan.opset,
-        versions={"python": platform.python_version(), **{name: version(name) for name in packages}, "onnxruntime": onnxruntime.__version__},
+        versions={
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+            "onnxruntime": onnxruntime.__version__,
+        },
         model=loaded.facts,
         inputs=tensor_specs(model.graph.input),
         outputs=tensor_specs(model.graph.output),
@@ -158,5 +180,7 @@ def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, pro
         graph=graph_facts(model),
         parity=proof.report,
         accuracy=proof.accuracy,
-        calibration=CalibrationFacts(plan.lowering_request.calibrator_name, table.images, table.fingerprint) if table else None,
+        calibration=CalibrationFacts(plan.lowering_request.calibrator_name, table.images, table.fingerprint)
+        if table
+        else None,
     )

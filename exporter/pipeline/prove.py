@@ -29,7 +29,9 @@ SIMULATED_BATCH = 32
 NOT_FINITE = "gives a picture of one colour an answer that is no number, where the reference gives one; look for a division by zero in the network"
 
 
-def prove(folder: Path, images: Images, graphs: Graphs, *, budget: Budget, batch: BatchRange, backends: Sequence[str]) -> Proof:
+def prove(
+    folder: Path, images: Images, graphs: Graphs, *, budget: Budget, batch: BatchRange, backends: Sequence[str]
+) -> Proof:
     """Run `reference.pt2` and, on each backend, its model file, over the same images.
 
     The smallest batch and the one in between run on the first images, the largest on all of them. The simulation
@@ -63,10 +65,17 @@ def prove(folder: Path, images: Images, graphs: Graphs, *, budget: Budget, batch
         plain.ask_simulation(simulation)
     compared = {name: one.report.backends[name] for name, one in answers.items()}
     report = ParityReport(all(one.ok for one in answers.values()), len(images.fed), batch.checked, compared, budget)
-    said = [f"{name}: {', '.join(limit.text for limit in one.limits if not limit.ok)}" for name, one in answers.items() if not one.ok]
+    said = [
+        f"{name}: {', '.join(limit.text for limit in one.limits if not limit.ok)}"
+        for name, one in answers.items()
+        if not one.ok
+    ]
     if said:
         where = worst_block(graphs, images.fed[:SIMULATED_IMAGES])
-        raise ParityError(f"parity is out of budget over {len(images.fed)} images, {'; '.join(said)}{where}; no bundle was written", report)
+        raise ParityError(
+            f"parity is out of budget over {len(images.fed)} images, {'; '.join(said)}{where}; no bundle was written",
+            report,
+        )
     if plain.not_finite:
         raise ParityError(f"{' and '.join(plain.not_finite)} {NOT_FINITE}; no bundle was written", report)
     return Proof(reference, answers, report, list(answers.values())[-1].accuracy)
@@ -115,7 +124,10 @@ def _simulated(simulation: onnx.ModelProto, evidence: Evidence, budget: Budget, 
         LowerError: a tensor is beyond the precision's range; names it.
     """
     if batch is None and evidence.labels is None:
-        evidence = Evidence(evidence.inputs[:SIMULATED_IMAGES], {name: values[:SIMULATED_IMAGES] for name, values in evidence.outputs.items()})
+        evidence = Evidence(
+            evidence.inputs[:SIMULATED_IMAGES],
+            {name: values[:SIMULATED_IMAGES] for name, values in evidence.outputs.items()},
+        )
     size = min(len(evidence.inputs), SIMULATED_BATCH)
     with OnnxRuntime.from_bytes(simulation.SerializeToString()) as runtime:
         answer = answered(evidence, SIMULATION, runtime, budget, batch or BatchRange(size, size, size))
@@ -151,7 +163,13 @@ def _outputs(runtime: Runtime, inputs: NDArray[Any], size: int) -> Outputs:
 def _name_overflow(simulation: onnx.ModelProto, inputs: NDArray[Any], where: str = "on real images") -> None:
     """Raise LowerError for the first tensor of the simulation that is not finite."""
     # Each rounded tensor is read as its `.wide` copy: numpy has no BF16.
-    names = [name for node in simulation.graph.node if node.op_type == "Cast" for name in node.output if name.endswith(".wide")]
+    names = [
+        name
+        for node in simulation.graph.node
+        if node.op_type == "Cast"
+        for name in node.output
+        if name.endswith(".wide")
+    ]
     values = exposed(simulation, names, inputs)
     for name in names:
         if not np.isfinite(values[name]).all():

@@ -28,7 +28,13 @@ def check_resizing(preprocess: Preprocess, opset: int, pictures: Sequence[Image.
         ExportError: a pixel differs from Pillow's.
     """
     as_they_are = list(map(_for_an_engine, pictures))
-    trials = [*as_they_are, *(picture.resize((width, height)) for picture, (height, width) in zip(cycle(pictures), trial_sizes(preprocess)))]
+    trials = [
+        *as_they_are,
+        *(
+            picture.resize((width, height))
+            for picture, (height, width) in zip(cycle(pictures), trial_sizes(preprocess))
+        ),
+    ]
     with OnnxRuntime.from_bytes(resizing_graph(preprocess, opset).SerializeToString()) as runtime:
         for picture in trials:
             (levels,) = runtime.run({runtime.inputs[0].name: preprocess.picture(picture)[None]}).values()
@@ -41,7 +47,9 @@ def check_resizing(preprocess: Preprocess, opset: int, pictures: Sequence[Image.
                 )
 
 
-def images_of_any_size(pictures: Iterable[tuple[int, Image.Image]], labels: NDArray[np.int64] | None, preprocess: Preprocess, opset: int) -> Images:
+def images_of_any_size(
+    pictures: Iterable[tuple[int, Image.Image]], labels: NDArray[np.int64] | None, preprocess: Preprocess, opset: int
+) -> Images:
     """Pictures of any size with their places among the labels, brought to one; the first ones are run through the graph's resizing as they are.
 
     None is kept that is much larger than the network's input.
@@ -64,7 +72,9 @@ def images_of_any_size(pictures: Iterable[tuple[int, Image.Image]], labels: NDAr
     return images_of_one_size(fitting, None if labels is None else labels[places], preprocess)
 
 
-def images_of_one_size(pictures: Sequence[Image.Image], labels: NDArray[np.int64] | None, preprocess: Preprocess) -> Images:
+def images_of_one_size(
+    pictures: Sequence[Image.Image], labels: NDArray[np.int64] | None, preprocess: Preprocess
+) -> Images:
     """Pictures as they are, where they have one size, and are no larger than `fitting_size`; all of that size otherwise."""
     pictures = of_one_size(pictures, preprocess)
     return Images(preprocess.batch(pictures), labels, np.stack([preprocess.picture(picture) for picture in pictures]))

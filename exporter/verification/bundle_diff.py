@@ -33,7 +33,11 @@ def changes(old: Bundle, new: Bundle) -> tuple[Change, ...]:
     before, after = (dict(_flat(msgspec.to_builtins(bundle.manifest))) for bundle in (old, new))
     names = [*before, *(name for name in after if name not in before)]
     names.sort(key=lambda name: name.startswith("parity."))  # what was measured of both comes after what they are
-    told = [Change(name, before.get(name, ""), after.get(name, "")) for name in names if before.get(name, "") != after.get(name, "")]
+    told = [
+        Change(name, before.get(name, ""), after.get(name, ""))
+        for name in names
+        if before.get(name, "") != after.get(name, "")
+    ]
     return (*told, *_files(old, new), *_ranges(old, new))
 
 
@@ -63,13 +67,21 @@ def _files(old: Bundle, new: Bundle) -> Iterator[Change]:
     for name in sorted({*before, *after}):
         one, other = before.get(name), after.get(name)
         if one != other:
-            yield Change(f"file {name}", f"sha256 {one.sha256[:DIGEST]}" if one else "", f"sha256 {other.sha256[:DIGEST]}" if other else "")
+            yield Change(
+                f"file {name}",
+                f"sha256 {one.sha256[:DIGEST]}" if one else "",
+                f"sha256 {other.sha256[:DIGEST]}" if other else "",
+            )
 
 
 def _ranges(old: Bundle, new: Bundle) -> Iterator[Change]:
     """Of calibrated ranges, the largest moves: each tensor's threshold by the calibrator that the bundle was made with."""
     before, after = _thresholds(old), _thresholds(new)
-    moved = {name: after[name] / before[name] for name in before if name in after and before[name] > 0 and after[name] != before[name]}
+    moved = {
+        name: after[name] / before[name]
+        for name in before
+        if name in after and before[name] > 0 and after[name] != before[name]
+    }
     for name in sorted(moved, key=lambda name: -abs(moved[name] - 1))[:MOST_RANGES]:
         yield Change(f"range {name}", f"{before[name]:.6g}", f"{after[name]:.6g} ({moved[name] - 1:+.1%})")
     if len(moved) > MOST_RANGES:

@@ -66,7 +66,9 @@ class CheckPlan:
         if self.timeout_s is not None and not self.timeout_s > 0:  # nan too
             raise PlanError(f"expected a timeout of more than 0 seconds, got {self.timeout_s:g}; leave it out for none")
         if self.bisect and self.against is not None:
-            raise PlanError("--bisect returns blocks to the bundle's own FP32 program, which --against has nothing to do with; leave one of them out")
+            raise PlanError(
+                "--bisect returns blocks to the bundle's own FP32 program, which --against has nothing to do with; leave one of them out"
+            )
         if self.bisect and self.bundle.manifest.precision == "fp32":
             raise PlanError(f"--bisect returns blocks to FP32, and {self.bundle.folder} is all FP32; leave it out")
 
@@ -111,10 +113,14 @@ def question_of(plan: CheckPlan, say: Progress = silent) -> Question:
     pictures = pictures_of(plan.bundle, plan.data, plan.images) if plan.data is not None else None
     _check_judged(plan, pictures)
     evidence = _evidence(plan, pictures, say)
-    return Question(evidence, pictures, _old_evidence(plan.against, plan, evidence, pictures) if plan.against is not None else None)
+    return Question(
+        evidence, pictures, _old_evidence(plan.against, plan, evidence, pictures) if plan.against is not None else None
+    )
 
 
-def check_bundle(plan: CheckPlan, say: Progress = silent, question: Question | None = None) -> tuple[BundleCheck, Evidence]:
+def check_bundle(
+    plan: CheckPlan, say: Progress = silent, question: Question | None = None
+) -> tuple[BundleCheck, Evidence]:
     """Ask each backend, what `question` holds if that is at hand already; returns the verdicts and what was asked.
 
     Raises:
@@ -129,7 +135,12 @@ def check_bundle(plan: CheckPlan, say: Progress = silent, question: Question | N
     found = []
     for backend in plan.backends:
         say(f"check {bundle.manifest.name} on {backend}")
-        found.append(_checked(_Task(bundle, backend, budget, evidence, plan.against, question.old_evidence, plan.trust_engines), plan.timeout_s))
+        found.append(
+            _checked(
+                _Task(bundle, backend, budget, evidence, plan.against, question.old_evidence, plan.trust_engines),
+                plan.timeout_s,
+            )
+        )
     return BundleCheck(
         bundle=str(bundle.folder),
         name=bundle.manifest.name,
@@ -159,7 +170,9 @@ def load_blockwise() -> tuple[ModuleType, ModuleType]:
     return drift, bisect
 
 
-def _blockwise(plan: CheckPlan, evidence: Evidence, budget: Budget, say: Progress) -> tuple[Drift | None, Bisection | None]:
+def _blockwise(
+    plan: CheckPlan, evidence: Evidence, budget: Budget, say: Progress
+) -> tuple[Drift | None, Bisection | None]:
     if not plan.blocks and not plan.bisect:
         return None, None
     drift, bisect = load_blockwise()
@@ -175,7 +188,9 @@ def _blockwise(plan: CheckPlan, evidence: Evidence, budget: Budget, say: Progres
 def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress) -> Evidence:
     if pictures is None:
         return golden_evidence(plan.bundle)
-    evidence = Evidence(fed_pictures(plan.bundle, pictures), {}, pictures.labels, judge_accuracy="max_accuracy_drop" in plan.budget)
+    evidence = Evidence(
+        fed_pictures(plan.bundle, pictures), {}, pictures.labels, judge_accuracy="max_accuracy_drop" in plan.budget
+    )
     if plan.against is not None:
         return evidence  # the other bundle's answers are the reference
     say(f"run {REFERENCE} on {len(evidence.inputs)} images")
@@ -194,12 +209,20 @@ def _old_evidence(old: Bundle, plan: CheckPlan, evidence: Evidence, pictures: Pi
         BadInput: it does not take them, or answers with something else.
     """
     mine, other = plan.bundle.manifest, old.manifest
-    if [(spec.name, spec.shape[1:]) for spec in mine.outputs] != [(spec.name, spec.shape[1:]) for spec in other.outputs]:
-        raise BadInput(f"{old.folder} gives other outputs than {plan.bundle.folder}, so there is nothing to compare; give a bundle of the same kind")
+    if [(spec.name, spec.shape[1:]) for spec in mine.outputs] != [
+        (spec.name, spec.shape[1:]) for spec in other.outputs
+    ]:
+        raise BadInput(
+            f"{old.folder} gives other outputs than {plan.bundle.folder}, so there is nothing to compare; give a bundle of the same kind"
+        )
     if pictures is not None:
         return replace(evidence, inputs=fed_pictures(old, pictures))
-    if [(spec.dtype, spec.shape[1:]) for spec in mine.inputs] != [(spec.dtype, spec.shape[1:]) for spec in other.inputs]:
-        raise BadInput(f"{old.folder} takes other inputs than {plan.bundle.folder}; give --data with pictures, which each prepares in its own way")
+    if [(spec.dtype, spec.shape[1:]) for spec in mine.inputs] != [
+        (spec.dtype, spec.shape[1:]) for spec in other.inputs
+    ]:
+        raise BadInput(
+            f"{old.folder} takes other inputs than {plan.bundle.folder}; give --data with pictures, which each prepares in its own way"
+        )
     return evidence
 
 
@@ -220,7 +243,9 @@ def _answer(task: _Task) -> tuple[Verdict, Answered]:
     if task.old is not None and task.old_evidence is not None:
         evidence = replace(evidence, outputs=_outputs(task.old, task.backend, task.old_evidence, task.trust_engines))
     with open_runtime(task.bundle, task.backend, trust_engine=task.trust_engines) as model:
-        answer = answered(fed_to(model, evidence, task.bundle), task.backend, model, task.budget, task.bundle.manifest.batch)
+        answer = answered(
+            fed_to(model, evidence, task.bundle), task.backend, model, task.budget, task.bundle.manifest.batch
+        )
     return "ok" if answer.ok else "out of budget", answer
 
 
@@ -245,18 +270,33 @@ def _check_judged(plan: CheckPlan, pictures: Pictures | None) -> None:
     """
     if "max_accuracy_drop" in plan.budget and (pictures is None or pictures.labels is None):
         why = f": {pictures.no_accuracy}" if pictures is not None and pictures.no_accuracy else ""
-        raise PlanError(f"max_accuracy_drop needs pictures whose classes are the model's{why}; give such --data, or leave the limit out")
+        raise PlanError(
+            f"max_accuracy_drop needs pictures whose classes are the model's{why}; give such --data, or leave the limit out"
+        )
     if "min_agreement" in plan.budget and not is_classifier(spec.name for spec in plan.bundle.manifest.outputs):
         raise PlanError(f"min_agreement is about classes, and {plan.bundle.folder} gives features; leave the limit out")
     if "min_cosine" in plan.budget and all(spec.shape[1:] == (1,) for spec in plan.bundle.manifest.outputs):
-        raise PlanError(f"min_cosine is about the direction of several values, and {plan.bundle.folder} gives a single one; leave the limit out")
+        raise PlanError(
+            f"min_cosine is about the direction of several values, and {plan.bundle.folder} gives a single one; leave the limit out"
+        )
     if "max_batch_difference" in plan.budget and plan.bundle.manifest.batch.is_static:
-        raise PlanError(f"max_batch_difference is about several batch sizes, and {plan.bundle.folder} has one; leave the limit out")
+        raise PlanError(
+            f"max_batch_difference is about several batch sizes, and {plan.bundle.folder} has one; leave the limit out"
+        )
 
 
 def failed_check(plan: CheckPlan, error: ResnetExportError) -> tuple[BundleCheck, Evidence]:
     """In place of what `check_bundle` returns, where it could not: nothing was asked."""
     manifest = plan.bundle.manifest
     nothing = Checked("check", "failed", str(error), None, 0.0)
-    check = BundleCheck(str(plan.bundle.folder), manifest.name, manifest.parity.budget, "nothing", 0, "nothing", (nothing,), asked=plan.asked)
+    check = BundleCheck(
+        str(plan.bundle.folder),
+        manifest.name,
+        manifest.parity.budget,
+        "nothing",
+        0,
+        "nothing",
+        (nothing,),
+        asked=plan.asked,
+    )
     return check, Evidence(np.zeros(0), {})

@@ -14,7 +14,9 @@ from runtimes.errors import BackendUnavailable, ResnetExportError
 Verdict = Literal["ok", "out of budget", "not here", "failed", "crashed"]
 
 
-def in_a_process(work: Callable[..., tuple[Verdict, Any]], *arguments: object, timeout_s: float | None = None) -> tuple[Verdict, str, Any]:
+def in_a_process(
+    work: Callable[..., tuple[Verdict, Any]], *arguments: object, timeout_s: float | None = None
+) -> tuple[Verdict, str, Any]:
     """What a function of a module gives for these arguments: a verdict, the reason where it has failed, and a value.
 
     It is imported by its name in a new interpreter, which imports the running script too: one that checks bundles needs the usual
@@ -31,7 +33,9 @@ def in_a_process(work: Callable[..., tuple[Verdict, Any]], *arguments: object, t
         late.set()
         process.kill()
 
-    timer = threading.Timer(threading.TIMEOUT_MAX if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX), give_up)
+    timer = threading.Timer(
+        threading.TIMEOUT_MAX if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX), give_up
+    )
     timer.start()
     verdict: Verdict
     try:
@@ -42,7 +46,10 @@ def in_a_process(work: Callable[..., tuple[Verdict, Any]], *arguments: object, t
         process.join()
         verdict, reason, value = "crashed", _ending(process.exitcode), None
         if late.is_set():
-            verdict, reason = "failed", f"no answer within {timeout_s:g} s; allow it more, or run it alone with --backend to see what it prints"
+            verdict, reason = (
+                "failed",
+                f"no answer within {timeout_s:g} s; allow it more, or run it alone with --backend to see what it prints",
+            )
     finally:
         timer.cancel()
         if process.is_alive():
@@ -65,5 +72,7 @@ def _working(connection: Connection) -> None:
 
 def _ending(code: int | None) -> str:
     if code is not None and code < 0:
-        return f"its process was ended by {signal.Signals(-code).name}; run it alone with --backend to see what it prints"
+        return (
+            f"its process was ended by {signal.Signals(-code).name}; run it alone with --backend to see what it prints"
+        )
     return f"its process ended with exit code {code} and no answer; run it alone with --backend to see what it prints"

@@ -138,7 +138,9 @@ def entries(bundles: Sequence[Path], config: Path | None, given: Settings) -> li
             raise PlanError("expected bundles or --config, got both; the file names its bundles itself")
         return [Entry(path, given) for path in bundles]
     if config is None and not Path(FLEET).exists():
-        raise PlanError(f"expected a BUNDLE, got none, and there is no {FLEET} here; give the folder that resnet-export wrote")
+        raise PlanError(
+            f"expected a BUNDLE, got none, and there is no {FLEET} here; give the folder that resnet-export wrote"
+        )
     return [Entry(entry.path, given.over(entry.settings)) for entry in fleet_from_toml(config or Path(FLEET))]
 
 

@@ -32,11 +32,37 @@ NO_BUNDLE = "no bundle is named; give --resnet-bundle DIR"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("resnet-export", "parity of bundles")
-    group.addoption("--resnet-bundle", action="append", default=[], metavar="DIR", help="Test that a bundle keeps its budget; may be given again.")
-    group.addoption("--resnet-config", metavar="FILE", help="Test the bundles of a resnet-parity.toml, with its settings.")
-    group.addoption("--resnet-backend", action="append", default=[], metavar="NAME|all", help="What is to answer.  [default: all that are here]")
-    group.addoption("--resnet-budget", action="append", default=[], metavar="NAME=VALUE", help="A limit in place of the bundle's own.")
-    group.addoption("--resnet-trust-engine", action="append", default=[], metavar="SHA256", help="Load this engine, though another machine built it.")
+    group.addoption(
+        "--resnet-bundle",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="Test that a bundle keeps its budget; may be given again.",
+    )
+    group.addoption(
+        "--resnet-config", metavar="FILE", help="Test the bundles of a resnet-parity.toml, with its settings."
+    )
+    group.addoption(
+        "--resnet-backend",
+        action="append",
+        default=[],
+        metavar="NAME|all",
+        help="What is to answer.  [default: all that are here]",
+    )
+    group.addoption(
+        "--resnet-budget",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="A limit in place of the bundle's own.",
+    )
+    group.addoption(
+        "--resnet-trust-engine",
+        action="append",
+        default=[],
+        metavar="SHA256",
+        help="Load this engine, though another machine built it.",
+    )
     group.addoption("--resnet-data", metavar="SOURCE", help="Pictures to ask in place of the bundle's golden inputs.")
 
 
@@ -46,12 +72,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     """The bundles stand beside the files that pytest collects: they belong to none of them."""
     report = yield
     if isinstance(collector, pytest.Session) and report.passed:
         plans = collector.config.stash[PLANS]
-        report.result = [*report.result, *(_bundle_tests(collector, plan, name) for plan, name in zip(plans, _names(plans), strict=True))]
+        report.result = [
+            *report.result,
+            *(_bundle_tests(collector, plan, name) for plan, name in zip(plans, _names(plans), strict=True)),
+        ]
     return report
 
 
@@ -146,7 +177,11 @@ class LimitTest(pytest.Item):
             pytest.fail("\n".join([limit.text, "", *parity_lines(one.answer.report)]), pytrace=False)
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        return self.backend.plan.bundle.folder.absolute(), None, f"{self.backend.bundle.name} on {self.backend.name}: {self.name}"
+        return (
+            self.backend.plan.bundle.folder.absolute(),
+            None,
+            f"{self.backend.bundle.name} on {self.backend.name}: {self.name}",
+        )
 
 
 def _bundle_tests(session: pytest.Session, plan: CheckPlan, name: str) -> BundleTests:
@@ -187,7 +222,9 @@ def _plans(config: pytest.Config) -> tuple[CheckPlan, ...]:
     engines = config.getoption("resnet_trust_engine")
     if not bundles and file is None:
         if backends or budget or data is not None:
-            raise pytest.UsageError(f"--resnet-backend, --resnet-budget and --resnet-data are about a bundle, and {NO_BUNDLE}")
+            raise pytest.UsageError(
+                f"--resnet-backend, --resnet-budget and --resnet-data are about a bundle, and {NO_BUNDLE}"
+            )
         if engines:
             raise pytest.UsageError(f"--resnet-trust-engine is about a bundle's engine, and {NO_BUNDLE}")
         return ()
@@ -233,7 +270,9 @@ def _opened(bundle: Bundle, backend: str, plans: tuple[CheckPlan, ...]) -> Runti
     from runtimes._open import open_runtime
     from runtimes.errors import BackendUnavailable, ResnetExportError
 
-    plan = next((one for one in plans if one.bundle is bundle), plans[0])  # the bundle may be of a fixture of the user's
+    plan = next(
+        (one for one in plans if one.bundle is bundle), plans[0]
+    )  # the bundle may be of a fixture of the user's
     if backend not in plan.backends:
         pytest.skip(f"{backend} is not among the backends that were asked for {plan.bundle.folder}")
     try:

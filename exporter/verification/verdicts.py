@@ -93,7 +93,10 @@ class BundleCheck:
 
 def distinct_names(names: Sequence[str]) -> list[str]:
     """Names numbered where several are the same."""
-    return [name if names.count(name) == 1 else f"{name}-{names[: place + 1].count(name)}" for place, name in enumerate(names)]
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[: place + 1].count(name)}"
+        for place, name in enumerate(names)
+    ]
 
 
 def why_not_judged(limit: str, answer: Answered) -> str:

@@ -129,7 +129,12 @@ class Labelled:
 
 
 def evaluate(
-    bundle: Bundle, runtime: Runtime, source: ImageSource, *, journal: Journal | None = None, on_batch: Callable[[Answered], None] = lambda _: None
+    bundle: Bundle,
+    runtime: Runtime,
+    source: ImageSource,
+    *,
+    journal: Journal | None = None,
+    on_batch: Callable[[Answered], None] = lambda _: None,
 ) -> Evaluation:
     """Classify every picture of `source`, whose labels are the model's (`Labelled.source`), at the bundle's middle batch.
 
@@ -186,7 +191,9 @@ class Tally:
         assert source.labels is not None
         names, total = source.classes, self.images.total()
         lost = [names[label] for label in np.unique(source.labels) if label not in self.images]
-        recall = tuple(Recall(index, names[index], _rate(self.top1[index], count)) for index, count in sorted(self.images.items()))
+        recall = tuple(
+            Recall(index, names[index], _rate(self.top1[index], count)) for index, count in sorted(self.images.items())
+        )
         worst = sorted(self.wrong.items(), key=lambda item: (-item[1], item[0]))
         return Evaluation(
             images=total,
@@ -194,7 +201,9 @@ class Tally:
             top5=_rate(self.top5.total(), total),
             mean_recall=float(np.mean([one.top1.share for one in recall])),
             recall=recall,
-            confused=tuple(Confusion(names[label], names[given], count, self.images[label]) for (label, given), count in worst),
+            confused=tuple(
+                Confusion(names[label], names[given], count, self.images[label]) for (label, given), count in worst
+            ),
             unreadable=(*self.unreadable, *(f"none of the pictures of class '{name}' can be read" for name in lost)),
             model_images_per_s=round(total / self.model_s, 1),
             images_per_s=round(total / self.elapsed_s, 1),
@@ -227,7 +236,9 @@ def _answers(bundle: Bundle, runtime: Runtime, source: ImageSource, tally: Tally
         unreadable.clear()
         return batch
 
-    for place, picture in zip(places, read_ahead(source, places, feeder(bundle, runtime), ahead=BATCHES_AHEAD * size), strict=True):
+    for place, picture in zip(
+        places, read_ahead(source, places, feeder(bundle, runtime), ahead=BATCHES_AHEAD * size), strict=True
+    ):
         if isinstance(picture, Unreadable):
             unreadable.append(picture.reason)
             check_readable([*tally.unreadable, *unreadable], source.count)

@@ -92,9 +92,13 @@ class Journal:
         try:
             batch = msgspec.json.decode(line, type=Answered)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BadInput(f"--resume: {self.path}, line {number} is damaged ({error}); delete the file to begin again") from error
+            raise BadInput(
+                f"--resume: {self.path}, line {number} is damaged ({error}); delete the file to begin again"
+            ) from error
         if batch.after != done + len(batch.rows) + len(batch.unreadable):
-            raise BadInput(f"--resume: {self.path}, line {number} does not go on where the one before ended; delete the file to begin again")
+            raise BadInput(
+                f"--resume: {self.path}, line {number} does not go on where the one before ended; delete the file to begin again"
+            )
         return batch
 
     def add(self, batch: Answered) -> None:
@@ -139,7 +143,9 @@ def open_journal(path: Path, key: Key) -> Iterator[Journal]:
     ours = msgspec.json.encode(key) + b"\n"
     with _said(path):
         # Made and locked before anything is written: of two that find no file, one would take the other's away.
-        file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666), "r+")  # written at once, or not at all
+        file = FileIO(
+            os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666), "r+"
+        )  # written at once, or not at all
     with file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise BadInput(f"--resume: {path} is not a file; give another, which will be made")
@@ -167,9 +173,13 @@ def _check_header(line: bytes, key: Key, path: Path) -> None:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"--resume: {path} is no evaluation's journal; give another file, which will be made") from error
     pairs = [(field.name, str(getattr(found, field.name)), str(getattr(key, field.name))) for field in fields(key)]
-    different = [f"{name} {theirs[:SHOWN]} in place of {ours[:SHOWN]}" for name, theirs, ours in pairs if theirs != ours]
+    different = [
+        f"{name} {theirs[:SHOWN]} in place of {ours[:SHOWN]}" for name, theirs, ours in pairs if theirs != ours
+    ]
     if different:
-        raise BadInput(f"--resume: {path} is of another evaluation ({', '.join(different)}); delete it, or give another file")
+        raise BadInput(
+            f"--resume: {path} is of another evaluation ({', '.join(different)}); delete it, or give another file"
+        )
 
 
 @contextmanager

@@ -28,7 +28,13 @@ MOST_BLOCKS_FOR_PAIRS = 12
 Compared = Callable[[frozenset[int]], Comparison]
 
 
-def bisected(bundle: Bundle, inputs: NDArray[Any], reference: Mapping[str, NDArray[Any]], budget: Budget, announce: Progress = silent) -> Bisection:
+def bisected(
+    bundle: Bundle,
+    inputs: NDArray[Any],
+    reference: Mapping[str, NDArray[Any]],
+    budget: Budget,
+    announce: Progress = silent,
+) -> Bisection:
     """Find the blocks whose return to FP32 brings a bundle inside a budget.
 
     Args:
@@ -45,7 +51,9 @@ def bisected(bundle: Bundle, inputs: NDArray[Any], reference: Mapping[str, NDArr
     announce("make the FP32 graph")
     original = both_sides_of(bundle, inputs)
     if original.simulation is None:
-        raise PlanError(f"expected a bundle of another precision than {bundle.manifest.precision}, which has nothing to return to FP32")
+        raise PlanError(
+            f"expected a bundle of another precision than {bundle.manifest.precision}, which has nothing to return to FP32"
+        )
     simulation, parts = original.simulation, [block for block in blocks(original.graph.graph) if block.nodes]
     tried: dict[frozenset[int], Comparison] = {}
 
@@ -58,11 +66,15 @@ def bisected(bundle: Bundle, inputs: NDArray[Any], reference: Mapping[str, NDArr
 
     names, every = tuple(part.name for part in parts), frozenset(range(len(parts)))
 
-    def answer(verdict: Literal["inside", "mended", "not the precision"], returned: frozenset[int], *, smallest: bool = False) -> Bisection:
+    def answer(
+        verdict: Literal["inside", "mended", "not the precision"], returned: frozenset[int], *, smallest: bool = False
+    ) -> Bisection:
         ratios = [tried[one].sqnr_db for one in _singles(every)] if verdict == "mended" else []
         after = compared(returned or every) if verdict != "inside" else None
         chosen = tuple(names[place] for place in sorted(returned))
-        return Bisection(len(inputs), len(tried), names, verdict, chosen, smallest, compared(frozenset()), after, tuple(ratios))
+        return Bisection(
+            len(inputs), len(tried), names, verdict, chosen, smallest, compared(frozenset()), after, tuple(ratios)
+        )
 
     if compared(frozenset()).ok:
         return answer("inside", frozenset())
@@ -113,7 +125,9 @@ def _pruned(ranked: list[int], compared: Compared) -> frozenset[int]:
         left.remove(spare)
 
 
-def _each(step: str, sets: Iterable[frozenset[int]], compared: Compared, announce: Progress) -> dict[frozenset[int], Comparison]:
+def _each(
+    step: str, sets: Iterable[frozenset[int]], compared: Compared, announce: Progress
+) -> dict[frozenset[int], Comparison]:
     wanted, found = list(sets), {}
     for done, one in enumerate(wanted):
         announce(step, done, len(wanted))

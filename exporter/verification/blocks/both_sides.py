@@ -59,7 +59,9 @@ def both_sides_of(bundle: Bundle, inputs: NDArray[Any]) -> BothSides:
     lowered = onnx.load(bundle.file(OnnxRuntime.FILE))
     graph = _graph(bundle, program, inputs)
     _check_same_nodes(bundle, graph, lowered)
-    return BothSides(program, graph, _corrected(bundle, graph), lowered, precision.simulated(lowered), bool(precision.RUNS_ON))
+    return BothSides(
+        program, graph, _corrected(bundle, graph), lowered, precision.simulated(lowered), bool(precision.RUNS_ON)
+    )
 
 
 def reference_inputs(bundle: Bundle, inputs: NDArray[Any]) -> NDArray[Any]:
@@ -74,19 +76,27 @@ def _graph(bundle: Bundle, program: ExportedProgram, inputs: NDArray[Any]) -> on
     manifest = bundle.manifest
     source = manifest.inputs[0]
     names = [spec.name for spec in manifest.outputs]
-    form = GraphForm(manifest.opset, manifest.batch, names, takes_pixels=source.dtype == PIXELS, any_size=takes_any_size(source))
+    form = GraphForm(
+        manifest.opset, manifest.batch, names, takes_pixels=source.dtype == PIXELS, any_size=takes_any_size(source)
+    )
     clean = clean_graph(program, form, manifest.preprocess, reference_inputs(bundle, inputs[:SIMPLIFY_IMAGES]), Steps())
     return with_resize(clean, form, manifest.preprocess)
 
 
 def _corrected(bundle: Bundle, graph: onnx.ModelProto) -> onnx.ModelProto:
     facts = bundle.manifest.calibration
-    return graph if facts is None else with_correction(graph, table_from_file(bundle.file("calibration.json")), facts.calibrator)
+    return (
+        graph
+        if facts is None
+        else with_correction(graph, table_from_file(bundle.file("calibration.json")), facts.calibrator)
+    )
 
 
 def _program(bundle: Bundle) -> ExportedProgram:
     if PyTorchRuntime.FILE not in bundle.manifest.files:
-        raise BundleError(f"{bundle.folder} has no {PyTorchRuntime.FILE} to follow the blocks of; export it again without --no-reference")
+        raise BundleError(
+            f"{bundle.folder} has no {PyTorchRuntime.FILE} to follow the blocks of; export it again without --no-reference"
+        )
     try:
         return program_from_file(bundle.file(PyTorchRuntime.FILE))[0]
     except BadInput as error:

@@ -37,7 +37,9 @@ def drift_of(bundle: Bundle, inputs: NDArray[Any], budget: Budget | None = None)
         BackendUnavailable: this onnxruntime would run `model.onnx` wrongly.
     """
     inputs = inputs[:MOST_IMAGES]
-    return drift_between(both_sides_of(bundle, inputs), inputs, reference_inputs(bundle, inputs), budget or bundle.manifest.parity.budget)
+    return drift_between(
+        both_sides_of(bundle, inputs), inputs, reference_inputs(bundle, inputs), budget or bundle.manifest.parity.budget
+    )
 
 
 def drift_between(original: BothSides, inputs: NDArray[Any], outside: NDArray[Any], budget: Budget) -> Drift:
@@ -57,7 +59,13 @@ def drift_between(original: BothSides, inputs: NDArray[Any], outside: NDArray[An
             expected = list(exposed(original.corrected, tensors, inputs).values())
         found = exposed(model, tensors, inputs).values()
         each = tuple(_deviation(*pair) for pair in zip(expected, found, strict=True))
-        stages.append(Stage(name, each, next((block for block, one in zip(names, each, strict=True) if _is_beyond(one, budget)), None)))
+        stages.append(
+            Stage(
+                name,
+                each,
+                next((block for block, one in zip(names, each, strict=True) if _is_beyond(one, budget)), None),
+            )
+        )
     alone = stages[-1]
     noisiest, worst = min(zip(names, alone.blocks, strict=True), key=lambda pair: pair[1].sqnr_db)
     return Drift(len(inputs), names, budget, tuple(stages), alone.beyond, noisiest, worst.sqnr_db)
@@ -75,7 +83,9 @@ def _ways(original: BothSides, tensors: list[str]) -> Mapping[str, tuple[Any, li
 
 def _deviation(expected: NDArray[Any], found: NDArray[Any]) -> Deviation:
     if expected.shape != found.shape:
-        raise PlanError(f"expected a block's output of shape {expected.shape}, as in the program, got {found.shape}; {REMEDY}")
+        raise PlanError(
+            f"expected a block's output of shape {expected.shape}, as in the program, got {found.shape}; {REMEDY}"
+        )
     if not np.isfinite(found).all():
         return Deviation(LARGEST_ERROR, -LARGEST_SQNR_DB)
     got = found.astype(np.float32, copy=False)

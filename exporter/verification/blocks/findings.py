@@ -107,9 +107,7 @@ def drift_remark(drift: Drift) -> str:
 def bisection_remark(bisection: Bisection) -> str:
     """Which blocks have to return to FP32, or why none would help."""
     if bisection.verdict == "inside":
-        return (
-            "inside the budget, rounded as a device rounds: there is nothing to return to FP32, and what a backend adds is not the blocks' precision"
-        )
+        return "inside the budget, rounded as a device rounds: there is nothing to return to FP32, and what a backend adds is not the blocks' precision"
     if bisection.verdict == "not the precision":
         said = ", ".join(bisection.mended.violations) if bisection.mended is not None else ""
         return (
@@ -117,7 +115,11 @@ def bisection_remark(bisection: Bisection) -> str:
             "compare reference.pt2 with what the outputs are held against, or export again"
         )
     mends = "mends" if len(bisection.returned) == 1 else "mend"
-    how = "no smaller set does" if bisection.smallest else "none can be taken out, a smaller set of others is not ruled out"
+    how = (
+        "no smaller set does"
+        if bisection.smallest
+        else "none can be taken out, a smaller set of others is not ruled out"
+    )
     return f"{', '.join(bisection.returned)} in FP32 {mends} it; {how}"
 
 

@@ -42,23 +42,34 @@ def matched(module: GraphModule, graph: onnx.GraphProto) -> dict[str, str]:
     program = _outline(module.graph)
     counts = [len(residual_additions(one)) for one in (program, graph)]
     if counts[0] != counts[1]:
-        raise PlanError(f"expected the program's residual additions in its ONNX graph too, got {counts[0]} and {counts[1]}; {REMEDY}")
+        raise PlanError(
+            f"expected the program's residual additions in its ONNX graph too, got {counts[0]} and {counts[1]}; {REMEDY}"
+        )
     if not (_is_chain(program) and _is_chain(graph)):
         raise PlanError(f"expected residual additions that follow from one another, got some side by side; {REMEDY}")
     nodes, tensors = ends_of(program), ends_of(graph)
     constants = {tensor.name for tensor in graph.initializer}
 
     def kind_of(node: onnx.NodeProto) -> str:
-        return "Bias" if node.op_type == "Add" and constants.intersection(node.input) else str(node.op_type)  # the shift of a batch norm
+        return (
+            "Bias" if node.op_type == "Add" and constants.intersection(node.input) else str(node.op_type)
+        )  # the shift of a batch norm
 
-    kinds = [[kind_of(node) for name in ends for node in one.node if name in node.output] for one, ends in ((program, nodes), (graph, tensors))]
+    kinds = [
+        [kind_of(node) for name in ends for node in one.node if name in node.output]
+        for one, ends in ((program, nodes), (graph, tensors))
+    ]
     alike = [[kind if kind in ALIKE else "" for kind in each] for each in kinds]
     if alike[0] != alike[1]:
-        raise PlanError(f"expected blocks that end alike in the program and its ONNX graph, got {kinds[0]} and {kinds[1]}; {REMEDY}")
+        raise PlanError(
+            f"expected blocks that end alike in the program and its ONNX graph, got {kinds[0]} and {kinds[1]}; {REMEDY}"
+        )
     return dict(zip(tensors, nodes, strict=True))
 
 
-def program_values(module: GraphModule, nodes: Collection[str], inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+def program_values(
+    module: GraphModule, nodes: Collection[str], inputs: NDArray[np.float32]
+) -> dict[str, NDArray[np.float32]]:
     """What nodes of a program compute, in true FP32 on the CPU."""
     interpreter = _Keeping(module, nodes)
     with torch.inference_mode():
@@ -92,8 +103,14 @@ def _outline(graph: Graph) -> onnx.GraphProto:
         elif sources:
             computed.add(node.name)
             # An addition of one computed tensor is a bias, not where two branches meet.
-            kind = OPERATORS.get(str(node.target).split(".default")[0].split(".Tensor")[0].rstrip("_"), str(node.target))
-            nodes.append(helper.make_node("Bias" if kind == "Add" and len(sources) == 1 else kind, sources, [node.name], name=node.name))
+            kind = OPERATORS.get(
+                str(node.target).split(".default")[0].split(".Tensor")[0].rstrip("_"), str(node.target)
+            )
+            nodes.append(
+                helper.make_node(
+                    "Bias" if kind == "Add" and len(sources) == 1 else kind, sources, [node.name], name=node.name
+                )
+            )
     given, result = ([onnx.ValueInfoProto(name=name) for name in names] for names in (inputs, outputs))
     return helper.make_graph(nodes, "program", given, result)
 

@@ -28,7 +28,9 @@ def summary_file() -> Path:
     """
     path = os.environ.get(SUMMARY)
     if not path:
-        raise PlanError(f"--github is for a step of a GitHub workflow, and {SUMMARY} is not set here; leave the option out")
+        raise PlanError(
+            f"--github is for a step of a GitHub workflow, and {SUMMARY} is not set here; leave the option out"
+        )
     return Path(path)
 
 
@@ -78,7 +80,9 @@ def _row(one: Checked) -> Sequence[str]:
     agreement = "" if measured.top1_agreement is None else f"{measured.top1_agreement:.2%}"
     flips = "" if measured.flips is None else str(measured.flips.total)
     cosine = "" if measured.worst_cosine is None else f"{measured.worst_cosine:.6f}"
-    errors = (f"{measured.max_relative_error:.2e}", cosine, f"{measured.sqnr_db:.1f}") if measured.finite else ("", "", "")
+    errors = (
+        (f"{measured.max_relative_error:.2e}", cosine, f"{measured.sqnr_db:.1f}") if measured.finite else ("", "", "")
+    )
     return (one.backend, one.verdict, *errors, agreement, flips, one.reason)
 
 

@@ -23,7 +23,12 @@ def xml_from_checks(checks: Sequence[BundleCheck]) -> bytes:
         suite = ElementTree.SubElement(root, "testsuite", name=name)
         for one in check.backends:
             _add_cases(suite, f"{name}.{one.backend}", one, check)
-        for attribute, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        for attribute, tag in (
+            ("tests", "testcase"),
+            ("failures", "failure"),
+            ("errors", "error"),
+            ("skipped", "skipped"),
+        ):
             suite.set(attribute, str(len(list(suite.iter(tag)))))
     text = as_text(ElementTree.tostring(root, encoding="unicode"))
     return f"<?xml version='1.0' encoding='utf-8'?>\n{NO_XML.sub(lambda found: printable(found[0]), text)}".encode()

@@ -9,7 +9,17 @@ from exporter.lowering.qdq.lint import DEQUANTIZE
 from exporter.lowering.qdq.targets.tensorrt import left_in_float
 from exporter.verification.report.records import GraphLayer
 
-NO_LAYERS = ("QuantizeLinear", "DequantizeLinear", "Cast", "Relu", "Flatten", "Reshape", "Transpose", "Constant", "Identity")
+NO_LAYERS = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Cast",
+    "Relu",
+    "Flatten",
+    "Reshape",
+    "Transpose",
+    "Constant",
+    "Identity",
+)
 """What says or carries a type, moves values, or is fused into the layer before it."""
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 SHORT = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16"}
@@ -29,7 +39,11 @@ def layers_from_model(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
         return SHORT.get(name, name)
 
     def read(node: onnx.NodeProto) -> list[str]:
-        return [name for name in node.input if name and name not in constants] if node.op_type not in WEIGHTED else list(node.input[:2])
+        return (
+            [name for name in node.input if name and name not in constants]
+            if node.op_type not in WEIGHTED
+            else list(node.input[:2])
+        )
 
     def weights(node: onnx.NodeProto) -> str:
         name = node.input[1]

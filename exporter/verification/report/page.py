@@ -17,7 +17,14 @@ from PIL import Image
 
 from exporter.verification.report.plots import Caption, drift_svgs, histogram_svg
 from exporter.verification.report.records import DriftChart, Section
-from exporter.verification.report.sentences import joined, overall_text, precision_text, share_text, status_of, verdict_sentences
+from exporter.verification.report.sentences import (
+    joined,
+    overall_text,
+    precision_text,
+    share_text,
+    status_of,
+    verdict_sentences,
+)
 from runtimes.parity.budget import Limit
 from runtimes.parity.compare import is_classifier
 from runtimes.parity.evidence import ErrorHistogram
@@ -27,7 +34,15 @@ from runtimes.printable import as_text
 TEMPLATES, PAGE = Path(__file__).parent / "assets", "report.html.j2"
 THUMBNAIL = 96
 """Pixels of a flip's longer side; a smaller image is enlarged by the page, each pixel as a square."""
-MARKS = {"within budget": "✓", "ok": "✓", "out of budget": "✗", "failed": "✗", "crashed": "✗", "not answered": "○", "not here": "○"}
+MARKS = {
+    "within budget": "✓",
+    "ok": "✓",
+    "out of budget": "✗",
+    "failed": "✗",
+    "crashed": "✗",
+    "not answered": "○",
+    "not here": "○",
+}
 """Beside the words, never in their place."""
 
 
@@ -78,15 +93,22 @@ def html_from_sections(sections: Sequence[Section]) -> bytes:
         "marks": MARKS,
         "thumbnail": THUMBNAIL,
     }
-    page = environment.get_template(PAGE).render(sections=sections, overall=overall_text([one.check for one in sections]))
+    page = environment.get_template(PAGE).render(
+        sections=sections, overall=overall_text([one.check for one in sections])
+    )
     return as_text(page).encode(errors="backslashreplace")  # a path may hold bytes that are no text
 
 
 def limit_rows(section: Section) -> list[LimitRow]:
     """Each limit of any backend once, in the budget's order."""
-    by_backend = [{limit.name: limit for limit in one.answer.limits} for one in section.check.backends if one.answer is not None]
+    by_backend = [
+        {limit.name: limit for limit in one.answer.limits} for one in section.check.backends if one.answer is not None
+    ]
     known = {name: limit for limits in by_backend for name, limit in limits.items()}
-    return [LimitRow(limit.what, limit.allowed, tuple(limits.get(name) for limits in by_backend)) for name, limit in known.items()]
+    return [
+        LimitRow(limit.what, limit.allowed, tuple(limits.get(name) for limits in by_backend))
+        for name, limit in known.items()
+    ]
 
 
 def measure_rows(section: Section) -> list[MeasureRow]:
@@ -130,7 +152,11 @@ def _errors_differ(section: Section) -> bool:
 
 
 def _histograms(section: Section) -> dict[str, ErrorHistogram]:
-    return {one.backend: one.answer.errors for one in section.check.backends if one.answer is not None and one.answer.errors is not None}
+    return {
+        one.backend: one.answer.errors
+        for one in section.check.backends
+        if one.answer is not None and one.answer.errors is not None
+    }
 
 
 def _histogram_plot(section: Section, name: str) -> Markup:
@@ -141,7 +167,9 @@ def _histogram_plot(section: Section, name: str) -> Markup:
         f"A histogram of relative errors on a logarithmic axis, an outline each for {joined(list(histograms))}; its figures are in the table below.",
     )
     unit = "the largest logit" if _has_classes(section) else "the output's largest value"
-    return Markup(histogram_svg(histograms, section.check.budget.max_relative_error, unit, caption))  # ElementTree escaped what is in it
+    return Markup(
+        histogram_svg(histograms, section.check.budget.max_relative_error, unit, caption)
+    )  # ElementTree escaped what is in it
 
 
 def _drift_plots(drift: DriftChart, name: str) -> tuple[Markup, Markup]:

@@ -98,7 +98,9 @@ def drift_svgs(drift: DriftChart, error: Caption, sqnr: Caption) -> tuple[str, s
     with _figure() as figure:
         axes = figure.subplots()
         errors = [np.array(one.relative_error, np.float64) for one in drift.series]
-        drawn = [np.where((values > 0) & (values < LARGEST_DRAWN), values, np.nan) for values in errors]  # the rest has no place on a log axis
+        drawn = [
+            np.where((values > 0) & (values < LARGEST_DRAWN), values, np.nan) for values in errors
+        ]  # the rest has no place on a log axis
         _draw_lines(axes, drift, drawn, "relative error")
         axes.set_yscale("log")
         axes.set_ylim(*_decades_around(np.concatenate(drawn)))
@@ -116,7 +118,14 @@ def drift_svgs(drift: DriftChart, error: Caption, sqnr: Caption) -> tuple[str, s
 def _draw_lines(axes: Axes, drift: DriftChart, lines: Sequence[NDArray[np.float64]], label: str) -> None:
     for place, (one, values) in enumerate(zip(drift.series, lines, strict=True)):
         colour, dash = _series(place)
-        axes.plot(range(len(values)), values, color=colour, linestyle=dash, marker=MARKERS[place % len(MARKERS)], label=one.step)
+        axes.plot(
+            range(len(values)),
+            values,
+            color=colour,
+            linestyle=dash,
+            marker=MARKERS[place % len(MARKERS)],
+            label=one.step,
+        )
     blocks = drift.series[0].blocks
     every = math.ceil(len(blocks) / MOST_TICKS)
     axes.set_xticks(range(0, len(blocks), every), list(map(_tick, blocks[::every])), rotation=90)
@@ -139,7 +148,13 @@ def _shares(one: ErrorHistogram) -> NDArray[np.float64]:
 def _seen_decades(histograms: Sequence[ErrorHistogram]) -> list[float]:
     """Edges of the bins that are high enough to be seen in a plot, or else of all that are not empty."""
     for least in (LEAST_SHARE, 0.0):
-        seen = [edge for one in histograms for pair, share in zip(pairwise(one.decades), _shares(one), strict=True) if share > least for edge in pair]
+        seen = [
+            edge
+            for one in histograms
+            for pair, share in zip(pairwise(one.decades), _shares(one), strict=True)
+            if share > least
+            for edge in pair
+        ]
         if seen:
             return seen
     raise ValueError("expected an error to draw, got none")
@@ -185,8 +200,15 @@ def _svg(figure: Figure, caption: Caption) -> str:
             element.set(name, _of_the_page(value))
     _name_ids(root, caption.name)
     title, description = f"{caption.name}-title", f"{caption.name}-description"
-    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-labelledby": title, "aria-describedby": description}
-    for place, (tag, name, text) in enumerate((("title", title, caption.title), ("desc", description, caption.description))):
+    root.attrib = {
+        "viewBox": root.attrib["viewBox"],
+        "role": "img",
+        "aria-labelledby": title,
+        "aria-describedby": description,
+    }
+    for place, (tag, name, text) in enumerate(
+        (("title", title, caption.title), ("desc", description, caption.description))
+    ):
         element = ElementTree.Element(tag, id=name)
         element.text = text
         root.insert(place, element)
@@ -203,7 +225,9 @@ def _of_the_page(value: str) -> str:
 def _name_ids(root: ElementTree.Element, name: str) -> None:
     """Ids are one space for the whole page: those that are referred to begin with the plot's name, the rest go."""
     values = [value for element in root.iter() for value in element.attrib.values()]
-    used = {found for value in values for found in re.findall(r"^#(.+)$|url\(#([^)]+)\)", value) for found in found if found}
+    used = {
+        found for value in values for found in re.findall(r"^#(.+)$|url\(#([^)]+)\)", value) for found in found if found
+    }
     for element in root.iter():
         for attribute, value in list(element.attrib.items()):
             if attribute == "id" and value not in used:

@@ -38,7 +38,12 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
     if manifest.inputs[0].dtype == PIXELS:
         words += ["--uint8-input", *(["full"] if takes_any_size(manifest.inputs[0]) else [])]
     words += ["--image-size", "x".join(map(str, preprocess.crop))]
-    words += ["--mean", ",".join(map(number_text, preprocess.mean)), "--std", ",".join(map(number_text, preprocess.std))]
+    words += [
+        "--mean",
+        ",".join(map(number_text, preprocess.mean)),
+        "--std",
+        ",".join(map(number_text, preprocess.std)),
+    ]
     words += ["--batch", str(manifest.batch), "--opset", str(manifest.opset)]
     if manifest.calibration is not None:
         facts = manifest.calibration

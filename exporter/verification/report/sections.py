@@ -33,7 +33,10 @@ def section_from_check(check: BundleCheck, plan: CheckPlan, evidence: Evidence) 
         check=check,
         manifest=bundle.manifest,
         labels=bundle.labels,
-        flips=tuple(_flipped_image(flip, backends, evidence, bundle.manifest.preprocess) for flip, backends in flips[:SHOWN_FLIPS]),
+        flips=tuple(
+            _flipped_image(flip, backends, evidence, bundle.manifest.preprocess)
+            for flip, backends in flips[:SHOWN_FLIPS]
+        ),
         flip_count=len(flips),
         layers=layers_of(bundle.folder / ONNX) if ONNX in bundle.manifest.files else (),
         engines=engines_of(bundle),
@@ -46,7 +49,12 @@ def section_from_check(check: BundleCheck, plan: CheckPlan, evidence: Evidence) 
 def shown_drift(found: Drift) -> DriftChart:
     """A drift by its steps."""
     series = (
-        DriftSeries(stage.name, found.blocks, tuple(one.relative_error for one in stage.blocks), tuple(one.sqnr_db for one in stage.blocks))
+        DriftSeries(
+            stage.name,
+            found.blocks,
+            tuple(one.relative_error for one in stage.blocks),
+            tuple(one.sqnr_db for one in stage.blocks),
+        )
         for stage in found.stages
     )
     return DriftChart(tuple(series), drift_remark(found))
@@ -83,7 +91,10 @@ def _seen_on(check: BundleCheck) -> list[tuple[Flip, tuple[str, ...]]]:
     for one in check.backends:
         for flip in one.answer.flips if one.answer is not None else ():
             found.setdefault((flip.image, flip.reference, flip.got), []).append((flip, one.backend))
-    seen = [(max((flip for flip, _ in same), key=lambda flip: flip.margin), tuple(backend for _, backend in same)) for same in found.values()]
+    seen = [
+        (max((flip for flip, _ in same), key=lambda flip: flip.margin), tuple(backend for _, backend in same))
+        for same in found.values()
+    ]
     return sorted(seen, key=lambda pair: (-pair[0].margin, pair[0].image, pair[0].got))
 
 

@@ -21,7 +21,13 @@ def status_of(check: BundleCheck) -> Status:
     problem = check.problem
     if problem is None:
         return "within budget"
-    return "out of budget" if isinstance(problem, ParityError) else "not answered" if isinstance(problem, BackendUnavailable) else "failed"
+    return (
+        "out of budget"
+        if isinstance(problem, ParityError)
+        else "not answered"
+        if isinstance(problem, BackendUnavailable)
+        else "failed"
+    )
 
 
 def overall_text(checks: Sequence[BundleCheck]) -> str:
@@ -30,12 +36,17 @@ def overall_text(checks: Sequence[BundleCheck]) -> str:
     if len(counts) == 1:
         (status,) = counts
         return f"All {len(checks)} bundles {_verb(status, len(checks))}."
-    return f"Of {len(checks)} bundles {joined([f'{count} {_verb(status, count)}' for status, count in counts.items()])}."
+    return (
+        f"Of {len(checks)} bundles {joined([f'{count} {_verb(status, count)}' for status, count in counts.items()])}."
+    )
 
 
 def verdict_sentences(check: BundleCheck) -> tuple[str, ...]:
     """What is out of budget, what is within it, what gave no answer, and how often the class is right."""
-    by = {verdict: [one for one in check.backends if one.verdict == verdict] for verdict in ("out of budget", "ok", "failed", "crashed", "not here")}
+    by = {
+        verdict: [one for one in check.backends if one.verdict == verdict]
+        for verdict in ("out of budget", "ok", "failed", "crashed", "not here")
+    }
     found = [
         f"{check.name} is out of budget on {one.backend}: {'; '.join(filter(None, (joined(_broken(one)), _flips_text([one], check.images))))}."
         for one in by["out of budget"]
@@ -47,10 +58,16 @@ def verdict_sentences(check: BundleCheck) -> tuple[str, ...]:
     if missing:
         asked = ", though asked for by name" if check.asked else ""
         found.append(f"{joined(missing)} {'was' if len(missing) == 1 else 'were'} not here to answer{asked}.")
-    measured = [(one.answer.accuracy, one.backend) for one in check.backends if one.answer is not None and one.answer.accuracy is not None]
+    measured = [
+        (one.answer.accuracy, one.backend)
+        for one in check.backends
+        if one.answer is not None and one.answer.accuracy is not None
+    ]
     if measured:
         lowest, backend = min(measured, key=lambda pair: pair[0].top1)
-        found.append(f"Of {lowest.images} labelled images the reference gets {lowest.reference_top1:.2%} right and {backend} {lowest.top1:.2%}.")
+        found.append(
+            f"Of {lowest.images} labelled images the reference gets {lowest.reference_top1:.2%} right and {backend} {lowest.top1:.2%}."
+        )
     return tuple(found)
 
 
@@ -74,7 +91,9 @@ def precision_text(layers: Sequence[GraphLayer]) -> str:
     for precision, count in Counter(layer.precision for layer in convolutions).most_common():
         share = sum(layer.macs for layer in convolutions if layer.precision == precision) / max(1, total)
         work = f"{share:.1%}" if share < 0.9995 or share == 1 else "more than 99.9%"
-        parts.append(f"{count} of {len(convolutions)} convolutions compute in {precision}, with {work} of all multiply-accumulates")
+        parts.append(
+            f"{count} of {len(convolutions)} convolutions compute in {precision}, with {work} of all multiply-accumulates"
+        )
     return f"{'; '.join(parts)}." if parts else "There is no convolution in it."
 
 
@@ -82,7 +101,11 @@ def _kept_text(kept: Sequence[Checked], check: BundleCheck, *, after: bool) -> s
     measures = [measured for one in kept for measured in _measures(one)]
     largest = share_text(max(one.max_relative_error for one in measures))
     flips = _flips_text(kept, check.images)
-    error = f"the largest logit error is {largest} of the largest logit" if flips else f"the largest error is {largest} of its output's largest value"
+    error = (
+        f"the largest logit error is {largest} of the largest logit"
+        if flips
+        else f"the largest error is {largest} of its output's largest value"
+    )
     says = "It keeps to its budget" if after else f"{check.name} says what {check.reference} says"
     return f"{says} on {joined([one.backend for one in kept])}: {', '.join(filter(None, (flips, error)))}, and every limit is kept."
 
