@@ -29,7 +29,7 @@ from exporter import ExportPlan, export
 from exporter.verification import check
 from exporter.verification import own_process as isolated
 from exporter.verification.bundle_diff import changes
-from exporter.verification.check import CheckPlan, check_bundle, question_of
+from exporter.verification.check import CheckPlan, check_bundle, gather_inputs
 from runtimes import Accuracy, Budget, Bundle, _open, backend_names, compare
 from runtimes.errors import PlanError
 from runtimes.parity.budget import budget_from_text
@@ -414,7 +414,7 @@ def test_a_limit_that_the_model_cannot_have_is_refused(good: Made, limit: str, s
     output = replace(made.manifest.outputs[0], shape=("batch", *shape))
     plan = replace(good[1], bundle=replace(made, manifest=replace(made.manifest, outputs=(output,), batch=batch)), budget={limit: 0.5})
     with pytest.raises(PlanError, match=said):
-        question_of(plan)
+        gather_inputs(plan)
 
 
 @needs_rounding

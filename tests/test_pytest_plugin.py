@@ -99,13 +99,13 @@ def test_a_reference_program_runs_once_for_all_backends(run: Run, exported: Path
         """
         import exporter.verification.check
 
-        isolated, asked = exporter.verification.check.in_a_process, open("asked.txt", "w")
+        isolated, asked = exporter.verification.check.run_in_own_process, open("asked.txt", "w")
 
-        def in_a_process(work, *arguments, **options):
+        def run_in_own_process(work, *arguments, **options):
             print(work.__name__, file=asked, flush=True)
             return isolated(work, *arguments, **options)
 
-        exporter.verification.check.in_a_process = in_a_process
+        exporter.verification.check.run_in_own_process = run_in_own_process
         """
     )
     backends = ("--resnet-backend=onnxruntime", "--resnet-backend=pytorch")

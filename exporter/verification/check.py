@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from exporter.verification.bundle_diff import changes
-from exporter.verification.own_process import Verdict, in_a_process
-from exporter.verification.pictures import Pictures, fed_pictures, pictures_of
-from exporter.verification.verdicts import BundleCheck, Checked
+from exporter.verification.own_process import Verdict, run_in_own_process
+from exporter.verification.pictures import Pictures, inputs_from_pictures, open_pictures
+from exporter.verification.verdicts import BackendCheck, BundleCheck
 from runtimes._plugins import needed_for
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, PlanError, ResnetExportError
@@ -74,7 +74,7 @@ class CheckPlan:
 
 
 @dataclass(frozen=True)
-class Question:
+class CheckInputs:
     """What every backend is asked.
 
     Attributes:
@@ -101,7 +101,7 @@ class _Task:
     trust_engines: tuple[str, ...]
 
 
-def question_of(plan: CheckPlan, say: Progress = silent) -> Question:
+def gather_inputs(plan: CheckPlan, say: Progress = silent) -> CheckInputs:
     """The same for all backends, so it can be put together once for several checks.
 
     Raises:
@@ -110,26 +110,26 @@ def question_of(plan: CheckPlan, say: Progress = silent) -> Question:
         BackendUnavailable: `data` needs PyTorch, which is not here.
         PlanError: a limit that was asked for does not apply.
     """
-    pictures = pictures_of(plan.bundle, plan.data, plan.images) if plan.data is not None else None
+    pictures = open_pictures(plan.bundle, plan.data, plan.images) if plan.data is not None else None
     _check_judged(plan, pictures)
     evidence = _evidence(plan, pictures, say)
-    return Question(
+    return CheckInputs(
         evidence, pictures, _old_evidence(plan.against, plan, evidence, pictures) if plan.against is not None else None
     )
 
 
 def check_bundle(
-    plan: CheckPlan, say: Progress = silent, question: Question | None = None
+    plan: CheckPlan, say: Progress = silent, question: CheckInputs | None = None
 ) -> tuple[BundleCheck, Evidence]:
     """Ask each backend, what `question` holds if that is at hand already; returns the verdicts and what was asked.
 
     Raises:
-        ResnetExportError: the question cannot be put together (see `question_of`), or blocks cannot be followed.
+        ResnetExportError: the question cannot be put together (see `gather_inputs`), or blocks cannot be followed.
         UnknownName, PlanError: of the budget.
     """
     bundle = plan.bundle
     budget = bundle.manifest.parity.budget.changed(plan.budget)
-    question = question or question_of(plan, say)
+    question = question or gather_inputs(plan, say)
     evidence, pictures = question.evidence, question.pictures
     drift, bisection = _blockwise(plan, evidence, budget, say)
     found = []
@@ -159,7 +159,7 @@ def check_bundle(
     ), evidence
 
 
-def load_blockwise() -> tuple[ModuleType, ModuleType]:
+def load_block_modules() -> tuple[ModuleType, ModuleType]:
     """`exporter.verification.blocks.drift` and `exporter.verification.blocks.bisect`; asked for before the work.
 
     Raises:
@@ -175,13 +175,13 @@ def _blockwise(
 ) -> tuple[Drift | None, Bisection | None]:
     if not plan.blocks and not plan.bisect:
         return None, None
-    drift, bisect = load_blockwise()
+    drift, bisect = load_block_modules()
     followed, found = None, None
     if plan.blocks:
         say("follow the blocks")
-        followed = drift.drift_of(plan.bundle, evidence.inputs, budget)
+        followed = drift.drift_of_bundle(plan.bundle, evidence.inputs, budget)
     if plan.bisect:
-        found = bisect.bisected(plan.bundle, evidence.inputs, evidence.outputs, budget, say)
+        found = bisect.bisect_blocks(plan.bundle, evidence.inputs, evidence.outputs, budget, say)
     return followed, found
 
 
@@ -189,12 +189,15 @@ def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress) -> Evid
     if pictures is None:
         return golden_evidence(plan.bundle)
     evidence = Evidence(
-        fed_pictures(plan.bundle, pictures), {}, pictures.labels, judge_accuracy="max_accuracy_drop" in plan.budget
+        inputs_from_pictures(plan.bundle, pictures),
+        {},
+        pictures.labels,
+        judge_accuracy="max_accuracy_drop" in plan.budget,
     )
     if plan.against is not None:
         return evidence  # the other bundle's answers are the reference
     say(f"run {REFERENCE} on {len(evidence.inputs)} images")
-    verdict, reason, outputs = in_a_process(_reference, plan.bundle, evidence, timeout_s=plan.timeout_s)
+    verdict, reason, outputs = run_in_own_process(_reference, plan.bundle, evidence, timeout_s=plan.timeout_s)
     if verdict == "not here":
         raise BackendUnavailable(f"--data is held against the bundle's reference program: {reason}")
     if verdict != "ok":
@@ -216,7 +219,7 @@ def _old_evidence(old: Bundle, plan: CheckPlan, evidence: Evidence, pictures: Pi
             f"{old.folder} gives other outputs than {plan.bundle.folder}, so there is nothing to compare; give a bundle of the same kind"
         )
     if pictures is not None:
-        return replace(evidence, inputs=fed_pictures(old, pictures))
+        return replace(evidence, inputs=inputs_from_pictures(old, pictures))
     if [(spec.dtype, spec.shape[1:]) for spec in mine.inputs] != [
         (spec.dtype, spec.shape[1:]) for spec in other.inputs
     ]:
@@ -226,12 +229,12 @@ def _old_evidence(old: Bundle, plan: CheckPlan, evidence: Evidence, pictures: Pi
     return evidence
 
 
-def _checked(task: _Task, timeout_s: float | None) -> Checked:
+def _checked(task: _Task, timeout_s: float | None) -> BackendCheck:
     start = time.perf_counter()
-    verdict, reason, answer = in_a_process(_answer, task, timeout_s=timeout_s)
+    verdict, reason, answer = run_in_own_process(_answer, task, timeout_s=timeout_s)
     if answer is not None:
         reason = ", ".join(limit.text for limit in answer.limits if not limit.ok)
-    return Checked(task.backend, verdict, reason, answer, round(time.perf_counter() - start, 3))
+    return BackendCheck(task.backend, verdict, reason, answer, round(time.perf_counter() - start, 3))
 
 
 def _answer(task: _Task) -> tuple[Verdict, Answered]:
@@ -288,7 +291,7 @@ def _check_judged(plan: CheckPlan, pictures: Pictures | None) -> None:
 def failed_check(plan: CheckPlan, error: ResnetExportError) -> tuple[BundleCheck, Evidence]:
     """In place of what `check_bundle` returns, where it could not: nothing was asked."""
     manifest = plan.bundle.manifest
-    nothing = Checked("check", "failed", str(error), None, 0.0)
+    nothing = BackendCheck("check", "failed", str(error), None, 0.0)
     check = BundleCheck(
         str(plan.bundle.folder),
         manifest.name,

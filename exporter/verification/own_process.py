@@ -14,7 +14,7 @@ from runtimes.errors import BackendUnavailable, ResnetExportError
 Verdict = Literal["ok", "out of budget", "not here", "failed", "crashed"]
 
 
-def in_a_process(
+def run_in_own_process(
     work: Callable[..., tuple[Verdict, Any]], *arguments: object, timeout_s: float | None = None
 ) -> tuple[Verdict, str, Any]:
     """What a function of a module gives for these arguments: a verdict, the reason where it has failed, and a value.

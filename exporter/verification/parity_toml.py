@@ -36,7 +36,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-EVERY, FLEET = "all", "resnet-parity.toml"
+EVERY, CONFIG = "all", "resnet-parity.toml"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Entry:
     settings: Settings
 
 
-def fleet_from_toml(path: Path) -> tuple[Entry, ...]:
+def entries_from_toml(path: Path) -> tuple[Entry, ...]:
     """The bundles that a file names, in its order.
 
     Raises:
@@ -126,7 +126,7 @@ def _beside(folder: Path, name: str | None) -> str | None:
     return name if name in (None, "built-in") else str(folder / str(name))
 
 
-def entries(bundles: Sequence[Path], config: Path | None, given: Settings) -> list[Entry]:
+def entries_to_check(bundles: Sequence[Path], config: Path | None, given: Settings) -> list[Entry]:
     """What to check: the bundles named, or those of the file; what was given goes before the file.
 
     Raises:
@@ -137,11 +137,11 @@ def entries(bundles: Sequence[Path], config: Path | None, given: Settings) -> li
         if config is not None:
             raise PlanError("expected bundles or --config, got both; the file names its bundles itself")
         return [Entry(path, given) for path in bundles]
-    if config is None and not Path(FLEET).exists():
+    if config is None and not Path(CONFIG).exists():
         raise PlanError(
-            f"expected a BUNDLE, got none, and there is no {FLEET} here; give the folder that resnet-export wrote"
+            f"expected a BUNDLE, got none, and there is no {CONFIG} here; give the folder that resnet-export wrote"
         )
-    return [Entry(entry.path, given.over(entry.settings)) for entry in fleet_from_toml(config or Path(FLEET))]
+    return [Entry(entry.path, given.over(entry.settings)) for entry in entries_from_toml(config or Path(CONFIG))]
 
 
 def plan_from_entry(entry: Entry) -> CheckPlan:

@@ -42,7 +42,7 @@ class Pictures:
         return map(self.source.picture, range(self.source.count))
 
 
-def pictures_of(bundle: Bundle, data: str, count: int) -> Pictures:
+def open_pictures(bundle: Bundle, data: str, count: int) -> Pictures:
     """At most `count` pictures that `--data` names, evenly over its classes.
 
     Raises:
@@ -69,7 +69,7 @@ def pictures_of(bundle: Bundle, data: str, count: int) -> Pictures:
     return Pictures(chosen, names, chosen.labels, (*source.left_out, *left_out), no_accuracy)
 
 
-def fed_pictures(bundle: Bundle, pictures: Pictures) -> NDArray[Any]:
+def inputs_from_pictures(bundle: Bundle, pictures: Pictures) -> NDArray[Any]:
     """The pictures as the bundle's model takes them, (pictures, ...); for one that takes any size, brought to one where they differ."""
     preprocess, source = bundle.manifest.preprocess, bundle.manifest.inputs[0]
     if takes_any_size(source):

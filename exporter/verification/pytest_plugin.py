@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from exporter.verification.check import CheckPlan, Question
+    from exporter.verification.check import CheckInputs, CheckPlan
     from exporter.verification.verdicts import BundleCheck
     from runtimes.base import Runtime
     from runtimes.bundle import Bundle
@@ -92,13 +92,13 @@ class BundleTests(pytest.Collector):
     plan: CheckPlan
 
     @cached_property
-    def question(self) -> Question | ResnetExportError:
+    def question(self) -> CheckInputs | ResnetExportError:
         """What all its backends are asked: a reference program runs once."""
-        from exporter.verification.check import question_of
+        from exporter.verification.check import gather_inputs
         from runtimes.errors import ResnetExportError
 
         try:
-            return question_of(self.plan)
+            return gather_inputs(self.plan)
         except ResnetExportError as error:
             return error
 
@@ -122,11 +122,11 @@ class BackendTests(pytest.Collector):
     @cached_property
     def found(self) -> BundleCheck | ResnetExportError:
         """What its process answered."""
-        from exporter.verification.check import Question, check_bundle
+        from exporter.verification.check import CheckInputs, check_bundle
         from runtimes.errors import ResnetExportError
 
         question = self.bundle.question
-        if not isinstance(question, Question):
+        if not isinstance(question, CheckInputs):
             return question
         try:
             return check_bundle(self.plan, question=question)[0]
@@ -228,7 +228,7 @@ def _plans(config: pytest.Config) -> tuple[CheckPlan, ...]:
         if engines:
             raise pytest.UsageError(f"--resnet-trust-engine is about a bundle's engine, and {NO_BUNDLE}")
         return ()
-    from exporter.verification.parity_toml import Settings, entries, plan_from_entry
+    from exporter.verification.parity_toml import Settings, entries_to_check, plan_from_entry
     from runtimes.errors import ResnetExportError
     from runtimes.nvidia.trust import trusted_engines
     from runtimes.parity.budget import budget_from_text
@@ -236,7 +236,7 @@ def _plans(config: pytest.Config) -> tuple[CheckPlan, ...]:
     try:
         trusted = tuple(sorted(trusted_engines(engines)))
         given = Settings(backends=tuple(backends) or None, data=data, budget=budget_from_text(tuple(budget)))
-        named = entries([Path(one) for one in bundles], Path(file) if file else None, given)
+        named = entries_to_check([Path(one) for one in bundles], Path(file) if file else None, given)
         return tuple(replace(plan_from_entry(entry), trust_engines=trusted) for entry in named)
     except ResnetExportError as error:
         raise pytest.UsageError(str(error)) from error

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Checked:
+class BackendCheck:
     """What became of one backend.
 
     Attributes:
@@ -54,7 +54,7 @@ class BundleCheck:
     evidence: str
     images: int
     reference: str
-    backends: tuple[Checked, ...]
+    backends: tuple[BackendCheck, ...]
     image_names: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     no_accuracy: str = ""
@@ -68,7 +68,7 @@ class BundleCheck:
         return self.problem is None
 
     @property
-    def may_not_miss(self) -> bool:
+    def missing_backend_is_error(self) -> bool:
         """Is a backend that is not here an error: they were asked for by name, or none is here?"""
         return self.asked or all(one.verdict == "not here" for one in self.backends)
 
@@ -86,7 +86,7 @@ class BundleCheck:
             if one.verdict in ("failed", "crashed"):
                 return ExportError(f"{self.name}: {one.backend} {one.verdict}: {one.reason}")
         missing = [one for one in self.backends if one.verdict == "not here"]
-        if missing and self.may_not_miss:
+        if missing and self.missing_backend_is_error:
             return BackendUnavailable(f"{self.name}: {missing[0].backend} cannot answer: {missing[0].reason}")
         return None
 
@@ -112,7 +112,7 @@ def why_not_judged(limit: str, answer: Answered) -> str:
     return f"{limit} is about classes, and this model gives features"
 
 
-def joined_report(check: BundleCheck) -> ParityReport | None:
+def merge_reports(check: BundleCheck) -> ParityReport | None:
     """All backends' figures in one report; None where none answered."""
     reports = [one.answer.report for one in check.backends if one.answer is not None]
     if not reports:

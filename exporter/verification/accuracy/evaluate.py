@@ -16,7 +16,7 @@ from calibration.annotations import with_labels
 from calibration.classes import ModelClasses, matched, synsets_from_file
 from calibration.data import ImageSource, check_channels, evenly_chosen, open_source
 from calibration.reading import Unreadable, check_readable, read_ahead
-from exporter.verification.accuracy.resume_file import Answered, Journal
+from exporter.verification.accuracy.resume_file import EvaluatedBatch, ResumeFile
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.classify import check_finite
@@ -87,7 +87,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class EvaluationData:
     """Which pictures to evaluate on, as asked for.
 
     Attributes:
@@ -133,10 +133,10 @@ def evaluate(
     runtime: Runtime,
     source: ImageSource,
     *,
-    journal: Journal | None = None,
-    on_batch: Callable[[Answered], None] = lambda _: None,
+    journal: ResumeFile | None = None,
+    on_batch: Callable[[EvaluatedBatch], None] = lambda _: None,
 ) -> Evaluation:
-    """Classify every picture of `source`, whose labels are the model's (`Labelled.source`), at the bundle's middle batch.
+    """Classify every picture of `source`, whose labels are the model's (`EvaluationData.source`), at the bundle's middle batch.
 
     Args:
         journal: what is in it is not computed again; what is computed is added to it.
@@ -172,7 +172,7 @@ class Tally:
     model_s: float = 0.0
     elapsed_s: float = 0.0
 
-    def add(self, batch: Answered) -> None:
+    def add(self, batch: EvaluatedBatch) -> None:
         """Count one more batch."""
         for _, label, first, *others in batch.rows:
             self.images[label] += 1
@@ -214,7 +214,7 @@ def _rate(correct: int, images: int) -> Rate:
     return Rate(correct, images, correct / images, wilson_interval(correct, images))
 
 
-def _answers(bundle: Bundle, runtime: Runtime, source: ImageSource, tally: Tally) -> Iterator[Answered]:
+def _answers(bundle: Bundle, runtime: Runtime, source: ImageSource, tally: Tally) -> Iterator[EvaluatedBatch]:
     """The batches that the tally does not hold yet, decoded ahead; none has more than the bundle's middle batch."""
     assert source.labels is not None
     labels = source.labels
@@ -224,20 +224,20 @@ def _answers(bundle: Bundle, runtime: Runtime, source: ImageSource, tally: Tally
     fed: list[tuple[int, NDArray[Any]]] = []
     unreadable: list[str] = []
 
-    def answered(after: int) -> Answered:
+    def answered(after: int) -> EvaluatedBatch:
         nonlocal begin
         start = time.perf_counter()
         tops = _top_classes(runtime, [array for _, array in fed]) if fed else np.zeros((0, 0), np.int64)
         now = time.perf_counter()
         rows = tuple((place, int(labels[place]), *top) for (place, _), top in zip(fed, tops.tolist(), strict=True))
-        batch = Answered(after, rows, tuple(unreadable), round(now - start, 6), round(now - begin, 6))
+        batch = EvaluatedBatch(after, rows, tuple(unreadable), round(now - start, 6), round(now - begin, 6))
         begin = now
         fed.clear()
         unreadable.clear()
         return batch
 
     for place, picture in zip(
-        places, read_ahead(source, places, feeder(bundle, runtime), ahead=BATCHES_AHEAD * size), strict=True
+        places, read_ahead(source, places, input_preparer(bundle, runtime), ahead=BATCHES_AHEAD * size), strict=True
     ):
         if isinstance(picture, Unreadable):
             unreadable.append(picture.reason)
@@ -248,7 +248,7 @@ def _answers(bundle: Bundle, runtime: Runtime, source: ImageSource, tally: Tally
             yield answered(place + 1)
 
 
-def feeder(bundle: Bundle, runtime: Runtime) -> Callable[[Picture], NDArray[Any]]:
+def input_preparer(bundle: Bundle, runtime: Runtime) -> Callable[[Picture], NDArray[Any]]:
     """What turns a picture into what the model is fed for it: pixels where its preprocessing is inside, else normalised planes."""
     preprocess, source = bundle.manifest.preprocess, runtime.inputs[0]
     if takes_any_size(source):

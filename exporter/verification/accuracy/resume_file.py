@@ -1,6 +1,6 @@
 """What an evaluation has answered so far, kept in a file as it goes, so that one that was stopped goes on where it was.
 
-The first line is JSON that says which evaluation it is; each further one a batch (`Answered`). A line that was torn while it was written is
+The first line is JSON that says which evaluation it is; each further one a batch (`EvaluatedBatch`). A line that was torn while it was written is
 dropped on reading. A finished journal is kept: given again it gives the figures at once, and it holds each picture's five top classes.
 """
 
@@ -32,7 +32,7 @@ LONGEST_HEADER = 1 << 12
 
 
 @dataclass(frozen=True)
-class Answered:
+class EvaluatedBatch:
     """One batch.
 
     Attributes:
@@ -50,7 +50,7 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Key:
+class EvaluationKey:
     """Which evaluation a journal is of: digests of the bundle's manifest, of the file that is run and of the data's names and labels; and how."""
 
     bundle: str
@@ -63,13 +63,13 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Journal:
+class ResumeFile:
     """An open journal. The batches that it holds are read before more are added."""
 
     path: Path
     _file: FileIO
 
-    def batches(self) -> Iterator[Answered]:
+    def batches(self) -> Iterator[EvaluatedBatch]:
         """The batches it holds, one at a time; a torn last line is cut off.
 
         Raises:
@@ -88,9 +88,9 @@ class Journal:
         self._file.truncate(whole)
         self._file.seek(whole)
 
-    def _batch(self, line: bytes, number: int, done: int) -> Answered:
+    def _batch(self, line: bytes, number: int, done: int) -> EvaluatedBatch:
         try:
-            batch = msgspec.json.decode(line, type=Answered)
+            batch = msgspec.json.decode(line, type=EvaluatedBatch)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise BadInput(
                 f"--resume: {self.path}, line {number} is damaged ({error}); delete the file to begin again"
@@ -101,7 +101,7 @@ class Journal:
             )
         return batch
 
-    def add(self, batch: Answered) -> None:
+    def add(self, batch: EvaluatedBatch) -> None:
         """Write a batch, so that it outlives this process.
 
         Raises:
@@ -114,14 +114,14 @@ class Journal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def key_of(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource) -> Key:
+def evaluation_key(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource) -> EvaluationKey:
     """The key of evaluating a bundle on the pictures of `source`."""
     digest = hashlib.sha256()
     if source.labels is not None:
         digest.update(source.labels.astype("<i8").tobytes())
     for name in source.names or (source.name,):
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
-    return Key(
+    return EvaluationKey(
         bundle=hashlib.sha256(json_from_manifest(bundle.manifest)).hexdigest(),
         file=sha256_of_file(runtime.file_of(bundle)),
         backend=backend,
@@ -133,7 +133,7 @@ def key_of(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource) 
 
 
 @contextmanager
-def open_journal(path: Path, key: Key) -> Iterator[Journal]:
+def open_resume_file(path: Path, key: EvaluationKey) -> Iterator[ResumeFile]:
     """The journal at `path`, made where there is none.
 
     Raises:
@@ -157,7 +157,7 @@ def open_journal(path: Path, key: Key) -> Iterator[Journal]:
                 header = ours[: file.write(ours)]
                 os.fsync(file.fileno())
         _check_header(header.split(b"\n")[0], key, path)
-        yield Journal(path, file)
+        yield ResumeFile(path, file)
 
 
 def _lock(file: FileIO, path: Path) -> None:
@@ -167,9 +167,9 @@ def _lock(file: FileIO, path: Path) -> None:
         raise PlanError(f"--resume: another evaluation is writing {path}; wait for it, or give another file") from error
 
 
-def _check_header(line: bytes, key: Key, path: Path) -> None:
+def _check_header(line: bytes, key: EvaluationKey, path: Path) -> None:
     try:
-        found = msgspec.json.decode(line, type=Key)
+        found = msgspec.json.decode(line, type=EvaluationKey)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BadInput(f"--resume: {path} is no evaluation's journal; give another file, which will be made") from error
     pairs = [(field.name, str(getattr(found, field.name)), str(getattr(key, field.name))) for field in fields(key)]

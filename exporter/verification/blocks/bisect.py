@@ -28,7 +28,7 @@ MOST_BLOCKS_FOR_PAIRS = 12
 Compared = Callable[[frozenset[int]], Comparison]
 
 
-def bisected(
+def bisect_blocks(
     bundle: Bundle,
     inputs: NDArray[Any],
     reference: Mapping[str, NDArray[Any]],
@@ -80,11 +80,11 @@ def bisected(
         return answer("inside", frozenset())
     if not compared(every).ok:
         return answer("not the precision", frozenset())
-    found, smallest = smallest_set(len(parts), compared, announce)
+    found, smallest = find_smallest_set(len(parts), compared, announce)
     return answer("mended", found, smallest=smallest)
 
 
-def smallest_set(count: int, compared: Compared, announce: Progress = silent) -> tuple[frozenset[int], bool]:
+def find_smallest_set(count: int, compared: Compared, announce: Progress = silent) -> tuple[frozenset[int], bool]:
     """A small set of `count` blocks whose return mends, where that of all does, and whether it is known that no smaller one does.
 
     One block where one is enough: of several, that with the highest signal-to-noise ratio. Else the blocks are ranked by the noise that each

@@ -13,7 +13,7 @@ from exporter.graph.mixed import apart
 from exporter.graph.probe import exposed, rounded_names
 from exporter.verification.blocks.both_sides import BothSides, both_sides_of, reference_inputs
 from exporter.verification.blocks.findings import Deviation, Drift, Stage
-from exporter.verification.blocks.program import REMEDY, matched, program_values
+from exporter.verification.blocks.program import REMEDY, match_blocks, program_values
 from runtimes.bundle import Bundle
 from runtimes.errors import PlanError
 from runtimes.parity.budget import Budget
@@ -24,7 +24,7 @@ MOST_IMAGES = 32
 ONNX, FILE, SIMULATION, ALONE = "onnx fp32", "model.onnx", "simulation", "alone"
 
 
-def drift_of(bundle: Bundle, inputs: NDArray[Any], budget: Budget | None = None) -> Drift:
+def drift_of_bundle(bundle: Bundle, inputs: NDArray[Any], budget: Budget | None = None) -> Drift:
     """Follow a bundle's values from its program to its lowered graph.
 
     Args:
@@ -33,7 +33,7 @@ def drift_of(bundle: Bundle, inputs: NDArray[Any], budget: Budget | None = None)
 
     Raises:
         BundleError: no `reference.pt2`, or one that `model.onnx` was not made from.
-        PlanError: the program's blocks and the graph's cannot be matched without guessing.
+        PlanError: the program's blocks and the graph's cannot be match_blocks without guessing.
         BackendUnavailable: this onnxruntime would run `model.onnx` wrongly.
     """
     inputs = inputs[:MOST_IMAGES]
@@ -49,7 +49,7 @@ def drift_between(original: BothSides, inputs: NDArray[Any], outside: NDArray[An
         PlanError: as above.
     """
     module = original.program.module()
-    nodes = matched(module, original.graph.graph)
+    nodes = match_blocks(module, original.graph.graph)
     names = tuple(block.name for block in blocks(original.graph.graph) for _ in block.ends)
     exact = program_values(module, nodes.values(), outside)
     expected = [exact[node] for node in nodes.values()]

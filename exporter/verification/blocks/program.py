@@ -1,4 +1,4 @@
-"""Values inside a network: of an ONNX graph, and of the FP32 program that it came from, matched where a block ends."""
+"""Values inside a network: of an ONNX graph, and of the FP32 program that it came from, match_blocks where a block ends."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ ALIKE = ("Add", "Relu", "MaxPool")
 """Operators that are the same on both sides: others are folded (batch norms) or taken apart (activations)."""
 
 
-def matched(module: GraphModule, graph: onnx.GraphProto) -> dict[str, str]:
+def match_blocks(module: GraphModule, graph: onnx.GraphProto) -> dict[str, str]:
     """The tensors at the ends of a graph's blocks, in order, each with the node of the program whose value it is.
 
     Both are parted into blocks by the same rules. Their additions correspond where each is computed from the one before it, so that there is
     but one order, and there are equally many.
 
     Raises:
-        PlanError: they cannot be matched without guessing.
+        PlanError: they cannot be match_blocks without guessing.
     """
     program = _outline(module.graph)
     counts = [len(residual_additions(one)) for one in (program, graph)]

@@ -14,7 +14,7 @@ from runtimes.errors import BadInput, PlanError
 from runtimes.printable import printable
 
 if TYPE_CHECKING:
-    from exporter.verification.verdicts import BundleCheck, Checked
+    from exporter.verification.verdicts import BackendCheck, BundleCheck
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 HEADING = ("backend", "verdict", "max error", "cosine", "SQNR dB", "agreement", "flips", "why")
@@ -68,12 +68,12 @@ def annotation_lines(checks: Sequence[BundleCheck]) -> list[str]:
             if one.answer is not None:
                 lines += [_command("error", title, limit.text) for limit in one.answer.limits if not limit.ok]
             else:
-                level = "error" if one.verdict != "not here" or check.may_not_miss else "notice"
+                level = "error" if one.verdict != "not here" or check.missing_backend_is_error else "notice"
                 lines.append(_command(level, title, f"{one.verdict}: {one.reason}"))
     return lines
 
 
-def _row(one: Checked) -> Sequence[str]:
+def _row(one: BackendCheck) -> Sequence[str]:
     if one.answer is None:
         return (one.backend, one.verdict, "", "", "", "", "", one.reason)
     (measured,) = one.answer.report.backends.values()

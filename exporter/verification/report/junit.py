@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from exporter.verification.verdicts import BundleCheck, Checked, distinct_names, why_not_judged
+from exporter.verification.verdicts import BackendCheck, BundleCheck, distinct_names, why_not_judged
 from runtimes.printable import as_text, printable
 
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -34,10 +34,10 @@ def xml_from_checks(checks: Sequence[BundleCheck]) -> bytes:
     return f"<?xml version='1.0' encoding='utf-8'?>\n{NO_XML.sub(lambda found: printable(found[0]), text)}".encode()
 
 
-def _add_cases(suite: ElementTree.Element, group: str, one: Checked, check: BundleCheck) -> None:
+def _add_cases(suite: ElementTree.Element, group: str, one: BackendCheck, check: BundleCheck) -> None:
     if one.answer is None:
         case = ElementTree.SubElement(suite, "testcase", classname=group, name="answers", time=f"{one.seconds:.3f}")
-        kind = "error" if one.verdict == "not here" and check.may_not_miss else KINDS[one.verdict]
+        kind = "error" if one.verdict == "not here" and check.missing_backend_is_error else KINDS[one.verdict]
         ElementTree.SubElement(case, kind, message=one.reason)
         return
     for number, limit in enumerate(one.answer.limits):

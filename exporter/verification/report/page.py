@@ -18,7 +18,7 @@ from PIL import Image
 from exporter.verification.report.plots import Caption, drift_svgs, histogram_svg
 from exporter.verification.report.records import DriftChart, Section
 from exporter.verification.report.sentences import (
-    joined,
+    join_words,
     overall_text,
     precision_text,
     share_text,
@@ -76,7 +76,7 @@ def html_from_sections(sections: Sequence[Section]) -> bytes:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"joined": joined, "share": share_text, "png_uri": _png_uri, "error": _error_text}
+    environment.filters |= {"join_words": join_words, "share": share_text, "png_uri": _png_uri, "error": _error_text}
     environment.globals |= {
         "status_of": status_of,
         "verdict_sentences": verdict_sentences,
@@ -164,7 +164,7 @@ def _histogram_plot(section: Section, name: str) -> Markup:
     caption = Caption(
         f"{name}-errors",
         f"How far the outputs of {section.check.name} are off",
-        f"A histogram of relative errors on a logarithmic axis, an outline each for {joined(list(histograms))}; its figures are in the table below.",
+        f"A histogram of relative errors on a logarithmic axis, an outline each for {join_words(list(histograms))}; its figures are in the table below.",
     )
     unit = "the largest logit" if _has_classes(section) else "the output's largest value"
     return Markup(
@@ -173,7 +173,7 @@ def _histogram_plot(section: Section, name: str) -> Markup:
 
 
 def _drift_plots(drift: DriftChart, name: str) -> tuple[Markup, Markup]:
-    steps = joined([one.step for one in drift.series])
+    steps = join_words([one.step for one in drift.series])
     said = f"A line each for {steps}, over {len(drift.series[0].blocks)} blocks; its figures are in the table below."
     error = Caption(f"{name}-drift-error", "Relative error after each block", said)
     sqnr = Caption(f"{name}-drift-sqnr", "Signal to quantization noise after each block", said)

@@ -41,12 +41,12 @@ def section_from_check(check: BundleCheck, plan: CheckPlan, evidence: Evidence) 
         layers=layers_of(bundle.folder / ONNX) if ONNX in bundle.manifest.files else (),
         engines=engines_of(bundle),
         reproduce=(*export_lines(bundle.manifest), check_line(plan)),
-        drift=shown_drift(check.drift) if check.drift is not None else None,
+        drift=chart_from_drift(check.drift) if check.drift is not None else None,
         remedy=(f"What would mend it: {bisection_remark(check.bisection)}.",) if check.bisection is not None else (),
     )
 
 
-def shown_drift(found: Drift) -> DriftChart:
+def chart_from_drift(found: Drift) -> DriftChart:
     """A drift by its steps."""
     series = (
         DriftSeries(

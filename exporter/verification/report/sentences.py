@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from exporter.verification.report.records import GraphLayer
-from exporter.verification.verdicts import BundleCheck, Checked
+from exporter.verification.verdicts import BackendCheck, BundleCheck
 from runtimes.errors import BackendUnavailable, ParityError
 from runtimes.parity.budget import Limit
 from runtimes.parity.measures import Comparison
@@ -36,9 +36,7 @@ def overall_text(checks: Sequence[BundleCheck]) -> str:
     if len(counts) == 1:
         (status,) = counts
         return f"All {len(checks)} bundles {_verb(status, len(checks))}."
-    return (
-        f"Of {len(checks)} bundles {joined([f'{count} {_verb(status, count)}' for status, count in counts.items()])}."
-    )
+    return f"Of {len(checks)} bundles {join_words([f'{count} {_verb(status, count)}' for status, count in counts.items()])}."
 
 
 def verdict_sentences(check: BundleCheck) -> tuple[str, ...]:
@@ -48,7 +46,7 @@ def verdict_sentences(check: BundleCheck) -> tuple[str, ...]:
         for verdict in ("out of budget", "ok", "failed", "crashed", "not here")
     }
     found = [
-        f"{check.name} is out of budget on {one.backend}: {'; '.join(filter(None, (joined(_broken(one)), _flips_text([one], check.images))))}."
+        f"{check.name} is out of budget on {one.backend}: {'; '.join(filter(None, (join_words(_broken(one)), _flips_text([one], check.images))))}."
         for one in by["out of budget"]
     ]
     if by["ok"]:
@@ -57,7 +55,7 @@ def verdict_sentences(check: BundleCheck) -> tuple[str, ...]:
     missing = [one.backend for one in by["not here"]]
     if missing:
         asked = ", though asked for by name" if check.asked else ""
-        found.append(f"{joined(missing)} {'was' if len(missing) == 1 else 'were'} not here to answer{asked}.")
+        found.append(f"{join_words(missing)} {'was' if len(missing) == 1 else 'were'} not here to answer{asked}.")
     measured = [
         (one.answer.accuracy, one.backend)
         for one in check.backends
@@ -71,7 +69,7 @@ def verdict_sentences(check: BundleCheck) -> tuple[str, ...]:
     return tuple(found)
 
 
-def joined(names: Sequence[str]) -> str:
+def join_words(names: Sequence[str]) -> str:
     """`a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
@@ -97,7 +95,7 @@ def precision_text(layers: Sequence[GraphLayer]) -> str:
     return f"{'; '.join(parts)}." if parts else "There is no convolution in it."
 
 
-def _kept_text(kept: Sequence[Checked], check: BundleCheck, *, after: bool) -> str:
+def _kept_text(kept: Sequence[BackendCheck], check: BundleCheck, *, after: bool) -> str:
     measures = [measured for one in kept for measured in _measures(one)]
     largest = share_text(max(one.max_relative_error for one in measures))
     flips = _flips_text(kept, check.images)
@@ -107,10 +105,10 @@ def _kept_text(kept: Sequence[Checked], check: BundleCheck, *, after: bool) -> s
         else f"the largest error is {largest} of its output's largest value"
     )
     says = "It keeps to its budget" if after else f"{check.name} says what {check.reference} says"
-    return f"{says} on {joined([one.backend for one in kept])}: {', '.join(filter(None, (flips, error)))}, and every limit is kept."
+    return f"{says} on {join_words([one.backend for one in kept])}: {', '.join(filter(None, (flips, error)))}, and every limit is kept."
 
 
-def _flips_text(backends: Sequence[Checked], images: int) -> str:
+def _flips_text(backends: Sequence[BackendCheck], images: int) -> str:
     """How many images changed their class on any of these backends; empty for features and for what is not finite."""
     if any(measured.flips is None or not measured.finite for one in backends for measured in _measures(one)):
         return ""
@@ -125,11 +123,11 @@ def _flips_text(backends: Sequence[Checked], images: int) -> str:
     return f"{len(changed)} of {images} images changed class, {which}"
 
 
-def _measures(one: Checked) -> Sequence[Comparison]:
+def _measures(one: BackendCheck) -> Sequence[Comparison]:
     return list(one.answer.report.backends.values()) if one.answer is not None else []
 
 
-def _broken(one: Checked) -> list[str]:
+def _broken(one: BackendCheck) -> list[str]:
     return [_limit_text(limit) for limit in one.answer.limits if not limit.ok] if one.answer is not None else []
 
 
