@@ -30,7 +30,7 @@ from calibration.data import FASHION_MNIST_CLASSES, built_in, open_source
 from exporter import ExportPlan, export
 from exporter.graph.pixel_input import with_uint8_input
 from exporter.verification.accuracy.evaluate import Evaluation, EvaluationData, evaluate
-from exporter.verification.accuracy.resume_file import Key, open_resume_file
+from exporter.verification.accuracy.resume_file import EvaluationKey, open_resume_file
 from runtimes import Bundle, open_runtime
 from runtimes.errors import BadInput, PlanError
 from runtimes.parity.compare import wilson_interval
@@ -497,7 +497,7 @@ def test_a_file_that_is_no_journal_is_left_as_it_is(run: Any, bundle: Path, tmp_
     for text in ("my notes\n", "my notes", "{}\n"):
         file.write_text(text)
         shown = run(bundle, *options, file)
-        assert (shown.code, "is no evaluation's journal" in shown.error, file.read_text()) == (2, True, text)
+        assert (shown.code, "was not written by an evaluation" in shown.error, file.read_text()) == (2, True, text)
     file.write_text("")
     assert run(bundle, *options, file).code == 0
     lines = file.read_bytes().splitlines(keepends=True)
@@ -519,7 +519,7 @@ def test_a_journal_that_cannot_be_written_is_said_in_one_line(run: Any, bundle: 
     assert (shown.code, "another evaluation is writing" in shown.error) == (2, True)
 
 
-KEY = Key("bundle", "file", "onnxruntime", "cpu", "1:8:32", 10, "data")
+KEY = EvaluationKey("bundle", "file", "onnxruntime", "cpu", "1:8:32", 10, "data")
 
 
 def test_of_two_evaluations_that_start_at_once_one_keeps_the_journal_and_the_other_is_told(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_reference_program_runs_once_for_all_backends(run: Run, exported: Path
     )
     backends = ("--resnet-backend=onnxruntime", "--resnet-backend=pytorch")
     run(f"--resnet-bundle={exported}", *backends, "--resnet-data=built-in").assert_outcomes(passed=8)
-    assert (pytester.path / "asked.txt").read_text().split() == ["_reference", "_answer", "_answer"]
+    assert (pytester.path / "asked.txt").read_text().split() == ["_run_reference", "_run_backend", "_run_backend"]
 
 
 def test_a_broken_limit_fails_with_the_table_and_no_traceback(run: Run, exported: Path) -> None:

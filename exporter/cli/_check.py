@@ -54,7 +54,7 @@ Exit codes: 0 within budget, 1 failed, 2 asked for wrongly,
 @click.option("--quiet", is_flag=True, help="Say nothing on the way.")
 def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | None, html: Path | None, github: bool, **options: Any) -> None:
     """Run each BUNDLE's golden inputs, or pictures, on the backends that are here and hold the answers against its parity budget."""
-    from exporter.verification.check import check_bundle, failed_check, load_block_modules
+    from exporter.verification.check import check_bundle, check_can_follow_blocks, failed_check
     from exporter.verification.report import load_page
     from exporter.verification.report.github import annotation_lines, summary_file, write_summary
     from exporter.verification.report.junit import xml_from_checks
@@ -66,7 +66,7 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
     page = load_page() if html is not None else None
     plans = [replace(plan_from_entry(entry), trust_engines=trusted) for entry in entries_to_check(bundles, options["config"], _given(options))]
     if options["blocks"] or options["bisect"]:
-        load_block_modules()
+        check_can_follow_blocks()
         plans = [replace(plan, blocks=options["blocks"], bisect=options["bisect"]) for plan in plans]
     checks, sections = [], []
     _check_writable({"--junit": junit, "--html": html}, plans)

@@ -1,4 +1,4 @@
-"""What became of a check: a verdict for each backend, and what a command ends with."""
+"""The verdicts of a check: one for each backend, and the error that a command ends with."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BackendCheck:
-    """What became of one backend.
+    """The verdict on one backend.
 
     Attributes:
-        reason: why it is not `ok`, in one line; empty where it is.
-        answer: what was measured; None where nothing was.
+        reason: why the verdict is not `ok`, in one line; empty where it is.
+        answer: what was measured; None where the backend gave no answer.
+        seconds: what the backend's process took.
     """
 
     backend: str
@@ -35,16 +36,20 @@ class BackendCheck:
 
 @dataclass(frozen=True)
 class BundleCheck:
-    """What became of one bundle.
+    """The verdict on one bundle.
 
     Attributes:
-        bundle: its folder, as it was given; `name` is the one in its manifest.
-        evidence: what it was asked, in words, and how many images that were.
+        bundle: its folder, as it was given.
+        name: the one in its manifest.
+        budget: the limits it was held to.
+        evidence: what it was fed, in words.
+        images: how many images that were.
         reference: whose answers count as right, in words.
-        image_names: what each image is called; none for golden inputs, which go by their places.
-        left_out: what is wrong with each picture that could not be read.
-        no_accuracy: why accuracy is not measured on pictures that have classes; empty where it is.
-        changes: what differs from the bundle that it is held against.
+        image_names: a name for each image; empty for golden inputs, which have none.
+        left_out: what is wrong with each image that could not be read.
+        no_accuracy: why accuracy is not measured on images that have classes; empty where it is.
+        changes: what differs from the bundle that is the reference; empty where none is.
+        asked: the backends were named by the user, so that a missing one is an error.
         drift, bisection: None where they were not asked for.
     """
 
@@ -65,20 +70,24 @@ class BundleCheck:
 
     @property
     def ok(self) -> bool:
+        """Is every backend within the budget?"""
         return self.problem is None
 
     @property
     def missing_backend_is_error(self) -> bool:
-        """Is a backend that is not here an error: they were asked for by name, or none is here?"""
+        """Is a missing backend an error? Where the user named the backends, or where none is here."""
         return self.asked or all(one.verdict == "not here" for one in self.backends)
 
     def image_text(self, place: int) -> str:
-        """What an image is called."""
+        """The name of the image at a place."""
         return self.image_names[place] if self.image_names else f"golden image {place}"
 
     @property
     def problem(self) -> ResnetExportError | None:
-        """What a command ends with: the first budget broken; a backend that crashed or failed; one that was asked for by name, or all, not here."""
+        """The error that a command ends with; None where there is none.
+
+        In this order: the first broken budget; a backend that crashed or failed; a missing backend that is an error.
+        """
         for one in self.backends:
             if one.verdict == "out of budget" and one.answer is not None:
                 return ParityError(f"{self.name}: {one.backend} is out of budget: {one.reason}", one.answer.report)
@@ -92,7 +101,7 @@ class BundleCheck:
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
-    """Names numbered where several are the same."""
+    """The names, numbered (`resnet20-int8-1`) where several are the same."""
     return [
         name if names.count(name) == 1 else f"{name}-{names[: place + 1].count(name)}"
         for place, name in enumerate(names)
@@ -100,7 +109,7 @@ def distinct_names(names: Sequence[str]) -> list[str]:
 
 
 def why_not_judged(limit: str, answer: Answered) -> str:
-    """Why there is no verdict on a limit of the budget."""
+    """Why a limit of the budget was not judged on this answer."""
     if not answer.limits[0].ok:
         return f"{limit} has no meaning: {answer.limits[0].text}"
     if limit == "max_accuracy_drop":
@@ -113,7 +122,7 @@ def why_not_judged(limit: str, answer: Answered) -> str:
 
 
 def merge_reports(check: BundleCheck) -> ParityReport | None:
-    """All backends' figures in one report; None where none answered."""
+    """The reports of all backends as one; None where none answered."""
     reports = [one.answer.report for one in check.backends if one.answer is not None]
     if not reports:
         return None
