@@ -235,7 +235,7 @@ def _rate(correct: int, images: int) -> Rate:
 
 
 def _evaluate_rest(bundle: Bundle, runtime: Runtime, source: ImageSource, tally: Tally) -> Iterator[EvaluatedBatch]:
-    """Evaluate the images that the tally does not hold yet, decoded ahead, at most the bundle's middle batch at once."""
+    """Evaluate the images that the tally does not hold yet, the bundle's middle batch at once; decodes ahead."""
     assert source.labels is not None
     labels = source.labels
     size = bundle.manifest.batch.opt
@@ -270,8 +270,8 @@ def _evaluate_rest(bundle: Bundle, runtime: Runtime, source: ImageSource, tally:
 def input_preparer(bundle: Bundle, runtime: Runtime) -> Callable[[Picture], NDArray[Any]]:
     """A function that turns a picture into the model's input for it.
 
-    That is uint8 (height, width, channels) for a model with its preprocessing inside, of the picture's own size where it
-    resizes too, and float32 (channels, height, width) for others.
+    That is uint8 (height, width, channels) for a model with its preprocessing inside, of the picture's own size where
+    it resizes too, and float32 (channels, height, width) for others.
     """
     preprocess, source = bundle.manifest.preprocess, runtime.inputs[0]
     if takes_any_size(source):
