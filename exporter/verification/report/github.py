@@ -1,4 +1,4 @@
-"""What a GitHub workflow shows of checks: a job summary in Markdown, and annotations.
+"""Checks as a GitHub workflow shows them: a job summary in Markdown, and annotations.
 
 Formats: docs.github.com, "Workflow commands for GitHub Actions", sections on `::error` and on GITHUB_STEP_SUMMARY.
 """
@@ -21,10 +21,10 @@ HEADING = ("backend", "verdict", "max error", "cosine", "SQNR dB", "agreement", 
 
 
 def summary_file() -> Path:
-    """Where this step's summary is to be written.
+    """The file for this step's summary.
 
     Raises:
-        PlanError: this is no step of a workflow.
+        PlanError: this is not a step of a workflow.
     """
     path = os.environ.get(SUMMARY)
     if not path:
@@ -60,7 +60,10 @@ def markdown_from_checks(checks: Sequence[BundleCheck]) -> str:
 
 
 def annotation_lines(checks: Sequence[BundleCheck]) -> list[str]:
-    """A workflow command for each broken limit, and for each backend that failed or was asked for and is not here."""
+    """A workflow command for each broken limit, and for each backend that gave no answer.
+
+    It is an error, or a notice for a backend that may be missing.
+    """
     lines = []
     for check in checks:
         for one in check.backends:
@@ -91,7 +94,7 @@ def _cell(text: str) -> str:
 
 
 def _command(level: str, title: str, message: str) -> str:
-    """`::error title=...::...`, escaped as the runner reads it: a property's end is marked by more characters than the message's."""
+    """`::error title=...::...`, escaped as the runner reads it; in a property, colons and commas are escaped as well."""
     return f"::{level} title={_escaped(title).replace(':', '%3A').replace(',', '%2C')}::{_escaped(message)}"
 
 

@@ -1,4 +1,4 @@
-"""In which precision a graph computes, layer by layer."""
+"""Read off a graph in which precision each of its layers computes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ NO_LAYERS = (
     "Constant",
     "Identity",
 )
-"""What says or carries a type, moves values, or is fused into the layer before it."""
+"""Operators that convert a type, move values, or are fused into the layer before them."""
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 SHORT = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16"}
 
 
 def layers_from_model(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
-    """The graph's layers in its order. Biases are left out of account: they are float in every precision."""
+    """The graph's layers in its order. Biases are not considered: they are float in every precision."""
     own = scopes(model)[0]
     types, shapes = own.types, own.shapes
     constants = initializer_shapes(model)

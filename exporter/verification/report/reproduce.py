@@ -1,4 +1,4 @@
-"""The command lines that make a bundle and check it, as far as its manifest tells."""
+"""The command lines that make a bundle and check it again, as far as its manifest knows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTH = 76
 
 
 def export_lines(manifest: Manifest) -> tuple[str, ...]:
-    """`resnet-export ...`, and as comments what it takes that the manifest knows by its sha256 alone."""
+    """`resnet-export ...`, and in comments the files that it needs and the manifest knows only by their sha256."""
     model, preprocess = manifest.model, manifest.preprocess
     outputs = [spec.name for spec in manifest.outputs]
     words = ["resnet-export", model.name, f"--{manifest.precision}", "--target", manifest.target]
@@ -55,7 +55,7 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
 
 
 def check_line(plan: CheckPlan) -> str:
-    """`resnet-deploy check ...`. The bundle goes by its name, which its folder usually has: where that lies says nothing to another machine."""
+    """`resnet-deploy check ...`, with the bundle's name for its folder: a path means nothing on another machine."""
     words = ["resnet-deploy", "check", plan.bundle.manifest.name]
     if plan.asked:
         words += [word for backend in plan.backends for word in ("--backend", backend)]
@@ -70,7 +70,7 @@ def check_line(plan: CheckPlan) -> str:
 
 
 def _command(words: Sequence[str]) -> str:
-    """Words as a shell takes them, over several lines where they are many."""
+    """Words quoted for a shell, over several lines where they are many; an option stays with its value."""
     lines = [""]
     for word in map(shlex.quote, words):
         if len(lines[-1]) + len(word) > WIDTH and not (lines[-1].split() or [""])[-1].startswith("--"):
