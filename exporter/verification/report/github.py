@@ -94,7 +94,7 @@ def _cell(text: str) -> str:
 
 
 def _command(level: str, title: str, message: str) -> str:
-    """`::error title=...::...`, escaped as the runner reads it; in a property, colons and commas are escaped as well."""
+    """`::error title=...::...`, escaped as the runner reads it; in a property, colons and commas are escaped too."""
     return f"::{level} title={_escaped(title).replace(':', '%3A').replace(',', '%2C')}::{_escaped(message)}"
 
 

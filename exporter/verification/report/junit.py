@@ -18,8 +18,8 @@ COUNTS = {"tests": "testcase", "failures": "failure", "errors": "error", "skippe
 def xml_from_checks(checks: Sequence[BundleCheck]) -> bytes:
     """Checks as UTF-8 XML: a suite for each bundle, a case for each backend and limit of its budget.
 
-    A backend that gave no answer is one case, `answers`: an error, or skipped where it may be missing. A limit that does
-    not apply is skipped.
+    A backend that gave no answer is one case, `answers`: an error, or skipped where it may be missing. A limit that
+    does not apply is skipped.
     """
     root = ElementTree.Element("testsuites")
     for name, check in zip(distinct_names([check.name for check in checks]), checks, strict=True):

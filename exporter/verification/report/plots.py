@@ -62,7 +62,7 @@ SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 
 @dataclass(frozen=True)
 class Caption:
-    """A plot's name, which the ids of its elements begin with, and a title and description for those who cannot see it."""
+    """A plot's name, with which the ids of its elements begin, and a title and description for those who cannot see."""
 
     name: str
     title: str
@@ -226,7 +226,7 @@ def _with_page_style(value: str) -> str:
 
 
 def _name_ids(root: ElementTree.Element, name: str) -> None:
-    """Prefix the ids that are referred to with the plot's name, since a page has one space for ids; remove the others."""
+    """Prefix the ids that are referred to with the plot's name: ids are shared by the whole page. Remove the others."""
     values = [value for element in root.iter() for value in element.attrib.values()]
     used = {
         found for value in values for found in re.findall(r"^#(.+)$|url\(#([^)]+)\)", value) for found in found if found

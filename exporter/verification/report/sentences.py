@@ -32,7 +32,8 @@ def overall_text(checks: Sequence[BundleCheck]) -> str:
     if len(counts) == 1:
         (status,) = counts
         return f"All {len(checks)} bundles {_verb(status, len(checks))}."
-    return f"Of {len(checks)} bundles {join_words([f'{count} {_verb(status, count)}' for status, count in counts.items()])}."
+    parts = [f"{count} {_verb(status, count)}" for status, count in counts.items()]
+    return f"Of {len(checks)} bundles {join_words(parts)}."
 
 
 def verdict_sentences(check: BundleCheck) -> tuple[str, ...]:
