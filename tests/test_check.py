@@ -29,7 +29,9 @@ from exporter import ExportPlan, export
 from exporter.verification import check
 from exporter.verification import own_process as isolated
 from exporter.verification.bundle_diff import changes
-from exporter.verification.check import CheckPlan, check_bundle, gather_inputs
+from exporter.verification.check import check_bundle
+from exporter.verification.inputs import gather_inputs
+from exporter.verification.plan import CheckPlan
 from runtimes import Accuracy, Budget, Bundle, backend_names, compare
 from runtimes.errors import PlanError
 from runtimes.parity.budget import budget_from_text

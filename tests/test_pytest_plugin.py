@@ -98,6 +98,7 @@ def test_a_reference_program_runs_once_for_all_backends(run: Run, exported: Path
     pytester.makeconftest(
         """
         import exporter.verification.check
+        import exporter.verification.inputs
 
         isolated, asked = exporter.verification.check.run_in_own_process, open("asked.txt", "w")
 
@@ -106,6 +107,7 @@ def test_a_reference_program_runs_once_for_all_backends(run: Run, exported: Path
             return isolated(work, *arguments, **options)
 
         exporter.verification.check.run_in_own_process = run_in_own_process
+        exporter.verification.inputs.run_in_own_process = run_in_own_process
         """
     )
     backends = ("--resnet-backend=onnxruntime", "--resnet-backend=pytorch")

@@ -20,7 +20,7 @@ from PIL import Image
 from exporter.graph.simplify import simplified
 from exporter.pipeline.plan import ExportPlan
 from exporter.verification.accuracy.evaluate import EvaluationData
-from exporter.verification.check import CheckPlan
+from exporter.verification.plan import CheckPlan
 from runtimes.bundle import finish
 from runtimes.errors import PlanError, SimplifyError
 from runtimes.printable import printable

@@ -16,8 +16,8 @@ from runtimes.errors import BadInput, ParityError, PlanError, ResnetExportError
 from runtimes.printable import printable
 
 if TYPE_CHECKING:
-    from exporter.verification.check import CheckPlan
     from exporter.verification.parity_toml import Settings
+    from exporter.verification.plan import CheckPlan
     from exporter.verification.verdicts import BackendCheck, BundleCheck
 from exporter.verification.parity_toml import CONFIG, entries_to_check, plan_from_entry
 

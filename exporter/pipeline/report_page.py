@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exporter.pipeline.images import Images, Proof
 from exporter.verification.blocks.findings import Drift
-from exporter.verification.check import CheckPlan
+from exporter.verification.plan import CheckPlan
 from exporter.verification.report.page import html_from_sections
 from exporter.verification.report.sections import section_from_check
 from exporter.verification.verdicts import BackendCheck, BundleCheck

@@ -26,7 +26,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from exporter.verification.check import CheckPlan
+from exporter.verification.plan import CheckPlan
 from runtimes._open import backend_names
 from runtimes.bundle import Bundle
 from runtimes.errors import BadInput, PlanError, UnknownName

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from exporter.verification.check import CheckInputs, CheckPlan
+    from exporter.verification.inputs import CheckInputs
+    from exporter.verification.plan import CheckPlan
     from exporter.verification.verdicts import BundleCheck
     from runtimes.base import Runtime
     from runtimes.bundle import Bundle
@@ -95,7 +96,7 @@ class BundleTests(pytest.Collector):
     @cached_property
     def inputs(self) -> CheckInputs | ResnetExportError:
         """What all its backends are fed; gathered once, so that a reference program runs once."""
-        from exporter.verification.check import gather_inputs
+        from exporter.verification.inputs import gather_inputs
         from runtimes.errors import ResnetExportError
 
         try:
@@ -123,7 +124,8 @@ class BackendTests(pytest.Collector):
     @cached_property
     def found(self) -> BundleCheck | ResnetExportError:
         """The verdict on this backend; the backend runs when it is first asked for."""
-        from exporter.verification.check import CheckInputs, check_bundle
+        from exporter.verification.check import check_bundle
+        from exporter.verification.inputs import CheckInputs
         from runtimes.errors import ResnetExportError
 
         inputs = self.bundle.inputs

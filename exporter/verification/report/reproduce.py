@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from calibration.sample import FEWEST_IMAGES
-from exporter.verification.check import CheckPlan
+from exporter.verification.plan import CheckPlan
 from runtimes.manifest import Manifest
 from runtimes.parity.budget import number_text
 from runtimes.parity.compare import is_classifier

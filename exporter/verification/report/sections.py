@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.verification.blocks.findings import Drift, bisection_remark, drift_remark
-from exporter.verification.check import CheckPlan
+from exporter.verification.plan import CheckPlan
 from exporter.verification.report.records import DriftChart, DriftSeries, EngineFile, FlippedImage, GraphLayer, Section
 from exporter.verification.report.reproduce import check_line, export_lines
 from exporter.verification.verdicts import BundleCheck
