@@ -222,7 +222,12 @@ def test_what_was_asked_for_wrongly_is_one_line(run: Run, exported: Path, argume
 
 def test_the_engines_that_are_named_reach_what_is_checked(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
-        "from exporter.verification.pytest_plugin import PLANS\ndef pytest_report_header(config):\n    return str(config.stash[PLANS][0].trust_engines)"
+        """
+        from exporter.verification.pytest_plugin import PLANS
+
+        def pytest_report_header(config):
+            return str(config.stash[PLANS][0].trust_engines)
+        """
     )
     shown = run("--collect-only", f"--resnet-bundle={exported}", "--resnet-trust-engine=" + "AB" * 32, "--resnet-trust-engine=" + "12" * 32)
     shown.stdout.fnmatch_lines([str(("12" * 32, "ab" * 32))])

@@ -61,14 +61,14 @@ def images_of_any_size(
     places: list[int] = []
     first: list[Image.Image] = []
 
-    def passing() -> Iterator[Image.Image]:
+    def note_places() -> Iterator[Image.Image]:
         for place, picture in pictures:
             places.append(place)
             if len(first) < RESIZED_IMAGES:
                 first.append(_at_most_engine_size(picture))
             yield picture
 
-    fitting = of_one_size(passing(), preprocess)
+    fitting = of_one_size(note_places(), preprocess)
     check_resizing(preprocess, opset, first)
     return images_of_one_size(fitting, None if labels is None else labels[places], preprocess)
 

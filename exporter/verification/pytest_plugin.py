@@ -122,7 +122,7 @@ class BackendTests(pytest.Collector):
         return replace(self.bundle.plan, backends=(self.name,))
 
     @cached_property
-    def found(self) -> BundleCheck | ResnetExportError:
+    def result(self) -> BundleCheck | ResnetExportError:
         """The verdict on this backend; the backend runs when it is first asked for."""
         from exporter.verification.check import check_bundle
         from exporter.verification.inputs import CheckInputs
@@ -140,7 +140,7 @@ class BackendTests(pytest.Collector):
     def is_here(self) -> bool:
         from exporter.verification.verdicts import BundleCheck
 
-        return not isinstance(self.found, BundleCheck) or self.found.backends[0].verdict != "not here"
+        return not isinstance(self.result, BundleCheck) or self.result.backends[0].verdict != "not here"
 
     @property
     def may_be_missing(self) -> bool:
@@ -161,7 +161,7 @@ class LimitTest(pytest.Item):
         from exporter.verification.report.lines import parity_lines
         from exporter.verification.verdicts import BundleCheck, why_not_judged
 
-        check = self.backend.found
+        check = self.backend.result
         if not isinstance(check, BundleCheck):
             pytest.fail(str(check), pytrace=False)
         for problem in check.left_out:

@@ -95,8 +95,8 @@ def _cell(text: str) -> str:
 
 def _command(level: str, title: str, message: str) -> str:
     """`::error title=...::...`, escaped as the runner reads it; in a property, colons and commas are escaped too."""
-    return f"::{level} title={_escaped(title).replace(':', '%3A').replace(',', '%2C')}::{_escaped(message)}"
+    return f"::{level} title={_escape(title).replace(':', '%3A').replace(',', '%2C')}::{_escape(message)}"
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
