@@ -32,7 +32,7 @@ LINES = (".data/version", ".data/serialization_id", "version", "archive_format",
 PAYLOAD = re.compile(r"data/(weights/weight|constants/tensor)_[0-9]+")
 
 OPERATOR = re.compile(
-    r"torch\.ops\.aten\.((?P<name>[a-z][a-z0-9_]*|__i?(and|or|xor|lshift|rshift)__)|(?P<inner>_[a-z]\w*))\.[A-Za-z][A-Za-z0-9_]*", re.ASCII
+    r"torch\.ops\.aten\.((?P<name>[a-z][A-Za-z0-9_]*|__i?(and|or|xor|lshift|rshift)__)|(?P<inner>_[a-z]\w*))\.[A-Za-z][A-Za-z0-9_]*", re.ASCII
 )
 OUTSIDE = ("from_file", "save", "warn", "wait", "set_data", "record_stream", "manual_seed", "set_grad_enabled")
 """Operators of the same namespace that touch files, other threads or PyTorch's own state."""

@@ -5,23 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import onnx
+from onnx import TensorProto, helper
 
 from calibration.table import CalibrationTable
 from exporter.lowering.bias_correction import lower_with_correction
+from exporter.lowering.precisions import Precision
 from exporter.lowering.qdq.fit import TOO_SMALL
 from exporter.lowering.qdq.targets.tensorrt import left_in_float
 from exporter.lowering.ranges import CalibrationSet, measure_ranges
 from exporter.lowering.registry import load_precision
 from exporter.lowering.request import LoweringRequest
+from runtimes.parity.budget import Budget
 from runtimes.progress import Steps
+
+HALVES = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
 
 
 @dataclass(frozen=True)
 class Lowered:
-    """A graph in its precision, and the ranges that it was calibrated with; None where it needs none."""
+    """A graph in its precision.
+
+    Attributes:
+        table: the ranges that it was calibrated with; None where it needs none.
+        budget: what parity allows it.
+    """
 
     model: onnx.ModelProto
     table: CalibrationTable | None
+    budget: Budget
 
 
 def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringRequest, steps: Steps) -> Lowered:
@@ -36,13 +47,21 @@ def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringReque
     tensors = precision.observed(clean)
     if not tensors:
         with steps(f"lower to {request.precision}"):
-            return Lowered(precision.lower(clean, {}), None)
+            return Lowered(precision.lower(clean, {}), None, budget_of(precision, clean))
     with steps("calibrate"):
         measured = measure_ranges(clean, tensors, images, request, steps)
     with steps(f"lower to {request.precision}"):
         model, table = lower_with_correction(precision, clean, measured, images, request.calibrator_name)
         _say_what_stays_in_float(clean, model, steps)
-    return Lowered(model, table)
+    return Lowered(model, table, budget_of(precision, clean))
+
+
+def budget_of(precision: Precision, clean: onnx.ModelProto) -> Budget:
+    """What a precision may cost; no less than half precision does where the network itself computes in that."""
+    types = {helper.get_node_attr_value(node, "to") for node in clean.graph.node if node.op_type == "Cast"}
+    types |= {tensor.data_type for tensor in clean.graph.initializer}
+    own = [load_precision(name).BUDGET for kind, name in HALVES.items() if kind in types]
+    return max([precision.BUDGET, *own], key=lambda budget: budget.own_error)
 
 
 def _say_what_stays_in_float(clean: onnx.ModelProto, lowered: onnx.ModelProto, steps: Steps) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -65,13 +65,6 @@ class _Loaded(NamedTuple):
     images: Images
 
 
-class _Proven(NamedTuple):
-    """The proof over all images, and what of it travels with the bundle."""
-
-    proof: Proof
-    golden: Golden
-
-
 def export(plan: ExportPlan, progress: Progress = silent) -> Export:
     """Carry out a plan. The bundle at `plan.output` is complete and proven when this returns, untouched when it raises.
 
@@ -99,11 +92,15 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             _save(folder, program, model, plan.precision, form.outputs)
         with steps("prove"):
             graphs = Graphs(clean, _simulation(folder, model, precision))
-            proof, golden = _prove(folder, images, graphs, plan, loaded)
+            prove_on = partial(
+                prove, folder, graphs=graphs, budget=lowered.budget, batch=plan.batch, backends=precision.RUNS_ON
+            )
+            proof = prove_on(images)
+            golden = _golden(images, proof, plan, loaded, prove_on)
         with steps("follow blocks"):
             exact = with_correction(clean, lowered.table, plan.lowering_request.calibrator_name)
             both = BothSides(program, clean, exact, model, graphs.simulation, bool(precision.RUNS_ON))
-            drift = _drift(both, images, precision.BUDGET)
+            drift = _drift(both, images, lowered.budget)
         with steps("write"):
             found = Findings(lowered.table, images, proof, golden, drift)
             manifest = write_bundle(folder, plan, loaded, model, found)
@@ -155,25 +152,18 @@ def _simulation(folder: Path, model: onnx.ModelProto, precision: Precision) -> o
     return precision.simulated(model if precision.RUNS_ON else onnx.load(folder / "model.onnx"))
 
 
-def _prove(folder: Path, images: Images, graphs: Graphs, plan: ExportPlan, loaded: LoadedModel) -> _Proven:
-    """Prove the files over all images; with `--uint8-input full`, over the golden ones too where they are others.
+def _golden(
+    images: Images, proof: Proof, plan: ExportPlan, loaded: LoadedModel, prove_on: Callable[[Images], Proof]
+) -> Golden:
+    """The images that travel with the bundle: those of the proof, unless the graph is to resize and they need none.
 
-    Built-in images have the network's size already, and golden ones are to be such that the graph resizes them.
-
-    Raises:
-        LowerError, ParityError: as `prove`.
+    Built-in images have the network's size already. For a graph that resizes, they are brought to another size, and the
+    files are proven on them as well.
     """
-    precision = load_precision(plan.precision)
-    prove_files = partial(
-        prove, folder, graphs=graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON
-    )
-    proof = golden = prove_files(images)
-    kept = images
+    resized = images
     if plan.uint8_input == FULL:
-        kept = resize_to_fitting_size(images, loaded.preprocess, GOLDEN_IMAGES[-1])
-    if kept is not images:
-        golden = prove_files(kept)
-    return _Proven(proof, Golden(kept, golden.outputs))
+        resized = resize_to_fitting_size(images, loaded.preprocess, GOLDEN_IMAGES[-1])
+    return Golden(images, proof.outputs) if resized is images else Golden(resized, prove_on(resized).outputs)
 
 
 def _drift(both: BothSides, images: Images, budget: Budget) -> Drift | None:

@@ -79,12 +79,14 @@ def _made(spec: ModelSpec) -> nn.Module:
 
 
 def _prepared(name: str, module: nn.Module) -> nn.Module:
-    """The network in FP32 on the CPU, in evaluation mode."""
+    """The network in FP32 on the CPU, in evaluation mode, its tensors in the usual order of memory."""
     for key, tensor in _tensors(module).items():
         if tensor.is_meta:
             raise BadInput(f"{name} returns a network without values ('{key}' is on torch's meta device); load its weights before it is returned")
     with others_code(_telling(f"{name} returns a network that cannot be brought to FP32 on the CPU:")):
         module.float().cpu().requires_grad_(requires_grad=False)
+        for tensor in _tensors(module).values():
+            tensor.data = tensor.data.contiguous()  # of a network in channels_last, torch.export.save says that it misses a tensor
     with others_code(_telling(f"{name} returns a network that cannot be put into evaluation mode:")):
         module.eval()
     return module

@@ -28,7 +28,7 @@ from runtimes.nvidia.trust import (
 )
 from runtimes.private import open_regular, private_folder, read_regular
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHA256 = "ab" * 32
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorrt_rtx
-from test_tensorrt_names import ROOT, faced_by, sources, uses
+from tensorrt_uses import ROOT, faced_by, sources, uses
 
 from runtimes.nvidia.log import log_of
 

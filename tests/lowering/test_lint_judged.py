@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -342,7 +343,10 @@ def test_the_operators_that_the_parser_does_not_have_are_those_listed() -> None:
     ],
 )
 def test_scales_that_crash_the_parser_are_refused(made_by: str) -> None:
-    code = f"from qdq_graphs import *\nfrom test_lint_judged import judged, lint\nmodel = convolved({made_by})\n"
+    code = (
+        f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        f"from qdq_graphs import *\nfrom test_lint_judged import judged, lint\nmodel = convolved({made_by})\n"
+    )
     report = "report = lint(model)\nassert report is not None and report.refused\nassert judged(model).refusal\n"
     done = subprocess.run([sys.executable, "-c", code + report], cwd=__file__.rpartition("/")[0], capture_output=True, text=True, check=False)
     assert done.returncode < 0 or done.returncode == 0, done.stderr  # the parser crashes, or learns to refuse

@@ -26,7 +26,7 @@ from runtimes.backends.pytorch import PyTorchRuntime
 from runtimes.bundle import finish
 from runtimes.errors import BadInput, BundleError, TraceError
 from runtimes.manifest import Manifest
-from runtimes.reference_scan import plain_program
+from runtimes.reference_scan import OPERATOR, plain_program
 
 MODEL, WEIGHTS, CONSTANTS = "models/model.json", "data/weights/", "data/constants/"
 WEIGHTS_CONFIG, CONSTANTS_CONFIG = f"{WEIGHTS}model_weights_config.json", f"{CONSTANTS}model_constants_config.json"
@@ -253,6 +253,14 @@ def with_target(good: Parts, target: str) -> Parts:
         nodes(document)[-1]["target"] = target
 
     return changed(good, change)
+
+
+def test_every_public_operator_of_aten_is_read_but_for_those_that_touch_more_than_tensors() -> None:
+    names = [name.removeprefix("aten::").partition(".") for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")]
+    public = {(name, overload or "default") for name, _, overload in names if not name.startswith("_")}
+    assert {"numpy_T", "mT", "mH", "matrix_H"} < {name for name, _ in public}
+    for name, overload in public:
+        assert OPERATOR.fullmatch(f"torch.ops.aten.{name}.{overload}"), name
 
 
 @pytest.mark.parametrize(

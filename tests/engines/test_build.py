@@ -36,7 +36,7 @@ from runtimes.nvidia.plan_files import sidecar_of
 from runtimes.nvidia.trust import KEY_VARIABLE
 from runtimes.specs import BatchRange
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = ("torch", "torchvision", "onnx", "onnxruntime", "onnxsim")
 DEVICE_PACKAGES = ("numpy", "pillow", "click", "rich", "msgspec", "markdown-it-py", "mdurl", "pygments", "cuda-bindings", "cuda-pathfinder")
 RTX = ("tensorrt_rtx_cu13", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu13_libs")

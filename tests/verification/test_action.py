@@ -19,7 +19,7 @@ import yaml
 from exporter.cli._check import check
 from exporter.verification.parity_toml import entries_from_toml
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 DOCS = (ROOT / "docs/ci.md").read_text()
 WORKFLOWS = {path.name: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")}

@@ -14,7 +14,7 @@ import pytest
 from exporter.lowering.registry import precision_names
 from exporter.models.registry import MODELS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ from runtimes.specs import BatchRange
 
 REBUILD = "resnet-deploy build"
 RTX = "tensorrt-rtx"
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def quiet(step: str, done: int = 0, total: int = 0) -> None:

@@ -26,7 +26,7 @@ from exporter.verification.pytest_plugin import pytest_addoption
 
 pytest_plugins = ["pytester"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = "exporter.verification.pytest_plugin"
 # An environment that was set up before the entry point was there does not have it, and loading a plugin twice is an error.
 IS_LOADED = any(entry.value == PLUGIN for entry in importlib.metadata.entry_points(group="pytest11"))

@@ -38,7 +38,7 @@ from exporter.models.sources.cifar import ASSETS, CifarResNet, preprocess
 from runtimes.errors import BadInput, PlanError
 from runtimes.preprocess import Preprocess
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 CLASSES = ("Bag", "Sneaker", "Trouser")
 GREY = Preprocess(28, (28, 28), "bilinear", True, (0.286,), (0.353,))
 
