@@ -34,7 +34,7 @@ def run_in_own_process(
     """Run `work(*arguments)` in a new interpreter.
 
     The verdict is the one that `work` returns; `not here` where it raises BackendUnavailable, `failed` where it raises
-    another error of this package or takes longer than `timeout_s`, `crashed` where its process ends.
+    another error of this package or takes longer than `timeout_s`, `crashed` where its process ends without an answer.
 
     Args:
         work: a function of a module, which the new interpreter imports. It imports the running script too, which
