@@ -27,7 +27,8 @@ from exporter.engines.build import BuildPlan, build_engine
 from exporter.engines.builders import BuildOptions
 from exporter.lowering.registry import precision_names
 from exporter.models.registry import MODELS
-from exporter.verification.check import CheckPlan, check_bundle
+from exporter.verification.check import check_bundle
+from exporter.verification.plan import CheckPlan
 from runtimes import Bundle, available_backends
 from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import ResnetExportError

@@ -18,7 +18,8 @@ from commands import Ran, run_main
 from exporter.cli import deploy as deploy_cli
 from exporter.cli import export as export_cli
 from exporter.pipeline.plan import DEFAULT_BATCH
-from exporter.verification.check import CheckPlan, check_bundle
+from exporter.verification.check import check_bundle
+from exporter.verification.plan import CheckPlan
 from exporter.verification.verdicts import BundleCheck
 from runtimes import Bundle, open_runtime
 from runtimes.bundle_writing import write_manifest

@@ -16,10 +16,10 @@ from runtimes.errors import BadInput, ParityError, PlanError, ResnetExportError
 from runtimes.printable import printable
 
 if TYPE_CHECKING:
-    from exporter.verification.check import CheckPlan
     from exporter.verification.parity_toml import Settings
-    from exporter.verification.verdicts import BundleCheck, Checked
-from exporter.verification.parity_toml import FLEET, entries, plan_from_entry
+    from exporter.verification.plan import CheckPlan
+    from exporter.verification.verdicts import BackendCheck, BundleCheck
+from exporter.verification.parity_toml import CONFIG, entries_to_check, plan_from_entry
 
 SHOWN_FLIPS = 10
 EPILOG = """\b
@@ -46,7 +46,7 @@ Exit codes: 0 within budget, 1 failed, 2 asked for wrongly,
 @click.option("--blocks", is_flag=True, help="Follow error and SQNR block by block: PyTorch, FP32 ONNX, model.onnx, and as a device rounds.")
 @click.option("--bisect", is_flag=True, help="Find the fewest blocks whose return to FP32 mends a broken budget.")
 @trust_option
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help=f"The bundles to check, and their settings.  [default: {FLEET}]")
+@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help=f"The bundles to check, and their settings.  [default: {CONFIG}]")
 @click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="JUnit XML, a test case for each backend and limit.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="A page with plots, flips and layers, in one file.")
 @click.option("--github", is_flag=True, help="In a GitHub workflow: a job summary, and an annotation for each broken limit.")
@@ -54,7 +54,7 @@ Exit codes: 0 within budget, 1 failed, 2 asked for wrongly,
 @click.option("--quiet", is_flag=True, help="Say nothing on the way.")
 def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | None, html: Path | None, github: bool, **options: Any) -> None:
     """Run each BUNDLE's golden inputs, or pictures, on the backends that are here and hold the answers against its parity budget."""
-    from exporter.verification.check import check_bundle, failed_check, load_blockwise
+    from exporter.verification.check import check_bundle, check_can_follow_blocks, failed_check
     from exporter.verification.report import load_page
     from exporter.verification.report.github import annotation_lines, summary_file, write_summary
     from exporter.verification.report.junit import xml_from_checks
@@ -64,9 +64,9 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
     trusted = tuple(sorted(trusted_engines(options["trust_engines"])))
     summary = summary_file() if github else None
     page = load_page() if html is not None else None
-    plans = [replace(plan_from_entry(entry), trust_engines=trusted) for entry in entries(bundles, options["config"], _given(options))]
+    plans = [replace(plan_from_entry(entry), trust_engines=trusted) for entry in entries_to_check(bundles, options["config"], _given(options))]
     if options["blocks"] or options["bisect"]:
-        load_blockwise()
+        check_can_follow_blocks()
         plans = [replace(plan, blocks=options["blocks"], bisect=options["bisect"]) for plan in plans]
     checks, sections = [], []
     _check_writable({"--junit": junit, "--html": html}, plans)
@@ -107,11 +107,11 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
 def check_lines(check: BundleCheck) -> list[str]:
     """What became of a bundle, as lines of text."""
     from exporter.cli._drift import bisection_lines, drift_lines
-    from exporter.verification.verdicts import joined_report
+    from exporter.verification.verdicts import merge_reports
 
     asked = f", {check.evidence} against {check.reference}" if check.images else ""
     lines = [f"{'bundle':<12} {check.bundle}: {check.name}{asked}"]
-    report = joined_report(check)
+    report = merge_reports(check)
     if report is not None:
         lines += parity_lines(report)
     for one in check.backends:
@@ -129,7 +129,7 @@ def check_lines(check: BundleCheck) -> list[str]:
     return [*lines, *(f"{'changed':<12} {change.what}: {change.old or 'nothing'} -> {change.new or 'nothing'}" for change in check.changes)]
 
 
-def _flip_lines(check: BundleCheck, one: Checked) -> list[str]:
+def _flip_lines(check: BundleCheck, one: BackendCheck) -> list[str]:
     flips = one.answer.flips if one.answer is not None else ()
     lines = []
     for flip in flips[:SHOWN_FLIPS]:

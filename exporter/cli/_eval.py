@@ -17,7 +17,7 @@ from runtimes.errors import AccuracyError, BadInput
 if TYPE_CHECKING:
     from calibration.data import ImageSource
     from exporter.verification.accuracy.evaluate import Evaluation, Rate
-    from exporter.verification.accuracy.resume_file import Answered
+    from exporter.verification.accuracy.resume_file import EvaluatedBatch
     from runtimes.base import Runtime
     from runtimes.bundle import Bundle
     from runtimes.progress import Progress
@@ -48,7 +48,7 @@ def evaluate(bundle: Path, **options: Any) -> None:
     given again, it tells the figures at once. It knows pictures by their names and labels, not by their content. --min-top1 holds the
     measured share itself against X, not the ends of its interval.
     """
-    from exporter.verification.accuracy.evaluate import Labelled
+    from exporter.verification.accuracy.evaluate import EvaluationData
     from runtimes._open import open_runtime
     from runtimes.bundle import Bundle
     from runtimes.classify import check_classifier
@@ -62,7 +62,7 @@ def evaluate(bundle: Path, **options: Any) -> None:
         say("read the bundle and the data")
         opened = Bundle.open(bundle)
         check_classifier(opened.manifest.outputs)
-        source, how = Labelled(options["data"], options["data_labels"], options["synsets"], options["images"]).source(opened)
+        source, how = EvaluationData(options["data"], options["data_labels"], options["synsets"], options["images"]).source(opened)
         for problem in source.left_out:
             say(f"left out {problem}")
         with open_runtime(opened, options["backend"], provider=options["provider"], trust_engine=options["trust_engines"]) as runtime:
@@ -84,11 +84,11 @@ def evaluate(bundle: Path, **options: Any) -> None:
 
 def _evaluated(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource, resume: Path | None, say: Progress) -> Evaluation:
     from exporter.verification.accuracy.evaluate import evaluate as measure
-    from exporter.verification.accuracy.resume_file import key_of, open_journal
+    from exporter.verification.accuracy.resume_file import evaluation_key, open_resume_file
 
     done = 0
 
-    def tell(batch: Answered) -> None:
+    def tell(batch: EvaluatedBatch) -> None:
         nonlocal done
         for reason in batch.unreadable:
             say(f"left out {reason}")
@@ -97,8 +97,8 @@ def _evaluated(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSour
 
     say("evaluate")
     try:
-        with open_journal(resume, key_of(bundle, backend, runtime, source)) if resume is not None else nullcontext() as journal:
-            return measure(bundle, runtime, source, journal=journal, on_batch=tell)
+        with open_resume_file(resume, evaluation_key(bundle, backend, runtime, source)) if resume is not None else nullcontext() as journal:
+            return measure(bundle, runtime, source, resume_file=journal, on_batch=tell)
     except KeyboardInterrupt as stop:
         if resume is None:
             raise

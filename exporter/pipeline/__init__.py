@@ -1,1 +1,1 @@
-"""The order of steps from a plan to a proven bundle. The only room that writes bundles."""
+"""The steps from a plan to a proven bundle, in order. The only room that writes bundles."""

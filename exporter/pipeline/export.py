@@ -1,52 +1,47 @@
-"""The order of steps from a plan to a bundle. The only module that writes files."""
+"""The order of steps from a plan to a bundle: `export` reads as their table of contents."""
 
 from __future__ import annotations
 
-import platform
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import onnx
+from torch.export import ExportedProgram
 
 from calibration.observers import find_observer
-from calibration.table import CalibrationTable
 from exporter.graph.build import GraphForm, clean_graph, with_resize
-from exporter.graph.counts import graph_facts
-from exporter.graph.facts import tensor_specs
 from exporter.graph.pillow_resize import check_resizable
 from exporter.graph.trace import program_from_module, save_program
 from exporter.lowering.bias_correction import with_correction
 from exporter.lowering.lower import lower
+from exporter.lowering.precisions import Precision
+from exporter.lowering.ranges import CalibrationSet
 from exporter.lowering.registry import load_precision
 from exporter.models.backbone import output_names, with_features
 from exporter.models.determinism import check_deterministic
 from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
 from exporter.pipeline.choose_images import calibration_set, proof_images
-from exporter.pipeline.images import Graphs, Images, Outputs, Proof
+from exporter.pipeline.images import Graphs, Images, Proof
 from exporter.pipeline.plan import FULL, ExportPlan
 from exporter.pipeline.prove import prove
-from exporter.pipeline.report_page import REPORT, page_from_proof
-from exporter.pipeline.resize_proof import images_of_one_colour, of_fitting_size
+from exporter.pipeline.resize_proof import images_of_one_colour, resize_to_fitting_size
+from exporter.pipeline.write_bundle import GOLDEN_IMAGES, Findings, Golden, write_bundle
 from exporter.verification.blocks.both_sides import BothSides
 from exporter.verification.blocks.drift import drift_between
 from exporter.verification.blocks.findings import Drift
-from runtimes.bundle import Bundle
-from runtimes.bundle_writing import files_of, staging_folder, write_manifest
+from runtimes.bundle_writing import staging_folder
 from runtimes.errors import PlanError
-from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, Manifest
+from runtimes.manifest import Manifest
 from runtimes.parity.budget import Budget
 from runtimes.progress import Progress, Steps, silent
 
-PACKAGES = ("resnet-export", "torch", "torchvision", "onnx", "onnxscript", "onnxsim", "numpy", "pillow")
 OTHERS_CODE = ("custom", "timm")
-"""Sources of networks of which nobody has read whether they answer a picture alike each time."""
+"""Sources whose networks may answer the same image differently each time: their code is not ours."""
 DRIFT_IMAGES = 2
-GOLDEN_IMAGES, GOLDEN_BYTES = (8, 32), 4 << 20
-FEWEST_GOLDEN_FEATURES = 2
-"""Of a ResNet-50 at 224 pixels, the stages of one image are 6 MB."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +57,20 @@ class Export:
     no_accuracy: str = ""
 
 
+class _Loaded(NamedTuple):
+    """A model, and the images to calibrate it on and to prove it with."""
+
+    model: LoadedModel
+    calibration: CalibrationSet
+    images: Images
+
+
 def export(plan: ExportPlan, progress: Progress = silent) -> Export:
-    """Carry out a plan: the bundle at `plan.output` is complete and proven when this returns, and untouched when it raises.
+    """Carry out a plan. The bundle at `plan.output` is complete and proven when this returns, untouched when it raises.
 
     Args:
         plan: what to export.
-        progress: told of the steps.
+        progress: called as each step begins, and with the counts of long ones.
 
     Raises:
         ResnetExportError: any of its kinds; see `runtimes.errors`.
@@ -78,45 +81,89 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         find_observer(plan.calibrator)  # refused before the long work
     with staging_folder(plan.output, force=plan.force) as folder:
         with steps("weights"):
-            loaded = with_features(load_model(plan.model_request), plan.features)
-            for what in loaded.left_out:
-                steps.left_out(what)
-            if plan.uint8_input == FULL:
-                check_resizable(loaded.preprocess)
-            calibration = calibration_set(loaded, plan)
-            plain = images_of_one_colour(loaded.preprocess, as_pixels=plan.uint8_input is not None)
-            images = replace(proof_images(loaded, plan, steps), plain=plain)
+            loaded, calibration, images = _load(plan, steps)
         with steps("trace"):
-            if plan.spec.source in OTHERS_CODE:
-                check_deterministic(loaded.module, images.inputs[0], plan.model)
-            program = program_from_module(loaded.module, loaded.preprocess.shape)
-        form = GraphForm(plan.opset, plan.batch, output_names(loaded.module), plan.uint8_input is not None, plan.uint8_input == FULL)
+            program = _trace(loaded, images, plan)
+        form = _graph_form(plan, loaded)
         clean = clean_graph(program, form, loaded.preprocess, images.inputs, steps)
         lowered = lower(clean, calibration, plan.lowering_request, steps)
         clean, model = (with_resize(graph, form, loaded.preprocess) for graph in (clean, lowered.model))
         with steps("save"):
-            onnx.helper.set_model_props(model, {"precision": plan.precision})  # read by who gets no more than the file
-            onnx.save(model, folder / "model.onnx")
-            save_program(program, folder / "reference.pt2", form.outputs)
+            _save(folder, program, model, plan.precision, form.outputs)
         with steps("prove"):
-            # What no backend here runs is read back, so that the simulation is of what was written.
-            graphs = Graphs(clean, precision.simulation(model if precision.RUNS_ON else onnx.load(folder / "model.onnx")))
-            proof = golden = prove(folder, images, graphs, budget=lowered.budget, batch=plan.batch, backends=precision.RUNS_ON)
-            kept = of_fitting_size(images, loaded.preprocess, GOLDEN_IMAGES[-1]) if plan.uint8_input == FULL else images
-            if kept is not images:  # built-in pictures have the network's size: what travels is to be resized
-                golden = prove(folder, kept, graphs, budget=lowered.budget, batch=plan.batch, backends=precision.RUNS_ON)
+            graphs = Graphs(clean, _simulation(folder, model, precision))
+            prove_on = partial(
+                prove, folder, graphs=graphs, budget=lowered.budget, batch=plan.batch, backends=precision.RUNS_ON
+            )
+            proof = prove_on(images)
+            golden = _golden(images, proof, plan, loaded, prove_on)
         with steps("follow blocks"):
             exact = with_correction(clean, lowered.table, plan.lowering_request.calibrator_name)
             both = BothSides(program, clean, exact, model, graphs.simulation, bool(precision.RUNS_ON))
             drift = _drift(both, images, lowered.budget)
         with steps("write"):
-            _write_rest(folder, plan, loaded, kept, golden.outputs)
-            if lowered.table:
-                (folder / "calibration.json").write_bytes(lowered.table.json())
-            manifest = _manifest(plan, loaded, model, proof, lowered.table)
-            (folder / REPORT).write_bytes(page_from_proof(Bundle(folder, replace(manifest, files=files_of(folder))), images, proof, drift))
-            manifest = write_manifest(folder, manifest)
+            found = Findings(lowered.table, images, proof, golden, drift)
+            manifest = write_bundle(folder, plan, loaded, model, found)
     return Export(plan.output, manifest, steps.seconds, images.no_accuracy)
+
+
+def _load(plan: ExportPlan, steps: Steps) -> _Loaded:
+    """The model with its weights, and all images; what contradicts itself is refused here, before the long work."""
+    loaded = with_features(load_model(plan.model_request), plan.features)
+    for what in loaded.left_out:
+        steps.left_out(what)
+    if plan.uint8_input == FULL:
+        check_resizable(loaded.preprocess)
+    calibration = calibration_set(loaded, plan)
+    plain = images_of_one_colour(loaded.preprocess, as_pixels=plan.uint8_input is not None)
+    return _Loaded(loaded, calibration, replace(proof_images(loaded, plan, steps), plain=plain))
+
+
+def _trace(loaded: LoadedModel, images: Images, plan: ExportPlan) -> ExportedProgram:
+    """The FP32 program of the model.
+
+    Raises:
+        TraceError: PyTorch cannot trace it, or it answers the same image differently each time.
+    """
+    if plan.spec.source in OTHERS_CODE:
+        check_deterministic(loaded.module, images.inputs[0], plan.model)
+    return program_from_module(loaded.module, loaded.preprocess.shape)
+
+
+def _graph_form(plan: ExportPlan, loaded: LoadedModel) -> GraphForm:
+    takes_pixels, any_size = plan.uint8_input is not None, plan.uint8_input == FULL
+    return GraphForm(plan.opset, plan.batch, output_names(loaded.module), takes_pixels, any_size)
+
+
+def _save(
+    folder: Path, program: ExportedProgram, model: onnx.ModelProto, precision: str, outputs: Sequence[str]
+) -> None:
+    """Write `model.onnx` and `reference.pt2`."""
+    onnx.helper.set_model_props(model, {"precision": precision})  # for readers who get only the file
+    onnx.save(model, folder / "model.onnx")
+    save_program(program, folder / "reference.pt2", outputs)
+
+
+def _simulation(folder: Path, model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto | None:
+    """The lowered graph rewritten to round on a CPU as a device does; None where a CPU does so anyway.
+
+    A file that no backend here runs is read back, so that the simulation is of what was written.
+    """
+    return precision.simulation(model if precision.RUNS_ON else onnx.load(folder / "model.onnx"))
+
+
+def _golden(
+    images: Images, proof: Proof, plan: ExportPlan, loaded: LoadedModel, prove_on: Callable[[Images], Proof]
+) -> Golden:
+    """The images that travel with the bundle: those of the proof, unless the graph is to resize and they need none.
+
+    Built-in images have the network's size already. For a graph that resizes, they are brought to another size, and the
+    files are proven on them as well.
+    """
+    resized = images
+    if plan.uint8_input == FULL:
+        resized = resize_to_fitting_size(images, loaded.preprocess, GOLDEN_IMAGES[-1])
+    return Golden(images, proof.outputs) if resized is images else Golden(resized, prove_on(resized).outputs)
 
 
 def _drift(both: BothSides, images: Images, budget: Budget) -> Drift | None:
@@ -125,40 +172,3 @@ def _drift(both: BothSides, images: Images, budget: Budget) -> Drift | None:
         return drift_between(both, images.fed[:DRIFT_IMAGES], images.inputs[:DRIFT_IMAGES], budget)
     except PlanError:
         return None
-
-
-def _write_rest(folder: Path, plan: ExportPlan, loaded: LoadedModel, images: Images, outputs: Outputs) -> None:
-    if not plan.reference:
-        (folder / "reference.pt2").unlink()
-    golden = {"inputs": images.fed, **outputs}
-    fewest, most = GOLDEN_IMAGES
-    count = min(most, max(FEWEST_GOLDEN_FEATURES if plan.features else fewest, GOLDEN_BYTES // sum(values[0].nbytes for values in golden.values())))
-    golden = {name: values[:count] for name, values in golden.items()}
-    if images.labels is not None:
-        golden["labels"] = images.labels[:count]
-    np.savez_compressed(folder / "golden.npz", **golden)  # type: ignore[arg-type]  # numpy's stub takes the names for its own options
-    if loaded.labels is not None:
-        (folder / "labels.txt").write_text("".join(f"{label}\n" for label in loaded.labels), encoding="utf-8")
-
-
-def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, proof: Proof, table: CalibrationTable | None) -> Manifest:
-    import onnxruntime
-
-    packages = (*PACKAGES, *(("timm",) if loaded.facts.source == "timm" else ()))
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        name=plan.name,
-        precision=plan.precision,
-        target=plan.target,
-        opset=plan.opset,
-        versions={"python": platform.python_version(), **{name: version(name) for name in packages}, "onnxruntime": onnxruntime.__version__},
-        model=loaded.facts,
-        inputs=tensor_specs(model.graph.input),
-        outputs=tensor_specs(model.graph.output),
-        batch=plan.batch,
-        preprocess=loaded.preprocess,
-        graph=graph_facts(model),
-        parity=proof.report,
-        accuracy=proof.accuracy,
-        calibration=CalibrationFacts(plan.lowering_request.calibrator_name, table.images, table.fingerprint) if table else None,
-    )

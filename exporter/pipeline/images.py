@@ -1,4 +1,4 @@
-"""What an export is proven with, and the proof."""
+"""Records that an export hands on: the images and graphs that it is proven with, and the proof."""
 
 from __future__ import annotations
 
@@ -18,13 +18,17 @@ Outputs = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Images:
-    """What to feed: float32 (images, channels, height, width), and int64 labels (images,) where they are known.
+    """Images as a model takes them.
 
-    For a graph with its preprocessing inside, `pixels` are what the inputs were made from, uint8 (images, height, width, channels): the graph is
-    fed those, and the reference the inputs. Where the graph resizes too, they are whole pictures, brought to one size.
-
-    `no_accuracy` is why accuracy is not measured on pictures that have classes; empty where it is. `plain` are pictures of one colour each, which
-    networks are fed too (a lens cap, padding), and which real pictures do not stand for: what divides by a spread divides by zero.
+    Attributes:
+        inputs: float32 (images, channels, height, width), what the reference is fed.
+        labels: the model's classes, int64 (images,); None where they are not known.
+        pixels: for a graph with its preprocessing inside, what the inputs were made from, uint8
+            (images, height, width, channels); the graph is fed these. Where the graph resizes too, whole images of one
+            size. None for other graphs.
+        no_accuracy: why accuracy is not measured on images that have classes; empty where it is.
+        plain: images of one colour each, as a network sees them too (a lens cap, padding). They find what photographs
+            do not: what divides by the spread of its input divides by zero. None where these are such images.
     """
 
     inputs: NDArray[np.float32]
@@ -35,13 +39,18 @@ class Images:
 
     @property
     def fed(self) -> NDArray[Any]:
-        """What the graph takes."""
+        """What the graph is fed: the pixels where there are some, else the inputs."""
         return self.inputs if self.pixels is None else self.pixels
 
 
 @dataclass(frozen=True)
 class Graphs:
-    """The simplified FP32 graph, and the lowered one rewritten to round on a CPU as a device does (None where a CPU does so anyway)."""
+    """Two graphs that a proof runs.
+
+    Attributes:
+        original: the simplified FP32 graph.
+        simulation: the lowered graph rewritten to round on a CPU as a device does; None where a CPU does so anyway.
+    """
 
     original: onnx.ModelProto
     simulation: onnx.ModelProto | None
@@ -49,7 +58,14 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Proof:
-    """What the reference answered, float32 by output's name, what each backend and the simulation did, and the verdict."""
+    """What the backends answered, held against the reference.
+
+    Attributes:
+        outputs: the reference's, float32 (images, ...) by name.
+        answers: of each backend, and of the simulation where there is one, by name.
+        report: all of them together.
+        accuracy: top-1; None where labels are not known.
+    """
 
     outputs: Outputs
     answers: dict[str, BackendParity]

@@ -1,4 +1,4 @@
-"""Everything one export needs, refused here where it contradicts itself. Imports nothing heavy."""
+"""The plan of an export: all that it needs, checked for contradictions as it is made. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -23,28 +23,40 @@ DEFAULT_BATCH = BatchRange(1, 8, 32)
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What to export and where to; only its defaults are defaults.
+    """What to export, and where to. Every default of an export stands here.
 
     Attributes:
-        model: a name from `--list` or of its pattern, or `package.module:factory`.
+        model: a name that `--list` shows or whose pattern it shows, or `package.module:factory`.
+        output: the bundle's folder.
         precision: fp32, fp16, bf16 or int8.
         weights: `default`, `random`, or the path of a checkpoint.
-        variant: one of the forms the model comes in (`v1`, `pad`); None takes its first.
-        classes: size of the head; None takes it from the weights.
-        labels: a text file, a class_indices.json, or a folder with a subfolder for each class (see `exporter.models.labels`).
-        image_size: (height, width) of the model's input; None takes the model's own.
-        mean, std: normalisation, one value or one per channel; None takes the model's own.
-        opset: of the ONNX graph; 0 takes the newest that the precision may have, and is that number from then on.
-        seed: for random weights.
-        data: pictures to prove with, and for int8 to calibrate on (see `calibration.data.open_source`); None takes the built-in ones.
-        calibrator: how int8 reads thresholds off what was measured.
-        calibration_images: how many pictures to calibrate on; None takes 512, or all where there are fewer.
+        classes: number of outputs of the head; None takes it from the weights.
+        labels: a text file, a class_indices.json, or a folder with a subfolder for each class (see
+            `exporter.models.labels`).
+        image_size: (height, width) of the model's input in pixels; None takes the model's own.
+        mean, std: normalisation of pixels scaled to 0..1, one value or one per channel; None takes the model's own.
+        batch: the smallest, the usual and the largest batch.
+        target: how int8 places Q/DQ nodes, `tensorrt` or `cpu`.
+        opset: of the ONNX graph; 0 is replaced by the newest that the precision may have.
+        seed: for random weights and for which images are chosen.
+        data: images to prove with, and for int8 to calibrate on (see `calibration.data.open_source`); None takes the
+            built-in ones.
+        calibrator: the observer that int8 thresholds are read with (see `calibration.observers`); None takes the
+            usual one.
+        calibration_images: how many images to calibrate on; None takes 512, or all where there are fewer.
         calibration: a table to use in place of measuring.
-        allow_few_images: calibrate on fewer than 64 pictures.
+        allow_few_images: calibrate even on fewer than 64 images.
         reference: keep `reference.pt2` in the bundle.
+        force: replace a bundle that is at `output`.
         features: `pool` or `stages` in place of the logits (see `exporter.models.backbone`); None is the classifier.
-        uint8_input: the graph takes uint8 pixels (batch, height, width, channels) and normalises them itself (see `exporter.graph.pixel_input`): `crop`, of the
-            model's size; `full`, of any size, and the graph resizes and crops them too (see `exporter.graph.pillow_resize`). None takes normalised float32.
+        uint8_input: the graph takes uint8 pixels (batch, height, width, channels) and normalises them itself (see
+            `exporter.graph.pixel_input`): `crop`, of the model's size; `full`, of any size, and the graph resizes and
+            crops them too (see `exporter.graph.pillow_resize`). None takes normalised float32.
+        variant: one of the forms the model comes in (`v1`, `pad`); None takes its first.
+
+    Raises:
+        PlanError: the parts of the plan contradict each other, or one is out of range.
+        UnknownName: a name that is in no table; lists the nearest.
     """
 
     model: str
@@ -73,51 +85,53 @@ class ExportPlan:
 
     def __post_init__(self) -> None:
         check_kinds(self)
-        _ = self.model_request, self.lowering_request  # which refuse what contradicts itself
+        _ = self.model_request, self.lowering_request  # made once here for the checks that they do
         object.__setattr__(self, "opset", choose_opset(self.precision, self.opset))
         check_uint8_input(self.uint8_input)
 
     @property
     def model_request(self) -> ModelRequest:
-        """What of the plan is about the model."""
-        return _cut_out(ModelRequest, self)
+        """The part of the plan that is about the model."""
+        return _part_of(self, ModelRequest)
 
     @property
     def lowering_request(self) -> LoweringRequest:
-        """What of the plan is about its precision."""
-        return _cut_out(LoweringRequest, self)
+        """The part of the plan that is about the precision."""
+        return _part_of(self, LoweringRequest)
 
     @property
     def spec(self) -> ModelSpec:
+        """The model's entry in the tables of models."""
         return find_model(self.model, self.variant)
 
     @property
     def name(self) -> str:
-        """The bundle's name: model, variant where it is not the usual one, features where it gives some, and precision."""
+        """The bundle's name, such as `resnet50-v1-pool-uint8-int8`; what is the usual is left out of it."""
         chosen = None if self.spec.variant == self.spec.variants[0] else self.spec.variant
         pixels = {None: None, CROP: "uint8", FULL: "uint8full"}[self.uint8_input]
         return "-".join(part for part in (self.spec.stem, chosen, self.features, pixels, self.precision) if part)
 
 
-def _cut_out(kind: type[Request], plan: ExportPlan) -> Request:
-    """The request of that kind, whose fields are fields of the plan."""
+def _part_of(plan: ExportPlan, kind: type[Request]) -> Request:
+    """A request of that kind: each of its fields is a field of the plan."""
     return kind(**{field.name: getattr(plan, field.name) for field in fields(kind)})
 
 
 def check_uint8_input(value: str | None) -> None:
-    """
+    """Refuse another value than those of `UINT8_INPUTS`; on a command line it may have been meant as the model.
+
     Raises:
-        PlanError: another word than those of `UINT8_INPUTS`; on a command line it may have been meant as the model.
+        PlanError: it is another value.
     """
     if value is not None and value not in UINT8_INPUTS:
         raise PlanError(f"expected --uint8-input alone or --uint8-input full, got '{value}'; put MODEL before it")
 
 
 def size_from_text(text: str) -> tuple[int, int]:
-    """`224` or `224x320` (height x width).
+    """(height, width) from `224` or `224x320`.
 
     Raises:
-        PlanError: neither.
+        PlanError: it is neither.
     """
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isascii() and part.isdecimal() for part in parts):
@@ -126,10 +140,10 @@ def size_from_text(text: str) -> tuple[int, int]:
 
 
 def channels_from_text(text: str, option: str) -> tuple[float, ...]:
-    """Comma-separated numbers, one or one per channel.
+    """The numbers of a comma-separated list, one or one per channel; `option` is named where it is wrong.
 
     Raises:
-        PlanError: not numbers.
+        PlanError: a part is no finite number.
     """
     try:
         values = tuple(float(part) for part in text.split(","))

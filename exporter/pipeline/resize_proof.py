@@ -1,4 +1,4 @@
-"""Pictures that prove a graph which takes any size: that it resizes as `Preprocess.pixels` does, and then computes what the reference does."""
+"""Images of any size to prove a graph that resizes them itself, and the proof that it does so as Pillow does."""
 
 from __future__ import annotations
 
@@ -22,55 +22,66 @@ RESIZED_IMAGES = 8
 
 
 def check_resizing(preprocess: Preprocess, opset: int, pictures: Sequence[Image.Image]) -> None:
-    """Run the graph's resizing over the pictures as they are, up to the largest that an engine takes, and over some of them at `trial_sizes`.
+    """Run the graph's resizing over the pictures in their own size, and over some of them in each of `trial_sizes`.
+
+    Pictures larger than an engine takes are shrunk to that.
 
     Raises:
         ExportError: a pixel differs from Pillow's.
     """
-    as_they_are = list(map(_for_an_engine, pictures))
-    trials = [*as_they_are, *(picture.resize((width, height)) for picture, (height, width) in zip(cycle(pictures), trial_sizes(preprocess)))]
+    sizes = trial_sizes(preprocess)
+    resized = (picture.resize((width, height)) for picture, (height, width) in zip(cycle(pictures), sizes))
+    trials = [*map(_at_most_engine_size, pictures), *resized]
     with OnnxRuntime.from_bytes(resizing_graph(preprocess, opset).SerializeToString()) as runtime:
         for picture in trials:
             (levels,) = runtime.run({runtime.inputs[0].name: preprocess.picture(picture)[None]}).values()
             differences = np.abs(levels[0].transpose(1, 2, 0) - preprocess.pixels(picture))
             if differences.any():
                 raise ExportError(
-                    f"expected the graph to resize a picture of {picture.height}x{picture.width} to the pixels of Pillow {pillow_version}, got "
-                    f"{np.count_nonzero(differences)} of {differences.size} that differ, by up to {differences.max():g} levels; report it, or take "
-                    "--uint8-input without full, and resize outside"
+                    f"expected the graph to resize a picture of {picture.height}x{picture.width} to the pixels of "
+                    f"Pillow {pillow_version}, got {np.count_nonzero(differences)} of {differences.size} that differ, "
+                    f"by up to {differences.max():g} levels; report it, or take --uint8-input without full, and resize "
+                    "outside"
                 )
 
 
-def images_of_any_size(pictures: Iterable[tuple[int, Image.Image]], labels: NDArray[np.int64] | None, preprocess: Preprocess, opset: int) -> Images:
-    """Pictures of any size with their places among the labels, brought to one; the first ones are run through the graph's resizing as they are.
+def images_of_any_size(
+    pictures: Iterable[tuple[int, Image.Image]], labels: NDArray[np.int64] | None, preprocess: Preprocess, opset: int
+) -> Images:
+    """Bring pictures of any size to one size, and prove the graph's resizing on the first of them in their own size.
 
-    None is kept that is much larger than the network's input.
+    Args:
+        pictures: each with its place among the labels; only the first `RESIZED_IMAGES` are held in their own size.
+        labels: int64, for all places; those of `pictures` are taken.
+        opset: of the graph that resizes.
 
     Raises:
-        ExportError: as above.
+        ExportError: a pixel differs from Pillow's.
     """
     places: list[int] = []
     first: list[Image.Image] = []
 
-    def passing() -> Iterator[Image.Image]:
+    def note_places() -> Iterator[Image.Image]:
         for place, picture in pictures:
             places.append(place)
             if len(first) < RESIZED_IMAGES:
-                first.append(_for_an_engine(picture))
+                first.append(_at_most_engine_size(picture))
             yield picture
 
-    fitting = bring_to_one_size(passing(), preprocess)
+    fitting = bring_to_one_size(note_places(), preprocess)
     check_resizing(preprocess, opset, first)
     return images_of_one_size(fitting, None if labels is None else labels[places], preprocess)
 
 
-def images_of_one_size(pictures: Sequence[Image.Image], labels: NDArray[np.int64] | None, preprocess: Preprocess) -> Images:
-    """Pictures as they are, where they have one size, and are no larger than `fitting_size`; all of that size otherwise."""
+def images_of_one_size(
+    pictures: Sequence[Image.Image], labels: NDArray[np.int64] | None, preprocess: Preprocess
+) -> Images:
+    """Pictures as they are where all have one size no larger than `fitting_size`; resized to that otherwise."""
     pictures = bring_to_one_size(pictures, preprocess)
     return Images(preprocess.batch(pictures), labels, np.stack([preprocess.picture(picture) for picture in pictures]))
 
 
-def of_fitting_size(images: Images, preprocess: Preprocess, count: int) -> Images:
+def resize_to_fitting_size(images: Images, preprocess: Preprocess, count: int) -> Images:
     """Resize the first `count` images to `fitting_size`; unchanged if they have it."""
     assert images.pixels is not None
     height, width = fitting_size(preprocess)
@@ -81,19 +92,22 @@ def of_fitting_size(images: Images, preprocess: Preprocess, count: int) -> Image
 
 
 def images_of_one_colour(preprocess: Preprocess, *, as_pixels: bool) -> Images:
-    """A black, a grey and a white picture of the network's size; `as_pixels` for a graph that has the preprocessing inside."""
+    """A black, a grey and a white image of the network's size; `as_pixels` for a graph that normalises them itself."""
     pixels = np.stack([np.full((*preprocess.crop, preprocess.channels), level, np.uint8) for level in (0, 128, 255)])
     return Images(preprocess.normalise(pixels), None, pixels if as_pixels else None)
 
 
-def _for_an_engine(picture: Image.Image) -> Image.Image:
-    """The picture as it is, up to the largest that an engine takes."""
+def _at_most_engine_size(picture: Image.Image) -> Image.Image:
+    """The picture as it is, or shrunk to the largest that an engine takes."""
     side = PICTURE_SIDES[-1]
     return ImageOps.contain(picture, (side, side)) if max(picture.size) > side else picture
 
 
 def trial_sizes(preprocess: Preprocess) -> list[tuple[int, int]]:
-    """Sizes (height, width) to try: enlarged and shrunk, odd, lying and standing, narrow, as it is to be, and smaller than the crop."""
+    """Sizes (height, width) to try, in pixels.
+
+    Larger and smaller than the resized size and equal to it, odd, wide and tall, very narrow, smaller than the crop.
+    """
     height, width = resized_size(preprocess)
     sizes = [
         (2 * height + 1, 3 * width),

@@ -1,1 +1,1 @@
-"""Judge a bundle: against its reference, another bundle, or labelled pictures; and report what was found."""
+"""Judge a bundle: against its reference, another bundle or labelled images, as a whole or block by block; report it."""

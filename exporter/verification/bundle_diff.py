@@ -1,4 +1,4 @@
-"""What differs between two bundles: the model, how it was made, and what was measured of it. Reads manifests and calibration tables alone."""
+"""Compare two bundles by their manifests and calibration tables: the model, how it was made, what was measured."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ import msgspec
 from runtimes.bundle import Bundle
 
 LEFT_OUT = ("files", "schema_version")
-"""Files are compared by name; a version that could not be read does not come this far."""
+"""Files are compared on their own, by name; a bundle of another schema version cannot be opened at all."""
 TABLE = "calibration.json"
 DIGEST = 16
-"""Characters of a digest that are shown."""
+"""How many characters of a digest are shown."""
 MOST_RANGES = 10
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that differs: its path in the manifest (or the file), and both values as text; empty where one side has none."""
+    """One difference.
+
+    Attributes:
+        what: the path of a value in the manifest (`model.classes`), or `file NAME`, or `range TENSOR`.
+        old, new: the values as text; empty where a side has none.
+    """
 
     what: str
     old: str
@@ -29,16 +34,17 @@ class Change:
 
 
 def changes(old: Bundle, new: Bundle) -> tuple[Change, ...]:
-    """Everything that two bundles' manifests say differently, the files that differ, and how calibrated ranges moved."""
+    """All values that differ between two manifests, the files that differ, and how far calibrated ranges moved."""
     before, after = (dict(_flat(msgspec.to_builtins(bundle.manifest))) for bundle in (old, new))
     names = [*before, *(name for name in after if name not in before)]
     names.sort(key=lambda name: name.startswith("parity."))  # what was measured of both comes after what they are
-    told = [Change(name, before.get(name, ""), after.get(name, "")) for name in names if before.get(name, "") != after.get(name, "")]
-    return (*told, *_files(old, new), *_ranges(old, new))
+    pairs = ((name, before.get(name, ""), after.get(name, "")) for name in names)
+    values = [Change(name, one, other) for name, one, other in pairs if one != other]
+    return (*values, *_changed_files(old, new), *_moved_ranges(old, new))
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Leaves of nested tables by their path; a list is one leaf."""
+    """The leaves of nested tables, each with its path (`model.weights.kind`); a list is one leaf."""
     if isinstance(value, dict):
         for name, inner in value.items():
             if path or name not in LEFT_OUT:
@@ -58,18 +64,26 @@ def _text(value: Any) -> str:
     return text[:DIGEST] if re.fullmatch("[0-9a-f]{64}", text) else text
 
 
-def _files(old: Bundle, new: Bundle) -> Iterator[Change]:
+def _changed_files(old: Bundle, new: Bundle) -> Iterator[Change]:
     before, after = old.manifest.files, new.manifest.files
     for name in sorted({*before, *after}):
         one, other = before.get(name), after.get(name)
         if one != other:
-            yield Change(f"file {name}", f"sha256 {one.sha256[:DIGEST]}" if one else "", f"sha256 {other.sha256[:DIGEST]}" if other else "")
+            yield Change(
+                f"file {name}",
+                f"sha256 {one.sha256[:DIGEST]}" if one else "",
+                f"sha256 {other.sha256[:DIGEST]}" if other else "",
+            )
 
 
-def _ranges(old: Bundle, new: Bundle) -> Iterator[Change]:
-    """Of calibrated ranges, the largest moves: each tensor's threshold by the calibrator that the bundle was made with."""
+def _moved_ranges(old: Bundle, new: Bundle) -> Iterator[Change]:
+    """The calibrated ranges that moved most: thresholds by the calibrator that each bundle was made with."""
     before, after = _thresholds(old), _thresholds(new)
-    moved = {name: after[name] / before[name] for name in before if name in after and before[name] > 0 and after[name] != before[name]}
+    moved = {
+        name: after[name] / before[name]
+        for name in before
+        if name in after and before[name] > 0 and after[name] != before[name]
+    }
     for name in sorted(moved, key=lambda name: -abs(moved[name] - 1))[:MOST_RANGES]:
         yield Change(f"range {name}", f"{before[name]:.6g}", f"{after[name]:.6g} ({moved[name] - 1:+.1%})")
     if len(moved) > MOST_RANGES:
@@ -77,6 +91,7 @@ def _ranges(old: Bundle, new: Bundle) -> Iterator[Change]:
 
 
 def _thresholds(bundle: Bundle) -> dict[str, float]:
+    """The threshold of each calibrated tensor, by its name; empty for a bundle that was not calibrated."""
     facts = bundle.manifest.calibration
     if facts is None or TABLE not in bundle.manifest.files:
         return {}

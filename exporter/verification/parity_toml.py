@@ -1,11 +1,11 @@
-"""`resnet-parity.toml`: the bundles that a repository keeps, and what each is held to.
+"""Read `resnet-parity.toml`: the bundles that a repository checks, and with which settings.
 
-    backends = ["onnxruntime"]          # all that follows is optional, and holds for every bundle that says nothing else
-    data = "images/"                    # pictures in place of the golden inputs
+    backends = ["onnxruntime"]          # this and what follows is optional, and holds for bundles that do not set it
+    data = "images/"                    # images in place of the golden inputs
     images = 256                        # at most that many of them
-    timeout_s = 600                     # how long a backend may take to answer
+    timeout_s = 600                     # seconds that a backend may take
 
-    [budget]                            # in place of the bundle's own limits
+    [budget]                            # limits in place of the bundle's own
     min_agreement = 0.99
 
     [[bundles]]
@@ -26,7 +26,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from exporter.verification.check import CheckPlan
+from exporter.verification.plan import CheckPlan
 from runtimes._open import backend_names
 from runtimes.bundle import Bundle
 from runtimes.errors import BadInput, PlanError, UnknownName
@@ -37,15 +37,17 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-EVERY, FLEET = "all", "resnet-parity.toml"
+ALL, CONFIG = "all", "resnet-parity.toml"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What holds for one bundle; None is not said.
+    """Settings for one bundle, as in `exporter.verification.check.CheckPlan`; None is not set.
 
     Attributes:
+        backends: names, or `all` alone.
         budget: limits in place of the bundle's own, by name.
+        against: the folder of the bundle that is the reference.
     """
 
     backends: tuple[str, ...] | None = None
@@ -55,13 +57,13 @@ class Settings:
     against: str | None = None
     timeout_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
-    def over(self, other: Settings) -> Settings:
-        """These settings, and the other's where these say nothing; budgets are put together."""
-        said = {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
-        return replace(other, **{**said, "budget": {**other.budget, **self.budget}})
+    def with_defaults(self, defaults: Settings) -> Settings:
+        """These settings, and `defaults` for what is not set; budgets are merged limit by limit."""
+        known = {one.name: value for one in fields(self) if (value := getattr(self, one.name)) is not None}
+        return replace(defaults, **{**known, "budget": {**defaults.budget, **self.budget}})
 
 
-EXPECTED = {
+EXPECTED = {  # in messages, by key
     "backends": 'a list of names, as ["onnxruntime"]',
     "data": "the name of a source in quotes",
     "images": "a whole number, 1 or more",
@@ -73,18 +75,18 @@ EXPECTED = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One bundle of the file, with all that holds for it."""
+    """One bundle to check, with its settings."""
 
     path: Path
     settings: Settings
 
 
-def fleet_from_toml(path: Path) -> tuple[Entry, ...]:
-    """The bundles that a file names, in its order.
+def entries_from_toml(path: Path) -> tuple[Entry, ...]:
+    """The bundles that a file names, in its order; paths in it are relative to its folder.
 
     Raises:
-        BadInput: the file cannot be read, is no TOML, or a value is of the wrong kind (named).
-        UnknownName: a key or a limit that nobody knows; lists the nearest.
+        BadInput: the file cannot be read, is not TOML, or a value is of the wrong kind; names it.
+        UnknownName: a key that there is not; lists the nearest.
         PlanError: it names no bundle.
     """
     try:
@@ -103,32 +105,36 @@ def fleet_from_toml(path: Path) -> tuple[Entry, ...]:
         place = table.pop("path", None)
         if not isinstance(place, str):
             raise BadInput(f'{where}: expected a path, got {place!r}; write path = "FOLDER"')
-        entries.append(Entry(path.parent / place, _settings(table, where, path.parent, "path").over(common)))
+        settings = _settings(table, where, path.parent, "path")
+        entries.append(Entry(path.parent / place, settings.with_defaults(common)))
     if not entries:
         raise PlanError(f'{path} names no bundle; add one: [[bundles]] and under it path = "FOLDER"')
     return tuple(entries)
 
 
-def _settings(table: Mapping[str, Any], where: str, folder: Path, beside: str) -> Settings:
-    """`beside` is a key that stands there too."""
+def _settings(table: Mapping[str, Any], where: str, folder: Path, other_key: str) -> Settings:
+    """Settings from a table; `where` and `other_key`, which may stand there too, are for messages."""
     known = [one.name for one in fields(Settings)]
     for key, value in table.items():
         if key not in known:
-            raise UnknownName(f"key in {where}", key, (*known, beside))
+            raise UnknownName(f"key in {where}", key, (*known, other_key))
         try:
             msgspec.convert({key: value}, Settings)
         except msgspec.ValidationError as error:
             raise BadInput(f"{where}: expected {EXPECTED[key]} for {key}, got {value!r}") from error
     settings = msgspec.convert(dict(table), Settings)
-    return replace(settings, data=_beside(folder, settings.data), against=_beside(folder, settings.against))
+    return replace(settings, data=_path_in(folder, settings.data), against=_path_in(folder, settings.against))
 
 
-def _beside(folder: Path, name: str | None) -> str | None:
+def _path_in(folder: Path, name: str | None) -> str | None:
     return name if name in (None, "built-in") else str(folder / str(name))
 
 
-def entries(bundles: Sequence[Path], config: Path | None, given: Settings) -> list[Entry]:
-    """What to check: the bundles named, or those of the file; what was given goes before the file.
+def entries_to_check(bundles: Sequence[Path], config: Path | None, given: Settings) -> list[Entry]:
+    """What to check: the bundles that are named, or those of the file, over whose settings `given` goes.
+
+    Args:
+        config: the file; None takes `resnet-parity.toml` in the current folder where no bundle is named.
 
     Raises:
         PlanError: bundles and a file, or neither; the file names none.
@@ -138,29 +144,34 @@ def entries(bundles: Sequence[Path], config: Path | None, given: Settings) -> li
         if config is not None:
             raise PlanError("expected bundles or --config, got both; the file names its bundles itself")
         return [Entry(path, given) for path in bundles]
-    if config is None and not Path(FLEET).exists():
-        raise PlanError(f"expected a BUNDLE, got none, and there is no {FLEET} here; give the folder that resnet-export wrote")
-    return [Entry(entry.path, given.over(entry.settings)) for entry in fleet_from_toml(config or Path(FLEET))]
+    if config is None and not Path(CONFIG).exists():
+        raise PlanError(
+            f"expected a BUNDLE, got none, and there is no {CONFIG} here; give the folder that resnet-export wrote"
+        )
+    entries = entries_from_toml(config or Path(CONFIG))
+    return [Entry(entry.path, given.with_defaults(entry.settings)) for entry in entries]
 
 
 def plan_from_entry(entry: Entry) -> CheckPlan:
-    """Everything is opened and looked at before anything runs.
+    """Open the bundles of an entry and check its settings, before anything runs.
 
     Raises:
         BundleError: a bundle cannot be read.
-        UnknownName, PlanError: a backend or limit that nobody knows, or settings that contradict each other.
+        UnknownName: a backend or limit that there is not; lists the nearest.
+        PlanError: settings contradict each other.
+        BadInput: an empty name is given.
     """
     settings, known = entry.settings, backend_names()
-    given = tuple(dict.fromkeys(settings.backends if settings.backends is not None else (EVERY,)))
+    given = tuple(dict.fromkeys(settings.backends if settings.backends is not None else (ALL,)))
     for name in given:
-        if name not in (*known, EVERY):
-            raise UnknownName("backend", name, (*known, EVERY))
-    if EVERY in given and len(given) > 1:
-        raise PlanError(f"expected backends by name or {EVERY}, got both; leave one of them out")
-    asked = EVERY not in given
+        if name not in (*known, ALL):
+            raise UnknownName("backend", name, (*known, ALL))
+    if ALL in given and len(given) > 1:
+        raise PlanError(f"expected backends by name or {ALL}, got both; leave one of them out")
+    asked = ALL not in given
     names = given if asked else known
     if not names:
-        raise PlanError(f"expected a backend for {entry.path}, got none; name one, or {EVERY}")
+        raise PlanError(f"expected a backend for {entry.path}, got none; name one, or {ALL}")
     for option, value in (("--data", settings.data), ("--against", settings.against)):
         if value is not None and not value.strip():
             raise BadInput(f"expected something for {option}, got nothing; leave it out, or name what is meant")

@@ -1,4 +1,4 @@
-"""Pictures to check a bundle with, in place of its golden inputs. Needs numpy and Pillow only."""
+"""Images from `--data` to check a bundle with, in place of its golden inputs. Needs numpy and Pillow only."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ DECODED_AHEAD = 4
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures of a source, decoded when they are asked for; the bundle's class indices for them, int64 (pictures,), where they are known.
+    """Pictures of a source, decoded as they are iterated over.
 
     Attributes:
         names: their paths below the folder, or their places in the source.
+        labels: the bundle's class indices, int64 (pictures,); None where they are not known.
         left_out: what is wrong with each one that could not be read, and what else of the source is not taken.
         no_accuracy: why accuracy is not measured on pictures that have classes; empty where it is.
     """
@@ -42,8 +43,8 @@ class Pictures:
         return map(self.source.picture, range(self.source.count))
 
 
-def pictures_of(bundle: Bundle, data: str, count: int) -> Pictures:
-    """At most `count` pictures that `--data` names, evenly over its classes.
+def open_pictures(bundle: Bundle, data: str, count: int) -> Pictures:
+    """Find at most `count` readable pictures in `data`, evenly over its classes.
 
     Raises:
         BadInput: there are none, or they have other channels than the model.
@@ -69,8 +70,11 @@ def pictures_of(bundle: Bundle, data: str, count: int) -> Pictures:
     return Pictures(chosen, names, chosen.labels, (*source.left_out, *left_out), no_accuracy)
 
 
-def fed_pictures(bundle: Bundle, pictures: Pictures) -> NDArray[Any]:
-    """The pictures as the bundle's model takes them, (pictures, ...); for one that takes any size, brought to one where they differ."""
+def inputs_from_pictures(bundle: Bundle, pictures: Pictures) -> NDArray[Any]:
+    """The pictures as the bundle's model takes them, (pictures, ...), in the type of its input.
+
+    For a model that takes any size, they are brought to one size where they differ.
+    """
     preprocess, source = bundle.manifest.preprocess, bundle.manifest.inputs[0]
     if takes_any_size(source):
         images = (image_from_pixels(preprocess.picture(picture)) for picture in pictures)

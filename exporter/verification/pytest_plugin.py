@@ -1,10 +1,11 @@
-"""A plugin for pytest: each limit of a bundle's parity budget is a test on each backend; the fixtures `bundle` and `runtime`.
+"""A plugin for pytest: a test for each limit of a bundle's parity budget on each backend; fixtures `bundle`, `runtime`.
 
     pytest --resnet-bundle build/resnet50-int8
 
-pytest loads this in every project, so nothing but pytest is imported until a bundle is named. Bundles are opened before anything is collected; a
-backend runs, in a process of its own, when the first of its tests does. Under pytest-xdist each worker that gets one of a backend's tests runs it;
-`--dist loadscope` gives them all to one.
+pytest loads this in every project (the entry point `resnet-export` of `pytest11`), so nothing but pytest is imported
+until a bundle is named. Bundles are opened before anything is collected; a backend runs, in a process of its own, when
+the first of its tests does. Under pytest-xdist each worker that gets one of a backend's tests runs that backend;
+`--dist loadscope` gives them all to one worker.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from exporter.verification.check import CheckPlan, Question
+    from exporter.verification.inputs import CheckInputs
+    from exporter.verification.plan import CheckPlan
     from exporter.verification.verdicts import BundleCheck
     from runtimes.base import Runtime
     from runtimes.bundle import Bundle
@@ -32,12 +34,38 @@ NO_BUNDLE = "no bundle is named; give --resnet-bundle DIR"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("resnet-export", "parity of bundles")
-    group.addoption("--resnet-bundle", action="append", default=[], metavar="DIR", help="Test that a bundle keeps its budget; may be given again.")
-    group.addoption("--resnet-config", metavar="FILE", help="Test the bundles of a resnet-parity.toml, with its settings.")
-    group.addoption("--resnet-backend", action="append", default=[], metavar="NAME|all", help="What is to answer.  [default: all that are here]")
-    group.addoption("--resnet-budget", action="append", default=[], metavar="NAME=VALUE", help="A limit in place of the bundle's own.")
-    group.addoption("--resnet-trust-engine", action="append", default=[], metavar="SHA256", help="Load this engine, though another machine built it.")
-    group.addoption("--resnet-data", metavar="SOURCE", help="Pictures to ask in place of the bundle's golden inputs.")
+    group.addoption(
+        "--resnet-bundle",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="Bundle to test against its parity budget; repeatable.",
+    )
+    group.addoption(
+        "--resnet-config", metavar="FILE", help="Test the bundles that a resnet-parity.toml names, with its settings."
+    )
+    group.addoption(
+        "--resnet-backend",
+        action="append",
+        default=[],
+        metavar="NAME|all",
+        help="Backend to run; repeatable.  [default: all that are installed]",
+    )
+    group.addoption(
+        "--resnet-budget",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="Limit in place of the bundle's own; repeatable.",
+    )
+    group.addoption(
+        "--resnet-trust-engine",
+        action="append",
+        default=[],
+        metavar="SHA256",
+        help="Engine to load though another machine built it; repeatable.",
+    )
+    group.addoption("--resnet-data", metavar="SOURCE", help="Images to run in place of the bundle's golden inputs.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -46,28 +74,33 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """The bundles stand beside the files that pytest collects: they belong to none of them."""
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Add the bundles to what the session collects, beside the test files."""
     report = yield
     if isinstance(collector, pytest.Session) and report.passed:
         plans = collector.config.stash[PLANS]
-        report.result = [*report.result, *(_bundle_tests(collector, plan, name) for plan, name in zip(plans, _names(plans), strict=True))]
+        report.result = [
+            *report.result,
+            *(_bundle_tests(collector, plan, name) for plan, name in zip(plans, _names(plans), strict=True)),
+        ]
     return report
 
 
 class BundleTests(pytest.Collector):
-    """A bundle: its backends."""
+    """The tests of a bundle: a collector for each backend."""
 
     plan: CheckPlan
 
     @cached_property
-    def question(self) -> Question | ResnetExportError:
-        """What all its backends are asked: a reference program runs once."""
-        from exporter.verification.check import question_of
+    def inputs(self) -> CheckInputs | ResnetExportError:
+        """What all its backends are fed; gathered once, so that a reference program runs once."""
+        from exporter.verification.inputs import gather_inputs
         from runtimes.errors import ResnetExportError
 
         try:
-            return question_of(self.plan)
+            return gather_inputs(self.plan)
         except ResnetExportError as error:
             return error
 
@@ -80,7 +113,7 @@ class BundleTests(pytest.Collector):
 
 
 class BackendTests(pytest.Collector):
-    """A backend of a bundle: the limits of the budget, all of them measured in one run."""
+    """The tests of a bundle on a backend: one for each limit of the budget, all measured in one run."""
 
     bundle: BundleTests
 
@@ -89,16 +122,17 @@ class BackendTests(pytest.Collector):
         return replace(self.bundle.plan, backends=(self.name,))
 
     @cached_property
-    def found(self) -> BundleCheck | ResnetExportError:
-        """What its process answered."""
-        from exporter.verification.check import Question, check_bundle
+    def result(self) -> BundleCheck | ResnetExportError:
+        """The verdict on this backend; the backend runs when it is first asked for."""
+        from exporter.verification.check import check_bundle
+        from exporter.verification.inputs import CheckInputs
         from runtimes.errors import ResnetExportError
 
-        question = self.bundle.question
-        if not isinstance(question, Question):
-            return question
+        inputs = self.bundle.inputs
+        if not isinstance(inputs, CheckInputs):
+            return inputs
         try:
-            return check_bundle(self.plan, question=question)[0]
+            return check_bundle(self.plan, inputs=inputs).check
         except ResnetExportError as error:
             return error
 
@@ -106,11 +140,11 @@ class BackendTests(pytest.Collector):
     def is_here(self) -> bool:
         from exporter.verification.verdicts import BundleCheck
 
-        return not isinstance(self.found, BundleCheck) or self.found.backends[0].verdict != "not here"
+        return not isinstance(self.result, BundleCheck) or self.result.backends[0].verdict != "not here"
 
     @property
     def may_be_missing(self) -> bool:
-        """Nobody asked for it by name, and another one answers."""
+        """Is the backend skipped where it is missing? It was not named, and another one is here."""
         return not self.plan.asked and any(one.is_here for one in self.bundle.backends)
 
     def collect(self) -> list[LimitTest]:
@@ -129,7 +163,7 @@ class LimitTest(pytest.Item):
         from exporter.verification.report.lines import parity_lines
         from exporter.verification.verdicts import BundleCheck, why_not_judged
 
-        check = self.backend.found
+        check = self.backend.result
         if not isinstance(check, BundleCheck):
             pytest.fail(str(check), pytrace=False)
         for problem in check.left_out:
@@ -148,7 +182,11 @@ class LimitTest(pytest.Item):
             pytest.fail("\n".join([limit.text, "", *parity_lines(one.answer.report)]), pytrace=False)
 
     def reportinfo(self) -> tuple[Path, None, str]:
-        return self.backend.plan.bundle.folder.absolute(), None, f"{self.backend.bundle.name} on {self.backend.name}: {self.name}"
+        return (
+            self.backend.plan.bundle.folder.absolute(),
+            None,
+            f"{self.backend.bundle.name} on {self.backend.name}: {self.name}",
+        )
 
 
 def _bundle_tests(session: pytest.Session, plan: CheckPlan, name: str) -> BundleTests:
@@ -179,21 +217,23 @@ def _names(plans: Sequence[CheckPlan]) -> list[str]:
 
 
 def _plans(config: pytest.Config) -> tuple[CheckPlan, ...]:
-    """What is to be tested.
+    """The bundles that the command line names, opened, with their settings.
 
     Raises:
-        pytest.UsageError: a bundle cannot be read, or something was asked for wrongly.
+        pytest.UsageError: a bundle cannot be read, or an option is wrong.
     """
     bundles, file = config.getoption("resnet_bundle"), config.getoption("resnet_config")
     backends, budget, data = (config.getoption(f"resnet_{name}") for name in ("backend", "budget", "data"))
     engines = config.getoption("resnet_trust_engine")
     if not bundles and file is None:
         if backends or budget or data is not None:
-            raise pytest.UsageError(f"--resnet-backend, --resnet-budget and --resnet-data are about a bundle, and {NO_BUNDLE}")
+            raise pytest.UsageError(
+                f"--resnet-backend, --resnet-budget and --resnet-data are about a bundle, and {NO_BUNDLE}"
+            )
         if engines:
             raise pytest.UsageError(f"--resnet-trust-engine is about a bundle's engine, and {NO_BUNDLE}")
         return ()
-    from exporter.verification.parity_toml import Settings, entries, plan_from_entry
+    from exporter.verification.parity_toml import Settings, entries_to_check, plan_from_entry
     from runtimes.errors import ResnetExportError
     from runtimes.nvidia.trust import trusted_engines
     from runtimes.parity.budget_options import budget_from_text
@@ -201,14 +241,14 @@ def _plans(config: pytest.Config) -> tuple[CheckPlan, ...]:
     try:
         trusted = tuple(sorted(trusted_engines(engines)))
         given = Settings(backends=tuple(backends) or None, data=data, budget=budget_from_text(tuple(budget)))
-        named = entries([Path(one) for one in bundles], Path(file) if file else None, given)
+        named = entries_to_check([Path(one) for one in bundles], Path(file) if file else None, given)
         return tuple(replace(plan_from_entry(entry), trust_engines=trusted) for entry in named)
     except ResnetExportError as error:
         raise pytest.UsageError(str(error)) from error
 
 
 def _fixtures(plans: tuple[CheckPlan, ...]) -> ModuleType:
-    """A plugin with the fixtures: what they are parametrised over is known only when the command line is."""
+    """A plugin with the fixtures; made at run time, since the command line says what they are parametrised over."""
 
     @pytest.fixture(scope="session", params=[plan.bundle for plan in plans] or None, ids=_names(plans) or None)
     def bundle(request: pytest.FixtureRequest) -> Bundle:
@@ -223,7 +263,7 @@ def _fixtures(plans: tuple[CheckPlan, ...]) -> ModuleType:
         """The bundle on each of --resnet-backend, opened; closed after the tests."""
         if not plans:  # the bundle is of a fixture of the user's
             pytest.skip(NO_BUNDLE)
-        with _opened(bundle, request.param, plans) as model:
+        with _open_runtime(bundle, request.param, plans) as model:
             yield model
 
     holder = ModuleType("exporter.verification.pytest_plugin.fixtures")
@@ -231,11 +271,13 @@ def _fixtures(plans: tuple[CheckPlan, ...]) -> ModuleType:
     return holder
 
 
-def _opened(bundle: Bundle, backend: str, plans: tuple[CheckPlan, ...]) -> Runtime:
+def _open_runtime(bundle: Bundle, backend: str, plans: tuple[CheckPlan, ...]) -> Runtime:
+    """The bundle on a backend; skips or fails the test where that cannot be opened."""
     from runtimes._open import open_runtime
     from runtimes.errors import BackendUnavailable, ResnetExportError
 
-    plan = next((one for one in plans if one.bundle is bundle), plans[0])  # the bundle may be of a fixture of the user's
+    # The bundle may be of a fixture of the user's.
+    plan = next((one for one in plans if one.bundle is bundle), plans[0])
     if backend not in plan.backends:
         pytest.skip(f"{backend} is not among the backends that were asked for {plan.bundle.folder}")
     try:

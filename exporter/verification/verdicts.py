@@ -1,4 +1,4 @@
-"""What became of a check: a verdict for each backend, and what a command ends with."""
+"""The verdicts of a check: one for each backend, and the error that a command ends with."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Checked:
-    """What became of one backend.
+class BackendCheck:
+    """The verdict on one backend.
 
     Attributes:
-        reason: why it is not `ok`, in one line; empty where it is.
-        answer: what was measured; None where nothing was.
+        reason: why the verdict is not `ok`, in one line; empty where it is.
+        answer: what was measured; None where the backend gave no answer.
+        seconds: what the backend's process took.
     """
 
     backend: str
@@ -35,16 +36,20 @@ class Checked:
 
 @dataclass(frozen=True)
 class BundleCheck:
-    """What became of one bundle.
+    """The verdict on one bundle.
 
     Attributes:
-        bundle: its folder, as it was given; `name` is the one in its manifest.
-        evidence: what it was asked, in words, and how many images that were.
+        bundle: its folder, as it was given.
+        name: the one in its manifest.
+        budget: the limits it was held to.
+        evidence: what it was fed, in words.
+        images: how many images that were.
         reference: whose answers count as right, in words.
-        image_names: what each image is called; none for golden inputs, which go by their places.
-        left_out: what is wrong with each picture that could not be read.
-        no_accuracy: why accuracy is not measured on pictures that have classes; empty where it is.
-        changes: what differs from the bundle that it is held against.
+        image_names: a name for each image; empty for golden inputs, which have none.
+        left_out: what is wrong with each image that could not be read.
+        no_accuracy: why accuracy is not measured on images that have classes; empty where it is.
+        changes: what differs from the bundle that is the reference; empty where none is.
+        asked: the backends were named by the user, so that a missing one is an error.
         drift, bisection: None where they were not asked for.
     """
 
@@ -54,7 +59,7 @@ class BundleCheck:
     evidence: str
     images: int
     reference: str
-    backends: tuple[Checked, ...]
+    backends: tuple[BackendCheck, ...]
     image_names: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     no_accuracy: str = ""
@@ -65,20 +70,24 @@ class BundleCheck:
 
     @property
     def ok(self) -> bool:
+        """Is every backend within the budget?"""
         return self.problem is None
 
     @property
-    def may_not_miss(self) -> bool:
-        """Is a backend that is not here an error: they were asked for by name, or none is here?"""
+    def missing_backend_is_error(self) -> bool:
+        """Is a missing backend an error? Where the user named the backends, or where none is here."""
         return self.asked or all(one.verdict == "not here" for one in self.backends)
 
     def image_text(self, place: int) -> str:
-        """What an image is called."""
+        """The name of the image at a place."""
         return self.image_names[place] if self.image_names else f"golden image {place}"
 
     @property
     def problem(self) -> ResnetExportError | None:
-        """What a command ends with: the first budget broken; a backend that crashed or failed; one that was asked for by name, or all, not here."""
+        """The error that a command ends with; None where there is none.
+
+        In this order: the first broken budget; a backend that crashed or failed; a missing backend that is an error.
+        """
         for one in self.backends:
             if one.verdict == "out of budget" and one.answer is not None:
                 return ParityError(f"{self.name}: {one.backend} is out of budget: {one.reason}", one.answer.report)
@@ -86,18 +95,21 @@ class BundleCheck:
             if one.verdict in ("failed", "crashed"):
                 return ExportError(f"{self.name}: {one.backend} {one.verdict}: {one.reason}")
         missing = [one for one in self.backends if one.verdict == "not here"]
-        if missing and self.may_not_miss:
+        if missing and self.missing_backend_is_error:
             return BackendUnavailable(f"{self.name}: {missing[0].backend} cannot answer: {missing[0].reason}")
         return None
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
-    """Names numbered where several are the same."""
-    return [name if names.count(name) == 1 else f"{name}-{names[: place + 1].count(name)}" for place, name in enumerate(names)]
+    """The names, numbered (`resnet20-int8-1`) where several are the same."""
+    return [
+        name if names.count(name) == 1 else f"{name}-{names[: place + 1].count(name)}"
+        for place, name in enumerate(names)
+    ]
 
 
 def why_not_judged(limit: str, answer: BackendParity) -> str:
-    """Why there is no verdict on a limit of the budget."""
+    """Why a limit of the budget was not judged on this answer."""
     if not answer.limits[0].ok:
         return f"{limit} has no meaning: {answer.limits[0].text}"
     if limit == "max_accuracy_drop":
@@ -109,8 +121,8 @@ def why_not_judged(limit: str, answer: BackendParity) -> str:
     return f"{limit} is about classes, and this model gives features"
 
 
-def joined_report(check: BundleCheck) -> ParityReport | None:
-    """All backends' figures in one report; None where none answered."""
+def merge_reports(check: BundleCheck) -> ParityReport | None:
+    """The reports of all backends as one; None where none answered."""
     reports = [one.answer.report for one in check.backends if one.answer is not None]
     if not reports:
         return None

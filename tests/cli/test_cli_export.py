@@ -226,7 +226,7 @@ def test_out_of_budget_ends_with_4_the_report_and_no_bundle(run: Any, tmp_path: 
 def test_a_failure_in_any_step_leaves_nothing(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from exporter.pipeline import export as pipeline
 
-    for step in ("clean_graph", "prove", "write_manifest"):
+    for step in ("clean_graph", "prove", "write_bundle"):
 
         def full(*arguments: object, **options: object) -> None:
             raise OSError(28, "No space left on device")

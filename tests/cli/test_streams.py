@@ -19,8 +19,8 @@ from PIL import Image
 
 from exporter.graph.simplify import simplify
 from exporter.pipeline.plan import ExportPlan
-from exporter.verification.accuracy.evaluate import Labelled
-from exporter.verification.check import CheckPlan
+from exporter.verification.accuracy.evaluate import EvaluationData
+from exporter.verification.plan import CheckPlan
 from runtimes.bundle_writing import write_manifest
 from runtimes.errors import PlanError, SimplifyError
 from runtimes.printable import printable
@@ -228,7 +228,7 @@ def test_a_check_of_what_a_field_does_not_take_is_refused(given: dict[str, Any],
 @pytest.mark.parametrize("given", [{"data": None}, {"images": 0}, {"images": -1}, {"images": "x"}, {"synsets": 7}], ids=str)
 def test_labelled_pictures_of_what_a_field_does_not_take_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match="expected "):
-        Labelled(**{"data": "built-in", **given})
+        EvaluationData(**{"data": "built-in", **given})
 
 
 def test_a_home_that_cannot_be_written_is_not_talked_about(tmp_path: Path) -> None:

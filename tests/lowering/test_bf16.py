@@ -22,7 +22,7 @@ from exporter.lowering.opsets import BF16_OPSET
 from exporter.lowering.precisions import bf16
 from exporter.models.sources.cifar import CifarResNet
 from exporter.pipeline.images import Graphs, Images, Proof
-from exporter.pipeline.prove import prove, worst_block
+from exporter.pipeline.prove import noisiest_block_text, prove
 from exporter.pipeline.resize_proof import images_of_one_colour
 from runtimes import BatchRange, Budget, Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
@@ -274,7 +274,7 @@ def test_values_beyond_bf16_are_beyond_fp16_too_so_only_fp32_is_left_to_try(tiny
 
 
 def test_what_to_try_is_more_mantissa(tiny: Tiny) -> None:
-    assert worst_block(Graphs(tiny.original, bf16.simulation(tiny.lowered)), INPUTS).endswith("; try --fp16 or --fp32")
+    assert noisiest_block_text(Graphs(tiny.original, bf16.simulation(tiny.lowered)), INPUTS).endswith("; try --fp16 or --fp32")
 
 
 # --- the bundle ---

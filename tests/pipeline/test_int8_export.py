@@ -35,7 +35,7 @@ from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
 from exporter.pipeline.choose_images import calibration_set
 from exporter.pipeline.images import Graphs
-from exporter.pipeline.prove import worst_block
+from exporter.pipeline.prove import noisiest_block_text
 from runtimes import Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime, check_rounding, rounds_fp16
 from runtimes.errors import BackendUnavailable, BadInput, CalibrationError
@@ -411,15 +411,15 @@ def test_the_block_whose_ranges_are_wrong_is_the_one_that_is_named(
     ranges = table_from_file(plan.calibration).thresholds(CALIBRATOR)
     spoilt = {name: value * factor if name.startswith(tensors) else value for name, value in ranges.items()}
     graphs = Graphs(graph, int8.simulation(int8.lower(graph, spoilt)))
-    said = worst_block(graphs, np.load(bundle / "golden.npz")["inputs"][:8])
+    said = noisiest_block_text(graphs, np.load(bundle / "golden.npz")["inputs"][:8])
     assert re.match(rf"; {block} adds the most noise, an SQNR of \d+\.\d dB by itself; try another --calibrator", said)
 
 
 def test_what_to_try_depends_on_the_precision(shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], bundle: Path) -> None:
     _, graph, _ = shipped
     inputs = np.load(bundle / "golden.npz")["inputs"][:8]
-    assert worst_block(Graphs(graph, fp16.simulation(fp16.lower(graph, {}))), inputs).endswith("; try --fp32")
-    assert worst_block(Graphs(graph, None), inputs) == ""
+    assert noisiest_block_text(Graphs(graph, fp16.simulation(fp16.lower(graph, {}))), inputs).endswith("; try --fp32")
+    assert noisiest_block_text(Graphs(graph, None), inputs) == ""
 
 
 def test_colour_pictures_and_others_than_the_models_size_are_calibrated_on(

@@ -663,7 +663,7 @@ def test_each_command_that_opens_an_engine_takes_the_name_of_a_strangers(
         verdict, value = work(*arguments)
         return verdict, "", value
 
-    monkeypatch.setattr("exporter.verification.check.in_a_process", here)
+    monkeypatch.setattr("exporter.verification.check.run_in_own_process", here)
     sha256 = as_a_strangers(Path(deploy("build", proven, "--json").json["engine"]))
     for number in range(10):
         (tmp_path / "pictures" / str(number)).mkdir(parents=True)

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from exporter.cli._check import check
-from exporter.verification.parity_toml import fleet_from_toml
+from exporter.verification.parity_toml import entries_from_toml
 
 ROOT = Path(__file__).resolve().parents[2]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
@@ -220,7 +220,7 @@ def test_the_plugin_is_used_on_our_own_bundles() -> None:
     commands = [step["run"] for step in steps_of(WORKFLOWS["ci.yml"]) if "run" in step]
     assert "make test" in commands
     assert "pytest --resnet-config=resnet-parity.toml build" in commands
-    assert [entry.path.name for entry in fleet_from_toml(ROOT / "resnet-parity.toml")] == ["resnet20-fp16", "resnet20-int8"]
+    assert [entry.path.name for entry in entries_from_toml(ROOT / "resnet-parity.toml")] == ["resnet20-fp16", "resnet20-int8"]
 
 
 def blocks(language: str) -> list[str]:
@@ -246,7 +246,7 @@ def test_the_table_has_every_input_and_its_default() -> None:
 def test_the_toml_of_the_documentation_is_read(tmp_path: Path) -> None:
     (block,) = blocks("toml")
     (tmp_path / "resnet-parity.toml").write_text(block)
-    first, second = fleet_from_toml(tmp_path / "resnet-parity.toml")
+    first, second = entries_from_toml(tmp_path / "resnet-parity.toml")
     assert first.settings.budget == {"min_agreement": 0.99}
     assert second.settings.budget == {"min_agreement": 0.99, "min_sqnr_db": 25.0, "max_accuracy_drop": 0.005}
     assert second.settings.against == str(tmp_path / "released/resnet50-int8")

@@ -22,7 +22,7 @@ from exporter.graph.mixed import with_fp32_nodes
 from exporter.graph.probe import inner_tensors
 from exporter.graph.trace import program_from_module, save_program
 from exporter.models.sources.cifar import CifarResNet
-from exporter.verification.blocks.bisect import MOST_BLOCKS_FOR_PAIRS, bisected, smallest_set
+from exporter.verification.blocks.bisect import MOST_BLOCKS_FOR_PAIRS, bisect_blocks, find_small_set
 from exporter.verification.blocks.both_sides import BothSides, both_sides_of
 from exporter.verification.blocks.findings import Bisection
 from runtimes import Bundle
@@ -36,7 +36,7 @@ FORMS: list[tuple[str, str | None, str | None]] = [("fp16", None, None), ("bf16"
 
 
 def searched(bundle: Bundle, **options: Any) -> Bisection:
-    return bisected(bundle, *golden_arrays(bundle), bundle.manifest.parity.budget, **options)
+    return bisect_blocks(bundle, *golden_arrays(bundle), bundle.manifest.parity.budget, **options)
 
 
 def ran(model: onnx.ModelProto, inputs: NDArray[Any]) -> list[NDArray[Any]]:
@@ -128,7 +128,7 @@ def test_a_fault_that_is_not_in_the_precision_is_said_to_be_elsewhere(shipped_bu
     assert found.verdict == "inside"  # what is lowered is what the outputs are held against
     bundle = shipped_bundle("fp16")
     inputs, golden = golden_arrays(bundle)
-    found = bisected(bundle, inputs, {"logits": golden["logits"] * np.float32(1.5)}, bundle.manifest.parity.budget)
+    found = bisect_blocks(bundle, inputs, {"logits": golden["logits"] * np.float32(1.5)}, bundle.manifest.parity.budget)
     assert (found.verdict, found.returned, found.runs) == ("not the precision", (), 2)
     assert found.mended is not None
     assert not found.mended.ok
@@ -162,7 +162,7 @@ def test_the_search_finds_the_smallest_set_where_noises_add_up(seed: int) -> Non
     count = int(chance.integers(1, 30))
     noises = list(chance.exponential(size=count) ** 2)
     compared = additive(noises, float(chance.uniform(0, 0.9)) * sum(noises))
-    found, smallest = smallest_set(count, compared)
+    found, smallest = find_small_set(count, compared)
     ranked = sorted(range(count), key=lambda place: -noises[place])
     fewest = next(size for size in range(1, count + 1) if compared(frozenset(ranked[:size])).ok)
     assert compared(found).ok
@@ -181,7 +181,7 @@ def test_of_any_network_what_is_found_mends_and_nothing_can_be_taken_out(seed: i
     def compared(returned: frozenset[int]) -> Comparison:
         return judged(returned == every or verdicts.get(returned, False), float(len(returned)))
 
-    found, smallest = smallest_set(count, compared)
+    found, smallest = find_small_set(count, compared)
     assert compared(found).ok
     assert not any(compared(found - {place}).ok for place in found)
     fewest = min(len(one) for one in (every, *verdicts) if compared(one).ok)
@@ -192,7 +192,7 @@ def test_of_any_network_what_is_found_mends_and_nothing_can_be_taken_out(seed: i
 
 
 def test_a_set_that_may_not_be_the_smallest_is_not_said_to_be() -> None:
-    found, smallest = smallest_set(20, additive([1.0] * 20, 15.0))
+    found, smallest = find_small_set(20, additive([1.0] * 20, 15.0))
     assert (len(found), smallest) == (5, False)
     measured = judged(True, 30.0)
     bisection = Bisection(32, 50, ("a", "b", "c", "d"), "mended", ("a", "b", "c"), False, replace(measured, ok=False), measured, ())
@@ -202,7 +202,7 @@ def test_a_set_that_may_not_be_the_smallest_is_not_said_to_be() -> None:
 def test_a_budget_may_be_another_than_the_bundles_own(shipped_bundle: Any) -> None:
     bundle = shipped_bundle("fp16")
     strict = Budget(own_error=1e-2, min_sqnr_db=66.0)
-    found = bisected(bundle, *golden_arrays(bundle), strict)
+    found = bisect_blocks(bundle, *golden_arrays(bundle), strict)
     assert (found.verdict, found.lowered.ok) == ("mended", False)
     assert found.mended is not None
     assert found.mended.sqnr_db >= 66

@@ -29,8 +29,10 @@ from exporter import ExportPlan, export
 from exporter.verification import check
 from exporter.verification import own_process as isolated
 from exporter.verification.bundle_diff import changes
-from exporter.verification.check import CheckPlan, check_bundle, question_of
-from runtimes import Accuracy, Budget, Bundle, _open, backend_names, compare
+from exporter.verification.check import check_bundle
+from exporter.verification.inputs import gather_inputs
+from exporter.verification.plan import CheckPlan
+from runtimes import Accuracy, Budget, Bundle, backend_names, compare
 from runtimes.errors import PlanError
 from runtimes.parity.budget_options import budget_from_text, changed_budget
 from runtimes.parity.golden import golden_arrays
@@ -132,7 +134,7 @@ def test_answers_that_are_not_finite_are_out_of_budget(run: Any, bundle: Path) -
 def test_a_backend_that_crashes_takes_nobody_along(bundle: Path, monkeypatch: pytest.MonkeyPatch, crash: Any, reason: str) -> None:
     opened = Bundle.open(bundle)
     with monkeypatch.context() as patch:
-        patch.setattr(check, "_answer", crash)
+        patch.setattr(check, "_run_backend", crash)
         (crashed,) = check_bundle(CheckPlan(opened, ["pytorch"]))[0].backends
     assert (crashed.verdict, crashed.answer) == ("crashed", None)
     assert crashed.reason.startswith(reason)
@@ -142,7 +144,7 @@ def test_a_backend_that_crashes_takes_nobody_along(bundle: Path, monkeypatch: py
 
 def test_a_process_that_dies_before_it_has_read_its_task_is_not_waited_for(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert golden_arrays(Bundle.open(bundle))[0].nbytes > 1 << 16  # more than a pipe holds
-    monkeypatch.setattr(isolated, "_working", crashing.leaves)
+    monkeypatch.setattr(isolated, "_serve", crashing.leaves)
     (crashed,) = check_bundle(CheckPlan(Bundle.open(bundle), ["onnxruntime"]))[0].backends
     assert (crashed.verdict, crashed.reason) == (
         "crashed",
@@ -150,9 +152,9 @@ def test_a_process_that_dies_before_it_has_read_its_task_is_not_waited_for(bundl
     )
 
 
-@pytest.mark.parametrize("hung", ["_answer", "_working"])
+@pytest.mark.parametrize("hung", ["_run_backend", "_serve"])
 def test_a_backend_that_hangs_is_given_up_after_its_time(bundle: Path, monkeypatch: pytest.MonkeyPatch, hung: str) -> None:
-    monkeypatch.setattr(check if hung == "_answer" else isolated, hung, crashing.hangs)
+    monkeypatch.setattr(check if hung == "_run_backend" else isolated, hung, crashing.hangs)
     (late,) = check_bundle(CheckPlan(Bundle.open(bundle), ["onnxruntime"], timeout_s=2))[0].backends
     assert (late.verdict, late.answer, late.seconds < 60) == ("failed", None, True)
     assert late.reason == "no answer within 2 s; allow it more, or run it alone with --backend to see what it prints"
@@ -276,7 +278,7 @@ def test_a_golden_file_of_another_model_is_told_from_this_ones(run: Any, bundle:
 
 
 def test_no_backend_here_ends_with_3(run: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_open, "backend_names", lambda: ("tensorrt", "tensorrt-rtx"))
+    monkeypatch.setattr("exporter.verification.parity_toml.backend_names", lambda: ("tensorrt", "tensorrt-rtx"))
     shown = run("check", bundle, "--junit", tmp_path / "junit.xml")
     assert shown.code == 3
     assert all(case.find("error") is not None for case in cases(tmp_path / "junit.xml").values())
@@ -414,7 +416,7 @@ def test_a_limit_that_the_model_cannot_have_is_refused(good: Made, limit: str, s
     output = replace(made.manifest.outputs[0], shape=("batch", *shape))
     plan = replace(good[1], bundle=replace(made, manifest=replace(made.manifest, outputs=(output,), batch=batch)), budget={limit: 0.5})
     with pytest.raises(PlanError, match=said):
-        question_of(plan)
+        gather_inputs(plan)
 
 
 @needs_rounding

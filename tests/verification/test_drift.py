@@ -29,9 +29,9 @@ from exporter.lowering.registry import precision_names
 from exporter.models.registry import PAD
 from exporter.models.sources.cifar import CifarResNet
 from exporter.verification.blocks.both_sides import both_sides_of
-from exporter.verification.blocks.drift import drift_of
+from exporter.verification.blocks.drift import drift_of_bundle
 from exporter.verification.blocks.findings import Drift
-from exporter.verification.blocks.program import matched, program_values
+from exporter.verification.blocks.program import match_blocks, program_values
 from runtimes import Bundle
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import BundleError, PlanError
@@ -51,7 +51,7 @@ STAGES = {
 
 
 def drifted(bundle: Bundle) -> Drift:
-    return drift_of(bundle, golden_arrays(bundle)[0])
+    return drift_of_bundle(bundle, golden_arrays(bundle)[0])
 
 
 def ratios(drift: Drift, stage: str) -> dict[str, float]:
@@ -253,7 +253,7 @@ def traced(module: nn.Module, shape: tuple[int, int, int]) -> tuple[torch.fx.Gra
 def test_blocks_of_every_kind_are_matched_with_the_programs(name: str) -> None:
     make, shape, count = NETWORKS[name]
     module, graph, inputs = traced(make(), shape)
-    nodes = matched(module, graph.graph)
+    nodes = match_blocks(module, graph.graph)
     assert len(nodes) == count
     expected = program_values(module, list(nodes.values()), inputs)
     found = inner_tensors(graph, list(nodes), inputs)
@@ -275,26 +275,26 @@ def test_values_are_kept_as_they_were_before_an_operator_in_place_changed_them()
 def test_additions_that_cannot_be_matched_are_refused() -> None:
     module, graph, _ = traced(SideBySide(), (1, 8, 8))
     with pytest.raises(PlanError, match="additions that follow from one another, got some side by side; its blocks cannot be followed"):
-        matched(module, graph.graph)
+        match_blocks(module, graph.graph)
     longer, _, _ = traced(CifarResNet(2, 1, 10), (1, 28, 28))
     _, shorter, _ = traced(CifarResNet(1, 1, 10), (1, 28, 28))
     with pytest.raises(PlanError, match="additions in its ONNX graph too, got 6 and 3; its blocks cannot be followed"):
-        matched(longer, shorter.graph)
+        match_blocks(longer, shorter.graph)
     bare = onnx.ModelProto()
     bare.CopyFrom(shorter)
     for node in bare.graph.node:
         node.op_type = "Elu" if node.op_type == "Relu" else node.op_type
     module, _, _ = traced(CifarResNet(1, 1, 10), (1, 28, 28))
     with pytest.raises(PlanError, match="expected blocks that end alike in the program and its ONNX graph"):
-        matched(module, bare.graph)
+        match_blocks(module, bare.graph)
 
 
 def test_values_of_another_shape_are_refused(shipped_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def shifted(module: torch.fx.GraphModule, graph: onnx.GraphProto) -> dict[str, str]:
-        found = matched(module, graph)
+        found = match_blocks(module, graph)
         return dict(zip(found, [*list(found.values())[1:], next(iter(found.values()))], strict=True))
 
-    monkeypatch.setattr("exporter.verification.blocks.drift.matched", shifted)
+    monkeypatch.setattr("exporter.verification.blocks.drift.match_blocks", shifted)
     with pytest.raises(PlanError, match=r"output of shape \(32, 32, 14, 14\), as in the program, got \(32, 16, 28, 28\); its blocks cannot"):
         drifted(shipped_bundle("fp32"))
 

@@ -29,8 +29,8 @@ from PIL import Image
 from calibration.data import FASHION_MNIST_CLASSES, built_in, open_source
 from exporter import ExportPlan, export
 from exporter.graph.pixel_input import with_uint8_input
-from exporter.verification.accuracy.evaluate import Evaluation, Labelled, evaluate
-from exporter.verification.accuracy.resume_file import Key, open_journal
+from exporter.verification.accuracy.evaluate import Evaluation, EvaluationData, evaluate
+from exporter.verification.accuracy.resume_file import EvaluationKey, open_resume_file
 from runtimes import Bundle, open_runtime
 from runtimes.errors import BadInput, PlanError
 from runtimes.parity.compare import wilson_interval
@@ -66,7 +66,7 @@ def counts(answer: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in answer.items() if not name.endswith("images_per_s")}
 
 
-def measured(bundle: Bundle, data: Labelled) -> Evaluation:
+def measured(bundle: Bundle, data: EvaluationData) -> Evaluation:
     with open_runtime(bundle) as runtime:
         found = evaluate(bundle, runtime, data.source(bundle)[0])
     return replace(found, model_images_per_s=0, images_per_s=0)
@@ -143,7 +143,7 @@ def test_counts_are_those_worked_out_from_the_logits(bundle: Path) -> None:
         logits = runtime.run({"input": inputs})["logits"]
     first = logits.argmax(1)
     pairs = Counter((int(label), int(given)) for label, given in zip(source.labels, first, strict=True) if label != given)
-    found = measured(opened, Labelled("built-in"))
+    found = measured(opened, EvaluationData("built-in"))
     assert [one.top1.images for one in found.recall] == np.bincount(source.labels).tolist()
     assert [one.top1.correct for one in found.recall] == [int((first[source.labels == label] == label).sum()) for label in range(10)]
     assert found.mean_recall == pytest.approx(np.mean([(first[source.labels == label] == label).mean() for label in range(10)]))
@@ -156,7 +156,7 @@ def test_counts_are_those_worked_out_from_the_logits(bundle: Path) -> None:
 
 def test_another_batch_changes_no_count(bundle: Path) -> None:
     opened = Bundle.open(bundle)
-    data = Labelled("built-in", images=150)
+    data = EvaluationData("built-in", images=150)
     found = measured(opened, data)
     assert [one.top1.images for one in found.recall] == [15] * 10
     for batch in (BatchRange(1, 1, 1), BatchRange(1, 7, 64), BatchRange(1, 64, 64)):
@@ -497,7 +497,7 @@ def test_a_file_that_is_no_journal_is_left_as_it_is(run: Any, bundle: Path, tmp_
     for text in ("my notes\n", "my notes", "{}\n"):
         file.write_text(text)
         shown = run(bundle, *options, file)
-        assert (shown.code, "is no evaluation's journal" in shown.error, file.read_text()) == (2, True, text)
+        assert (shown.code, "was not written by an evaluation" in shown.error, file.read_text()) == (2, True, text)
     file.write_text("")
     assert run(bundle, *options, file).code == 0
     lines = file.read_bytes().splitlines(keepends=True)
@@ -519,7 +519,7 @@ def test_a_journal_that_cannot_be_written_is_said_in_one_line(run: Any, bundle: 
     assert (shown.code, "another evaluation is writing" in shown.error) == (2, True)
 
 
-KEY = Key("bundle", "file", "onnxruntime", "cpu", "1:8:32", 10, "data")
+KEY = EvaluationKey("bundle", "file", "onnxruntime", "cpu", "1:8:32", 10, "data")
 
 
 def test_of_two_evaluations_that_start_at_once_one_keeps_the_journal_and_the_other_is_told(tmp_path: Path) -> None:
@@ -528,7 +528,7 @@ def test_of_two_evaluations_that_start_at_once_one_keeps_the_journal_and_the_oth
     def work(path: Path) -> bool:
         start.wait(10)
         try:
-            with open_journal(path, KEY):
+            with open_resume_file(path, KEY):
                 end.wait(10)
             return True
         except PlanError:
@@ -541,18 +541,18 @@ def test_of_two_evaluations_that_start_at_once_one_keeps_the_journal_and_the_oth
 
 
 def test_a_journal_whose_first_line_was_torn_is_begun_again(tmp_path: Path) -> None:
-    with open_journal(tmp_path / "journal", KEY):
+    with open_resume_file(tmp_path / "journal", KEY):
         whole = (tmp_path / "journal").read_bytes()
     for cut in (0, 1, len(whole) - 1):
         (tmp_path / "journal").write_bytes(whole[:cut])
-        with open_journal(tmp_path / "journal", KEY) as journal:
+        with open_resume_file(tmp_path / "journal", KEY) as journal:
             assert list(journal.batches()) == []
         assert (tmp_path / "journal").read_bytes() == whole
 
 
 def test_a_pipe_is_no_journal(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(BadInput, match="is not a file; give another"), open_journal(tmp_path / "pipe", KEY):
+    with pytest.raises(BadInput, match="is not a file; give another"), open_resume_file(tmp_path / "pipe", KEY):
         pytest.fail("there is none")
 
 

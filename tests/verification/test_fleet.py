@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from commands import Ran
 
-from exporter.verification.parity_toml import FLEET, Settings, fleet_from_toml
+from exporter.verification.parity_toml import CONFIG, Settings, entries_from_toml
 from runtimes.errors import BadInput, PlanError, UnknownName
 
 FULL = """
@@ -40,7 +40,7 @@ def written(folder: Path, text: str) -> Path:
 
 
 def test_what_a_bundle_does_not_say_the_file_says(tmp_path: Path) -> None:
-    one, two = fleet_from_toml(written(tmp_path, FULL))
+    one, two = entries_from_toml(written(tmp_path, FULL))
     common = {"min_agreement": 0.99, "own_error": 0.02}
     assert (one.path, one.settings) == (tmp_path / "one", Settings(("onnxruntime",), str(tmp_path / "images"), 100, common))
     assert two.path == tmp_path / "nested" / "two"
@@ -70,18 +70,18 @@ def test_what_a_bundle_does_not_say_the_file_says(tmp_path: Path) -> None:
 )
 def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str, kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said):
-        fleet_from_toml(written(tmp_path, text))
+        entries_from_toml(written(tmp_path, text))
 
 
 def test_a_backend_may_be_given_seconds_to_answer(tmp_path: Path) -> None:
-    first, second = fleet_from_toml(written(tmp_path, 'timeout_s = 600\n[[bundles]]\npath = "a"\n[[bundles]]\npath = "b"\ntimeout_s = 1.5\n'))
+    first, second = entries_from_toml(written(tmp_path, 'timeout_s = 600\n[[bundles]]\npath = "a"\n[[bundles]]\npath = "b"\ntimeout_s = 1.5\n'))
     assert (first.settings.timeout_s, second.settings.timeout_s) == (600, 1.5)
 
 
 def test_bytes_that_are_no_text_are_no_toml(tmp_path: Path) -> None:
     (tmp_path / "resnet-parity.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(BadInput, match="is no TOML"):
-        fleet_from_toml(tmp_path / "resnet-parity.toml")
+        entries_from_toml(tmp_path / "resnet-parity.toml")
 
 
 # --- the command ---
@@ -178,7 +178,7 @@ def test_a_bundle_that_is_not_there_is_named(check: Any) -> None:
 def test_no_bundle_and_no_file_is_told_what_to_give(deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shown = deploy("check")
-    assert (shown.code, f"there is no {FLEET} here" in shown.error) == (2, True)
+    assert (shown.code, f"there is no {CONFIG} here" in shown.error) == (2, True)
     shown = deploy("check", "--config", "gone.toml")
     assert (shown.code, "cannot read gone.toml" in shown.error) == (2, True)
 

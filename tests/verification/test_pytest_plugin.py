@@ -98,19 +98,21 @@ def test_a_reference_program_runs_once_for_all_backends(run: Run, exported: Path
     pytester.makeconftest(
         """
         import exporter.verification.check
+        import exporter.verification.inputs
 
-        isolated, asked = exporter.verification.check.in_a_process, open("asked.txt", "w")
+        isolated, asked = exporter.verification.check.run_in_own_process, open("asked.txt", "w")
 
-        def in_a_process(work, *arguments, **options):
+        def run_in_own_process(work, *arguments, **options):
             print(work.__name__, file=asked, flush=True)
             return isolated(work, *arguments, **options)
 
-        exporter.verification.check.in_a_process = in_a_process
+        exporter.verification.check.run_in_own_process = run_in_own_process
+        exporter.verification.inputs.run_in_own_process = run_in_own_process
         """
     )
     backends = ("--resnet-backend=onnxruntime", "--resnet-backend=pytorch")
     run(f"--resnet-bundle={exported}", *backends, "--resnet-data=built-in").assert_outcomes(passed=8)
-    assert (pytester.path / "asked.txt").read_text().split() == ["_reference", "_answer", "_answer"]
+    assert (pytester.path / "asked.txt").read_text().split() == ["_run_reference", "_run_backend", "_run_backend"]
 
 
 def test_a_broken_limit_fails_with_the_table_and_no_traceback(run: Run, exported: Path) -> None:
@@ -220,7 +222,12 @@ def test_what_was_asked_for_wrongly_is_one_line(run: Run, exported: Path, argume
 
 def test_the_engines_that_are_named_reach_what_is_checked(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
     pytester.makeconftest(
-        "from exporter.verification.pytest_plugin import PLANS\ndef pytest_report_header(config):\n    return str(config.stash[PLANS][0].trust_engines)"
+        """
+        from exporter.verification.pytest_plugin import PLANS
+
+        def pytest_report_header(config):
+            return str(config.stash[PLANS][0].trust_engines)
+        """
     )
     shown = run("--collect-only", f"--resnet-bundle={exported}", "--resnet-trust-engine=" + "AB" * 32, "--resnet-trust-engine=" + "12" * 32)
     shown.stdout.fnmatch_lines([str(("12" * 32, "ab" * 32))])
@@ -326,5 +333,5 @@ def test_workers_of_xdist_collect_the_same_and_share_the_backends(run: Run, expo
 def test_importing_the_plugin_costs_next_to_nothing() -> None:
     code = f"import sys, pytest; before = set(sys.modules); import {PLUGIN}; print(*sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.split() == ["exporter", PLUGIN]
+    assert done.stdout.split() == ["exporter", "exporter.verification", PLUGIN]
     assert pytest_addoption.__module__ == PLUGIN

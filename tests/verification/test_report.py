@@ -33,7 +33,7 @@ from exporter.verification.report.records import DriftChart, DriftSeries, Sectio
 from exporter.verification.report.reproduce import check_line, export_lines
 from exporter.verification.report.sections import section_from_check
 from exporter.verification.report.sentences import overall_text, precision_text, share_text, status_of, verdict_sentences
-from exporter.verification.verdicts import BundleCheck, Checked
+from exporter.verification.verdicts import BackendCheck, BundleCheck
 from runtimes import Manifest, TensorSpec, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.manifest import CalibrationFacts
@@ -56,10 +56,10 @@ def features(manifest: Manifest) -> BundleCheck:
     budget = Budget(0.01, max_relative_error=0.01)
     with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
         answer = compare_backend(Evidence(inputs, {"layer1": inputs, "layer2": inputs * np.float32(1.004)}), "onnxruntime", runtime, budget, BATCH)
-    return checked(Checked("onnxruntime", "ok", "", answer, 1.0), budget=budget)
+    return checked(BackendCheck("onnxruntime", "ok", "", answer, 1.0), budget=budget)
 
 
-def checked(*backends: Checked, budget: Budget, **changed: Any) -> BundleCheck:
+def checked(*backends: BackendCheck, budget: Budget, **changed: Any) -> BundleCheck:
     whole = BundleCheck("folder/tiny", "tiny", budget, "its golden inputs", 8, "FP32 PyTorch", backends)
     return replace(whole, **changed)
 
@@ -119,14 +119,14 @@ def test_features_have_outputs_in_place_of_classes(features: BundleCheck) -> Non
     ],
 )
 def test_a_backend_that_gave_no_answer_is_told(good: Made, verdict: Any, asked: bool, status: str, said: str) -> None:
-    other = replace(good[0], backends=(*good[0].backends, Checked("tensorrt", verdict, "no luck", None, 0.0)), asked=asked)
+    other = replace(good[0], backends=(*good[0].backends, BackendCheck("tensorrt", verdict, "no luck", None, 0.0)), asked=asked)
     assert status_of(other) == status
     assert said in verdict_sentences(other)
     assert "no luck" in text_of(page_of(replace(section(good), check=other)))
 
 
 def test_where_nobody_answered_there_is_no_table(good: Made) -> None:
-    nobody = replace(good[0], backends=(Checked("tensorrt", "not here", "no GPU", None, 0.0),))
+    nobody = replace(good[0], backends=(BackendCheck("tensorrt", "not here", "no GPU", None, 0.0),))
     said = text_of(page_of(replace(section(good), check=nobody)))
     assert "No backend answered: tensorrt ○ not here no GPU" in said
     assert "What was measured" not in said
@@ -173,7 +173,7 @@ def test_outputs_that_are_not_finite_leave_the_rest_unjudged(good: Made) -> None
     evidence = replace(good[2], outputs={"logits": np.full((IMAGES, 10), np.nan, np.float32)})
     with open_runtime(good[1].bundle) as runtime:
         answer = compare_backend(evidence, "tensorrt", runtime, good[0].budget, BATCH)
-    check = replace(good[0], backends=(*good[0].backends, Checked("tensorrt", "out of budget", "", answer, 0.0)))
+    check = replace(good[0], backends=(*good[0].backends, BackendCheck("tensorrt", "out of budget", "", answer, 0.0)))
     assert verdict_sentences(check)[0] == "tiny-fp32 is out of budget on tensorrt: a reference that is not finite."
     said = text_of(page_of(replace(section(good), check=check)))
     assert "Outputs finite finite ✓ kept not finite ✗ broken" in said
@@ -339,7 +339,7 @@ def test_hostile_names_are_text(good: Made, turned: Made) -> None:
         reference=evil,
         evidence=evil,
         left_out=(evil,),
-        backends=(*turned[0].backends, Checked(evil, "failed", evil, None, 0.0)),
+        backends=(*turned[0].backends, BackendCheck(evil, "failed", evil, None, 0.0)),
     )
     manifest = replace(flipped.manifest, versions={evil: evil}, model=replace(flipped.manifest.model, name=evil))
     steps = (DriftSeries(evil, (evil, "head"), (0.1, 0.2), (20.0, 14.0)),)

@@ -1,1 +1,1 @@
-"""Accuracy over labelled pictures, resumable."""
+"""Measure accuracy on labelled images; an evaluation that was stopped can go on."""

@@ -1,4 +1,4 @@
-"""How accurate a bundle is on labelled pictures: one pass in bounded memory, whatever the size of the data."""
+"""Measure the accuracy of a bundle on labelled images, in one pass and in bounded memory however large the data is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from calibration.classes import ModelClasses, match_source
 from calibration.data import ImageSource, check_channels, choose_evenly, open_source
 from calibration.reading import Unreadable, check_readable, read_ahead
 from calibration.synsets import synsets_from_file
-from exporter.verification.accuracy.resume_file import Answered, Journal
+from exporter.verification.accuracy.resume_file import EvaluatedBatch, ResumeFile
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.classify import check_finite
@@ -34,7 +34,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Rate:
-    """How many of how many pictures; `share` is 0..1, `interval` Wilson's 95 % interval of it."""
+    """How many of how many images are right; `share` is 0..1, `interval` its Wilson 95 % interval."""
 
     correct: int
     images: int
@@ -44,7 +44,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Recall:
-    """How many of one class's pictures were given that class."""
+    """How many of one class's images were given that class."""
 
     index: int
     name: str
@@ -53,7 +53,7 @@ class Recall:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How many pictures of one class were given another."""
+    """How many of one class's images, `of` in all, were given one other class."""
 
     label: str
     predicted: str
@@ -66,14 +66,14 @@ class Evaluation:
     """What was measured.
 
     Attributes:
-        images: pictures evaluated; those that could not be read are not among them.
-        top1, top5: is the label the most likely class, or among the five most likely?
-        mean_recall: the mean of the classes' recalls, 0..1: each class weighs the same, however many pictures it has.
-        recall: each class that has pictures, in the order of the model's classes.
+        images: how many were evaluated; those that could not be read are not among them.
+        top1, top5: for how many the label is the most likely class, or one of the five most likely.
+        mean_recall: the mean of the classes' recalls, 0..1; each class weighs the same, however many images it has.
+        recall: of each class that has images, in the order of the model's classes.
         confused: pairs of classes, most often confused first.
-        unreadable: what was wrong with pictures that were left out.
-        model_images_per_s: in the model alone, with pictures being decoded beside it.
-        images_per_s: from the files to the figures.
+        unreadable: what is wrong with images that were left out.
+        model_images_per_s: counting time in the model alone, while images are decoded beside it.
+        images_per_s: counting all time, from the files to the figures.
     """
 
     images: int
@@ -88,14 +88,17 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Which pictures to evaluate on, as asked for.
+class EvaluationData:
+    """Which labelled images to evaluate on.
 
     Attributes:
-        data: as for `calibration.data.open_source`; of what comes as training and test images, the test images.
-        data_labels: the file for `calibration.annotations.with_labels`.
-        synsets: the file for `calibration.synsets.synsets_from_file`.
-        images: how many, evenly over the classes and always the same; None takes all.
+        data: as `calibration.data.open_source` takes it; where there are training and test images, the test images.
+        data_labels: a file with the images' labels, as `calibration.annotations.with_labels` takes it.
+        synsets: a file with the model's WordNet ids, as `calibration.synsets.synsets_from_file` takes it.
+        images: how many, spread evenly over the classes, the same ones each time; None takes all.
+
+    Raises:
+        PlanError: fewer than 1 image is asked for.
     """
 
     data: str
@@ -108,12 +111,13 @@ class Labelled:
         if self.images is not None and self.images < 1:
             raise PlanError(f"expected at least 1 of the images, got {self.images}; leave the number out for all")
 
-    def source(self, bundle: Bundle) -> tuple[ImageSource, str]:
-        """The pictures, whose labels and `classes` are the model's, and how their classes were told.
+    def source(self, bundle: Bundle) -> LabelledSource:
+        """Open the images, and match their classes to the bundle's.
 
         Raises:
-            BadInput: there are no pictures, none with the model's channels, no labels, or none that are the model's for certain.
-            PlanError: more pictures are asked for than there are.
+            BadInput: there are no images, they have other channels than the model, they have no labels, or it is not
+                certain that their classes are the model's.
+            PlanError: more images are asked for than there are.
         """
         count = bundle.manifest.model.classes
         source = open_source(self.data, split="test")
@@ -123,33 +127,46 @@ class Labelled:
         synsets = synsets_from_file(self.synsets, count) if self.synsets is not None else None
         source, how = match_source(source, ModelClasses(count, bundle.labels, synsets))
         if self.images is None:
-            return source, how
+            return LabelledSource(source, how)
         if self.images > source.count:
             raise PlanError(f"--images asks for {self.images}, but {source.name} has {source.count}; ask for fewer")
-        return source.subset(choose_evenly(source, self.images, SEED)), how
+        return LabelledSource(source.subset(choose_evenly(source, self.images, SEED)), how)
+
+
+class LabelledSource(NamedTuple):
+    """Images whose labels and `classes` are the model's, and in words how their classes were matched."""
+
+    source: ImageSource
+    how: str
 
 
 def evaluate(
-    bundle: Bundle, runtime: Runtime, source: ImageSource, *, journal: Journal | None = None, on_batch: Callable[[Answered], None] = lambda _: None
+    bundle: Bundle,
+    runtime: Runtime,
+    source: ImageSource,
+    *,
+    resume_file: ResumeFile | None = None,
+    on_batch: Callable[[EvaluatedBatch], None] = lambda _: None,
 ) -> Evaluation:
-    """Classify every picture of `source`, whose labels are the model's (`Labelled.source`), at the bundle's middle batch.
+    """Classify every image of `source` at the bundle's middle batch, and compare the classes with the labels.
 
     Args:
-        journal: what is in it is not computed again; what is computed is added to it.
+        source: labelled with the model's classes (see `EvaluationData.source`).
+        resume_file: batches in it are not computed again; those that are computed are added to it.
         on_batch: called after each batch.
 
     Raises:
-        CalibrationError: more than one picture in a hundred cannot be read; names some.
+        CalibrationError: more than one image in a hundred cannot be read; names some.
         ExportError: the model gives logits that are not finite.
     """
     assert source.classes is not None
     tally = Tally()
-    for batch in journal.batches() if journal is not None else ():
+    for batch in resume_file.batches() if resume_file is not None else ():
         tally.add(batch)
         on_batch(batch)
-    for batch in _answers(bundle, runtime, source, tally):
-        if journal is not None:
-            journal.add(batch)
+    for batch in _evaluate_rest(bundle, runtime, source, tally):
+        if resume_file is not None:
+            resume_file.add(batch)
         tally.add(batch)
         on_batch(batch)
     return tally.evaluation(source)
@@ -157,7 +174,15 @@ def evaluate(
 
 @dataclass
 class Tally:
-    """Counts that grow with the batches: pictures, top-1 and top-5 hits of each class, and the wrong pairs (label, predicted)."""
+    """Counts over the batches so far.
+
+    Attributes:
+        images, top1, top5: images, and top-1 and top-5 hits, by label.
+        wrong: wrong answers, by (label, predicted).
+        unreadable: what is wrong with images that were left out.
+        done: the place after the last image, read or not.
+        model_s, elapsed_s: seconds in the model, and in all.
+    """
 
     images: Counter[int] = field(default_factory=Counter)
     top1: Counter[int] = field(default_factory=Counter)
@@ -168,7 +193,7 @@ class Tally:
     model_s: float = 0.0
     elapsed_s: float = 0.0
 
-    def add(self, batch: Answered) -> None:
+    def add(self, batch: EvaluatedBatch) -> None:
         """Count one more batch."""
         for _, label, first, *others in batch.rows:
             self.images[label] += 1
@@ -182,12 +207,14 @@ class Tally:
         self.elapsed_s += batch.elapsed_s
 
     def evaluation(self, source: ImageSource) -> Evaluation:
-        """What was counted, with the names of the model's classes; a class whose pictures could none be read is named with what is unreadable."""
+        """The figures, with the names of the model's classes; a class without any readable image is `unreadable`."""
         assert source.classes is not None
         assert source.labels is not None
         names, total = source.classes, self.images.total()
         lost = [names[label] for label in np.unique(source.labels) if label not in self.images]
-        recall = tuple(Recall(index, names[index], _rate(self.top1[index], count)) for index, count in sorted(self.images.items()))
+        recall = tuple(
+            Recall(index, names[index], _rate(self.top1[index], count)) for index, count in sorted(self.images.items())
+        )
         worst = sorted(self.wrong.items(), key=lambda item: (-item[1], item[0]))
         return Evaluation(
             images=total,
@@ -195,7 +222,9 @@ class Tally:
             top5=_rate(self.top5.total(), total),
             mean_recall=float(np.mean([one.top1.share for one in recall])),
             recall=recall,
-            confused=tuple(Confusion(names[label], names[given], count, self.images[label]) for (label, given), count in worst),
+            confused=tuple(
+                Confusion(names[label], names[given], count, self.images[label]) for (label, given), count in worst
+            ),
             unreadable=(*self.unreadable, *(f"none of the pictures of class '{name}' can be read" for name in lost)),
             model_images_per_s=round(total / self.model_s, 1),
             images_per_s=round(total / self.elapsed_s, 1),
@@ -206,8 +235,8 @@ def _rate(correct: int, images: int) -> Rate:
     return Rate(correct, images, correct / images, wilson_interval(correct, images))
 
 
-def _answers(bundle: Bundle, runtime: Runtime, source: ImageSource, tally: Tally) -> Iterator[Answered]:
-    """The batches that the tally does not hold yet, decoded ahead; none has more than the bundle's middle batch."""
+def _evaluate_rest(bundle: Bundle, runtime: Runtime, source: ImageSource, tally: Tally) -> Iterator[EvaluatedBatch]:
+    """Evaluate the images that the tally does not hold yet, the bundle's middle batch at once; decodes ahead."""
     assert source.labels is not None
     labels = source.labels
     size = bundle.manifest.batch.opt
@@ -216,30 +245,35 @@ def _answers(bundle: Bundle, runtime: Runtime, source: ImageSource, tally: Tally
     fed: list[tuple[int, NDArray[Any]]] = []
     unreadable: list[str] = []
 
-    def answered(after: int) -> Answered:
+    def evaluate_batch(after: int) -> EvaluatedBatch:
         nonlocal begin
         start = time.perf_counter()
         tops = _top_classes(runtime, [array for _, array in fed]) if fed else np.zeros((0, 0), np.int64)
         now = time.perf_counter()
         rows = tuple((place, int(labels[place]), *top) for (place, _), top in zip(fed, tops.tolist(), strict=True))
-        batch = Answered(after, rows, tuple(unreadable), round(now - start, 6), round(now - begin, 6))
+        batch = EvaluatedBatch(after, rows, tuple(unreadable), round(now - start, 6), round(now - begin, 6))
         begin = now
         fed.clear()
         unreadable.clear()
         return batch
 
-    for place, picture in zip(places, read_ahead(source, places, feeder(bundle, runtime), ahead=BATCHES_AHEAD * size), strict=True):
+    read = read_ahead(source, places, input_preparer(bundle, runtime), ahead=BATCHES_AHEAD * size)
+    for place, picture in zip(places, read, strict=True):
         if isinstance(picture, Unreadable):
             unreadable.append(picture.reason)
             check_readable([*tally.unreadable, *unreadable], source.count)
         else:
             fed.append((place, picture))
         if len(fed) == size or place == source.count - 1:
-            yield answered(place + 1)
+            yield evaluate_batch(place + 1)
 
 
-def feeder(bundle: Bundle, runtime: Runtime) -> Callable[[Picture], NDArray[Any]]:
-    """What turns a picture into what the model is fed for it: pixels where its preprocessing is inside, else normalised planes."""
+def input_preparer(bundle: Bundle, runtime: Runtime) -> Callable[[Picture], NDArray[Any]]:
+    """A function that turns a picture into the model's input for it.
+
+    That is uint8 (height, width, channels) for a model with its preprocessing inside, of the picture's own size where
+    it resizes too, and float32 (channels, height, width) for others.
+    """
     preprocess, source = bundle.manifest.preprocess, runtime.inputs[0]
     if takes_any_size(source):
         return preprocess.picture
@@ -247,9 +281,9 @@ def feeder(bundle: Bundle, runtime: Runtime) -> Callable[[Picture], NDArray[Any]
 
 
 def _top_classes(runtime: Runtime, inputs: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
-    """The most likely classes of each picture, most likely first, int64 (images, 5), or as many as there are.
+    """The most likely classes of each image, most likely first, int64 (images, 5), or fewer where there are fewer.
 
-    Pictures of several sizes, which a model that resizes takes, are fed one by one.
+    Images of several sizes, which a model that resizes takes, are fed one by one.
     """
     batches = [np.stack(inputs)] if len({one.shape for one in inputs}) == 1 else [one[None] for one in inputs]
     logits = np.concatenate([runtime.run({runtime.inputs[0].name: batch})[LOGITS] for batch in batches])

@@ -1,7 +1,8 @@
-"""What an evaluation has answered so far, kept in a file as it goes, so that one that was stopped goes on where it was.
+"""The file of `resnet-deploy eval --resume`: an evaluation's batches, so that one that was stopped goes on from there.
 
-The first line is JSON that says which evaluation it is; each further one a batch (`Answered`). A line that was torn while it was written is
-dropped on reading. A finished journal is kept: given again it gives the figures at once, and it holds each picture's five top classes.
+The first line is JSON that says which evaluation it is (`EvaluationKey`), each further line a batch (`EvaluatedBatch`).
+A last line that was only partly written is dropped on reading. The file of a finished evaluation is kept: given again,
+it gives the figures at once, and it holds the five most likely classes of each image.
 """
 
 from __future__ import annotations
@@ -27,19 +28,20 @@ from runtimes.manifest import json_from_manifest
 from runtimes.printable import printable
 
 SHOWN = 12
-"""Characters of a digest that are enough to tell it from another."""
+"""How many characters of a digest are shown."""
 LONGEST_HEADER = 1 << 12
 
 
 @dataclass(frozen=True)
-class Answered:
-    """One batch.
+class EvaluatedBatch:
+    """The answers to one batch.
 
     Attributes:
-        after: the place after the last picture that was taken for it.
-        rows: of each picture its place, its label, and the most likely classes, five or as many as there are, most likely first.
-        unreadable: what was wrong with pictures that were left out.
-        model_s, elapsed_s: seconds in the model, and all in all.
+        after: the place after the batch's last image, read or not.
+        rows: for each image its place, its label and its most likely classes, most likely first, at most five.
+        unreadable: what is wrong with images that were left out.
+        model_s: seconds in the model.
+        elapsed_s: seconds since the batch before, reading included.
     """
 
     after: int
@@ -50,8 +52,17 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Key:
-    """Which evaluation a journal is of: digests of the bundle's manifest, of the file that is run and of the data's names and labels; and how."""
+class EvaluationKey:
+    """What must be the same for an evaluation to go on.
+
+    Attributes:
+        bundle: sha256 of the bundle's manifest.
+        file: sha256 of the model file that is run.
+        backend, provider: what runs it.
+        batch: the bundle's batch sizes, as `1:8:32`.
+        images: how many there are.
+        data: sha256 of the images' labels and names.
+    """
 
     bundle: str
     file: str
@@ -63,14 +74,14 @@ class Key:
 
 
 @dataclass(frozen=True)
-class Journal:
-    """An open journal. The batches that it holds are read before more are added."""
+class ResumeFile:
+    """An open resume file. The batches that it holds are read before more are added."""
 
     path: Path
     _file: FileIO
 
-    def batches(self) -> Iterator[Answered]:
-        """The batches it holds, one at a time; a torn last line is cut off.
+    def batches(self) -> Iterator[EvaluatedBatch]:
+        """The batches that it holds, one at a time; then cuts off a last line that was only partly written.
 
         Raises:
             BadInput: a line is damaged.
@@ -88,36 +99,41 @@ class Journal:
         self._file.truncate(whole)
         self._file.seek(whole)
 
-    def _batch(self, line: bytes, number: int, done: int) -> Answered:
+    def _batch(self, line: bytes, number: int, done: int) -> EvaluatedBatch:
         try:
-            batch = msgspec.json.decode(line, type=Answered)
+            batch = msgspec.json.decode(line, type=EvaluatedBatch)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BadInput(f"--resume: {self.path}, line {number} is damaged ({error}); delete the file to begin again") from error
+            raise BadInput(
+                f"--resume: {self.path}, line {number} is damaged ({error}); delete the file to begin again"
+            ) from error
         if batch.after != done + len(batch.rows) + len(batch.unreadable):
-            raise BadInput(f"--resume: {self.path}, line {number} does not go on where the one before ended; delete the file to begin again")
+            raise BadInput(
+                f"--resume: {self.path}, line {number} does not go on where the one before ended; "
+                "delete the file to begin again"
+            )
         return batch
 
-    def add(self, batch: Answered) -> None:
-        """Write a batch, so that it outlives this process.
+    def add(self, batch: EvaluatedBatch) -> None:
+        """Append a batch; it is with the operating system when this returns, so that it outlives this process.
 
         Raises:
             BadInput: it cannot be written.
         """
-        # A name that is no UTF-8 has no place in JSON.
+        # JSON takes no names that are not UTF-8.
         line = msgspec.json.encode(replace(batch, unreadable=tuple(map(printable, batch.unreadable)))) + b"\n"
-        with _said(self.path):
+        with _write_errors(self.path):
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def key_of(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource) -> Key:
-    """The key of evaluating a bundle on the pictures of `source`."""
+def evaluation_key(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource) -> EvaluationKey:
+    """The key of evaluating a bundle on the images of `source`."""
     digest = hashlib.sha256()
     if source.labels is not None:
         digest.update(source.labels.astype("<i8").tobytes())
     for name in source.names or (source.name,):
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
-    return Key(
+    return EvaluationKey(
         bundle=hashlib.sha256(json_from_manifest(bundle.manifest)).hexdigest(),
         file=sha256_of_file(runtime.file_of(bundle)),
         backend=backend,
@@ -129,29 +145,30 @@ def key_of(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource) 
 
 
 @contextmanager
-def open_journal(path: Path, key: Key) -> Iterator[Journal]:
-    """The journal at `path`, made where there is none.
+def open_resume_file(path: Path, key: EvaluationKey) -> Iterator[ResumeFile]:
+    """Open and lock the resume file at `path`; it is created where there is none.
 
     Raises:
-        BadInput: the file is no journal, or one of another evaluation (says what differs); or it cannot be written.
+        BadInput: it is no resume file, or that of another evaluation (says what differs), or it cannot be written.
         PlanError: another process is writing it.
     """
     ours = msgspec.json.encode(key) + b"\n"
-    with _said(path):
-        # Made and locked before anything is written: of two that find no file, one would take the other's away.
-        file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666), "r+")  # written at once, or not at all
+    with _write_errors(path):
+        # Created and locked before anything is written: two processes that find no file must not overwrite each other.
+        opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+        file = FileIO(opened, "r+")  # unbuffered
     with file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise BadInput(f"--resume: {path} is not a file; give another, which will be made")
-        with _said(path):
+        with _write_errors(path):
             _lock(file, path)
             header = file.read(LONGEST_HEADER)
-            if ours.startswith(header) and header != ours:  # nothing yet, or a first line that was torn
+            if ours.startswith(header) and header != ours:  # empty, or a first line that was only partly written
                 file.seek(0)
                 header = ours[: file.write(ours)]
                 os.fsync(file.fileno())
         _check_header(header.split(b"\n")[0], key, path)
-        yield Journal(path, file)
+        yield ResumeFile(path, file)
 
 
 def _lock(file: FileIO, path: Path) -> None:
@@ -161,19 +178,24 @@ def _lock(file: FileIO, path: Path) -> None:
         raise PlanError(f"--resume: another evaluation is writing {path}; wait for it, or give another file") from error
 
 
-def _check_header(line: bytes, key: Key, path: Path) -> None:
+def _check_header(line: bytes, key: EvaluationKey, path: Path) -> None:
     try:
-        found = msgspec.json.decode(line, type=Key)
+        found = msgspec.json.decode(line, type=EvaluationKey)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"--resume: {path} is no evaluation's journal; give another file, which will be made") from error
+        raise BadInput(
+            f"--resume: {path} was not written by an evaluation; give another file, which will be made"
+        ) from error
     pairs = [(field.name, str(getattr(found, field.name)), str(getattr(key, field.name))) for field in fields(key)]
-    different = [f"{name} {theirs[:SHOWN]} in place of {ours[:SHOWN]}" for name, theirs, ours in pairs if theirs != ours]
-    if different:
-        raise BadInput(f"--resume: {path} is of another evaluation ({', '.join(different)}); delete it, or give another file")
+    differing = [f"{name} {old[:SHOWN]} in place of {new[:SHOWN]}" for name, old, new in pairs if old != new]
+    if differing:
+        raise BadInput(
+            f"--resume: {path} is of another evaluation ({', '.join(differing)}); delete it, or give another file"
+        )
 
 
 @contextmanager
-def _said(path: Path) -> Iterator[None]:
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system into BadInput that names the file."""
     try:
         yield
     except OSError as error:

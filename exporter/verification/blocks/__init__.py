@@ -1,1 +1,1 @@
-"""Follow a bundle block by block: where an error arises, and which blocks to return to FP32."""
+"""Follow a bundle block by block: where an error comes from, and which blocks to return to FP32."""

@@ -1,4 +1,7 @@
-"""What a bundle was lowered from: its FP32 program, and that program's FP32 ONNX graph, made again as the export made it."""
+"""Load both sides of a bundle's lowering: its FP32 program and graph, and its lowered graph.
+
+A bundle does not hold the FP32 graph; it is made again from the program, as the export made it.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,13 @@ class BothSides:
     """Both sides of a lowering.
 
     Attributes:
-        program: the FP32 program.
-        graph: the simplified FP32 graph, as it was before it was lowered; its nodes and tensors have the lowered graph's names.
-        corrected: the same with the mean error of INT8 taken off the classifier's bias, as the lowered graph has it (see
-            `exporter.lowering.bias_correction.lower_with_correction`); `graph` itself where there is no correction.
+        program: the FP32 program, `reference.pt2`.
+        graph: the simplified FP32 graph before it was lowered, with the lowered graph's names of nodes and tensors.
+        corrected: `graph` with the lowered graph's bias correction: the mean error of INT8 is taken off the bias of the
+            classifier (see `exporter.lowering.bias_correction`); `graph` itself where there is no correction.
         lowered: `model.onnx`.
         simulation: the lowered graph rewritten to round on a CPU as a device does; None where a CPU does so anyway.
-        runs: can ONNX Runtime run `model.onnx` itself on the CPU?
+        runs: ONNX Runtime can run `model.onnx` itself on the CPU.
     """
 
     program: ExportedProgram
@@ -45,7 +48,10 @@ class BothSides:
 
 
 def both_sides_of(bundle: Bundle, inputs: NDArray[Any]) -> BothSides:
-    """Load both sides of a bundle; `inputs` are some that its graph takes, for the check that simplifying changed nothing.
+    """Load both sides of a bundle.
+
+    Args:
+        inputs: (images, ...), as the bundle's graph takes them; some are run to check that simplifying changes nothing.
 
     Raises:
         BundleError: it has no `reference.pt2`, or one that is not what `model.onnx` was made from.
@@ -55,38 +61,46 @@ def both_sides_of(bundle: Bundle, inputs: NDArray[Any]) -> BothSides:
     precision = load_precision(manifest.precision)
     if precision.RUNS_ON:
         OnnxRuntime.check_bundle(manifest, None)
-    program = _program(bundle)
+    program = _load_program(bundle)
     lowered = onnx.load(bundle.file(OnnxRuntime.FILE))
-    graph = _graph(bundle, program, inputs)
+    graph = _fp32_graph(bundle, program, inputs)
     _check_same_nodes(bundle, graph, lowered)
-    return BothSides(program, graph, _corrected(bundle, graph), lowered, precision.simulation(lowered), bool(precision.RUNS_ON))
+    corrected = _corrected_graph(bundle, graph)
+    return BothSides(program, graph, corrected, lowered, precision.simulation(lowered), bool(precision.RUNS_ON))
 
 
 def reference_inputs(bundle: Bundle, inputs: NDArray[Any]) -> NDArray[Any]:
-    """What the program takes where the bundle's graph takes `inputs`: the preprocessing of a graph that has it inside is outside there."""
+    """The program's inputs, float32, for inputs of the bundle's graph: a graph's own preprocessing is done to them."""
     if inputs.dtype != PIXELS:
         return inputs
     return bundle.manifest.preprocess.inputs_from_pixels(inputs, any_size=takes_any_size(bundle.manifest.inputs[0]))
 
 
-def _graph(bundle: Bundle, program: ExportedProgram, inputs: NDArray[Any]) -> onnx.ModelProto:
+def _fp32_graph(bundle: Bundle, program: ExportedProgram, inputs: NDArray[Any]) -> onnx.ModelProto:
     """The FP32 graph of a bundle, made again as its export made it."""
     manifest = bundle.manifest
     source = manifest.inputs[0]
     names = [spec.name for spec in manifest.outputs]
-    form = GraphForm(manifest.opset, manifest.batch, names, takes_pixels=source.dtype == PIXELS, any_size=takes_any_size(source))
+    form = GraphForm(
+        manifest.opset, manifest.batch, names, takes_pixels=source.dtype == PIXELS, any_size=takes_any_size(source)
+    )
     clean = clean_graph(program, form, manifest.preprocess, reference_inputs(bundle, inputs[:SIMPLIFY_IMAGES]), Steps())
     return with_resize(clean, form, manifest.preprocess)
 
 
-def _corrected(bundle: Bundle, graph: onnx.ModelProto) -> onnx.ModelProto:
+def _corrected_graph(bundle: Bundle, graph: onnx.ModelProto) -> onnx.ModelProto:
     facts = bundle.manifest.calibration
-    return graph if facts is None else with_correction(graph, table_from_file(bundle.file("calibration.json")), facts.calibrator)
+    if facts is None:
+        return graph
+    return with_correction(graph, table_from_file(bundle.file("calibration.json")), facts.calibrator)
 
 
-def _program(bundle: Bundle) -> ExportedProgram:
+def _load_program(bundle: Bundle) -> ExportedProgram:
     if PyTorchRuntime.FILE not in bundle.manifest.files:
-        raise BundleError(f"{bundle.folder} has no {PyTorchRuntime.FILE} to follow the blocks of; export it again without --no-reference")
+        raise BundleError(
+            f"{bundle.folder} has no {PyTorchRuntime.FILE} to follow the blocks of; "
+            "export it again without --no-reference"
+        )
     try:
         return program_from_file(bundle.file(PyTorchRuntime.FILE))[0]
     except BadInput as error:
@@ -98,6 +112,7 @@ def _check_same_nodes(bundle: Bundle, graph: onnx.ModelProto, lowered: onnx.Mode
     for node in graph.graph.node:
         if found.get(node.name) != node.op_type:
             raise BundleError(
-                f"{bundle.folder}: expected the nodes of reference.pt2 in model.onnx, got no {node.op_type} '{node.name}'; "
+                f"{bundle.folder}: expected the nodes of reference.pt2 in model.onnx, "
+                f"got no {node.op_type} '{node.name}'; "
                 "export the bundle again with the packages that are installed here"
             )

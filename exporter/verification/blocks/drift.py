@@ -1,4 +1,4 @@
-"""How far a bundle's values drift from the FP32 program's, block by block: from PyTorch to the FP32 ONNX graph to the lowered graph."""
+"""Measure how far a bundle's values drift from FP32 PyTorch, block by block, in the FP32 graph and the lowered one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from exporter.graph.blocks import blocks
@@ -13,19 +14,19 @@ from exporter.graph.mixed import with_exact_block_inputs
 from exporter.graph.probe import inner_tensors, rounded_names
 from exporter.verification.blocks.both_sides import BothSides, both_sides_of, reference_inputs
 from exporter.verification.blocks.findings import Deviation, Drift, Stage
-from exporter.verification.blocks.program import REMEDY, matched, program_values
+from exporter.verification.blocks.program import REMEDY, match_blocks, program_values
 from runtimes.bundle import Bundle
 from runtimes.errors import PlanError
 from runtimes.parity.budget import Budget
 from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, sqnr_db
 
 MOST_IMAGES = 32
-"""The output of a ResNet-152's blocks at 224 pixels is 53 MB an image, and those of two graphs are held at once."""
+"""The outputs of a ResNet-152's blocks at 224 pixels are 53 MB an image, and those of two graphs are held at once."""
 ONNX, FILE, SIMULATION, ALONE = "onnx fp32", "model.onnx", "simulation", "alone"
 
 
-def drift_of(bundle: Bundle, inputs: NDArray[Any], budget: Budget | None = None) -> Drift:
-    """Follow a bundle's values from its program to its lowered graph.
+def drift_of_bundle(bundle: Bundle, inputs: NDArray[Any], budget: Budget | None = None) -> Drift:
+    """Measure the drift of a bundle, from its program to its lowered graph.
 
     Args:
         inputs: (images, ...), as the bundle's graph takes them; the first `MOST_IMAGES` are used.
@@ -37,45 +38,53 @@ def drift_of(bundle: Bundle, inputs: NDArray[Any], budget: Budget | None = None)
         BackendUnavailable: this onnxruntime would run `model.onnx` wrongly.
     """
     inputs = inputs[:MOST_IMAGES]
-    return drift_between(both_sides_of(bundle, inputs), inputs, reference_inputs(bundle, inputs), budget or bundle.manifest.parity.budget)
+    both = both_sides_of(bundle, inputs)
+    return drift_between(both, inputs, reference_inputs(bundle, inputs), budget or bundle.manifest.parity.budget)
 
 
-def drift_between(original: BothSides, inputs: NDArray[Any], outside: NDArray[Any], budget: Budget) -> Drift:
-    """Follow the values of both sides of a lowering; `inputs` are what the graphs take, `outside` what the program takes in their place.
+def drift_between(both: BothSides, inputs: NDArray[Any], program_inputs: NDArray[Any], budget: Budget) -> Drift:
+    """Measure the drift between both sides of a lowering.
+
+    Args:
+        inputs: (images, ...), as the graphs take them.
+        program_inputs: float32 (images, channels, height, width), the same as the program takes them.
 
     Raises:
-        PlanError: as above.
+        PlanError: the program's blocks and the graph's cannot be matched without guessing.
     """
-    module = original.program.module()
-    nodes = matched(module, original.graph.graph)
-    names = tuple(block.name for block in blocks(original.graph.graph) for _ in block.ends)
-    exact = program_values(module, nodes.values(), outside)
+    module = both.program.module()
+    nodes = match_blocks(module, both.graph.graph)
+    names = tuple(block.name for block in blocks(both.graph.graph) for _ in block.ends)
+    exact = program_values(module, nodes.values(), program_inputs)
     expected = [exact[node] for node in nodes.values()]
     stages = []
-    for name, (model, tensors) in _ways(original, list(nodes)).items():
+    for name, (model, tensors) in _graphs_by_stage(both, list(nodes)).items():
         if name == ALONE:
-            expected = list(inner_tensors(original.corrected, tensors, inputs).values())
+            expected = list(inner_tensors(both.corrected, tensors, inputs).values())
         found = inner_tensors(model, tensors, inputs).values()
         each = tuple(_deviation(*pair) for pair in zip(expected, found, strict=True))
-        stages.append(Stage(name, each, next((block for block, one in zip(names, each, strict=True) if _is_beyond(one, budget)), None)))
+        beyond = next((block for block, one in zip(names, each, strict=True) if _is_beyond(one, budget)), None)
+        stages.append(Stage(name, each, beyond))
     alone = stages[-1]
     noisiest, worst = min(zip(names, alone.blocks, strict=True), key=lambda pair: pair[1].sqnr_db)
     return Drift(len(inputs), names, budget, tuple(stages), alone.beyond, noisiest, worst.sqnr_db)
 
 
-def _ways(original: BothSides, tensors: list[str]) -> Mapping[str, tuple[Any, list[str]]]:
-    """The stages: a graph each, and what it calls the ends of the blocks."""
-    ways = {ONNX: (original.graph, tensors)}
-    if original.runs:
-        ways[FILE] = (original.lowered, tensors)
-    if original.simulation is not None:
-        ways[SIMULATION] = (original.simulation, rounded_names(original.simulation.graph, tensors))
-    return {**ways, ALONE: (with_exact_block_inputs(original.corrected, original.simulation or original.lowered, tensors), tensors)}
+def _graphs_by_stage(both: BothSides, tensors: list[str]) -> Mapping[str, tuple[onnx.ModelProto, list[str]]]:
+    """For each stage (see `Stage.name`) the graph to run, and its names of the tensors at the ends of the blocks."""
+    stages = {ONNX: (both.graph, tensors)}
+    if both.runs:
+        stages[FILE] = (both.lowered, tensors)
+    if both.simulation is not None:
+        stages[SIMULATION] = (both.simulation, rounded_names(both.simulation.graph, tensors))
+    return {**stages, ALONE: (with_exact_block_inputs(both.corrected, both.simulation or both.lowered, tensors), tensors)}
 
 
 def _deviation(expected: NDArray[Any], found: NDArray[Any]) -> Deviation:
     if expected.shape != found.shape:
-        raise PlanError(f"expected a block's output of shape {expected.shape}, as in the program, got {found.shape}; {REMEDY}")
+        raise PlanError(
+            f"expected a block's output of shape {expected.shape}, as in the program, got {found.shape}; {REMEDY}"
+        )
     if not np.isfinite(found).all():
         return Deviation(LARGEST_ERROR, -LARGEST_SQNR_DB)
     got = found.astype(np.float32, copy=False)

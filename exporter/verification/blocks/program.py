@@ -1,4 +1,4 @@
-"""Values inside a network: of an ONNX graph, and of the FP32 program that it came from, matched where a block ends."""
+"""Read values inside the FP32 program, at the nodes where the blocks of its ONNX graph end."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ OPERATORS = {
     "aten.conv_transpose2d": "ConvTranspose",
     "aten.max_pool2d": "MaxPool",
 }
-"""What torch's operators are called in ONNX, so far as blocks are found by them; `aten.add_` is `aten.add` in place."""
+"""ONNX names of the torch operators that blocks are found by; `aten.add_` is `aten.add` in place."""
 REMEDY = "its blocks cannot be followed, leave --blocks out"
 ALIKE = ("Add", "Relu", "MaxPool")
-"""Operators that are the same on both sides: others are folded (batch norms) or taken apart (activations)."""
+"""Operators that are the same on both sides; others are folded (batch norms) or split up (activations)."""
 
 
-def matched(module: GraphModule, graph: onnx.GraphProto) -> dict[str, str]:
-    """The tensors at the ends of a graph's blocks, in order, each with the node of the program whose value it is.
+def match_blocks(module: GraphModule, graph: onnx.GraphProto) -> dict[str, str]:
+    """For each tensor at the end of a graph's block, in order, find the node of the program that has the same value.
 
-    Both are parted into blocks by the same rules. Their additions correspond where each is computed from the one before it, so that there is
-    but one order, and there are equally many.
+    Program and graph are divided into blocks by the same rules. Their residual additions correspond where both have
+    equally many and each is computed from the one before it, so that there is only one order.
+
+    Returns:
+        names of nodes, by the names of the tensors.
 
     Raises:
         PlanError: they cannot be matched without guessing.
@@ -42,32 +45,47 @@ def matched(module: GraphModule, graph: onnx.GraphProto) -> dict[str, str]:
     program = _outline(module.graph)
     counts = [len(residual_additions(one)) for one in (program, graph)]
     if counts[0] != counts[1]:
-        raise PlanError(f"expected the program's residual additions in its ONNX graph too, got {counts[0]} and {counts[1]}; {REMEDY}")
+        raise PlanError(
+            f"expected the program's residual additions in its ONNX graph too, got {counts[0]} and {counts[1]}; "
+            f"{REMEDY}"
+        )
     if not (_is_chain(program) and _is_chain(graph)):
         raise PlanError(f"expected residual additions that follow from one another, got some side by side; {REMEDY}")
     nodes, tensors = block_ends(program), block_ends(graph)
     constants = {tensor.name for tensor in graph.initializer}
 
     def kind_of(node: onnx.NodeProto) -> str:
-        return "Bias" if node.op_type == "Add" and constants.intersection(node.input) else str(node.op_type)  # the shift of a batch norm
+        is_bias = node.op_type == "Add" and constants.intersection(node.input)  # the shift of a batch norm
+        return "Bias" if is_bias else str(node.op_type)
 
-    kinds = [[kind_of(node) for name in ends for node in one.node if name in node.output] for one, ends in ((program, nodes), (graph, tensors))]
+    kinds = [
+        [kind_of(node) for name in ends for node in one.node if name in node.output]
+        for one, ends in ((program, nodes), (graph, tensors))
+    ]
     alike = [[kind if kind in ALIKE else "" for kind in each] for each in kinds]
     if alike[0] != alike[1]:
-        raise PlanError(f"expected blocks that end alike in the program and its ONNX graph, got {kinds[0]} and {kinds[1]}; {REMEDY}")
+        raise PlanError(
+            f"expected blocks that end alike in the program and its ONNX graph, got {kinds[0]} and {kinds[1]}; {REMEDY}"
+        )
     return dict(zip(tensors, nodes, strict=True))
 
 
-def program_values(module: GraphModule, nodes: Collection[str], inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-    """What nodes of a program compute, in true FP32 on the CPU."""
-    interpreter = _Keeping(module, nodes)
+def program_values(
+    module: GraphModule, nodes: Collection[str], inputs: NDArray[np.float32]
+) -> dict[str, NDArray[np.float32]]:
+    """Run a program on the CPU, without TF32, and return the values of these nodes, float32, by name.
+
+    Args:
+        inputs: float32 (images, channels, height, width).
+    """
+    interpreter = _Recorder(module, nodes)
     with torch.inference_mode():
         interpreter.run(torch.from_numpy(inputs.copy()))
     return interpreter.kept
 
 
-class _Keeping(Interpreter):
-    """Runs a program and keeps what some of its nodes compute, before an operator in place can change it."""
+class _Recorder(Interpreter):
+    """Runs a program and copies what some of its nodes compute, before an operator in place can change it."""
 
     def __init__(self, module: GraphModule, nodes: Collection[str]) -> None:
         super().__init__(module)
@@ -82,7 +100,7 @@ class _Keeping(Interpreter):
 
 
 def _outline(graph: Graph) -> onnx.GraphProto:
-    """A program as an ONNX graph of what depends on its input: names and operators alone, enough to find its blocks by."""
+    """A program as an ONNX graph of names and operators, enough to find its blocks; only what depends on its input."""
     inputs = [node.name for node in graph.nodes if node.op == "placeholder"]
     computed, nodes = set(inputs), []
     for node in graph.nodes:
@@ -91,9 +109,11 @@ def _outline(graph: Graph) -> onnx.GraphProto:
             outputs = sources
         elif sources:
             computed.add(node.name)
+            target = str(node.target)
+            kind = OPERATORS.get(target.split(".default")[0].split(".Tensor")[0].rstrip("_"), target)
             # An addition of one computed tensor is a bias, not where two branches meet.
-            kind = OPERATORS.get(str(node.target).split(".default")[0].split(".Tensor")[0].rstrip("_"), str(node.target))
-            nodes.append(helper.make_node("Bias" if kind == "Add" and len(sources) == 1 else kind, sources, [node.name], name=node.name))
+            kind = "Bias" if kind == "Add" and len(sources) == 1 else kind
+            nodes.append(helper.make_node(kind, sources, [node.name], name=node.name))
     given, result = ([onnx.ValueInfoProto(name=name) for name in names] for names in (inputs, outputs))
     return helper.make_graph(nodes, "program", given, result)
 

@@ -1,4 +1,4 @@
-"""`report.html`: a check as a page that one reads, keeps and attaches to a release. One file, no network, no script."""
+"""`report.html`: a check as a page to read, keep and attach to a release. One file, no network, no script."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from types import ModuleType
 
 from runtimes._plugins import needed_for
 
-# Where the home folder cannot be written, matplotlib says so twice as it is imported, and goes on with a temporary one, which is all it takes.
+# Where the home folder cannot be written, matplotlib warns twice as it is imported, and uses a temporary one, which is
+# all that it needs.
 logging.getLogger("matplotlib").setLevel(logging.ERROR)
 
 
 def load_page() -> ModuleType:
-    """`exporter.verification.report.page`, which writes the page; asked for before the work whose outcome it is to show.
+    """Import `exporter.verification.report.page`; done before the long work whose outcome the page shows.
 
     Raises:
         BackendUnavailable: matplotlib or Jinja2 is not installed.

@@ -1,4 +1,4 @@
-"""What a GitHub workflow shows of checks: a job summary in Markdown, and annotations.
+"""Checks as a GitHub workflow shows them: a job summary in Markdown, and annotations.
 
 Formats: docs.github.com, "Workflow commands for GitHub Actions", sections on `::error` and on GITHUB_STEP_SUMMARY.
 """
@@ -14,21 +14,23 @@ from runtimes.errors import BadInput, PlanError
 from runtimes.printable import printable
 
 if TYPE_CHECKING:
-    from exporter.verification.verdicts import BundleCheck, Checked
+    from exporter.verification.verdicts import BackendCheck, BundleCheck
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
 HEADING = ("backend", "verdict", "max error", "cosine", "SQNR dB", "agreement", "flips", "why")
 
 
 def summary_file() -> Path:
-    """Where this step's summary is to be written.
+    """The file for this step's summary.
 
     Raises:
-        PlanError: this is no step of a workflow.
+        PlanError: this is not a step of a workflow.
     """
     path = os.environ.get(SUMMARY)
     if not path:
-        raise PlanError(f"--github is for a step of a GitHub workflow, and {SUMMARY} is not set here; leave the option out")
+        raise PlanError(
+            f"--github is for a step of a GitHub workflow, and {SUMMARY} is not set here; leave the option out"
+        )
     return Path(path)
 
 
@@ -58,7 +60,10 @@ def markdown_from_checks(checks: Sequence[BundleCheck]) -> str:
 
 
 def annotation_lines(checks: Sequence[BundleCheck]) -> list[str]:
-    """A workflow command for each broken limit, and for each backend that failed or was asked for and is not here."""
+    """A workflow command for each broken limit, and for each backend that gave no answer.
+
+    It is an error, or a notice for a backend that may be missing.
+    """
     lines = []
     for check in checks:
         for one in check.backends:
@@ -66,19 +71,21 @@ def annotation_lines(checks: Sequence[BundleCheck]) -> list[str]:
             if one.answer is not None:
                 lines += [_command("error", title, limit.text) for limit in one.answer.limits if not limit.ok]
             else:
-                level = "error" if one.verdict != "not here" or check.may_not_miss else "notice"
+                level = "error" if one.verdict != "not here" or check.missing_backend_is_error else "notice"
                 lines.append(_command(level, title, f"{one.verdict}: {one.reason}"))
     return lines
 
 
-def _row(one: Checked) -> Sequence[str]:
+def _row(one: BackendCheck) -> Sequence[str]:
     if one.answer is None:
         return (one.backend, one.verdict, "", "", "", "", "", one.reason)
     (measured,) = one.answer.report.backends.values()
     agreement = "" if measured.top1_agreement is None else f"{measured.top1_agreement:.2%}"
     flips = "" if measured.flips is None else str(measured.flips.total)
     cosine = "" if measured.worst_cosine is None else f"{measured.worst_cosine:.6f}"
-    errors = (f"{measured.max_relative_error:.2e}", cosine, f"{measured.sqnr_db:.1f}") if measured.finite else ("", "", "")
+    errors = (
+        (f"{measured.max_relative_error:.2e}", cosine, f"{measured.sqnr_db:.1f}") if measured.finite else ("", "", "")
+    )
     return (one.backend, one.verdict, *errors, agreement, flips, one.reason)
 
 
@@ -87,9 +94,9 @@ def _cell(text: str) -> str:
 
 
 def _command(level: str, title: str, message: str) -> str:
-    """`::error title=...::...`, escaped as the runner reads it: a property's end is marked by more characters than the message's."""
-    return f"::{level} title={_escaped(title).replace(':', '%3A').replace(',', '%2C')}::{_escaped(message)}"
+    """`::error title=...::...`, escaped as the runner reads it; in a property, colons and commas are escaped too."""
+    return f"::{level} title={_escape(title).replace(':', '%3A').replace(',', '%2C')}::{_escape(message)}"
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")

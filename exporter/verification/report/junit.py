@@ -6,33 +6,36 @@ import re
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from exporter.verification.verdicts import BundleCheck, Checked, distinct_names, why_not_judged
+from exporter.verification.verdicts import BackendCheck, BundleCheck, distinct_names, why_not_judged
 from runtimes.printable import as_text, printable
 
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""Characters that XML has no way to write, as those of a terminal's commands (XML 1.0, section 2.2)."""
+"""Characters that XML cannot hold, such as a terminal's control characters (XML 1.0, section 2.2)."""
 KINDS = {"failed": "error", "crashed": "error", "not here": "skipped"}
+COUNTS = {"tests": "testcase", "failures": "failure", "errors": "error", "skipped": "skipped"}
 
 
 def xml_from_checks(checks: Sequence[BundleCheck]) -> bytes:
-    """UTF-8 XML. A backend that measured nothing is one case, `answers`: an error, or skipped
-    where it is not here and need not be. A limit that does not apply is skipped.
+    """Checks as UTF-8 XML: a suite for each bundle, a case for each backend and limit of its budget.
+
+    A backend that gave no answer is one case, `answers`: an error, or skipped where it may be missing. A limit that
+    does not apply is skipped.
     """
     root = ElementTree.Element("testsuites")
     for name, check in zip(distinct_names([check.name for check in checks]), checks, strict=True):
         suite = ElementTree.SubElement(root, "testsuite", name=name)
         for one in check.backends:
             _add_cases(suite, f"{name}.{one.backend}", one, check)
-        for attribute, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+        for attribute, tag in COUNTS.items():
             suite.set(attribute, str(len(list(suite.iter(tag)))))
     text = as_text(ElementTree.tostring(root, encoding="unicode"))
     return f"<?xml version='1.0' encoding='utf-8'?>\n{NO_XML.sub(lambda found: printable(found[0]), text)}".encode()
 
 
-def _add_cases(suite: ElementTree.Element, group: str, one: Checked, check: BundleCheck) -> None:
+def _add_cases(suite: ElementTree.Element, group: str, one: BackendCheck, check: BundleCheck) -> None:
     if one.answer is None:
         case = ElementTree.SubElement(suite, "testcase", classname=group, name="answers", time=f"{one.seconds:.3f}")
-        kind = "error" if one.verdict == "not here" and check.may_not_miss else KINDS[one.verdict]
+        kind = "error" if one.verdict == "not here" and check.missing_backend_is_error else KINDS[one.verdict]
         ElementTree.SubElement(case, kind, message=one.reason)
         return
     for number, limit in enumerate(one.answer.limits):

@@ -1,4 +1,4 @@
-"""In which precision a graph computes, layer by layer."""
+"""Read off a graph in which precision each of its layers computes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,24 @@ from exporter.lowering.qdq.lint import DEQUANTIZE
 from exporter.lowering.qdq.targets import left_in_float, tensorrt
 from exporter.verification.report.records import GraphLayer
 
-NO_LAYERS = ("QuantizeLinear", "DequantizeLinear", "Cast", "Relu", "Flatten", "Reshape", "Transpose", "Constant", "Identity")
-"""What says or carries a type, moves values, or is fused into the layer before it."""
+NO_LAYERS = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Cast",
+    "Relu",
+    "Flatten",
+    "Reshape",
+    "Transpose",
+    "Constant",
+    "Identity",
+)
+"""Operators that convert a type, move values, or are fused into the layer before them."""
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 SHORT = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16"}
 
 
 def layers_from_model(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
-    """The graph's layers in its order. Biases are left out of account: they are float in every precision."""
+    """The graph's layers in its order. Biases are not considered: they are float in every precision."""
     own = inferred_graphs(model)[0]
     types, shapes = own.types, own.shapes
     constants = initializer_shapes(model)
@@ -31,7 +41,11 @@ def layers_from_model(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
         return SHORT.get(name, name)
 
     def read(node: onnx.NodeProto) -> list[str]:
-        return [name for name in node.input if name and name not in constants] if node.op_type not in WEIGHTED else list(node.input[:2])
+        return (
+            [name for name in node.input if name and name not in constants]
+            if node.op_type not in WEIGHTED
+            else list(node.input[:2])
+        )
 
     def weights(node: onnx.NodeProto) -> str:
         name = node.input[1]

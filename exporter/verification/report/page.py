@@ -1,4 +1,4 @@
-"""Sections as a page: what the template needs beside them, in tables and pictures."""
+"""Write sections as an HTML page: the template is given them, and functions for its tables and pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from PIL import Image
 
 from exporter.verification.report.plots import Caption, drift_svgs, histogram_svg
 from exporter.verification.report.records import DriftChart, Section
-from exporter.verification.report.sentences import joined, overall_text, precision_text, share_text, status_of, verdict_sentences
+from exporter.verification.report.sentences import (
+    join_words,
+    overall_text,
+    precision_text,
+    share_text,
+    status_of,
+    verdict_sentences,
+)
 from runtimes.parity.budget import Limit
 from runtimes.parity.compare import is_classifier
 from runtimes.parity.evidence import ErrorHistogram
@@ -26,14 +33,22 @@ from runtimes.printable import as_text
 
 TEMPLATES, PAGE = Path(__file__).parent / "assets", "report.html.j2"
 THUMBNAIL = 96
-"""Pixels of a flip's longer side; a smaller image is enlarged by the page, each pixel as a square."""
-MARKS = {"within budget": "✓", "ok": "✓", "out of budget": "✗", "failed": "✗", "crashed": "✗", "not answered": "○", "not here": "○"}
-"""Beside the words, never in their place."""
+"""Pixels of the longer side of a flipped image; a smaller one is enlarged by the page, each pixel as a square."""
+MARKS = {
+    "within budget": "✓",
+    "ok": "✓",
+    "out of budget": "✗",
+    "failed": "✗",
+    "crashed": "✗",
+    "not answered": "○",
+    "not here": "○",
+}
+"""Signs that stand beside the words, never in their place."""
 
 
 @dataclass(frozen=True)
 class LimitRow:
-    """A limit, and what became of it on each backend that answered; None where it was not judged."""
+    """A limit, and the verdict on it for each backend that answered; None where it was not judged."""
 
     what: str
     allowed: str
@@ -42,7 +57,7 @@ class LimitRow:
 
 @dataclass(frozen=True)
 class MeasureRow:
-    """What was measured of a backend, or of one of its outputs (features)."""
+    """The measures of a backend or, where a model gives features, of one of its outputs."""
 
     backend: str
     output: str
@@ -52,7 +67,7 @@ class MeasureRow:
 
 
 def html_from_sections(sections: Sequence[Section]) -> bytes:
-    """A UTF-8 page that needs nothing beside it; equal sections give equal bytes."""
+    """The page as UTF-8, with all that it needs inside; equal sections give equal bytes."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -61,7 +76,7 @@ def html_from_sections(sections: Sequence[Section]) -> bytes:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"joined": joined, "share": share_text, "png_uri": _png_uri, "error": _error_text}
+    environment.filters |= {"join_words": join_words, "share": share_text, "png_uri": _png_uri, "error": _error_text}
     environment.globals |= {
         "status_of": status_of,
         "verdict_sentences": verdict_sentences,
@@ -78,19 +93,26 @@ def html_from_sections(sections: Sequence[Section]) -> bytes:
         "marks": MARKS,
         "thumbnail": THUMBNAIL,
     }
-    page = environment.get_template(PAGE).render(sections=sections, overall=overall_text([one.check for one in sections]))
+    page = environment.get_template(PAGE).render(
+        sections=sections, overall=overall_text([one.check for one in sections])
+    )
     return as_text(page).encode(errors="backslashreplace")  # a path may hold bytes that are no text
 
 
 def limit_rows(section: Section) -> list[LimitRow]:
-    """Each limit of any backend once, in the budget's order."""
-    by_backend = [{limit.name: limit for limit in one.answer.limits} for one in section.check.backends if one.answer is not None]
+    """A row for each limit that any backend was held to, in the budget's order."""
+    by_backend = [
+        {limit.name: limit for limit in one.answer.limits} for one in section.check.backends if one.answer is not None
+    ]
     known = {name: limit for limits in by_backend for name, limit in limits.items()}
-    return [LimitRow(limit.what, limit.allowed, tuple(limits.get(name) for limits in by_backend)) for name, limit in known.items()]
+    return [
+        LimitRow(limit.what, limit.allowed, tuple(limits.get(name) for limits in by_backend))
+        for name, limit in known.items()
+    ]
 
 
 def measure_rows(section: Section) -> list[MeasureRow]:
-    """A row for each backend that answered; of features, one for each of its outputs under it."""
+    """A row for each backend that answered; for features, under it one for each of its outputs."""
     rows = []
     for one in section.check.backends:
         if one.answer is not None:
@@ -101,7 +123,7 @@ def measure_rows(section: Section) -> list[MeasureRow]:
 
 
 def histogram_rows(histograms: Mapping[str, ErrorHistogram]) -> list[tuple[str, list[int]]]:
-    """The bins that any backend has values in, in words, and each one's count; values that are equal come first."""
+    """The bins in which any backend has values, in words, and each backend's count; equal values come first."""
     rows = [("equal to the last bit", [one.exact for one in histograms.values()])]
     decades = next(iter(histograms.values())).decades
     for place, (low, high) in enumerate(pairwise(decades)):
@@ -112,7 +134,7 @@ def histogram_rows(histograms: Mapping[str, ErrorHistogram]) -> list[tuple[str, 
 
 
 def class_name(section: Section, number: int) -> str:
-    """A class by its name, or by its number where that is all there is."""
+    """The name of a class; `class 7` where names are not known."""
     return section.labels[number] if section.labels is not None and number < len(section.labels) else f"class {number}"
 
 
@@ -125,12 +147,16 @@ def _has_classes(section: Section) -> bool:
 
 
 def _errors_differ(section: Section) -> bool:
-    """Is there an error to draw at all?"""
+    """Does any output of any backend differ from the reference's? Otherwise there is no histogram to draw."""
     return any(any(one.counts) for one in _histograms(section).values())
 
 
 def _histograms(section: Section) -> dict[str, ErrorHistogram]:
-    return {one.backend: one.answer.errors for one in section.check.backends if one.answer is not None and one.answer.errors is not None}
+    return {
+        one.backend: one.answer.errors
+        for one in section.check.backends
+        if one.answer is not None and one.answer.errors is not None
+    }
 
 
 def _histogram_plot(section: Section, name: str) -> Markup:
@@ -138,23 +164,25 @@ def _histogram_plot(section: Section, name: str) -> Markup:
     caption = Caption(
         f"{name}-errors",
         f"How far the outputs of {section.check.name} are off",
-        f"A histogram of relative errors on a logarithmic axis, an outline each for {joined(list(histograms))}; its figures are in the table below.",
+        f"A histogram of relative errors on a logarithmic axis, an outline each for {join_words(list(histograms))}; "
+        "its figures are in the table below.",
     )
     unit = "the largest logit" if _has_classes(section) else "the output's largest value"
-    return Markup(histogram_svg(histograms, section.check.budget.max_relative_error, unit, caption))  # ElementTree escaped what is in it
+    # ElementTree has escaped what is in it.
+    return Markup(histogram_svg(histograms, section.check.budget.max_relative_error, unit, caption))
 
 
 def _drift_plots(drift: DriftChart, name: str) -> tuple[Markup, Markup]:
-    steps = joined([one.step for one in drift.series])
-    said = f"A line each for {steps}, over {len(drift.series[0].blocks)} blocks; its figures are in the table below."
-    error = Caption(f"{name}-drift-error", "Relative error after each block", said)
-    sqnr = Caption(f"{name}-drift-sqnr", "Signal to quantization noise after each block", said)
+    steps = join_words([one.step for one in drift.series])
+    text = f"A line each for {steps}, over {len(drift.series[0].blocks)} blocks; its figures are in the table below."
+    error = Caption(f"{name}-drift-error", "Relative error after each block", text)
+    sqnr = Caption(f"{name}-drift-sqnr", "Signal to quantization noise after each block", text)
     first, second = drift_svgs(drift, error, sqnr)
     return Markup(first), Markup(second)
 
 
 def _png_uri(pixels: NDArray[np.uint8]) -> str:
-    """uint8 (height, width, 1 or 3) as a PNG in a `data:` address, made smaller where it is larger than a thumbnail."""
+    """uint8 (height, width, 1 or 3) as a PNG in a `data:` address, shrunk where it is larger than a thumbnail."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     written = io.BytesIO()

@@ -1,7 +1,7 @@
-"""The report's plots, drawn by matplotlib as SVG that stands in the page: it takes the page's font and colours, so that it follows a dark scheme.
+"""The report's plots, drawn by matplotlib as SVG inside the page, in the page's font and colours, light and dark.
 
-matplotlib draws in colours that stand for others; they are replaced by the page's CSS variables. Whoever cannot see a plot is told its title and
-a description, and has a table beside it.
+matplotlib draws in placeholder colours, which are replaced by the page's CSS variables. For those who cannot see a plot
+there are its title and a description, and a table beside it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INK, FAINT, LIMIT = "#0000b1", "#0000b2", "#0000b3"
 SERIES = ("#0000a1", "#0000a2", "#0000a3", "#0000a4", "#0000a5")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v")
-"""Of the series: told apart by more than their colour."""
+"""Of the series, which differ in more than their colour."""
 COLOURS = {
     INK: "currentColor",
     FAINT: "var(--faint)",
@@ -54,7 +54,7 @@ STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
 }
 SIZE = (5.2, 3.5)
-"""In inches of ten-point type: in half a wide page the type is the page's own, on a phone it can still be read."""
+"""In inches, with type of ten points: the size of the page's type in half a wide page, and still legible on a phone."""
 MOST_TICKS, LONGEST_NAME = 20, 16
 LEAST_SHARE, LARGEST_DRAWN = 0.001, 1e30
 SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
@@ -62,7 +62,7 @@ SVG, LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 
 @dataclass(frozen=True)
 class Caption:
-    """What a plot is called in the page (a part of its elements' ids), and its title and description for who cannot see it."""
+    """A plot's name, with which the ids of its elements begin, and a title and description for those who cannot see."""
 
     name: str
     title: str
@@ -70,7 +70,13 @@ class Caption:
 
 
 def histogram_svg(histograms: Mapping[str, ErrorHistogram], limit: float | None, unit: str, caption: Caption) -> str:
-    """Shares of the output values over their error, one outline for each backend; `limit` is the budget's largest relative error."""
+    """A histogram of the output values by their error, an outline for each backend, as an SVG element.
+
+    Args:
+        histograms: by backend.
+        limit: the budget's largest relative error; None where it has none.
+        unit: what errors are relative to, in words.
+    """
     with _figure() as figure:
         axes = figure.subplots()
         seen = _seen_decades(list(histograms.values()))
@@ -94,11 +100,12 @@ def histogram_svg(histograms: Mapping[str, ErrorHistogram], limit: float | None,
 
 
 def drift_svgs(drift: DriftChart, error: Caption, sqnr: Caption) -> tuple[str, str]:
-    """Relative error, on a log axis, and signal to noise in dB, each by block and with a line for each step."""
+    """Two SVG elements, each with a line for each stage over the blocks: relative error (log axis), and SQNR in dB."""
     with _figure() as figure:
         axes = figure.subplots()
         errors = [np.array(one.relative_error, np.float64) for one in drift.series]
-        drawn = [np.where((values > 0) & (values < LARGEST_DRAWN), values, np.nan) for values in errors]  # the rest has no place on a log axis
+        # Zero and what is not finite have no place on a log axis.
+        drawn = [np.where((values > 0) & (values < LARGEST_DRAWN), values, np.nan) for values in errors]
         _draw_lines(axes, drift, drawn, "relative error")
         axes.set_yscale("log")
         axes.set_ylim(*_decades_around(np.concatenate(drawn)))
@@ -116,7 +123,14 @@ def drift_svgs(drift: DriftChart, error: Caption, sqnr: Caption) -> tuple[str, s
 def _draw_lines(axes: Axes, drift: DriftChart, lines: Sequence[NDArray[np.float64]], label: str) -> None:
     for place, (one, values) in enumerate(zip(drift.series, lines, strict=True)):
         colour, dash = _series(place)
-        axes.plot(range(len(values)), values, color=colour, linestyle=dash, marker=MARKERS[place % len(MARKERS)], label=one.step)
+        axes.plot(
+            range(len(values)),
+            values,
+            color=colour,
+            linestyle=dash,
+            marker=MARKERS[place % len(MARKERS)],
+            label=one.step,
+        )
     blocks = drift.series[0].blocks
     every = math.ceil(len(blocks) / MOST_TICKS)
     axes.set_xticks(range(0, len(blocks), every), list(map(_tick, blocks[::every])), rotation=90)
@@ -125,7 +139,7 @@ def _draw_lines(axes: Axes, drift: DriftChart, lines: Sequence[NDArray[np.float6
 
 @contextmanager
 def _figure() -> Iterator[Figure]:
-    """A figure whose looks depend on nobody's matplotlibrc."""
+    """A figure in the report's style, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
@@ -137,23 +151,29 @@ def _shares(one: ErrorHistogram) -> NDArray[np.float64]:
 
 
 def _seen_decades(histograms: Sequence[ErrorHistogram]) -> list[float]:
-    """Edges of the bins that are high enough to be seen in a plot, or else of all that are not empty."""
+    """Edges of the bins that are high enough to be seen in a plot; where there are none, of all that are not empty."""
     for least in (LEAST_SHARE, 0.0):
-        seen = [edge for one in histograms for pair, share in zip(pairwise(one.decades), _shares(one), strict=True) if share > least for edge in pair]
+        seen = [
+            edge
+            for one in histograms
+            for pair, share in zip(pairwise(one.decades), _shares(one), strict=True)
+            if share > least
+            for edge in pair
+        ]
         if seen:
             return seen
     raise ValueError("expected an error to draw, got none")
 
 
 def _decades_around(values: NDArray[np.float64]) -> tuple[float, float]:
-    """Powers of ten, so that there is a tick however near to each other the values are."""
+    """The powers of ten around the values: an axis between them has ticks however close the values are."""
     known = values[np.isfinite(values)]
     low, high = (math.floor(math.log10(known.min())), math.ceil(math.log10(known.max()))) if len(known) else (-1, 0)
     return 10.0**low, 10.0 ** max(high, low + 1)
 
 
 def _tick(name: str) -> str:
-    """The end of a long name, in letters that XML and every font have; the table has all of it."""
+    """A name, or the end of a long one, in letters that XML and every font have; the table has the whole name."""
     plain = "".join(letter if " " <= letter <= "~" else "?" for letter in name)
     return plain if len(plain) <= LONGEST_NAME else f"...{plain[3 - LONGEST_NAME :]}"
 
@@ -173,37 +193,44 @@ def _svg(figure: Figure, caption: Caption) -> str:
     figure.savefig(written, format="svg", metadata={"Date": None})
     root = ElementTree.fromstring(written.getvalue())
     for parent in list(root.iter()):
-        for child in [
-            child for child in parent if child.tag.endswith(("metadata", "style"))
-        ]:  # of no use in a page; its own style would be the page's
+        # Of no use in a page; a style of the plot's would be the whole page's.
+        for child in [child for child in parent if child.tag.endswith(("metadata", "style"))]:
             parent.remove(child)
     for element in root.iter():
         element.tag = element.tag.removeprefix(SVG)
         if LINK in element.attrib:
             element.set("href", element.attrib.pop(LINK))
         for name, value in element.attrib.items():
-            element.set(name, _of_the_page(value))
+            element.set(name, _with_page_style(value))
     _name_ids(root, caption.name)
     title, description = f"{caption.name}-title", f"{caption.name}-description"
-    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-labelledby": title, "aria-describedby": description}
-    for place, (tag, name, text) in enumerate((("title", title, caption.title), ("desc", description, caption.description))):
+    root.attrib = {
+        "viewBox": root.attrib["viewBox"],
+        "role": "img",
+        "aria-labelledby": title,
+        "aria-describedby": description,
+    }
+    captions = (("title", title, caption.title), ("desc", description, caption.description))
+    for place, (tag, name, text) in enumerate(captions):
         element = ElementTree.Element(tag, id=name)
         element.text = text
         root.insert(place, element)
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _of_the_page(value: str) -> str:
-    """An attribute with the page's colours, and of the font its size alone: the rest is inherited."""
+def _with_page_style(value: str) -> str:
+    """An attribute's value with the page's colours; of a font only its size is kept, the rest is inherited."""
     for colour, name in COLOURS.items():
         value = value.replace(colour, name)
     return re.sub(r"font: ([\d.]+px) [^;]*", r"font-size: \1", value)
 
 
 def _name_ids(root: ElementTree.Element, name: str) -> None:
-    """Ids are one space for the whole page: those that are referred to begin with the plot's name, the rest go."""
+    """Prefix the ids that are referred to with the plot's name: ids are shared by the whole page. Remove the others."""
     values = [value for element in root.iter() for value in element.attrib.values()]
-    used = {found for value in values for found in re.findall(r"^#(.+)$|url\(#([^)]+)\)", value) for found in found if found}
+    used = {
+        found for value in values for found in re.findall(r"^#(.+)$|url\(#([^)]+)\)", value) for found in found if found
+    }
     for element in root.iter():
         for attribute, value in list(element.attrib.items()):
             if attribute == "id" and value not in used:

@@ -1,4 +1,4 @@
-"""What the report shows, as plain records."""
+"""Records of what the report shows."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from runtimes.parity.flips import Flip
 
 @dataclass(frozen=True)
 class FlippedImage:
-    """An image that another class came out for: the flip, the backends it is seen on, its pixels, and its true class where that is known.
+    """An image whose class changed.
 
     Attributes:
+        backends: those on which it changed to the same class.
         pixels: uint8 (height, width, 1 or 3).
+        label: its true class; None where that is not known.
     """
 
     flip: Flip
@@ -29,7 +31,7 @@ class FlippedImage:
 
 @dataclass(frozen=True)
 class DriftSeries:
-    """One step of the export against FP32 PyTorch, block by block: relative error and signal to noise (dB) of each block's output."""
+    """One line of the drift's plots: relative error and signal-to-noise ratio (dB) of each block's output."""
 
     step: str
     blocks: tuple[str, ...]
@@ -39,7 +41,7 @@ class DriftSeries:
 
 @dataclass(frozen=True)
 class DriftChart:
-    """How far each step is off after each block, all over the same blocks; `remark` names the first that is out of line."""
+    """The drift's plots: a series for each stage, all over the same blocks; `remark` is the sentence under them."""
 
     series: tuple[DriftSeries, ...]
     remark: str
@@ -50,8 +52,8 @@ class GraphLayer:
     """One layer of `model.onnx`.
 
     Attributes:
-        precision: what it reads: `INT8`, `FP16`, or both joined by a plus, as an addition does whose shortcut alone is quantized.
-        weights: their type, and whether each output channel has a scale of its own; empty where it has none.
+        precision: of its inputs: `INT8`, `FP16`, or `INT8 + FP16` for an addition whose shortcut alone is quantized.
+        weights: their type, and `per channel` where each output channel has its own scale; empty without weights.
         macs: multiply-accumulates for one image.
         remark: why a convolution of a quantized graph stays in float; empty where it does not.
     """
@@ -66,7 +68,13 @@ class GraphLayer:
 
 @dataclass(frozen=True)
 class EngineFile:
-    """An engine in the bundle: its sidecar, or in `problem` why there is none to show."""
+    """An engine in the bundle.
+
+    Attributes:
+        name: of its file, without the ending.
+        facts: what its sidecar says; None where that cannot be read.
+        problem: why the sidecar cannot be read, or the engine does not belong to the bundle; empty where all is well.
+    """
 
     name: str
     facts: EngineFacts | None
@@ -78,10 +86,12 @@ class Section:
     """One bundle in the report.
 
     Attributes:
-        labels: names of the classes, where they are known.
-        flips: those to show, the largest margin first; `flip_count` is how many there are.
-        layers: of `model.onnx`; None where there is no onnx package to read it with.
-        reproduce: command lines.
+        labels: names of the classes; None where they are not known.
+        flips: those to show, the largest margin first.
+        flip_count: how many there are in all.
+        layers: of `model.onnx`; None where the onnx package is not installed.
+        reproduce: command lines that make the bundle and check it.
+        drift: None where it was not asked for.
         remedy: what would mend a broken budget, line by line.
     """
 

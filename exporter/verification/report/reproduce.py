@@ -1,4 +1,4 @@
-"""The command lines that make a bundle and check it, as far as its manifest tells."""
+"""The command lines that make a bundle and check it again, as far as its manifest knows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from calibration.sample import FEWEST_IMAGES
-from exporter.verification.check import CheckPlan
+from exporter.verification.plan import CheckPlan
 from runtimes.manifest import Manifest
 from runtimes.parity.budget import number_text
 from runtimes.parity.compare import is_classifier
@@ -16,7 +16,7 @@ WIDTH = 76
 
 
 def export_lines(manifest: Manifest) -> tuple[str, ...]:
-    """`resnet-export ...`, and as comments what it takes that the manifest knows by its sha256 alone."""
+    """`resnet-export ...`, and in comments the files that it needs and the manifest knows only by their sha256."""
     model, preprocess = manifest.model, manifest.preprocess
     outputs = [spec.name for spec in manifest.outputs]
     words = ["resnet-export", model.name, f"--{manifest.precision}", "--target", manifest.target]
@@ -38,7 +38,12 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
     if manifest.inputs[0].dtype == PIXELS:
         words += ["--uint8-input", *(["full"] if takes_any_size(manifest.inputs[0]) else [])]
     words += ["--image-size", "x".join(map(str, preprocess.crop))]
-    words += ["--mean", ",".join(map(number_text, preprocess.mean)), "--std", ",".join(map(number_text, preprocess.std))]
+    words += [
+        "--mean",
+        ",".join(map(number_text, preprocess.mean)),
+        "--std",
+        ",".join(map(number_text, preprocess.std)),
+    ]
     words += ["--batch", str(manifest.batch), "--opset", str(manifest.opset)]
     if manifest.calibration is not None:
         facts = manifest.calibration
@@ -50,7 +55,7 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
 
 
 def check_line(plan: CheckPlan) -> str:
-    """`resnet-deploy check ...`. The bundle goes by its name, which its folder usually has: where that lies says nothing to another machine."""
+    """`resnet-deploy check ...`, with the bundle's name for its folder: a path means nothing on another machine."""
     words = ["resnet-deploy", "check", plan.bundle.manifest.name]
     if plan.asked:
         words += [word for backend in plan.backends for word in ("--backend", backend)]
@@ -65,7 +70,7 @@ def check_line(plan: CheckPlan) -> str:
 
 
 def _command(words: Sequence[str]) -> str:
-    """Words as a shell takes them, over several lines where they are many."""
+    """Words quoted for a shell, over several lines where they are many; an option stays with its value."""
     lines = [""]
     for word in map(shlex.quote, words):
         if len(lines[-1]) + len(word) > WIDTH and not (lines[-1].split() or [""])[-1].startswith("--"):

@@ -1,4 +1,4 @@
-"""What the report says of a bundle, gathered where the check was made; nothing here draws or writes."""
+"""Gather what the report says of a bundle, on the machine that checked it; nothing here draws or writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.verification.blocks.findings import Drift, bisection_remark, drift_remark
-from exporter.verification.check import CheckPlan
+from exporter.verification.plan import CheckPlan
 from exporter.verification.report.records import DriftChart, DriftSeries, EngineFile, FlippedImage, GraphLayer, Section
 from exporter.verification.report.reproduce import check_line, export_lines
 from exporter.verification.verdicts import BundleCheck
@@ -26,34 +26,42 @@ SHOWN_FLIPS = 48
 
 
 def section_from_check(check: BundleCheck, plan: CheckPlan, evidence: Evidence) -> Section:
-    """What a check found, and what else the bundle tells."""
+    """The section of a checked bundle: the verdict, its flips, and what the bundle holds beside."""
     bundle = plan.bundle
-    flips = _seen_on(check)
+    flips = _flips_by_backends(check)
     return Section(
         check=check,
         manifest=bundle.manifest,
         labels=bundle.labels,
-        flips=tuple(_flipped_image(flip, backends, evidence, bundle.manifest.preprocess) for flip, backends in flips[:SHOWN_FLIPS]),
+        flips=tuple(
+            _flipped_image(flip, backends, evidence, bundle.manifest.preprocess)
+            for flip, backends in flips[:SHOWN_FLIPS]
+        ),
         flip_count=len(flips),
         layers=layers_of(bundle.folder / ONNX) if ONNX in bundle.manifest.files else (),
         engines=engines_of(bundle),
         reproduce=(*export_lines(bundle.manifest), check_line(plan)),
-        drift=shown_drift(check.drift) if check.drift is not None else None,
+        drift=chart_from_drift(check.drift) if check.drift is not None else None,
         remedy=(f"What would mend it: {bisection_remark(check.bisection)}.",) if check.bisection is not None else (),
     )
 
 
-def shown_drift(found: Drift) -> DriftChart:
-    """A drift by its steps."""
+def chart_from_drift(found: Drift) -> DriftChart:
+    """The plots of a drift: a series for each of its stages."""
     series = (
-        DriftSeries(stage.name, found.blocks, tuple(one.relative_error for one in stage.blocks), tuple(one.sqnr_db for one in stage.blocks))
+        DriftSeries(
+            stage.name,
+            found.blocks,
+            tuple(one.relative_error for one in stage.blocks),
+            tuple(one.sqnr_db for one in stage.blocks),
+        )
         for stage in found.stages
     )
     return DriftChart(tuple(series), drift_remark(found))
 
 
 def layers_of(path: Path) -> tuple[GraphLayer, ...] | None:
-    """The layers of an ONNX file; None without the onnx package."""
+    """The layers of an ONNX file; None where the onnx package is not installed."""
     try:
         import onnx
     except ImportError:
@@ -64,7 +72,7 @@ def layers_of(path: Path) -> tuple[GraphLayer, ...] | None:
 
 
 def engines_of(bundle: Bundle) -> tuple[EngineFile, ...]:
-    """The engines in a bundle by their sidecars, which are read without loading an engine."""
+    """The engines in a bundle, from their sidecars; no engine is loaded."""
     found = []
     for path in sorted((bundle.folder / FOLDER).glob("*.json")):
         try:
@@ -77,13 +85,19 @@ def engines_of(bundle: Bundle) -> tuple[EngineFile, ...]:
     return tuple(found)
 
 
-def _seen_on(check: BundleCheck) -> list[tuple[Flip, tuple[str, ...]]]:
-    """Every image with the class that it became, and the backends that say so; the largest margin first, of several backends as well."""
+def _flips_by_backends(check: BundleCheck) -> list[tuple[Flip, tuple[str, ...]]]:
+    """Each flip once, with the backends on which the image changed to that class; the largest margin first.
+
+    Where several backends show it, the flip is that with the largest margin among them.
+    """
     found: dict[tuple[int, int, int], list[tuple[Flip, str]]] = {}
     for one in check.backends:
         for flip in one.answer.flips if one.answer is not None else ():
             found.setdefault((flip.image, flip.reference, flip.got), []).append((flip, one.backend))
-    seen = [(max((flip for flip, _ in same), key=lambda flip: flip.margin), tuple(backend for _, backend in same)) for same in found.values()]
+    seen = [
+        (max((flip for flip, _ in same), key=lambda flip: flip.margin), tuple(backend for _, backend in same))
+        for same in found.values()
+    ]
     return sorted(seen, key=lambda pair: (-pair[0].margin, pair[0].image, pair[0].got))
 
 
@@ -93,6 +107,6 @@ def _flipped_image(flip: Flip, backends: tuple[str, ...], evidence: Evidence, pr
 
 
 def _pixels(fed: NDArray[Any], preprocess: Preprocess) -> NDArray[np.uint8]:
-    """What a model was fed, as a picture; of a number of channels that no picture has, the first."""
+    """A model's input as an image, uint8 (height, width, 1 or 3); the first channel of other numbers of channels."""
     pixels: NDArray[np.uint8] = fed if fed.dtype == PIXELS else preprocess.pixels_from_inputs(fed)
     return pixels if pixels.shape[-1] in MODES else pixels[..., :1]

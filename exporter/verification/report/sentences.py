@@ -1,4 +1,4 @@
-"""A check's verdict in words, for who reads nothing else of it."""
+"""The verdict of a check in sentences, for readers who read nothing else of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from exporter.verification.report.records import GraphLayer
-from exporter.verification.verdicts import BundleCheck, Checked
+from exporter.verification.verdicts import BackendCheck, BundleCheck
 from runtimes.errors import BackendUnavailable, ParityError
 from runtimes.parity.budget import Limit
 from runtimes.parity.measures import Comparison
@@ -17,11 +17,13 @@ SMALL = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def status_of(check: BundleCheck) -> Status:
-    """What a check comes to."""
+    """The outcome of a check in two words."""
     problem = check.problem
     if problem is None:
         return "within budget"
-    return "out of budget" if isinstance(problem, ParityError) else "not answered" if isinstance(problem, BackendUnavailable) else "failed"
+    if isinstance(problem, ParityError):
+        return "out of budget"
+    return "not answered" if isinstance(problem, BackendUnavailable) else "failed"
 
 
 def overall_text(checks: Sequence[BundleCheck]) -> str:
@@ -30,37 +32,48 @@ def overall_text(checks: Sequence[BundleCheck]) -> str:
     if len(counts) == 1:
         (status,) = counts
         return f"All {len(checks)} bundles {_verb(status, len(checks))}."
-    return f"Of {len(checks)} bundles {joined([f'{count} {_verb(status, count)}' for status, count in counts.items()])}."
+    parts = [f"{count} {_verb(status, count)}" for status, count in counts.items()]
+    return f"Of {len(checks)} bundles {join_words(parts)}."
 
 
 def verdict_sentences(check: BundleCheck) -> tuple[str, ...]:
-    """What is out of budget, what is within it, what gave no answer, and how often the class is right."""
-    by = {verdict: [one for one in check.backends if one.verdict == verdict] for verdict in ("out of budget", "ok", "failed", "crashed", "not here")}
-    found = [
-        f"{check.name} is out of budget on {one.backend}: {'; '.join(filter(None, (joined(_broken(one)), _flips_text([one], check.images))))}."
-        for one in by["out of budget"]
-    ]
+    """Sentences on the backends out of budget, those within it, those without an answer, and the accuracy."""
+    by = {
+        verdict: [one for one in check.backends if one.verdict == verdict]
+        for verdict in ("out of budget", "ok", "failed", "crashed", "not here")
+    }
+    found = []
+    for one in by["out of budget"]:
+        parts = filter(None, (join_words(_broken_limits(one)), _flips_text([one], check.images)))
+        found.append(f"{check.name} is out of budget on {one.backend}: {'; '.join(parts)}.")
     if by["ok"]:
         found.append(_kept_text(by["ok"], check, after=bool(found)))
     found += [f"On {one.backend} it {one.verdict}: {one.reason}." for one in (*by["failed"], *by["crashed"])]
     missing = [one.backend for one in by["not here"]]
     if missing:
         asked = ", though asked for by name" if check.asked else ""
-        found.append(f"{joined(missing)} {'was' if len(missing) == 1 else 'were'} not here to answer{asked}.")
-    measured = [(one.answer.accuracy, one.backend) for one in check.backends if one.answer is not None and one.answer.accuracy is not None]
+        found.append(f"{join_words(missing)} {'was' if len(missing) == 1 else 'were'} not here to answer{asked}.")
+    measured = [
+        (one.answer.accuracy, one.backend)
+        for one in check.backends
+        if one.answer is not None and one.answer.accuracy is not None
+    ]
     if measured:
         lowest, backend = min(measured, key=lambda pair: pair[0].top1)
-        found.append(f"Of {lowest.images} labelled images the reference gets {lowest.reference_top1:.2%} right and {backend} {lowest.top1:.2%}.")
+        found.append(
+            f"Of {lowest.images} labelled images the reference gets {lowest.reference_top1:.2%} right "
+            f"and {backend} {lowest.top1:.2%}."
+        )
     return tuple(found)
 
 
-def joined(names: Sequence[str]) -> str:
+def join_words(names: Sequence[str]) -> str:
     """`a, b and c`."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def share_text(value: float) -> str:
-    """A share for people: `2.2%`, and of what is too small for that `4.1e-08`."""
+    """A share, 0..1, as `2.2%`; one that is too small for that as `4.1e-08`."""
     if 0 < value < 1e-4:
         return f"{value:.1e}"
     return f"{value:.0%}" if value >= 0.1 else f"{value * 100:.2g}%"
@@ -74,21 +87,29 @@ def precision_text(layers: Sequence[GraphLayer]) -> str:
     for precision, count in Counter(layer.precision for layer in convolutions).most_common():
         share = sum(layer.macs for layer in convolutions if layer.precision == precision) / max(1, total)
         work = f"{share:.1%}" if share < 0.9995 or share == 1 else "more than 99.9%"
-        parts.append(f"{count} of {len(convolutions)} convolutions compute in {precision}, with {work} of all multiply-accumulates")
+        parts.append(
+            f"{count} of {len(convolutions)} convolutions compute in {precision}, "
+            f"with {work} of all multiply-accumulates"
+        )
     return f"{'; '.join(parts)}." if parts else "There is no convolution in it."
 
 
-def _kept_text(kept: Sequence[Checked], check: BundleCheck, *, after: bool) -> str:
+def _kept_text(kept: Sequence[BackendCheck], check: BundleCheck, *, after: bool) -> str:
     measures = [measured for one in kept for measured in _measures(one)]
     largest = share_text(max(one.max_relative_error for one in measures))
     flips = _flips_text(kept, check.images)
-    error = f"the largest logit error is {largest} of the largest logit" if flips else f"the largest error is {largest} of its output's largest value"
-    says = "It keeps to its budget" if after else f"{check.name} says what {check.reference} says"
-    return f"{says} on {joined([one.backend for one in kept])}: {', '.join(filter(None, (flips, error)))}, and every limit is kept."
+    error = (
+        f"the largest logit error is {largest} of the largest logit"
+        if flips
+        else f"the largest error is {largest} of its output's largest value"
+    )
+    subject = "It keeps to its budget" if after else f"{check.name} says what {check.reference} says"
+    backends = join_words([one.backend for one in kept])
+    return f"{subject} on {backends}: {', '.join(filter(None, (flips, error)))}, and every limit is kept."
 
 
-def _flips_text(backends: Sequence[Checked], images: int) -> str:
-    """How many images changed their class on any of these backends; empty for features and for what is not finite."""
+def _flips_text(backends: Sequence[BackendCheck], images: int) -> str:
+    """How many images changed class on any of these backends; empty for features and for outputs not finite."""
     if any(measured.flips is None or not measured.finite for one in backends for measured in _measures(one)):
         return ""
     flips = [flip for one in backends if one.answer is not None for flip in one.answer.flips]
@@ -102,18 +123,19 @@ def _flips_text(backends: Sequence[Checked], images: int) -> str:
     return f"{len(changed)} of {images} images changed class, {which}"
 
 
-def _measures(one: Checked) -> Sequence[Comparison]:
+def _measures(one: BackendCheck) -> Sequence[Comparison]:
     return list(one.answer.report.backends.values()) if one.answer is not None else []
 
 
-def _broken(one: Checked) -> list[str]:
+def _broken_limits(one: BackendCheck) -> list[str]:
     return [_limit_text(limit) for limit in one.answer.limits if not limit.ok] if one.answer is not None else []
 
 
 def _limit_text(limit: Limit) -> str:
     if limit.name == "finite":
         return limit.text
-    return f"{limit.what} is {limit.measured} where {limit.allowed.replace('<=', 'at most').replace('>=', 'at least')} is asked"
+    allowed = limit.allowed.replace("<=", "at most").replace(">=", "at least")
+    return f"{limit.what} is {limit.measured} where {allowed} is asked"
 
 
 def _number(count: int) -> str:

@@ -1,0 +1,117 @@
+"""The files that finish a bundle: the golden inputs and answers, labels, calibration table, report and manifest."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exporter.graph.counts import graph_facts
+from exporter.graph.facts import tensor_specs
+from exporter.models.loaded import LoadedModel
+from exporter.pipeline.images import Images, Outputs, Proof
+from exporter.pipeline.plan import ExportPlan
+from exporter.pipeline.report_page import REPORT, page_from_proof
+from exporter.verification.blocks.findings import Drift
+from runtimes.bundle import Bundle
+from runtimes.bundle_writing import files_of, write_manifest
+from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, Manifest
+
+if TYPE_CHECKING:
+    import onnx
+
+    from calibration.table import CalibrationTable
+
+PACKAGES = ("resnet-export", "torch", "torchvision", "onnx", "onnxscript", "onnxsim", "numpy", "pillow")
+GOLDEN_IMAGES, GOLDEN_BYTES = (8, 32), 4 << 20
+"""The fewest and the most golden images; between the two, as many as fit into so many bytes before compression."""
+FEWEST_GOLDEN_FEATURES = 2
+"""The fewest of a model that gives features: the stages of a ResNet-50 at 224 pixels are 6 MB an image."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """The inputs that travel with a bundle, and the reference's outputs for them."""
+
+    images: Images
+    outputs: Outputs
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the manifest and the report say of a model that was lowered and proven.
+
+    Attributes:
+        table: the calibrated ranges; None where the precision needs none.
+        drift: None for a network whose blocks cannot be told.
+    """
+
+    table: CalibrationTable | None
+    images: Images
+    proof: Proof
+    golden: Golden
+    drift: Drift | None
+
+
+def write_bundle(
+    folder: Path, plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, found: Findings
+) -> Manifest:
+    """Write all that is missing beside `model.onnx` and `reference.pt2`, the manifest last; returns it.
+
+    Without `plan.reference`, `reference.pt2` is removed.
+    """
+    if not plan.reference:
+        (folder / "reference.pt2").unlink()
+    _write_golden(folder, found.golden, gives_features=plan.features is not None)
+    if loaded.labels is not None:
+        (folder / "labels.txt").write_text("".join(f"{label}\n" for label in loaded.labels), encoding="utf-8")
+    if found.table:
+        (folder / "calibration.json").write_bytes(found.table.json())
+    manifest = _manifest(plan, loaded, model, found)
+    bundle = Bundle(folder, replace(manifest, files=files_of(folder)))
+    (folder / REPORT).write_bytes(page_from_proof(bundle, found.images, found.proof, found.drift))
+    return write_manifest(folder, manifest)
+
+
+def _write_golden(folder: Path, golden: Golden, *, gives_features: bool) -> None:
+    arrays = {"inputs": golden.images.fed, **golden.outputs}
+    fewest, most = GOLDEN_IMAGES
+    fewest = FEWEST_GOLDEN_FEATURES if gives_features else fewest
+    count = min(most, max(fewest, GOLDEN_BYTES // sum(values[0].nbytes for values in arrays.values())))
+    arrays = {name: values[:count] for name, values in arrays.items()}
+    if golden.images.labels is not None:
+        arrays["labels"] = golden.images.labels[:count]
+    # numpy's stub takes the names for its own options.
+    np.savez_compressed(folder / "golden.npz", **arrays)  # type: ignore[arg-type]
+
+
+def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, found: Findings) -> Manifest:
+    import onnxruntime
+
+    packages = (*PACKAGES, *(("timm",) if loaded.facts.source == "timm" else ()))
+    table, calibrator = found.table, plan.lowering_request.calibrator_name
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=plan.name,
+        precision=plan.precision,
+        target=plan.target,
+        opset=plan.opset,
+        versions={
+            "python": platform.python_version(),
+            **{name: version(name) for name in packages},
+            "onnxruntime": onnxruntime.__version__,
+        },
+        model=loaded.facts,
+        inputs=tensor_specs(model.graph.input),
+        outputs=tensor_specs(model.graph.output),
+        batch=plan.batch,
+        preprocess=loaded.preprocess,
+        graph=graph_facts(model),
+        parity=found.proof.report,
+        accuracy=found.proof.accuracy,
+        calibration=CalibrationFacts(calibrator, table.images, table.fingerprint) if table else None,
+    )

@@ -1,0 +1,59 @@
+"""The plan of a check: which bundle, on which backends, held to what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from runtimes.bundle import Bundle
+from runtimes.errors import PlanError
+from runtimes.kinds import check_kinds
+
+
+@dataclass(frozen=True)
+class CheckPlan:
+    """One bundle to check.
+
+    Attributes:
+        backends: names of the backends to run.
+        asked: they were named by the user, so that a missing one is an error; otherwise missing ones are skipped.
+        budget: limits in place of the bundle's own, by name.
+        data: images to check with, against the bundle's reference program (see `calibration.data.open_source`); None
+            takes the golden inputs.
+        images: how many of `data` at most.
+        against: another bundle, whose answers on the same backend are the reference.
+        timeout_s: seconds that a backend may take; None sets no limit.
+        blocks: also measure the drift block by block (see `exporter.verification.blocks.drift`).
+        bisect: also find the blocks whose return to FP32 mends a broken budget (see
+            `exporter.verification.blocks.bisect`).
+        trust_engines: sha256 of engines that may be loaded though this machine did not build them.
+
+    Raises:
+        PlanError: the parts contradict each other, or one is out of range.
+    """
+
+    bundle: Bundle
+    backends: Sequence[str]
+    asked: bool = False
+    budget: Mapping[str, float] = field(default_factory=dict)
+    data: str | None = None
+    images: int = 256
+    against: Bundle | None = None
+    timeout_s: float | None = None
+    blocks: bool = False
+    bisect: bool = False
+    trust_engines: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_kinds(self)
+        if self.images < 1:
+            raise PlanError(f"expected at least 1 of the images, got {self.images}")
+        if self.timeout_s is not None and not self.timeout_s > 0:  # nan too
+            raise PlanError(f"expected a timeout of more than 0 seconds, got {self.timeout_s:g}; leave it out for none")
+        if self.bisect and self.against is not None:
+            raise PlanError(
+                "--bisect returns blocks to the bundle's own FP32 program, which --against has nothing to do with; "
+                "leave one of them out"
+            )
+        if self.bisect and self.bundle.manifest.precision == "fp32":
+            raise PlanError(f"--bisect returns blocks to FP32, and {self.bundle.folder} is all FP32; leave it out")
