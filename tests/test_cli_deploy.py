@@ -124,4 +124,7 @@ def test_output_that_cannot_be_written_is_one_line(bundle: Path) -> None:
     command = [str(Path(sys.executable).with_name("resnet-deploy")), "inspect", str(bundle)]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "error: cannot write the output: No space left on device; make room for it\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: cannot write the output: No space left on device; make room for it\n",
+    )

@@ -20,31 +20,69 @@ LEVELS = ("ampere-plus", "same-compute-capability")
 
 
 trust_option = click.option(
-    "--trust-engine", "trust_engines", multiple=True, metavar="SHA256", help="Load this engine, though another machine built it. Engines are code."
+    "--trust-engine",
+    "trust_engines",
+    multiple=True,
+    metavar="SHA256",
+    help="Load this engine, though another machine built it. Engines are code.",
 )
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--backend", type=click.Choice(BACKENDS), default="tensorrt", show_default=True, help="What builds, and will run, the engine.")
-@click.option("--target", "targets", metavar="SM,...", help="GPUs to build for, as sm86,sm120: tensorrt-rtx alone, on any machine.")
-@click.option("--workspace", type=click.IntRange(min=1), metavar="MIB", help="Most scratch memory a kernel may use.")
-@click.option("--optimization-level", type=click.IntRange(0, 5), metavar="N", help="0 builds fast, 5 runs fast.  [default: the library's, 3]")
 @click.option(
-    "--timing-cache", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Keep the builder's measurements in FILE.VERSION-GPU."
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default="tensorrt",
+    show_default=True,
+    help="What builds, and will run, the engine.",
 )
 @click.option(
-    "--dla", "dla_core", type=click.IntRange(min=0), metavar="N", help="Run on this DLA core; what is no convolution may go to the GPU; static batch."
+    "--target",
+    "targets",
+    metavar="SM,...",
+    help="GPUs to build for, as sm86,sm120: tensorrt-rtx alone, on any machine.",
+)
+@click.option("--workspace", type=click.IntRange(min=1), metavar="MIB", help="Most scratch memory a kernel may use.")
+@click.option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    metavar="N",
+    help="0 builds fast, 5 runs fast.  [default: the library's, 3]",
+)
+@click.option(
+    "--timing-cache",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep the builder's measurements in FILE.VERSION-GPU.",
+)
+@click.option(
+    "--dla",
+    "dla_core",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Run on this DLA core; what is no convolution may go to the GPU; static batch.",
 )
 @click.option("--hardware-compatible", type=click.Choice(LEVELS), help="Also for other GPUs, at some cost in speed.")
 @click.option("--version-compatible", is_flag=True, help="Also for newer versions of the library.")
 @click.option("--strip-weights", is_flag=True, help="Leave the weights in the bundle's ONNX; not with int8.")
-@click.option("--allow-fallback-layers", is_flag=True, help="Accept convolutions in another precision than promised, or off the DLA.")
+@click.option(
+    "--allow-fallback-layers",
+    is_flag=True,
+    help="Accept convolutions in another precision than promised, or off the DLA.",
+)
 @click.option("--force", is_flag=True, help="Build even if nothing has changed.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="Say nothing on the way.")
 def build(
-    bundle: Path, backend: str, as_json: bool, quiet: bool, force: bool, allow_fallback_layers: bool, timing_cache: Path | None, **options: object
+    bundle: Path,
+    backend: str,
+    as_json: bool,
+    quiet: bool,
+    force: bool,
+    allow_fallback_layers: bool,
+    timing_cache: Path | None,
+    **options: object,
 ) -> None:
     """Build an engine from BUNDLE into its engines/, prove its precision layer by layer and, where a GPU is, its answers."""
     from exporter.engines.build import BuildPlan, build_engine
@@ -64,7 +102,9 @@ def build(
         import msgspec
 
         report = msgspec.to_builtins(engine.report)
-        return echo_json({"engine": str(engine.path), "cached": engine.cached, "parity": report, **msgspec.to_builtins(engine.facts)})
+        return echo_json(
+            {"engine": str(engine.path), "cached": engine.cached, "parity": report, **msgspec.to_builtins(engine.facts)}
+        )
     echo_lines([*engine_lines(engine.path, engine.facts), *_proof_lines(engine)])
 
 
@@ -78,7 +118,9 @@ def _proof_lines(engine: Engine) -> list[str]:
 
 def engine_lines(path: Path, facts: EngineFacts) -> list[str]:
     """What a sidecar says, as lines of text."""
-    device = f"{facts.device.name}, driver {facts.device.driver}" if facts.device else "any of these, built ahead of time"
+    device = (
+        f"{facts.device.name}, driver {facts.device.driver}" if facts.device else "any of these, built ahead of time"
+    )
     convolutions = ", ".join(f"{count} {name}" for name, count in facts.layers.convolutions.items())
     lines = [
         f"{'engine':<12} {path}, {size_text(facts.engine_bytes)}",

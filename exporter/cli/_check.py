@@ -37,22 +37,75 @@ Exit codes: 0 within budget, 1 failed, 2 asked for wrongly,
 
 @click.command(epilog=EPILOG)
 @click.argument("bundles", metavar="[BUNDLE]...", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--backend", "backends", multiple=True, metavar="NAME|all", help="What is to answer; may be given again.  [default: all that are here]")
-@click.option("--data", metavar="SOURCE", help="Pictures to ask, against the bundle's reference program, in place of its golden inputs.")
-@click.option("--images", type=click.IntRange(min=1), metavar="N", help="At most that many of the pictures.  [default: 256]")
-@click.option("--budget", multiple=True, metavar="NAME=VALUE", help="A limit in place of the bundle's own, min_agreement=0.99; may be given again.")
-@click.option("--against", metavar="OLD", help="Hold the answers against those of another bundle, and list what changed.")
-@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="How long a backend may take.  [default: no limit]")
-@click.option("--blocks", is_flag=True, help="Follow error and SQNR block by block: PyTorch, FP32 ONNX, model.onnx, and as a device rounds.")
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="NAME|all",
+    help="What is to answer; may be given again.  [default: all that are here]",
+)
+@click.option(
+    "--data",
+    metavar="SOURCE",
+    help="Pictures to ask, against the bundle's reference program, in place of its golden inputs.",
+)
+@click.option(
+    "--images", type=click.IntRange(min=1), metavar="N", help="At most that many of the pictures.  [default: 256]"
+)
+@click.option(
+    "--budget",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A limit in place of the bundle's own, min_agreement=0.99; may be given again.",
+)
+@click.option(
+    "--against", metavar="OLD", help="Hold the answers against those of another bundle, and list what changed."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="How long a backend may take.  [default: no limit]",
+)
+@click.option(
+    "--blocks",
+    is_flag=True,
+    help="Follow error and SQNR block by block: PyTorch, FP32 ONNX, model.onnx, and as a device rounds.",
+)
 @click.option("--bisect", is_flag=True, help="Find the fewest blocks whose return to FP32 mends a broken budget.")
 @trust_option
-@click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help=f"The bundles to check, and their settings.  [default: {FLEET}]")
-@click.option("--junit", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="JUnit XML, a test case for each backend and limit.")
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="A page with plots, flips and layers, in one file.")
-@click.option("--github", is_flag=True, help="In a GitHub workflow: a job summary, and an annotation for each broken limit.")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help=f"The bundles to check, and their settings.  [default: {FLEET}]",
+)
+@click.option(
+    "--junit",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="JUnit XML, a test case for each backend and limit.",
+)
+@click.option(
+    "--html",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="A page with plots, flips and layers, in one file.",
+)
+@click.option(
+    "--github", is_flag=True, help="In a GitHub workflow: a job summary, and an annotation for each broken limit."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="Say nothing on the way.")
-def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | None, html: Path | None, github: bool, **options: Any) -> None:
+def check(
+    bundles: tuple[Path, ...],
+    as_json: bool,
+    quiet: bool,
+    junit: Path | None,
+    html: Path | None,
+    github: bool,
+    **options: Any,
+) -> None:
     """Run each BUNDLE's golden inputs, or pictures, on the backends that are here and hold the answers against its parity budget."""
     from exporter.verification.check import check_bundle, failed_check, load_blockwise
     from exporter.verification.report import load_page
@@ -64,7 +117,10 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
     trusted = tuple(sorted(trusted_engines(options["trust_engines"])))
     summary = summary_file() if github else None
     page = load_page() if html is not None else None
-    plans = [replace(plan_from_entry(entry), trust_engines=trusted) for entry in entries(bundles, options["config"], _given(options))]
+    plans = [
+        replace(plan_from_entry(entry), trust_engines=trusted)
+        for entry in entries(bundles, options["config"], _given(options))
+    ]
     if options["blocks"] or options["bisect"]:
         load_blockwise()
         plans = [replace(plan, blocks=options["blocks"], bisect=options["bisect"]) for plan in plans]
@@ -92,7 +148,12 @@ def check(bundles: tuple[Path, ...], as_json: bool, quiet: bool, junit: Path | N
     if as_json:
         import msgspec
 
-        echo_json({"ok": all(one.ok for one in checks), "bundles": [{"ok": one.ok, **msgspec.to_builtins(one)} for one in checks]})
+        echo_json(
+            {
+                "ok": all(one.ok for one in checks),
+                "bundles": [{"ok": one.ok, **msgspec.to_builtins(one)} for one in checks],
+            }
+        )
     else:
         echo_lines(line for one in checks for line in check_lines(one))
     if github:  # a runner reads its commands from both streams, and JSON is to stay JSON
@@ -126,7 +187,13 @@ def check_lines(check: BundleCheck) -> list[str]:
     lines += bisection_lines(check.bisection) if check.bisection is not None else []
     lines += [f"{'left out':<12} {problem}" for problem in check.left_out]
     lines += [f"{'accuracy':<12} not measured: {check.no_accuracy}"] if check.no_accuracy else []
-    return [*lines, *(f"{'changed':<12} {change.what}: {change.old or 'nothing'} -> {change.new or 'nothing'}" for change in check.changes)]
+    return [
+        *lines,
+        *(
+            f"{'changed':<12} {change.what}: {change.old or 'nothing'} -> {change.new or 'nothing'}"
+            for change in check.changes
+        ),
+    ]
 
 
 def _flip_lines(check: BundleCheck, one: Checked) -> list[str]:
@@ -135,7 +202,9 @@ def _flip_lines(check: BundleCheck, one: Checked) -> list[str]:
     for flip in flips[:SHOWN_FLIPS]:
         counts = "counts" if flip.counted else "within the precision's own error"
         image = check.image_text(flip.image)
-        lines.append(f"{'flip':<12} {one.backend}: {image}, class {flip.reference} -> {flip.got}, margin {flip.margin:.2e}, {counts}")
+        lines.append(
+            f"{'flip':<12} {one.backend}: {image}, class {flip.reference} -> {flip.got}, margin {flip.margin:.2e}, {counts}"
+        )
     rest = len(flips) - SHOWN_FLIPS
     return lines if rest <= 0 else [*lines, f"{'':<12} and {rest} more, in --json and --html"]
 
@@ -166,11 +235,15 @@ def _check_writable(outputs: Mapping[str, Path | None], plans: Sequence[CheckPla
         if not path.name:
             raise BadInput(f"expected a file for {option}, got '{path}'; name one")
         if not path.absolute().parent.is_dir():
-            raise BadInput(f"cannot write {path}: there is no folder {path.parent}; make it first, or give another {option}")
+            raise BadInput(
+                f"cannot write {path}: there is no folder {path.parent}; make it first, or give another {option}"
+            )
         for plan in plans:
             for opened in filter(None, (plan.bundle, plan.against)):
                 if path.resolve().is_relative_to(opened.folder.resolve()):
-                    raise PlanError(f"{path} lies in the bundle {opened.folder}, whose files are those of its manifest; give another {option}")
+                    raise PlanError(
+                        f"{path} lies in the bundle {opened.folder}, whose files are those of its manifest; give another {option}"
+                    )
     if len({path.resolve() for path in given.values()}) < len(given):
         raise PlanError(f"expected a file each for {' and '.join(given)}, got one for both")
 

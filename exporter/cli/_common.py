@@ -46,7 +46,12 @@ def run_command(command: click.Command) -> NoReturn:
         _fail(str(error), error.exit_code)
     except OSError as error:  # that nothing made an error of its own of
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # python would complain once more at exit
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else f"cannot write the output: {error.strerror or error}; make room for it", 1)
+        _fail(
+            f"{error.filename}: {error.strerror}"
+            if error.filename
+            else f"cannot write the output: {error.strerror or error}; make room for it",
+            1,
+        )
     sys.exit(0)
 
 
@@ -59,10 +64,19 @@ def status(*, quiet: bool) -> Iterator[Progress]:
 
     console = Console(stderr=True, quiet=quiet, highlight=False)
     if not console.is_terminal:
-        yield lambda step, done=0, total=0: None if done else console.print(printable(step), markup=False, soft_wrap=True)
+        yield (
+            lambda step, done=0, total=0: None if done else console.print(printable(step), markup=False, soft_wrap=True)
+        )
         return
     speed = TextColumn("{task.fields[speed]}")
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        speed,
+        TimeRemainingColumn(),
+    )
     with bars.Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("starting", total=None, speed="")
 
@@ -70,7 +84,13 @@ def status(*, quiet: bool) -> Iterator[Progress]:
             if step.startswith("left out"):  # stays on the screen; the moving line does not
                 return progress.console.print(printable(step), markup=False, soft_wrap=True)
             rate = progress.tasks[0].speed
-            progress.update(task, description=step, completed=done, total=total or None, speed=f"{rate:.0f} images/s" if total and rate else "")
+            progress.update(
+                task,
+                description=step,
+                completed=done,
+                total=total or None,
+                speed=f"{rate:.0f} images/s" if total and rate else "",
+            )
 
         yield say
 
@@ -133,7 +153,9 @@ def _settle_streams() -> None:
             continue  # a caller's: a test's, or a notebook's
         stream.flush()
         raw = io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False))
-        setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering))
+        setattr(
+            sys, name, io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
+        )
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:

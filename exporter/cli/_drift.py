@@ -23,7 +23,9 @@ def drift_lines(drift: Drift) -> list[str]:
     for place, block in enumerate(drift.blocks):
         each = [stage.blocks[place] for stage in drift.stages]
         lines.append(f"{block:<{width}}" + "".join(map(_deviation_text, each)))
-    lines.append(f"{'':<{width}} against PyTorch, errors relative to the block's largest value; {drift.images} images; alone: fed by the FP32 graph")
+    lines.append(
+        f"{'':<{width}} against PyTorch, errors relative to the block's largest value; {drift.images} images; alone: fed by the FP32 graph"
+    )
     for stage in drift.stages[:-1]:
         if stage.beyond is not None:
             lines.append(f"{stage.name:<{width}} beyond {allowed_text(drift.budget)} from {stage.beyond} on")
@@ -31,7 +33,11 @@ def drift_lines(drift: Drift) -> list[str]:
 
 
 def _deviation_text(one: Deviation) -> str:
-    return f" {'not finite':>10} {'-':>8}" if one.relative_error == LARGEST_ERROR else f" {one.relative_error:>10.2e} {one.sqnr_db:>8.1f}"
+    return (
+        f" {'not finite':>10} {'-':>8}"
+        if one.relative_error == LARGEST_ERROR
+        else f" {one.relative_error:>10.2e} {one.sqnr_db:>8.1f}"
+    )
 
 
 def bisection_lines(bisection: Bisection) -> list[str]:
@@ -40,4 +46,8 @@ def bisection_lines(bisection: Bisection) -> list[str]:
     if bisection.mended is not None:
         rows["mended" if bisection.verdict == "mended" else "all fp32"] = bisection.mended
     lines = parity_lines(ParityReport(False, bisection.images, (), rows))[:-1]
-    return [*lines, f"{'bisect':<12} {bisection_remark(bisection)}", f"{'':<12} {bisection.runs} graphs run over {bisection.images} images"]
+    return [
+        *lines,
+        f"{'bisect':<12} {bisection_remark(bisection)}",
+        f"{'':<12} {bisection.runs} graphs run over {bisection.images} images",
+    ]

@@ -25,19 +25,44 @@ if TYPE_CHECKING:
 
 @click.command("eval")
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--data", required=True, metavar="SOURCE", help="A folder of classes or of pictures, .npz, IDX file, or built-in (its test images).")
 @click.option(
-    "--data-labels", type=click.Path(path_type=Path), metavar="FILE", help="Classes of a flat folder: PICTURE CLASS lines, or LOC_val_solution.csv."
+    "--data",
+    required=True,
+    metavar="SOURCE",
+    help="A folder of classes or of pictures, .npz, IDX file, or built-in (its test images).",
 )
 @click.option(
-    "--synsets", type=click.Path(path_type=Path), metavar="FILE", help="The model's classes as WordNet ids, in order: LOC_synset_mapping.txt."
+    "--data-labels",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Classes of a flat folder: PICTURE CLASS lines, or LOC_val_solution.csv.",
 )
-@click.option("--images", type=click.IntRange(min=1), metavar="N", help="How many, evenly over the classes.  [default: all]")
+@click.option(
+    "--synsets",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The model's classes as WordNet ids, in order: LOC_synset_mapping.txt.",
+)
+@click.option(
+    "--images", type=click.IntRange(min=1), metavar="N", help="How many, evenly over the classes.  [default: all]"
+)
 @click.option("--backend", default="onnxruntime", show_default=True, metavar="NAME", help="What runs the model.")
 @click.option("--provider", metavar="P", help="Where it runs: cpu or cuda.  [default: the backend's]")
 @trust_option
-@click.option("--resume", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Keep what is done in FILE, and go on from there.")
-@click.option("--worst", type=click.IntRange(min=0), default=10, show_default=True, metavar="N", help="Confused pairs, and classes, to show.")
+@click.option(
+    "--resume",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep what is done in FILE, and go on from there.",
+)
+@click.option(
+    "--worst",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Confused pairs, and classes, to show.",
+)
 @click.option("--min-top1", type=click.FloatRange(0, 1), metavar="X", help="End with 4 where top-1, 0..1, is below X.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, with every class's recall.")
 @click.option("--quiet", is_flag=True, help="Progress nothing on the way.")
@@ -62,10 +87,14 @@ def evaluate(bundle: Path, **options: Any) -> None:
         say("read the bundle and the data")
         opened = Bundle.open(bundle)
         check_classifier(opened.manifest.outputs)
-        source, how = Labelled(options["data"], options["data_labels"], options["synsets"], options["images"]).source(opened)
+        source, how = Labelled(options["data"], options["data_labels"], options["synsets"], options["images"]).source(
+            opened
+        )
         for problem in source.left_out:
             say(f"left out {problem}")
-        with open_runtime(opened, options["backend"], provider=options["provider"], trust_engine=options["trust_engines"]) as runtime:
+        with open_runtime(
+            opened, options["backend"], provider=options["provider"], trust_engine=options["trust_engines"]
+        ) as runtime:
             provider = runtime.provider
             found = _evaluated(opened, options["backend"], runtime, source, resume, say)
     shown = replace(found, confused=found.confused[: options["worst"]])
@@ -77,12 +106,17 @@ def evaluate(bundle: Path, **options: Any) -> None:
         echo_json({**told, **msgspec.to_builtins(shown)})
     else:
         precision = opened.manifest.precision
-        head = [f"{'bundle':<12} {bundle}, {precision} on {options['backend']} ({provider})", _data_line(source, found, how)]
+        head = [
+            f"{'bundle':<12} {bundle}, {precision} on {options['backend']} ({provider})",
+            _data_line(source, found, how),
+        ]
         echo_lines([*head, *_lines(shown, options["worst"])])
     _check_top1(found.top1, options["min_top1"])
 
 
-def _evaluated(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource, resume: Path | None, say: Progress) -> Evaluation:
+def _evaluated(
+    bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource, resume: Path | None, say: Progress
+) -> Evaluation:
     from exporter.verification.accuracy.evaluate import evaluate as measure
     from exporter.verification.accuracy.resume_file import key_of, open_journal
 
@@ -97,12 +131,18 @@ def _evaluated(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSour
 
     say("evaluate")
     try:
-        with open_journal(resume, key_of(bundle, backend, runtime, source)) if resume is not None else nullcontext() as journal:
+        with (
+            open_journal(resume, key_of(bundle, backend, runtime, source))
+            if resume is not None
+            else nullcontext() as journal
+        ):
             return measure(bundle, runtime, source, journal=journal, on_batch=tell)
     except KeyboardInterrupt as stop:
         if resume is None:
             raise
-        raise click.Abort(f"interrupted; {done} of {source.count} pictures are in {resume}, and the same command goes on from there") from stop
+        raise click.Abort(
+            f"interrupted; {done} of {source.count} pictures are in {resume}, and the same command goes on from there"
+        ) from stop
 
 
 def _data_line(source: ImageSource, found: Evaluation, how: str) -> str:
@@ -114,14 +154,22 @@ def _data_line(source: ImageSource, found: Evaluation, how: str) -> str:
 def _lines(found: Evaluation, worst: int) -> list[str]:
     lowest = sorted(found.recall, key=lambda one: (one.top1.share, one.index))[:worst]
     lines = [_rate_line("top-1", found.top1), _rate_line("top-5", found.top5)]
-    lines.append(f"{'recall':<12} {found.mean_recall:.2%} on average over the classes{'; of single ones, lowest first:' if lowest else ''}")
+    lines.append(
+        f"{'recall':<12} {found.mean_recall:.2%} on average over the classes{'; of single ones, lowest first:' if lowest else ''}"
+    )
     lines += [f"{'':<12} {one.top1.share:>7.2%}  {one.top1.correct} of {one.top1.images}  {one.name}" for one in lowest]
     if found.confused:
         lines.append(f"{'confused':<12} most often first, and how many of the class's pictures:")
-    lines += [f"{'':<12} {one.images / one.of:>7.2%}  {one.images} of {one.of}  {one.label} taken for {one.predicted}" for one in found.confused]
+    lines += [
+        f"{'':<12} {one.images / one.of:>7.2%}  {one.images} of {one.of}  {one.label} taken for {one.predicted}"
+        for one in found.confused
+    ]
     if found.unreadable:
         lines.append(f"{'left out':<12} {len(found.unreadable)} that cannot be read: {found.unreadable[0]}")
-    return [*lines, f"{'images/s':<12} {found.model_images_per_s:.1f} in the model, {found.images_per_s:.1f} with reading and preparing pictures"]
+    return [
+        *lines,
+        f"{'images/s':<12} {found.model_images_per_s:.1f} in the model, {found.images_per_s:.1f} with reading and preparing pictures",
+    ]
 
 
 def _rate_line(name: str, rate: Rate) -> str:
@@ -134,4 +182,6 @@ def _check_top1(top1: Rate, least: float | None) -> None:
         return
     low, high = top1.interval
     end = "all of it below" if high < least else "which holds what was expected: evaluate on more images to know"
-    raise AccuracyError(f"expected a top-1 of at least {least:.2%}, got {top1.share:.2%} (95 % interval {low:.2%} to {high:.2%}, {end})")
+    raise AccuracyError(
+        f"expected a top-1 of at least {least:.2%}, got {top1.share:.2%} (95 % interval {low:.2%} to {high:.2%}, {end})"
+    )

@@ -79,7 +79,10 @@ def _inspect_onnx(path: Path, *, as_json: bool) -> None:
             }
         )
     opsets = ", ".join(f"{domain} {number}" for domain, number in opset.items())
-    lines = [f"{'file':<12} {path}, {size_text(path.stat().st_size)}", f"{'format':<12} IR {model.ir_version}, opset {opsets}"]
+    lines = [
+        f"{'file':<12} {path}, {size_text(path.stat().st_size)}",
+        f"{'format':<12} IR {model.ir_version}, opset {opsets}",
+    ]
     echo_lines([*lines, *_graph_lines(facts), *(_qdq_lines(report) if report else [])])
 
 
@@ -93,9 +96,15 @@ def _qdq_lines(report: QdqReport) -> list[str]:
     elif any(finding.kind == "other values" for finding in report.findings):
         verdict = "TensorRT takes this graph, and computes other values than it says"
     (quantized, convolutions), (shortcuts, additions) = report.convolutions, report.shortcuts
-    lines = [f"{'quantized':<12} {quantized} of {convolutions} convolutions, {shortcuts} of {additions} residual shortcuts; {verdict}"]
+    lines = [
+        f"{'quantized':<12} {quantized} of {convolutions} convolutions, {shortcuts} of {additions} residual shortcuts; {verdict}"
+    ]
     for block in report.blocks:
-        parts = [f"{block.convolutions[0]} of {block.convolutions[1]} convolutions INT8"] if block.convolutions[1] else ["no convolution"]
+        parts = (
+            [f"{block.convolutions[0]} of {block.convolutions[1]} convolutions INT8"]
+            if block.convolutions[1]
+            else ["no convolution"]
+        )
         if block.shortcut is not None:
             parts.append(f"shortcut {'INT8' if block.shortcut else 'float'}")
         parts.append(_verdict(block))
@@ -131,7 +140,9 @@ def _bundle_lines(path: Path, manifest: Manifest) -> list[str]:
     lines += parity_lines(manifest.parity)
     if manifest.accuracy is not None:
         lines.append(accuracy_line(manifest.accuracy))
-    lines.append(f"{'files':<12} {', '.join(f'{name} {size_text(facts.bytes)}' for name, facts in manifest.files.items())}")
+    lines.append(
+        f"{'files':<12} {', '.join(f'{name} {size_text(facts.bytes)}' for name, facts in manifest.files.items())}"
+    )
     return [*lines, f"{'versions':<12} {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}"]
 
 

@@ -40,12 +40,27 @@ command.add_command(inspect)
 @command.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Classes to show for each picture.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Classes to show for each picture.",
+)
 @click.option("--backend", default="onnxruntime", show_default=True, help="What runs the model.")
 @click.option("--provider", help="Where it runs: cpu or cuda.  [default: the backend's]")
 @trust_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-def run(bundle: Path, images: tuple[Path, ...], top: int, backend: str, provider: str | None, trust_engines: tuple[str, ...], as_json: bool) -> None:
+def run(
+    bundle: Path,
+    images: tuple[Path, ...],
+    top: int,
+    backend: str,
+    provider: str | None,
+    trust_engines: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Classify pictures: the most likely classes of each IMAGE."""
     from runtimes import Bundle, open_runtime
     from runtimes.classify import check_classifier, classify
@@ -59,6 +74,8 @@ def run(bundle: Path, images: tuple[Path, ...], top: int, backend: str, provider
     with open_runtime(opened, backend, provider=provider, trust_engine=trust_engines) as runtime:
         found = classify(runtime, opened.manifest.preprocess, map(open_picture, images), labels=opened.labels, top=top)
     if as_json:
-        return echo_json({str(path): [asdict(one) for one in predictions] for path, predictions in zip(images, found, strict=True)})
+        return echo_json(
+            {str(path): [asdict(one) for one in predictions] for path, predictions in zip(images, found, strict=True)}
+        )
     for path, predictions in zip(images, found, strict=True):
         echo_lines([str(path), *(f"  {one.probability:>7.2%}  {one.label}" for one in predictions)])

@@ -53,14 +53,33 @@ def _precision_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("model", required=False)
 @_precision_flags
 @click.option("--target", default="tensorrt", show_default=True, help="What the graph is written for.")
-@click.option("--weights", default="default", show_default=True, metavar="default|random|FILE", help="Pretrained, seeded random, or a checkpoint.")
 @click.option(
-    "--variant", type=click.Choice([V1_5, V1]), help="Where bottlenecks stride: the 3x3, or the first 1x1; weights fit both.  [default: v1.5]"
+    "--weights",
+    default="default",
+    show_default=True,
+    metavar="default|random|FILE",
+    help="Pretrained, seeded random, or a checkpoint.",
 )
-@click.option("--shortcut", type=click.Choice([PROJECTION, PAD]), help="How CIFAR ResNets change shape.  [default: projection]")
+@click.option(
+    "--variant",
+    type=click.Choice([V1_5, V1]),
+    help="Where bottlenecks stride: the 3x3, or the first 1x1; weights fit both.  [default: v1.5]",
+)
+@click.option(
+    "--shortcut", type=click.Choice([PROJECTION, PAD]), help="How CIFAR ResNets change shape.  [default: projection]"
+)
 @click.option("--num-classes", type=int, metavar="N", help="Size of the head, for random weights.")
-@click.option("--labels", type=click.Path(path_type=Path), metavar="FILE|DIR", help="Class names: one a line, JSON, a Python dict, or folders.")
-@click.option("--features", metavar="pool|stages", help="In place of logits: the pooled vector, or the outputs of layer1, layer2 ...")
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    metavar="FILE|DIR",
+    help="Class names: one a line, JSON, a Python dict, or folders.",
+)
+@click.option(
+    "--features",
+    metavar="pool|stages",
+    help="In place of logits: the pooled vector, or the outputs of layer1, layer2 ...",
+)
 @click.option(
     "--uint8-input",
     is_flag=False,
@@ -71,13 +90,24 @@ def _precision_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--image-size", metavar="N|HxW", help="Input size in pixels.  [default: the model's]")
 @click.option("--mean", metavar="R,G,B", help="Normalisation, on pixels scaled to 0..1.  [default: the weights']")
 @click.option("--std", metavar="R,G,B", help="As --mean.")
-@click.option("--batch", default="1:8:32", show_default=True, metavar="N|MIN:OPT:MAX", help="Batch size, or the range of them.")
 @click.option(
-    "--data", metavar="SOURCE", help="Pictures to prove with and calibrate on: a folder (of classes, perhaps), .npz, IDX file, or built-in."
+    "--batch", default="1:8:32", show_default=True, metavar="N|MIN:OPT:MAX", help="Batch size, or the range of them."
 )
-@click.option("--calibrator", metavar="NAME", help=f"How --int8 reads ranges off what it measured.  [default: {CALIBRATOR}]")
+@click.option(
+    "--data",
+    metavar="SOURCE",
+    help="Pictures to prove with and calibrate on: a folder (of classes, perhaps), .npz, IDX file, or built-in.",
+)
+@click.option(
+    "--calibrator", metavar="NAME", help=f"How --int8 reads ranges off what it measured.  [default: {CALIBRATOR}]"
+)
 @click.option("--calibration-images", type=int, metavar="N", help="How many of them.  [default: 512, or all]")
-@click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE", help="Use this calibration.json in place of measuring.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Use this calibration.json in place of measuring.",
+)
 @click.option("--allow-few-images", is_flag=True, help="Calibrate on fewer than 64 pictures.")
 @click.option(
     "--opset",
@@ -87,7 +117,9 @@ def _precision_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="For random weights.")
 @click.option("--no-reference", is_flag=True, help="Leave reference.pt2 out of the bundle.")
-@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="The bundle's folder.  [default: MODEL-PRECISION]")
+@click.option(
+    "--output", type=click.Path(path_type=Path), metavar="DIR", help="The bundle's folder.  [default: MODEL-PRECISION]"
+)
 @click.option("--force", is_flag=True, help="Replace a bundle that is there, once the new one is complete.")
 @click.option("--list", "list_models", is_flag=True, help="List the models and exit.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done and exit.")
@@ -137,7 +169,9 @@ def _plan(options: dict[str, Any]) -> ExportPlan:
         raise PlanError("expected a MODEL, got none; see resnet-export --list")
     chosen = [name for name in precision_names() if options[name]]
     if len(chosen) > 1:
-        raise PlanError(f"expected one precision, got {' and '.join(f'--{name}' for name in chosen)}; export one bundle for each")
+        raise PlanError(
+            f"expected one precision, got {' and '.join(f'--{name}' for name in chosen)}; export one bundle for each"
+        )
     precision = chosen[0] if chosen else "fp32"
     if options["variant"] and options["shortcut"]:
         raise PlanError("expected --variant or --shortcut, got both: no model has a choice of each")
@@ -218,7 +252,9 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
     ]
     if manifest.calibration is not None:
         facts = manifest.calibration
-        lines.append(f"{'calibration':<12} {facts.calibrator}, {facts.images} images, fingerprint {facts.fingerprint[:16]}")
+        lines.append(
+            f"{'calibration':<12} {facts.calibrator}, {facts.images} images, fingerprint {facts.fingerprint[:16]}"
+        )
     if manifest.accuracy is not None:
         lines.append(accuracy_line(manifest.accuracy))
     elif result.no_accuracy:

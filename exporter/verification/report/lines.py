@@ -11,16 +11,31 @@ if TYPE_CHECKING:
 
 def parity_lines(report: ParityReport) -> list[str]:
     """A report as lines of text: a heading, and a line for each backend."""
-    lines = [f"{'parity':<12} {'max error':>10} {'mean':>10} {'p99':>10} {'cosine':>9} {'SQNR dB':>8} {'agreement':>10} {'top-5':>8} {'flips':>6}"]
+    lines = [
+        f"{'parity':<12} {'max error':>10} {'mean':>10} {'p99':>10} {'cosine':>9} {'SQNR dB':>8} {'agreement':>10} {'top-5':>8} {'flips':>6}"
+    ]
     for name, one in report.backends.items():
         verdict = "ok" if one.ok else "OUT OF BUDGET"
         lines.append(f"{name:<12} {_measures(one)}  {verdict}")
         lines += [f"  {output:<10} {_measures(measured)}" for output, measured in one.outputs.items()]
     batches = ", ".join(map(str, report.batches))
     largest = "value of each output" if any(one.outputs for one in report.backends.values()) else "logit"
-    differences = [one.max_batch_difference for one in report.backends.values() if one.max_batch_difference is not None and one.finite]
-    differ = "" if not differences else f", which differ by up to {max(differences):.1e}" if any(differences) else ", which agree to the last bit"
-    return [*lines, f"{'':<12} errors relative to the largest reference {largest}; {report.images} images, batch {batches}{differ}"]
+    differences = [
+        one.max_batch_difference
+        for one in report.backends.values()
+        if one.max_batch_difference is not None and one.finite
+    ]
+    differ = (
+        ""
+        if not differences
+        else f", which differ by up to {max(differences):.1e}"
+        if any(differences)
+        else ", which agree to the last bit"
+    )
+    return [
+        *lines,
+        f"{'':<12} errors relative to the largest reference {largest}; {report.images} images, batch {batches}{differ}",
+    ]
 
 
 def _measures(one: Comparison) -> str:
