@@ -1,4 +1,4 @@
-"""`resnet-deploy eval`: how accurate a bundle is on labelled pictures."""
+"""`resnet-deploy eval`: the accuracy of a bundle on labelled images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli._build import trust_option
 from exporter.cli._common import echo_json, echo_lines, status
+from exporter.cli._help import GroupedCommand, option_group
+from exporter.cli._options import backend_group, output_group, provider_option, quiet_option, trust_option
 from runtimes.errors import AccuracyError, BadInput
 
 if TYPE_CHECKING:
@@ -22,56 +23,69 @@ if TYPE_CHECKING:
     from runtimes.bundle import Bundle
     from runtimes.progress import Progress
 
+_data = option_group("Data")
 
-@click.command("eval")
+
+@click.command("eval", cls=GroupedCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option(
+@_data(
     "--data",
     required=True,
     metavar="SOURCE",
-    help="A folder of classes or of pictures, .npz, IDX file, or built-in (its test images).",
+    help="Labelled images: a folder with class folders, a flat folder, an .npz file, an IDX file, or built-in (its"
+    " test images).",
 )
-@click.option(
+@_data(
     "--data-labels",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Classes of a flat folder: PICTURE CLASS lines, or LOC_val_solution.csv.",
+    help="Classes of a flat folder: lines of IMAGE CLASS, or ImageNet's LOC_val_solution.csv.",
 )
-@click.option(
+@_data(
     "--synsets",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The model's classes as WordNet ids, in order: LOC_synset_mapping.txt.",
+    help="WordNet ids of the model's classes, in order, such as LOC_synset_mapping.txt.",
 )
-@click.option(
-    "--images", type=click.IntRange(min=1), metavar="N", help="How many, evenly over the classes.  [default: all]"
+@_data(
+    "--images",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of images, spread evenly over the classes.  [default: all]",
 )
-@click.option("--backend", default="onnxruntime", show_default=True, metavar="NAME", help="What runs the model.")
-@click.option("--provider", metavar="P", help="Where it runs: cpu or cuda.  [default: the backend's]")
+@backend_group(
+    "--backend", default="onnxruntime", show_default=True, metavar="NAME", help="Backend that runs the model."
+)
+@provider_option
 @trust_option
-@click.option(
-    "--resume",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Keep what is done in FILE, and go on from there.",
+@output_group(
+    "--min-top1",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    help="Fail with exit code 4 if the top-1 accuracy is below X.",
 )
-@click.option(
+@output_group(
     "--worst",
     type=click.IntRange(min=0),
     default=10,
     show_default=True,
     metavar="N",
-    help="Confused pairs, and classes, to show.",
+    help="Number of classes, and of confused pairs, to list; the worst first.",
 )
-@click.option("--min-top1", type=click.FloatRange(0, 1), metavar="X", help="End with 4 where top-1, 0..1, is below X.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, with every class's recall.")
-@click.option("--quiet", is_flag=True, help="Progress nothing on the way.")
+@output_group(
+    "--resume",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Save progress in FILE, and continue from it if it exists.",
+)
+@output_group("--json", "as_json", is_flag=True, help="Print JSON on stdout, with every class's recall.")
+@quiet_option
 def evaluate(bundle: Path, **options: Any) -> None:
-    """Measure how accurate BUNDLE is on labelled pictures: top-1, top-5, each class's recall, and what it confuses.
+    """Measure the accuracy of BUNDLE on labelled images.
 
-    ImageNet's trees and its flat validation folder are understood; no class is guessed. A journal (--resume) is kept when it is finished:
-    given again, it tells the figures at once. It knows pictures by their names and labels, not by their content. --min-top1 holds the
-    measured share itself against X, not the ends of its interval.
+    Gives top-1, top-5, the recall of each class, and which classes are confused. ImageNet's folders and its flat validation folder are understood; a class that cannot be matched is an error, never
+    a guess. A finished --resume file gives the same figures again at once; it knows images by name and label, not by
+    content. --min-top1 is compared with the measured accuracy, not with the ends of its interval.
     """
     from exporter.verification.accuracy.evaluate import Labelled
     from runtimes._open import open_runtime

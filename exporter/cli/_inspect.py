@@ -10,6 +10,8 @@ import click
 
 from exporter.cli._build import engine_lines
 from exporter.cli._common import echo_json, echo_lines, gives_text, size_text
+from exporter.cli._help import GroupedCommand
+from exporter.cli._options import json_option
 from exporter.verification.report.lines import accuracy_line, parity_lines
 from runtimes._plugins import needed_for
 from runtimes.errors import ResnetExportError
@@ -21,11 +23,15 @@ if TYPE_CHECKING:
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("path", metavar="BUNDLE|ONNX|ENGINE", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@json_option
 def inspect(path: Path, as_json: bool) -> None:
-    """Show what a bundle, an ONNX file or an engine holds: operators, types, parameters, work, size, and what was proven."""
+    """Show what a bundle, an ONNX file or an engine holds.
+
+    Operators, types, parameters, multiply-accumulates and sizes; of a bundle also what was proven, of a quantized ONNX
+    file whether TensorRT takes it, of an engine whether this machine trusts it.
+    """
     if path.suffix in ENGINE_SUFFIXES:
         return _inspect_engine(path, as_json=as_json)
     if path.is_file():
