@@ -83,9 +83,10 @@ _data = option_group("Data")
 def evaluate(bundle: Path, **options: Any) -> None:
     """Measure the accuracy of BUNDLE on labelled images.
 
-    Gives top-1, top-5, the recall of each class, and which classes are confused. ImageNet's folders and its flat validation folder are understood; a class that cannot be matched is an error, never
-    a guess. A finished --resume file gives the same figures again at once; it knows images by name and label, not by
-    content. --min-top1 is compared with the measured accuracy, not with the ends of its interval.
+    Gives top-1, top-5, the recall of each class, and which classes are confused. ImageNet's folders and its flat
+    validation folder are understood; a class that cannot be matched is an error, never a guess. A finished --resume
+    file gives the same figures again at once; it knows images by name and label, not by content. --min-top1 is compared
+    with the measured accuracy, not with the ends of its interval.
     """
     from exporter.verification.accuracy.evaluate import Labelled
     from runtimes._open import open_runtime
@@ -97,60 +98,51 @@ def evaluate(bundle: Path, **options: Any) -> None:
     resume = options["resume"]
     if resume is not None and not resume.absolute().parent.is_dir():
         raise BadInput(f"--resume: cannot write {resume}: there is no folder {resume.parent}; make it first")
-    with status(quiet=options["quiet"]) as say:
-        say("read the bundle and the data")
+    with status(quiet=options["quiet"]) as progress:
+        progress("read the bundle and the data")
         opened = Bundle.open(bundle)
         check_classifier(opened.manifest.outputs)
-        source, how = Labelled(options["data"], options["data_labels"], options["synsets"], options["images"]).source(
-            opened
-        )
+        labelled = Labelled(options["data"], options["data_labels"], options["synsets"], options["images"])
+        source, how = labelled.source(opened)
         for problem in source.left_out:
-            say(f"left out {problem}")
-        with open_runtime(
-            opened, options["backend"], provider=options["provider"], trust_engine=options["trust_engines"]
-        ) as runtime:
+            progress(f"left out {problem}")
+        backend, trusted = options["backend"], options["trust_engines"]
+        with open_runtime(opened, backend, provider=options["provider"], trust_engine=trusted) as runtime:
             provider = runtime.provider
-            found = _evaluated(opened, options["backend"], runtime, source, resume, say)
+            found = _evaluate(opened, backend, runtime, source, resume, progress)
     shown = replace(found, confused=found.confused[: options["worst"]])
     if options["as_json"]:
         import msgspec
 
-        told = {"bundle": str(bundle), "backend": options["backend"], "provider": provider}
-        told |= {"data": source.name, "left_out": source.left_out, "matched": how}
-        echo_json({**told, **msgspec.to_builtins(shown)})
+        facts = {"bundle": str(bundle), "backend": backend, "provider": provider}
+        facts |= {"data": source.name, "left_out": source.left_out, "matched": how}
+        echo_json({**facts, **msgspec.to_builtins(shown)})
     else:
-        precision = opened.manifest.precision
-        head = [
-            f"{'bundle':<12} {bundle}, {precision} on {options['backend']} ({provider})",
-            _data_line(source, found, how),
-        ]
-        echo_lines([*head, *_lines(shown, options["worst"])])
+        bundle_line = f"{'bundle':<12} {bundle}, {opened.manifest.precision} on {backend} ({provider})"
+        echo_lines([bundle_line, _data_line(source, found, how), *_lines(shown, options["worst"])])
     _check_top1(found.top1, options["min_top1"])
 
 
-def _evaluated(
-    bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource, resume: Path | None, say: Progress
+def _evaluate(
+    bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource, resume: Path | None, progress: Progress
 ) -> Evaluation:
     from exporter.verification.accuracy.evaluate import evaluate as measure
     from exporter.verification.accuracy.resume_file import key_of, open_journal
 
     done = 0
 
-    def tell(batch: Answered) -> None:
+    def report(batch: Answered) -> None:
         nonlocal done
         for reason in batch.unreadable:
-            say(f"left out {reason}")
+            progress(f"left out {reason}")
         done = batch.after
-        say("evaluate", done, source.count)
+        progress("evaluate", done, source.count)
 
-    say("evaluate")
+    progress("evaluate")
     try:
-        with (
-            open_journal(resume, key_of(bundle, backend, runtime, source))
-            if resume is not None
-            else nullcontext() as journal
-        ):
-            return measure(bundle, runtime, source, journal=journal, on_batch=tell)
+        opening = nullcontext() if resume is None else open_journal(resume, key_of(bundle, backend, runtime, source))
+        with opening as journal:
+            return measure(bundle, runtime, source, journal=journal, on_batch=report)
     except KeyboardInterrupt as stop:
         if resume is None:
             raise
@@ -168,9 +160,8 @@ def _data_line(source: ImageSource, found: Evaluation, how: str) -> str:
 def _lines(found: Evaluation, worst: int) -> list[str]:
     lowest = sorted(found.recall, key=lambda one: (one.top1.share, one.index))[:worst]
     lines = [_rate_line("top-1", found.top1), _rate_line("top-5", found.top5)]
-    lines.append(
-        f"{'recall':<12} {found.mean_recall:.2%} on average over the classes{'; of single ones, lowest first:' if lowest else ''}"
-    )
+    singles = "; of single ones, lowest first:" if lowest else ""
+    lines.append(f"{'recall':<12} {found.mean_recall:.2%} on average over the classes{singles}")
     lines += [f"{'':<12} {one.top1.share:>7.2%}  {one.top1.correct} of {one.top1.images}  {one.name}" for one in lowest]
     if found.confused:
         lines.append(f"{'confused':<12} most often first, and how many of the class's pictures:")
@@ -180,10 +171,8 @@ def _lines(found: Evaluation, worst: int) -> list[str]:
     ]
     if found.unreadable:
         lines.append(f"{'left out':<12} {len(found.unreadable)} that cannot be read: {found.unreadable[0]}")
-    return [
-        *lines,
-        f"{'images/s':<12} {found.model_images_per_s:.1f} in the model, {found.images_per_s:.1f} with reading and preparing pictures",
-    ]
+    with_reading = f"{found.images_per_s:.1f} with reading and preparing pictures"
+    return [*lines, f"{'images/s':<12} {found.model_images_per_s:.1f} in the model, {with_reading}"]
 
 
 def _rate_line(name: str, rate: Rate) -> str:

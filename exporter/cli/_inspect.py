@@ -1,4 +1,4 @@
-"""`resnet-deploy inspect`: what a bundle, an ONNX file or an engine holds."""
+"""`resnet-deploy inspect`: show what a bundle, an ONNX file or an engine holds."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _inspect_onnx(path: Path, *, as_json: bool) -> None:
 
 
 def _qdq_lines(report: QdqReport) -> list[str]:
-    """The verdict, a line for each block, and under it what keeps it from fusing."""
+    """Whether TensorRT takes the graph, and a line for each block with what keeps it from fusing below it."""
     verdict = "TensorRT takes this graph"
     if report.refused:
         verdict = "TensorRT refuses this graph"
@@ -102,24 +102,20 @@ def _qdq_lines(report: QdqReport) -> list[str]:
     elif any(finding.kind == "other values" for finding in report.findings):
         verdict = "TensorRT takes this graph, and computes other values than it says"
     (quantized, convolutions), (shortcuts, additions) = report.convolutions, report.shortcuts
-    lines = [
-        f"{'quantized':<12} {quantized} of {convolutions} convolutions, {shortcuts} of {additions} residual shortcuts; {verdict}"
-    ]
+    counts = f"{quantized} of {convolutions} convolutions, {shortcuts} of {additions} residual shortcuts"
+    lines = [f"{'quantized':<12} {counts}; {verdict}"]
     for block in report.blocks:
-        parts = (
-            [f"{block.convolutions[0]} of {block.convolutions[1]} convolutions INT8"]
-            if block.convolutions[1]
-            else ["no convolution"]
-        )
+        quantized, convolutions = block.convolutions
+        parts = [f"{quantized} of {convolutions} convolutions INT8" if convolutions else "no convolution"]
         if block.shortcut is not None:
             parts.append(f"shortcut {'INT8' if block.shortcut else 'float'}")
-        parts.append(_verdict(block))
+        parts.append(_block_verdict(block))
         lines.append(f"{'':<12} {block.name:<20} {', '.join(parts)}")
         lines += [f"{'':<15}{finding.kind}: {finding.node}: {finding.message}" for finding in block.findings]
     return lines
 
 
-def _verdict(block: BlockReport) -> str:
+def _block_verdict(block: BlockReport) -> str:
     if any(finding.kind != "left in float" for finding in block.findings):
         return "not as it should be:"
     if not block.convolutions[0]:

@@ -1,4 +1,4 @@
-"""`resnet-export`: a ResNet from a name or a checkpoint to a proven bundle."""
+"""`resnet-export`: export a ResNet, by name or from a checkpoint, to a proven bundle."""
 
 from __future__ import annotations
 
@@ -159,17 +159,18 @@ def command(**options: Any) -> None:
     from runtimes.bundle import check_destination
 
     check_destination(plan.output, force=plan.force)  # before the packages are loaded
-    with status(quiet=options["quiet"]) as say:
+    with status(quiet=options["quiet"]) as progress:
         start = time.perf_counter()
-        say("load packages")
-        # Threads that wait by spinning take the cores from those that work, on a machine that does anything else (measured: 2.5 times the time).
+        progress("load packages")
+        # Threads that wait by spinning take the cores from those that work, on a machine that does anything else
+        # (measured: 2.5 times the time).
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         with needed_for("exporting", "pip install 'resnet-export[export]'"):
             from exporter.pipeline.export import export
         if plan.spec.source == "custom":
-            say(f"import {plan.model}, which runs its code")
+            progress(f"import {plan.model}, which runs its code")
         loading = round(time.perf_counter() - start, 3)
-        result = export(plan, say)
+        result = export(plan, progress)
     seconds = {"load packages": loading, **result.seconds}
     if options["as_json"]:
         echo_json(_json(result, seconds))
@@ -188,9 +189,8 @@ def _plan(options: dict[str, Any]) -> ExportPlan:
         raise PlanError("expected a MODEL, got none; see resnet-export --list")
     chosen = [name for name in precision_names() if options[name]]
     if len(chosen) > 1:
-        raise PlanError(
-            f"expected one precision, got {' and '.join(f'--{name}' for name in chosen)}; export one bundle for each"
-        )
+        flags = " and ".join(f"--{name}" for name in chosen)
+        raise PlanError(f"expected one precision, got {flags}; export one bundle for each")
     precision = chosen[0] if chosen else "fp32"
     if options["variant"] and options["shortcut"]:
         raise PlanError("expected --variant or --shortcut, got both: no model has a choice of each")
@@ -266,7 +266,8 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
     model = manifest.model
     lines = [
         f"{'bundle':<12} {result.folder}",
-        f"{'model':<12} {model.name}, {model.weights.kind} weights, {gives_text(manifest)}, {manifest.precision}, batch {manifest.batch}",
+        f"{'model':<12} {model.name}, {model.weights.kind} weights, {gives_text(manifest)}, {manifest.precision},"
+        f" batch {manifest.batch}",
         *parity_lines(manifest.parity),
     ]
     if manifest.calibration is not None:
