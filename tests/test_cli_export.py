@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
 
 from calibration.data import FASHION_MNIST_CLASSES, built_in
 from exporter import ExportPlan
-from exporter.cli.export import _summary
+from exporter.cli.export import _summary, command
 from exporter.lowering.registry import precision_names
 from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
@@ -337,6 +338,22 @@ def test_help_names_every_precision_and_exit_code(run: Any) -> None:
     assert "4 out of the parity budget" in helped.out
     assert "resnet-export, version" not in helped.out
     assert "version" in run("--version").out
+
+
+def test_help_lists_every_option_in_its_group_within_80_columns(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("--help").out.splitlines()
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Model:", "Precision:", "Proof and calibration:", "Input:", "Output:", "Other:"]
+    assert [line.split()[0] for line in lines[lines.index("Other:") :] if line.startswith("  --")] == [
+        "--version",
+        "--help",
+    ]
+    assert "\N{NO-BREAK SPACE}" not in "".join(lines)
+    assert max(map(len, lines)) <= 80
+    flags = [line.split()[0] for line in lines if line.startswith("  --")]
+    options = [one for one in command.get_params(click.Context(command)) if isinstance(one, click.Option)]
+    assert sorted(flags) == sorted(one.opts[0] for one in options)
 
 
 def test_json_is_one_object_on_stdout_whatever_else_is_said(run: Any) -> None:

@@ -12,7 +12,6 @@ import click
 from exporter.cli._common import echo_json, echo_lines, status
 from exporter.cli._help import GroupedCommand, option_group
 from exporter.cli._options import backend_group, json_option, output_group, quiet_option, trust_option
-from exporter.verification.parity_toml import FLEET, entries, plan_from_entry
 from exporter.verification.report.lines import check_lines
 from runtimes.errors import BadInput, ParityError, PlanError, ResnetExportError
 from runtimes.printable import printable
@@ -72,7 +71,7 @@ _images, _diagnosis = map(option_group, ("Images and limits", "Diagnosis"))
     "--config",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help=f"File that names bundles and their settings.  [default: {FLEET}]",
+    help="File that names bundles and their settings.  [default: resnet-parity.toml]",
 )
 @_diagnosis(
     "--blocks",
@@ -104,6 +103,7 @@ def check(bundles: tuple[Path, ...], **options: Any) -> None:
     those of the FP32 reference.
     """
     from exporter.verification.check import load_blockwise
+    from exporter.verification.parity_toml import entries, plan_from_entry
     from exporter.verification.report import load_page
     from exporter.verification.report.github import annotation_lines, summary_file, write_summary
     from exporter.verification.report.junit import xml_from_checks

@@ -39,7 +39,7 @@ class _StepLine(bars.Progress):
 
 @contextmanager
 def shown_progress() -> Iterator[Progress]:
-    """A `Progress` that shows the step at hand: live on a terminal that can move its cursor, else a line for each step."""
+    """A `Progress` that shows the step at hand: live on a terminal that moves its cursor, else a line for each step."""
     console = Console(stderr=True, highlight=False)
     # Not `console.is_terminal`: FORCE_COLOR sets it for a file, too, and colours are all that it asks for.
     if console.file.isatty() and not console.is_dumb_terminal:

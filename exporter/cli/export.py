@@ -34,7 +34,7 @@ INPUTS = {
 EPILOG = """\b
 Examples:
   resnet-export resnet50 --fp16
-  resnet-export resnet18 --weights model.pth --labels classes.txt --batch 1:4:16
+  resnet-export resnet18 --weights model.pth --labels names.txt --batch 1:4:16
   resnet-export resnet20 --fp16 --output build/resnet20-fp16 --json
   resnet-export my_package.nets:make_net --image-size 224 --fp16
 
