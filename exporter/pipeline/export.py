@@ -99,10 +99,10 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         with steps("prove"):
             # What no backend here runs is read back, so that the simulation is of what was written.
             graphs = Graphs(clean, precision.simulated(model if precision.RUNS_ON else onnx.load(folder / "model.onnx")))
-            proof = golden = prove(folder, images, graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON)
+            proof = golden = prove(folder, images, graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON, progress=progress)
             kept = of_fitting_size(images, loaded.preprocess, GOLDEN_IMAGES[-1]) if plan.uint8_input == FULL else images
             if kept is not images:  # built-in pictures have the network's size: what travels is to be resized
-                golden = prove(folder, kept, graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON)
+                golden = prove(folder, kept, graphs, budget=precision.BUDGET, batch=plan.batch, backends=precision.RUNS_ON, progress=progress)
         with steps("follow blocks"):
             exact = with_correction(clean, lowered.table, plan.lowering_request.calibrator_name)
             both = BothSides(program, clean, exact, model, graphs.simulation, bool(precision.RUNS_ON))

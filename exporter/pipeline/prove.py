@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from exporter.graph.probe import exposed, noisiest
 from exporter.lowering.precisions._cast import wider_precisions
+from exporter.pipeline.image_count import ImageCount
 from exporter.pipeline.images import Graphs, Images, Outputs, Proof
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
@@ -20,6 +21,7 @@ from runtimes.errors import LowerError, ParityError
 from runtimes.parity.budget import Budget
 from runtimes.parity.compare import ParityReport
 from runtimes.parity.evidence import Answered, Evidence, answered
+from runtimes.progress import Progress, silent
 from runtimes.specs import BatchRange
 
 REFERENCE, SIMULATION = "pytorch", "simulation"
@@ -29,7 +31,16 @@ SIMULATED_BATCH = 32
 NOT_FINITE = "gives a picture of one colour an answer that is no number, where the reference gives one; look for a division by zero in the network"
 
 
-def prove(folder: Path, images: Images, graphs: Graphs, *, budget: Budget, batch: BatchRange, backends: Sequence[str]) -> Proof:
+def prove(
+    folder: Path,
+    images: Images,
+    graphs: Graphs,
+    *,
+    budget: Budget,
+    batch: BatchRange,
+    backends: Sequence[str],
+    progress: Progress = silent,
+) -> Proof:
     """Run `reference.pt2` and, on each backend, its model file, over the same images.
 
     The smallest batch and the one in between run on the first images, the largest on all of them. The simulation
@@ -45,7 +56,8 @@ def prove(folder: Path, images: Images, graphs: Graphs, *, budget: Budget, batch
     simulation = graphs.simulation
     if not backends and simulation is None:
         raise ValueError("expected a backend or a simulation to prove the file with, got neither")
-    with _opened(folder, REFERENCE) as runtime:
+    count = ImageCount("prove", len(images.fed), 1 + len(backends) + (simulation is not None), progress)
+    with count(_opened(folder, REFERENCE)) as runtime:
         # By their place: the program alone does not know what its outputs are called.
         names = [value.name for value in graphs.original.graph.output]
         reference = dict(zip(names, _outputs(runtime, images.inputs, batch.opt).values(), strict=True))
@@ -53,13 +65,13 @@ def prove(folder: Path, images: Images, graphs: Graphs, *, budget: Budget, batch
     evidence = Evidence(images.fed, reference, images.labels)
     answers: dict[str, Answered] = {}
     for backend in backends:
-        with _opened(folder, backend) as runtime:
+        with count(_opened(folder, backend)) as runtime:
             answers[backend] = answered(evidence, backend, runtime, budget, batch)
             plain.ask(backend, runtime)
     if simulation is not None:
         if not backends:
             onnx.checker.check_model(folder / OnnxRuntime.FILE, full_check=True)
-        answers[SIMULATION] = _simulated(simulation, evidence, budget, None if backends else batch)
+        answers[SIMULATION] = _simulated(simulation, evidence, budget, None if backends else batch, count)
         plain.ask_simulation(simulation)
     compared = {name: one.report.backends[name] for name, one in answers.items()}
     report = ParityReport(all(one.ok for one in answers.values()), len(images.fed), batch.checked, compared, budget)
@@ -108,7 +120,7 @@ class _Plain:
             _name_overflow(simulation, self.inputs[: self.size], "for a picture of one colour")
 
 
-def _simulated(simulation: onnx.ModelProto, evidence: Evidence, budget: Budget, batch: BatchRange | None) -> Answered:
+def _simulated(simulation: onnx.ModelProto, evidence: Evidence, budget: Budget, batch: BatchRange | None, count: ImageCount) -> Answered:
     """The simulation's answers: at each batch as a backend's where one is given, else in one pass, over few images where no labels are known.
 
     Raises:
@@ -117,7 +129,7 @@ def _simulated(simulation: onnx.ModelProto, evidence: Evidence, budget: Budget, 
     if batch is None and evidence.labels is None:
         evidence = Evidence(evidence.inputs[:SIMULATED_IMAGES], {name: values[:SIMULATED_IMAGES] for name, values in evidence.outputs.items()})
     size = min(len(evidence.inputs), SIMULATED_BATCH)
-    with OnnxRuntime.from_bytes(simulation.SerializeToString()) as runtime:
+    with count(OnnxRuntime.from_bytes(simulation.SerializeToString())) as runtime:
         answer = answered(evidence, SIMULATION, runtime, budget, batch or BatchRange(size, size, size))
     if not answer.report.backends[SIMULATION].finite:
         _name_overflow(simulation, evidence.inputs[:SIMULATED_IMAGES])
