@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two test files at a time: each keeps little more than one core busy. A file's tests stay together, since they share what was exported once.
 PARALLEL := --numprocesses 2 --dist loadfile
 
-.PHONY: run test test-all parity lint bench clean
+.PHONY: run test test-all quick parity lint bench clean
 
 run: $(VENV)/.installed
 	$(BIN)/resnet-export resnet20 --fp16 --output build/resnet20-fp16 --force
@@ -18,6 +18,10 @@ test: lint
 
 test-all: lint
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest $(PARALLEL)
+
+# For daily work, three minutes: lint, and the tests of what changed since main, or of one room: make quick ROOM=lowering
+quick: $(VENV)/.installed
+	OMP_WAIT_POLICY=passive $(BIN)/python scripts/quick.py $(ROOM)
 
 # Our own bundles, held to resnet-parity.toml by the command and by the pytest plugin; there are no other tests in build/.
 parity: $(VENV)/.installed

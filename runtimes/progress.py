@@ -1,4 +1,4 @@
-"""Progress of long work: its steps are told as they begin, and timed."""
+"""Progress of long work: each step is reported as it begins, and timed."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class Steps:
     """The steps of one piece of work: announces each to `progress` and times it.
 
     Attributes:
-        seconds: what each finished step took, in order.
+        seconds: how long each finished step took, in order.
     """
 
     def __init__(self, progress: Progress = silent) -> None:
         self.progress = progress
         self.seconds: dict[str, float] = {}
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
     def left_out(self, problem: str) -> None:
-        """Say once what is not taken (a picture, a convolution to quantize), and why."""
-        if problem not in self._said:
-            self._said.add(problem)
+        """Report once that an image is not read, or a convolution not quantized, and why."""
+        if problem not in self._reported:
+            self._reported.add(problem)
             self.progress(f"left out: {problem}")
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Announce and time the step that runs inside; a step may go on later, which is not announced again."""
+        """Announce and time the step that runs inside. A step that continues later adds to its time, unannounced."""
         if name not in self.seconds:
             self.progress(name)
         start = time.perf_counter()

@@ -33,7 +33,12 @@ class Ran:
         return lines[0]
 
 
-def run_main(main: Callable[[], None], arguments: Sequence[object], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ran:
+def run_main(
+    main: Callable[[], None],
+    arguments: Sequence[object],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Ran:
     """Call a script's entry point with these arguments."""
     monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
     capsys.readouterr()

@@ -1,13 +1,15 @@
-"""`resnet-deploy build`: an engine from a bundle, on the device that will run it."""
+"""`resnet-deploy build`: build an engine from a bundle, on the device that will run it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from exporter.cli._common import echo_json, echo_lines, size_text, status
+from exporter.cli._help import GroupedCommand, option_group
+from exporter.cli._options import json_option, output_group, quiet_option
 from exporter.verification.report.lines import parity_lines
 
 if TYPE_CHECKING:
@@ -19,52 +21,97 @@ BACKENDS = ("tensorrt", "tensorrt-rtx")
 LEVELS = ("ampere-plus", "same-compute-capability")
 
 
-trust_option = click.option(
-    "--trust-engine", "trust_engines", multiple=True, metavar="SHA256", help="Load this engine, though another machine built it. Engines are code."
-)
+_device, _builder = map(option_group, ("Device", "Builder"))
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--backend", type=click.Choice(BACKENDS), default="tensorrt", show_default=True, help="What builds, and will run, the engine.")
-@click.option("--target", "targets", metavar="SM,...", help="GPUs to build for, as sm86,sm120: tensorrt-rtx alone, on any machine.")
-@click.option("--workspace", type=click.IntRange(min=1), metavar="MIB", help="Most scratch memory a kernel may use.")
-@click.option("--optimization-level", type=click.IntRange(0, 5), metavar="N", help="0 builds fast, 5 runs fast.  [default: the library's, 3]")
-@click.option(
-    "--timing-cache", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Keep the builder's measurements in FILE.VERSION-GPU."
+@_device(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default="tensorrt",
+    show_default=True,
+    help="Library that builds the engine and will run it.",
 )
-@click.option(
-    "--dla", "dla_core", type=click.IntRange(min=0), metavar="N", help="Run on this DLA core; what is no convolution may go to the GPU; static batch."
+@_device(
+    "--target",
+    "targets",
+    metavar="SM,...",
+    help="GPUs to build for, such as sm86,sm120, on any machine; tensorrt-rtx only.  [default: this machine's GPU]",
 )
-@click.option("--hardware-compatible", type=click.Choice(LEVELS), help="Also for other GPUs, at some cost in speed.")
-@click.option("--version-compatible", is_flag=True, help="Also for newer versions of the library.")
-@click.option("--strip-weights", is_flag=True, help="Leave the weights in the bundle's ONNX; not with int8.")
-@click.option("--allow-fallback-layers", is_flag=True, help="Accept convolutions in another precision than promised, or off the DLA.")
-@click.option("--force", is_flag=True, help="Build even if nothing has changed.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-@click.option("--quiet", is_flag=True, help="Say nothing on the way.")
-def build(
-    bundle: Path, backend: str, as_json: bool, quiet: bool, force: bool, allow_fallback_layers: bool, timing_cache: Path | None, **options: object
-) -> None:
-    """Build an engine from BUNDLE into its engines/, prove its precision layer by layer and, where a GPU is, its answers."""
+@_device(
+    "--dla",
+    "dla_core",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Run on this DLA core, and layers other than convolutions on the GPU where the DLA cannot; needs a fixed batch"
+    " size.",
+)
+@_device("--version-compatible", is_flag=True, help="Let newer versions of the library load the engine.")
+@_device(
+    "--hardware-compatible",
+    type=click.Choice(LEVELS),
+    metavar="LEVEL",
+    help=f"Let other GPUs load the engine, at some cost in speed: {' or '.join(LEVELS)}.",
+)
+@_builder(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    metavar="N",
+    help="From 0, which builds fast, to 5, which runs fast.  [default: the library's, 3]",
+)
+@_builder("--workspace", type=click.IntRange(min=1), metavar="MIB", help="Largest scratch memory of a kernel, in MiB.")
+@_builder(
+    "--timing-cache",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Keep the builder's timings for later builds, in FILE.VERSION-GPU.",
+)
+@_builder("--strip-weights", is_flag=True, help="Leave the weights in the bundle's ONNX file; not with int8.")
+@_builder(
+    "--allow-fallback-layers",
+    is_flag=True,
+    help="Accept convolutions in another precision than the bundle's, or off the DLA.",
+)
+@output_group("--force", is_flag=True, help="Build even if nothing has changed.")
+@json_option
+@quiet_option
+def build(bundle: Path, **options: Any) -> None:
+    """Build an engine from BUNDLE, and prove it.
+
+    The engine is written to the bundle's engines/ folder. Its precision is checked layer by layer and, where its GPU
+    is, its outputs against the bundle's golden ones.
+    """
     from exporter.engines.build import BuildPlan, build_engine
     from exporter.engines.builders import BuildOptions
     from runtimes.bundle import Bundle
 
-    targets, workspace = options.pop("targets"), options.pop("workspace")
+    targets, workspace = options["targets"], options["workspace"]
     chosen = BuildOptions(
-        targets=tuple(str(targets).lower().split(",")) if targets else (),
-        workspace_bytes=workspace * MIB if isinstance(workspace, int) else None,
-        **options,  # type: ignore[arg-type]  # click has checked them
+        targets=tuple(targets.lower().split(",")) if targets else (),
+        workspace_bytes=workspace * MIB if workspace is not None else None,
+        optimization_level=options["optimization_level"],
+        version_compatible=options["version_compatible"],
+        hardware_compatible=options["hardware_compatible"],
+        strip_weights=options["strip_weights"],
+        dla_core=options["dla_core"],
     )
-    plan = BuildPlan(Bundle.open(bundle), backend, chosen, allow_fallback_layers, timing_cache, force)
-    with status(quiet=quiet) as say:
-        engine = build_engine(plan, say)
-    if as_json:
+    plan = BuildPlan(
+        Bundle.open(bundle),
+        options["backend"],
+        chosen,
+        allow_fallback_layers=options["allow_fallback_layers"],
+        timing_cache=options["timing_cache"],
+        force=options["force"],
+    )
+    with status(quiet=options["quiet"]) as progress:
+        engine = build_engine(plan, progress)
+    if options["as_json"]:
         import msgspec
 
         report = msgspec.to_builtins(engine.report)
-        return echo_json({"engine": str(engine.path), "cached": engine.cached, "parity": report, **msgspec.to_builtins(engine.facts)})
+        facts = msgspec.to_builtins(engine.facts)
+        return echo_json({"engine": str(engine.path), "cached": engine.cached, "parity": report, **facts})
     echo_lines([*engine_lines(engine.path, engine.facts), *_proof_lines(engine)])
 
 
@@ -77,8 +124,10 @@ def _proof_lines(engine: Engine) -> list[str]:
 
 
 def engine_lines(path: Path, facts: EngineFacts) -> list[str]:
-    """What a sidecar says, as lines of text."""
-    device = f"{facts.device.name}, driver {facts.device.driver}" if facts.device else "any of these, built ahead of time"
+    """What an engine's sidecar file says, as lines of text."""
+    device = (
+        f"{facts.device.name}, driver {facts.device.driver}" if facts.device else "any of these, built ahead of time"
+    )
     convolutions = ", ".join(f"{count} {name}" for name, count in facts.layers.convolutions.items())
     lines = [
         f"{'engine':<12} {path}, {size_text(facts.engine_bytes)}",

@@ -1,4 +1,4 @@
-"""What both command lines share: one line for an error, the right exit code, and no half-written output."""
+"""What both command lines share: exit codes, errors in one line, progress, and output that any stream takes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from exporter.verification.report.lines import parity_lines
 from runtimes.errors import ParityError, ResnetExportError
 from runtimes.printable import as_text, printable
+from runtimes.progress import Progress, silent
 
 if TYPE_CHECKING:
     from runtimes.manifest import Manifest
-from exporter.verification.report.lines import parity_lines
-from runtimes.progress import Progress
 
 INTERRUPTED, TERMINATED, WRONG_USE = 130, 143, 2
 
 
 def run_command(command: click.Command) -> NoReturn:
-    """Run a command and leave with its exit code; what a user can cause is one line on stderr, never a traceback."""
+    """Run a command and exit with its code; an error that a user can cause is one line on stderr, never a traceback."""
     signal.signal(signal.SIGTERM, _terminated)
     _settle_streams()
     try:
@@ -44,44 +44,33 @@ def run_command(command: click.Command) -> NoReturn:
         _fail(str(error), error.exit_code)
     except ResnetExportError as error:
         _fail(str(error), error.exit_code)
-    except OSError as error:  # that nothing made an error of its own of
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # python would complain once more at exit
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else f"cannot write the output: {error.strerror or error}; make room for it", 1)
+    except OSError as error:  # one that the code below did not turn into an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would complain once more at exit
+        if error.filename:
+            _fail(f"{error.filename}: {error.strerror}", 1)
+        _fail(f"cannot write the output: {error.strerror or error}; make room for it", 1)
     sys.exit(0)
 
 
 @contextmanager
 def status(*, quiet: bool) -> Iterator[Progress]:
-    """What is being done, on stderr: on a terminal one line that moves, with a bar where it is long; in a log a line for each step."""
-    from rich import progress as bars
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, quiet=quiet, highlight=False)
-    if not console.is_terminal:
-        yield lambda step, done=0, total=0: None if done else console.print(printable(step), markup=False, soft_wrap=True)
+    """A `Progress` that shows the steps on stderr: one live line on a terminal, a line for each step elsewhere."""
+    if quiet:
+        yield silent
         return
-    speed = TextColumn("{task.fields[speed]}")
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
-    with bars.Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("starting", total=None, speed="")
+    from exporter.cli._live import shown_progress
 
-        def say(step: str, done: int = 0, total: int = 0) -> None:
-            if step.startswith("left out"):  # stays on the screen; the moving line does not
-                return progress.console.print(printable(step), markup=False, soft_wrap=True)
-            rate = progress.tasks[0].speed
-            progress.update(task, description=step, completed=done, total=total or None, speed=f"{rate:.0f} images/s" if total and rate else "")
-
-        yield say
+    with shown_progress() as progress:
+        yield progress
 
 
 def echo_json(value: object) -> None:
-    """One JSON object on stdout."""
+    """Print one JSON object on stdout."""
     click.echo(json.dumps(_as_texts(value), indent=2))
 
 
 def _as_texts(value: object) -> object:
-    """Surrogates are no JSON: many readers refuse all of it."""
+    """Without surrogates: they are not valid in JSON, and many readers refuse the whole object."""
     if isinstance(value, str):
         return as_text(value)
     if isinstance(value, dict):
@@ -90,12 +79,12 @@ def _as_texts(value: object) -> object:
 
 
 def echo_lines(lines: Iterable[str]) -> None:
-    """Lines on stdout, each of them one, whatever the names in it hold."""
+    """Print lines on stdout; control characters in names are escaped, so that each stays one line."""
     click.echo("\n".join(map(printable, lines)))
 
 
 def gives_text(manifest: Manifest) -> str:
-    """What comes out of a model: its number of classes, or its features."""
+    """A model's outputs for people: its number of classes, or the names of its features."""
     from runtimes.parity.compare import is_classifier
 
     names = [spec.name for spec in manifest.outputs]
@@ -108,7 +97,10 @@ def size_text(count: int) -> str:
 
 
 class _Pipe(io.FileIO):
-    """A stream whose reader may go away: what nobody reads is dropped, and the command ends as it would have (click ends it with 1)."""
+    """A stream whose reader may go away: the rest of the output is dropped, and the exit code stays the command's own.
+
+    Click would exit with 1.
+    """
 
     def write(self, data: Any, /) -> int:
         try:
@@ -118,9 +110,9 @@ class _Pipe(io.FileIO):
 
 
 def _settle_streams() -> None:
-    """Names and labels can be shown whatever the encoding: what it has no letter for, and bytes of names that are no text, are escaped.
+    """Make stdout and stderr take any name or label: what their encoding cannot write is escaped.
 
-    A stream that is closed is one that nobody reads; its number must not become that of the next file that is opened.
+    A closed stream is opened on the null device, so that its number does not become that of the next opened file.
     """
     for number in range(3):
         try:
@@ -133,7 +125,9 @@ def _settle_streams() -> None:
             continue  # a caller's: a test's, or a notebook's
         stream.flush()
         raw = io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False))
-        setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering))
+        setattr(
+            sys, name, io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=stream.line_buffering)
+        )
 
 
 def _terminated(number: int, frame: FrameType | None) -> NoReturn:
@@ -141,6 +135,6 @@ def _terminated(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    """One line, whatever the names in it hold."""
+    """Print an error as one line, and exit."""
     click.echo(f"error: {printable(message)}", err=True)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""`resnet-deploy eval`: how accurate a bundle is on labelled pictures."""
+"""`resnet-deploy eval`: the accuracy of a bundle on labelled images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli._build import trust_option
 from exporter.cli._common import echo_json, echo_lines, status
+from exporter.cli._help import GroupedCommand, option_group
+from exporter.cli._options import backend_group, output_group, provider_option, quiet_option, trust_option
 from runtimes.errors import AccuracyError, BadInput
 
 if TYPE_CHECKING:
@@ -22,31 +23,70 @@ if TYPE_CHECKING:
     from runtimes.bundle import Bundle
     from runtimes.progress import Progress
 
+_data = option_group("Data")
 
-@click.command("eval")
+
+@click.command("eval", cls=GroupedCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--data", required=True, metavar="SOURCE", help="A folder of classes or of pictures, .npz, IDX file, or built-in (its test images).")
-@click.option(
-    "--data-labels", type=click.Path(path_type=Path), metavar="FILE", help="Classes of a flat folder: PICTURE CLASS lines, or LOC_val_solution.csv."
+@_data(
+    "--data",
+    required=True,
+    metavar="SOURCE",
+    help="Labelled images: a folder with class folders, a flat folder, an .npz file, an IDX file, or built-in (its"
+    " test images).",
 )
-@click.option(
-    "--synsets", type=click.Path(path_type=Path), metavar="FILE", help="The model's classes as WordNet ids, in order: LOC_synset_mapping.txt."
+@_data(
+    "--data-labels",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Classes of a flat folder: lines of IMAGE CLASS, or ImageNet's LOC_val_solution.csv.",
 )
-@click.option("--images", type=click.IntRange(min=1), metavar="N", help="How many, evenly over the classes.  [default: all]")
-@click.option("--backend", default="onnxruntime", show_default=True, metavar="NAME", help="What runs the model.")
-@click.option("--provider", metavar="P", help="Where it runs: cpu or cuda.  [default: the backend's]")
+@_data(
+    "--synsets",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="WordNet ids of the model's classes, in order, such as LOC_synset_mapping.txt.",
+)
+@_data(
+    "--images",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Number of images, spread evenly over the classes.  [default: all]",
+)
+@backend_group(
+    "--backend", default="onnxruntime", show_default=True, metavar="NAME", help="Backend that runs the model."
+)
+@provider_option
 @trust_option
-@click.option("--resume", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Keep what is done in FILE, and go on from there.")
-@click.option("--worst", type=click.IntRange(min=0), default=10, show_default=True, metavar="N", help="Confused pairs, and classes, to show.")
-@click.option("--min-top1", type=click.FloatRange(0, 1), metavar="X", help="End with 4 where top-1, 0..1, is below X.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, with every class's recall.")
-@click.option("--quiet", is_flag=True, help="Progress nothing on the way.")
+@output_group(
+    "--min-top1",
+    type=click.FloatRange(0, 1),
+    metavar="X",
+    help="Fail with exit code 4 if the top-1 accuracy is below X.",
+)
+@output_group(
+    "--worst",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="Number of classes, and of confused pairs, to list; the worst first.",
+)
+@output_group(
+    "--resume",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Save progress in FILE, and continue from it if it exists.",
+)
+@output_group("--json", "as_json", is_flag=True, help="Print JSON on stdout, with every class's recall.")
+@quiet_option
 def evaluate(bundle: Path, **options: Any) -> None:
-    """Measure how accurate BUNDLE is on labelled pictures: top-1, top-5, each class's recall, and what it confuses.
+    """Measure the accuracy of BUNDLE on labelled images.
 
-    ImageNet's trees and its flat validation folder are understood; no class is guessed. A journal (--resume) is kept when it is finished:
-    given again, it tells the figures at once. It knows pictures by their names and labels, not by their content. --min-top1 holds the
-    measured share itself against X, not the ends of its interval.
+    Gives top-1, top-5, the recall of each class, and which classes are confused. ImageNet's folders and its flat
+    validation folder are understood; a class that cannot be matched is an error, never a guess. A finished --resume
+    file gives the same figures again at once; it knows images by name and label, not by content. --min-top1 is compared
+    with the measured accuracy, not with the ends of its interval.
     """
     from exporter.verification.accuracy.evaluate import EvaluationData
     from runtimes._open import open_runtime
@@ -58,51 +98,57 @@ def evaluate(bundle: Path, **options: Any) -> None:
     resume = options["resume"]
     if resume is not None and not resume.absolute().parent.is_dir():
         raise BadInput(f"--resume: cannot write {resume}: there is no folder {resume.parent}; make it first")
-    with status(quiet=options["quiet"]) as say:
-        say("read the bundle and the data")
+    with status(quiet=options["quiet"]) as progress:
+        progress("read the bundle and the data")
         opened = Bundle.open(bundle)
         check_classifier(opened.manifest.outputs)
-        source, how = EvaluationData(options["data"], options["data_labels"], options["synsets"], options["images"]).source(opened)
+        labelled = EvaluationData(options["data"], options["data_labels"], options["synsets"], options["images"])
+        source, how = labelled.source(opened)
         for problem in source.left_out:
-            say(f"left out {problem}")
-        with open_runtime(opened, options["backend"], provider=options["provider"], trust_engine=options["trust_engines"]) as runtime:
+            progress(f"left out {problem}")
+        backend, trusted = options["backend"], options["trust_engines"]
+        with open_runtime(opened, backend, provider=options["provider"], trust_engine=trusted) as runtime:
             provider = runtime.provider
-            found = _evaluated(opened, options["backend"], runtime, source, resume, say)
+            found = _evaluate(opened, backend, runtime, source, resume, progress)
     shown = replace(found, confused=found.confused[: options["worst"]])
     if options["as_json"]:
         import msgspec
 
-        told = {"bundle": str(bundle), "backend": options["backend"], "provider": provider}
-        told |= {"data": source.name, "left_out": source.left_out, "matched": how}
-        echo_json({**told, **msgspec.to_builtins(shown)})
+        facts = {"bundle": str(bundle), "backend": backend, "provider": provider}
+        facts |= {"data": source.name, "left_out": source.left_out, "matched": how}
+        echo_json({**facts, **msgspec.to_builtins(shown)})
     else:
-        precision = opened.manifest.precision
-        head = [f"{'bundle':<12} {bundle}, {precision} on {options['backend']} ({provider})", _data_line(source, found, how)]
-        echo_lines([*head, *_lines(shown, options["worst"])])
+        bundle_line = f"{'bundle':<12} {bundle}, {opened.manifest.precision} on {backend} ({provider})"
+        echo_lines([bundle_line, _data_line(source, found, how), *_lines(shown, options["worst"])])
     _check_top1(found.top1, options["min_top1"])
 
 
-def _evaluated(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource, resume: Path | None, say: Progress) -> Evaluation:
+def _evaluate(
+    bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource, resume: Path | None, progress: Progress
+) -> Evaluation:
     from exporter.verification.accuracy.evaluate import evaluate as measure
     from exporter.verification.accuracy.resume_file import evaluation_key, open_resume_file
 
     done = 0
 
-    def tell(batch: EvaluatedBatch) -> None:
+    def report(batch: EvaluatedBatch) -> None:
         nonlocal done
         for reason in batch.unreadable:
-            say(f"left out {reason}")
+            progress(f"left out {reason}")
         done = batch.after
-        say("evaluate", done, source.count)
+        progress("evaluate", done, source.count)
 
-    say("evaluate")
+    progress("evaluate")
     try:
-        with open_resume_file(resume, evaluation_key(bundle, backend, runtime, source)) if resume is not None else nullcontext() as journal:
-            return measure(bundle, runtime, source, resume_file=journal, on_batch=tell)
+        opening = nullcontext() if resume is None else open_resume_file(resume, evaluation_key(bundle, backend, runtime, source))
+        with opening as resume_file:
+            return measure(bundle, runtime, source, resume_file=resume_file, on_batch=report)
     except KeyboardInterrupt as stop:
         if resume is None:
             raise
-        raise click.Abort(f"interrupted; {done} of {source.count} pictures are in {resume}, and the same command goes on from there") from stop
+        raise click.Abort(
+            f"interrupted; {done} of {source.count} pictures are in {resume}, and the same command goes on from there"
+        ) from stop
 
 
 def _data_line(source: ImageSource, found: Evaluation, how: str) -> str:
@@ -114,14 +160,19 @@ def _data_line(source: ImageSource, found: Evaluation, how: str) -> str:
 def _lines(found: Evaluation, worst: int) -> list[str]:
     lowest = sorted(found.recall, key=lambda one: (one.top1.share, one.index))[:worst]
     lines = [_rate_line("top-1", found.top1), _rate_line("top-5", found.top5)]
-    lines.append(f"{'recall':<12} {found.mean_recall:.2%} on average over the classes{'; of single ones, lowest first:' if lowest else ''}")
+    singles = "; of single ones, lowest first:" if lowest else ""
+    lines.append(f"{'recall':<12} {found.mean_recall:.2%} on average over the classes{singles}")
     lines += [f"{'':<12} {one.top1.share:>7.2%}  {one.top1.correct} of {one.top1.images}  {one.name}" for one in lowest]
     if found.confused:
         lines.append(f"{'confused':<12} most often first, and how many of the class's pictures:")
-    lines += [f"{'':<12} {one.images / one.of:>7.2%}  {one.images} of {one.of}  {one.label} taken for {one.predicted}" for one in found.confused]
+    lines += [
+        f"{'':<12} {one.images / one.of:>7.2%}  {one.images} of {one.of}  {one.label} taken for {one.predicted}"
+        for one in found.confused
+    ]
     if found.unreadable:
         lines.append(f"{'left out':<12} {len(found.unreadable)} that cannot be read: {found.unreadable[0]}")
-    return [*lines, f"{'images/s':<12} {found.model_images_per_s:.1f} in the model, {found.images_per_s:.1f} with reading and preparing pictures"]
+    with_reading = f"{found.images_per_s:.1f} with reading and preparing pictures"
+    return [*lines, f"{'images/s':<12} {found.model_images_per_s:.1f} in the model, {with_reading}"]
 
 
 def _rate_line(name: str, rate: Rate) -> str:
@@ -134,4 +185,6 @@ def _check_top1(top1: Rate, least: float | None) -> None:
         return
     low, high = top1.interval
     end = "all of it below" if high < least else "which holds what was expected: evaluate on more images to know"
-    raise AccuracyError(f"expected a top-1 of at least {least:.2%}, got {top1.share:.2%} (95 % interval {low:.2%} to {high:.2%}, {end})")
+    raise AccuracyError(
+        f"expected a top-1 of at least {least:.2%}, got {top1.share:.2%} (95 % interval {low:.2%} to {high:.2%}, {end})"
+    )

@@ -1,4 +1,4 @@
-"""`resnet-deploy inspect`: what a bundle, an ONNX file or an engine holds."""
+"""`resnet-deploy inspect`: show what a bundle, an ONNX file or an engine holds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import click
 
 from exporter.cli._build import engine_lines
 from exporter.cli._common import echo_json, echo_lines, gives_text, size_text
+from exporter.cli._help import GroupedCommand
+from exporter.cli._options import json_option
 from exporter.verification.report.lines import accuracy_line, parity_lines
 from runtimes._plugins import needed_for
 from runtimes.errors import ResnetExportError
@@ -21,11 +23,15 @@ if TYPE_CHECKING:
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.argument("path", metavar="BUNDLE|ONNX|ENGINE", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+@json_option
 def inspect(path: Path, as_json: bool) -> None:
-    """Show what a bundle, an ONNX file or an engine holds: operators, types, parameters, work, size, and what was proven."""
+    """Show what a bundle, an ONNX file or an engine holds.
+
+    Operators, types, parameters, multiply-accumulates and sizes; of a bundle also what was proven, of a quantized ONNX
+    file whether TensorRT takes it, of an engine whether this machine trusts it.
+    """
     if path.suffix in ENGINE_SUFFIXES:
         return _inspect_engine(path, as_json=as_json)
     if path.is_file():
@@ -79,12 +85,15 @@ def _inspect_onnx(path: Path, *, as_json: bool) -> None:
             }
         )
     opsets = ", ".join(f"{domain} {number}" for domain, number in opset.items())
-    lines = [f"{'file':<12} {path}, {size_text(path.stat().st_size)}", f"{'format':<12} IR {model.ir_version}, opset {opsets}"]
+    lines = [
+        f"{'file':<12} {path}, {size_text(path.stat().st_size)}",
+        f"{'format':<12} IR {model.ir_version}, opset {opsets}",
+    ]
     echo_lines([*lines, *_graph_lines(facts), *(_qdq_lines(report) if report else [])])
 
 
 def _qdq_lines(report: QdqReport) -> list[str]:
-    """The verdict, a line for each block, and under it what keeps it from fusing."""
+    """Whether TensorRT takes the graph, and a line for each block with what keeps it from fusing below it."""
     verdict = "TensorRT takes this graph"
     if report.refused:
         verdict = "TensorRT refuses this graph"
@@ -93,18 +102,20 @@ def _qdq_lines(report: QdqReport) -> list[str]:
     elif any(finding.kind == "other values" for finding in report.findings):
         verdict = "TensorRT takes this graph, and computes other values than it says"
     (quantized, convolutions), (shortcuts, additions) = report.convolutions, report.shortcuts
-    lines = [f"{'quantized':<12} {quantized} of {convolutions} convolutions, {shortcuts} of {additions} residual shortcuts; {verdict}"]
+    counts = f"{quantized} of {convolutions} convolutions, {shortcuts} of {additions} residual shortcuts"
+    lines = [f"{'quantized':<12} {counts}; {verdict}"]
     for block in report.blocks:
-        parts = [f"{block.convolutions[0]} of {block.convolutions[1]} convolutions INT8"] if block.convolutions[1] else ["no convolution"]
+        quantized, convolutions = block.convolutions
+        parts = [f"{quantized} of {convolutions} convolutions INT8" if convolutions else "no convolution"]
         if block.shortcut is not None:
             parts.append(f"shortcut {'INT8' if block.shortcut else 'float'}")
-        parts.append(_verdict(block))
+        parts.append(_block_verdict(block))
         lines.append(f"{'':<12} {block.name:<20} {', '.join(parts)}")
         lines += [f"{'':<15}{finding.kind}: {finding.node}: {finding.message}" for finding in block.findings]
     return lines
 
 
-def _verdict(block: BlockReport) -> str:
+def _block_verdict(block: BlockReport) -> str:
     if any(finding.kind != "left in float" for finding in block.findings):
         return "not as it should be:"
     if not block.convolutions[0]:
@@ -131,7 +142,9 @@ def _bundle_lines(path: Path, manifest: Manifest) -> list[str]:
     lines += parity_lines(manifest.parity)
     if manifest.accuracy is not None:
         lines.append(accuracy_line(manifest.accuracy))
-    lines.append(f"{'files':<12} {', '.join(f'{name} {size_text(facts.bytes)}' for name, facts in manifest.files.items())}")
+    lines.append(
+        f"{'files':<12} {', '.join(f'{name} {size_text(facts.bytes)}' for name, facts in manifest.files.items())}"
+    )
     return [*lines, f"{'versions':<12} {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}"]
 
 

@@ -1,4 +1,4 @@
-"""`resnet-export`: a ResNet from a name or a checkpoint to a proven bundle."""
+"""`resnet-export`: export a ResNet, by name or from a checkpoint, to a proven bundle."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from exporter.cli._common import echo_json, echo_lines, gives_text, run_command, size_text, status
+from exporter.cli._help import GroupedCommand, option_group
 from exporter.lowering.opsets import BF16_OPSET, OPSETS
 from exporter.lowering.registry import precision_names
 from exporter.lowering.request import CALIBRATOR
@@ -33,72 +34,122 @@ INPUTS = {
 EPILOG = """\b
 Examples:
   resnet-export resnet50 --fp16
-  resnet-export resnet18 --weights model.pth --labels classes.txt --batch 1:4:16
+  resnet-export resnet18 --weights model.pth --labels names.txt --batch 1:4:16
   resnet-export resnet20 --fp16 --output build/resnet20-fp16 --json
   resnet-export my_package.nets:make_net --image-size 224 --fp16
 
 \b
-Exit codes: 0 done and within budget, 1 failed, 2 asked for wrongly,
-            3 something is not here, 4 out of the parity budget."""
+Exit codes: 0 done and within budget, 1 failed, 2 wrong usage,
+            3 something needed is missing, 4 out of the parity budget."""
+MOST_USED = ("fp16", "int8", "bf16", "fp32")
+"""The order of the precisions in `--help`; others follow."""
+
+_model, _precision, _calibration = map(option_group, ("Model", "Precision", "Proof and calibration"))
+_input, _output = map(option_group, ("Input", "Output"))
 
 
 def _precision_flags(command: Callable[..., Any]) -> Callable[..., Any]:
-    for name in reversed(precision_names()):
+    names = sorted(precision_names(), key=lambda name: MOST_USED.index(name) if name in MOST_USED else len(MOST_USED))
+    for name in reversed(names):
         default = " (the default)" if name == "fp32" else ""
-        command = click.option(f"--{name}", is_flag=True, help=f"Export in {name.upper()}{default}.")(command)
+        command = _precision(f"--{name}", is_flag=True, help=f"Export in {name.upper()}{default}.")(command)
     return command
 
 
-@click.command(epilog=EPILOG, no_args_is_help=True)
+@click.command(cls=GroupedCommand, epilog=EPILOG, no_args_is_help=True)
 @click.argument("model", required=False)
+@_model(
+    "--weights",
+    default="default",
+    show_default=True,
+    metavar="default|random|FILE",
+    help="Pretrained weights, seeded random ones, or a checkpoint file.",
+)
+@_model(
+    "--labels",
+    type=click.Path(path_type=Path),
+    metavar="FILE|DIR",
+    help="Class names: a file with one a line, JSON, a Python dict, or a folder with one subfolder a class.",
+)
+@_model("--num-classes", type=int, metavar="N", help="Number of classes, with random weights or a checkpoint.")
+@_model(
+    "--features",
+    metavar="pool|stages",
+    help="Export features instead of logits: the pooled vector, or the outputs of layer1, layer2 ...",
+)
+@_model(
+    "--variant",
+    type=click.Choice([V1_5, V1]),
+    help="Bottleneck blocks stride in the 3x3 convolution (v1.5) or the first 1x1 (v1); weights fit both."
+    "  [default: v1.5]",
+)
+@_model(
+    "--shortcut",
+    type=click.Choice([PROJECTION, PAD]),
+    help="CIFAR ResNets widen their shortcuts by a 1x1 convolution, or by zero padding.  [default: projection]",
+)
+@_model("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of random weights.")
+@_model("--list", "list_models", is_flag=True, help="List the models and exit.")
 @_precision_flags
-@click.option("--target", default="tensorrt", show_default=True, help="What the graph is written for.")
-@click.option("--weights", default="default", show_default=True, metavar="default|random|FILE", help="Pretrained, seeded random, or a checkpoint.")
-@click.option(
-    "--variant", type=click.Choice([V1_5, V1]), help="Where bottlenecks stride: the 3x3, or the first 1x1; weights fit both.  [default: v1.5]"
+@_precision(
+    "--target",
+    default="tensorrt",
+    show_default=True,
+    metavar="NAME",
+    help="Runtime that the graph is written for.",
 )
-@click.option("--shortcut", type=click.Choice([PROJECTION, PAD]), help="How CIFAR ResNets change shape.  [default: projection]")
-@click.option("--num-classes", type=int, metavar="N", help="Size of the head, for random weights.")
-@click.option("--labels", type=click.Path(path_type=Path), metavar="FILE|DIR", help="Class names: one a line, JSON, a Python dict, or folders.")
-@click.option("--features", metavar="pool|stages", help="In place of logits: the pooled vector, or the outputs of layer1, layer2 ...")
-@click.option(
-    "--uint8-input",
-    is_flag=False,
-    flag_value=CROP,
-    metavar="[full]",
-    help="Take uint8 pixels (batch, height, width, channels), normalised in the graph; with full, of any size, resized and cropped there too.",
-)
-@click.option("--image-size", metavar="N|HxW", help="Input size in pixels.  [default: the model's]")
-@click.option("--mean", metavar="R,G,B", help="Normalisation, on pixels scaled to 0..1.  [default: the weights']")
-@click.option("--std", metavar="R,G,B", help="As --mean.")
-@click.option("--batch", default="1:8:32", show_default=True, metavar="N|MIN:OPT:MAX", help="Batch size, or the range of them.")
-@click.option(
-    "--data", metavar="SOURCE", help="Pictures to prove with and calibrate on: a folder (of classes, perhaps), .npz, IDX file, or built-in."
-)
-@click.option("--calibrator", metavar="NAME", help=f"How --int8 reads ranges off what it measured.  [default: {CALIBRATOR}]")
-@click.option("--calibration-images", type=int, metavar="N", help="How many of them.  [default: 512, or all]")
-@click.option("--calibration", type=click.Path(path_type=Path), metavar="FILE", help="Use this calibration.json in place of measuring.")
-@click.option("--allow-few-images", is_flag=True, help="Calibrate on fewer than 64 pictures.")
-@click.option(
+@_precision(
     "--opset",
     type=click.IntRange(min=1),
     metavar="N",
     help=f"ONNX opset.  [default: {OPSETS[-1]}, the newest that TensorRT 10.3 reads; {BF16_OPSET} for --bf16]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="For random weights.")
-@click.option("--no-reference", is_flag=True, help="Leave reference.pt2 out of the bundle.")
-@click.option("--output", type=click.Path(path_type=Path), metavar="DIR", help="The bundle's folder.  [default: MODEL-PRECISION]")
-@click.option("--force", is_flag=True, help="Replace a bundle that is there, once the new one is complete.")
-@click.option("--list", "list_models", is_flag=True, help="List the models and exit.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done and exit.")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON on stdout.")
-@click.option("--quiet", is_flag=True, help="Say nothing on stderr but errors.")
+@_calibration(
+    "--data",
+    metavar="SOURCE",
+    help="Images for the proof and for calibration: a folder (with or without class folders), an .npz file, an IDX"
+    " file, or built-in.",
+)
+@_calibration(
+    "--calibration-images", type=int, metavar="N", help="Images to calibrate on.  [default: 512, or all if fewer]"
+)
+@_calibration(
+    "--calibrator", metavar="NAME", help=f"How ranges are chosen from the histograms.  [default: {CALIBRATOR}]"
+)
+@_calibration(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Reuse the ranges in this calibration.json instead of measuring them.",
+)
+@_calibration("--allow-few-images", is_flag=True, help="Allow calibration on fewer than 64 images.")
+@_input("--batch", default="1:8:32", show_default=True, metavar="N|MIN:OPT:MAX", help="Batch size, or a range of them.")
+@_input("--image-size", metavar="N|HxW", help="Input size in pixels.  [default: the model's]")
+@_input(
+    "--uint8-input",
+    is_flag=False,
+    flag_value=CROP,
+    metavar="[full]",
+    help="Take uint8 pixels (batch, height, width, channels) and normalise them in the graph; with full, take images"
+    " of any size and resize and crop them in the graph, too.",
+)
+@_input("--mean", metavar="R,G,B", help="Mean of each channel, for pixels scaled to 0..1.  [default: the weights']")
+@_input("--std", metavar="R,G,B", help="Standard deviation of each channel, likewise.  [default: the weights']")
+@_output(
+    "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.  [default: MODEL-PRECISION]"
+)
+@_output("--force", is_flag=True, help="Replace a bundle that is already there, once the new one is complete.")
+@_output("--no-reference", is_flag=True, help="Leave reference.pt2, the FP32 program, out of the bundle.")
+@_output("--dry-run", is_flag=True, help="Print what would be done and exit.")
+@_output("--json", "as_json", is_flag=True, help="Print the manifest as JSON on stdout.")
+@_output("--quiet", is_flag=True, help="Show no progress; errors alone go to stderr.")
 @click.version_option(package_name="resnet-export")
 def command(**options: Any) -> None:
     """Export MODEL to a bundle: a typed ONNX graph, and the proof that it computes what PyTorch does.
 
-    MODEL is a name of --list, or of its pattern (resnext50_16x8d), or package.module:factory, a callable that returns a
-    torch.nn.Module: that module is imported from this folder or the installed packages, which runs its code.
+    MODEL is a name from --list, another name of the same pattern (resnext50_16x8d), or package.module:factory, a
+    callable that returns a torch.nn.Module. That module is imported from the current folder or the installed packages,
+    which runs its code.
     """
     if options["list_models"]:
         return _list(as_json=options["as_json"])
@@ -108,17 +159,18 @@ def command(**options: Any) -> None:
     from runtimes.bundle_writing import check_destination
 
     check_destination(plan.output, force=plan.force)  # before the packages are loaded
-    with status(quiet=options["quiet"]) as say:
+    with status(quiet=options["quiet"]) as progress:
         start = time.perf_counter()
-        say("load packages")
-        # Threads that wait by spinning take the cores from those that work, on a machine that does anything else (measured: 2.5 times the time).
+        progress("load packages")
+        # Threads that wait by spinning take the cores from those that work, on a machine that does anything else
+        # (measured: 2.5 times the time).
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         with needed_for("exporting", "pip install 'resnet-export[export]'"):
             from exporter.pipeline.export import export
         if plan.spec.source == "custom":
-            say(f"import {plan.model}, which runs its code")
+            progress(f"import {plan.model}, which runs its code")
         loading = round(time.perf_counter() - start, 3)
-        result = export(plan, say)
+        result = export(plan, progress)
     seconds = {"load packages": loading, **result.seconds}
     if options["as_json"]:
         echo_json(_json(result, seconds))
@@ -137,7 +189,8 @@ def _plan(options: dict[str, Any]) -> ExportPlan:
         raise PlanError("expected a MODEL, got none; see resnet-export --list")
     chosen = [name for name in precision_names() if options[name]]
     if len(chosen) > 1:
-        raise PlanError(f"expected one precision, got {' and '.join(f'--{name}' for name in chosen)}; export one bundle for each")
+        flags = " and ".join(f"--{name}" for name in chosen)
+        raise PlanError(f"expected one precision, got {flags}; export one bundle for each")
     precision = chosen[0] if chosen else "fp32"
     if options["variant"] and options["shortcut"]:
         raise PlanError("expected --variant or --shortcut, got both: no model has a choice of each")
@@ -213,12 +266,15 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
     model = manifest.model
     lines = [
         f"{'bundle':<12} {result.folder}",
-        f"{'model':<12} {model.name}, {model.weights.kind} weights, {gives_text(manifest)}, {manifest.precision}, batch {manifest.batch}",
+        f"{'model':<12} {model.name}, {model.weights.kind} weights, {gives_text(manifest)}, {manifest.precision},"
+        f" batch {manifest.batch}",
         *parity_lines(manifest.parity),
     ]
     if manifest.calibration is not None:
         facts = manifest.calibration
-        lines.append(f"{'calibration':<12} {facts.calibrator}, {facts.images} images, fingerprint {facts.fingerprint[:16]}")
+        lines.append(
+            f"{'calibration':<12} {facts.calibrator}, {facts.images} images, fingerprint {facts.fingerprint[:16]}"
+        )
     if manifest.accuracy is not None:
         lines.append(accuracy_line(manifest.accuracy))
     elif result.no_accuracy:

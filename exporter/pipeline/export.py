@@ -93,7 +93,13 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         with steps("prove"):
             graphs = Graphs(clean, _simulation(folder, model, precision))
             prove_on = partial(
-                prove, folder, graphs=graphs, budget=lowered.budget, batch=plan.batch, backends=precision.RUNS_ON
+                prove,
+                folder,
+                graphs=graphs,
+                budget=lowered.budget,
+                batch=plan.batch,
+                backends=precision.RUNS_ON,
+                progress=progress,
             )
             proof = prove_on(images)
             golden = _golden(images, proof, plan, loaded, prove_on)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from exporter.graph.probe import inner_tensors, noisiest_block
 from exporter.lowering.precisions._cast import wider_precisions
+from exporter.pipeline.image_count import ImageCount
 from exporter.pipeline.images import Graphs, Images, Outputs, Proof
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
@@ -20,6 +21,7 @@ from runtimes.errors import LowerError, ParityError
 from runtimes.parity.budget import Budget
 from runtimes.parity.compare import ParityReport
 from runtimes.parity.evidence import BackendParity, Evidence, compare_backend
+from runtimes.progress import Progress, silent
 from runtimes.specs import BatchRange
 
 REFERENCE, SIMULATION = "pytorch", "simulation"
@@ -33,7 +35,14 @@ NOT_FINITE = (
 
 
 def prove(
-    folder: Path, images: Images, graphs: Graphs, *, budget: Budget, batch: BatchRange, backends: Sequence[str]
+    folder: Path,
+    images: Images,
+    graphs: Graphs,
+    *,
+    budget: Budget,
+    batch: BatchRange,
+    backends: Sequence[str],
+    progress: Progress = silent,
 ) -> Proof:
     """Run `reference.pt2` and, on each backend, its model file, over the same images, and compare the answers.
 
@@ -50,7 +59,8 @@ def prove(
     simulation = graphs.simulation
     if not backends and simulation is None:
         raise ValueError("expected a backend or a simulation to prove the file with, got neither")
-    with _open(folder, REFERENCE) as runtime:
+    count = ImageCount("prove", len(images.fed), 1 + len(backends) + (simulation is not None), progress)
+    with count(_open(folder, REFERENCE)) as runtime:
         # In their order: the program alone does not know what its outputs are called.
         names = [value.name for value in graphs.original.graph.output]
         reference = dict(zip(names, _outputs(runtime, images.inputs, batch.opt).values(), strict=True))
@@ -58,13 +68,13 @@ def prove(
     evidence = Evidence(images.fed, reference, images.labels)
     answers: dict[str, BackendParity] = {}
     for backend in backends:
-        with _open(folder, backend) as runtime:
+        with count(_open(folder, backend)) as runtime:
             answers[backend] = compare_backend(evidence, backend, runtime, budget, batch)
             plain.check(backend, runtime)
     if simulation is not None:
         if not backends:
             onnx.checker.check_model(folder / OnnxRuntime.FILE, full_check=True)
-        answers[SIMULATION] = _run_simulation(simulation, evidence, budget, None if backends else batch)
+        answers[SIMULATION] = _run_simulation(simulation, evidence, budget, None if backends else batch, count)
         plain.check_simulation(simulation)
     compared = {name: one.report.backends[name] for name, one in answers.items()}
     report = ParityReport(all(one.ok for one in answers.values()), len(images.fed), batch.proof_sizes, compared, budget)
@@ -122,7 +132,7 @@ class _FiniteCheck:
 
 
 def _run_simulation(
-    simulation: onnx.ModelProto, evidence: Evidence, budget: Budget, batch: BatchRange | None
+    simulation: onnx.ModelProto, evidence: Evidence, budget: Budget, batch: BatchRange | None, count: ImageCount
 ) -> BackendParity:
     """The simulation's answers: at each size of `batch`, as a backend's; where that is None, in one pass.
 
@@ -137,7 +147,7 @@ def _run_simulation(
             {name: values[:SIMULATED_IMAGES] for name, values in evidence.outputs.items()},
         )
     size = min(len(evidence.inputs), SIMULATED_BATCH)
-    with OnnxRuntime.from_bytes(simulation.SerializeToString()) as runtime:
+    with count(OnnxRuntime.from_bytes(simulation.SerializeToString())) as runtime:
         answer = compare_backend(evidence, SIMULATION, runtime, budget, batch or BatchRange(size, size, size))
     if not answer.report.backends[SIMULATION].finite:
         _name_overflow(simulation, evidence.inputs[:SIMULATED_IMAGES])

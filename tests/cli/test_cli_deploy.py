@@ -14,6 +14,7 @@ from PIL import Image
 from spoilt import spoilt
 
 from calibration.data import built_in
+from exporter.verification.parity_toml import CONFIG
 from runtimes import Bundle
 
 
@@ -124,4 +125,28 @@ def test_output_that_cannot_be_written_is_one_line(bundle: Path) -> None:
     command = [str(Path(sys.executable).with_name("resnet-deploy")), "inspect", str(bundle)]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "error: cannot write the output: No space left on device; make room for it\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: cannot write the output: No space left on device; make room for it\n",
+    )
+
+
+@pytest.mark.parametrize("verb", [[], ["build"], ["check"], ["eval"], ["inspect"], ["run"]], ids=" ".join)
+def test_help_loads_nothing_heavy(verb: list[str]) -> None:
+    code = (
+        f"import sys; sys.argv[1:] = {[*verb, '--help']}\n"
+        "from exporter.cli.deploy import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'onnx', 'onnxruntime', 'numpy', 'PIL', 'msgspec', 'rich.console'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_of_check_groups_its_options_and_names_the_file_that_it_reads(run: Any) -> None:
+    shown = run("check", "--help").out
+    headings = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Backend:", "Images and limits:", "Diagnosis:", "Output:", "Other:"]
+    assert f"[default: {CONFIG}]" in shown

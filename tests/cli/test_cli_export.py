@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import torch
 
 from calibration.data import FASHION_MNIST_CLASSES, built_in
 from exporter import ExportPlan
-from exporter.cli.export import _summary
+from exporter.cli.export import _summary, command
 from exporter.lowering.registry import precision_names
 from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
@@ -49,8 +50,16 @@ REFUSED = [
     (["resnet20", "--opset", "21"], 2, "expected an opset among 19, 20, got 21"),
     (["resnet20", "--opset", "0"], 2, "0 is not in the range x>=1"),
     (["resnet20", "--bf16", "--fp16"], 2, "expected one precision, got --bf16 and --fp16"),
-    (["resnet20", "--bf16", "--opset", "20"], 2, "expected opset 22 for bf16, got 20; ONNX has no BF16 convolution before it, leave --opset out"),
-    (["resnet20", "--fp16", "--opset", "22"], 2, "expected an opset among 19, 20, got 22; TensorRT 10.3 reads none above 20"),
+    (
+        ["resnet20", "--bf16", "--opset", "20"],
+        2,
+        "expected opset 22 for bf16, got 20; ONNX has no BF16 convolution before it, leave --opset out",
+    ),
+    (
+        ["resnet20", "--fp16", "--opset", "22"],
+        2,
+        "expected an opset among 19, 20, got 22; TensorRT 10.3 reads none above 20",
+    ),
     (["resnet20", "--target", "toaster"], 2, "unknown target 'toaster'"),
     (["resnet20", "--image-size", "big"], 2, "expected --image-size as N or HxW, got 'big'"),
     (["resnet20", "--image-size", "4"], 2, "at least 8 pixels for resnet20, got 4x4"),
@@ -64,20 +73,32 @@ REFUSED = [
     (["resnet20", "--nonsense"], 2, "No such option"),
     (["resnet50", "--image-size", "31"], 2, "at least 32 pixels for resnet50, got 31x31"),
     (["resnet56"], 2, "resnet56 has no default weights; give --weights random or FILE"),
-    (["resnet18", "--variant", "v1"], 2, "'v1' means nothing for resnet18: its basic blocks are the same in v1 and v1.5; leave the option out"),
+    (
+        ["resnet18", "--variant", "v1"],
+        2,
+        "'v1' means nothing for resnet18: its basic blocks are the same in v1 and v1.5; leave the option out",
+    ),
     (["resnet50", "--shortcut", "pad"], 2, "resnet50 comes as v1.5 or v1, not as 'pad'"),
     (["resnet50", "--variant", "v2"], 2, "'v2' is not one of 'v1.5', 'v1'"),
     (["resnet20", "--shortcut", "pad", "--variant", "v1"], 2, "expected --variant or --shortcut, got both"),
     (["resnet20", "--shortcut", "pad"], 2, "the default weights are those of projection, not of pad"),
     (["resnet20", "--labels", "missing"], 2, "--labels: there is no file or folder missing"),
     (["no_such_package:net"], 2, "expected --image-size with no_such_package:net, got none"),
-    (["no_such_package:net", "--image-size", "32"], 2, "there is no module 'no_such_package' in this folder or among the installed packages"),
+    (
+        ["no_such_package:net", "--image-size", "32"],
+        2,
+        "there is no module 'no_such_package' in this folder or among the installed packages",
+    ),
     (["resnet20", "--output", "/proc/nothing/here"], 1, "cannot write /proc/nothing/here"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "code", "says"), REFUSED, ids=[" ".join(case[0]) or "nothing" for case in REFUSED])
-def test_what_is_asked_for_wrongly_is_one_line_and_leaves_nothing(run: Any, tmp_path: Path, arguments: list[str], code: int, says: str) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"), REFUSED, ids=[" ".join(case[0]) or "nothing" for case in REFUSED]
+)
+def test_what_is_asked_for_wrongly_is_one_line_and_leaves_nothing(
+    run: Any, tmp_path: Path, arguments: list[str], code: int, says: str
+) -> None:
     ran = run(*arguments)
     assert ran.code == code
     if arguments:
@@ -100,7 +121,16 @@ def test_an_output_that_is_there_or_in_the_way_is_refused_before_any_work(run: A
 def test_a_bundle_holds_what_the_design_says_and_runs_everywhere(run: Any, tmp_path: Path) -> None:
     ran = run("resnet20", "--fp16", "--json")
     assert ran.code == 0
-    assert set(ran.json) >= {"bundle", "seconds", "schema_version", "parity", "accuracy", "files", "preprocess", "versions"}
+    assert set(ran.json) >= {
+        "bundle",
+        "seconds",
+        "schema_version",
+        "parity",
+        "accuracy",
+        "files",
+        "preprocess",
+        "versions",
+    }
     bundle = Bundle.open(tmp_path / "resnet20-fp16")
     assert set(bundle.manifest.files) == {"model.onnx", "reference.pt2", "golden.npz", "labels.txt", "report.html"}
     assert bundle.manifest.accuracy is not None
@@ -159,7 +189,9 @@ def test_a_thousand_wordnet_folders_are_imagenets_classes(shipped: LoadedModel, 
     for place in range(1000):
         (tmp_path / "val" / f"n{1000 - place:08}").mkdir(parents=True)
         (tmp_path / "val" / f"n{1000 - place:08}" / "a.png").symlink_to(tmp_path / "a.png")
-    of_imagenet = replace(shipped, facts=replace(shipped.facts, classes=1000), labels=tuple(f"label {place}" for place in range(1000)))
+    of_imagenet = replace(
+        shipped, facts=replace(shipped.facts, classes=1000), labels=tuple(f"label {place}" for place in range(1000))
+    )
     images, said = images_of(of_imagenet, tmp_path / "val")
     assert images.labels is not None
     assert (images.labels.tolist(), images.no_accuracy, said) == (list(range(1000)), "", [])
@@ -194,9 +226,24 @@ def test_why_accuracy_is_not_measured_stands_where_it_would(manifest: Manifest) 
     assert not any("not measured" in line for line in _summary(Export(Path("b"), manifest, {}), {}))
 
 
-def test_a_checkpoint_is_exported_with_its_own_classes_channels_size_and_labels(run: Any, tmp_path: Path, checkpoint: Path) -> None:
+def test_a_checkpoint_is_exported_with_its_own_classes_channels_size_and_labels(
+    run: Any, tmp_path: Path, checkpoint: Path
+) -> None:
     (tmp_path / "labels.txt").write_text("ant\nbee\ncat\ndog\n")
-    options = ["--weights", checkpoint, "--labels", "labels.txt", "--image-size", "32x24", "--mean", "0.5", "--std", "0.2,0.3,0.4", "--batch", "4"]
+    options = [
+        "--weights",
+        checkpoint,
+        "--labels",
+        "labels.txt",
+        "--image-size",
+        "32x24",
+        "--mean",
+        "0.5",
+        "--std",
+        "0.2,0.3,0.4",
+        "--batch",
+        "4",
+    ]
     ran = run("resnet20", *options, "--no-reference", "--output", "out", "--json", "--quiet")
     assert ran.err == ""
     facts = ran.json
@@ -211,7 +258,9 @@ def test_a_checkpoint_is_exported_with_its_own_classes_channels_size_and_labels(
     assert (tmp_path / "out" / "labels.txt").read_text() == "ant\nbee\ncat\ndog\n"
 
 
-def test_out_of_budget_ends_with_4_the_report_and_no_bundle(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_budget_ends_with_4_the_report_and_no_bundle(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from exporter.lowering.precisions import fp16
     from runtimes import Budget
 
@@ -240,7 +289,10 @@ def test_a_failure_in_any_step_leaves_nothing(run: Any, tmp_path: Path, monkeypa
 
 
 def test_dry_run_and_list_say_what_there_is_and_load_nothing_heavy(run: Any, tmp_path: Path) -> None:
-    assert run("resnet50", "--variant", "v1", "--weights", "random", "--dry-run", "--json").json["output"] == "resnet50-v1-fp32"
+    assert (
+        run("resnet50", "--variant", "v1", "--weights", "random", "--dry-run", "--json").json["output"]
+        == "resnet50-v1-fp32"
+    )
     assert run("resnet20", "--shortcut", "pad", "--weights", "random", "--dry-run", "--json").json["variant"] == "pad"
     planned = run("resnet50", "--fp16", "--dry-run", "--json")
     assert planned.json["output"] == "resnet50-fp16"
@@ -273,7 +325,9 @@ def test_dry_run_and_list_say_what_there_is_and_load_nothing_heavy(run: Any, tmp
         ["resnet5"],
         ["a:b", "--image-size", "8", "--dry-run"],
     ):
-        done = subprocess.run([sys.executable, "-c", probe.format(arguments=arguments)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", probe.format(arguments=arguments)], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
 
 
@@ -284,6 +338,22 @@ def test_help_names_every_precision_and_exit_code(run: Any) -> None:
     assert "4 out of the parity budget" in helped.out
     assert "resnet-export, version" not in helped.out
     assert "version" in run("--version").out
+
+
+def test_help_lists_every_option_in_its_group_within_80_columns(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("--help").out.splitlines()
+    headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Model:", "Precision:", "Proof and calibration:", "Input:", "Output:", "Other:"]
+    assert [line.split()[0] for line in lines[lines.index("Other:") :] if line.startswith("  --")] == [
+        "--version",
+        "--help",
+    ]
+    assert "\N{NO-BREAK SPACE}" not in "".join(lines)
+    assert max(map(len, lines)) <= 80
+    flags = [line.split()[0] for line in lines if line.startswith("  --")]
+    options = [one for one in command.get_params(click.Context(command)) if isinstance(one, click.Option)]
+    assert sorted(flags) == sorted(one.opts[0] for one in options)
 
 
 def test_json_is_one_object_on_stdout_whatever_else_is_said(run: Any) -> None:
@@ -303,5 +373,8 @@ def test_without_the_export_extra_the_command_names_it(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 3
-    assert done.stderr.splitlines()[-1] == "error: exporting needs the package 'onnx', which is not installed; pip install 'resnet-export[export]'"
+    assert (
+        done.stderr.splitlines()[-1]
+        == "error: exporting needs the package 'onnx', which is not installed; pip install 'resnet-export[export]'"
+    )
     assert list(tmp_path.iterdir()) == []

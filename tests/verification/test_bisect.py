@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from spoilt import BLOCKS, spoilt, with_file
 
-from exporter.cli._drift import bisection_lines
 from exporter.graph.blocks import blocks
 from exporter.graph.mixed import with_fp32_nodes
 from exporter.graph.probe import inner_tensors
@@ -25,6 +24,7 @@ from exporter.models.sources.cifar import CifarResNet
 from exporter.verification.blocks.bisect import MOST_BLOCKS_FOR_PAIRS, bisect_blocks, find_small_set
 from exporter.verification.blocks.both_sides import BothSides, both_sides_of
 from exporter.verification.blocks.findings import Bisection
+from exporter.verification.report.lines import bisection_lines
 from runtimes import Bundle
 from runtimes.errors import BundleError, PlanError
 from runtimes.parity.budget import Budget

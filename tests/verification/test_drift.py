@@ -20,7 +20,6 @@ from spoilt import BLOCKS, spoilt, with_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from exporter.cli._drift import drift_lines
 from exporter.graph.probe import block_ends, inner_tensors, with_outputs
 from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
@@ -32,6 +31,7 @@ from exporter.verification.blocks.both_sides import both_sides_of
 from exporter.verification.blocks.drift import drift_of_bundle
 from exporter.verification.blocks.findings import Drift
 from exporter.verification.blocks.program import match_blocks, program_values
+from exporter.verification.report.lines import drift_lines
 from runtimes import Bundle
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import BundleError, PlanError

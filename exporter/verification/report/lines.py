@@ -1,26 +1,48 @@
-"""Findings as lines of text for a terminal."""
+"""What was found, as lines of text for a terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from exporter.verification.blocks.findings import Bisection, Deviation, Drift
+    from exporter.verification.verdicts import BackendCheck, BundleCheck
     from runtimes.parity.compare import ParityReport
     from runtimes.parity.measures import Accuracy, Comparison
 
+SHOWN_FLIPS = 10
+
 
 def parity_lines(report: ParityReport) -> list[str]:
-    """A report as lines of text: a heading, and a line for each backend."""
-    lines = [f"{'parity':<12} {'max error':>10} {'mean':>10} {'p99':>10} {'cosine':>9} {'SQNR dB':>8} {'agreement':>10} {'top-5':>8} {'flips':>6}"]
-    for name, one in report.backends.items():
-        verdict = "ok" if one.ok else "OUT OF BUDGET"
-        lines.append(f"{name:<12} {_measures(one)}  {verdict}")
-        lines += [f"  {output:<10} {_measures(measured)}" for output, measured in one.outputs.items()]
+    """A report as a table with a line for each backend, and what its errors are relative to."""
     batches = ", ".join(map(str, report.batches))
     largest = "value of each output" if any(one.outputs for one in report.backends.values()) else "logit"
-    differences = [one.max_batch_difference for one in report.backends.values() if one.max_batch_difference is not None and one.finite]
-    differ = "" if not differences else f", which differ by up to {max(differences):.1e}" if any(differences) else ", which agree to the last bit"
-    return [*lines, f"{'':<12} errors relative to the largest reference {largest}; {report.images} images, batch {batches}{differ}"]
+    differences = [
+        one.max_batch_difference
+        for one in report.backends.values()
+        if one.max_batch_difference is not None and one.finite
+    ]
+    differ = ""
+    if differences:
+        some = f"differ by up to {max(differences):.1e}" if any(differences) else "agree to the last bit"
+        differ = f", which {some}"
+    return [
+        *_comparison_lines(report.backends),
+        f"{'':<12} errors relative to the largest reference {largest}; {report.images} images, batch {batches}{differ}",
+    ]
+
+
+def _comparison_lines(rows: Mapping[str, Comparison]) -> list[str]:
+    """A heading, and a line for each comparison and for each of its outputs where there are several."""
+    lines = [
+        f"{'parity':<12} {'max error':>10} {'mean':>10} {'p99':>10} {'cosine':>9} {'SQNR dB':>8}"
+        f" {'agreement':>10} {'top-5':>8} {'flips':>6}"
+    ]
+    for name, one in rows.items():
+        lines.append(f"{name:<12} {_measures(one)}  {'ok' if one.ok else 'OUT OF BUDGET'}")
+        lines += [f"  {output:<10} {_measures(measured)}" for output, measured in one.outputs.items()]
+    return lines
 
 
 def _measures(one: Comparison) -> str:
@@ -44,3 +66,86 @@ def accuracy_line(measured: Accuracy, backend: str = "") -> str:
         f"{'accuracy':<12} {backend and f'{backend}: '}{measured.top1:.2%} (95 % interval {low:.2%} to {high:.2%}),"
         f" reference {measured.reference_top1:.2%}, {measured.images} images"
     )
+
+
+def check_lines(check: BundleCheck) -> list[str]:
+    """A checked bundle: parity, broken limits, accuracy and flips of each backend, drift, bisection and changes."""
+    from exporter.verification.verdicts import (
+        merge_reports,
+    )  # here, since `--help` loads this file and may not load numpy
+
+    against = f", {check.evidence} against {check.reference}" if check.images else ""
+    lines = [f"{'bundle':<12} {check.bundle}: {check.name}{against}"]
+    report = merge_reports(check)
+    if report is not None:
+        lines += parity_lines(report)
+    for one in check.backends:
+        if one.answer is None:
+            lines.append(f"{one.backend:<12} {one.verdict}: {one.reason}")
+            continue
+        lines += [f"{'':<12} {one.backend}: {limit.text}" for limit in one.answer.limits if not limit.ok]
+        if one.answer.accuracy is not None:
+            lines.append(accuracy_line(one.answer.accuracy, one.backend))
+        lines += _flip_lines(check, one)
+    lines += drift_lines(check.drift) if check.drift is not None else []
+    lines += bisection_lines(check.bisection) if check.bisection is not None else []
+    lines += [f"{'left out':<12} {problem}" for problem in check.left_out]
+    lines += [f"{'accuracy':<12} not measured: {check.no_accuracy}"] if check.no_accuracy else []
+    for change in check.changes:
+        lines.append(f"{'changed':<12} {change.what}: {change.old or 'nothing'} -> {change.new or 'nothing'}")
+    return lines
+
+
+def _flip_lines(check: BundleCheck, one: BackendCheck) -> list[str]:
+    flips = one.answer.flips if one.answer is not None else ()
+    lines = []
+    for flip in flips[:SHOWN_FLIPS]:
+        counts = "counts" if flip.counted else "within the precision's own error"
+        classes = f"class {flip.reference} -> {flip.got}, margin {flip.margin:.2e}"
+        lines.append(f"{'flip':<12} {one.backend}: {check.image_text(flip.image)}, {classes}, {counts}")
+    rest = len(flips) - SHOWN_FLIPS
+    return lines if rest <= 0 else [*lines, f"{'':<12} and {rest} more, in --json and --html"]
+
+
+def drift_lines(drift: Drift) -> list[str]:
+    """A table with a line for each block and two columns for each stage, and what to make of it."""
+    from exporter.verification.blocks.findings import allowed_text, drift_remark
+
+    width = max(12, *map(len, drift.blocks))
+    lines = [
+        f"{'blocks':<{width}}" + "".join(f" {stage.name:>19}" for stage in drift.stages),
+        f"{'':<{width}}" + f" {'max error':>10} {'SQNR dB':>8}" * len(drift.stages),
+    ]
+    for place, block in enumerate(drift.blocks):
+        each = [stage.blocks[place] for stage in drift.stages]
+        lines.append(f"{block:<{width}}" + "".join(map(_deviation_text, each)))
+    lines.append(
+        f"{'':<{width}} against PyTorch, errors relative to the block's largest value; {drift.images} images;"
+        " alone: fed by the FP32 graph"
+    )
+    for stage in drift.stages[:-1]:
+        if stage.beyond is not None:
+            lines.append(f"{stage.name:<{width}} beyond {allowed_text(drift.budget)} from {stage.beyond} on")
+    return [*lines, f"{'out of line':<{width}} {drift_remark(drift)}"]
+
+
+def _deviation_text(one: Deviation) -> str:
+    from runtimes.parity.measures import LARGEST_ERROR
+
+    if one.relative_error == LARGEST_ERROR:
+        return f" {'not finite':>10} {'-':>8}"
+    return f" {one.relative_error:>10.2e} {one.sqnr_db:>8.1f}"
+
+
+def bisection_lines(bisection: Bisection) -> list[str]:
+    """The outputs as they are and with blocks returned to FP32, and which blocks to return."""
+    from exporter.verification.blocks.findings import bisection_remark
+
+    rows = {"lowered": bisection.lowered}
+    if bisection.mended is not None:
+        rows["mended" if bisection.verdict == "mended" else "all fp32"] = bisection.mended
+    return [
+        *_comparison_lines(rows),
+        f"{'bisect':<12} {bisection_remark(bisection)}",
+        f"{'':<12} {bisection.runs} graphs run over {bisection.images} images",
+    ]
