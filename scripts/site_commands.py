@@ -10,7 +10,7 @@ import click
 from exporter.cli import deploy, export
 
 MARK = "<!-- commands -->"
-COLUMNS = 96
+COLUMNS = 92
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -130,7 +130,7 @@ def test_a_model_source_is_one_file_and_a_row(put_in: PutIn, monkeypatch: pytest
     source = registry.load_source(spec)
     with torch.device("meta"):
         module = source.create(spec, 7, 3)
-        assert module.layer4(torch.empty(1, 1024, 28, 28)).shape == (1, 2048, 28, 28)
+        assert module.get_submodule("layer4")(torch.empty(1, 1024, 28, 28)).shape == (1, 2048, 28, 28)
     with pytest.raises(WeightsUnavailable, match="resnet50_dilated has no default weights"):
         source.pretrained(spec)
     state = source.create(spec, 7, 3).state_dict()

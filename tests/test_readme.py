@@ -40,7 +40,7 @@ def blocks(language: str = "", page: str = README) -> list[str]:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the commands expect: the bundle that `make run` writes, a photo, a checkpoint's labels."""
     folder = tmp_path_factory.mktemp("readme")
-    command = [BIN / "resnet-export", "resnet20", "--fp16", "--quiet", "--output", "build/resnet20-fp16"]
+    command = [str(BIN / "resnet-export"), "resnet20", "--fp16", "--quiet", "--output", "build/resnet20-fp16"]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
     Image.new("RGB", (60, 40), (90, 120, 30)).save(folder / "photo.jpg")
     (folder / "names.txt").write_text("a\nb\n")
@@ -98,11 +98,12 @@ def test_the_pages_have_the_commands_this_test_is_about() -> None:
 def test_the_readme_is_read_in_three_minutes() -> None:
     assert len(README.split()) <= WORDS
     assert [line for line in README.splitlines() if len(line) > COLUMNS] == []
+    assert [len(block.splitlines()) for block in blocks("python")] == [6]
 
 
-def test_the_python_of_the_readme_runs(place: Path) -> None:
-    (block,) = blocks("python")
-    assert len(block.splitlines()) == 6
+@pytest.mark.parametrize("name", ["README.md", "docs/getting-started.md"])
+def test_the_python_of_a_page_runs(name: str, place: Path) -> None:
+    (block,) = blocks("python", PAGES[name])
     done = subprocess.run([sys.executable, "-c", block], cwd=place, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Ankle boot" in done.stdout
@@ -161,7 +162,7 @@ def test_make_run_is_what_getting_started_shows() -> None:
 @pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     pytest.importorskip("mkdocstrings", reason="the packages of the site are not here; make docs installs them")
-    command = [BIN / "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    command = [str(BIN / "mkdocs"), "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "site/commands.html").read_text()
