@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two test files at a time: each keeps little more than one core busy. A file's tests stay together, since they share what was exported once.
 PARALLEL := --numprocesses 2 --dist loadfile
 
-.PHONY: run test test-all quick parity lint bench clean
+.PHONY: run test test-all quick parity lint bench docs clean
 
 run: $(VENV)/.installed
 	$(BIN)/resnet-export resnet20 --fp16 --output build/resnet20-fp16 --force
@@ -37,6 +37,11 @@ lint: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python scripts/bench_export.py
+
+# The site, in build/site: open build/site/index.html. Its packages are installed when it is first built.
+docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --group docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("resnet-export needs Python 3.10 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 10) else None'

@@ -1,9 +1,9 @@
 """Export a ResNet, by its name or from a checkpoint, to a bundle that is proven to compute what the model does.
 
-    from pathlib import Path
-    from exporter import ExportPlan, export
+from pathlib import Path
+from exporter import ExportPlan, export
 
-    bundle = export(ExportPlan("resnet50", Path("build/resnet50-fp16"), precision="fp16", weights="random"))
+bundle = export(ExportPlan("resnet50", Path("build/resnet50-fp16"), precision="fp16", weights="random"))
 """
 
 from __future__ import annotations

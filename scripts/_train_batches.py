@@ -106,7 +106,9 @@ class Pictures:
         try:
             for places, drawn in plan:
                 seeds = [None] * len(places) if drawn is None else drawn.tolist()
-                waiting.append(([pool.submit(self._input, *one) for one in zip(places.tolist(), seeds, strict=True)], places))
+                waiting.append(
+                    ([pool.submit(self._input, *one) for one in zip(places.tolist(), seeds, strict=True)], places)
+                )
                 if len(waiting) > BATCHES_AHEAD:
                     yield self._finished(*waiting.popleft())
             while waiting:

@@ -92,7 +92,9 @@ def open_data(request: Request) -> Data:
     if request.download:
         _download_cifar10(folder)
     if not folder.is_dir():
-        raise BadInput(f"--data: {folder} is not a folder; give class folders, Fashion-MNIST's IDX files, or CIFAR-10 (--download fetches it)")
+        raise BadInput(
+            f"--data: {folder} is not a folder; give class folders, Fashion-MNIST's IDX files, or CIFAR-10 (--download fetches it)"
+        )
     if any(folder.glob("train-images-idx3-ubyte*")):
         return _data_from_idx(folder)
     if folder.name == CIFAR10_FOLDER:
@@ -103,7 +105,9 @@ def open_data(request: Request) -> Data:
         return _data_from_two_trees(folder)
     if parts := splits_among(_folders(folder)):
         found = ", ".join(parts)
-        raise BadInput(f"--data: expected train and val in {folder}, each with a folder for each class, got {found}; name and fill them so")
+        raise BadInput(
+            f"--data: expected train and val in {folder}, each with a folder for each class, got {found}; name and fill them so"
+        )
     return _data_from_tree(request)
 
 
@@ -119,15 +123,21 @@ def _data_from_idx(folder: Path) -> Data:
         packed = folder / f"{name}.gz"
         return np.array(read_idx(packed if packed.exists() else folder / name))
 
-    training, test = ((array(f"{part}-images-idx3-ubyte"), array(f"{part}-labels-idx1-ubyte")) for part in ("train", "t10k"))
+    training, test = (
+        (array(f"{part}-images-idx3-ubyte"), array(f"{part}-labels-idx1-ubyte")) for part in ("train", "t10k")
+    )
     for images, labels in (training, test):
         if images.ndim != 3 or images.size == 0 or labels.shape != images.shape[:1]:
-            raise BadInput(f"{folder}: expected images of (n, height, width) and n labels, got {images.shape} and {labels.shape}")
+            raise BadInput(
+                f"{folder}: expected images of (n, height, width) and n labels, got {images.shape} and {labels.shape}"
+            )
     count = int(max(training[1].max(), test[1].max())) + 1
     known = count == len(FASHION_MNIST_CLASSES) and tuple(training[1][:10]) == FASHION_MNIST_BEGINS
     classes = FASHION_MNIST_CLASSES if known else tuple(map(str, range(count)))
     name = str(folder)
-    return Data(_part_from_arrays(name, *training, classes), _part_from_arrays(name, *test, classes), classes, "test", IDX_SHIFT)
+    return Data(
+        _part_from_arrays(name, *training, classes), _part_from_arrays(name, *test, classes), classes, "test", IDX_SHIFT
+    )
 
 
 def _data_from_cifar10(folder: Path) -> Data:
@@ -136,9 +146,13 @@ def _data_from_cifar10(folder: Path) -> Data:
         try:
             training, test = (CIFAR10(folder, train=train) for train in (True, False))
         except (RuntimeError, OSError) as error:
-            raise BadInput(f"--data: {folder / CIFAR10_FOLDER} is incomplete or damaged; remove it and fetch it again with --download") from error
+            raise BadInput(
+                f"--data: {folder / CIFAR10_FOLDER} is incomplete or damaged; remove it and fetch it again with --download"
+            ) from error
     classes = tuple(training.classes)
-    training_part, test_part = (_part_from_arrays("CIFAR-10", one.data, np.array(one.targets), classes) for one in (training, test))
+    training_part, test_part = (
+        _part_from_arrays("CIFAR-10", one.data, np.array(one.targets), classes) for one in (training, test)
+    )
     return Data(training_part, test_part, classes, "test", CIFAR10_SHIFT)
 
 
@@ -155,23 +169,40 @@ def _download_cifar10(folder: Path) -> None:
         ) from error
 
 
-def _part_from_arrays(name: str, images: NDArray[np.uint8], labels: NDArray[np.int64] | NDArray[np.uint8], classes: tuple[str, ...]) -> Part:
+def _part_from_arrays(
+    name: str, images: NDArray[np.uint8], labels: NDArray[np.int64] | NDArray[np.uint8], classes: tuple[str, ...]
+) -> Part:
     pixels = torch.from_numpy(images)
     pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
     indices = labels.astype(np.int64)
-    return Part(ImageSource(name, len(images), lambda place: Image.fromarray(images[place]), indices, classes), torch.from_numpy(indices), pixels)
+    return Part(
+        ImageSource(name, len(images), lambda place: Image.fromarray(images[place]), indices, classes),
+        torch.from_numpy(indices),
+        pixels,
+    )
 
 
 def _data_from_two_trees(folder: Path) -> Data:
     """`train` and `val`, each with a folder for each class."""
     if not (folder / "val").is_dir():
-        raise BadInput(f"--data: {folder} has train but no val; expected both, or the class folders themselves (then some pictures are held out)")
-    (training, training_labels, classes), (held_out, held_out_labels, held_out_classes) = (_labelled(folder / part) for part in ("train", "val"))
+        raise BadInput(
+            f"--data: {folder} has train but no val; expected both, or the class folders themselves (then some pictures are held out)"
+        )
+    (training, training_labels, classes), (held_out, held_out_labels, held_out_classes) = (
+        _labelled(folder / part) for part in ("train", "val")
+    )
     strange = sorted(set(held_out_classes) - set(classes))
     if strange:
-        raise BadInput(f"--data: {folder / 'val'} has classes that train lacks: {', '.join(strange[:4])}; expected the same folders in both")
+        raise BadInput(
+            f"--data: {folder / 'val'} has classes that train lacks: {', '.join(strange[:4])}; expected the same folders in both"
+        )
     renumbered = np.array([classes.index(name) for name in held_out_classes], np.int64)[held_out_labels]
-    return Data(Part(training, torch.from_numpy(training_labels)), Part(held_out, torch.from_numpy(renumbered)), classes, "validation")
+    return Data(
+        Part(training, torch.from_numpy(training_labels)),
+        Part(held_out, torch.from_numpy(renumbered)),
+        classes,
+        "validation",
+    )
 
 
 def _data_from_tree(request: Request) -> Data:
@@ -184,19 +215,27 @@ def _data_from_tree(request: Request) -> Data:
         chosen.append(places[: min(max(1, round(len(places) * request.val_fraction)), len(places) - 1)])
     held_out = np.sort(np.concatenate(chosen))
     if not len(held_out):
-        raise BadInput(f"--data: {request.folder} has one picture a class; expected at least two, one to train on and one to validate on")
+        raise BadInput(
+            f"--data: {request.folder} has one picture a class; expected at least two, one to train on and one to validate on"
+        )
     kept = np.setdiff1d(np.arange(source.count), held_out)
-    training, validation = (Part(source.subset(places), torch.from_numpy(labels[places])) for places in (kept, held_out))
+    training, validation = (
+        Part(source.subset(places), torch.from_numpy(labels[places])) for places in (kept, held_out)
+    )
     return Data(training, validation, classes, "validation")
 
 
 def _labelled(folder: Path) -> tuple[ImageSource, NDArray[np.int64], tuple[str, ...]]:
     source = open_source(str(folder))
     if source.labels is None or source.classes is None:
-        raise BadInput(f"--data: expected {folder} to hold a subfolder of pictures for each class and nothing beside, got pictures in it")
+        raise BadInput(
+            f"--data: expected {folder} to hold a subfolder of pictures for each class and nothing beside, got pictures in it"
+        )
     empty = sorted(set(_folders(folder)) - set(source.classes))
     if empty:
-        raise BadInput(f"--data: expected pictures in every class folder of {folder}, got none in {', '.join(empty[:4])}; remove the empty folders")
+        raise BadInput(
+            f"--data: expected pictures in every class folder of {folder}, got none in {', '.join(empty[:4])}; remove the empty folders"
+        )
     if len(source.classes) < 2:
         raise BadInput(f"--data: expected at least two class folders in {folder}, got {source.classes[0]} alone")
     return source, source.labels, source.classes

@@ -86,7 +86,9 @@ class Run:
     correct: int = 0
 
 
-def new_run(recipe: Recipe, model: nn.Module, trained: nn.Module, device: torch.device, half: torch.dtype | None) -> Run:
+def new_run(
+    recipe: Recipe, model: nn.Module, trained: nn.Module, device: torch.device, half: torch.dtype | None
+) -> Run:
     """At the first step."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -145,12 +147,16 @@ def train(recipe: Recipe, run: Run, training: Examples, held_out: Examples, fold
             )
 
 
-def _epoch(recipe: Recipe, run: Run, training: Examples, held_out: Examples, check: Callable[[], None], console: Console) -> dict[str, float]:
+def _epoch(
+    recipe: Recipe, run: Run, training: Examples, held_out: Examples, check: Callable[[], None], console: Console
+) -> dict[str, float]:
     """What is left of the current epoch, and its figures."""
     epoch = len(run.history)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     if not run.step:
-        torch.manual_seed(recipe.seed * 1000 + epoch)  # for dropout and the like; order and augmentation have a generator of their own
+        torch.manual_seed(
+            recipe.seed * 1000 + epoch
+        )  # for dropout and the like; order and augmentation have a generator of their own
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"epoch {epoch + 1}/{recipe.epochs}", total=recipe.steps, completed=run.step)
         set_training_mode(run)
@@ -163,7 +169,9 @@ def _epoch(recipe: Recipe, run: Run, training: Examples, held_out: Examples, che
             check()
         mean = run.loss_sum / recipe.steps
         if not math.isfinite(mean):
-            raise TrainingFailed(f"the loss is {mean} in epoch {epoch + 1}; lower --learning-rate (now {recipe.learning_rate:g})")
+            raise TrainingFailed(
+                f"the loss is {mean} in epoch {epoch + 1}; lower --learning-rate (now {recipe.learning_rate:g})"
+            )
         progress.update(task, description=f"epoch {epoch + 1}/{recipe.epochs} judging")
         share = accuracy(run, held_out, check)
     return {"loss": mean, "training_accuracy": run.correct / (recipe.steps * recipe.batch), "accuracy": share}
@@ -205,7 +213,10 @@ def accuracy(run: Run, examples: Examples, check: Callable[[], None]) -> float:
     """Top-1 on all of them, 0..1, in FP32."""
     run.model.eval()
     correct = 0
-    plan: Plan = ((torch.arange(first, min(first + JUDGED_AT_ONCE, examples.count)), None) for first in range(0, examples.count, JUDGED_AT_ONCE))
+    plan: Plan = (
+        (torch.arange(first, min(first + JUDGED_AT_ONCE, examples.count)), None)
+        for first in range(0, examples.count, JUDGED_AT_ONCE)
+    )
     with torch.inference_mode():
         for inputs, labels in examples.batches(plan):
             logits = run.model(inputs.to(run.device, memory_format=torch.channels_last))
@@ -216,7 +227,11 @@ def accuracy(run: Run, examples: Examples, check: Callable[[], None]) -> float:
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
     """The model's state on the CPU, dense; without the batch norms' counters, which nothing reads."""
-    return {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    return {
+        name: value.detach().cpu().contiguous()
+        for name, value in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
 
 
 def _state(recipe: Recipe, run: Run) -> dict[str, Any]:
@@ -241,16 +256,27 @@ def _restore(recipe: Recipe, run: Run, checkpoint: Path) -> None:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         theirs, ours = state["recipe"], asdict(recipe)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError) as error:
-        raise BadInput(f"{checkpoint} cannot be read as a checkpoint of this script; remove it or choose another --output") from error
-    differing = [f"{name} {theirs.get(name)} instead of {value}" for name, value in ours.items() if theirs.get(name) != value]
+        raise BadInput(
+            f"{checkpoint} cannot be read as a checkpoint of this script; remove it or choose another --output"
+        ) from error
+    differing = [
+        f"{name} {theirs.get(name)} instead of {value}" for name, value in ours.items() if theirs.get(name) != value
+    ]
     if differing:
-        raise PlanError(f"{checkpoint} is of another run ({'; '.join(differing[:3])}); remove it or choose another --output")
+        raise PlanError(
+            f"{checkpoint} is of another run ({'; '.join(differing[:3])}); remove it or choose another --output"
+        )
     run.model.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.schedule.load_state_dict(state["schedule"])
     run.scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["random"])
-    run.history, run.step, run.loss_sum, run.correct = state["history"], state["step"], state["loss_sum"], state["correct"]
+    run.history, run.step, run.loss_sum, run.correct = (
+        state["history"],
+        state["step"],
+        state["loss_sum"],
+        state["correct"],
+    )
 
 
 def written(path: Path, write: Callable[[Path], object]) -> None:
@@ -278,7 +304,9 @@ def _stop_on_signal() -> Iterator[Callable[[], None]]:
         if came:
             raise KeyboardInterrupt
         came.append(number)
-        os.write(2, b"stopping after this step; once more to stop at once\n")  # a console may be in the middle of a line, or of an import
+        os.write(
+            2, b"stopping after this step; once more to stop at once\n"
+        )  # a console may be in the middle of a line, or of an import
 
     def check() -> None:
         if came:

@@ -57,10 +57,14 @@ def start(network: Network, data: Data, seed: int) -> Start:
         steps = _from_scratch(_resized(own, size), _channels(module), data)
         _head(module, _outputs(module, steps, spec), len(data.classes), spec)
         return Start(module, module, steps, None)
-    plan = ExportPlan(network.model, Path("unused"), weights=network.weights, image_size=None if size == own.crop else size)
+    plan = ExportPlan(
+        network.model, Path("unused"), weights=network.weights, image_size=None if size == own.crop else size
+    )
     loaded = load_model(plan.model_request)
     head = _head(loaded.module, _outputs(loaded.module, loaded.preprocess, spec), len(data.classes), spec)
-    return Start(loaded.module, head if network.freeze else loaded.module, loaded.preprocess, loaded.facts.weights.sha256)
+    return Start(
+        loaded.module, head if network.freeze else loaded.module, loaded.preprocess, loaded.facts.weights.sha256
+    )
 
 
 def _natural_size(spec: ModelSpec, own: Preprocess, data: Data) -> tuple[int, int]:
@@ -94,9 +98,13 @@ def _outputs(module: nn.Module, steps: Preprocess, spec: ModelSpec) -> int:
         with torch.inference_mode():
             logits = module.eval()(torch.zeros(1, *steps.shape))
     except RuntimeError as error:
-        raise BadInput(f"{spec.name} takes no pictures of {shape}: {str(error).splitlines()[0]}; try another --image-size") from error
+        raise BadInput(
+            f"{spec.name} takes no pictures of {shape}: {str(error).splitlines()[0]}; try another --image-size"
+        ) from error
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        raise BadInput(f"expected {spec.name} to give a row of logits for an input of {shape}, got something else; it is no classifier")
+        raise BadInput(
+            f"expected {spec.name} to give a row of logits for an input of {shape}, got something else; it is no classifier"
+        )
     return int(logits.shape[1])
 
 
@@ -106,7 +114,9 @@ def _from_scratch(own: Preprocess, channels: int, data: Data) -> Preprocess:
     if pixels is not None and pixels.shape[1] == channels:
         planes = [pixels[:, channel].double() / 255 for channel in range(pixels.shape[1])]
         return replace(
-            own, mean=tuple(round(plane.mean().item(), 4) for plane in planes), std=tuple(round(plane.std().item(), 4) for plane in planes)
+            own,
+            mean=tuple(round(plane.mean().item(), 4) for plane in planes),
+            std=tuple(round(plane.std().item(), 4) for plane in planes),
         )
     return own if own.channels == channels else _averaged(own, channels)
 
@@ -129,7 +139,9 @@ def _head(module: nn.Module, before: int, classes: int, spec: ModelSpec) -> nn.M
         parent, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(parent), attribute, new)
         return new
-    raise BadInput(f"{spec.name}: expected a last layer of {before} outputs to replace, got none; train it from scratch")
+    raise BadInput(
+        f"{spec.name}: expected a last layer of {before} outputs to replace, got none; train it from scratch"
+    )
 
 
 def export_options(model: str, used: Preprocess) -> list[str]:

@@ -111,7 +111,9 @@ def logits(model: bytes, inputs: Floats, level: Any) -> Floats:
     options.graph_optimization_level = level
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return np.concatenate([session.run(None, {name: inputs[start : start + RUN_BATCH]})[0] for start in range(0, len(inputs), RUN_BATCH)])
+    return np.concatenate(
+        [session.run(None, {name: inputs[start : start + RUN_BATCH]})[0] for start in range(0, len(inputs), RUN_BATCH)]
+    )
 
 
 def ours(model: onnx.ModelProto, images: Images) -> Iterator[Candidate]:
@@ -158,14 +160,20 @@ def by_onnxruntime(path: Path, images: Images, folder: Path) -> Iterator[Candida
     }
     styles: dict[str, dict[str, Any]] = {
         "defaults": {},
-        "for TensorRT": {"per_channel": True, "op_types_to_quantize": ["Conv", "Add", "MaxPool"], "extra_options": for_tensorrt},
+        "for TensorRT": {
+            "per_channel": True,
+            "op_types_to_quantize": ["Conv", "Add", "MaxPool"],
+            "extra_options": for_tensorrt,
+        },
     }
     for style, options in styles.items():
         for method in METHODS:
             output = folder / f"onnxruntime-{style}-{method}.onnx"
             reader = Reader(graph.input[0].name, images.calibration)
             with contextlib.redirect_stdout(sys.stderr):  # its calibrators print
-                ort_quantization.quantize_static(path, output, reader, calibrate_method=ort_quantization.CalibrationMethod[method], **options)
+                ort_quantization.quantize_static(
+                    path, output, reader, calibrate_method=ort_quantization.CalibrationMethod[method], **options
+                )
             yield stranger(f"onnxruntime {style}, {method}", output)
 
 
@@ -180,7 +188,13 @@ def by_modelopt(python: Path, path: Path, images: Images, folder: Path) -> Itera
     np.save(data, images.calibration)
     for method in MODELOPT_METHODS:
         output = folder / f"modelopt-{method}.onnx"
-        given = {"onnx_path": path, "calibration_data": data, "calibration_method": method, "calibration_eps": "cpu", "output_path": output}
+        given = {
+            "onnx_path": path,
+            "calibration_data": data,
+            "calibration_method": method,
+            "calibration_eps": "cpu",
+            "output_path": output,
+        }
         options = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
         _output([python, "-m", "modelopt.onnx.quantization", "--quantize_mode", "int8", *options])
         yield stranger(f"ModelOpt {version}, {method}", output)
@@ -199,7 +213,9 @@ def _output(command: list[str | Path]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise BackendUnavailable(f"--modelopt-python: {last}; expected an interpreter with nvidia-modelopt[onnx], see --help of scripts/accuracy.py")
+        raise BackendUnavailable(
+            f"--modelopt-python: {last}; expected an interpreter with nvidia-modelopt[onnx], see --help of scripts/accuracy.py"
+        )
     return done.stdout
 
 
@@ -253,26 +269,47 @@ def print_table(bundle: Bundle, images: Images, modelopt: Path | None) -> None:
             line, right[candidate.name] = row(candidate, reference, images)
             click.echo(line)
     default = right[f"INT8, {CALIBRATOR}"]
-    others = [f"{name} {paired(default, theirs)}" for name, theirs in right.items() if not name.startswith(("FP16", "INT8"))]
-    click.echo(f"\nImages that {CALIBRATOR} alone gets right, to images that the other alone does: {'; '.join(others)}.")
+    others = [
+        f"{name} {paired(default, theirs)}" for name, theirs in right.items() if not name.startswith(("FP16", "INT8"))
+    ]
+    click.echo(
+        f"\nImages that {CALIBRATOR} alone gets right, to images that the other alone does: {'; '.join(others)}."
+    )
     click.echo(
         f"\n{bundle.manifest.name}, {len(images.test)} test images, calibrated on {len(images.calibration)}; "
         f"onnxruntime {ort.__version__}; agreement and SQNR against FP32 in ONNX Runtime"
     )
 
 
-@click.command(help=__doc__.split("\n", 1)[0], epilog="ModelOpt: pip install 'nvidia-modelopt[onnx]' in an environment of its own.")
+@click.command(
+    help=__doc__.split("\n", 1)[0], epilog="ModelOpt: pip install 'nvidia-modelopt[onnx]' in an environment of its own."
+)
 @click.option(
     "--bundle",
     "folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="An FP32 bundle.  [default: the shipped resnet20, exported now]",
 )
-@click.option("--data", type=click.Path(exists=True, path_type=Path), help="Labelled test images, or an IDX folder.  [default: 2,000 built-in]")
-@click.option("--calibration-data", default="built-in", show_default=True, help=f"{CALIBRATION_IMAGES} of these are calibrated on.")
+@click.option(
+    "--data",
+    type=click.Path(exists=True, path_type=Path),
+    help="Labelled test images, or an IDX folder.  [default: 2,000 built-in]",
+)
+@click.option(
+    "--calibration-data",
+    default="built-in",
+    show_default=True,
+    help=f"{CALIBRATION_IMAGES} of these are calibrated on.",
+)
 @click.option("--images", type=click.IntRange(min=1), help="Only so many test images.  [default: all]")
-@click.option("--modelopt-python", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Interpreter with nvidia-modelopt[onnx].")
-def main(folder: Path | None, data: Path | None, calibration_data: str, images: int | None, modelopt_python: Path | None) -> None:
+@click.option(
+    "--modelopt-python",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Interpreter with nvidia-modelopt[onnx].",
+)
+def main(
+    folder: Path | None, data: Path | None, calibration_data: str, images: int | None, modelopt_python: Path | None
+) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         try:
             if modelopt_python is not None:
@@ -281,7 +318,9 @@ def main(folder: Path | None, data: Path | None, calibration_data: str, images: 
                 folder = export(ExportPlan("resnet20", Path(temporary) / "resnet20")).folder
             bundle = Bundle.open(folder)
             if bundle.manifest.precision != "fp32":
-                raise BadInput(f"--bundle: expected an fp32 bundle, got {bundle.manifest.precision}; export the model with --fp32")
+                raise BadInput(
+                    f"--bundle: expected an fp32 bundle, got {bundle.manifest.precision}; export the model with --fp32"
+                )
             print_table(bundle, images_for(bundle, data, calibration_data, images), modelopt_python)
         except ResnetExportError as error:
             click.echo(f"error: {error}", err=True)

@@ -77,7 +77,9 @@ def peer(model: Path, count: int, kind: str) -> None:
             return None if batch is None else {"input": batch}
 
     with tempfile.TemporaryDirectory() as folder:
-        calibrator = create_calibrator(model, ["Conv", "Add", "MaxPool"], f"{folder}/augmented.onnx", CalibrationMethod[kind])
+        calibrator = create_calibrator(
+            model, ["Conv", "Add", "MaxPool"], f"{folder}/augmented.onnx", CalibrationMethod[kind]
+        )
         calibrator.collect_data(Reader())
         calibrator.compute_data()
 
@@ -91,7 +93,10 @@ def peak_gb() -> float:
 def measured(name: str, model: Path, count: int) -> dict[str, float]:
     """Seconds (without imports) and peak memory of one run in a process of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, "--run", name, "--model", str(model), "--few", str(count)], check=True, capture_output=True, text=True
+        [sys.executable, __file__, "--run", name, "--model", str(model), "--few", str(count)],
+        check=True,
+        capture_output=True,
+        text=True,
     )
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     click.echo(
@@ -129,7 +134,9 @@ def main(few: int, many: int, name: str | None, model: Path | None) -> None:
     click.echo(f"peak of ours, {many} / {few} images: {own_many['peak_gb'] / own['peak_gb']:.2f}")
     for kind, result in theirs.items():
         ratio, memory = result["seconds"] / own["seconds"], result["peak_gb"] / own["peak_gb"]
-        click.echo(f"onnxruntime's {kind} / ours, {few} images: {ratio:.1f} times the time, {memory:.1f} times the memory")
+        click.echo(
+            f"onnxruntime's {kind} / ours, {few} images: {ratio:.1f} times the time, {memory:.1f} times the memory"
+        )
 
 
 if __name__ == "__main__":

@@ -46,7 +46,9 @@ def bare(model: str) -> dict[str, float]:
     module = torchvision.models.get_model(model, weights=None).eval()
     lap("weights")
     dynamic = ({0: torch.export.Dim("batch", min=1)},)
-    program = torch.onnx.export(module, (torch.zeros(2, 3, 224, 224),), dynamo=True, dynamic_shapes=dynamic, external_data=False, verbose=False)
+    program = torch.onnx.export(
+        module, (torch.zeros(2, 3, 224, 224),), dynamo=True, dynamic_shapes=dynamic, external_data=False, verbose=False
+    )
     assert program is not None
     lap("trace")
     graph_model, _ = onnxsim.simplify(program.model_proto)
@@ -85,8 +87,18 @@ def bare(model: str) -> dict[str, float]:
 def ours(model: str) -> dict[str, float]:
     """Seconds of each step of `resnet-export MODEL --fp16 --weights random`."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [str(Path(sys.executable).with_name("resnet-export")), model, "--fp16", "--weights", "random", "--json", "--quiet"]
-        output = subprocess.run([*command, "--output", f"{folder}/bundle"], check=True, capture_output=True, text=True).stdout
+        command = [
+            str(Path(sys.executable).with_name("resnet-export")),
+            model,
+            "--fp16",
+            "--weights",
+            "random",
+            "--json",
+            "--quiet",
+        ]
+        output = subprocess.run(
+            [*command, "--output", f"{folder}/bundle"], check=True, capture_output=True, text=True
+        ).stdout
     seconds: dict[str, float] = json.loads(output)["seconds"]
     return seconds
 
@@ -125,7 +137,9 @@ def compare_exports(model: str, repeats: int) -> None:
     click.echo(
         f"{'whole process':<16} {seconds['bare']:>8.2f} {seconds['ours']:>8.2f}   ratio {seconds['ours'] / seconds['bare']:.2f} (wanted: at most 1.4)"
     )
-    click.echo(f"{'peak memory GB':<16} {peaks['bare']:>8.2f} {peaks['ours']:>8.2f}   ratio {peaks['ours'] / peaks['bare']:.2f}")
+    click.echo(
+        f"{'peak memory GB':<16} {peaks['bare']:>8.2f} {peaks['ours']:>8.2f}   ratio {peaks['ours'] / peaks['bare']:.2f}"
+    )
 
 
 def compare_help(repeats: int) -> None:
@@ -144,7 +158,9 @@ def compare_help(repeats: int) -> None:
             runs.append(time.perf_counter() - start)
         medians[name] = statistics.median(runs)
     for name, value in medians.items():
-        click.echo(f"{name:<22} {value * 1000:>6.0f} ms   ratio {value / medians['import click, rich']:.2f} (wanted: at most 2)")
+        click.echo(
+            f"{name:<22} {value * 1000:>6.0f} ms   ratio {value / medians['import click, rich']:.2f} (wanted: at most 2)"
+        )
 
 
 @click.command(help=__doc__.split("\n", 1)[0])

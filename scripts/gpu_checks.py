@@ -36,8 +36,23 @@ from runtimes.nvidia.cuda import Device, device
 from runtimes.parity.golden import golden_arrays, golden_report
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "onnxruntime-gpu", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13", "cuda-bindings", "numpy", "onnx")
-RUNS = (("onnxruntime", "cuda"), ("onnxruntime", "tensorrt"), ("pytorch", "cuda"), ("tensorrt", None), ("tensorrt-rtx", None))
+PACKAGES = (
+    "torch",
+    "onnxruntime-gpu",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "cuda-bindings",
+    "numpy",
+    "onnx",
+)
+RUNS = (
+    ("onnxruntime", "cuda"),
+    ("onnxruntime", "tensorrt"),
+    ("pytorch", "cuda"),
+    ("tensorrt", None),
+    ("tensorrt-rtx", None),
+)
 MODELS = (("resnet20", "default"), ("resnet50", "random"))
 PRECISIONS = ("fp32", "fp16", "int8")
 WARM_UP, TIMED = 10, 50
@@ -119,12 +134,16 @@ def foreign_engine(folder: Path) -> Any:
     """What TensorRT-RTX says of an engine built for sm80 on this GPU, whatever it is."""
     plan = ExportPlan("resnet20", folder / "foreign", precision="fp16")
     bundle = Bundle.open(export(plan).folder)
-    engine = build_engine(BuildPlan(bundle, "tensorrt-rtx", BuildOptions(targets=("sm80",))), lambda step, done=0, total=0: None)
+    engine = build_engine(
+        BuildPlan(bundle, "tensorrt-rtx", BuildOptions(targets=("sm80",))), lambda step, done=0, total=0: None
+    )
     return attempt(lambda: open_runtime(engine.path, "tensorrt-rtx").close() or "it loads")
 
 
 @click.command(help=__doc__.split("\n", 1)[0])
-@click.option("--output", type=click.Path(path_type=Path), help="The result file.  [default: docs/measurements/DATE-GPU.json]")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="The result file.  [default: docs/measurements/DATE-GPU.json]"
+)
 def main(output: Path | None) -> None:
     try:
         gpu: Device = device()

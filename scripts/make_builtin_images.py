@@ -18,8 +18,18 @@ TRAIN_PER_CLASS, TEST_IMAGES, CLASSES = 100, 2000, 10
 
 
 @click.command(help=__doc__.split("\n", 1)[0])
-@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), required=True, help="Folder with the four IDX files.")
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("calibration/assets/fashion_mnist.npz"), show_default=True)
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder with the four IDX files.",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("calibration/assets/fashion_mnist.npz"),
+    show_default=True,
+)
 def main(data: Path, output: Path) -> None:
     labels = read_idx(data / "train-labels-idx1-ubyte.gz")
     chosen = np.sort(np.concatenate([np.flatnonzero(labels == label)[:TRAIN_PER_CLASS] for label in range(CLASSES)]))

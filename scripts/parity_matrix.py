@@ -38,7 +38,12 @@ ROOT = Path(__file__).resolve().parent.parent
 MEASURED, TABLE = ROOT / "docs" / "measurements" / "parity-matrix.json", ROOT / "docs" / "parity.md"
 SHOWN = ("max_relative_error", "worst_cosine", "sqnr_db", "top1_agreement", "ok")
 BUILT, BUILD_TARGETS = "tensorrt-rtx build", ("sm86", "sm120")
-COLUMNS = {"onnxruntime": "ONNX Runtime, CPU", "simulation": "simulated", "pytorch": "PyTorch, CPU", BUILT: "TensorRT-RTX builds"}
+COLUMNS = {
+    "onnxruntime": "ONNX Runtime, CPU",
+    "simulation": "simulated",
+    "pytorch": "PyTorch, CPU",
+    BUILT: "TensorRT-RTX builds",
+}
 ON_GPUS = {
     "onnxruntime (cuda)": "ONNX Runtime, CUDA",
     "onnxruntime (tensorrt)": "ONNX Runtime, TensorRT",
@@ -62,11 +67,19 @@ def cell(model: str, precision: str) -> dict[str, Any]:
                     found.setdefault(one.backend, figures(one.answer.report.backends[one.backend]))
                 elif one.verdict != "not here":
                     found[one.backend] = {"ok": False, "failed": one.reason}
-            engine = build_engine(BuildPlan(bundle, "tensorrt-rtx", BuildOptions(targets=BUILD_TARGETS)), lambda step, done=0, total=0: None)
+            engine = build_engine(
+                BuildPlan(bundle, "tensorrt-rtx", BuildOptions(targets=BUILD_TARGETS)),
+                lambda step, done=0, total=0: None,
+            )
             found[BUILT] = {"ok": True, "convolutions": engine.facts.layers.convolutions}
         except ResnetExportError as error:
             return {"ok": False, "failed": str(error)}
-    return {"ok": all(one["ok"] for one in found.values()), "bytes": manifest.files["model.onnx"].bytes, "weights": weights, "backends": found}
+    return {
+        "ok": all(one["ok"] for one in found.values()),
+        "bytes": manifest.files["model.onnx"].bytes,
+        "weights": weights,
+        "backends": found,
+    }
 
 
 def figures(measured: Comparison) -> dict[str, Any]:
@@ -115,7 +128,12 @@ def _table(cells: dict[str, Any], precision: str, gpu: dict[str, Any] | None) ->
         here = [_text(one["backends"].get(name), precision) for name in COLUMNS]
         there = (gpu or {}).get("bundles", {}).get(f"{model}-{precision}", {})
         rows.append(
-            (model, f"{one['bytes'] / 1e6:.1f}", *here, *(_text(there.get(name, {}).get("parity"), precision, NOT_VERIFIED) for name in ON_GPUS))
+            (
+                model,
+                f"{one['bytes'] / 1e6:.1f}",
+                *here,
+                *(_text(there.get(name, {}).get("parity"), precision, NOT_VERIFIED) for name in ON_GPUS),
+            )
         )
     return [f"| {' | '.join(row)} |" for row in rows]
 
@@ -171,7 +189,9 @@ def measure(models: Sequence[str], precisions: Sequence[str], known: dict[str, A
 
 @click.command(help=__doc__.split("\n", 1)[0])
 @click.option("--model", "models", multiple=True, type=click.Choice(list(MODELS)), help="Only these.  [default: all]")
-@click.option("--precision", "precisions", multiple=True, type=click.Choice(precision_names()), help="Only these.  [default: all]")
+@click.option(
+    "--precision", "precisions", multiple=True, type=click.Choice(precision_names()), help="Only these.  [default: all]"
+)
 @click.option("--missing", is_flag=True, help="Only what has no figures yet.")
 @click.option("--table", "table_only", is_flag=True, help="Measure nothing, write the table anew.")
 def main(models: tuple[str, ...], precisions: tuple[str, ...], missing: bool, table_only: bool) -> None:

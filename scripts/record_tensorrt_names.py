@@ -51,7 +51,12 @@ LIBRARY = re.compile(rb"lib(?:nv|tensorrt)\w+\.so\.\d+(?=\0)")
 
 
 @click.command(help=__doc__.split("\n", 1)[0])
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("tests/tensorrt_names"), show_default=True)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("tests/tensorrt_names"),
+    show_default=True,
+)
 @click.option("--print", "module", metavar="MODULE", help="Only print the names of this importable module.")
 def main(output: Path, module: str | None) -> None:
     if module is not None:
@@ -68,7 +73,18 @@ def main(output: Path, module: str | None) -> None:
 
 def download(package: str, version: str, folder: Path) -> Path:
     """The wheel of one version, for the Python that runs this."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(folder),
+    ]
     subprocess.run([*command, f"{package}=={version}"], check=True)
     (wheel,) = folder.glob("*.whl")
     return wheel
@@ -96,14 +112,20 @@ def write_empty_libraries(binary: Path, folder: Path) -> None:
     folder.mkdir()
     source = "".join(f"void *{name}(void) {{ return 0; }}\n" for name in FUNCTIONS)
     for name in {found.decode() for found in LIBRARY.findall(binary.read_bytes())}:
-        subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(folder / name)], input=source, text=True, check=True)
+        subprocess.run(
+            ["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", str(folder / name)], input=source, text=True, check=True
+        )
 
 
 def names_from_owner(owner: Any, prefix: str = "") -> Iterator[str]:
     """`Class`, `Class.member` and `Class.Inner.member` of a module or class, inherited members included."""
     for name in dir(owner):
         value = getattr(owner, name)
-        if name.startswith("_") or isinstance(value, ModuleType) or (hasattr(owner, "__members__") and name in {"name", "value"}):
+        if (
+            name.startswith("_")
+            or isinstance(value, ModuleType)
+            or (hasattr(owner, "__members__") and name in {"name", "value"})
+        ):
             continue
         yield prefix + name
         if isinstance(value, type) and value.__module__.startswith("tensorrt") and not _is_left_out(value):

@@ -79,7 +79,9 @@ def settings_from_options(options: dict[str, Any]) -> Settings:
     if options["freeze"] and weights is None:
         raise PlanError("--freeze needs --weights: a backbone of random weights has nothing worth keeping")
     if weights == "random":
-        raise PlanError("expected --weights default or a checkpoint, got random; leave the option out to train from scratch")
+        raise PlanError(
+            "expected --weights default or a checkpoint, got random; leave the option out to train from scratch"
+        )
     optimizer = options["optimizer"] or ("sgd" if weights is None else "adam")
     schedule = options["schedule"] or ("onecycle" if optimizer == "sgd" else "cosine")
     rate = LEARNING_RATES[schedule] if optimizer == "sgd" else ADAM_HEAD_RATE if options["freeze"] else ADAM_RATE
@@ -88,7 +90,12 @@ def settings_from_options(options: dict[str, Any]) -> Settings:
     return Settings(
         data=Request(options["folder"], options["val_fraction"], seed, options["download"]),
         output=options["output"],
-        network=Network(options["model"], weights, options["freeze"], size_from_text(options["image_size"]) if options["image_size"] else None),
+        network=Network(
+            options["model"],
+            weights,
+            options["freeze"],
+            size_from_text(options["image_size"]) if options["image_size"] else None,
+        ),
         epochs=options["epochs"],
         batch=options["batch"],
         optimizer=optimizer,
@@ -103,7 +110,9 @@ def settings_from_options(options: dict[str, Any]) -> Settings:
 
 def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
-        raise BackendUnavailable("--device cuda: PyTorch sees no CUDA device here; leave the option out to train on the CPU")
+        raise BackendUnavailable(
+            "--device cuda: PyTorch sees no CUDA device here; leave the option out to train on the CPU"
+        )
     return torch.device("cpu" if name == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
@@ -151,7 +160,14 @@ def write_results(settings: Settings, data: Data, recipe: Recipe, begin: Start, 
         "torch": torch.__version__,
     }
     written(folder / f"{stem}.json", lambda path: path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8"))
-    command = ["resnet-export", recipe.model, "--weights", str(folder / BEST), "--labels", str(folder / "class_indices.json")]
+    command = [
+        "resnet-export",
+        recipe.model,
+        "--weights",
+        str(folder / BEST),
+        "--labels",
+        str(folder / "class_indices.json"),
+    ]
     return [
         f"{scores[-1]:.2%} on {recipe.held_out_images} {kind} images -> {weights}",
         f"{scores[best]:.2%} in epoch {best + 1}, the best of {len(scores)} -> {folder / BEST}",
@@ -160,14 +176,30 @@ def write_results(settings: Settings, data: Data, recipe: Recipe, begin: Start, 
 
 
 @click.command(help=__doc__.split("\n", 1)[0])
-@click.option("--data", "folder", type=click.Path(path_type=Path), required=True, help="Folder with train and val, classes, IDX files or CIFAR-10.")
+@click.option(
+    "--data",
+    "folder",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder with train and val, classes, IDX files or CIFAR-10.",
+)
 @click.option("--download", is_flag=True, help="Fetch CIFAR-10 into --data first.")
-@click.option("--val-fraction", type=click.FloatRange(0, 1, True, True), default=0.2, show_default=True, help="Of a tree without val.")
-@click.option("--output", type=click.Path(file_okay=False, path_type=Path), default=Path("build/train"), show_default=True)
+@click.option(
+    "--val-fraction",
+    type=click.FloatRange(0, 1, True, True),
+    default=0.2,
+    show_default=True,
+    help="Of a tree without val.",
+)
+@click.option(
+    "--output", type=click.Path(file_okay=False, path_type=Path), default=Path("build/train"), show_default=True
+)
 @click.option("--model", default="resnet20", show_default=True, help="Any of resnet-export --list.")
 @click.option("--weights", metavar="default|FILE", help="Fine-tune these.  [default: from scratch]")
 @click.option("--freeze", is_flag=True, help="Train the last layer alone.")
-@click.option("--image-size", metavar="N|HxW", help="Input size in pixels.  [default: the model's; small networks: the pictures']")
+@click.option(
+    "--image-size", metavar="N|HxW", help="Input size in pixels.  [default: the model's; small networks: the pictures']"
+)
 @click.option("--epochs", type=click.IntRange(min=1), default=12, show_default=True)
 @click.option("--batch", type=click.IntRange(min=2), default=128, show_default=True)
 @click.option("--optimizer", type=click.Choice(OPTIMIZERS), help="[default: sgd, or adam with --weights]")
@@ -179,7 +211,13 @@ def write_results(settings: Settings, data: Data, recipe: Recipe, begin: Start, 
 )
 @click.option("--weight-decay", type=click.FloatRange(0), help="[default: sgd 5e-4, adam 0]")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=0, show_default=True)
-@click.option("--workers", type=click.IntRange(1), default=8, show_default=True, help="Threads that decode pictures; no part of the result.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Threads that decode pictures; no part of the result.",
+)
 @click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto", show_default=True)
 @click.option("--fp32", is_flag=True, help="No mixed precision on a GPU.")
 def command(**options: Any) -> None:
@@ -187,7 +225,9 @@ def command(**options: Any) -> None:
     data = open_data(settings.data)
     begin = start(settings.network, data, settings.data.seed)
     recipe = recipe_of(settings, data, begin)
-    training, held_out = (examples_of(part, begin.preprocess, data.shift, settings.workers) for part in (data.training, data.held_out))
+    training, held_out = (
+        examples_of(part, begin.preprocess, data.shift, settings.workers) for part in (data.training, data.held_out)
+    )
     try:
         settings.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -197,7 +237,9 @@ def command(**options: Any) -> None:
     try:
         train(recipe, run, training, held_out, settings.output)
     except Stopped as stopped:
-        click.echo(f"stopped in epoch {len(run.history) + 1} of {recipe.epochs}; the same command goes on from here", err=True)
+        click.echo(
+            f"stopped in epoch {len(run.history) + 1} of {recipe.epochs}; the same command goes on from here", err=True
+        )
         sys.exit(128 + stopped.number)
     except KeyboardInterrupt:
         click.echo("interrupted; the same command goes on from the last checkpoint", err=True)

@@ -23,7 +23,15 @@ from exporter.verification.plan import CheckPlan
 from exporter.verification.verdicts import BundleCheck
 from runtimes import Bundle, open_runtime
 from runtimes.bundle_writing import write_manifest
-from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, FileFacts, GraphFacts, Manifest, ModelFacts, WeightsFacts
+from runtimes.manifest import (
+    SCHEMA_VERSION,
+    CalibrationFacts,
+    FileFacts,
+    GraphFacts,
+    Manifest,
+    ModelFacts,
+    WeightsFacts,
+)
 from runtimes.nvidia.trust import KEY_VARIABLE
 from runtimes.parity.budget import Budget
 from runtimes.parity.compare import ParityReport
@@ -68,9 +76,17 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def manifest() -> Manifest:
     """Every field of a manifest filled, the optional ones too; names no files until `write_manifest` has seen some."""
     budget = Budget(
-        0.01, max_relative_error=0.01, min_agreement=0.995, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01, max_batch_difference=0.01
+        0.01,
+        max_relative_error=0.01,
+        min_agreement=0.995,
+        min_cosine=0.99,
+        min_sqnr_db=20.0,
+        max_accuracy_drop=0.01,
+        max_batch_difference=0.01,
     )
-    compared = Comparison(True, True, 0.002, 0.0005, 0.001, 0.9999, 60.0, 1.0, 0.98, Flips(1, 0), max_batch_difference=1e-7)
+    compared = Comparison(
+        True, True, 0.002, 0.0005, 0.001, 0.9999, 60.0, 1.0, 0.98, Flips(1, 0), max_batch_difference=1e-7
+    )
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name="tiny-fp32",
@@ -141,12 +157,18 @@ def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     shared = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "shipped"
     shared.mkdir(exist_ok=True)
 
-    def bundle(precision: str, features: str | None = None, *, uint8: str | None = None, batch: BatchRange = SMALL_BATCH) -> Bundle:
+    def bundle(
+        precision: str, features: str | None = None, *, uint8: str | None = None, batch: BatchRange = SMALL_BATCH
+    ) -> Bundle:
         folder = shared / f"{precision}-{features}-{uint8}-{batch.max}"
         with folder.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.exists():
-                export(ExportPlan("resnet20", folder, precision=precision, features=features, uint8_input=uint8, batch=batch))
+                export(
+                    ExportPlan(
+                        "resnet20", folder, precision=precision, features=features, uint8_input=uint8, batch=batch
+                    )
+                )
         return Bundle.open(folder)
 
     return bundle

@@ -33,7 +33,11 @@ class Graph:
         """An initializer."""
         name = self.named()
         array = np.asarray(value)
-        made = numpy_helper.from_array(array, name) if kind is None else helper.make_tensor(name, kind, array.shape, array.ravel().tolist())
+        made = (
+            numpy_helper.from_array(array, name)
+            if kind is None
+            else helper.make_tensor(name, kind, array.shape, array.ravel().tolist())
+        )
         self.tensors.append(made)
         return name
 
@@ -52,7 +56,13 @@ class Graph:
         """QuantizeLinear and DequantizeLinear; `zero` is None for none."""
         scale = scale if isinstance(scale, str) else self.constant(scale)
         zeros = [] if zero is None else [zero if isinstance(zero, str) else self.constant(zero)]
-        return self.node("DequantizeLinear", self.node("QuantizeLinear", tensor, scale, *zeros, **attributes), scale, *zeros, **attributes)
+        return self.node(
+            "DequantizeLinear",
+            self.node("QuantizeLinear", tensor, scale, *zeros, **attributes),
+            scale,
+            *zeros,
+            **attributes,
+        )
 
     def weight(self, *shape: int, axis: int | None = 0, kind: Any = np.int8) -> str:
         """A stored INT8 weight behind its DequantizeLinear; `axis` is None for one scale."""
@@ -72,9 +82,13 @@ class Graph:
         self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
         return name
 
-    def model(self, output: str, *, takes: int = FLOAT, gives: int = FLOAT, shape: Sequence[int] = (1, WIDTH, SIDE, SIDE)) -> onnx.ModelProto:
+    def model(
+        self, output: str, *, takes: int = FLOAT, gives: int = FLOAT, shape: Sequence[int] = (1, WIDTH, SIDE, SIDE)
+    ) -> onnx.ModelProto:
         inputs = [helper.make_tensor_value_info("x", takes, shape), *self.inputs]
-        graph = helper.make_graph(self.nodes, "graph", inputs, [helper.make_tensor_value_info(output, gives, None)], self.tensors)
+        graph = helper.make_graph(
+            self.nodes, "graph", inputs, [helper.make_tensor_value_info(output, gives, None)], self.tensors
+        )
         opsets = [helper.make_opsetid("", self.opset), helper.make_opsetid("com.microsoft", 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
@@ -83,7 +97,11 @@ Part = Callable[[Graph], str]
 
 
 def convolved(
-    source: Part | None = None, weight: Part | None = None, *, behind: Callable[[Graph, str], str] | None = None, **more: Any
+    source: Part | None = None,
+    weight: Part | None = None,
+    *,
+    behind: Callable[[Graph, str], str] | None = None,
+    **more: Any,
 ) -> onnx.ModelProto:
     """`Conv(source, weight)`: a good pair and a good weight where not told otherwise; `more` is for `Graph.model`, `operator` and `bias` aside."""
     operator, bias, opset = more.pop("operator", "Conv"), more.pop("bias", None), more.pop("opset", 21)
@@ -101,7 +119,9 @@ def over(operator: str, *more: Any, **attributes: Any) -> Part:
 def within(operator: str, *more: Any, **attributes: Any) -> Part:
     """A node between the two of a pair."""
     return lambda graph: graph.node(
-        "DequantizeLinear", graph.node(operator, graph.node("QuantizeLinear", "x", STEP, INT8), *more, **attributes), STEP
+        "DequantizeLinear",
+        graph.node(operator, graph.node("QuantizeLinear", "x", STEP, INT8), *more, **attributes),
+        STEP,
     )
 
 
@@ -113,7 +133,9 @@ def scale_by(made: Part) -> Part:
     return lambda graph: graph.pair("x", scale=made(graph))
 
 
-def behind_weight(operator: str, *more: Any, axis: int | None = 0, shape: Sequence[int] = (), **attributes: Any) -> Part:
+def behind_weight(
+    operator: str, *more: Any, axis: int | None = 0, shape: Sequence[int] = (), **attributes: Any
+) -> Part:
     """A node between the weight's DequantizeLinear and the convolution."""
     return lambda graph: graph.node(operator, graph.weight(*shape, axis=axis), *more, **attributes)
 
@@ -149,7 +171,10 @@ def branching(where: str) -> onnx.ModelProto:
 def in_function() -> onnx.ModelProto:
     """The pair inside of a local function."""
     graph = Graph()
-    body = [helper.make_node("QuantizeLinear", ["a", "s", "z"], ["q"]), helper.make_node("DequantizeLinear", ["q", "s", "z"], ["b"])]
+    body = [
+        helper.make_node("QuantizeLinear", ["a", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["b"]),
+    ]
     function = helper.make_function("local", "Fake", ["a", "s", "z"], ["b"], body, [helper.make_opsetid("", 21)])
     model = graph.model(graph.node("Conv", graph.node("Fake", "x", STEP, INT8, domain="local"), graph.weight()))
     model.functions.append(function)
@@ -166,7 +191,9 @@ def blocked(axis: int, *shape: int) -> Part:
 
 def stored(kind: int) -> Part:
     """A stored weight of a type that numpy does not have."""
-    return lambda graph: graph.node("DequantizeLinear", graph.constant(np.ones((ROWS, WIDTH, 3, 3)), kind), np.full(ROWS, 0.01, np.float32), axis=0)
+    return lambda graph: graph.node(
+        "DequantizeLinear", graph.constant(np.ones((ROWS, WIDTH, 3, 3)), kind), np.full(ROWS, 0.01, np.float32), axis=0
+    )
 
 
 def typed_pair(kind: int) -> Part:
@@ -179,7 +206,12 @@ def joined(first: Any, second: Any) -> Part:
     def make(graph: Graph) -> str:
         half = [graph.node("Slice", "x", np.array([at]), np.array([at + 8]), np.array([1])) for at in (0, 8)]
         return graph.node(
-            "Concat", *(part if step is None else graph.pair(part, step) for part, step in zip(half, (first, second), strict=True)), axis=1
+            "Concat",
+            *(
+                part if step is None else graph.pair(part, step)
+                for part, step in zip(half, (first, second), strict=True)
+            ),
+            axis=1,
         )
 
     return make
@@ -203,7 +235,9 @@ def residual(*turns: str, addition: str = "Add", activation: str = "Relu") -> on
         output = graph.node("Conv", source, graph.weight(*shape), pads=[1] * 4)
         if "norm" in turns:
             output = graph.node("BatchNormalization", output, *[np.ones(WIDTH, np.float32)] * 4)
-        return graph.node("Add", output, graph.held(np.ones((1, WIDTH, 1, 1), np.float32))) if "bias" in turns else output
+        return (
+            graph.node("Add", output, graph.held(np.ones((1, WIDTH, 1, 1), np.float32))) if "bias" in turns else output
+        )
 
     def activated(source: str) -> str:
         return graph.node(activation, source, *([np.float32(0), np.float32(6)] if activation == "Clip" else []))
@@ -215,7 +249,9 @@ def residual(*turns: str, addition: str = "Add", activation: str = "Relu") -> on
     main = layer(graph.pair(main), WIDTH, WIDTH, 3, 3)
     if "gate" in turns:
         pooled = graph.node("ReduceMean", main, axes=[2, 3], keepdims=1)
-        main = graph.node("Mul", main, graph.node("Sigmoid", graph.node("Conv", pooled, graph.floats(WIDTH, WIDTH, 1, 1))))
+        main = graph.node(
+            "Mul", main, graph.node("Sigmoid", graph.node("Conv", pooled, graph.floats(WIDTH, WIDTH, 1, 1)))
+        )
     main = graph.pair(main) if "main" in turns else main
     sides = [main, whole if "float shortcut" in turns else parted, *([whole] if "third" in turns else [])]
     pooled = graph.node("GlobalAveragePool", graph.node("Relu", graph.node(addition, *sides)))

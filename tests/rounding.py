@@ -6,6 +6,8 @@ import pytest
 
 from runtimes.backends.onnxruntime import rounds_fp16
 
-needs_rounding = pytest.mark.skipif(not rounds_fp16(), reason="onnxruntime before 1.30 truncates FP16 pairs on the CPU, so it runs no INT8 file")
+needs_rounding = pytest.mark.skipif(
+    not rounds_fp16(), reason="onnxruntime before 1.30 truncates FP16 pairs on the CPU, so it runs no INT8 file"
+)
 RUNNABLE = "int8" if rounds_fp16() else "fp16"
 """A precision whose file runs here, where any would do."""

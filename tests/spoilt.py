@@ -24,7 +24,9 @@ def spoilt(bundle: Bundle, folder: Path, factors: Mapping[str, float]) -> Bundle
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for name, factor in factors.items():
         values = numpy_helper.to_array(tensors[name])
-        tensors[name].CopyFrom(numpy_helper.from_array((values.astype(np.float32) * np.float32(factor)).astype(values.dtype), name))
+        tensors[name].CopyFrom(
+            numpy_helper.from_array((values.astype(np.float32) * np.float32(factor)).astype(values.dtype), name)
+        )
     return with_file(bundle, folder, "model.onnx", model.SerializeToString())
 
 

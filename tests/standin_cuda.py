@@ -27,7 +27,12 @@ POISON = 0xFB
 ALIGNMENT = 256
 LEGACY_STREAM, PER_THREAD_STREAM = 1, 2
 DEVICE, HOST = "device", "pinned"
-KINDS = {"HostToDevice": (HOST, DEVICE), "DeviceToHost": (DEVICE, HOST), "DeviceToDevice": (DEVICE, DEVICE), "HostToHost": (HOST, HOST)}
+KINDS = {
+    "HostToDevice": (HOST, DEVICE),
+    "DeviceToHost": (DEVICE, HOST),
+    "DeviceToDevice": (DEVICE, DEVICE),
+    "HostToHost": (HOST, HOST),
+}
 
 
 @dataclass
@@ -98,7 +103,9 @@ def _call(outputs: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[An
             with self.lock:
                 code = self.failures.pop(function.__name__, 0)
                 if code and function.__name__ == "cudaStreamEndCapture":
-                    self._stream(arguments[0], "cudaStreamEndCapture").captured = None  # a capture that fails has ended all the same
+                    self._stream(
+                        arguments[0], "cudaStreamEndCapture"
+                    ).captured = None  # a capture that fails has ended all the same
                 result = None if code else function(self, *arguments)
                 if isinstance(result, real.cudaError_t):
                     code = int(result)
@@ -124,7 +131,9 @@ class StandinCuda:
     cudaGetErrorName = staticmethod(real.cudaGetErrorName)
     cudaGetErrorString = staticmethod(real.cudaGetErrorString)
 
-    def __init__(self, *, total_bytes: int = 1 << 30, compute_capability: tuple[int, int] = (8, 7), integrated: int = 1) -> None:
+    def __init__(
+        self, *, total_bytes: int = 1 << 30, compute_capability: tuple[int, int] = (8, 7), integrated: int = 1
+    ) -> None:
         self.total_bytes = total_bytes
         self.attributes = {
             real.cudaDeviceAttr.cudaDevAttrComputeCapabilityMajor: compute_capability[0],
@@ -136,7 +145,9 @@ class StandinCuda:
         self.last_error = 0
         self.allocations: dict[int, Allocation] = {}
         # Handles are never given out twice; those of what was destroyed stay, with None.
-        self.streams: dict[int, StreamState | None] = {handle: StreamState(handle) for handle in (LEGACY_STREAM, PER_THREAD_STREAM)}
+        self.streams: dict[int, StreamState | None] = {
+            handle: StreamState(handle) for handle in (LEGACY_STREAM, PER_THREAD_STREAM)
+        }
         self.events: dict[int, EventState | None] = {}
         self.graphs: dict[int, GraphState | None] = {}
         self.modes: dict[int, Any] = {}
@@ -152,7 +163,11 @@ class StandinCuda:
     def leaks(self) -> list[str]:
         """Everything that was made and not yet destroyed, in words."""
         memory = [f"{each.size} bytes of {each.kind} memory" for each in self.allocations.values() if not each.freed]
-        streams = [f"stream {handle:#x}" for handle, state in self.streams.items() if state and handle not in (LEGACY_STREAM, PER_THREAD_STREAM)]
+        streams = [
+            f"stream {handle:#x}"
+            for handle, state in self.streams.items()
+            if state and handle not in (LEGACY_STREAM, PER_THREAD_STREAM)
+        ]
         events = [f"event {handle:#x}" for handle, event in self.events.items() if event]
         return memory + streams + events + [f"graph {handle:#x}" for handle, graph in self.graphs.items() if graph]
 
@@ -163,7 +178,9 @@ class StandinCuda:
         start = pointer - allocation.pointer
         return allocation.memory[start : start + size].view(dtype).reshape(shape)
 
-    def enqueue(self, stream: int, action: Callable[[], None], *, reads: Iterable[Region] = (), writes: Iterable[Region] = ()) -> None:
+    def enqueue(
+        self, stream: int, action: Callable[[], None], *, reads: Iterable[Region] = (), writes: Iterable[Region] = ()
+    ) -> None:
         """Queue work of a fake engine in a stream, or have it captured; `reads` and `writes` are its memory, as (address, size)."""
         self._queue(self._stream(stream, "enqueue"), Work("a kernel", action, list(reads), list(writes)))
 
@@ -196,13 +213,19 @@ class StandinCuda:
 
     def _event(self, handle: int, call: str) -> EventState:
         state = self.events.get(handle)
-        assert state is not None, f"{call} with {'a destroyed event' if handle in self.events else f'{handle:#x}, which is no event'}"
+        assert state is not None, (
+            f"{call} with {'a destroyed event' if handle in self.events else f'{handle:#x}, which is no event'}"
+        )
         return state
 
     def _graph(self, handle: int, call: str, *, instantiated: bool) -> GraphState:
         state = self.graphs.get(int(handle))
-        assert state is not None, f"{call} with {'a destroyed graph' if int(handle) in self.graphs else f'{int(handle):#x}, which is no graph'}"
-        assert state.instantiated == instantiated, f"{call} with a graph that is {'not ' if instantiated else ''}instantiated"
+        assert state is not None, (
+            f"{call} with {'a destroyed graph' if int(handle) in self.graphs else f'{int(handle):#x}, which is no graph'}"
+        )
+        assert state.instantiated == instantiated, (
+            f"{call} with a graph that is {'not ' if instantiated else ''}instantiated"
+        )
         return state
 
     def _not_capturing(self, call: str) -> None:
@@ -220,7 +243,9 @@ class StandinCuda:
             if each.pointer <= pointer < each.pointer + each.size:
                 assert not each.freed, f"{what} uses freed {each.kind} memory at {pointer:#x}"
                 end = each.pointer + each.size
-                assert pointer + size <= end, f"{what} uses {size} bytes at {pointer:#x}, {pointer + size - end} more than were allocated"
+                assert pointer + size <= end, (
+                    f"{what} uses {size} bytes at {pointer:#x}, {pointer + size - end} more than were allocated"
+                )
                 return each
         raise AssertionError(f"{what} uses {pointer:#x}, which is no CUDA memory (memory of the CPU must be pinned)")
 
@@ -272,7 +297,9 @@ class StandinCuda:
         source, target = KINDS[kind.name.removeprefix("cudaMemcpy")]
         for pointer, expected in ((src, source), (dst, target)):
             found = self._allocation((pointer, count), "cudaMemcpyAsync").kind
-            assert found == expected, f"cudaMemcpyAsync {kind.name} with {found} memory where {expected} memory is expected"
+            assert found == expected, (
+                f"cudaMemcpyAsync {kind.name} with {found} memory where {expected} memory is expected"
+            )
 
         def action() -> None:
             self.view(dst, np.uint8, (count,))[:] = self.view(src, np.uint8, (count,))
@@ -328,7 +355,9 @@ class StandinCuda:
     def cudaStreamDestroy(self, stream: int) -> None:
         state = self._stream(stream, "cudaStreamDestroy")
         assert state.captured is None, "cudaStreamDestroy on a stream that captures"
-        assert all(work.is_marker for work in state.queue), "cudaStreamDestroy on a stream with queued work; synchronise first"
+        assert all(work.is_marker for work in state.queue), (
+            "cudaStreamDestroy on a stream with queued work; synchronise first"
+        )
         self.streams[stream] = None
 
     @_call(0)
@@ -379,7 +408,9 @@ class StandinCuda:
         state = self._stream(stream, "cudaStreamBeginCapture")
         assert stream not in (LEGACY_STREAM, PER_THREAD_STREAM), "cudaStreamBeginCapture on a default stream"
         assert state.captured is None, "cudaStreamBeginCapture on a stream that captures already"
-        assert mode == real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal, f"{mode.name}: the stand-in checks thread-local captures only"
+        assert mode == real.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal, (
+            f"{mode.name}: the stand-in checks thread-local captures only"
+        )
         state.captured, state.thread = [], threading.get_ident()
 
     @_call(1)
@@ -401,7 +432,10 @@ class StandinCuda:
 
     @_call(0)
     def cudaGraphLaunch(self, graphExec: int, stream: int) -> None:
-        graph, state = self._graph(graphExec, "cudaGraphLaunch", instantiated=True), self._stream(stream, "cudaGraphLaunch")
+        graph, state = (
+            self._graph(graphExec, "cudaGraphLaunch", instantiated=True),
+            self._stream(stream, "cudaGraphLaunch"),
+        )
         for each in graph.works:
             graph.last = Work(f"{each.what} of a graph", each.action, each.reads, each.writes)
             self._queue(state, graph.last)
@@ -414,5 +448,7 @@ class StandinCuda:
     @_call(0)
     def cudaGraphExecDestroy(self, graphExec: int) -> None:
         graph = self._graph(graphExec, "cudaGraphExecDestroy", instantiated=True)
-        assert graph.last is None or graph.last.done, "cudaGraphExecDestroy of a graph that is still queued; synchronise first"
+        assert graph.last is None or graph.last.done, (
+            "cudaGraphExecDestroy of a graph that is still queued; synchronise first"
+        )
         self.graphs[graphExec] = None

@@ -38,7 +38,15 @@ Distortion = Callable[[NDArray[Any], bool], NDArray[Any]]
 ERROR = real.ILogger.Severity.ERROR
 HEADER = struct.Struct("<4sIQQ4B")
 SHARED = (
-    *("BuilderFlag", "DataType", "DeviceType", "HardwareCompatibilityLevel", "LayerInformationFormat", "LayerType", "MemoryPoolType"),
+    *(
+        "BuilderFlag",
+        "DataType",
+        "DeviceType",
+        "HardwareCompatibilityLevel",
+        "LayerInformationFormat",
+        "LayerType",
+        "MemoryPoolType",
+    ),
     *("NetworkDefinitionCreationFlag", "ProfilingVerbosity", "TensorIOMode", "nptype", "IProgressMonitor"),
 )
 """Names that are TensorRT-RTX's own here: they mean the same in both."""
@@ -61,8 +69,12 @@ FOREIGN = (
     "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Serialization assertion header.magicTag == kEXPECTED_MAGIC_TAG failed. "
     "Trying to load an engine created with incompatible serialization version.)"
 )
-TRUNCATED = "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Assertion bufferSize >= minBufferSize failed.)"
-EMPTY = "IRuntime::deserializeCudaEngine: Error Code 3: API Usage Error (Cannot deserialize with an empty memory buffer.)"
+TRUNCATED = (
+    "IRuntime::deserializeCudaEngine: Error Code 1: Serialization (Assertion bufferSize >= minBufferSize failed.)"
+)
+EMPTY = (
+    "IRuntime::deserializeCudaEngine: Error Code 3: API Usage Error (Cannot deserialize with an empty memory buffer.)"
+)
 NOT_CAPTURABLE = "The CUDA stream is in capturing mode, but this TRT engine is not stream capturable."
 
 
@@ -190,7 +202,9 @@ class Runtime:
             return None
         about, model = _content(data)
         if about.get("version_compatible") and not self.engine_host_code_allowed:
-            api.refused("IRuntime::deserializeCudaEngine: Error Code 3: API Usage Error (the plan holds host code, which is not allowed here)")
+            api.refused(
+                "IRuntime::deserializeCudaEngine: Error Code 3: API Usage Error (the plan holds host code, which is not allowed here)"
+            )
             return None
         return Engine(api, about, model)
 
@@ -237,7 +251,11 @@ class Engine:
         return self._names[place]
 
     def get_tensor_mode(self, name: str) -> Any:
-        return (real.TensorIOMode.INPUT if name in self._inputs else real.TensorIOMode.OUTPUT) if name in self._names else real.TensorIOMode.NONE
+        return (
+            (real.TensorIOMode.INPUT if name in self._inputs else real.TensorIOMode.OUTPUT)
+            if name in self._names
+            else real.TensorIOMode.NONE
+        )
 
     def get_tensor_dtype(self, name: str) -> Any:
         return TYPES[self._values[name].elem_type][0]
@@ -266,7 +284,9 @@ def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(self: ExecutionContext, *arguments: Any) -> Any:
-        assert self.busy.acquire(blocking=False), f"{function.__name__} while another thread uses the same execution context"
+        assert self.busy.acquire(blocking=False), (
+            f"{function.__name__} while another thread uses the same execution context"
+        )
         try:
             return function(self, *arguments)
         finally:
@@ -292,9 +312,13 @@ class ExecutionContext:
         if not self.api.called("set_input_shape"):
             return False
         if name not in self.engine.profile:
-            return self.api.refused(f"IExecutionContext::setInputShape: Error Code 3: API Usage Error (Given invalid tensor name: {name}.)")
+            return self.api.refused(
+                f"IExecutionContext::setInputShape: Error Code 3: API Usage Error (Given invalid tensor name: {name}.)"
+            )
         least, _, most = self.engine.get_tensor_profile_shape(name, 0)
-        fits = len(shape) == len(least) and all(low <= size <= high for low, size, high in zip(least, shape, most, strict=True))
+        fits = len(shape) == len(least) and all(
+            low <= size <= high for low, size, high in zip(least, shape, most, strict=True)
+        )
         if not fits:
             return self.api.refused(
                 f"IExecutionContext::setInputShape: Error Code 3: API Usage Error (Set dimension {list(shape)} for tensor {name} does not satisfy "
@@ -310,7 +334,9 @@ class ExecutionContext:
 
     def get_tensor_shape(self, name: str) -> Shape:
         rows = next(iter(self.shapes.values()))[0]
-        return self.shapes.get(name) or tuple(rows if size == -1 else size for size in self.engine.get_tensor_shape(name))
+        return self.shapes.get(name) or tuple(
+            rows if size == -1 else size for size in self.engine.get_tensor_shape(name)
+        )
 
     @_alone
     def set_tensor_address(self, name: str, pointer: int) -> bool:
@@ -325,11 +351,17 @@ class ExecutionContext:
         api = self.api
         if not api.called("execute_async_v3"):
             return False
-        assert stream_handle not in (0, LEGACY_STREAM, PER_THREAD_STREAM), "work in the default stream, for which TensorRT synchronises the device"
+        assert stream_handle not in (0, LEGACY_STREAM, PER_THREAD_STREAM), (
+            "work in the default stream, for which TensorRT synchronises the device"
+        )
         names = [self.engine.get_tensor_name(place) for place in range(self.engine.num_io_tensors)]
-        unknown = [name for name in names if name not in self.addresses] + [name for name in self.engine.profile if name not in self.shapes]
+        unknown = [name for name in names if name not in self.addresses] + [
+            name for name in self.engine.profile if name not in self.shapes
+        ]
         if unknown:
-            return api.refused(f"IExecutionContext::enqueueV3: Error Code 3: API Usage Error (no address or shape is set for {', '.join(unknown)})")
+            return api.refused(
+                f"IExecutionContext::enqueueV3: Error Code 3: API Usage Error (no address or shape is set for {', '.join(unknown)})"
+            )
         captures = api.cuda._stream(stream_handle, "execute_async_v3").captured is not None
         if captures and self.reshaped:
             return api.refused(NOT_CAPTURABLE)
@@ -342,7 +374,9 @@ class ExecutionContext:
         return True
 
     def _bytes(self, name: str) -> int:
-        return int(np.dtype(real.nptype(self.engine.get_tensor_dtype(name))).itemsize * np.prod(self.get_tensor_shape(name)))
+        return int(
+            np.dtype(real.nptype(self.engine.get_tensor_dtype(name))).itemsize * np.prod(self.get_tensor_shape(name))
+        )
 
     def _kernel(self, stream_handle: int, *, replayed: bool) -> Callable[[], None]:
         engine, api = self.engine, self.api
@@ -360,7 +394,9 @@ class ExecutionContext:
             if not replayed:
                 self.queued.remove(stream_handle)
             outputs = [name for name in engine._names if name not in engine.profile]
-            for name, answer in zip(outputs, engine.session.run(outputs, {name: view(name) for name in engine.profile}), strict=True):
+            for name, answer in zip(
+                outputs, engine.session.run(outputs, {name: view(name) for name in engine.profile}), strict=True
+            ):
                 view(name)[...] = answer if api.distort is None else api.distort(answer, replayed)
 
         return work
@@ -470,9 +506,20 @@ def _information(engine: Engine) -> str:
         producer = producers.get(node.input[0]) if node.op_type == "Conv" else None
         if node.op_type != "Conv":
             continue
-        read = "Int8" if producer is not None and producer.op_type == "DequantizeLinear" else TYPES[types[node.input[0]]][1]
+        read = (
+            "Int8"
+            if producer is not None and producer.op_type == "DequantizeLinear"
+            else TYPES[types[node.input[0]]][1]
+        )
         word = engine.api.runs_as.get(node.name, read)
-        layers.append({"Name": node.name, "LayerType": "CaskConvolution", "Inputs": [_tensor(node.input[0], word, engine.api.major)], "Outputs": []})
+        layers.append(
+            {
+                "Name": node.name,
+                "LayerType": "CaskConvolution",
+                "Inputs": [_tensor(node.input[0], word, engine.api.major)],
+                "Outputs": [],
+            }
+        )
     return json.dumps({"Layers": layers if engine.about.get("detailed") else [node.name for node in graph.node]})
 
 
@@ -485,7 +532,9 @@ def _stretches(api: StandinTensorRT, graph: Any) -> Iterator[object]:
     for on_gpu, nodes in itertools.groupby(graph.node, lambda node: bool({node.op_type, node.name} & api.off_dla)):
         several = list(nodes)
         if on_gpu:
-            yield from (layer(node.name, "CaskConvolution" if node.op_type == "Conv" else "Kgen", node) for node in several)
+            yield from (
+                layer(node.name, "CaskConvolution" if node.op_type == "Conv" else "Kgen", node) for node in several
+            )
         else:
             ends = dict.fromkeys((several[0].name, several[-1].name))
             yield layer(f"{{ForeignNode[{'...'.join(ends)}]}}", "DLA", several[0])
@@ -493,7 +542,9 @@ def _stretches(api: StandinTensorRT, graph: Any) -> Iterator[object]:
 
 def _tensor(name: str, word: str, major: int) -> dict[str, str]:
     if major == 10:
-        words = "Thirty-two wide channel vectorized row major Int8 format" if word == "Int8" else f"Row major {word} format"
+        words = (
+            "Thirty-two wide channel vectorized row major Int8 format" if word == "Int8" else f"Row major {word} format"
+        )
         return {"Name": name, "Format/Datatype": words}
     return {"Name": name, "Format": "Row major linear", "Datatype": word}
 
@@ -514,7 +565,9 @@ class Builder:
         return self.api.dla_cores
 
     def create_network(self, flags: int) -> Network:
-        return Network(self.real.create_network(1 << int(real.NetworkDefinitionCreationFlag.STRONGLY_TYPED)), flags != 0)
+        return Network(
+            self.real.create_network(1 << int(real.NetworkDefinitionCreationFlag.STRONGLY_TYPED)), flags != 0
+        )
 
     def create_builder_config(self) -> BuilderConfig:
         return BuilderConfig(self.api)
@@ -542,7 +595,14 @@ class Builder:
         if config.cache is not None:
             config.cache.entries += 1
         profile = {name: [tuple(shape) for shape in config.profiles[0].get_shape(name)] for name in network.names}
-        return memoryview(api.plan(network.model, profile, **config.asked(), detailed=config.profiling_verbosity == real.ProfilingVerbosity.DETAILED))
+        return memoryview(
+            api.plan(
+                network.model,
+                profile,
+                **config.asked(),
+                detailed=config.profiling_verbosity == real.ProfilingVerbosity.DETAILED,
+            )
+        )
 
 
 @dataclass

@@ -167,9 +167,19 @@ def complaints(source: str, path: Path) -> list[str]:
         missing = lacking(use, faced_by(path))
         listed = use.name in FEATURES or name in FEATURES
         if missing and not (listed and use.name in {other.name for other in asked}):
-            wrong.append(f"{path}:{use.line}: {name} is not in {', '.join(missing)}; ask with hasattr or getattr first, and list it in FEATURES")
-        elif use in asked and not use.chain and not is_word(use.name) and use.name not in OTHERS and not use.name.startswith("_"):
-            wrong.append(f"{path}:{use.line}: {name} is asked for, but no version recorded has it; correct it, or list it in OTHERS")
+            wrong.append(
+                f"{path}:{use.line}: {name} is not in {', '.join(missing)}; ask with hasattr or getattr first, and list it in FEATURES"
+            )
+        elif (
+            use in asked
+            and not use.chain
+            and not is_word(use.name)
+            and use.name not in OTHERS
+            and not use.name.startswith("_")
+        ):
+            wrong.append(
+                f"{path}:{use.line}: {name} is asked for, but no version recorded has it; correct it, or list it in OTHERS"
+            )
     return wrong
 
 

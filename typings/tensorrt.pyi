@@ -86,7 +86,9 @@ class ILayer:
     name: str
     @property
     def type(self) -> LayerType: ...
-    def get_input(self, index: int) -> ITensor: ...  # None beyond num_inputs; asked for the first of a convolution alone
+    def get_input(
+        self, index: int
+    ) -> ITensor: ...  # None beyond num_inputs; asked for the first of a convolution alone
     def get_output(self, index: int) -> ITensor: ...  # likewise, of a dequantization
 
 class INetworkDefinition:

@@ -140,7 +140,11 @@ def _evaluate(
 
     progress("evaluate")
     try:
-        opening = nullcontext() if resume is None else open_resume_file(resume, evaluation_key(bundle, backend, runtime, source))
+        opening = (
+            nullcontext()
+            if resume is None
+            else open_resume_file(resume, evaluation_key(bundle, backend, runtime, source))
+        )
         with opening as resume_file:
             return measure(bundle, runtime, source, resume_file=resume_file, on_batch=report)
     except KeyboardInterrupt as stop:

@@ -46,7 +46,9 @@ def make_random_behave(module: nn.Module, preprocess: Preprocess, name: str) -> 
         last = getattr(block, "bn3", None) or getattr(block, "bn2", None)
         if isinstance(last, nn.BatchNorm2d) and last.affine:
             nn.init.constant_(last.weight, RESIDUAL_SCALE)
-    source = built_in("train") if preprocess.channels in MODES else with_channels(built_in("train"), preprocess.channels)
+    source = (
+        built_in("train") if preprocess.channels in MODES else with_channels(built_in("train"), preprocess.channels)
+    )
     inputs = torch.from_numpy(inputs_from_source(source, preprocess, STATISTICS_IMAGES))
     hooks = []
     module.eval()  # as a whole: in training mode a head may want labels, and dropout would shift the statistics

@@ -92,7 +92,9 @@ def test_drawing_on_a_picture_leaves_the_next_one_clean() -> None:
 
 def test_a_graph_whose_input_alone_is_observed_is_counted() -> None:
     """Asked for no outputs, onnxruntime gives all of them."""
-    graph = onnx.parser.parse_model('<ir_version: 9, opset_import: ["": 20]> g (float[N, 1] input) => (float[N, 1] logits) { logits = Relu(input) }')
+    graph = onnx.parser.parse_model(
+        '<ir_version: 9, opset_import: ["": 20]> g (float[N, 1] input) => (float[N, 1] logits) { logits = Relu(input) }'
+    )
     batches = [np.ones((2, 1), np.float32), np.full((1, 1), 3, np.float32)]
     counted = collect(graph, ["input"], batches)["input"]
     assert (int(counted.counts.sum()), counted.largest) == (3, 3.0)

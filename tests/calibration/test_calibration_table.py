@@ -38,7 +38,9 @@ def graph(tiny_model: Path) -> onnx.ModelProto:
 @pytest.fixture(scope="module")
 def provenance(graph: onnx.ModelProto) -> Provenance:
     return Provenance(
-        hashlib.sha256(graph.SerializeToString(deterministic=True)).hexdigest(), PREPROCESS, {"numpy": "2.0.0", "onnxruntime": "1.20.0"}
+        hashlib.sha256(graph.SerializeToString(deterministic=True)).hexdigest(),
+        PREPROCESS,
+        {"numpy": "2.0.0", "onnxruntime": "1.20.0"},
     )
 
 
@@ -77,13 +79,17 @@ def test_ranges_are_those_of_the_tensors_themselves(table: CalibrationTable, gra
 
 
 @pytest.mark.parametrize("cut", [50, 37, 99], ids=lambda cut: f"cut at {cut}")
-def test_merged_shards_are_one_runs_table_to_the_last_bit(measured: Callable[[Any], CalibrationTable], table: CalibrationTable, cut: int) -> None:
+def test_merged_shards_are_one_runs_table_to_the_last_bit(
+    measured: Callable[[Any], CalibrationTable], table: CalibrationTable, cut: int
+) -> None:
     shards = [measured(PLACES[:cut]), measured(PLACES[cut:])]
     assert merge_tables(shards).json() == merge_tables(shards[::-1]).json() == table.json()
     assert shards[0].json() != table.json()
 
 
-def test_the_order_of_the_images_does_not_matter(measured: Callable[[Any], CalibrationTable], table: CalibrationTable) -> None:
+def test_the_order_of_the_images_does_not_matter(
+    measured: Callable[[Any], CalibrationTable], table: CalibrationTable
+) -> None:
     assert measured(np.random.default_rng(0).permutation(PLACES)).json() == table.json()
 
 
@@ -99,13 +105,23 @@ def test_a_table_read_back_is_the_table_and_merges_to_the_same_bytes(
     assert merge_tables(shards).json() == table.json()
     assert merge_tables([table]).json() == table.json()
     facts = json.loads(table.json())
-    assert list(facts)[:7] == ["schema_version", "model_sha256", "images", "fingerprint", "preprocess", "versions", "tensors"]
+    assert list(facts)[:7] == [
+        "schema_version",
+        "model_sha256",
+        "images",
+        "fingerprint",
+        "preprocess",
+        "versions",
+        "tensors",
+    ]
     assert table.json().endswith(b"}\n")
     assert max(len(line) for line in table.json().splitlines()) < 20_000
 
 
 @pytest.mark.parametrize("name", observers())
-def test_thresholds_are_given_by_calibrator_and_read_off_the_counts_where_a_table_has_none(table: CalibrationTable, name: str) -> None:
+def test_thresholds_are_given_by_calibrator_and_read_off_the_counts_where_a_table_has_none(
+    table: CalibrationTable, name: str
+) -> None:
     thresholds = table.thresholds(name)
     assert thresholds == {tensor: facts.thresholds[name] for tensor, facts in table.tensors.items()}
     older = {tensor: replace(facts, thresholds={}) for tensor, facts in table.tensors.items()}
@@ -114,17 +130,27 @@ def test_thresholds_are_given_by_calibrator_and_read_off_the_counts_where_a_tabl
 
 DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
     "model": ({"model_sha256": "f" * 64}, r"model_sha256 is [0-9a-f]{64}, expected f{64}"),
-    "preprocess": ({"preprocess": replace(PREPROCESS, crop=(24, 24))}, r"preprocess is .*crop=\(28, 28\).*, expected .*crop=\(24, 24\).*"),
-    "version": ({"versions": {"numpy": "2.0.0", "onnxruntime": "1.21.0"}}, r"version of onnxruntime is 1\.20\.0, expected 1\.21\.0"),
+    "preprocess": (
+        {"preprocess": replace(PREPROCESS, crop=(24, 24))},
+        r"preprocess is .*crop=\(28, 28\).*, expected .*crop=\(24, 24\).*",
+    ),
+    "version": (
+        {"versions": {"numpy": "2.0.0", "onnxruntime": "1.21.0"}},
+        r"version of onnxruntime is 1\.20\.0, expected 1\.21\.0",
+    ),
     "package": ({"versions": {"numpy": "2.0.0", "torch": "2.9"}}, r"version of torch is None, expected 2\.9"),
 }
 
 
 @pytest.mark.parametrize("what", DIFFERENT)
-def test_a_table_of_something_else_is_refused_with_what_differs(table: CalibrationTable, provenance: Provenance, what: str) -> None:
+def test_a_table_of_something_else_is_refused_with_what_differs(
+    table: CalibrationTable, provenance: Provenance, what: str
+) -> None:
     provenance.check(table, "calibration.json")
     change, says = DIFFERENT[what]
-    with pytest.raises(CalibrationError, match=rf"calibration\.json was not measured on this: {says}; leave --calibration out"):
+    with pytest.raises(
+        CalibrationError, match=rf"calibration\.json was not measured on this: {says}; leave --calibration out"
+    ):
         replace(provenance, **change).check(table, "calibration.json")
     if what != "package":
         with pytest.raises(CalibrationError, match="table 2 was not measured on this"):
@@ -161,7 +187,9 @@ DAMAGE: dict[str, Callable[[CalibrationTable], bytes]] = {
     "a list": lambda table: b"[]",
     "a word for a number": lambda table: edited(table, lambda facts: facts.update(images="many")),
     "no tensors": lambda table: edited(table, lambda facts: facts.pop("tensors")),
-    "counts cut short": lambda table: edited(table, lambda facts: first(facts).update(counts=first(facts)["counts"][:-8])),
+    "counts cut short": lambda table: edited(
+        table, lambda facts: first(facts).update(counts=first(facts)["counts"][:-8])
+    ),
     "counts of another alphabet": lambda table: edited(table, lambda facts: first(facts).update(counts="?!")),
     "NaN": lambda table: edited(table, lambda facts: first(facts).update(largest=float("nan"))),
     "a negative largest": lambda table: edited(table, lambda facts: first(facts).update(largest=-1.0)),
@@ -169,7 +197,9 @@ DAMAGE: dict[str, Callable[[CalibrationTable], bytes]] = {
     "a threshold of minus one": lambda table: edited(table, lambda facts: first(facts)["thresholds"].update(mse=-1.0)),
     "no fingerprint": lambda table: edited(table, lambda facts: facts.update(fingerprint="of a finger")),
     "a range beyond every float": lambda table: edited(table, lambda facts: first(facts).update(exponent=10**6)),
-    "nested without end": lambda table: table.json().rstrip()[:-1] + b',"more":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "nested without end": lambda table: (
+        table.json().rstrip()[:-1] + b',"more":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    ),
     "a crop of nothing": lambda table: edited(table, lambda facts: facts["preprocess"].update(crop=[0, 0])),
 }
 
@@ -204,7 +234,11 @@ def test_activations_that_are_not_finite_are_refused_with_the_first_tensor_that_
         helper.make_node("Conv", ["b", "weight"], ["logits"], name="c"),
     ]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1, 4, 4]) for name in ("input", "logits")]
-    model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], constants), opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", ends[:1], ends[1:], constants),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=9,
+    )
     with pytest.raises(CalibrationError, match="'b' holds NaN or infinite values on the calibration images"):
         collect(model, ["input", "a", "b"], [np.ones((4, 1, 4, 4), np.float32)])
     assert collect(model, ["input", "a"], [np.ones((2, 1, 4, 4), np.float32)])["a"].counts.sum() == 2 * 16

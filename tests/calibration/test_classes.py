@@ -19,11 +19,15 @@ from runtimes.errors import BadInput
 SYNSETS = tuple(f"n{number:08}" for number in np.random.default_rng(0).permutation(10**6)[:1000])
 
 
-def match(names: Sequence[str], count: int, labels: tuple[str, ...] | None = None, synsets: tuple[str, ...] | None = None) -> Matching:
+def match(
+    names: Sequence[str], count: int, labels: tuple[str, ...] | None = None, synsets: tuple[str, ...] | None = None
+) -> Matching:
     return match_classes(names, ModelClasses(count, labels, synsets), "the data")
 
 
-def refusal(names: Sequence[str], count: int, labels: tuple[str, ...] | None = None, synsets: tuple[str, ...] | None = None) -> str:
+def refusal(
+    names: Sequence[str], count: int, labels: tuple[str, ...] | None = None, synsets: tuple[str, ...] | None = None
+) -> str:
     with pytest.raises(BadInput) as raised:
         match(names, count, labels, synsets)
     assert "\n" not in str(raised.value)
@@ -143,13 +147,20 @@ def test_numbers_are_sorted_as_numbers_where_labels_or_a_file_say_that_they_are_
     assert match(("0003", "07"), 10, tuple("abcdefghij")).indices == (3, 7)
 
 
-@pytest.mark.parametrize(("names", "count"), [(TWELVE, 12), (("0", "5"), 12), (("0", "02", "1"), 3)], ids=["all", "some", "two widths"])
-def test_folders_of_numbers_whose_order_as_text_is_another_are_refused_without_labels(names: tuple[str, ...], count: int) -> None:
+@pytest.mark.parametrize(
+    ("names", "count"), [(TWELVE, 12), (("0", "5"), 12), (("0", "02", "1"), 3)], ids=["all", "some", "two widths"]
+)
+def test_folders_of_numbers_whose_order_as_text_is_another_are_refused_without_labels(
+    names: tuple[str, ...], count: int
+) -> None:
     assert "export the model with --labels, the folder that it was trained on" in refusal(names, count)
 
 
 def test_the_refusal_of_numbers_shows_both_readings() -> None:
-    assert "the folder '10' may be class 10, by its number, or class 2, by its place among the folders' sorted names" in refusal(TWELVE, 12)
+    assert (
+        "the folder '10' may be class 10, by its number, or class 2, by its place among the folders' sorted names"
+        in refusal(TWELVE, 12)
+    )
 
 
 def test_folders_of_numbers_whose_readings_agree_are_told_by_number() -> None:
@@ -224,7 +235,9 @@ def test_classes_that_are_not_the_models_are_said_with_the_reason(tmp_path: Path
 
 
 def test_a_picture_beside_the_class_folders_is_named_for_the_reason(tmp_path: Path) -> None:
-    labels, reason = labels_or_reason(source_of(tmp_path, "ant/1.png", "bee/2.png", "stray.png"), ModelClasses(2, ("ant", "bee")))
+    labels, reason = labels_or_reason(
+        source_of(tmp_path, "ant/1.png", "bee/2.png", "stray.png"), ModelClasses(2, ("ant", "bee"))
+    )
     assert (labels, "got 'stray.png' in no folder" in reason) == (None, True)
 
 
@@ -233,7 +246,9 @@ def test_pictures_in_no_folders_and_features_have_no_classes_and_no_reason(tmp_p
     assert labels_or_reason(source_of(tmp_path / "tree", "ant/1.png", "bee/2.png"), ModelClasses(0)) == (None, "")
 
 
-def test_folders_of_numbers_are_refused_and_indices_of_a_file_are_read_though_as_text_they_are_sorted_otherwise(tmp_path: Path) -> None:
+def test_folders_of_numbers_are_refused_and_indices_of_a_file_are_read_though_as_text_they_are_sorted_otherwise(
+    tmp_path: Path,
+) -> None:
     folders = source_of(tmp_path / "tree", *(f"{place}/a.png" for place in range(12)))
     with pytest.raises(BadInput, match="the folder '10' may be class 10"):
         match_source(folders, ModelClasses(12))

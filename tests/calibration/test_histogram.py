@@ -39,7 +39,9 @@ def drawn(kind: str, count: int = 20_000) -> Values:
         "heavy": lambda: chance.standard_cauchy(count).astype(np.float32),
         "wide": lambda: (chance.choice([-1.0, 1.0], count) * 2.0 ** chance.uniform(-40, 40, count)).astype(np.float32),
         "on the bins' edges": lambda: (chance.integers(-2048, 2048, count) / 256).astype(np.float32),
-        "beside the bins' edges": lambda: np.nextafter((chance.integers(1, 2048, count) / 256).astype(np.float32), np.float32(0)),
+        "beside the bins' edges": lambda: np.nextafter(
+            (chance.integers(1, 2048, count) / 256).astype(np.float32), np.float32(0)
+        ),
     }
     return kinds[kind]()
 
@@ -76,7 +78,9 @@ def test_batches_may_be_cut_and_ordered_at_will(kind: str, seed: int) -> None:
 def test_the_shape_and_the_sign_of_values_do_not_matter() -> None:
     values = drawn("normal").reshape(20, 10, 10, 10)
     strided = np.repeat(values, 2, axis=3)[..., ::2]
-    assert facts(counted(values)) == facts(counted(-values)) == facts(counted(np.abs(values))) == facts(counted(strided))
+    assert (
+        facts(counted(values)) == facts(counted(-values)) == facts(counted(np.abs(values))) == facts(counted(strided))
+    )
     assert facts(counted(values)) == facts(counted(values.ravel()))
 
 
@@ -111,16 +115,31 @@ def test_of_a_large_image_every_few_values_one_is_counted_by_its_place_alone() -
     assert step == 7  # 3 to 6 divide 202,800, or a part of it
     shares = np.abs(images.reshape(4, -1)[:, ::step].astype(np.float64))
     np.testing.assert_array_equal(whole.counts, np.histogram(shares, BINS, (0.0, 2.0**whole.exponent))[0])
-    assert facts(counted(*images[:, None])) == facts(counted(images[3:], images[:3])) == facts(counted(images[:2]).merge(counted(images[2:])))
+    assert (
+        facts(counted(*images[:, None]))
+        == facts(counted(images[3:], images[:3]))
+        == facts(counted(images[:2]).merge(counted(images[2:])))
+    )
     small = images[:, :, :147, :148]  # 65,268 values: few enough to count all
     assert counted(small).counts.sum() == small.size
 
 
-STRIDES_AND_CHANNELS = [(1, (3, 1)), (2, (64, 32)), (4, (64, 256, 128)), (8, (128, 512, 256)), (16, (256, 1024)), (32, (512, 2048))]
+STRIDES_AND_CHANNELS = [
+    (1, (3, 1)),
+    (2, (64, 32)),
+    (4, (64, 256, 128)),
+    (8, (128, 512, 256)),
+    (16, (256, 1024)),
+    (32, (512, 2048)),
+]
 """Of a ResNet's activations: by how much a stage is smaller than the picture, and how many channels it may have."""
 
 
-@pytest.mark.parametrize("size", [28, 32, 96, 112, 160, 192, 224, 232, 240, 256, 288, 299, 320, 352, 384, 448, 512, (224, 320), (480, 640)], ids=str)
+@pytest.mark.parametrize(
+    "size",
+    [28, 32, 96, 112, 160, 192, 224, 232, 240, 256, 288, 299, 320, 352, 384, 448, 512, (224, 320), (480, 640)],
+    ids=str,
+)
 def test_columns_rows_and_borders_of_every_activation_are_sampled_alike(size: int | tuple[int, int]) -> None:
     picture = size if isinstance(size, tuple) else (size, size)
     for stride, channels in STRIDES_AND_CHANNELS:
@@ -138,7 +157,10 @@ def test_columns_rows_and_borders_of_every_activation_are_sampled_alike(size: in
                 counts = np.bincount(along, minlength=length)
                 assert np.abs(counts - fair).max() <= max(0.05 * fair, 2), (stride, planes)
             border = (row % (height - 1) == 0) | (column % (width - 1) == 0)
-            assert border.mean() == pytest.approx(2 * (height + width - 2) / (height * width), rel=0.05), (stride, planes)
+            assert border.mean() == pytest.approx(2 * (height + width - 2) / (height * width), rel=0.05), (
+                stride,
+                planes,
+            )
 
 
 def test_the_border_of_a_plane_of_28_columns_counts_for_its_share() -> None:
@@ -195,7 +217,8 @@ def test_the_largest_floats_there_are_have_a_range() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "exponent"), [(0.0, SMALLEST_EXPONENT), (0.5, 0), (0.75, 0), (1.0, 1), (1.5, 1), (2.0, 2), (3.99, 2), (1e-40, -126)]
+    ("value", "exponent"),
+    [(0.0, SMALLEST_EXPONENT), (0.5, 0), (0.75, 0), (1.0, 1), (1.5, 1), (2.0, 2), (3.99, 2), (1e-40, -126)],
 )
 def test_the_range_is_the_smallest_power_of_two_above(value: float, exponent: int) -> None:
     assert exponent_above(value) == exponent
@@ -229,7 +252,18 @@ def compressed(counts: NDArray[np.int64]) -> str:
         compressed(np.zeros(BINS + 1, np.int64)),
         compressed(np.full(BINS, 1 << 62, np.int64)),
     ],
-    ids=["empty", "no base64", "no zlib", "cut short", "no whole numbers", "a bin too few", "no bins", "negative", "a bin too many", "beyond adding"],
+    ids=[
+        "empty",
+        "no base64",
+        "no zlib",
+        "cut short",
+        "no whole numbers",
+        "a bin too few",
+        "no bins",
+        "negative",
+        "a bin too many",
+        "beyond adding",
+    ],
 )
 def test_damaged_text_is_a_value_error(text: str) -> None:
     with pytest.raises(ValueError, match="."):

@@ -28,7 +28,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "train-images-idx3-ubyte"
 
 
-@pytest.mark.parametrize("array", [IMAGES, IMAGES[:, 0, 0], IMAGES[0], IMAGES[:0], IMAGES.reshape(1, 1, 5, 4, 3)], ids=lambda array: f"{array.shape}")
+@pytest.mark.parametrize(
+    "array",
+    [IMAGES, IMAGES[:, 0, 0], IMAGES[0], IMAGES[:0], IMAGES.reshape(1, 1, 5, 4, 3)],
+    ids=lambda array: f"{array.shape}",
+)
 @pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gzip"])
 def test_an_array_of_any_rank_is_read_back(array: NDArray[np.uint8], compressed: bool, path: Path) -> None:
     data = idx_from_array(array)
@@ -53,7 +57,9 @@ def test_data_too_short_or_too_long_is_refused_with_both_sizes(change: int, got:
 @pytest.mark.parametrize("length", range(4, 16))
 def test_a_header_cut_short_is_refused_with_what_it_announces(length: int, path: Path) -> None:
     path.write_bytes(idx_from_array(IMAGES)[:length])
-    message = f"{path}: expected the sizes of 1 to 32 dimensions, got 3 in {length} bytes; the file is truncated or not IDX"
+    message = (
+        f"{path}: expected the sizes of 1 to 32 dimensions, got 3 in {length} bytes; the file is truncated or not IDX"
+    )
     with pytest.raises(BadInput, match=re.escape(message)):
         read_idx(path)
 
@@ -79,7 +85,10 @@ def test_more_dimensions_than_an_array_can_have_are_refused(rank: int, path: Pat
 )
 def test_another_kind_of_file_is_refused_with_how_it_starts(content: bytes, starts: str, path: Path) -> None:
     path.write_bytes(content)
-    with pytest.raises(BadInput, match=re.escape(f"{path}: expected an IDX file of unsigned bytes, got a file that starts with {starts}")):
+    with pytest.raises(
+        BadInput,
+        match=re.escape(f"{path}: expected an IDX file of unsigned bytes, got a file that starts with {starts}"),
+    ):
         read_idx(path)
 
 
@@ -113,7 +122,9 @@ def test_sizes_that_the_file_does_not_hold_take_no_memory(path: Path) -> None:
     for content in (head + bytes(99), gzip.compress(head + bytes(99))):
         path.write_bytes(content)
         tracemalloc.start()
-        with pytest.raises(BadInput, match=r"expected 10000000000000 bytes of data|it unpacks from \d+ bytes to 10,000,000,000,000"):
+        with pytest.raises(
+            BadInput, match=r"expected 10000000000000 bytes of data|it unpacks from \d+ bytes to 10,000,000,000,000"
+        ):
             read_idx(path)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
         tracemalloc.stop()
@@ -122,7 +133,9 @@ def test_sizes_that_the_file_does_not_hold_take_no_memory(path: Path) -> None:
 def test_a_compressed_file_is_unpacked_no_further_than_its_sizes_say(path: Path) -> None:
     path.write_bytes(gzip.compress(idx_from_array(IMAGES) + bytes(50 << 20)))
     tracemalloc.start()
-    with pytest.raises(BadInput, match="expected 60 bytes of data for shape .*, got 61 or more; the file is truncated or not IDX"):
+    with pytest.raises(
+        BadInput, match="expected 60 bytes of data for shape .*, got 61 or more; the file is truncated or not IDX"
+    ):
         read_idx(path)
     assert tracemalloc.get_traced_memory()[1] < 2 << 20
     tracemalloc.stop()

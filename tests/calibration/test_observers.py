@@ -71,7 +71,9 @@ def test_every_observer_takes_a_tensor_of_zeros(name: str) -> None:
 def test_a_threshold_grows_with_its_values(name: str, power: int) -> None:
     values = DISTRIBUTIONS["half-normal"]
     threshold = find_observer(name)(counted(values))
-    assert find_observer(name)(counted(values * np.float32(2.0**power))) == pytest.approx(threshold * 2.0**power, rel=1e-12)
+    assert find_observer(name)(counted(values * np.float32(2.0**power))) == pytest.approx(
+        threshold * 2.0**power, rel=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", sorted({*observers()} - {"minmax"}))
@@ -108,7 +110,9 @@ def squared_error(values: Values, threshold: float) -> float:
 def test_mse_is_as_good_as_the_best_of_a_search_over_the_values_themselves(kind: str) -> None:
     values = DISTRIBUTIONS[kind][::8] if kind not in ("one outlier", "mostly zero") else DISTRIBUTIONS[kind]
     histogram = counted(values)
-    best = min(squared_error(values, threshold) for threshold in np.linspace(histogram.largest / 40, histogram.largest, 80))
+    best = min(
+        squared_error(values, threshold) for threshold in np.linspace(histogram.largest / 40, histogram.largest, 80)
+    )
     found = squared_error(values, find_observer("mse")(histogram))
     assert found <= 1.02 * best
     if kind == "one outlier":
@@ -123,7 +127,11 @@ def test_entropy_keeps_what_is_uniform_and_cuts_what_thins_out() -> None:
 
 
 def test_every_file_of_the_folder_gives_an_observer_and_no_name_is_given_twice() -> None:
-    given = [name for file in plugin_names(folder.__file__) for name in __import__(f"{folder.__name__}.{file}", fromlist=["x"]).OBSERVERS]
+    given = [
+        name
+        for file in plugin_names(folder.__file__)
+        for name in __import__(f"{folder.__name__}.{file}", fromlist=["x"]).OBSERVERS
+    ]
     assert sorted(given) == sorted(observers())
     assert len(given) == len(set(given))
     assert {"minmax", "mse", "entropy", "percentile-99.99", "percentile-99.999"} <= set(given)

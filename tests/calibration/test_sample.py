@@ -67,7 +67,9 @@ def test_the_fingerprint_is_of_the_content_whatever_its_order_and_batches() -> N
     assert len(fingerprint) == 64
     assert int(fingerprint, 16) > 0
     assert exhausted(source.subset(ALL[:100][::-1]), 7).fingerprint == fingerprint
-    assert exhausted(source, preprocess=Preprocess(8, (8, 8), "nearest", True, (0.0,), (1.0,))).fingerprint == fingerprint
+    assert (
+        exhausted(source, preprocess=Preprocess(8, (8, 8), "nearest", True, (0.0,), (1.0,))).fingerprint == fingerprint
+    )
     assert exhausted(source.subset(ALL[:99])).fingerprint != fingerprint
     assert exhausted(source.subset(np.append(ALL[:99], 0))).fingerprint != fingerprint
     one_pixel = source_of(lambda place: changed(source.image(place)) if place == 50 else source.image(place), 100)
@@ -84,7 +86,12 @@ def changed(image: Image.Image) -> Image.Image:
 def test_the_same_bytes_in_another_shape_or_mode_are_another_picture() -> None:
     pixels = np.arange(36, dtype=np.uint8)
     shapes = [pixels.reshape(6, 6), pixels.reshape(4, 9), pixels.reshape(9, 4), pixels.reshape(3, 4, 3)]
-    assert len({exhausted(source_of(lambda place, shape=shape: Image.fromarray(shape), 1)).fingerprint for shape in shapes}) == 4  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+    assert (
+        len(
+            {exhausted(source_of(lambda place, shape=shape: Image.fromarray(shape), 1)).fingerprint for shape in shapes}
+        )
+        == 4
+    )  # type: ignore[misc]  # mypy cannot infer a lambda with a default
 
 
 def test_the_shards_fingerprints_add_up_to_the_wholes() -> None:
@@ -105,7 +112,9 @@ def test_one_broken_picture_among_600_is_named_and_left_out(tmp_path: Path) -> N
 
 def test_more_than_one_broken_picture_in_a_hundred_is_an_error_that_names_some(tmp_path: Path) -> None:
     source = folder_with_broken(tmp_path, [*range(100, 200)])
-    with pytest.raises(CalibrationError, match=r"7 of the 600 pictures cannot be read, more than 1 %: .*100\.jpg.*101\.jpg"):
+    with pytest.raises(
+        CalibrationError, match=r"7 of the 600 pictures cannot be read, more than 1 %: .*100\.jpg.*101\.jpg"
+    ):
         exhausted(source)
     six = source.subset(np.array([*range(100), *range(100, 106), *range(200, 600), *range(94)]))
     assert len(exhausted(six).unreadable) == 6  # exactly one in a hundred
@@ -122,7 +131,10 @@ def test_a_mistake_while_decoding_is_not_taken_for_a_broken_picture() -> None:
 @pytest.mark.parametrize("count", [0, 1, 63])
 def test_fewer_than_64_pictures_are_refused_unless_they_are_allowed(count: int) -> None:
     sample = exhausted(built_in("train").subset(ALL[:count]))
-    with pytest.raises(CalibrationError, match=rf"expected at least 64 calibration images, got {count}; give more, or --allow-few-images"):
+    with pytest.raises(
+        CalibrationError,
+        match=rf"expected at least 64 calibration images, got {count}; give more, or --allow-few-images",
+    ):
         sample.check(allow_few=False)
     if count:
         sample.check(allow_few=True)
@@ -152,7 +164,10 @@ def test_random_noise_is_refused(shape: tuple[int, ...]) -> None:
 def test_some_noise_among_real_pictures_is_taken() -> None:
     chance = np.random.default_rng(0)
     train = built_in("train")
-    mixed = [Image.fromarray(chance.integers(0, 256, (28, 28), np.uint8)) if place < 20 else train.image(place) for place in range(64)]
+    mixed = [
+        Image.fromarray(chance.integers(0, 256, (28, 28), np.uint8)) if place < 20 else train.image(place)
+        for place in range(64)
+    ]
     exhausted(source_of(lambda place: mixed[place], 64)).check(allow_few=False)
 
 
@@ -160,7 +175,10 @@ def test_every_built_in_picture_is_far_from_noise_and_noise_from_every_picture()
     train = built_in("train")
     assert min(neighbour_correlation(train.image(place)) for place in range(200)) > 0.3
     chance = np.random.default_rng(0)
-    assert max(abs(neighbour_correlation(Image.fromarray(chance.integers(0, 256, (64, 64), np.uint8)))) for _ in range(50)) < 0.1
+    assert (
+        max(abs(neighbour_correlation(Image.fromarray(chance.integers(0, 256, (64, 64), np.uint8)))) for _ in range(50))
+        < 0.1
+    )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1), (5, 300)], ids=str)
@@ -201,11 +219,16 @@ def test_a_strip_or_a_lack_of_memory_makes_a_picture_unreadable_and_ends_nothing
         return ramp(place)
 
     sample = exhausted(source_of(picture, 100))
-    assert (sample.images, sample.unreadable) == (99, ["cannot prepare the picture set 5: there is not enough memory for it"])
+    assert (sample.images, sample.unreadable) == (
+        99,
+        ["cannot prepare the picture set 5: there is not enough memory for it"],
+    )
 
 
 @pytest.mark.parametrize("broken", [[], [0], [54], [99], [18, 19]], ids=str)
-def test_pictures_that_are_kept_are_spread_over_those_that_can_be_read_and_none_is_read_twice(broken: list[int]) -> None:
+def test_pictures_that_are_kept_are_spread_over_those_that_can_be_read_and_none_is_read_twice(
+    broken: list[int],
+) -> None:
     asked: list[int] = []
 
     def picture(place: int) -> Image.Image:
@@ -236,4 +259,6 @@ def test_arrays_of_many_channels_are_sampled_and_told_apart() -> None:
     assert sample.fingerprint != exhausted(source.subset(ALL[1:65]), preprocess=steps).fingerprint
     noise = np.random.default_rng(0).integers(0, 256, (64, 28, 28, 5), np.uint8)
     with pytest.raises(CalibrationError, match="look like random noise"):
-        exhausted(replace(source, any_channels=lambda place: noise[place]).subset(ALL[:64]), preprocess=steps).check(allow_few=False)
+        exhausted(replace(source, any_channels=lambda place: noise[place]).subset(ALL[:64]), preprocess=steps).check(
+            allow_few=False
+        )

@@ -53,7 +53,11 @@ def test_help_and_what_is_done_ends_with_0_whoever_reads(arguments: list[str], t
 
 @pytest.mark.parametrize(
     "surroundings",
-    [{"PYTHONIOENCODING": "latin-1"}, {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
     ids=["latin-1", "ascii", "C"],
 )
 def test_labels_and_names_are_shown_in_any_encoding(surroundings: dict[str, str], good: Made, tmp_path: Path) -> None:
@@ -81,10 +85,14 @@ def test_a_bundle_and_pictures_whose_names_are_no_text_are_told_in_every_form(
     assert "\x1b" not in shown.out + shown.err
     ElementTree.parse(tmp_path / "r.xml")
     assert (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert r"caf\\xe9\\x1b[31m" in (tmp_path / "summary.md").read_text(encoding="utf-8")  # in Markdown a backslash is written twice
+    assert r"caf\\xe9\\x1b[31m" in (tmp_path / "summary.md").read_text(
+        encoding="utf-8"
+    )  # in Markdown a backslash is written twice
     shown = deploy("inspect", folder, "--json")
     assert shown.json["bundle"] == f"{tmp_path}/caf\\xe9\x1b[31m\n::error::x"
-    assert deploy("check", tmp_path / LATIN).error == rf"error: {tmp_path}/caf\xe9 is no bundle: cannot read manifest.json (No such file or " + (
+    assert deploy(
+        "check", tmp_path / LATIN
+    ).error == rf"error: {tmp_path}/caf\xe9 is no bundle: cannot read manifest.json (No such file or " + (
         "directory); give the folder that resnet-export wrote"
     )
 
@@ -104,7 +112,11 @@ def test_a_bundle_without_its_graph_is_told_in_every_command(good: Made, tmp_pat
     assert (shown.code, "has no model.onnx" in shown.out) == (3, True)
 
 
-@pytest.mark.parametrize("surroundings", [{"PYTHONUTF8": "1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}], ids=["utf-8", "C"])
+@pytest.mark.parametrize(
+    "surroundings",
+    [{"PYTHONUTF8": "1"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    ids=["utf-8", "C"],
+)
 def test_folders_of_classes_are_the_labels_in_any_locale(surroundings: dict[str, str], tmp_path: Path) -> None:
     for name in ("Müller", "猫"):
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -115,7 +127,9 @@ def test_folders_of_classes_are_the_labels_in_any_locale(surroundings: dict[str,
     assert done.stdout == f"{('Müller', '猫')!a}\n"
 
 
-def test_an_evaluation_goes_on_past_a_damaged_picture_whose_name_is_no_text(good: Made, tmp_path: Path, deploy: Any) -> None:
+def test_an_evaluation_goes_on_past_a_damaged_picture_whose_name_is_no_text(
+    good: Made, tmp_path: Path, deploy: Any
+) -> None:
     folders = [tmp_path / "data" / label.replace("/", "_") for label in TINY_LABELS]
     for place, folder in enumerate(folders):
         folder.mkdir(parents=True)
@@ -144,7 +158,9 @@ def test_what_is_no_letter_sign_or_space_is_escaped(text: str, shown: str) -> No
     assert printable(text) == shown
 
 
-def test_onnxsim_writes_nothing_past_us(tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_onnxsim_writes_nothing_past_us(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     import onnx
 
     def loud(model: onnx.ModelProto) -> Any:
@@ -225,7 +241,9 @@ def test_a_check_of_what_a_field_does_not_take_is_refused(given: dict[str, Any],
         CheckPlan(**{"bundle": good[1].bundle, "backends": ("onnxruntime",), **given})
 
 
-@pytest.mark.parametrize("given", [{"data": None}, {"images": 0}, {"images": -1}, {"images": "x"}, {"synsets": 7}], ids=str)
+@pytest.mark.parametrize(
+    "given", [{"data": None}, {"images": 0}, {"images": -1}, {"images": "x"}, {"synsets": 7}], ids=str
+)
 def test_labelled_pictures_of_what_a_field_does_not_take_are_refused(given: dict[str, Any]) -> None:
     with pytest.raises(PlanError, match="expected "):
         EvaluationData(**{"data": "built-in", **given})
@@ -233,7 +251,13 @@ def test_labelled_pictures_of_what_a_field_does_not_take_are_refused(given: dict
 
 def test_a_home_that_cannot_be_written_is_not_talked_about(tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file, in which root cannot make a folder either")
-    surroundings = {**os.environ, "HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": "", "MPLCONFIGDIR": ""}
+    surroundings = {
+        **os.environ,
+        "HOME": str(tmp_path / "home"),
+        "XDG_CACHE_HOME": "",
+        "XDG_CONFIG_HOME": "",
+        "MPLCONFIGDIR": "",
+    }
     code = "import exporter.verification.report.page, runtimes.backends.onnxruntime"
     done = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")

@@ -37,7 +37,18 @@ from runtimes.specs import BatchRange
 
 ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = ("torch", "torchvision", "onnx", "onnxruntime", "onnxsim")
-DEVICE_PACKAGES = ("numpy", "pillow", "click", "rich", "msgspec", "markdown-it-py", "mdurl", "pygments", "cuda-bindings", "cuda-pathfinder")
+DEVICE_PACKAGES = (
+    "numpy",
+    "pillow",
+    "click",
+    "rich",
+    "msgspec",
+    "markdown-it-py",
+    "mdurl",
+    "pygments",
+    "cuda-bindings",
+    "cuda-pathfinder",
+)
 RTX = ("tensorrt_rtx_cu13", "tensorrt_rtx_cu13_bindings", "tensorrt_rtx_cu13_libs")
 TARGETS = ("--backend", "tensorrt-rtx", "--target", "sm86,sm120")
 
@@ -145,15 +156,23 @@ def test_inspect_shows_an_engine_without_any_tensorrt(run: Any, bundle: Path) ->
 @pytest.mark.parametrize("name", ["weights.onnx", "random", "empty"])
 def test_inspect_refuses_what_is_no_engine(run: Any, bundle: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / "model.engine"
-    path.write_bytes({"weights.onnx": (bundle / "model.onnx").read_bytes(), "random": bytes(range(1, 200)), "empty": b""}[name])
+    path.write_bytes(
+        {"weights.onnx": (bundle / "model.onnx").read_bytes(), "random": bytes(range(1, 200)), "empty": b""}[name]
+    )
     shown = run("inspect", path)
     assert shown.code == 2
     assert "is no TensorRT engine" in shown.error
-    assert {"weights.onnx": "looks like an ONNX model", "random": "first bytes are not a plan's", "empty": "it is empty"}[name] in shown.error
+    assert {
+        "weights.onnx": "looks like an ONNX model",
+        "random": "first bytes are not a plan's",
+        "empty": "it is empty",
+    }[name] in shown.error
 
 
 def test_without_targets_it_is_built_for_all_that_the_library_has(run: Any, bundle: Path) -> None:
-    assert run("build", bundle, "--backend", "tensorrt-rtx", "--json").json["targets"] == list(tensorrt_rtx.target_names())
+    assert run("build", bundle, "--backend", "tensorrt-rtx", "--json").json["targets"] == list(
+        tensorrt_rtx.target_names()
+    )
 
 
 def test_tensorrt_itself_is_asked_for_with_the_way_to_get_it(run: Any, bundle: Path) -> None:
@@ -177,7 +196,9 @@ def test_tensorrt_itself_is_asked_for_with_the_way_to_get_it(run: Any, bundle: P
     ],
     ids=lambda value: str(value)[:30],
 )
-def test_options_that_it_cannot_take_are_refused_and_nothing_is_left(run: Any, bundle: Path, options: list[str], code: int, said: str) -> None:
+def test_options_that_it_cannot_take_are_refused_and_nothing_is_left(
+    run: Any, bundle: Path, options: list[str], code: int, said: str
+) -> None:
     shown = run("build", bundle, "--backend", "tensorrt-rtx", *options)
     assert shown.code == code
     assert said in shown.error
@@ -194,7 +215,10 @@ def test_a_bundle_that_promises_more_than_its_graph_is_refused_and_accepted_when
     changed(bundle, lambda document: document.update(precision="int8"))
     shown = run("build", bundle, *TARGETS)
     assert shown.code == 1
-    assert "the bundle promises int8, but 21 of its convolutions run otherwise (21 fp16): conv1, layer1.0.conv1" in shown.error
+    assert (
+        "the bundle promises int8, but 21 of its convolutions run otherwise (21 fp16): conv1, layer1.0.conv1"
+        in shown.error
+    )
     assert "--allow-fallback-layers" in shown.error
     assert engines(bundle) == []
     accepted = run("build", bundle, *TARGETS, "--allow-fallback-layers", "--json").json
@@ -215,7 +239,9 @@ def quantized_by_onnxruntime(bundle: Path, original: Bundle, **options: Any) -> 
     return (bundle.parent / "theirs.onnx").read_bytes()
 
 
-def test_a_graph_that_tensorrt_refuses_is_named_by_node_with_the_remedy(run: Any, bundle: Path, shipped_bundle: Any) -> None:
+def test_a_graph_that_tensorrt_refuses_is_named_by_node_with_the_remedy(
+    run: Any, bundle: Path, shipped_bundle: Any
+) -> None:
     with_onnx(bundle, quantized_by_onnxruntime(bundle, shipped_bundle("fp32")))
     shown = run("build", bundle, *TARGETS)
     assert shown.code == 1
@@ -246,18 +272,24 @@ def test_a_model_file_that_is_none_is_a_build_error(run: Any, bundle: Path, data
 
 def test_inputs_that_the_manifest_does_not_know_are_refused(bundle: Path) -> None:
     opened = Bundle.open(bundle)
-    wrong = replace(opened, manifest=replace(opened.manifest, inputs=(replace(opened.manifest.inputs[0], name="pixels"),)))
+    wrong = replace(
+        opened, manifest=replace(opened.manifest, inputs=(replace(opened.manifest.inputs[0], name="pixels"),))
+    )
     with pytest.raises(BuildError, match="expected the inputs pixels, as the manifest says, got input"):
         build_engine(BuildPlan(wrong, "tensorrt-rtx", BuildOptions(targets=("sm86",))), quiet)
 
 
 def test_a_batch_range_that_the_graph_cannot_take_is_refused(exported: Path, tmp_path: Path) -> None:
-    fixed = export(ExportPlan("resnet20", tmp_path / "fixed", precision="fp16", batch=BatchRange(4, 4, 4), reference=False)).folder
+    fixed = export(
+        ExportPlan("resnet20", tmp_path / "fixed", precision="fp16", batch=BatchRange(4, 4, 4), reference=False)
+    ).folder
     opened = Bundle.open(fixed)
     wrong = replace(opened, manifest=replace(opened.manifest, batch=BatchRange(1, 2, 8)))
     with pytest.raises(BuildError, match="the engine could not be built: .*export it again with --batch"):
         build_engine(BuildPlan(wrong, "tensorrt-rtx", BuildOptions(targets=("sm86",))), quiet)
-    assert build_engine(BuildPlan(opened, "tensorrt-rtx", BuildOptions(targets=("sm86",))), quiet).facts.batch == BatchRange(4, 4, 4)
+    assert build_engine(
+        BuildPlan(opened, "tensorrt-rtx", BuildOptions(targets=("sm86",))), quiet
+    ).facts.batch == BatchRange(4, 4, 4)
 
 
 def test_an_unknown_builder_is_told_the_known_ones(bundle: Path) -> None:
@@ -265,7 +297,9 @@ def test_an_unknown_builder_is_told_the_known_ones(bundle: Path) -> None:
         build_engine(BuildPlan(Bundle.open(bundle), "tensorrt_x"), quiet)
 
 
-def test_a_parser_too_old_for_the_opset_is_refused_with_the_reason(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parser_too_old_for_the_opset_is_refused_with_the_reason(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changed(bundle, lambda document: document.update(opset=22, precision="bf16"))
     monkeypatch.setattr("exporter.engines.build.NEWEST_OPSETS", {"tensorrt-rtx": ((99, 0), 20)})
     with pytest.raises(BackendUnavailable, match=r"needs opset 22 \(bf16\), and .* reads none above 20; update"):
@@ -273,7 +307,9 @@ def test_a_parser_too_old_for_the_opset_is_refused_with_the_reason(bundle: Path,
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_build_and_leaves_nothing(run: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+def test_a_signal_stops_the_build_and_leaves_nothing(
+    run: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
     steps: list[str] = []
 
     class Interrupting:
@@ -320,7 +356,9 @@ def test_a_device_needs_neither_torch_nor_onnx_nor_onnxruntime(bundle: Path, tmp
     (site,) = (tmp_path / "device" / "lib").glob("python*/site-packages")
     for name in (*DEVICE_PACKAGES, *RTX):
         distribution = importlib.metadata.distribution(name)
-        for top in {file.parts[0] for file in distribution.files or () if not file.parts[0].startswith((".", "__pycache__"))}:
+        for top in {
+            file.parts[0] for file in distribution.files or () if not file.parts[0].startswith((".", "__pycache__"))
+        }:
             if not (site / top).exists():
                 (site / top).symlink_to(str(distribution.locate_file(top)))
     forbid = f"import sys; sys.modules.update(dict.fromkeys({FORBIDDEN!r}))"  # an import of None fails
@@ -350,12 +388,20 @@ def inspected(style: int, *, conv: str = "Int8", linear: str = "Half") -> str:
             "Half": "Row major linear FP16 format",
             "Float": "Row major linear FP32",
         }
-        return {"Name": "t", "Format/Datatype": long[words]} if style == 10 else {"Name": "t", "Format": "Linear", "Datatype": words}
+        return (
+            {"Name": "t", "Format/Datatype": long[words]}
+            if style == 10
+            else {"Name": "t", "Format": "Linear", "Datatype": words}
+        )
 
     return json.dumps(
         {
             "Layers": [
-                {"Name": "Reformatting CopyNode for Input Tensor 0 to conv1", "LayerType": "Reformat", "Inputs": [tensor("Float")]},
+                {
+                    "Name": "Reformatting CopyNode for Input Tensor 0 to conv1",
+                    "LayerType": "Reformat",
+                    "Inputs": [tensor("Float")],
+                },
                 {
                     "Name": "conv1.weight + conv1 + relu",
                     "LayerType": "CaskConvolution",
@@ -368,7 +414,12 @@ def inspected(style: int, *, conv: str = "Int8", linear: str = "Half") -> str:
                     "Inputs": [tensor(conv), tensor("Half")],
                     "Metadata": "[ONNX Layer: layer1.0.conv1]\x1e[ONNX Layer: layer1.0.add]",
                 },
-                {"Name": "fc", "LayerType": "CaskGemmMatrixMultiply", "Inputs": [tensor(linear)], "Metadata": "[ONNX Layer: fc]"},
+                {
+                    "Name": "fc",
+                    "LayerType": "CaskGemmMatrixMultiply",
+                    "Inputs": [tensor(linear)],
+                    "Metadata": "[ONNX Layer: fc]",
+                },
             ]
         }
     )
@@ -380,14 +431,20 @@ def test_the_inspectors_layers_are_read_in_both_dialects(style: int) -> None:
     assert layers[1] == EngineLayer("CaskConvolution", ("int8",), frozenset({"conv1", "conv1.weight", "relu"}))
     facts = layer_facts(layers, ("conv1", "layer1.0.conv1"), "int8")
     assert facts.convolutions == {"int8": 2}
-    assert facts.kernels == {"CaskConvolution": {"int8": 2}, "CaskGemmMatrixMultiply": {"fp16": 1}, "Reformat": {"fp32": 1}}
+    assert facts.kernels == {
+        "CaskConvolution": {"int8": 2},
+        "CaskGemmMatrixMultiply": {"fp16": 1},
+        "Reformat": {"fp32": 1},
+    }
     check_precision(facts, "int8")
 
 
 @pytest.mark.parametrize("style", [10, 11])
 def test_convolutions_that_fell_back_are_named(style: int) -> None:
     facts = layer_facts(layers_from_inspector(inspected(style, conv="Half")), ("conv1", "layer1.0.conv1"), "int8")
-    with pytest.raises(BuildError, match=r"promises int8, but 2 of its convolutions run otherwise \(2 fp16\): conv1, layer1.0.conv1"):
+    with pytest.raises(
+        BuildError, match=r"promises int8, but 2 of its convolutions run otherwise \(2 fp16\): conv1, layer1.0.conv1"
+    ):
         check_precision(facts, "int8")
 
 

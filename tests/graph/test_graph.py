@@ -18,7 +18,9 @@ def weight(name: str, *shape: int) -> TensorProto:
     return numpy_helper.from_array(np.ones(shape, np.float32), name)
 
 
-def model(nodes: list[onnx.NodeProto], source: tuple[Any, ...], constants: list[TensorProto], **more: Any) -> onnx.ModelProto:
+def model(
+    nodes: list[onnx.NodeProto], source: tuple[Any, ...], constants: list[TensorProto], **more: Any
+) -> onnx.ModelProto:
     inputs = [helper.make_tensor_value_info("x", FLOAT, source), *more.pop("inputs", [])]
     graph = helper.make_graph(nodes, "graph", inputs, [helper.make_tensor_value_info("y", FLOAT, None)], constants)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
@@ -57,7 +59,9 @@ def test_a_transposed_convolution_works_at_each_of_its_inputs() -> None:
 
 def test_an_integer_convolution_counts_as_one() -> None:
     constants = [numpy_helper.from_array(np.ones((32, 16, 3, 3), np.uint8), "w")]
-    constants += [numpy_helper.from_array(np.array(1, kind), name) for name, kind in (("s", np.float32), ("z", np.uint8))]
+    constants += [
+        numpy_helper.from_array(np.array(1, kind), name) for name, kind in (("s", np.float32), ("z", np.uint8))
+    ]
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
         helper.make_node("QLinearConv", ["q", "s", "z", "w", "s", "z", "s", "z"], ["p"], pads=[1] * 4),
@@ -91,7 +95,9 @@ def test_functions_and_the_graphs_inside_of_nodes_count_too() -> None:
 
     condition = [helper.make_tensor_value_info("which", TensorProto.BOOL, ())]
     for channels, work in ((32, WORK), (8, None)):  # which of two is done is not known
-        node = helper.make_node("If", ["which"], ["y"], then_branch=branch("then", 32), else_branch=branch("else", channels))
+        node = helper.make_node(
+            "If", ["which"], ["y"], then_branch=branch("then", 32), else_branch=branch("else", channels)
+        )
         facts = graph_facts(model([node], IMAGE, [], inputs=condition))
         assert (facts.operators, facts.macs) == ({"Conv": 2, "If": 1, "Relu": 4}, work)
         assert facts.types["Conv"] == {"FLOAT": 2}

@@ -24,9 +24,13 @@ def with_weights_beside(folder: Path, rows: int) -> Path:
     with (folder / "weights.data").open("wb") as file:
         file.truncate(rows * 64)
     ends = [helper.make_tensor_value_info("x", FLOAT, (1, 16)), helper.make_tensor_value_info("y", FLOAT, (1, rows))]
-    graph = helper.make_graph([helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)], "graph", ends[:1], ends[1:], [weight])
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w"], ["y"], transB=1)], "graph", ends[:1], ends[1:], [weight]
+    )
     path = folder / "model.onnx"
-    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    )
     return path
 
 
@@ -50,7 +54,11 @@ def test_weights_that_are_missing_or_cut_short_are_told_by_file(inspect: Any, tm
     assert (shown.code, "expected at least 4096 bytes in " in shown.error, shown.err.count("\n")) == (2, True, 1)
     (tmp_path / "weights.data").unlink()
     shown = inspect(path)
-    assert (shown.code, "got nothing there; put that file beside it" in shown.error, shown.err.count("\n")) == (2, True, 1)
+    assert (shown.code, "got nothing there; put that file beside it" in shown.error, shown.err.count("\n")) == (
+        2,
+        True,
+        1,
+    )
 
 
 @pytest.mark.parametrize("location", ["../weights.data", "/etc/passwd", ""])
@@ -78,7 +86,12 @@ def test_what_is_no_model_is_told_in_one_line(inspect: Any, tmp_path: Path, cont
     path = tmp_path / "model.onnx"
     whole = with_weights_beside(tmp_path, 64).read_bytes()
     path.write_bytes(
-        {"junk": b"junk", "empty": b"", "cut": whole[:-20], "no graph": onnx.ModelProto(ir_version=8).SerializeToString()}.get(content, b"")
+        {
+            "junk": b"junk",
+            "empty": b"",
+            "cut": whole[:-20],
+            "no graph": onnx.ModelProto(ir_version=8).SerializeToString(),
+        }.get(content, b"")
     )
     if content == "sparse":
         os.truncate(path, 3 << 30)

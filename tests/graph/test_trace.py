@@ -42,7 +42,10 @@ def test_the_graph_has_the_names_versions_and_free_batch_of_the_contract(program
 
 def test_a_static_batch_is_a_number_in_the_graph(program: torch.export.ExportedProgram) -> None:
     model = onnx_from_program(program, opset=20, batch=BatchRange(4, 4, 4))
-    assert [value.type.tensor_type.shape.dim[0].dim_value for value in (*model.graph.input, *model.graph.output)] == [4, 4]
+    assert [value.type.tensor_type.shape.dim[0].dim_value for value in (*model.graph.input, *model.graph.output)] == [
+        4,
+        4,
+    ]
 
 
 def test_opset_19_is_written_as_asked(program: torch.export.ExportedProgram) -> None:
@@ -102,12 +105,16 @@ def test_names_are_distinct_and_a_reshape_that_does_not_flatten_and_a_guard_stay
     names = [node.name for node in model.graph.node]
     assert len(set(names)) == len(names)
     assert {"relu", "relu_2", "relu_3", "relu_1", "conv", "conv_1"} <= set(names)
-    tensors = [tensor.name for tensor in model.graph.initializer] + [name for node in model.graph.node for name in node.output]
+    tensors = [tensor.name for tensor in model.graph.initializer] + [
+        name for node in model.graph.node for name in node.output
+    ]
     assert len(set(tensors)) == len(tensors)
     inputs = torch.rand(4, *SHAPE)
     inputs[0] = 0
     with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime, torch.inference_mode():
-        np.testing.assert_allclose(runtime.run({"input": inputs.numpy()})["logits"], network(inputs).numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            runtime.run({"input": inputs.numpy()})["logits"], network(inputs).numpy(), rtol=1e-4, atol=1e-5
+        )
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.count("GlobalAveragePool") == 2
     assert kinds.count("Flatten") == 2
@@ -138,10 +145,14 @@ def test_a_head_of_grouped_or_shared_convolutions_stays_one() -> None:
     model = onnx_from_program(program_from_module(network, SHAPE), opset=20, batch=BatchRange(1, 8, 32))
     inputs = torch.rand(2, *SHAPE)
     with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime, torch.inference_mode():
-        np.testing.assert_allclose(runtime.run({"input": inputs.numpy()})["logits"], network(inputs).numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            runtime.run({"input": inputs.numpy()})["logits"], network(inputs).numpy(), rtol=1e-4, atol=1e-5
+        )
 
 
-def test_a_batch_that_became_a_number_is_refused(program: torch.export.ExportedProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_became_a_number_is_refused(
+    program: torch.export.ExportedProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = torch.onnx.export
 
     def frozen(*arguments: object, **options: object) -> object:
@@ -156,7 +167,9 @@ def test_a_batch_that_became_a_number_is_refused(program: torch.export.ExportedP
         onnx_from_program(program, opset=20, batch=BatchRange(1, 8, 32))
 
 
-def test_a_convolution_bias_of_impossible_shape_is_refused(program: torch.export.ExportedProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_convolution_bias_of_impossible_shape_is_refused(
+    program: torch.export.ExportedProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = torch.onnx.export
 
     def bent(*arguments: object, **options: object) -> object:
@@ -213,21 +226,30 @@ UNTRACEABLE: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", UNTRACEABLE)
-def test_a_layer_that_cannot_be_traced_is_named_with_the_line_of_its_source(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_layer_that_cannot_be_traced_is_named_with_the_line_of_its_source(
+    kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     does, reason = UNTRACEABLE[kind]
     network = nn.Sequential(OrderedDict(stem=nn.Conv2d(1, 4, 3), layer2=nn.Sequential(nn.ReLU(), Odd(does))))
     with pytest.raises(TraceError) as refused:
         program_from_module(network, SHAPE)
-    said = re.fullmatch(r"torch\.export cannot trace Sequential in its layer 'layer2\.1' \(test_trace\.py, line (\d+)\): (.*)", str(refused.value))
+    said = re.fullmatch(
+        r"torch\.export cannot trace Sequential in its layer 'layer2\.1' \(test_trace\.py, line (\d+)\): (.*)",
+        str(refused.value),
+    )
     assert said is not None, refused.value
     assert said[2] == reason
     line = Path(__file__).read_text().splitlines()[int(said[1]) - 1]
-    assert {"autograd function": "x.detach().numpy()", "exception": "raise RuntimeError"}.get(kind, f'"{kind}": (lambda x') in line
+    assert {"autograd function": "x.detach().numpy()", "exception": "raise RuntimeError"}.get(
+        kind, f'"{kind}": (lambda x'
+    ) in line
     assert capfd.readouterr() == ("", "")
 
 
 def test_of_a_module_that_fails_itself_there_is_no_layer_to_name() -> None:
-    with pytest.raises(TraceError, match=r"^torch\.export cannot trace Odd \(test_trace\.py, line \d+\): what it does depends"):
+    with pytest.raises(
+        TraceError, match=r"^torch\.export cannot trace Odd \(test_trace\.py, line \d+\): what it does depends"
+    ):
         program_from_module(Odd(lambda x: x if x.sum() > 0 else -x), SHAPE)
 
 
@@ -249,7 +271,10 @@ def test_a_layer_that_raised_inside_of_one_that_went_on_is_not_blamed() -> None:
 
 
 def test_a_batch_of_one_size_is_said_to_be_so() -> None:
-    with pytest.raises(TraceError, match="cannot trace Odd: it works for one size of the batch alone; take the size from the input's shape"):
+    with pytest.raises(
+        TraceError,
+        match="cannot trace Odd: it works for one size of the batch alone; take the size from the input's shape",
+    ):
         program_from_module(Odd(lambda x: x.reshape(2, -1)), SHAPE)
 
 

@@ -42,7 +42,14 @@ class Tiny:
     folder: Path
 
     def proof(self, simulation: onnx.ModelProto | None, *, budget: Budget = bf16.BUDGET) -> Proof:
-        return prove(self.folder, Images(INPUTS, None), Graphs(self.original, simulation), budget=budget, batch=BATCH, backends=bf16.RUNS_ON)
+        return prove(
+            self.folder,
+            Images(INPUTS, None),
+            Graphs(self.original, simulation),
+            budget=budget,
+            batch=BATCH,
+            backends=bf16.RUNS_ON,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +116,9 @@ def test_a_graph_of_an_older_opset_is_refused(tiny: Tiny) -> None:
     older = onnx.ModelProto()
     older.CopyFrom(tiny.original)
     older.opset_import[0].version = 20
-    with pytest.raises(LowerError, match="expected a graph of opset 22 or newer, got 20, whose convolutions take no BF16"):
+    with pytest.raises(
+        LowerError, match="expected a graph of opset 22 or newer, got 20, whose convolutions take no BF16"
+    ):
         bf16.lower(older, {})
 
 
@@ -141,9 +150,17 @@ def test_onnxruntimes_cast_rounds_to_the_nearest_even_as_pytorch_does() -> None:
         helper.make_node("Neg", ["wide"], ["y"]),
     ]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("x", "y")]
-    model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
-    high = np.arange(2**16, dtype=np.uint32) << 16  # every BF16 number, and its neighbours on both sides of the point between it and the next
-    x = np.concatenate([high | low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)]).astype(np.uint32).view(np.float32)
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 22)], ir_version=10
+    )
+    high = (
+        np.arange(2**16, dtype=np.uint32) << 16
+    )  # every BF16 number, and its neighbours on both sides of the point between it and the next
+    x = (
+        np.concatenate([high | low for low in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)])
+        .astype(np.uint32)
+        .view(np.float32)
+    )
     with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
         y = runtime.run({"x": x})["y"]
     number = ~np.isnan(x)
@@ -161,7 +178,9 @@ def test_onnxruntimes_optimiser_keeps_every_cast_of_the_simulation(tiny: Tiny, t
     options.log_severity_level = 3  # it says that such a file is for this machine only
     ort.InferenceSession(simulation.SerializeToString(), options, providers=["CPUExecutionProvider"])
     kept, written = casts(onnx.load(tmp_path / "optimised.onnx")), casts(simulation)
-    assert kept[TensorProto.BFLOAT16] == written[TensorProto.BFLOAT16] == len(tiny.lowered.graph.node) - 1  # all but the last node, a cast to FP32
+    assert (
+        kept[TensorProto.BFLOAT16] == written[TensorProto.BFLOAT16] == len(tiny.lowered.graph.node) - 1
+    )  # all but the last node, a cast to FP32
     assert kept[TensorProto.FLOAT] == written[TensorProto.FLOAT] - len(tiny.lowered.graph.initializer) - 1
 
 
@@ -177,7 +196,9 @@ def test_the_simulation_alone_is_run_over_all_images_at_every_batch(tiny: Tiny) 
         with pytest.raises(ParityError, match="simulation: largest relative error"):
             tiny.proof(wrong_at(simulation, batch=batch))
     spoilt = scaled(tiny.original, "fc.weight", 1.5)
-    with pytest.raises(ParityError, match="; head adds the most noise, .*; try --fp16 or --fp32; no bundle was written"):
+    with pytest.raises(
+        ParityError, match="; head adds the most noise, .*; try --fp16 or --fp32; no bundle was written"
+    ):
         tiny.proof(bf16.simulation(bf16.lower(spoilt, {})))
 
 
@@ -231,7 +252,10 @@ def test_pictures_of_one_colour_are_asked_for_too(tiny: Tiny, batch: BatchRange)
 
     assert proof(simulation, images).report.ok
     assert proof(with_a_spread(simulation), Images(INPUTS, None)).report.ok
-    with pytest.raises(ParityError, match="simulation gives a picture of one colour an answer that is no number, where the reference gives one"):
+    with pytest.raises(
+        ParityError,
+        match="simulation gives a picture of one colour an answer that is no number, where the reference gives one",
+    ):
         proof(with_a_spread(simulation), images)
 
 
@@ -269,12 +293,16 @@ def test_values_beyond_bf16_are_beyond_fp16_too_so_only_fp32_is_left_to_try(tiny
     with pytest.raises(LowerError, match=r"'fc.bias' holds 3.4e\+38, beyond the range of bfloat16; export in fp32, or"):
         bf16.lower(largest, {})
     heavy = bf16.lower(scaled(tiny.original, "conv1.weight", 3e38), {})
-    with pytest.raises(LowerError, match=r"'conv1.out' are beyond the precision's range on real images; export in fp32$"):
+    with pytest.raises(
+        LowerError, match=r"'conv1.out' are beyond the precision's range on real images; export in fp32$"
+    ):
         tiny.proof(bf16.simulation(heavy))
 
 
 def test_what_to_try_is_more_mantissa(tiny: Tiny) -> None:
-    assert noisiest_block_text(Graphs(tiny.original, bf16.simulation(tiny.lowered)), INPUTS).endswith("; try --fp16 or --fp32")
+    assert noisiest_block_text(Graphs(tiny.original, bf16.simulation(tiny.lowered)), INPUTS).endswith(
+        "; try --fp16 or --fp32"
+    )
 
 
 # --- the bundle ---

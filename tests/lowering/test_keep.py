@@ -23,7 +23,11 @@ ZERO = np.zeros((2, 8), np.float32)
 
 
 def graph_of(
-    nodes: Sequence[onnx.NodeProto], constants: dict[str, NDArray[Any]] | None = None, *, shape: Sequence[Any] = ("batch", 8), opset: int = 20
+    nodes: Sequence[onnx.NodeProto],
+    constants: dict[str, NDArray[Any]] | None = None,
+    *,
+    shape: Sequence[Any] = ("batch", 8),
+    opset: int = 20,
 ) -> onnx.ModelProto:
     """A graph from `input` to `logits` of one shape."""
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("input", "logits")]
@@ -48,7 +52,9 @@ def casts(model: onnx.ModelProto) -> list[str]:
 
 def types(model: onnx.ModelProto) -> dict[str, int]:
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    return {value.name: value.type.tensor_type.elem_type for value in (*inferred.graph.value_info, *inferred.graph.output)}
+    return {
+        value.name: value.type.tensor_type.elem_type for value in (*inferred.graph.value_info, *inferred.graph.output)
+    }
 
 
 AXES = np.array([1])
@@ -73,7 +79,12 @@ GUARDS: dict[str, list[onnx.NodeProto]] = {
         node("Reciprocal", "root", "factor"),
         node("Mul", "input factor", "logits"),
     ],
-    "constant node": [NORM, node("Constant", "", "c", value_float=1e-8), node("Add", "norm c", "safe"), node("Div", "input safe", "logits")],
+    "constant node": [
+        NORM,
+        node("Constant", "", "c", value_float=1e-8),
+        node("Add", "norm c", "safe"),
+        node("Div", "input safe", "logits"),
+    ],
     "expanded": [
         NORM,
         node("Shape", "input", "sizes", end=1),
@@ -103,7 +114,9 @@ def test_a_guard_of_a_division_outlives_fp16(form: str) -> None:
 
 
 def test_what_is_computed_from_a_guard_is_fp32_up_to_the_division_and_keeps_its_name() -> None:
-    lowered = fp16.lower(graph_of([*GUARDS["added"][:2], node("Div", "input safe", "even"), node("Relu", "even", "logits")], GUARDED), {})
+    lowered = fp16.lower(
+        graph_of([*GUARDS["added"][:2], node("Div", "input safe", "even"), node("Relu", "even", "logits")], GUARDED), {}
+    )
     found = types(lowered)
     assert [found[name] for name in ("norm", "safe", "even", "logits.float16")] == [
         TensorProto.FLOAT16,
@@ -153,7 +166,9 @@ def test_a_number_is_lost_with_half_of_its_bits_where_it_is_not_one_of_a_sum(
 
 
 def test_a_bias_may_be_tiny() -> None:
-    model = graph_of([node("Gemm", "input c bias", "logits")], {**product(0.1, -0.2), "bias": np.full(8, 1e-9, np.float32)})
+    model = graph_of(
+        [node("Gemm", "input c bias", "logits")], {**product(0.1, -0.2), "bias": np.full(8, 1e-9, np.float32)}
+    )
     assert casts(fp16.lower(model, {})) == ["input.cast", "logits.cast"]
 
 
@@ -204,16 +219,23 @@ def test_a_count_is_not_rounded_on_its_way_to_a_range() -> None:
 def test_a_constant_that_both_types_read_is_there_in_both() -> None:
     nodes = [node("Add", "input c", "a"), node("Celu", "c", "b"), node("Add", "a b", "logits")]
     lowered = fp16.lower(graph_of(nodes, scaled(0.3, -0.4)), {})
-    assert {tensor.name: tensor.data_type for tensor in lowered.graph.initializer} == {"c": TensorProto.FLOAT16, "c.float": TensorProto.FLOAT}
+    assert {tensor.name: tensor.data_type for tensor in lowered.graph.initializer} == {
+        "c": TensorProto.FLOAT16,
+        "c.float": TensorProto.FLOAT,
+    }
 
 
 def test_a_graph_inside_a_node_is_refused_by_the_nodes_name() -> None:
-    branch = helper.make_graph([node("Neg", "input", "r")], "b", [], [helper.make_tensor_value_info("r", TensorProto.FLOAT, ["batch", 8])])
+    branch = helper.make_graph(
+        [node("Neg", "input", "r")], "b", [], [helper.make_tensor_value_info("r", TensorProto.FLOAT, ["batch", 8])]
+    )
     nodes = [
         node("Constant", "", "c", value=numpy_helper.from_array(np.array(True))),
         node("If", "c", "logits", then_branch=branch, else_branch=branch),
     ]
-    with pytest.raises(LowerError, match=r"^'logits' \(If\) holds a graph of its own, which cannot be lowered; export in fp32$"):
+    with pytest.raises(
+        LowerError, match=r"^'logits' \(If\) holds a graph of its own, which cannot be lowered; export in fp32$"
+    ):
         fp16.lower(graph_of(nodes), {})
 
 
@@ -233,12 +255,19 @@ def test_tensorrt_takes_casts_around_nodes() -> None:
         node("Div", "c safe", "even"),
         node("Conv", "even w", "logits"),
     ]
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 8, size, size]) for name, size in (("input", 4), ("logits", 1))]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 8, size, size])
+        for name, size in (("input", 4), ("logits", 1))
+    ]
     tensors = {"w": np.eye(8, dtype=np.float32).reshape(8, 8, 1, 1), **GUARDED}
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(values, name) for name, values in tensors.items()])
+    graph = helper.make_graph(
+        nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(values, name) for name, values in tensors.items()]
+    )
     lowered = fp16.lower(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), {})
     log = log_of(trt).logger
     builder = trt.Builder(log)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
-    assert parser.parse(lowered.SerializeToString()), [parser.get_error(place).desc() for place in range(parser.num_errors)]
+    assert parser.parse(lowered.SerializeToString()), [
+        parser.get_error(place).desc() for place in range(parser.num_errors)
+    ]

@@ -87,8 +87,15 @@ def test_the_blocks_hold_every_node_once(graph: onnx.ModelProto, tmp_path: Path)
     for model in (graph, int8.lower(graph, dict.fromkeys(int8.observed_tensors(graph), 4.0)), theirs(graph, tmp_path)):
         places = [place for block in blocks(model.graph) for place in block.nodes]
         assert sorted(places) == list(range(len(model.graph.node)))
-        inside = {model.graph.node[place].name for block in blocks(model.graph) if block.name == "layer2.0" for place in block.nodes}
-        relus = {node.name for node in model.graph.node if node.op_type == "Relu" and node.name.startswith("layer2.0")}  # onnxruntime folds them away
+        inside = {
+            model.graph.node[place].name
+            for block in blocks(model.graph)
+            if block.name == "layer2.0"
+            for place in block.nodes
+        }
+        relus = {
+            node.name for node in model.graph.node if node.op_type == "Relu" and node.name.startswith("layer2.0")
+        }  # onnxruntime folds them away
         assert {"layer2.0.conv1", "layer2.0.conv2", "layer2.0.downsample.0", "layer2.0.add", *relus} <= inside
 
 
@@ -101,7 +108,9 @@ def test_blocks_of_names_with_slashes_or_none_are_named_too(graph: onnx.ModelPro
     for node in nameless.graph.node:
         node.name = ""
     assert blocks(slashes.graph)[1].name == "/layer1/0"
-    assert blocks(nameless.graph)[1].name == next(node.output[0] for node in nameless.graph.node if node.op_type == "Add")
+    assert blocks(nameless.graph)[1].name == next(
+        node.output[0] for node in nameless.graph.node if node.op_type == "Add"
+    )
 
 
 def test_onnxruntimes_defaults_are_refused_for_their_biases(graph: onnx.ModelProto, tmp_path: Path) -> None:
@@ -112,8 +121,22 @@ def test_onnxruntimes_defaults_are_refused_for_their_biases(graph: onnx.ModelPro
 
 
 def test_onnxruntimes_symmetric_graph_is_taken_but_fused_badly(graph: onnx.ModelProto, tmp_path: Path) -> None:
-    extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False, "ForceQuantizeNoInputCheck": True}
-    report = checked(theirs(graph, tmp_path, activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, per_channel=True, extra_options=extra))
+    extra = {
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        "QuantizeBias": False,
+        "ForceQuantizeNoInputCheck": True,
+    }
+    report = checked(
+        theirs(
+            graph,
+            tmp_path,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            extra_options=extra,
+        )
+    )
     said = {(finding.node, finding.message.split(";")[0]) for finding in report.findings}
     assert ("layer1.0.add", "both inputs are quantized, so the convolution before it cannot take it in") in said
     assert not report.refused

@@ -42,7 +42,9 @@ def graph(module: torch.nn.Module) -> onnx.ModelProto:
 
 
 def graph_in_opset(module: torch.nn.Module, opset: int) -> onnx.ModelProto:
-    return simplify(onnx_from_program(program_from_module(module, (1, 28, 28)), opset=opset, batch=BatchRange(1, 8, 32)), INPUTS)
+    return simplify(
+        onnx_from_program(program_from_module(module, (1, 28, 28)), opset=opset, batch=BatchRange(1, 8, 32)), INPUTS
+    )
 
 
 def logits(model: onnx.ModelProto, inputs: NDArray[Any] = INPUTS) -> NDArray[Any]:
@@ -51,7 +53,9 @@ def logits(model: onnx.ModelProto, inputs: NDArray[Any] = INPUTS) -> NDArray[Any
 
 
 @pytest.mark.parametrize("name", plugin_names(precisions.__file__))
-def test_every_precision_keeps_names_and_interface_and_leaves_its_argument_alone(module: torch.nn.Module, name: str, tmp_path: Path) -> None:
+def test_every_precision_keeps_names_and_interface_and_leaves_its_argument_alone(
+    module: torch.nn.Module, name: str, tmp_path: Path
+) -> None:
     from exporter.lowering.registry import load_precision
 
     graph = graph_in_opset(module, ExportPlan("resnet20", Path("unused"), precision=name).opset)
@@ -89,11 +93,16 @@ def test_a_weight_beyond_fp16_is_an_error_that_names_it(graph: onnx.ModelProto) 
     values = numpy_helper.to_array(weight).copy()
     values[0, 0, 0, 0] = 7e4
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-    with pytest.raises(LowerError, match=r"'layer1\.0\.conv1\.weight' holds 7e\+04, beyond the range of float16; export in bf16 or fp32"):
+    with pytest.raises(
+        LowerError,
+        match=r"'layer1\.0\.conv1\.weight' holds 7e\+04, beyond the range of float16; export in bf16 or fp32",
+    ):
         fp16.lower(heavy, {})
 
 
-def test_an_activation_beyond_fp16_is_invisible_to_a_plain_cpu_run_but_named_by_the_simulation(graph: onnx.ModelProto) -> None:
+def test_an_activation_beyond_fp16_is_invisible_to_a_plain_cpu_run_but_named_by_the_simulation(
+    graph: onnx.ModelProto,
+) -> None:
     heavy = onnx.ModelProto()
     heavy.CopyFrom(graph)
     for tensor in heavy.graph.initializer:  # a stem whose outputs just fit, and whose sums do not
@@ -104,11 +113,16 @@ def test_an_activation_beyond_fp16_is_invisible_to_a_plain_cpu_run_but_named_by_
     assert np.isfinite(logits(lowered)).all()  # onnxruntime computes FP16 graphs in FP32 on this CPU
     simulation = fp16.simulation(lowered)
     assert not np.isfinite(logits(simulation)).all()
-    with pytest.raises(LowerError, match=r"'layer1\.0\.add\.out' are beyond the precision's range on real images; export in bf16 or fp32"):
+    with pytest.raises(
+        LowerError,
+        match=r"'layer1\.0\.add\.out' are beyond the precision's range on real images; export in bf16 or fp32",
+    ):
         _name_overflow(simulation, INPUTS)
 
 
-def test_the_simulation_rounds_as_pytorch_does_in_half_precision(module: torch.nn.Module, graph: onnx.ModelProto) -> None:
+def test_the_simulation_rounds_as_pytorch_does_in_half_precision(
+    module: torch.nn.Module, graph: onnx.ModelProto
+) -> None:
     exact = logits(graph)
     lowered = fp16.lower(graph, {})
     # From the folded graph's weights, as PyTorch's own half() would round the batch norms apart from the convolutions.
@@ -120,8 +134,12 @@ def test_the_simulation_rounds_as_pytorch_does_in_half_precision(module: torch.n
     assert np.abs(simulated - exact).mean() > 1.2 * np.abs(plain - exact).mean()  # what the plain run does not see
 
 
-@pytest.mark.parametrize(("name", "dtype", "step"), [("fp16", torch.float16, 2**-10), ("bf16", torch.bfloat16, 2**-7)], ids=["fp16", "bf16"])
-def test_the_simulation_of_a_trained_resnet20_is_pytorchs_own_narrow_module(name: str, dtype: torch.dtype, step: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "dtype", "step"), [("fp16", torch.float16, 2**-10), ("bf16", torch.bfloat16, 2**-7)], ids=["fp16", "bf16"]
+)
+def test_the_simulation_of_a_trained_resnet20_is_pytorchs_own_narrow_module(
+    name: str, dtype: torch.dtype, step: float
+) -> None:
     """But for the order of sums, which moves a value that lies between two to the other one now and then."""
     from exporter.lowering.registry import load_precision
 
@@ -129,7 +147,9 @@ def test_the_simulation_of_a_trained_resnet20_is_pytorchs_own_narrow_module(name
     plan = ExportPlan("resnet20", Path("unused"), precision=name)
     loaded = load_model(plan.model_request)
     inputs = inputs_from_source(built_in("test"), loaded.preprocess, 256)
-    graph = onnx_from_program(program_from_module(loaded.module, loaded.preprocess.shape), opset=plan.opset, batch=plan.batch)
+    graph = onnx_from_program(
+        program_from_module(loaded.module, loaded.preprocess.shape), opset=plan.opset, batch=plan.batch
+    )
     simulation = precision.simulation(precision.lower(simplify(graph, inputs[:2]), {}))
     assert simulation is not None
     simulated = logits(simulation, inputs)
@@ -160,9 +180,14 @@ def folded(module: torch.nn.Module) -> torch.nn.Module:
 def test_inputs_that_an_operator_takes_in_fp32_alone_stay_fp32() -> None:
     scales = numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales")
     node = helper.make_node("Resize", ["input", "", "scales"], ["logits"], mode="nearest")
-    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1, size, size]) for name, size in (("input", 4), ("logits", 8))]
+    tensors = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1, size, size])
+        for name, size in (("input", 4), ("logits", 8))
+    ]
     model = helper.make_model(
-        helper.make_graph([node], "g", tensors[:1], tensors[1:], [scales]), opset_imports=[helper.make_opsetid("", 20)], ir_version=9
+        helper.make_graph([node], "g", tensors[:1], tensors[1:], [scales]),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=9,
     )
     lowered = cast_graph(model, TensorProto.FLOAT16)
     assert lowered.graph.initializer[0].data_type == TensorProto.FLOAT
@@ -170,7 +195,9 @@ def test_inputs_that_an_operator_takes_in_fp32_alone_stay_fp32() -> None:
 
 
 def test_constants_and_casts_inside_the_graph_are_retyped() -> None:
-    half = helper.make_node("Constant", [], ["half"], name="c", value=numpy_helper.from_array(np.array(0.5, np.float32)))
+    half = helper.make_node(
+        "Constant", [], ["half"], name="c", value=numpy_helper.from_array(np.array(0.5, np.float32))
+    )
     nodes = [
         helper.make_node("Shape", ["input"], ["shape"], name="shape"),
         helper.make_node("Cast", ["shape"], ["sizes"], name="cast", to=TensorProto.FLOAT),
@@ -180,7 +207,11 @@ def test_constants_and_casts_inside_the_graph_are_retyped() -> None:
         helper.make_node("Mul", ["input", "factor"], ["logits"], name="scale"),
     ]
     tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("input", "logits")]
-    model = helper.make_model(helper.make_graph(nodes, "g", tensors[:1], tensors[1:]), opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", tensors[:1], tensors[1:]),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=9,
+    )
     lowered = cast_graph(model, TensorProto.FLOAT16)
     onnx.checker.check_model(lowered, full_check=True)
     np.testing.assert_array_equal(logits(lowered, np.ones((4, 3), np.float32)), np.full((4, 3), 2, np.float32))
@@ -197,8 +228,15 @@ def test_simplifying_takes_away_what_does_nothing_and_is_checked_by_running(grap
 
 
 @pytest.mark.parametrize("shape", [("batch", 4), ("batch", 4, 5), ("batch", 4, 5, 3)])
-def test_a_batch_norm_that_nothing_took_in_is_a_scale_and_a_shift_in_double_precision(shape: tuple[str | int, ...]) -> None:
-    values = {"weight": [1, -2, 0.5, 0], "bias": [0, 1, 2, 3], "mean": [0, 3000, -1, 5], "variance": [1, 9e6, 1e-12, 4]}  # 9e6 is beyond FP16
+def test_a_batch_norm_that_nothing_took_in_is_a_scale_and_a_shift_in_double_precision(
+    shape: tuple[str | int, ...],
+) -> None:
+    values = {
+        "weight": [1, -2, 0.5, 0],
+        "bias": [0, 1, 2, 3],
+        "mean": [0, 3000, -1, 5],
+        "variance": [1, 9e6, 1e-12, 4],
+    }  # 9e6 is beyond FP16
     tensors = {name: np.array(each, np.float32) for name, each in values.items()}
     node = helper.make_node("BatchNormalization", ["input", *tensors], ["logits"], name="bn1", epsilon=1e-5)
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("input", "logits")]
@@ -217,7 +255,9 @@ def test_a_batch_norm_that_nothing_took_in_is_a_scale_and_a_shift_in_double_prec
     assert np.isfinite(logits(fp16.lower(result, {}), inputs)).all()
 
 
-def test_a_simplifier_that_changes_the_answer_is_stopped(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simplifier_that_changes_the_answer_is_stopped(
+    graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def careless(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
         changed = onnx.ModelProto()
         changed.CopyFrom(model)

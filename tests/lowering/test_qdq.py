@@ -41,9 +41,13 @@ def graph_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], onnx.M
     def graph(name: str) -> onnx.ModelProto:
         if name not in graphs:
             loaded = load_model(
-                ExportPlan(name, tmp_path_factory.mktemp("unused"), weights="random", image_size=SIZES.get(name), batch=BATCH).model_request
+                ExportPlan(
+                    name, tmp_path_factory.mktemp("unused"), weights="random", image_size=SIZES.get(name), batch=BATCH
+                ).model_request
             )
-            traced = onnx_from_program(program_from_module(loaded.module, loaded.preprocess.shape), opset=20, batch=BATCH)
+            traced = onnx_from_program(
+                program_from_module(loaded.module, loaded.preprocess.shape), opset=20, batch=BATCH
+            )
             graphs[name] = simplify(traced, np.zeros((1, *loaded.preprocess.shape), np.float32))
         return graphs[name]
 
@@ -87,7 +91,9 @@ def test_the_counts_are_those_of_nvidias_own_tool(graph_of: Callable[[str], onnx
         assert (written["QuantizeLinear"], written["DequantizeLinear"]) == counts, name
 
 
-def test_every_convolution_reads_an_int8_input_and_an_int8_weight_with_a_scale_for_each_channel(graph: onnx.ModelProto) -> None:
+def test_every_convolution_reads_an_int8_input_and_an_int8_weight_with_a_scale_for_each_channel(
+    graph: onnx.ModelProto,
+) -> None:
     model = with_pairs(graph)
     made, values = producers(model), constants(model)
     convolutions = nodes_of(model, "Conv")
@@ -162,7 +168,9 @@ def test_of_every_residual_sum_the_shortcut_alone_is_quantized(graph: onnx.Model
     assert identities == len(sums) - len([node for node in model.graph.node if node.name.endswith("downsample.0")]) > 0
 
 
-def test_the_max_pool_runs_quantized_and_what_leaves_it_has_the_same_range(graph_of: Callable[[str], onnx.ModelProto]) -> None:
+def test_the_max_pool_runs_quantized_and_what_leaves_it_has_the_same_range(
+    graph_of: Callable[[str], onnx.ModelProto],
+) -> None:
     for name in ("resnet18", "resnet50"):
         graph = graph_of(name)
         model = with_pairs(graph)
@@ -203,7 +211,9 @@ def test_lowering_leaves_int8_weights_and_fp16_everything_else_between_two_casts
     model = lowered(graph)
     onnx.checker.check_model(model, full_check=True)
     inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    weights = {node.input[0] for node in nodes_of(model, "DequantizeLinear")} & {tensor.name for tensor in model.graph.initializer}
+    weights = {node.input[0] for node in nodes_of(model, "DequantizeLinear")} & {
+        tensor.name for tensor in model.graph.initializer
+    }
     assert len(weights) == len(nodes_of(model, "Conv"))
     for tensor in model.graph.initializer:
         integer = tensor.name in weights or tensor.name.endswith("zero_point")
@@ -214,12 +224,19 @@ def test_lowering_leaves_int8_weights_and_fp16_everything_else_between_two_casts
         if value.name not in ends:
             expected = TensorProto.INT8 if value.name in integers else TensorProto.FLOAT16
             assert value.type.tensor_type.elem_type == expected, value.name
-    assert [(model.graph.node[place].op_type, model.graph.node[place].name) for place in (0, -1)] == [("Cast", "input.cast"), ("Cast", "logits.cast")]
+    assert [(model.graph.node[place].op_type, model.graph.node[place].name) for place in (0, -1)] == [
+        ("Cast", "input.cast"),
+        ("Cast", "logits.cast"),
+    ]
     assert len(nodes_of(model, "Cast")) == 2
 
 
 def test_the_file_is_about_a_quarter_of_fp32s(graph_of: Callable[[str], onnx.ModelProto]) -> None:
-    for name, most in (("resnet18", 0.27), ("resnet50", 0.30), ("resnext50_32x4d", 0.30)):  # the classifier's FP16 weights are the rest
+    for name, most in (
+        ("resnet18", 0.27),
+        ("resnet50", 0.30),
+        ("resnext50_32x4d", 0.30),
+    ):  # the classifier's FP16 weights are the rest
         graph = graph_of(name)
         assert 0.25 < lowered(graph).ByteSize() / graph.ByteSize() < most, name
 
@@ -284,7 +301,9 @@ def test_a_dead_channel_keeps_a_valid_scale_and_stays_dead(small: onnx.ModelProt
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1e-42, 1e-9])
-def test_a_tensor_that_is_always_zero_keeps_a_valid_scale_and_the_graph_runs(small: onnx.ModelProto, threshold: float) -> None:
+def test_a_tensor_that_is_always_zero_keeps_a_valid_scale_and_the_graph_runs(
+    small: onnx.ModelProto, threshold: float
+) -> None:
     from runtimes.backends.onnxruntime import OnnxRuntime
 
     observed = int8.observed_tensors(small)
@@ -298,12 +317,16 @@ def test_a_tensor_that_is_always_zero_keeps_a_valid_scale_and_the_graph_runs(sma
 
 
 @pytest.mark.parametrize("threshold", [np.nan, np.inf, -1.0, None])
-def test_a_range_that_is_missing_or_no_number_is_refused_with_the_tensors_name(small: onnx.ModelProto, threshold: float | None) -> None:
+def test_a_range_that_is_missing_or_no_number_is_refused_with_the_tensors_name(
+    small: onnx.ModelProto, threshold: float | None
+) -> None:
     observed = int8.observed_tensors(small)
     thresholds = {name: 3.0 for name in observed if threshold is not None or name != observed[2]}
     if threshold is not None:
         thresholds[observed[2]] = threshold
-    with pytest.raises(CalibrationError, match=rf"'{observed[2]}' has no usable range \({threshold}\); calibrate this model again"):
+    with pytest.raises(
+        CalibrationError, match=rf"'{observed[2]}' has no usable range \({threshold}\); calibrate this model again"
+    ):
         int8.lower(small, thresholds)
 
 
@@ -361,7 +384,9 @@ def chain(length: int) -> onnx.GraphProto:
 
 
 def test_branches_part_at_a_tensor_that_they_share_not_at_a_weight_or_an_input_left_out() -> None:
-    assert [(residual.fork, residual.shortcut) for residual in residuals(chain(4))] == [(f"x{place}", 0) for place in range(4)]
+    assert [(residual.fork, residual.shortcut) for residual in residuals(chain(4))] == [
+        (f"x{place}", 0) for place in range(4)
+    ]
 
 
 def test_finding_the_blocks_of_a_deep_graph_takes_as_long_as_it_is_deep(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,23 +398,34 @@ def test_finding_the_blocks_of_a_deep_graph_takes_as_long_as_it_is_deep(monkeypa
             return super().__getitem__(place)
 
     original = blocks._residual
-    monkeypatch.setattr(blocks, "_residual", lambda nodes, addition, makers: original(Counting(nodes), addition, makers))
+    monkeypatch.setattr(
+        blocks, "_residual", lambda nodes, addition, makers: original(Counting(nodes), addition, makers)
+    )
     assert len(residuals(chain(100))) == 100
     assert len(looked) <= 3 * 100
 
 
 def test_a_graph_without_blocks_or_pools_is_quantized_at_its_convolutions_alone() -> None:
     weight = numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "weight")
-    ends = [onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1, 4, 4]) for name in ("input", "logits")]
+    ends = [
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1, 4, 4]) for name in ("input", "logits")
+    ]
     nodes = [
         onnx.helper.make_node("Conv", ["input", "weight"], ["a"], name="first"),
         onnx.helper.make_node("Conv", ["a", "weight"], ["logits"], name="second"),  # shares its weight
     ]
     model = onnx.helper.make_model(
-        onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight]), opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=9
+        onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], [weight]),
+        opset_imports=[onnx.helper.make_opsetid("", 20)],
+        ir_version=9,
     )
     placement = place_pairs(model)
-    assert placement == Placement(frozenset({Edge("first", 0), Edge("second", 0)}), ("input", "a"), {"input": "input", "a": "a"}, ("first", "second"))
+    assert placement == Placement(
+        frozenset({Edge("first", 0), Edge("second", 0)}),
+        ("input", "a"),
+        {"input": "input", "a": "a"},
+        ("first", "second"),
+    )
     result = lowered(model, 1.0)
     onnx.checker.check_model(result, full_check=True)
     assert Counter(node.op_type for node in result.graph.node)["DequantizeLinear"] == 3

@@ -77,7 +77,9 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Loade
         module = ModuleType("strangers_nets")
         module.make = factory  # type: ignore[attr-defined]  # a module has what is put into it
         monkeypatch.setitem(sys.modules, "strangers_nets", module)
-        return load_model(ExportPlan("strangers_nets:make", tmp_path / "out", **{"image_size": (size, size), **changes}).model_request)
+        return load_model(
+            ExportPlan("strangers_nets:make", tmp_path / "out", **{"image_size": (size, size), **changes}).model_request
+        )
 
     return load
 
@@ -230,9 +232,15 @@ def of_two(first: Any, second: Any = 1, *others: Any) -> nn.Module:
 HERE = r"\(test_answers\.py, line \d+\)"
 FACTORIES: dict[str, tuple[Callable[..., Any], str]] = {
     "TorchScript": (scripted, "expected .* to return a network in Python, got TorchScript"),
-    "quantized": (quantized, r"returns a quantized network \('head' is a Linear\); return the float one, --int8 quantizes it here"),
+    "quantized": (
+        quantized,
+        r"returns a quantized network \('head' is a Linear\); return the float one, --int8 quantizes it here",
+    ),
     "sparse": (sparse, "got 'head.weight', which is sparse; convert it"),
-    "meta": (lambda: Net().to("meta"), "returns a network without values \\('stem.weight' is on torch's meta device\\)"),
+    "meta": (
+        lambda: Net().to("meta"),
+        "returns a network without values \\('stem.weight' is on torch's meta device\\)",
+    ),
     "state": (failing_state, f"its state_dict raised ValueError: no state {HERE}"),
     "arguments": (of_two, "to be called without arguments, got one that needs first; name one"),
     "tuple": (lambda: (Net(), 3), "to return a torch.nn.Module, got tuple; return the network alone"),
@@ -254,7 +262,11 @@ def flat(net: Any, x: Tensor) -> Any:
 
 
 FORWARDS: dict[str, tuple[Callable[..., Any], type[ResnetExportError], str]] = {
-    "another size": (flat, BadInput, f"does not take an image of 3x16x16 {HERE}: .*; choose another --image-size, 32 for one$"),
+    "another size": (
+        flat,
+        BadInput,
+        f"does not take an image of 3x16x16 {HERE}: .*; choose another --image-size, 32 for one$",
+    ),
     "exception": (
         lambda net, x: net.head(net.norm(net.stem(x))["x"]),
         TraceError,
@@ -262,9 +274,21 @@ FORWARDS: dict[str, tuple[Callable[..., Any], type[ResnetExportError], str]] = {
     ),
     "exit": (lambda net, x: sys.exit(0), TraceError, f"{HERE}: SystemExit: 0; no other"),
     "mute": (lambda net, x: raising(Mute()), TraceError, f"{HERE}: Mute; no other"),
-    "labels": (lambda net, x, labels: x, TraceError, "missing 1 required positional argument: 'labels'; give a network whose forward"),
-    "several": (lambda net, x: (x, net.head(net.features(x))), BadInput, r"got a tuple of 0 \(1, 3, 16, 16\), 1 \(1, 5\); return the logits alone"),
-    "classes": (lambda net, x: net.features(x).argmax(1, keepdim=True), BadInput, r"got a int64 tensor of shape \(1, 1\); return the logits"),
+    "labels": (
+        lambda net, x, labels: x,
+        TraceError,
+        "missing 1 required positional argument: 'labels'; give a network whose forward",
+    ),
+    "several": (
+        lambda net, x: (x, net.head(net.features(x))),
+        BadInput,
+        r"got a tuple of 0 \(1, 3, 16, 16\), 1 \(1, 5\); return the logits alone",
+    ),
+    "classes": (
+        lambda net, x: net.features(x).argmax(1, keepdim=True),
+        BadInput,
+        r"got a int64 tensor of shape \(1, 1\); return the logits",
+    ),
     "nothing": (lambda net, x: None, BadInput, "got NoneType; return the logits alone"),
 }
 
@@ -275,7 +299,9 @@ def test_what_a_network_may_not_do_is_told_in_one_line(kind: str, made: Any) -> 
     assert re.search(says, refused(lambda: made(lambda: Does(does)), error))
 
 
-def test_what_strangers_print_goes_to_stderr_and_what_they_warn_of_nowhere(made: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_strangers_print_goes_to_stderr_and_what_they_warn_of_nowhere(
+    made: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     def factory() -> nn.Module:
         print("hello")
         import warnings
@@ -290,7 +316,9 @@ def test_what_strangers_print_goes_to_stderr_and_what_they_warn_of_nowhere(made:
     assert "old" not in err
 
 
-def test_what_a_script_sets_for_all_of_torch_and_reads_from_the_command_line_is_its_own(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_script_sets_for_all_of_torch_and_reads_from_the_command_line_is_its_own(
+    made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", ["resnet-export", "x:y", "--fp16"])
 
     def factory() -> nn.Module:
@@ -300,7 +328,11 @@ def test_what_a_script_sets_for_all_of_torch_and_reads_from_the_command_line_is_
         return Does(lambda net, x: net.head(net.features(x + torch.linspace(0, 1, x.shape[3]))))
 
     assert made(factory).facts.classes == 5
-    assert (torch.get_default_dtype(), torch.get_float32_matmul_precision(), sys.argv[2]) == (torch.float32, "highest", "--fp16")
+    assert (torch.get_default_dtype(), torch.get_float32_matmul_precision(), sys.argv[2]) == (
+        torch.float32,
+        "highest",
+        "--fp16",
+    )
 
 
 # --- random starts ---
@@ -314,7 +346,9 @@ class Margin(Net):
         return cosine - functional.one_hot(labels, 5) if self.training else cosine  # type: ignore[arg-type]  # None is what the test is about
 
 
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.SyncBatchNorm, partial(nn.BatchNorm2d, affine=False)], ids=["batch", "sync", "bare"])
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm2d, nn.SyncBatchNorm, partial(nn.BatchNorm2d, affine=False)], ids=["batch", "sync", "bare"]
+)
 def test_the_statistics_of_random_weights_are_taken_in_evaluation_mode(norm: Any, made: Any) -> None:
     module = made(lambda: Margin(norm=norm), weights="random").module
     assert not module.training
@@ -329,7 +363,10 @@ def test_a_layer_that_cannot_be_reset_is_told(made: Any) -> None:
         net.head.reset_parameters = lambda: raising(KeyError("scale"))  # type: ignore[method-assign]  # as a subclass may have it
         return net
 
-    assert re.search(f"reset_parameters of head raised KeyError: 'scale' {HERE}", refused(lambda: made(factory, weights="random"), BadInput))
+    assert re.search(
+        f"reset_parameters of head raised KeyError: 'scale' {HERE}",
+        refused(lambda: made(factory, weights="random"), BadInput),
+    )
 
 
 # --- channels ---
@@ -357,7 +394,9 @@ CHANNELS: dict[str, tuple[Callable[[Tensor], Tensor], int, int]] = {
 
 
 @pytest.mark.parametrize("kind", CHANNELS)
-def test_a_network_is_given_as_many_channels_as_it_takes_whatever_its_first_convolution_does(kind: str, made: Any) -> None:
+def test_a_network_is_given_as_many_channels_as_it_takes_whatever_its_first_convolution_does(
+    kind: str, made: Any
+) -> None:
     stem, of_convolution, expected = CHANNELS[kind]
     loaded = made(lambda: Does(lambda net, x: net.head(net.features(stem(x))), channels=of_convolution))
     assert loaded.preprocess.shape == (expected, 16, 16)
@@ -368,12 +407,18 @@ def test_as_many_channels_as_mean_has_values_are_tried_first(made: Any) -> None:
     either: Callable[[], nn.Module] = lambda: Does(lambda net, x: net.head(net.features(x[:, :2])), channels=2)  # noqa: E731  # has no name to give
     assert made(either).preprocess.channels == 3
     assert made(either, mean=(0.5, 0.5)).preprocess.channels == 2
-    assert "expected --mean with 1 or 3 values, got 2; the model has 3 input channels" in refused(lambda: made(Net, mean=(0.5, 0.5)), PlanError)
+    assert "expected --mean with 1 or 3 values, got 2; the model has 3 input channels" in refused(
+        lambda: made(Net, mean=(0.5, 0.5)), PlanError
+    )
 
 
 def test_of_attempts_that_fail_the_one_that_came_farthest_is_told(made: Any) -> None:
-    said = refused(lambda: made(lambda: nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(3 * 64 * 64, 2))), BadInput)
-    assert re.search("does not take an image of 2x16x16 in its layer '2': .*; choose another --image-size, 64 for one$", said)
+    said = refused(
+        lambda: made(lambda: nn.Sequential(nn.Conv2d(2, 3, 1), nn.Flatten(), nn.Linear(3 * 64 * 64, 2))), BadInput
+    )
+    assert re.search(
+        "does not take an image of 2x16x16 in its layer '2': .*; choose another --image-size, 64 for one$", said
+    )
 
 
 # --- features ---
@@ -383,7 +428,9 @@ def test_of_attempts_that_fail_the_one_that_came_farthest_is_told(made: Any) -> 
 def test_features_of_parts_that_do_not_fit_together_are_refused(kind: str, made: Any) -> None:
     class Two(CifarResNet):
         def forward(self, x: Tensor) -> Any:
-            return self.fc(self.avgpool(self.layer3(self.layer2(self.layer1(self.bn1(self.conv1(x)), None)))).flatten(1))
+            return self.fc(
+                self.avgpool(self.layer3(self.layer2(self.layer1(self.bn1(self.conv1(x)), None)))).flatten(1)
+            )
 
     def factory() -> nn.Module:
         net = Two(1, 3, 10)
@@ -391,7 +438,9 @@ def test_features_of_parts_that_do_not_fit_together_are_refused(kind: str, made:
         return net
 
     loaded = made(factory, features=kind)
-    assert "--features expects a network that runs its parts conv1, bn1, relu" in refused(lambda: with_features(loaded, kind), PlanError)
+    assert "--features expects a network that runs its parts conv1, bn1, relu" in refused(
+        lambda: with_features(loaded, kind), PlanError
+    )
 
 
 # --- steady ---
@@ -435,24 +484,49 @@ def always_training() -> nn.Module:
     return net
 
 
-BY_CHANCE, BY_NEIGHBOURS = "answers the same picture differently each time", "'s answer to a picture depends on the others of its batch"
+BY_CHANCE, BY_NEIGHBOURS = (
+    "answers the same picture differently each time",
+    "'s answer to a picture depends on the others of its batch",
+)
 UNSTEADY = {
-    "dropout": Unsteady(lambda: network(Layer(lambda x: functional.dropout(x, 0.5))), f"{BY_CHANCE}, .* in its layer '2': it draws random"),
-    "dropout of the whole": Unsteady(lambda: Does(lambda net, x: net.head(functional.dropout(net.features(x)))), f"{BY_CHANCE}, .* apart: it draws"),
-    "noise": Unsteady(lambda: network(Layer(lambda x: x + 1e-3 * torch.randn_like(x))), f"{BY_CHANCE}, .* in its layer '2'"),
+    "dropout": Unsteady(
+        lambda: network(Layer(lambda x: functional.dropout(x, 0.5))),
+        f"{BY_CHANCE}, .* in its layer '2': it draws random",
+    ),
+    "dropout of the whole": Unsteady(
+        lambda: Does(lambda net, x: net.head(functional.dropout(net.features(x)))), f"{BY_CHANCE}, .* apart: it draws"
+    ),
+    "noise": Unsteady(
+        lambda: network(Layer(lambda x: x + 1e-3 * torch.randn_like(x))), f"{BY_CHANCE}, .* in its layer '2'"
+    ),
     "skipped seldom": Unsteady(lambda: network(Layer(seldom)), f"{BY_CHANCE}, .*in its layer '2'"),
     "skipped seldom by numpy": Unsteady(lambda: network(Layer(seldom_in_numpy)), f"{BY_CHANCE}, .*in its layer '2'"),
-    "state": Unsteady(lambda: network(Counting()), f"{BY_CHANCE}, .* in its layer '2': it draws random numbers .*, or keeps what it saw"),
+    "state": Unsteady(
+        lambda: network(Counting()),
+        f"{BY_CHANCE}, .* in its layer '2': it draws random numbers .*, or keeps what it saw",
+    ),
     "no statistics": Unsteady(
-        lambda: network(nn.ReLU(), partial(nn.BatchNorm2d, track_running_stats=False)), f"{BY_NEIGHBOURS}, .* in its layer '1'"
+        lambda: network(nn.ReLU(), partial(nn.BatchNorm2d, track_running_stats=False)),
+        f"{BY_NEIGHBOURS}, .* in its layer '1'",
     ),
     "always training": Unsteady(always_training, f"{BY_NEIGHBOURS}, .* in its layer '1': give batch norms"),
-    "functional": Unsteady(lambda: network(Layer(lambda x: functional.batch_norm(x, None, None, training=True))), f"{BY_NEIGHBOURS}, .* layer '2'"),
-    "largest of the batch": Unsteady(lambda: network(Layer(lambda x: x / x.amax())), f"{BY_NEIGHBOURS}, .* in its layer '2'"),
-    "a branch for one": Unsteady(lambda: network(Layer(lambda x: 2 * x if len(x) == 1 else x)), f"{BY_NEIGHBOURS}, .* in its layer '2'"),
-    "batch of one": Unsteady(lambda: network(Layer(lambda x: x.reshape(1, 8, 14, 14))), f"does not take a batch of 2 in its layer '2' {HERE}: shape"),
+    "functional": Unsteady(
+        lambda: network(Layer(lambda x: functional.batch_norm(x, None, None, training=True))),
+        f"{BY_NEIGHBOURS}, .* layer '2'",
+    ),
+    "largest of the batch": Unsteady(
+        lambda: network(Layer(lambda x: x / x.amax())), f"{BY_NEIGHBOURS}, .* in its layer '2'"
+    ),
+    "a branch for one": Unsteady(
+        lambda: network(Layer(lambda x: 2 * x if len(x) == 1 else x)), f"{BY_NEIGHBOURS}, .* in its layer '2'"
+    ),
+    "batch of one": Unsteady(
+        lambda: network(Layer(lambda x: x.reshape(1, 8, 14, 14))),
+        f"does not take a batch of 2 in its layer '2' {HERE}: shape",
+    ),
     "batch taken away": Unsteady(
-        lambda: network(nn.ReLU()).append(Layer(lambda x: x[:1])), r"answers a batch of 2 with a tensor of shape \(1, 5\); it must take batches"
+        lambda: network(nn.ReLU()).append(Layer(lambda x: x[:1])),
+        r"answers a batch of 2 with a tensor of shape \(1, 5\); it must take batches",
     ),
 }
 
@@ -488,9 +562,16 @@ def test_a_network_that_answers_alike_passes_and_leaves_torchs_generator_alone(k
 
 
 def test_the_command_refuses_before_the_trace(run: Any, tmp_path: Path) -> None:
-    lines = ["from torch import nn", "from torch.nn import functional", "class Net(nn.Sequential):", "    def forward(self, x):"]
+    lines = [
+        "from torch import nn",
+        "from torch.nn import functional",
+        "class Net(nn.Sequential):",
+        "    def forward(self, x):",
+    ]
     lines += ["        return functional.dropout(super().forward(x))", "def make():", "    print('made')"]
-    (tmp_path / "chancy_nets.py").write_text("\n".join([*lines, "    return Net(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))", ""]))
+    (tmp_path / "chancy_nets.py").write_text(
+        "\n".join([*lines, "    return Net(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))", ""])
+    )
     ran = run("chancy_nets:make", "--image-size", 16, "--data", "built-in", "--json")
     assert ran.code == 1
     assert "chancy_nets:make answers the same picture differently each time" in ran.error

@@ -51,10 +51,17 @@ def state(network: CifarResNet) -> State:
     return dict(network.state_dict())
 
 
-def load(value: object, folder: Path, model: str = "resnet20", *, features: str | None = None, variant: str | None = None) -> LoadedModel:
+def load(
+    value: object, folder: Path, model: str = "resnet20", *, features: str | None = None, variant: str | None = None
+) -> LoadedModel:
     path = folder / "c.pth"
     torch.save(value, path)
-    return with_features(load_model(ExportPlan(model, folder / "out", weights=str(path), features=features, variant=variant).model_request), features)
+    return with_features(
+        load_model(
+            ExportPlan(model, folder / "out", weights=str(path), features=features, variant=variant).model_request
+        ),
+        features,
+    )
 
 
 def said(value: object, folder: Path, *, features: str | None = None) -> str:
@@ -86,7 +93,10 @@ def as_hugging_face(state: State) -> State:
         (r"^layer(\d)\.(\d+)\.", lambda match: f"resnet.encoder.stages.{int(match[1]) - 1}.layers.{match[2]}."),
         (r"\.downsample\.0\.", ".shortcut.convolution."),
         (r"\.downsample\.1\.", ".shortcut.normalization."),
-        (r"\.(conv|bn)(\d)\.", lambda match: f".layer.{int(match[2]) - 1}.{'convolution' if match[1] == 'conv' else 'normalization'}."),
+        (
+            r"\.(conv|bn)(\d)\.",
+            lambda match: f".layer.{int(match[2]) - 1}.{'convolution' if match[1] == 'conv' else 'normalization'}.",
+        ),
     )
     result = {}
     for key, value in state.items():
@@ -109,23 +119,35 @@ def in_numbered_parts(state: State, body_name: str, head_name: str) -> State:
 def profiled(state: State) -> State:
     parts = {key.rpartition(".")[0] for key in state}
     zero = torch.zeros(1, dtype=torch.float64)
-    return {**state, **{f"{part}.{name}": zero for part in parts for name in ("total_ops", "total_params")}, "total_ops": zero}
+    return {
+        **state,
+        **{f"{part}.{name}": zero for part in parts for name in ("total_ops", "total_params")},
+        "total_ops": zero,
+    }
 
 
 LAYOUTS: dict[str, Callable[[State], object]] = {
     "Hugging Face": as_hugging_face,
-    "MMPretrain": lambda state: {"meta": {}, "state_dict": {**under("backbone.", body(state)), **under("head.", head(state))}},
+    "MMPretrain": lambda state: {
+        "meta": {},
+        "state_dict": {**under("backbone.", body(state)), **under("head.", head(state))},
+    },
     "pretrainedmodels": lambda state: {key.replace("fc.", "last_linear."): value for key, value in state.items()},
     "features and fc": lambda state: in_numbered_parts(state, "features", "fc"),
     "feature_extractor and classifier": lambda state: in_numbered_parts(state, "feature_extractor", "classifier"),
     "backbone and classifier": lambda state: in_numbered_parts(state, "module.backbone", "module.classifier"),
-    "backbone and a classifier of dropout and linear": lambda state: in_numbered_parts(state, "backbone", "classifier.1"),
+    "backbone and a classifier of dropout and linear": lambda state: in_numbered_parts(
+        state, "backbone", "classifier.1"
+    ),
     "nn.Sequential of body, flatten and linear": lambda state: {
         **under("0.", body(state)),
         "2.weight": state["fc.weight"],
         "2.bias": state["fc.bias"],
     },
-    "params beside their average": lambda state: {"params_ema": under("", {key: value * 0 for key, value in state.items()}), "params": state},
+    "params beside their average": lambda state: {
+        "params_ema": under("", {key: value * 0 for key, value in state.items()}),
+        "params": state,
+    },
     "model_state": lambda state: {"model_state": state, "optim_state": {"state": {0: {"m": torch.ones(3)}}}},
 }
 
@@ -146,11 +168,23 @@ BESIDE: dict[str, tuple[Callable[[State], object], str]] = {
         lambda state: {**under("module.", state), "n_averaged": torch.tensor(3)},
         "counters of a profiler or an average: n_averaged",
     ),
-    "Lightning's loss": (lambda state: {**under("model.", state), "criterion.weight": torch.ones(7)}, "losses and metrics: criterion.*"),
+    "Lightning's loss": (
+        lambda state: {**under("model.", state), "criterion.weight": torch.ones(7)},
+        "losses and metrics: criterion.*",
+    ),
     "a loss inside": (lambda state: {**state, "loss_fn.pos_weight": torch.ones(7)}, "losses and metrics: loss_fn.*"),
-    "a metric": (lambda state: {**under("model.", state), "val_acc.total": torch.tensor(1)}, "losses and metrics: val_acc.*"),
-    "weights of classes": (lambda state: {**under("net.", state), "class_weights": torch.ones(7)}, "losses and metrics: class_weights"),
-    "a moving average": (lambda state: {**under("model.", state), **under("ema_model.module.", state)}, "a copy of the network, 'ema_model.module.'"),
+    "a metric": (
+        lambda state: {**under("model.", state), "val_acc.total": torch.tensor(1)},
+        "losses and metrics: val_acc.*",
+    ),
+    "weights of classes": (
+        lambda state: {**under("net.", state), "class_weights": torch.ones(7)},
+        "losses and metrics: class_weights",
+    ),
+    "a moving average": (
+        lambda state: {**under("model.", state), **under("ema_model.module.", state)},
+        "a copy of the network, 'ema_model.module.'",
+    ),
 }
 
 
@@ -245,9 +279,15 @@ SELF_SUPERVISED: dict[str, tuple[Callable[[State], object], str]] = {
         "module.encoder.fc.*, module.predictor.*",
     ),
     "SimCLR": (lambda state: {"state_dict": under("backbone.", projected(state))}, "backbone.fc.*"),
-    "SimCLR's projection apart": (lambda state: {**under("encoder.", body(state)), "projector.0.weight": torch.ones(9, 64)}, "projector.*"),
+    "SimCLR's projection apart": (
+        lambda state: {**under("encoder.", body(state)), "projector.0.weight": torch.ones(9, 64)},
+        "projector.*",
+    ),
     "SwAV": (
-        lambda state: under("module.", {**body(state), "projection_head.0.weight": torch.ones(9, 64), "prototypes.weight": torch.ones(4, 9)}),
+        lambda state: under(
+            "module.",
+            {**body(state), "projection_head.0.weight": torch.ones(9, 64), "prototypes.weight": torch.ones(4, 9)},
+        ),
         "module.prototypes.*",
     ),
     "Barlow Twins": (
@@ -275,16 +315,28 @@ def test_self_supervised_encoders_give_features_and_no_logits(
 # --- nothing that computes is passed over ---
 
 ODD: dict[str, tuple[Callable[[State], object], str]] = {
-    "attention behind the stem": (lambda state: {**state, "ca.weight": torch.ones(4, 16)}, "1 tensors that it has no place for: ca.weight"),
-    "squeeze and excitation in a block": (lambda state: {**state, "layer1.0.se.fc.weight": torch.ones(4, 16)}, "layer1.0.se.fc.weight"),
+    "attention behind the stem": (
+        lambda state: {**state, "ca.weight": torch.ones(4, 16)},
+        "1 tensors that it has no place for: ca.weight",
+    ),
+    "squeeze and excitation in a block": (
+        lambda state: {**state, "layer1.0.se.fc.weight": torch.ones(4, 16)},
+        "layer1.0.se.fc.weight",
+    ),
     "a normalisation in front": (lambda state: {**under("1.", state), "0.mean": torch.ones(1)}, "0.mean"),
     "a neck between body and head": (
         lambda state: {**under("backbone.", body(state)), **head(state), "neck.weight": torch.ones(64, 64)},
         "neck.weight",
     ),
-    "fake quantization": (lambda state: {**state, "conv1.weight_fake_quant.scale": torch.ones(1)}, "save the float model's state_dict"),
+    "fake quantization": (
+        lambda state: {**state, "conv1.weight_fake_quant.scale": torch.ones(1)},
+        "save the float model's state_dict",
+    ),
     "parametrized weights": (
-        lambda state: {**{key: value for key, value in state.items() if key != "conv1.weight"}, "conv1.weight_g": torch.ones(16, 1, 1, 1)},
+        lambda state: {
+            **{key: value for key, value in state.items() if key != "conv1.weight"},
+            "conv1.weight_g": torch.ones(16, 1, 1, 1),
+        },
         "its weights are parametrized: remove that",
     ),
     "a part that is missing": (
@@ -311,7 +363,11 @@ def test_what_may_be_part_of_the_computation_is_refused_with_what_differs(
 
 def test_features_are_not_taken_out_of_a_checkpoint_whose_other_parts_convolve(state: State, tmp_path: Path) -> None:
     """A detector's or a segmentation network's body may have other strides than the classifier's, from the same tensors."""
-    segmentation = {**under("backbone.", body(state)), "classifier.0.weight": torch.ones(9, 64, 3, 3), "classifier.0.bias": torch.ones(9)}
+    segmentation = {
+        **under("backbone.", body(state)),
+        "classifier.0.weight": torch.ones(9, 64, 3, 3),
+        "classifier.0.bias": torch.ones(9),
+    }
     assert "classifier.0.weight" in said(segmentation, tmp_path, features="stages")
     attention = {**body(state), "sa.weight": torch.ones(4, 16)}
     assert "sa.weight" in said(attention, tmp_path, features="pool")
@@ -319,9 +375,18 @@ def test_features_are_not_taken_out_of_a_checkpoint_whose_other_parts_convolve(s
 
 @pytest.mark.parametrize("features", [None, "pool"])
 def test_a_head_of_two_layers_points_to_a_factory(state: State, tmp_path: Path, features: str | None) -> None:
-    two = {**body(state), "fc.0.weight": torch.ones(9, 64), "fc.0.bias": torch.ones(9), "fc.3.weight": torch.ones(7, 9), "fc.3.bias": torch.ones(7)}
+    two = {
+        **body(state),
+        "fc.0.weight": torch.ones(9, 64),
+        "fc.0.bias": torch.ones(9),
+        "fc.3.weight": torch.ones(7, 9),
+        "fc.3.bias": torch.ones(7),
+    }
     if features:
-        assert "4 tensors of the checkpoint, what is behind the pooled vector: fc.*" in load(two, tmp_path, features=features).left_out[0]
+        assert (
+            "4 tensors of the checkpoint, what is behind the pooled vector: fc.*"
+            in load(two, tmp_path, features=features).left_out[0]
+        )
     else:
         message = said(two, tmp_path)
         assert "a head of more than one linear layer (fc.0.weight, fc.0.bias, fc.3.weight, fc.3.bias)" in message
@@ -340,14 +405,21 @@ def test_several_state_dicts_side_by_side_are_a_question(state: State, tmp_path:
 
 
 def saved_for_transformers(folder: Path, state: State, **config: object) -> ExportPlan:
-    save_file({key: value.contiguous() for key, value in as_hugging_face(state).items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {key: value.contiguous() for key, value in as_hugging_face(state).items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     (folder / "config.json").write_text(json.dumps({"model_type": "resnet", **config}))
     return ExportPlan("resnet20", folder / "out", weights=str(folder / "model.safetensors"))
 
 
 def test_labels_come_from_the_config_beside_the_weights(network: CifarResNet, state: State, tmp_path: Path) -> None:
     plan = saved_for_transformers(
-        tmp_path, state, id2label={str(place): name for place, name in enumerate("abcdefg")}, downsample_in_bottleneck=False
+        tmp_path,
+        state,
+        id2label={str(place): name for place, name in enumerate("abcdefg")},
+        downsample_in_bottleneck=False,
     )
     loaded = load_model(plan.model_request)
     assert loaded.labels == tuple("abcdefg")
@@ -355,7 +427,9 @@ def test_labels_come_from_the_config_beside_the_weights(network: CifarResNet, st
         assert torch.equal(loaded.module(IMAGES), network(IMAGES))
 
 
-@pytest.mark.parametrize("names", [{str(place): f"LABEL_{place}" for place in range(7)}, {}, {"0": "a", "2": "b"}, ["a"]])
+@pytest.mark.parametrize(
+    "names", [{str(place): f"LABEL_{place}" for place in range(7)}, {}, {"0": "a", "2": "b"}, ["a"]]
+)
 def test_placeholders_are_no_labels(state: State, tmp_path: Path, names: object) -> None:
     assert load_model(saved_for_transformers(tmp_path, state, id2label=names).model_request).labels is None
 
@@ -368,7 +442,10 @@ def test_names_of_another_head_are_left_out_and_said(state: State, tmp_path: Pat
 
 @pytest.mark.parametrize(("key", "value"), [("hidden_act", "gelu"), ("downsample_in_first_stage", True)])
 def test_a_config_of_another_computation_is_refused(state: State, tmp_path: Path, key: str, value: object) -> None:
-    with pytest.raises(BadInput, match=f'config.json says "{key}" .*, so model.safetensors is not a resnet20; export package.module:factory'):
+    with pytest.raises(
+        BadInput,
+        match=f'config.json says "{key}" .*, so model.safetensors is not a resnet20; export package.module:factory',
+    ):
         load_model(saved_for_transformers(tmp_path, state, **{key: value}).model_request)
 
 
@@ -390,8 +467,12 @@ def test_where_the_config_puts_the_stride_is_where_it_is(tmp_path: Path, first: 
     module.load_state_dict(own.state_dict())
     plan = saved_for_transformers(tmp_path, dict(module.state_dict()), downsample_in_bottleneck=first)
     images = torch.randn(1, 3, 64, 64)
-    loaded = load_model(ExportPlan("resnet50", tmp_path, weights=plan.weights, variant=variant, image_size=(64, 64)).model_request).module
+    loaded = load_model(
+        ExportPlan("resnet50", tmp_path, weights=plan.weights, variant=variant, image_size=(64, 64)).model_request
+    ).module
     with torch.inference_mode():
         assert torch.equal(loaded(images), module.eval()(images))
     with pytest.raises(PlanError, match=rf"which is {variant}, not {other}; give --variant {variant}"):
-        load_model(ExportPlan("resnet50", tmp_path, weights=plan.weights, variant=other, image_size=(64, 64)).model_request)
+        load_model(
+            ExportPlan("resnet50", tmp_path, weights=plan.weights, variant=other, image_size=(64, 64)).model_request
+        )

@@ -64,27 +64,46 @@ def said(value: object, folder: Path, model: str = "resnet20", **changes: Any) -
 
 WRAPPED: dict[str, Callable[[State], object]] = {
     "plain": lambda state: state,
-    "model_state_dict with an optimizer": lambda state: {"model_state_dict": state, "optimizer_state_dict": {"state": {0: {"m": torch.ones(3)}}}},
+    "model_state_dict with an optimizer": lambda state: {
+        "model_state_dict": state,
+        "optimizer_state_dict": {"state": {0: {"m": torch.ones(3)}}},
+    },
     "net with a numpy figure": lambda state: {"net": state, "acc": np.float64(94.5), "epoch": 3},
     "model with its script's options": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)},
     "ema alone": lambda state: {"ema": state, "updates": 5},
-    "ema beside the model": lambda state: {"model": state, "model_ema": {key: torch.zeros_like(value) for key, value in state.items()}},
+    "ema beside the model": lambda state: {
+        "model": state,
+        "model_ema": {key: torch.zeros_like(value) for key, value in state.items()},
+    },
     "ema in a module": lambda state: {"ema": {"module": state}},
-    "state_dict_ema": lambda state: {"state_dict_ema": {f"module.{key}": value for key, value in state.items()} | {"n_averaged": torch.tensor(3)}},
-    "Lightning": lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}, "pytorch-lightning_version": "2.5.0"},
+    "state_dict_ema": lambda state: {
+        "state_dict_ema": {f"module.{key}": value for key, value in state.items()} | {"n_averaged": torch.tensor(3)}
+    },
+    "Lightning": lambda state: {
+        "state_dict": {f"model.{key}": value for key, value in state.items()},
+        "pytorch-lightning_version": "2.5.0",
+    },
     "Lightning, head apart": lambda state: {
         "state_dict": {key if key.startswith("fc") else f"backbone.{key}": value for key, value in state.items()}
     },
     "DataParallel": lambda state: {f"module.{key}": value for key, value in state.items()},
-    "compiled in DataParallel": lambda state: {"state_dict": {f"module._orig_mod.{key}": value for key, value in state.items()}},
-    "without batch counters": lambda state: {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")},
+    "compiled in DataParallel": lambda state: {
+        "state_dict": {f"module._orig_mod.{key}": value for key, value in state.items()}
+    },
+    "without batch counters": lambda state: {
+        key: value for key, value in state.items() if not key.endswith("num_batches_tracked")
+    },
 }
 
 
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
-def test_weights_are_found_however_they_are_wrapped(state: State, tmp_path: Path, wrap: Callable[[State], object]) -> None:
+def test_weights_are_found_however_they_are_wrapped(
+    state: State, tmp_path: Path, wrap: Callable[[State], object]
+) -> None:
     loaded = load(wrap(state), tmp_path).module.state_dict()
-    assert all(torch.equal(value, state[key]) for key, value in loaded.items() if not key.endswith("num_batches_tracked"))
+    assert all(
+        torch.equal(value, state[key]) for key, value in loaded.items() if not key.endswith("num_batches_tracked")
+    )
 
 
 def test_fp16_is_read_as_fp32_from_either_format(state: State, tmp_path: Path) -> None:
@@ -99,16 +118,22 @@ def test_fp16_is_read_as_fp32_from_either_format(state: State, tmp_path: Path) -
 
 def test_two_networks_told_apart_by_prefix_alone_are_refused(state: State, tmp_path: Path) -> None:
     both = {f"{prefix}.{key}": value for prefix in ("model", "net") for key, value in state.items()}
-    assert said(both, tmp_path).endswith("holds 2 networks, told apart by prefix alone: 'model.' and 'net.'; save the one to export")
+    assert said(both, tmp_path).endswith(
+        "holds 2 networks, told apart by prefix alone: 'model.' and 'net.'; save the one to export"
+    )
 
 
 @pytest.mark.parametrize("ending", ["pth", "pt2"])
-def test_programs_given_as_weights_are_recognised_and_their_remedy_works(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_given_as_weights_are_recognised_and_their_remedy_works(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = nn.Sequential(nn.Conv2d(1, 1, 1)).eval()
     path = tmp_path / f"program.{ending}"
     torch.export.save(torch.export.export(module, (torch.zeros(1, 1, 4, 4),)), tmp_path / "p.pt2")
     (tmp_path / "p.pt2").rename(path)
-    with pytest.raises(BadInput, match=r"is a program of torch.export \(.pt2\), not a checkpoint; take its weights out with from ") as refused:
+    with pytest.raises(
+        BadInput, match=r"is a program of torch.export \(.pt2\), not a checkpoint; take its weights out with from "
+    ) as refused:
         state_from_file(path)
     monkeypatch.chdir(tmp_path)
     exec(str(refused.value).split("take its weights out with ")[1], {"torch": torch})
@@ -116,14 +141,17 @@ def test_programs_given_as_weights_are_recognised_and_their_remedy_works(tmp_pat
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-def test_torchscript_given_as_weights_is_recognised_and_its_remedy_works(state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchscript_given_as_weights_is_recognised_and_its_remedy_works(
+    state: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     module = CifarResNet(3, 1, 7).eval()
     module.load_state_dict(state)
     traced = torch.jit.trace(module, torch.zeros(1, 1, 28, 28))  # type: ignore[no-untyped-call]  # torch's own signature lacks types
     torch.jit.save(traced, "script.pt")
     with pytest.raises(
-        BadInput, match="is a TorchScript archive, not a checkpoint; .*runs code of the file: only where you trust its maker"
+        BadInput,
+        match="is a TorchScript archive, not a checkpoint; .*runs code of the file: only where you trust its maker",
     ) as refused:
         state_from_file(Path("script.pt"))
     remedy = re.search(r"torch\.save\(.*\)$", str(refused.value))
@@ -146,7 +174,9 @@ def as_stem_conv(key: str) -> str:
 def as_residual_function(key: str) -> str:
     key = re.sub(r"^layer(\d)", lambda match: f"conv{int(match[1]) + 1}_x", key)
     key = re.sub(r"^(conv|bn)1\.", lambda match: f"conv1.{int(match[1] == 'bn')}.", key)
-    key = re.sub(r"\.(conv|bn)(\d)\.", lambda match: f".residual_function.{3 * int(match[2]) - 3 + (match[1] == 'bn')}.", key)
+    key = re.sub(
+        r"\.(conv|bn)(\d)\.", lambda match: f".residual_function.{3 * int(match[2]) - 3 + (match[1] == 'bn')}.", key
+    )
     return as_kuangliu(key).replace("linear.", "fc.")
 
 
@@ -161,7 +191,9 @@ def test_tutorials_names_are_mapped(tmp_path: Path, name: Callable[[str], str], 
     torch.manual_seed(0)
     source = CifarResNet(3, 3, 5) if model == "resnet20" else torchvision.create(spec, 5, 3)
     own = shaken(source).state_dict()
-    loaded = load({name(key): value for key, value in own.items()}, tmp_path, model, image_size=(32, 32)).module.state_dict()
+    loaded = load(
+        {name(key): value for key, value in own.items()}, tmp_path, model, image_size=(32, 32)
+    ).module.state_dict()
     assert all(torch.equal(value, own[key]) for key, value in loaded.items() if not key.endswith("num_batches_tracked"))
 
 
@@ -226,9 +258,16 @@ def tutorial_with_a_small_stem() -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("make", "model"), [(tutorial_in_a_row, "resnet18"), (tutorial_as_a_class, "resnet18"), (tutorial_with_a_small_stem, "resnet18_cifar")]
+    ("make", "model"),
+    [
+        (tutorial_in_a_row, "resnet18"),
+        (tutorial_as_a_class, "resnet18"),
+        (tutorial_with_a_small_stem, "resnet18_cifar"),
+    ],
 )
-def test_convolutions_with_bias_before_batch_norm_compute_the_same_folded(tmp_path: Path, make: Callable[[], nn.Module], model: str) -> None:
+def test_convolutions_with_bias_before_batch_norm_compute_the_same_folded(
+    tmp_path: Path, make: Callable[[], nn.Module], model: str
+) -> None:
     torch.manual_seed(0)
     own = shaken(make())
     loaded = load(own.state_dict(), tmp_path, model, image_size=(64, 64))
@@ -261,7 +300,10 @@ def test_a_checkpoint_without_a_head_says_what_can_be_exported(state: State, tmp
 
 def near(name: str, **changes: Any) -> State:
     with torch.device("cpu"):
-        return {key: torch.zeros(()).expand(value.shape).clone() for key, value in torchvision.create(find_model(name), 5, 3).state_dict().items()}
+        return {
+            key: torch.zeros(()).expand(value.shape).clone()
+            for key, value in torchvision.create(find_model(name), 5, 3).state_dict().items()
+        }
 
 
 @pytest.mark.parametrize(
@@ -280,8 +322,12 @@ def test_a_near_miss_is_told_by_its_name(tmp_path: Path, given: str, asked: str)
 
 def test_the_other_kind_of_shortcut_is_told_with_its_option(state: State, tmp_path: Path) -> None:
     padded = CifarResNet(3, 1, 7, shortcut="pad").state_dict()
-    assert said(padded, tmp_path).endswith("is a checkpoint of resnet20 --shortcut pad, not of resnet20; export resnet20 --shortcut pad")
-    assert said(state, tmp_path, variant="pad").endswith("is a checkpoint of resnet20, not of resnet20 --shortcut pad; export resnet20")
+    assert said(padded, tmp_path).endswith(
+        "is a checkpoint of resnet20 --shortcut pad, not of resnet20; export resnet20 --shortcut pad"
+    )
+    assert said(state, tmp_path, variant="pad").endswith(
+        "is a checkpoint of resnet20, not of resnet20 --shortcut pad; export resnet20"
+    )
     assert load(padded, tmp_path, variant="pad").facts.variant == "pad"
 
 
@@ -295,8 +341,9 @@ def test_what_fits_nothing_is_compared_with_the_closest(state: State, tmp_path: 
         "fc.0.weight": torch.ones(9, 64),
         "fc.2.weight": torch.ones(7, 9),
     }
-    assert "a head of more than one linear layer (fc.0.weight, fc.2.weight); export the network that it belongs to as package.module:factory" in said(
-        two, tmp_path
+    assert (
+        "a head of more than one linear layer (fc.0.weight, fc.2.weight); export the network that it belongs to as package.module:factory"
+        in said(two, tmp_path)
     )
     assert "does not look like a ResNet checkpoint" in said({"features.0.weight": torch.ones(64, 3, 3, 3)}, tmp_path)
 
@@ -305,7 +352,11 @@ def test_what_fits_nothing_is_compared_with_the_closest(state: State, tmp_path: 
 def test_every_model_is_told_by_its_tensors(name: str) -> None:
     from exporter.models.sources import cifar
 
-    for variant in find_model(name).variants if MODELS.get(name) and MODELS[name].source == "cifar" and "pad" in MODELS[name].variants else (None,):
+    for variant in (
+        find_model(name).variants
+        if MODELS.get(name) and MODELS[name].source == "cifar" and "pad" in MODELS[name].variants
+        else (None,)
+    ):
         spec = find_model(name, variant)
         with torch.device("meta"):
             state = (cifar if spec.source == "cifar" else torchvision).create(spec, 3, 3).state_dict()

@@ -60,11 +60,18 @@ def test_the_listed_counts_are_the_networks(spec: ModelSpec) -> None:
 def test_a_cifar_network_has_as_many_layers_as_its_name_says(depth: int) -> None:
     with torch.device("meta"):
         module = created(find_model(f"resnet{depth}"))
-    inside = [name for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.Linear) and "downsample" not in name]
+    inside = [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Conv2d | nn.Linear) and "downsample" not in name
+    ]
     assert len(inside) == depth
 
 
-@pytest.mark.parametrize(("name", "make"), [("resnet50", resnet50), ("resnext50_32x4d", resnext50_32x4d), ("wide_resnet50_2", wide_resnet50_2)])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [("resnet50", resnet50), ("resnext50_32x4d", resnext50_32x4d), ("wide_resnet50_2", wide_resnet50_2)],
+)
 def test_models_are_torchvisions_own(name: str, make: Any) -> None:
     torch.manual_seed(5)
     ours = created(find_model(name), 9, 3).eval()
@@ -83,7 +90,16 @@ def test_names_of_the_pattern_are_models_of_any_width() -> None:
     assert isinstance(conv, nn.Conv2d)
     assert (conv.groups, conv.out_channels) == (8, 8 * 14)
     assert wide.get_parameter("layer1.0.conv2.weight").shape == (256, 256, 3, 3)
-    for name in ("resnext18_32x4d", "resnext50", "resnext50_0x4d", "wide_resnet34_2", "wide_resnet50", "resnet50_2", "resnet51", "resnext50_32x4"):
+    for name in (
+        "resnext18_32x4d",
+        "resnext50",
+        "resnext50_0x4d",
+        "wide_resnet34_2",
+        "wide_resnet50",
+        "resnet50_2",
+        "resnet51",
+        "resnext50_32x4",
+    ):
         with pytest.raises(UnknownName):
             find_model(name)
 
@@ -100,7 +116,9 @@ def test_the_variant_moves_the_stride_and_nothing_else() -> None:
         new, old = created(find_model("resnet50")), created(find_model("resnet50", "v1"))
     assert strides(new) == [(1, 1, 1), (1, 2, 1), (1, 2, 1), (1, 2, 1)]
     assert strides(old) == [(1, 1, 1), (2, 1, 1), (2, 1, 1), (2, 1, 1)]
-    assert {key: value.shape for key, value in new.state_dict().items()} == {key: value.shape for key, value in old.state_dict().items()}
+    assert {key: value.shape for key, value in new.state_dict().items()} == {
+        key: value.shape for key, value in old.state_dict().items()
+    }
 
 
 def test_the_padded_shortcut_is_the_papers() -> None:
@@ -125,7 +143,11 @@ def test_the_small_stem_keeps_the_pixels(name: str) -> None:
 
 
 PLANS: list[tuple[str, dict[str, Any], str]] = [
-    ("resnet18", {"variant": "v1", "weights": "random"}, "'v1' means nothing for resnet18: its basic blocks are the same in v1 and v1.5"),
+    (
+        "resnet18",
+        {"variant": "v1", "weights": "random"},
+        "'v1' means nothing for resnet18: its basic blocks are the same in v1 and v1.5",
+    ),
     ("resnet50", {"variant": "pad", "weights": "random"}, "resnet50 comes as v1.5 or v1, not as 'pad'"),
     ("resnet56", {"variant": "v1", "weights": "random"}, "resnet56 comes as projection or pad, not as 'v1'"),
     ("a:b", {"variant": "v1", "image_size": (32, 32)}, "'v1' means nothing for a:b: it comes in one form"),
@@ -146,7 +168,10 @@ def test_what_means_nothing_is_refused_when_it_is_planned(model: str, changes: d
     assert says in str(refused.value)
 
 
-@pytest.mark.parametrize(("model", "size"), [("resnet18", (32, 32)), ("resnet50", (32, 32)), ("resnet18_cifar", (8, 8)), ("resnet20", (8, 8))])
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [("resnet18", (32, 32)), ("resnet50", (32, 32)), ("resnet18_cifar", (8, 8)), ("resnet20", (8, 8))],
+)
 def test_the_smallest_size_is_taken(tmp_path: Path, model: str, size: tuple[int, int]) -> None:
     loaded = load_model(ExportPlan(model, tmp_path, weights="random", image_size=size, classes=3).model_request)
     with torch.inference_mode():
@@ -243,7 +268,10 @@ CUSTOM = [
     ("nets:broken", "my_package.nets:broken raised ValueError: no such dataset"),
     ("nets:leaving", "my_package.nets:leaving raised SystemExit: 3"),
     ("nets:lazy", "returns a module with lazy layers that have no shape yet"),
-    ("nets:Deep", "does not take an image of 2x16x16 in its layer 'model.4.0' (nets.py, line 11): Calculated padded input size"),
+    (
+        "nets:Deep",
+        "does not take an image of 2x16x16 in its layer 'model.4.0' (nets.py, line 11): Calculated padded input size",
+    ),
     ("nets:Map", "to answer one image with logits of shape (1, classes), got a tensor of shape (1, 8, 7, 7)"),
 ]
 
@@ -289,14 +317,21 @@ def test_a_checkpoint_is_loaded_under_the_modules_own_names_behind_any_prefix(ne
     torch.save({"state_dict": {f"{prefix}{key}": value for key, value in state.items()}}, path)
     loaded = made("nets:Net", weights=str(path))
     assert loaded.facts.weights.kind == "file"
-    assert all(torch.equal(value, state[key]) for key, value in loaded.module.state_dict().items() if not key.endswith("num_batches_tracked"))
+    assert all(
+        torch.equal(value, state[key])
+        for key, value in loaded.module.state_dict().items()
+        if not key.endswith("num_batches_tracked")
+    )
 
 
 def test_a_checkpoint_of_another_module_says_what_differs(nets: Path) -> None:
     path = nets / "c.pth"
-    torch.save({**made("nets:Net").module.state_dict(), "tail.weight": torch.ones(1), "head.weight": torch.ones(5, 9)}, path)
+    torch.save(
+        {**made("nets:Net").module.state_dict(), "tail.weight": torch.ones(1), "head.weight": torch.ones(5, 9)}, path
+    )
     with pytest.raises(
-        BadInput, match=r"does not fit my_package.nets:Net: 1 unexpected: tail.weight; 1 of another shape: head.weight \(5, 9\) instead"
+        BadInput,
+        match=r"does not fit my_package.nets:Net: 1 unexpected: tail.weight; 1 of another shape: head.weight \(5, 9\) instead",
     ):
         made("nets:Net", weights=str(path))
 
@@ -306,7 +341,8 @@ def test_a_model_that_cannot_be_traced_is_named_and_leaves_nothing(nets: Path, r
     assert ran.code == 1
     line = next(place for place, said in enumerate(NETS.splitlines(), 1) if "x.sum() > -1" in said)
     assert (
-        f"torch.export cannot trace Branching in its layer 'model.4.1' (nets.py, line {line}): what it does depends on a tensor's values" in ran.error
+        f"torch.export cannot trace Branching in its layer 'model.4.1' (nets.py, line {line}): what it does depends on a tensor's values"
+        in ran.error
     )
     assert "def forward" not in ran.err
     assert "import my_package.nets:Branching, which runs its code" in ran.err
@@ -316,7 +352,20 @@ def test_a_model_that_cannot_be_traced_is_named_and_leaves_nothing(nets: Path, r
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_custom_module_is_exported_in_budget(nets: Path, run: Any, precision: str) -> None:
     (nets / "class_indices.json").write_text('{"0": "a", "1": "b", "2": "c", "3": "d", "4": "e"}')
-    options = ["--image-size", "28", "--mean", "0.3", "--std", "0.3", "--labels", "class_indices.json", "--data", "built-in", "--weights", "random"]
+    options = [
+        "--image-size",
+        "28",
+        "--mean",
+        "0.3",
+        "--std",
+        "0.3",
+        "--labels",
+        "class_indices.json",
+        "--data",
+        "built-in",
+        "--weights",
+        "random",
+    ]
     ran = run("my_package.nets:grey", f"--{precision}", *options, "--json", "--quiet")
     assert ran.code == 0, ran.err
     assert ran.json["bundle"] == f"grey-{precision}"
@@ -325,7 +374,10 @@ def test_a_custom_module_is_exported_in_budget(nets: Path, run: Any, precision: 
     assert (nets / f"grey-{precision}" / "labels.txt").read_text() == "a\nb\nc\nd\ne\n"
     assert ran.json["accuracy"] is None
     assert "got 10 others ('T-shirt/top', 'Trouser', 'Pullover', ...); rename them" in ran.json["no_accuracy"]
-    assert "accuracy is not measured: built-in (train): expected classes" in (nets / f"grey-{precision}" / "report.html").read_text()
+    assert (
+        "accuracy is not measured: built-in (train): expected classes"
+        in (nets / f"grey-{precision}" / "report.html").read_text()
+    )
 
 
 def test_a_network_with_a_half_precision_part_may_cost_what_half_precision_does(nets: Path, run: Any) -> None:

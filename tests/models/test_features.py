@@ -59,7 +59,9 @@ def graph(network: CifarResNet) -> onnx.ModelProto:
 
 
 def graph_of(module: nn.Module) -> onnx.ModelProto:
-    return onnx_from_program(program_from_module(module, (1, 28, 28)), opset=20, batch=BATCH, outputs=output_names(module))
+    return onnx_from_program(
+        program_from_module(module, (1, 28, 28)), opset=20, batch=BATCH, outputs=output_names(module)
+    )
 
 
 @pytest.mark.parametrize("precision", precision_names())
@@ -70,7 +72,12 @@ def test_a_bundle_of_features_is_proven_output_by_output_and_runs(bundles: Any, 
     assert [(spec.name, spec.dtype, spec.shape) for spec in manifest.outputs] == [
         (name, "float32", ("batch", *shape)) for name, shape in SHAPES[kind].items()
     ]
-    assert (manifest.model.classes, bundle.labels, manifest.accuracy, manifest.name) == (0, None, None, f"resnet20-{kind}-{precision}")
+    assert (manifest.model.classes, bundle.labels, manifest.accuracy, manifest.name) == (
+        0,
+        None,
+        None,
+        f"resnet20-{kind}-{precision}",
+    )
     assert manifest.parity.ok
     for measured in manifest.parity.backends.values():
         assert list(measured.outputs) == names
@@ -86,7 +93,9 @@ def test_a_bundle_of_features_is_proven_output_by_output_and_runs(bundles: Any, 
     with open_runtime(bundle) as runtime:
         found = runtime.run({"input": inputs[:3]})
         report = golden_report(bundle, "onnxruntime", runtime)
-    assert {name: values.shape for name, values in found.items()} == {name: (3, *shape) for name, shape in SHAPES[kind].items()}
+    assert {name: values.shape for name, values in found.items()} == {
+        name: (3, *shape) for name, shape in SHAPES[kind].items()
+    }
     assert report.ok
     assert list(report.backends["onnxruntime"].outputs) == names
 
@@ -95,7 +104,13 @@ def test_a_bundle_of_features_is_proven_output_by_output_and_runs(bundles: Any, 
 @pytest.mark.parametrize("kind", SHAPES)
 def test_tensorrt_builds_every_output_in_the_precision_asked_for(bundles: Any, kind: str, precision: str) -> None:
     bundle = bundles(kind, precision)
-    job = Job(bundle.file("model.onnx").read_bytes(), precision, bundle.manifest.inputs, BATCH, BuildOptions(targets=("sm86",)))
+    job = Job(
+        bundle.file("model.onnx").read_bytes(),
+        precision,
+        bundle.manifest.inputs,
+        BATCH,
+        BuildOptions(targets=("sm86",)),
+    )
     built, layers = tensorrt_rtx.build(job, lambda step, done=0, total=0: None)
     facts = layer_facts(layers, built.convolutions, precision)
     check_precision(facts, precision)
@@ -106,7 +121,11 @@ def test_tensorrt_builds_every_output_in_the_precision_asked_for(bundles: Any, k
 def test_pytorch_calls_the_outputs_what_the_manifest_does_and_keeps_to_the_golden_ones(bundles: Any, kind: str) -> None:
     bundle = bundles(kind, "fp32")
     with open_runtime(bundle, "pytorch") as runtime:
-        assert [spec.name for spec in runtime.outputs] == [spec.name for spec in bundle.manifest.outputs] == list(SHAPES[kind])
+        assert (
+            [spec.name for spec in runtime.outputs]
+            == [spec.name for spec in bundle.manifest.outputs]
+            == list(SHAPES[kind])
+        )
         assert golden_report(bundle, "pytorch", runtime)
 
 
@@ -119,11 +138,20 @@ def test_the_golden_outputs_are_those_of_the_network_itself(bundles: Any) -> Non
         ours = head(torch.from_numpy(pooled["features"]))
     torch.testing.assert_close(ours, logits, rtol=1e-4, atol=1e-4)
     _, stages = golden_arrays(bundles("stages", "fp32"))
-    np.testing.assert_allclose(stages["layer3"].mean((2, 3)), pooled["features"][: len(stages["layer3"])], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        stages["layer3"].mean((2, 3)), pooled["features"][: len(stages["layer3"])], rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_resnet50_gives_strides_of_4_to_32_with_readable_names_and_a_free_batch() -> None:
-    plan = ExportPlan("resnet50", Path("unused"), weights="random", features="stages", image_size=(352, 352), batch=BatchRange(1, 1, 2))
+    plan = ExportPlan(
+        "resnet50",
+        Path("unused"),
+        weights="random",
+        features="stages",
+        image_size=(352, 352),
+        batch=BatchRange(1, 1, 2),
+    )
     loaded = with_features(load_model(plan.model_request), "stages")
     program = program_from_module(loaded.module, loaded.preprocess.shape)
     graph = onnx_from_program(program, opset=20, batch=plan.batch, outputs=output_names(loaded.module))
@@ -142,7 +170,15 @@ def test_a_resnet50_gives_strides_of_4_to_32_with_readable_names_and_a_free_batc
 
 @pytest.mark.parametrize("size", [64, pytest.param(352, marks=pytest.mark.slow)])
 def test_int8_stages_of_a_resnet50_are_in_budget(size: int, tmp_path: Path) -> None:
-    plan = ExportPlan("resnet50", tmp_path / "x", precision="int8", weights="random", features="stages", image_size=(size, size), batch=BATCH)
+    plan = ExportPlan(
+        "resnet50",
+        tmp_path / "x",
+        precision="int8",
+        weights="random",
+        features="stages",
+        image_size=(size, size),
+        batch=BATCH,
+    )
     measured = export(replace(plan, calibration_images=64, reference=False)).manifest.parity.backends["simulation"]
     assert all(one.sqnr_db > 25 for one in measured.outputs.values())
 
@@ -180,7 +216,9 @@ class Doubled(CifarResNet):
 @pytest.mark.parametrize("kind", SHAPES)
 def test_a_network_that_does_more_than_run_its_parts_is_refused(kind: str) -> None:
     loaded = load_model(ExportPlan("resnet20", Path("unused")).model_request)
-    with pytest.raises(PlanError, match="expects a network that runs its parts conv1, bn1, relu, layer1, layer2, layer3"):
+    with pytest.raises(
+        PlanError, match="expects a network that runs its parts conv1, bn1, relu, layer1, layer2, layer3"
+    ):
         with_features(replace(loaded, module=Doubled(1, 1, 10).eval()), kind)
 
 
@@ -190,27 +228,42 @@ def test_a_network_without_stages_is_refused() -> None:
 
 
 def test_one_stage_that_is_wrong_is_named(network: CifarResNet, graph: onnx.ModelProto, tmp_path: Path) -> None:
-    save_program(program_from_module(Features(network, "stages"), (1, 28, 28)), tmp_path / "reference.pt2", tuple(STAGES))
+    save_program(
+        program_from_module(Features(network, "stages"), (1, 28, 28)), tmp_path / "reference.pt2", tuple(STAGES)
+    )
     bent = onnx.ModelProto()
     bent.CopyFrom(graph)
     for tensor in bent.graph.initializer:
         if tensor.name == "layer2.0.conv2.weight":
-            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
+            tensor.CopyFrom(
+                onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name)
+            )
     onnx.save(bent, tmp_path / "model.onnx")
     with pytest.raises(ParityError, match="layer2: largest relative error") as caught:
-        prove(tmp_path, Images(INPUTS, None), Graphs(graph, None), budget=fp32.BUDGET, batch=BATCH, backends=("onnxruntime",))
+        prove(
+            tmp_path,
+            Images(INPUTS, None),
+            Graphs(graph, None),
+            budget=fp32.BUDGET,
+            batch=BATCH,
+            backends=("onnxruntime",),
+        )
     measured = caught.value.report.backends["onnxruntime"]
     assert [one.ok for one in measured.outputs.values()] == [True, False, False]
     assert not any(said.startswith("layer1") for said in measured.violations)
 
 
-def test_a_simplifier_that_changes_one_output_is_stopped(graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_simplifier_that_changes_one_output_is_stopped(
+    graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def meddling(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
         changed = onnx.ModelProto()
         changed.CopyFrom(model)
         for tensor in changed.graph.initializer:
             if tensor.name.startswith("layer3") and tensor.name.endswith("conv1.weight"):
-                tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name))
+                tensor.CopyFrom(
+                    onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name)
+                )
         return changed, True
 
     monkeypatch.setattr("onnxsim.simplify", meddling)
@@ -228,17 +281,26 @@ def test_a_golden_file_that_lacks_an_output_is_refused(bundles: Any, tmp_path: P
         golden_arrays(Bundle.open(tmp_path / "copy"))
 
 
-def test_what_a_bundle_of_features_is_stands_in_inspect_and_in_the_refusal_to_classify(deploy: Any, bundles: Any, tmp_path: Path) -> None:
+def test_what_a_bundle_of_features_is_stands_in_inspect_and_in_the_refusal_to_classify(
+    deploy: Any, bundles: Any, tmp_path: Path
+) -> None:
     bundle, picture = bundles("stages", "int8"), tmp_path / "grey.png"
     Image.new("L", (28, 28)).save(picture)
     shown = deploy("inspect", bundle.folder)
     assert shown.code == 0
-    for said in ("features layer1, layer2, layer3", "layer2 float32 batchx32x14x14", "relative to the largest reference value of each output"):
+    for said in (
+        "features layer1, layer2, layer3",
+        "layer2 float32 batchx32x14x14",
+        "relative to the largest reference value of each output",
+    ):
         assert said in shown.out, said
     assert "classes" not in shown.out
     ran = deploy("run", bundle.folder, picture)
     assert ran.code == 2
-    assert "got a model that gives features (layer1 batchx16x28x28, layer2 batchx32x14x14, layer3 batchx64x7x7)" in ran.error
+    assert (
+        "got a model that gives features (layer1 batchx16x28x28, layer2 batchx32x14x14, layer3 batchx64x7x7)"
+        in ran.error
+    )
 
 
 def test_classify_takes_no_features(bundles: Any) -> None:
@@ -259,7 +321,10 @@ def test_the_command_writes_a_folder_named_after_what_is_in_it(run: Any) -> None
 
 def test_options_that_features_contradict_are_refused(run: Any) -> None:
     assert "--labels is about the head" in run("resnet20", "--features", "pool", "--labels", "x.txt").error
-    assert "--num-classes is about the head" in run("resnet20", "--features", "stages", "--weights", "random", "--num-classes", "3").error
+    assert (
+        "--num-classes is about the head"
+        in run("resnet20", "--features", "stages", "--weights", "random", "--num-classes", "3").error
+    )
     assert "did you mean stages" in run("resnet20", "--features", "stage").error
     with pytest.raises(UnknownName, match="kind of --features 'all'"):
         ExportPlan("resnet20", Path("unused"), features="all")

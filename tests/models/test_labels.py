@@ -14,7 +14,10 @@ from runtimes.errors import BadInput
 FLOWERS = ("daisy", "rose", "tulip")
 
 
-@pytest.mark.parametrize("value", [{"0": "daisy", "1": "rose", "2": "tulip"}, {"tulip": 2, "daisy": 0, "rose": 1}, ["daisy", "rose", "tulip"]])
+@pytest.mark.parametrize(
+    "value",
+    [{"0": "daisy", "1": "rose", "2": "tulip"}, {"tulip": 2, "daisy": 0, "rose": 1}, ["daisy", "rose", "tulip"]],
+)
 def test_json_of_either_direction_gives_the_names_in_order(tmp_path: Path, value: object) -> None:
     path = tmp_path / "class_indices.json"
     path.write_text(json.dumps(value))
@@ -52,7 +55,9 @@ def test_blanks_around_a_name_and_empty_lines_at_the_end_are_none_of_it(tmp_path
     assert labels_from_path(path) == FLOWERS
 
 
-@pytest.mark.parametrize(("text", "line"), [("daisy\n\ntulip\n", 2), ("\ndaisy\nrose\n", 1), ("daisy\nrose\n \u2028\ntulip", 3)])
+@pytest.mark.parametrize(
+    ("text", "line"), [("daisy\n\ntulip\n", 2), ("\ndaisy\nrose\n", 1), ("daisy\nrose\n \u2028\ntulip", 3)]
+)
 def test_an_empty_line_before_a_name_is_refused_by_its_number(tmp_path: Path, text: str, line: int) -> None:
     path = tmp_path / "labels.txt"
     path.write_text(text)
@@ -76,8 +81,12 @@ FORMS = {
     "assigned.txt": "NAMES = {\n  0: 'daisy',\n  1: 'rose, \"wild\"',\n  2: 'tulip',\n}\n",
     "list.txt": "['daisy', 'rose, \"wild\"', 'tulip']",
     "json.txt": json.dumps({"0": "daisy", "1": 'rose, "wild"', "2": "tulip"}),
-    "imagenet_class_index.json": json.dumps({str(place): [f"n{place:08}", name] for place, name in enumerate(("daisy", 'rose, "wild"', "tulip"))}),
-    "config.json": json.dumps({"depths": [2, 2], "id2label": {"0": "daisy", "1": 'rose, "wild"', "2": "tulip"}, "label2id": {"daisy": 0}}),
+    "imagenet_class_index.json": json.dumps(
+        {str(place): [f"n{place:08}", name] for place, name in enumerate(("daisy", 'rose, "wild"', "tulip"))}
+    ),
+    "config.json": json.dumps(
+        {"depths": [2, 2], "id2label": {"0": "daisy", "1": 'rose, "wild"', "2": "tulip"}, "label2id": {"daisy": 0}}
+    ),
     "old_config.json": json.dumps({"label2id": {"tulip": "2", "daisy": "0", 'rose, "wild"': "1"}}),
     "timm.json": json.dumps({"num_classes": 3, "label_names": ["daisy", 'rose, "wild"', "tulip"]}),
     "class_to_idx.JSON": json.dumps({"class_to_idx": {"tulip": 2, "daisy": 0, 'rose, "wild"': 1}}),
@@ -127,7 +136,9 @@ def test_numbers_that_nothing_sets_off_belong_to_the_names(tmp_path: Path) -> No
     assert labels_from_path(tmp_path / "labels.txt") == ("0 tench", "1 goldfish")
 
 
-@pytest.mark.parametrize(("parts", "right"), [(("Val", "Train"), "Train"), (("test", "valid", "notes"), "valid"), (("testing",), "testing")])
+@pytest.mark.parametrize(
+    ("parts", "right"), [(("Val", "Train"), "Train"), (("test", "valid", "notes"), "valid"), (("testing",), "testing")]
+)
 def test_the_parts_of_a_data_set_are_no_classes(tmp_path: Path, parts: tuple[str, ...], right: str) -> None:
     for name in parts:
         (tmp_path / name).mkdir()

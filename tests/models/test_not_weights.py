@@ -42,9 +42,15 @@ def said(path: Path) -> str:
 
 ONNX = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], []), producer_name="x").SerializeToString()
 FILES = {
-    "lfs.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64, "a Git LFS pointer, .* git lfs pull"),
+    "lfs.pth": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64,
+        "a Git LFS pointer, .* git lfs pull",
+    ),
     "lfs.safetensors": (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-    "page.pth": (b"<!DOCTYPE html><html><head><title>Virus scan warning</title></head></html>", "a web page, .*download it again"),
+    "page.pth": (
+        b"<!DOCTYPE html><html><head><title>Virus scan warning</title></head></html>",
+        "a web page, .*download it again",
+    ),
     "page.safetensors": (b"\n  <html>\n", "a web page"),
     "access.pth": (b"\xef\xbb\xbf<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an XML document"),
     "model.xml": (b"<?xml version='1.0'?>\n<net name='x' version='11'>", "an OpenVINO model"),
@@ -63,7 +69,10 @@ FILES = {
     "notes.pt": (b"epoch 3: loss 0.1\n", "text, not a checkpoint"),
     "empty.pt": (b"", "empty; download it again"),
     "cut.pth": (b"PK\x03\x04" + b"\0" * 100, "incomplete: .*copy or download it again"),
-    "one.index.json": (b'{"weight_map": {"conv1.weight": "model{0}.safetensors"}}', "the index of a checkpoint in one file; give that: model"),
+    "one.index.json": (
+        b'{"weight_map": {"conv1.weight": "model{0}.safetensors"}}',
+        "the index of a checkpoint in one file; give that: model",
+    ),
     "pytorch_model.bin.index.json": (
         json.dumps({"metadata": {}, "weight_map": {"a": "p-1.bin", "b": "p-2.bin", "c": "p-2.bin"}}).encode(),
         r"the index of a checkpoint in 2 files \(p-1.bin, p-2.bin\), which holds no tensors; save them as one",
@@ -121,7 +130,9 @@ def test_a_cut_file_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["foo.bin", "foo.pth", "foo.onnx", "foo", "gone/foo.safetensors"])
 def test_a_path_without_a_file_is_told_whatever_its_ending(tmp_path: Path, name: str) -> None:
-    assert said(tmp_path / name).endswith(f"--weights: there is no file {tmp_path / name}; give default, random or the path of a checkpoint")
+    assert said(tmp_path / name).endswith(
+        f"--weights: there is no file {tmp_path / name}; give default, random or the path of a checkpoint"
+    )
 
 
 def test_a_folder_names_the_file_in_it(tmp_path: Path) -> None:
@@ -141,10 +152,15 @@ def test_labels_that_are_nowhere_are_told(tmp_path: Path) -> None:
 
 def test_a_path_in_place_of_a_model_is_told(tmp_path: Path) -> None:
     path = tmp_path / "resnet50.pth"
-    with pytest.raises(BadInput, match=r"expected MODEL as a name of --list, .* got a path, and there is no file .*resnet50.pth$"):
+    with pytest.raises(
+        BadInput, match=r"expected MODEL as a name of --list, .* got a path, and there is no file .*resnet50.pth$"
+    ):
         find_model(str(path))
     path.touch()
-    with pytest.raises(BadInput, match=r"got the file .*; give the network's name, and a checkpoint of it with --weights .*resnet50.pth$"):
+    with pytest.raises(
+        BadInput,
+        match=r"got the file .*; give the network's name, and a checkpoint of it with --weights .*resnet50.pth$",
+    ):
         find_model(str(path))
     with pytest.raises(BadInput, match=r"got the folder .*; give the network's name"):
         find_model(str(tmp_path))
@@ -161,7 +177,10 @@ def test_a_path_in_place_of_a_model_is_told(tmp_path: Path) -> None:
 def unusual() -> dict[str, tuple[Callable[[], Any], str]]:
     value = STATE["conv1.weight"]
     return {
-        "quantized": (lambda: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "quantized; save the float model's state_dict"),
+        "quantized": (
+            lambda: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8),
+            "quantized; save the float model's state_dict",
+        ),
         "sparse": (value.to_sparse, "laid out as torch.sparse_coo; save value.to_dense()"),
         "complex": (lambda: value.to(torch.complex64), "complex"),
         "meta": (lambda: value.to("meta"), "without values, on the meta device"),
@@ -204,7 +223,10 @@ def test_views_of_one_storage_are_read_as_they_are(tmp_path: Path) -> None:
 def foreign_module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A package that is installed where the checkpoint was written, and imports with a bang here."""
     module = types.ModuleType("foreign_package")
-    exec("class HistoryBuffer:\n    pass\n\nclass AttributeDict(dict):\n    pass\n\nclass Net:\n    pass\n", module.__dict__)
+    exec(
+        "class HistoryBuffer:\n    pass\n\nclass AttributeDict(dict):\n    pass\n\nclass Net:\n    pass\n",
+        module.__dict__,
+    )
     monkeypatch.setitem(sys.modules, "foreign_package", module)
     return module
 
@@ -224,12 +246,16 @@ def beside(module: Any) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("kind", list(beside(types.SimpleNamespace(HistoryBuffer=type("H", (), {}), AttributeDict=dict, Net=int))))
+@pytest.mark.parametrize(
+    "kind", list(beside(types.SimpleNamespace(HistoryBuffer=type("H", (), {}), AttributeDict=dict, Net=int)))
+)
 def test_values_beside_the_tensors_are_passed_over_and_nothing_of_theirs_is_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     with monkeypatch.context() as context:
-        torch.save({"state_dict": STATE, "epoch": 3, "extra": beside(foreign_module(context))[kind]}, tmp_path / "c.pth")
+        torch.save(
+            {"state_dict": STATE, "epoch": 3, "extra": beside(foreign_module(context))[kind]}, tmp_path / "c.pth"
+        )
     state = state_from_file(tmp_path / "c.pth")
     assert state.keys() == STATE.keys()
     assert torch.equal(state["conv1.weight"], STATE["conv1.weight"])
@@ -254,7 +280,9 @@ class Calls:
 
 
 @pytest.mark.parametrize(
-    "function", [eval, exec, getattr, __import__, pickle.loads, print], ids=["eval", "exec", "getattr", "__import__", "loads", "print"]
+    "function",
+    [eval, exec, getattr, __import__, pickle.loads, print],
+    ids=["eval", "exec", "getattr", "__import__", "loads", "print"],
 )
 def test_a_checkpoint_that_asks_for_pythons_functions_is_refused(tmp_path: Path, function: Any) -> None:
     torch.save({"state_dict": STATE, "extra": Calls(function, "x")}, tmp_path / "c.pth")

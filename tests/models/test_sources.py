@@ -71,7 +71,9 @@ def test_a_folder_with_pictures_beside_subfolders_has_no_labels(tmp_path: Path) 
         (("train",), "train"),
     ],
 )
-def test_the_folder_above_the_parts_of_a_data_set_names_the_one_to_give(folders: tuple[str, ...], right: str, tmp_path: Path) -> None:
+def test_the_folder_above_the_parts_of_a_data_set_names_the_one_to_give(
+    folders: tuple[str, ...], right: str, tmp_path: Path
+) -> None:
     for name in folders:
         (tmp_path / name).mkdir(parents=True)
         Image.fromarray(PIXELS[0]).save(tmp_path / name / "a.png")
@@ -88,7 +90,9 @@ def test_a_train_among_other_vehicles_is_a_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pixels", [PIXELS, PIXELS[..., 0]], ids=["colour", "grey"])
 @pytest.mark.parametrize("labels", [LABELS, None], ids=["labelled", "bare"])
-def test_an_archive_gives_its_images_and_perhaps_labels(pixels: NDArray[np.uint8], labels: NDArray[np.int64] | None, tmp_path: Path) -> None:
+def test_an_archive_gives_its_images_and_perhaps_labels(
+    pixels: NDArray[np.uint8], labels: NDArray[np.int64] | None, tmp_path: Path
+) -> None:
     path = tmp_path / "set.npz"
     np.savez(path, **({"images": pixels} if labels is None else {"images": pixels, "labels": labels.astype(np.uint8)}))  # type: ignore[arg-type]  # numpy's stub takes the names for its own options
     source = open_source(str(path))
@@ -107,11 +111,26 @@ BAD_ARCHIVES = {
     "nothing": ({}, "got nothing"),
     "channels first": ({"images": PIXELS.transpose(0, 3, 1, 2)}, "got images uint8 (6, 3, 10, 12)"),
     "one image": ({"images": PIXELS[0, :, :, 0]}, "got images uint8 (10, 12)"),
-    "labels of five": ({"images": PIXELS, "labels": LABELS[:5]}, "expected a label for each of 6 images, got labels of shape (5,)"),
-    "one-hot labels": ({"images": PIXELS, "labels": np.eye(3)[LABELS]}, "expected a label for each of 6 images, got labels of shape (6, 3)"),
-    "words for labels": ({"images": PIXELS, "labels": LABELS.astype(str)}, "expected labels of whole numbers, not negative, got"),
-    "fractions for labels": ({"images": PIXELS, "labels": LABELS + 0.5}, "expected labels of whole numbers, not negative, got"),
-    "negative labels": ({"images": PIXELS, "labels": LABELS - 1}, "expected labels of whole numbers, not negative, got"),
+    "labels of five": (
+        {"images": PIXELS, "labels": LABELS[:5]},
+        "expected a label for each of 6 images, got labels of shape (5,)",
+    ),
+    "one-hot labels": (
+        {"images": PIXELS, "labels": np.eye(3)[LABELS]},
+        "expected a label for each of 6 images, got labels of shape (6, 3)",
+    ),
+    "words for labels": (
+        {"images": PIXELS, "labels": LABELS.astype(str)},
+        "expected labels of whole numbers, not negative, got",
+    ),
+    "fractions for labels": (
+        {"images": PIXELS, "labels": LABELS + 0.5},
+        "expected labels of whole numbers, not negative, got",
+    ),
+    "negative labels": (
+        {"images": PIXELS, "labels": LABELS - 1},
+        "expected labels of whole numbers, not negative, got",
+    ),
     "empty": ({"images": PIXELS[:0]}, "holds no pictures, or empty ones"),
     "no rows": ({"images": PIXELS[:, :0]}, "holds no pictures, or empty ones"),
 }
@@ -157,11 +176,16 @@ def test_a_damaged_archive_is_refused_by_name(damage: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("whole_folder", [False, True], ids=["file", "folder"])
-def test_idx_files_give_images_with_the_labels_beside_them(compressed: bool, whole_folder: bool, tmp_path: Path) -> None:
+def test_idx_files_give_images_with_the_labels_beside_them(
+    compressed: bool, whole_folder: bool, tmp_path: Path
+) -> None:
     suffix = ".gz" if compressed else ""
     pixels = np.ascontiguousarray(PIXELS[..., 0])
     for split, labels in (("train", LABELS), ("t10k", LABELS[::-1])):
-        for name, array in ((f"{split}-images-idx3-ubyte", pixels), (f"{split}-labels-idx1-ubyte", labels.astype(np.uint8))):
+        for name, array in (
+            (f"{split}-images-idx3-ubyte", pixels),
+            (f"{split}-labels-idx1-ubyte", labels.astype(np.uint8)),
+        ):
             data = idx_from_array(array)
             (tmp_path / f"{name}{suffix}").write_bytes(gzip.compress(data) if compressed else data)
     source = open_source(str(tmp_path if whole_folder else tmp_path / f"train-images-idx3-ubyte{suffix}"))
@@ -191,7 +215,9 @@ def test_built_in_is_the_training_split() -> None:
 
 
 def test_what_is_not_there_or_holds_no_pictures_is_refused_with_what_was_looked_for(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"nothing does not exist; give a folder of pictures, an \.npz, an IDX file, or built-in"):
+    with pytest.raises(
+        BadInput, match=r"nothing does not exist; give a folder of pictures, an \.npz, an IDX file, or built-in"
+    ):
         open_source(str(tmp_path / "nothing"))
     with pytest.raises(BadInput, match=r"holds no pictures; expected \.jpg \.jpeg \.png"):
         open_source(str(tmp_path))
@@ -303,17 +329,26 @@ def test_a_linked_folder_is_followed(tmp_path: Path) -> None:
     tree(tmp_path / "kept")
     (tmp_path / "subset").mkdir()
     for name in ("cats", "dogs", "more"):  # two links to one folder are two classes
-        (tmp_path / "subset" / name).symlink_to(tmp_path / "kept" / ("dogs" if name == "dogs" else "cats"), target_is_directory=True)
+        (tmp_path / "subset" / name).symlink_to(
+            tmp_path / "kept" / ("dogs" if name == "dogs" else "cats"), target_is_directory=True
+        )
     source = open_source(str(tmp_path / "subset"))
     assert (source.count, source.classes) == (3, ("cats", "dogs", "more"))
 
 
-@pytest.mark.parametrize("links", [{"cats/itself": "cats"}, {"cats/up": "."}, {"cats/over": "dogs", "dogs/back": "cats"}], ids=["self", "up", "two"])
+@pytest.mark.parametrize(
+    "links",
+    [{"cats/itself": "cats"}, {"cats/up": "."}, {"cats/over": "dogs", "dogs/back": "cats"}],
+    ids=["self", "up", "two"],
+)
 def test_links_that_lead_back_are_refused(links: dict[str, str], tmp_path: Path) -> None:
     tree(tmp_path)
     for place, target in links.items():
         (tmp_path / place).symlink_to(tmp_path / target, target_is_directory=True)
-    with pytest.raises(BadInput, match=r"--data: .*(itself|up|over/back|back/over) leads back to a folder that it lies in; remove that link"):
+    with pytest.raises(
+        BadInput,
+        match=r"--data: .*(itself|up|over/back|back/over) leads back to a folder that it lies in; remove that link",
+    ):
         open_source(str(tmp_path))
 
 
@@ -326,7 +361,10 @@ def test_hidden_files_and_folders_are_no_pictures(tmp_path: Path) -> None:
     assert (source.names, source.classes) == (("cats/one.png", "dogs/one.png"), ("cats", "dogs"))
 
 
-@pytest.mark.parametrize(("data", "said"), [("", "expected something for --data, got nothing"), (" ", "got nothing"), ("PICTURE", "name the folder")])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [("", "expected something for --data, got nothing"), (" ", "got nothing"), ("PICTURE", "name the folder")],
+)
 def test_what_is_no_source_is_told(data: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=said):
         open_source(data.replace("PICTURE", str(tree(tmp_path) / "cats" / "one.png")))
@@ -339,7 +377,9 @@ def test_what_is_no_picture_is_counted_by_suffix_and_classes_without_one_are_nam
     tree(tmp_path)
     for name in ("cats/a.txt", "cats/b.TXT", "dogs/c.svg", "dogs/README", "notes.txt"):
         (tmp_path / name).write_text("no picture")
-    assert open_source(str(tmp_path)).left_out == (f"{tmp_path}: 3 .txt, 1 .svg, 1 without a suffix, which are no pictures",)
+    assert open_source(str(tmp_path)).left_out == (
+        f"{tmp_path}: 3 .txt, 1 .svg, 1 without a suffix, which are no pictures",
+    )
     (tmp_path / "empty").mkdir()
     (tmp_path / "drawings" / "deeper").mkdir(parents=True)
     (tmp_path / "drawings" / "deeper" / "a.svg").write_text("no picture")
@@ -349,7 +389,11 @@ def test_what_is_no_picture_is_counted_by_suffix_and_classes_without_one_are_nam
     assert source.subset(np.array([0])).left_out == source.left_out
     for place in range(9):
         (tmp_path / f"x.{place}").write_text("no picture")
-    assert open_source(str(tmp_path)).left_out[0].endswith("3 .txt, 2 .svg, 1 .0, 1 .1 and 8 others, which are no pictures")
+    assert (
+        open_source(str(tmp_path))
+        .left_out[0]
+        .endswith("3 .txt, 2 .svg, 1 .0, 1 .1 and 8 others, which are no pictures")
+    )
 
 
 def test_where_there_is_no_picture_what_there_is_is_told(tmp_path: Path) -> None:
@@ -384,7 +428,9 @@ def test_arrays_of_any_number_of_channels_are_pictures(kind: str, tmp_path: Path
         np.testing.assert_array_equal(np.stack([np.asarray(one.picture(place)) for place in range(6)]), BANDS[order])
     check_channels(source, many(13))
     for channels in (1, 3, 4):
-        with pytest.raises(BadInput, match=re.escape(str(path)) + ": expected pictures of .*, as the model takes, got 13 channels"):
+        with pytest.raises(
+            BadInput, match=re.escape(str(path)) + ": expected pictures of .*, as the model takes, got 13 channels"
+        ):
             check_channels(source, many(channels))
     with pytest.raises(BadInput, match="expected pictures in grey or colour, got 13 channels"):
         source.image(0)

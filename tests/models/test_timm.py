@@ -59,7 +59,13 @@ SLOW = (
     "timm:pvt_v2_b0",
 )
 SMALLER = {"timm:seresnet18": (96, 96), "timm:resnetv2_18": (96, 96)}
-GATES = {"timm:seresnet18": 16, "timm:seresnet50": 32, "timm:ecaresnet50t": 16, "timm:resnetrs50": 32, "timm:resnest50d": 32}
+GATES = {
+    "timm:seresnet18": 16,
+    "timm:seresnet50": 32,
+    "timm:ecaresnet50t": 16,
+    "timm:resnetrs50": 32,
+    "timm:resnest50d": 32,
+}
 """Convolutions that look at one pooled pixel."""
 
 
@@ -78,18 +84,30 @@ def test_a_model_is_in_budget_and_tensorrt_builds_it(name: str, tmp_path: Path) 
         onnx.checker.check_model(lowered, full_check=True)
         onnx.save(lowered, tmp_path / "model.onnx")
         graphs = Graphs(graph, precision.simulation(lowered))
-        assert prove(tmp_path, images, graphs, budget=precision.BUDGET, batch=BATCH, backends=precision.RUNS_ON).report.ok
-        job = Job((tmp_path / "model.onnx").read_bytes(), name_of_precision, tensor_specs(lowered.graph.input), BATCH, BuildOptions(targets=TARGETS))
+        assert prove(
+            tmp_path, images, graphs, budget=precision.BUDGET, batch=BATCH, backends=precision.RUNS_ON
+        ).report.ok
+        job = Job(
+            (tmp_path / "model.onnx").read_bytes(),
+            name_of_precision,
+            tensor_specs(lowered.graph.input),
+            BATCH,
+            BuildOptions(targets=TARGETS),
+        )
         built, layers = tensorrt_rtx.build(job, lambda step, done=0, total=0: None)
         facts = layer_facts(layers, built.convolutions, name_of_precision, built.left_in_float)
         check_precision(facts, name_of_precision)
-        assert built.left_in_float == (set(left_in_float(tensorrt, graph.graph)) if name_of_precision == "int8" else set())
+        assert built.left_in_float == (
+            set(left_in_float(tensorrt, graph.graph)) if name_of_precision == "int8" else set()
+        )
     check_what_is_left_in_float(lowered, GATES.get(name, 0))
 
 
 def with_pairs(graph: onnx.ModelProto, batches: list[Any]) -> onnx.ModelProto:
     """The graph in INT8, with its thresholds and its bias correction measured on the images."""
-    thresholds = {name: mse(histogram) for name, histogram in collect(graph, int8.observed_tensors(graph), batches).items()}
+    thresholds = {
+        name: mse(histogram) for name, histogram in collect(graph, int8.observed_tensors(graph), batches).items()
+    }
     lowered = int8.lower(graph, thresholds)
     correction = mean_error(graph, int8.simulation(lowered), batches)
     biased = subtract_from_bias(graph, correction.astype(np.float32))
@@ -105,7 +123,9 @@ def check_what_is_left_in_float(lowered: onnx.ModelProto, gates: int) -> None:
     assert convolutions - quantized == gates
     assert len([finding for finding in report.findings if "pooled pixel" in finding.message]) == gates
     said = {finding.node for finding in report.findings}
-    assert {node.name for node in lowered.graph.node if node.op_type == "Conv"} - said == set(place_pairs(lowered).weights)
+    assert {node.name for node in lowered.graph.node if node.op_type == "Conv"} - said == set(
+        place_pairs(lowered).weights
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +133,10 @@ def check_what_is_left_in_float(lowered: onnx.ModelProto, gates: int) -> None:
     [
         ("timm:resnet50d", Preprocess(256, (224, 224), "bicubic", True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
         ("timm:resnetv2_50.a1h_in1k", Preprocess(235, (224, 224), "bicubic", True, (0.5,) * 3, (0.5,) * 3)),
-        ("timm:ecaresnet26t", Preprocess(292, (256, 256), "bicubic", True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
+        (
+            "timm:ecaresnet26t",
+            Preprocess(292, (256, 256), "bicubic", True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ),
         ("timm:hrnet_w18", Preprocess(235, (224, 224), "bilinear", True, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))),
     ],
 )
@@ -143,8 +166,12 @@ def test_a_typo_is_answered_with_the_nearest_names(name: str, message: str, run:
 
 def test_a_checkpoint_brings_its_own_numbers_of_classes_and_channels(tmp_path: Path) -> None:
     network = timm.create_model("resnet10t", num_classes=7, in_chans=1).eval()
-    torch.save({"state_dict": {f"module.{name}": value for name, value in network.state_dict().items()}}, tmp_path / "own.pth")
-    loaded = load_model(ExportPlan("timm:resnet10t", tmp_path / "unused", weights=str(tmp_path / "own.pth")).model_request)
+    torch.save(
+        {"state_dict": {f"module.{name}": value for name, value in network.state_dict().items()}}, tmp_path / "own.pth"
+    )
+    loaded = load_model(
+        ExportPlan("timm:resnet10t", tmp_path / "unused", weights=str(tmp_path / "own.pth")).model_request
+    )
     assert (loaded.facts.classes, loaded.preprocess.shape) == (7, (1, 176, 176))
     example = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(loaded.module(example), network(example))
@@ -152,11 +179,15 @@ def test_a_checkpoint_brings_its_own_numbers_of_classes_and_channels(tmp_path: P
 
 def test_a_checkpoint_of_another_network_is_refused_in_one_line(tmp_path: Path) -> None:
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "other.pth")
-    with pytest.raises(BadInput, match=r"other.pth does not fit timm:resnet14t: .*is it a checkpoint of another architecture\?"):
+    with pytest.raises(
+        BadInput, match=r"other.pth does not fit timm:resnet14t: .*is it a checkpoint of another architecture\?"
+    ):
         load_model(ExportPlan("timm:resnet14t", tmp_path / "unused", weights=str(tmp_path / "other.pth")).model_request)
 
 
-def test_default_weights_are_read_from_the_cache_with_their_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_weights_are_read_from_the_cache_with_their_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = timm.create_model("resnet10t").eval()
     snapshot = tmp_path / "models--timm--resnet10t.c3_in1k" / "snapshots" / "0"
     snapshot.mkdir(parents=True)
@@ -172,7 +203,9 @@ def test_default_weights_are_read_from_the_cache_with_their_labels(tmp_path: Pat
     assert torch.equal(loaded.module(example), network(example))
 
 
-def test_without_a_network_default_weights_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
+def test_without_a_network_default_weights_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Any
+) -> None:
     def nowhere(*arguments: object, **options: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
@@ -192,7 +225,9 @@ def test_random_weights_leave_no_branch_at_zero() -> None:
         torch.manual_seed(0)
         for name in ("timm:resnetv2_18", "timm:resnet10t"):
             network = source.create(find_model(name), 10, 3)
-            weights = [layer.weight for layer in network.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.BatchNorm2d)]
+            weights = [
+                layer.weight for layer in network.modules() if isinstance(layer, torch.nn.Conv2d | torch.nn.BatchNorm2d)
+            ]
             assert all(torch.count_nonzero(weight) for weight in weights)
 
 
@@ -210,7 +245,9 @@ def test_the_command_says_which_convolutions_stay_in_fp16_and_inspect_says_so_bl
     ran = run("timm:seresnet18", "--int8", "--weights", "random", "--image-size", 64, "--output", "out")
     assert ran.code == 0
     said = " ".join(ran.err.split())  # a terminal's width breaks lines
-    assert "left out: 16 of 36 convolutions stay in FP16, layer1.0.se.fc1 the first: its input is one pooled pixel" in said
+    assert (
+        "left out: 16 of 36 convolutions stay in FP16, layer1.0.se.fc1 the first: its input is one pooled pixel" in said
+    )
     assert json.loads(Path("out/manifest.json").read_text(encoding="utf-8"))["versions"]["timm"] == timm.__version__
     shown = run_main(deploy_cli.main, ["inspect", "out/model.onnx"], capsys, monkeypatch)
     assert "20 of 36 convolutions, 0 of 8 residual shortcuts; TensorRT takes this graph" in shown.out

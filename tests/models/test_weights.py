@@ -75,7 +75,9 @@ def gains_db(loaded: LoadedModel) -> list[float]:
     return found[1:]
 
 
-def test_random_filters_look_for_what_they_are_fed_as_much_as_trained_ones_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_filters_look_for_what_they_are_fed_as_much_as_trained_ones_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     random, trained = (sum(gains_db(load(weights, tmp_path))) / 20 for weights in ("random", "default"))
     assert trained == pytest.approx(5.8, abs=0.1)
     assert random == pytest.approx(trained, abs=1)
@@ -136,10 +138,17 @@ def test_the_shipped_weights_come_with_labels_and_preprocessing(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda state: state, lambda state: {"state_dict": state, "epoch": 3}, lambda state: {"model": state, "optimizer": {}}]
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 3},
+        lambda state: {"model": state, "optimizer": {}},
+    ],
 )
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_state_dict_is_found_bare_or_wrapped_with_or_without_prefix(state: dict[str, Tensor], tmp_path: Path, wrap: Any, prefix: str) -> None:
+def test_a_state_dict_is_found_bare_or_wrapped_with_or_without_prefix(
+    state: dict[str, Tensor], tmp_path: Path, wrap: Any, prefix: str
+) -> None:
     path = saved(wrap({f"{prefix}{key}": value for key, value in state.items()}), tmp_path / "c.pth")
     loaded = load(path, tmp_path)
     assert loaded.facts.classes == 7
@@ -174,7 +183,9 @@ def test_labels_must_be_as_many_as_classes(state: dict[str, Tensor], tmp_path: P
         load(path, tmp_path, labels=tmp_path / "none.txt")
 
 
-def test_a_checkpoint_of_another_architecture_is_refused_with_the_keys_that_differ(state: dict[str, Tensor], tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_architecture_is_refused_with_the_keys_that_differ(
+    state: dict[str, Tensor], tmp_path: Path
+) -> None:
     path = saved(state, tmp_path / "c.pt")
     with pytest.raises(BadInput, match=r"is a checkpoint of resnet20, not of resnet18; export resnet20$"):
         load(path, tmp_path, "resnet18")
@@ -228,13 +239,17 @@ def test_what_is_no_checkpoint_is_refused(state: dict[str, Tensor], tmp_path: Pa
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_refused_by_name(state: dict[str, Tensor], tmp_path: Path, value: float) -> None:
+def test_weights_that_are_not_finite_are_refused_by_name(
+    state: dict[str, Tensor], tmp_path: Path, value: float
+) -> None:
     broken = {**state, "layer2.0.bn1.bias": torch.full((32,), value)}
     with pytest.raises(BadInput, match=r"'layer2\.0\.bn1\.bias' holds NaN or infinite values"):
         load(saved(broken, tmp_path / "nan.pt"), tmp_path)
 
 
-def test_default_weights_are_downloaded_with_all_that_the_weights_object_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_weights_are_downloaded_with_all_that_the_weights_object_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torchvision's own download, from a local file in place of its server."""
     from torchvision.models import ResNet18_Weights, resnet18
 
@@ -251,12 +266,16 @@ def test_default_weights_are_downloaded_with_all_that_the_weights_object_says(tm
     assert (loaded.preprocess.resize, loaded.preprocess.crop) == (256, (224, 224))
 
 
-def test_without_a_network_default_weights_fail_within_seconds_and_name_the_ways_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_default_weights_fail_within_seconds_and_name_the_ways_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torchvision.models import ResNet18_Weights
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr(ResNet18_Weights.DEFAULT.value, "url", "https://127.0.0.1:1/resnet18-00000000.pth")
     start = time.monotonic()
-    with pytest.raises(WeightsUnavailable, match=r"cannot fetch https://127.0.0.1:1/.*--weights random.*--weights FILE"):
+    with pytest.raises(
+        WeightsUnavailable, match=r"cannot fetch https://127.0.0.1:1/.*--weights random.*--weights FILE"
+    ):
         load("default", tmp_path, "resnet18")
     assert time.monotonic() - start < 15

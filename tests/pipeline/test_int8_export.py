@@ -49,7 +49,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive of 160 labelled pictures."""
     source = built_in("train").subset(np.arange(160))
     path = tmp_path_factory.mktemp("data") / "pictures.npz"
-    np.savez(path, images=np.stack([np.asarray(source.image(place)) for place in range(160)]), labels=np.asarray(source.labels))
+    np.savez(
+        path,
+        images=np.stack([np.asarray(source.image(place)) for place in range(160)]),
+        labels=np.asarray(source.labels),
+    )
     return path
 
 
@@ -58,7 +62,10 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     """What `resnet-export resnet20 --int8 --data pictures.npz` writes."""
     path = tmp_path_factory.mktemp("bundle") / "resnet20-int8"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["command", "resnet20", "--int8", "--data", str(pictures), "--output", str(path), "--quiet", *BATCH])
+        patch.setattr(
+            "sys.argv",
+            ["command", "resnet20", "--int8", "--data", str(pictures), "--output", str(path), "--quiet", *BATCH],
+        )
         with pytest.raises(SystemExit) as left:
             export_cli.main()
     assert left.value.code == 0
@@ -68,10 +75,21 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
 def test_a_bundle_holds_the_table_and_its_manifest_says_what_was_measured(bundle: Path) -> None:
     opened = Bundle.open(bundle)
     manifest = opened.manifest
-    assert set(manifest.files) == {"model.onnx", "reference.pt2", "golden.npz", "labels.txt", "calibration.json", "report.html"}
+    assert set(manifest.files) == {
+        "model.onnx",
+        "reference.pt2",
+        "golden.npz",
+        "labels.txt",
+        "calibration.json",
+        "report.html",
+    }
     table = table_from_file(opened.file("calibration.json"))
     assert manifest.calibration is not None
-    assert (manifest.calibration.calibrator, manifest.calibration.images, manifest.calibration.fingerprint) == (CALIBRATOR, 160, table.fingerprint)
+    assert (manifest.calibration.calibrator, manifest.calibration.images, manifest.calibration.fingerprint) == (
+        CALIBRATOR,
+        160,
+        table.fingerprint,
+    )
     assert (table.images, table.preprocess) == (160, manifest.preprocess)
     assert {name: table.versions[name] for name in ("numpy", "pillow", "onnxruntime")} == {
         name: manifest.versions[name] for name in ("numpy", "pillow", "onnxruntime")
@@ -80,7 +98,11 @@ def test_a_bundle_holds_the_table_and_its_manifest_says_what_was_measured(bundle
     scales = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     for name, threshold in table.thresholds(CALIBRATOR).items():
         assert scales[f"{name}.scale"] == np.float16(threshold / 127)
-    assert (manifest.precision, manifest.graph.operators["QuantizeLinear"], manifest.graph.operators["Cast"]) == ("int8", 21, 2)
+    assert (manifest.precision, manifest.graph.operators["QuantizeLinear"], manifest.graph.operators["Cast"]) == (
+        "int8",
+        21,
+        2,
+    )
     assert manifest.files["model.onnx"].bytes < 0.35 * 4 * manifest.graph.parameters
     assert manifest.parity.ok
     assert manifest.accuracy is not None
@@ -106,8 +128,13 @@ def test_onnxruntime_rounds_fp16_values_where_the_check_says_so() -> None:
     """Before 1.30 its CPU kernel truncates (onnxruntime pull request 32452), and INT8 graphs lose 18 dB in silence."""
     scale = np.float16(0.0371)
     pair = [helper.make_node("QuantizeLinear", ["x", "scale"], ["q"], output_dtype=onnx.TensorProto.INT8)]
-    values = [helper.make_tensor_value_info(name, kind, [None]) for name, kind in (("x", onnx.TensorProto.FLOAT16), ("q", onnx.TensorProto.INT8))]
-    graph = helper.make_graph(pair, "pair", values[:1], values[1:], [onnx.numpy_helper.from_array(np.array(scale), "scale")])
+    values = [
+        helper.make_tensor_value_info(name, kind, [None])
+        for name, kind in (("x", onnx.TensorProto.FLOAT16), ("q", onnx.TensorProto.INT8))
+    ]
+    graph = helper.make_graph(
+        pair, "pair", values[:1], values[1:], [onnx.numpy_helper.from_array(np.array(scale), "scale")]
+    )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     x = np.linspace(-4, 4, 1001).astype(np.float16)
     with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
@@ -145,8 +172,21 @@ def test_the_simulation_quantizes_in_fp32_which_every_onnxruntime_does_rightly(b
         assert {types[name] for name in node.input} == {onnx.TensorProto.FLOAT, onnx.TensorProto.INT8}, node.name
 
 
-def test_a_table_reused_gives_the_same_bundle_to_the_last_byte(run: Any, bundle: Path, pictures: Path, tmp_path: Path) -> None:
-    options = ["resnet20", "--int8", "--data", pictures, "--calibration", bundle / "calibration.json", "--quiet", "--output", "out", *BATCH]
+def test_a_table_reused_gives_the_same_bundle_to_the_last_byte(
+    run: Any, bundle: Path, pictures: Path, tmp_path: Path
+) -> None:
+    options = [
+        "resnet20",
+        "--int8",
+        "--data",
+        pictures,
+        "--calibration",
+        bundle / "calibration.json",
+        "--quiet",
+        "--output",
+        "out",
+        *BATCH,
+    ]
     assert run(*options).code == 0
     again = tmp_path / "out"
     for name in ("model.onnx", "calibration.json", "golden.npz", "manifest.json"):
@@ -156,16 +196,22 @@ def test_a_table_reused_gives_the_same_bundle_to_the_last_byte(run: Any, bundle:
 @pytest.fixture(scope="module")
 def shipped(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> tuple[LoadedModel, onnx.ModelProto, ExportPlan]:
     """The shipped model, its simplified graph, and a plan that reuses the bundle's table."""
-    plan = ExportPlan("resnet20", tmp_path_factory.mktemp("unused") / "x", precision="int8", calibration=bundle / "calibration.json")
+    plan = ExportPlan(
+        "resnet20", tmp_path_factory.mktemp("unused") / "x", precision="int8", calibration=bundle / "calibration.json"
+    )
     loaded = load_model(plan.model_request)
     traced = onnx_from_program(
-        program_from_module(loaded.module, loaded.preprocess.shape), opset=plan.opset, batch=Bundle.open(bundle).manifest.batch
+        program_from_module(loaded.module, loaded.preprocess.shape),
+        opset=plan.opset,
+        batch=Bundle.open(bundle).manifest.batch,
     )
     return loaded, simplify(traced, np.zeros((1, 1, 28, 28), np.float32)), plan
 
 
 def reuse(loaded: LoadedModel, graph: onnx.ModelProto, plan: ExportPlan) -> object:
-    return measure_ranges(graph, int8.observed_tensors(graph), calibration_set(loaded, plan), plan.lowering_request, Steps()).table
+    return measure_ranges(
+        graph, int8.observed_tensors(graph), calibration_set(loaded, plan), plan.lowering_request, Steps()
+    ).table
 
 
 def changed_table(bundle: Path, folder: Path, **changes: Any) -> Path:
@@ -177,7 +223,9 @@ def changed_table(bundle: Path, folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_table_of_this_model_is_taken_with_and_without_its_images(shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], pictures: Path) -> None:
+def test_a_table_of_this_model_is_taken_with_and_without_its_images(
+    shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], pictures: Path
+) -> None:
     loaded, graph, plan = shipped
     table = table_from_file(plan.calibration) if plan.calibration else None
     assert reuse(loaded, graph, plan) == reuse(loaded, graph, replace(plan, data=str(pictures))) == table
@@ -190,7 +238,9 @@ def test_a_table_of_another_model_data_set_version_or_preprocessing_is_refused_w
     other = onnx.ModelProto.FromString(graph.SerializeToString())
     other.graph.initializer[0].raw_data = bytes(len(other.graph.initializer[0].raw_data))
     digest = hashlib.sha256(other.SerializeToString(deterministic=True)).hexdigest()
-    with pytest.raises(CalibrationError, match=rf"model_sha256 is [0-9a-f]{{64}}, expected {digest}; leave --calibration out"):
+    with pytest.raises(
+        CalibrationError, match=rf"model_sha256 is [0-9a-f]{{64}}, expected {digest}; leave --calibration out"
+    ):
         reuse(loaded, other, plan)
     with pytest.raises(CalibrationError, match="measured on other images than built-in: fingerprint"):
         reuse(loaded, graph, replace(plan, data="built-in"))
@@ -200,7 +250,9 @@ def test_a_table_of_another_model_data_set_version_or_preprocessing_is_refused_w
     with pytest.raises(CalibrationError, match=r"preprocess is .*, expected .*mean=\(0\.25,\)"):
         reuse(brighter, graph, plan)
     older = changed_table(bundle, tmp_path, versions={"onnxruntime": "1.0.0"})
-    with pytest.raises(CalibrationError, match=r"edited\.json was not measured on this: version of onnxruntime is 1\.0\.0, expected"):
+    with pytest.raises(
+        CalibrationError, match=r"edited\.json was not measured on this: version of onnxruntime is 1\.0\.0, expected"
+    ):
         reuse(loaded, graph, replace(plan, calibration=older))
     tensors = json.loads((bundle / "calibration.json").read_text())["tensors"]
     tensors["renamed"] = tensors.pop("relu.out")
@@ -223,7 +275,11 @@ REFUSED = [
     (["--int8", "--data", "text"], 2, "--data: text holds no pictures; expected .jpg"),
     (["--int8", "--data", "text/notes.txt"], 2, "expected an IDX file of unsigned bytes"),
     (["--int8", "--data", "torn"], 2, "none of the 1 pictures of torn can be read"),
-    (["--int8", "--data", "few", "--calibration-images", "5"], 2, "--calibration-images asks for 5, but few has 4; ask for fewer"),
+    (
+        ["--int8", "--data", "few", "--calibration-images", "5"],
+        2,
+        "--calibration-images asks for 5, but few has 4; ask for fewer",
+    ),
     (["--int8", "--calibration-images", "0"], 2, "expected --calibration-images of at least 1, got 0"),
     (["--int8", "--calibration-images", "-1"], 2, "expected --calibration-images of at least 1, got -1"),
     (["--int8", "--calibrator", "entrop"], 2, "unknown calibrator 'entrop'; did you mean entropy?"),
@@ -237,7 +293,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("arguments", "code", "says"), REFUSED, ids=[" ".join(case[0]) for case in REFUSED])
-def test_what_is_asked_for_wrongly_is_one_line_and_leaves_nothing(run: Any, tmp_path: Path, arguments: list[str], code: int, says: str) -> None:
+def test_what_is_asked_for_wrongly_is_one_line_and_leaves_nothing(
+    run: Any, tmp_path: Path, arguments: list[str], code: int, says: str
+) -> None:
     for folder in ("empty", "text", "torn", "few"):
         (tmp_path / folder).mkdir()
     (tmp_path / "text" / "notes.txt").write_text("no picture")
@@ -258,7 +316,9 @@ def test_more_calibration_images_than_built_in_ones_are_refused(run: Any, tmp_pa
 
 
 def random_state() -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = load_model(ExportPlan("resnet20", Path("unused"), weights="random").model_request).module.state_dict()
+    state: dict[str, torch.Tensor] = load_model(
+        ExportPlan("resnet20", Path("unused"), weights="random").model_request
+    ).module.state_dict()
     return state
 
 
@@ -270,7 +330,9 @@ def test_a_checkpoint_of_ones_own_needs_ones_own_images(run: Any, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["c.pth"]
 
 
-def test_activations_that_overflow_are_refused_with_the_tensor_that_holds_them(run: Any, pictures: Path, tmp_path: Path) -> None:
+def test_activations_that_overflow_are_refused_with_the_tensor_that_holds_them(
+    run: Any, pictures: Path, tmp_path: Path
+) -> None:
     state = random_state()
     for name in ("bn1.weight", "layer1.0.bn1.weight"):
         state[name] = torch.full_like(state[name], 1e25)
@@ -295,7 +357,18 @@ def saved(folder: Path, count: int, broken: tuple[int, ...] = ()) -> Path:
 def test_one_broken_picture_among_600_is_named_and_the_export_goes_on(run: Any, tmp_path: Path) -> None:
     """The first of them is among those that the bias is corrected on, and one of its 64 would be more than one in a hundred."""
     saved(tmp_path / "pictures", 600, broken=(0, 3))
-    ran = run("resnet20", "--int8", "--data", "pictures", "--calibration-images", "600", "--calibrator", "minmax", "--json", *BATCH)
+    ran = run(
+        "resnet20",
+        "--int8",
+        "--data",
+        "pictures",
+        "--calibration-images",
+        "600",
+        "--calibrator",
+        "minmax",
+        "--json",
+        *BATCH,
+    )
     assert ran.code == 0, ran.err
     assert "left out: cannot read the picture pictures/003.jpg" in "".join(ran.err.splitlines()).replace("\n", "")
     assert ran.err.replace("\n", "").count("pictures/000.jpg: ") == 1
@@ -307,7 +380,10 @@ def test_a_hundred_broken_pictures_among_600_are_an_error(run: Any, tmp_path: Pa
     saved(tmp_path / "pictures", 600, broken=tuple(range(100, 200)))
     ran = run("resnet20", "--int8", "--data", "pictures", "--quiet", *BATCH)
     assert ran.code == 1
-    assert f"of the {CALIBRATION_IMAGES} pictures cannot be read, more than 1 %: cannot read the picture pictures/1" in ran.error
+    assert (
+        f"of the {CALIBRATION_IMAGES} pictures cannot be read, more than 1 %: cannot read the picture pictures/1"
+        in ran.error
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
 
 
@@ -322,7 +398,12 @@ def unfit(kind: str) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "says"), [("few", "at least 64 calibration images, got 20"), ("noise", "look like random noise"), ("one", "one picture repeated")]
+    ("kind", "says"),
+    [
+        ("few", "at least 64 calibration images, got 20"),
+        ("noise", "look like random noise"),
+        ("one", "one picture repeated"),
+    ],
 )
 def test_images_that_no_range_can_be_measured_from_are_refused(
     shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], tmp_path: Path, kind: str, says: str
@@ -352,7 +433,9 @@ def test_every_calibrator_is_within_budget_on_the_shipped_model(
     assert compare(golden["logits"][:16], logits, int8.BUDGET).violations == ()
 
 
-def test_an_interruption_while_calibrating_leaves_nothing(run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_while_calibrating_leaves_nothing(
+    run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Any] = []
 
     def interrupted(model: onnx.ModelProto, tensors: Any, batches: Any) -> Any:
@@ -366,7 +449,9 @@ def test_an_interruption_while_calibrating_leaves_nothing(run: Any, pictures: Pa
         return collect(model, tensors, until())
 
     monkeypatch.setattr("exporter.lowering.ranges.collect", interrupted)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background with SIGINT ignored
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell starts what it puts in the background with SIGINT ignored
     try:
         ran = run("resnet20", "--int8", "--data", pictures, "--quiet")
     finally:
@@ -377,7 +462,9 @@ def test_an_interruption_while_calibrating_leaves_nothing(run: Any, pictures: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_out_of_budget_ends_with_4_the_worst_block_and_what_to_try(run: Any, pictures: Path, bundle: Path, tmp_path: Path) -> None:
+def test_out_of_budget_ends_with_4_the_worst_block_and_what_to_try(
+    run: Any, pictures: Path, bundle: Path, tmp_path: Path
+) -> None:
     """One block's ranges are a hundredth of what they should be."""
     table = json.loads((bundle / "calibration.json").read_text())
     for name in table["tensors"]:
@@ -387,7 +474,10 @@ def test_out_of_budget_ends_with_4_the_worst_block_and_what_to_try(run: Any, pic
     ran = run("resnet20", "--int8", "--data", pictures, "--calibration", "table.json", "--quiet", *BATCH)
     assert ran.code == 4
     assert "OUT OF BUDGET" in ran.err
-    assert re.search(r"; layer2\.1 adds the most noise, an SQNR of \d\.\d dB by itself; try another --calibrator, more --data like .*, or", ran.error)
+    assert re.search(
+        r"; layer2\.1 adds the most noise, an SQNR of \d\.\d dB by itself; try another --calibrator, more --data like .*, or",
+        ran.error,
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
 
 
@@ -415,7 +505,9 @@ def test_the_block_whose_ranges_are_wrong_is_the_one_that_is_named(
     assert re.match(rf"; {block} adds the most noise, an SQNR of \d+\.\d dB by itself; try another --calibrator", said)
 
 
-def test_what_to_try_depends_on_the_precision(shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], bundle: Path) -> None:
+def test_what_to_try_depends_on_the_precision(
+    shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], bundle: Path
+) -> None:
     _, graph, _ = shipped
     inputs = np.load(bundle / "golden.npz")["inputs"][:8]
     assert noisiest_block_text(Graphs(graph, fp16.simulation(fp16.lower(graph, {}))), inputs).endswith("; try --fp32")
@@ -428,7 +520,9 @@ def test_colour_pictures_and_others_than_the_models_size_are_calibrated_on(
     loaded, graph, plan = shipped
     sizes = [(20, 20), (28, 28), (60, 31), (5, 90)]
     for place in range(64):
-        image = built_in("train").image(place).resize(sizes[place % 4]).convert(["L", "RGB", "RGBA", "P"][place // 4 % 4])
+        image = (
+            built_in("train").image(place).resize(sizes[place % 4]).convert(["L", "RGB", "RGBA", "P"][place // 4 % 4])
+        )
         assert isinstance(image, Image.Image)
         image.save(tmp_path / f"{place}.png")
     table = reuse(loaded, graph, replace(plan, calibration=None, data=str(tmp_path)))

@@ -30,7 +30,18 @@ def _export(output: str, seed: int) -> None:
     from exporter.cli.export import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.argv = ["resnet-export", "resnet20", "--weights", "random", "--seed", str(seed), "--output", output, "--force", "--quiet"]
+    sys.argv = [
+        "resnet-export",
+        "resnet20",
+        "--weights",
+        "random",
+        "--seed",
+        str(seed),
+        "--output",
+        output,
+        "--force",
+        "--quiet",
+    ]
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     main()

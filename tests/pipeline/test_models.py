@@ -33,11 +33,27 @@ from exporter.pipeline.plan import DEFAULT_BATCH
 from exporter.pipeline.prove import prove
 from runtimes import BatchRange
 
-SLOW = ("resnet44", "resnet56", "resnet110", "resnet1202", "resnet34_cifar", "resnet50_cifar", "resnext101_32x8d", "resnext101_64x4d")
+SLOW = (
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "resnet1202",
+    "resnet34_cifar",
+    "resnet50_cifar",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+)
 QUICK = ("resnet20 pad", "resnet50 v1")
 """Of forms that are not their model's first. These and torchvision's other models are built on every run; the slow ones take minutes more."""
-FORMS = [f"{name} {variant}" if place else name for name, spec in MODELS.items() for place, variant in enumerate(spec.variants)]
-PARAMETERS = [pytest.param(form, marks=() if form in QUICK or (form in MODELS and form not in SLOW) else pytest.mark.slow) for form in FORMS]
+FORMS = [
+    f"{name} {variant}" if place else name
+    for name, spec in MODELS.items()
+    for place, variant in enumerate(spec.variants)
+]
+PARAMETERS = [
+    pytest.param(form, marks=() if form in QUICK or (form in MODELS and form not in SLOW) else pytest.mark.slow)
+    for form in FORMS
+]
 BATCH = BatchRange(1, 2, 4)
 TARGETS = ("sm86", "sm120")
 CONVOLUTIONS = ("correlation", "runtime_fusion")
@@ -56,13 +72,19 @@ class Traced:
 
     def in_opset(self, opset: int) -> onnx.ModelProto:
         """The graph as it would be traced for a precision that needs another opset; node by node the same, without tracing it again."""
-        return self.graph if self.graph.opset_import[0].version == opset else version_converter.convert_version(self.graph, opset)
+        return (
+            self.graph
+            if self.graph.opset_import[0].version == opset
+            else version_converter.convert_version(self.graph, opset)
+        )
 
 
 def planned(form: str, folder: Path, precision: str = "fp32", batch: BatchRange = BATCH) -> ExportPlan:
     """The plan for a model and perhaps its variant, with random weights."""
     name, _, variant = form.partition(" ")
-    return ExportPlan(name, folder / "bundle", precision=precision, weights="random", batch=batch, variant=variant or None)
+    return ExportPlan(
+        name, folder / "bundle", precision=precision, weights="random", batch=batch, variant=variant or None
+    )
 
 
 @pytest.fixture(scope="module", params=PARAMETERS)
@@ -75,14 +97,18 @@ def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     graph = simplify(onnx_from_program(program, opset=plan.opset, batch=plan.batch), images.inputs[:2])
     save_program(program, folder / "reference.pt2")
     batches = np.split(inputs_from_source(built_in("train"), loaded.preprocess, 8), 2)
-    thresholds = {name: mse(histogram) for name, histogram in collect(graph, int8.observed_tensors(graph), batches).items()}
+    thresholds = {
+        name: mse(histogram) for name, histogram in collect(graph, int8.observed_tensors(graph), batches).items()
+    }
     yield Traced(plan.spec, graph, images, batches, thresholds, folder)
     for path in folder.iterdir():
         path.unlink()  # all of them together are gigabytes
 
 
 @pytest.mark.parametrize("name", precision_names())
-def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_asked_for(traced: Traced, name: str) -> None:
+def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_asked_for(
+    traced: Traced, name: str
+) -> None:
     precision: Any = load_precision(name)
     opset = planned(traced.spec.name, traced.folder, name).opset
     graph = traced.in_opset(opset)
@@ -105,7 +131,11 @@ def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_as
     assert proof.report.ok
     assert lowered.opset_import[0].version == opset
     job = Job(
-        (traced.folder / "model.onnx").read_bytes(), name, tensor_specs(lowered.graph.input), BatchRange(1, 8, 32), BuildOptions(targets=TARGETS)
+        (traced.folder / "model.onnx").read_bytes(),
+        name,
+        tensor_specs(lowered.graph.input),
+        BatchRange(1, 8, 32),
+        BuildOptions(targets=TARGETS),
     )
     built, layers = tensorrt_rtx.build(job, lambda step, done=0, total=0: None)
     facts = layer_facts(layers, built.convolutions, name)

@@ -120,7 +120,9 @@ def test_tensorrt_takes_pixels_and_builds_in_the_precision_asked_for(bundles: An
     assert facts.convolutions == {precision: 21}
 
 
-def test_the_first_convolution_gives_what_it_gives_for_normalised_input_at_the_borders_too(graph: onnx.ModelProto) -> None:
+def test_the_first_convolution_gives_what_it_gives_for_normalised_input_at_the_borders_too(
+    graph: onnx.ModelProto,
+) -> None:
     inside = with_uint8_input(graph, COLOUR)
     expected = ran(graph, COLOUR.normalise(PIXELS), "conv1.out")
     found = ran(inside, PIXELS, "conv1.out")
@@ -129,7 +131,9 @@ def test_the_first_convolution_gives_what_it_gives_for_normalised_input_at_the_b
     folded = onnx.ModelProto()
     folded.CopyFrom(inside)
     tensors = {tensor.name: tensor for tensor in folded.graph.initializer}
-    weight, bias, mean = (numpy_helper.to_array(tensors[name]) for name in ("conv1.weight", "conv1.bias", "pixels.mean"))
+    weight, bias, mean = (
+        numpy_helper.to_array(tensors[name]) for name in ("conv1.weight", "conv1.bias", "pixels.mean")
+    )
     tensors["conv1.bias"].CopyFrom(numpy_helper.from_array(bias - (weight * mean).sum((1, 2, 3)), "conv1.bias"))
     tensors["pixels.mean"].CopyFrom(numpy_helper.from_array(np.zeros_like(mean), "pixels.mean"))
     wrong = np.abs(ran(folded, PIXELS, "conv1.out") - expected) / np.abs(expected).max()
@@ -152,7 +156,12 @@ def test_where_it_cannot_be_folded_the_division_stays_a_node() -> None:
     torch.manual_seed(0)
     graph = float_graph(Grouped())
     inside = with_uint8_input(graph, COLOUR)
-    assert [node.name for node in inside.graph.node][:4] == ["pixels.cast", "pixels.transpose", "pixels.centre", "pixels.normalise"]
+    assert [node.name for node in inside.graph.node][:4] == [
+        "pixels.cast",
+        "pixels.transpose",
+        "pixels.centre",
+        "pixels.normalise",
+    ]
     logits = ran(graph, COLOUR.normalise(PIXELS), "logits")
     np.testing.assert_allclose(ran(inside, PIXELS, "logits"), logits, rtol=0, atol=1e-5 * np.abs(logits).max())
 
@@ -162,7 +171,9 @@ def test_a_wrong_mean_is_caught_by_the_proof(network: CifarResNet, graph: onnx.M
     images = Images(COLOUR.normalise(PIXELS), None, PIXELS)
     inside = with_uint8_input(graph, COLOUR)
     onnx.save(inside, tmp_path / "model.onnx")
-    assert prove(tmp_path, images, Graphs(inside, None), budget=fp32.BUDGET, batch=BATCH, backends=("onnxruntime",)).report.ok
+    assert prove(
+        tmp_path, images, Graphs(inside, None), budget=fp32.BUDGET, batch=BATCH, backends=("onnxruntime",)
+    ).report.ok
     other = Preprocess(28, (28, 24), "bilinear", True, (0.485, 0.456, 0.407), (0.229, 0.224, 0.225))
     onnx.save(with_uint8_input(graph, other), tmp_path / "model.onnx")
     with pytest.raises(ParityError, match="largest relative error"):
@@ -213,4 +224,7 @@ def test_the_command_takes_it_together_with_features(run: Any) -> None:
     made = run("resnet20", "--uint8-input", "--features", "stages", "--fp16", "--batch", "1:2:4")
     assert made.code == 0
     manifest = Bundle.open(Path("resnet20-stages-uint8-fp16")).manifest
-    assert (manifest.inputs[0].dtype, [spec.name for spec in manifest.outputs]) == ("uint8", ["layer1", "layer2", "layer3"])
+    assert (manifest.inputs[0].dtype, [spec.name for spec in manifest.outputs]) == (
+        "uint8",
+        ["layer1", "layer2", "layer3"],
+    )

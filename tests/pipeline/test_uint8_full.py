@@ -63,19 +63,33 @@ SIZES = {
     "a strip": (3, 200),
     "large": (1080, 1920),
 }
-RESIZES = {"the shorter side": 32, "the crop's side": 24, "height and width": (30, 41), "smaller than the crop": (15, 50), "none": None}
+RESIZES = {
+    "the shorter side": 32,
+    "the crop's side": 24,
+    "height and width": (30, 41),
+    "smaller than the crop": (15, 50),
+    "none": None,
+}
 
 
-def preprocess(resize: int | tuple[int, int] | None = 32, interpolation: str = "bilinear", channels: int = 3, **changes: Any) -> Preprocess:
-    made = Preprocess(resize, (28, 24), interpolation, True, (0.485, 0.456, 0.406)[:channels], (0.229, 0.224, 0.225)[:channels])
+def preprocess(
+    resize: int | tuple[int, int] | None = 32, interpolation: str = "bilinear", channels: int = 3, **changes: Any
+) -> Preprocess:
+    made = Preprocess(
+        resize, (28, 24), interpolation, True, (0.485, 0.456, 0.406)[:channels], (0.229, 0.224, 0.225)[:channels]
+    )
     return replace(made, **changes)
 
 
 def noise(height: int, width: int, channels: int = 3) -> Image.Image:
     """Each value is 0, 255 or any other: sums are as far from the middle as they can be."""
     chance = np.random.default_rng([height, width])
-    levels = np.where(chance.random((height, width, channels)) < 0.5, chance.choice([0, 255], (height, width, channels)), 0)
-    values = np.where(chance.random((height, width, channels)) < 0.5, levels, chance.integers(0, 256, (height, width, channels)))
+    levels = np.where(
+        chance.random((height, width, channels)) < 0.5, chance.choice([0, 255], (height, width, channels)), 0
+    )
+    values = np.where(
+        chance.random((height, width, channels)) < 0.5, levels, chance.integers(0, 256, (height, width, channels))
+    )
     return Image.fromarray(values.astype(np.uint8) if channels > 1 else values[..., 0].astype(np.uint8))
 
 
@@ -97,7 +111,9 @@ def bundles(shipped_bundle: Any) -> Callable[[str], Bundle]:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("resize", RESIZES.values(), ids=RESIZES)
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_the_graph_resizes_crops_and_pads_to_the_bit_as_pillow_does(interpolation: str, resize: Any, channels: int) -> None:
+def test_the_graph_resizes_crops_and_pads_to_the_bit_as_pillow_does(
+    interpolation: str, resize: Any, channels: int
+) -> None:
     steps = preprocess(resize, interpolation, channels)
     with OnnxRuntime.from_bytes(resizing_graph(steps, 20).SerializeToString()) as runtime:
         for size in SIZES.values():
@@ -127,7 +143,9 @@ def test_beyond_8192_pixels_the_cubic_is_no_more_than_two_levels_off(size: tuple
 def test_pillows_columns_come_first_whatever_its_version(size: tuple[int, int]) -> None:
     """Pillow 13 starts with the rows where a picture loses more than twice as many of them as of columns."""
     picture, steps = noise(*size), preprocess((30, 41), crop=(30, 41))
-    by_hand = picture.resize((41, picture.height), Image.Resampling.BILINEAR).resize((41, 30), Image.Resampling.BILINEAR)
+    by_hand = picture.resize((41, picture.height), Image.Resampling.BILINEAR).resize(
+        (41, 30), Image.Resampling.BILINEAR
+    )
     np.testing.assert_array_equal(steps.pixels(picture), np.asarray(by_hand))
 
 
@@ -141,13 +159,18 @@ def test_pillows_columns_come_first_whatever_its_version(size: tuple[int, int]) 
     ids=str,
 )
 def test_a_resize_that_the_graph_does_not_have_is_refused_with_what_to_do(steps: Preprocess, found: str) -> None:
-    with pytest.raises(PlanError, match=f"resizes bilinear or bicubic with antialias, and the model wants {found}; take --uint8-input without full"):
+    with pytest.raises(
+        PlanError,
+        match=f"resizes bilinear or bicubic with antialias, and the model wants {found}; take --uint8-input without full",
+    ):
         check_resizable(steps)
     check_resizable(replace(steps, resize=None))  # then it matters to nobody
 
 
 def test_a_model_of_four_channels_takes_no_pictures() -> None:
-    with pytest.raises(PlanError, match="takes pictures, of 1 or 3 channels, and the model has 4; take --uint8-input without full"):
+    with pytest.raises(
+        PlanError, match="takes pictures, of 1 or 3 channels, and the model has 4; take --uint8-input without full"
+    ):
         check_resizable(preprocess(mean=(0.0,) * 4, std=(1.0,) * 4))
 
 
@@ -155,14 +178,19 @@ def test_a_model_of_four_channels_takes_no_pictures() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [{"resize": 33}, {"resize": (32, 32)}, {"crop": (28, 23)}, {"interpolation": "bicubic"}, {"resize": None}], ids=lambda other: str(other)
+    "other",
+    [{"resize": 33}, {"resize": (32, 32)}, {"crop": (28, 23)}, {"interpolation": "bicubic"}, {"resize": None}],
+    ids=lambda other: str(other),
 )
 def test_a_graph_that_resizes_otherwise_is_caught(other: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     steps = preprocess()
     check_resizing(steps, 20, [noise(40, 50)])
     graph = resizing_graph(replace(steps, **{**other, "crop": steps.crop}) if "crop" not in other else shifted(), 20)
     monkeypatch.setattr(pictures, "resizing_graph", lambda steps, opset: graph)
-    with pytest.raises(ExportError, match=r"expected the graph to resize a picture of \d+x\d+ to the pixels of Pillow .* that differ, by up to"):
+    with pytest.raises(
+        ExportError,
+        match=r"expected the graph to resize a picture of \d+x\d+ to the pixels of Pillow .* that differ, by up to",
+    ):
         check_resizing(steps, 20, [noise(40, 50)])
 
 
@@ -204,7 +232,10 @@ def test_a_bundle_takes_pictures_of_any_size_and_is_proven_against_pillow_outsid
     assert manifest.accuracy is not None
     assert manifest.accuracy.reference_top1 > 0.94  # built-in pictures are proven with as they are
     inputs, golden = golden_arrays(bundle)
-    assert (inputs.dtype.name, inputs.shape[1:]) == ("uint8", (*fitting_size(manifest.preprocess), 1))  # and travel enlarged
+    assert (inputs.dtype.name, inputs.shape[1:]) == (
+        "uint8",
+        (*fitting_size(manifest.preprocess), 1),
+    )  # and travel enlarged
     with open_runtime(bundle, "pytorch") as runtime:
         reference = runtime.run({"input": manifest.preprocess.inputs_from_pixels(inputs, any_size=True)})["logits"]
         assert golden_report(bundle, "pytorch", runtime).ok
@@ -217,20 +248,37 @@ def test_a_bundle_takes_pictures_of_any_size_and_is_proven_against_pillow_outsid
 @pytest.mark.parametrize("precision", precision_names())
 def test_tensorrt_takes_any_size_and_builds_in_the_precision_asked_for(bundles: Any, precision: str) -> None:
     bundle = bundles(precision)
-    job = Job(bundle.file("model.onnx").read_bytes(), precision, bundle.manifest.inputs, BATCH, BuildOptions(targets=("sm86",)))
+    job = Job(
+        bundle.file("model.onnx").read_bytes(),
+        precision,
+        bundle.manifest.inputs,
+        BATCH,
+        BuildOptions(targets=("sm86",)),
+    )
     built, layers = tensorrt_rtx.build(job, lambda step, done=0, total=0: None)
     facts = layer_facts(layers, built.convolutions, precision)
     check_precision(facts, precision)
     assert facts.convolutions == {precision: 21}
     least, best, most = PICTURE_SIDES
-    assert f"MinShape: [1,{least},{least},1], OptShape: [2,{best},{best},1], MaxShape: [4,{most},{most},1]" in built.log.text
-    assert {layer.reads for layer in layers if layer.kind == "gemm" and len(layer.reads) == 2} >= {("fp32", "fp32")}  # the resizing stays in FP32
+    assert (
+        f"MinShape: [1,{least},{least},1], OptShape: [2,{best},{best},1], MaxShape: [4,{most},{most},1]"
+        in built.log.text
+    )
+    assert {layer.reads for layer in layers if layer.kind == "gemm" and len(layer.reads) == 2} >= {
+        ("fp32", "fp32")
+    }  # the resizing stays in FP32
 
 
-@pytest.mark.parametrize("steps", [preprocess(interpolation="bicubic"), preprocess(None), preprocess((30, 41))], ids=["bicubic", "none", "tuple"])
+@pytest.mark.parametrize(
+    "steps",
+    [preprocess(interpolation="bicubic"), preprocess(None), preprocess((30, 41))],
+    ids=["bicubic", "none", "tuple"],
+)
 def test_tensorrt_takes_every_kind_of_resizing(steps: Preprocess) -> None:
     graph = resizing_graph(steps, 20)
-    job = Job(graph.SerializeToString(), "fp32", tensor_specs(graph.graph.input), BATCH, BuildOptions(targets=("sm86",)))
+    job = Job(
+        graph.SerializeToString(), "fp32", tensor_specs(graph.graph.input), BATCH, BuildOptions(targets=("sm86",))
+    )
     built, _ = tensorrt_rtx.build(job, lambda step, done=0, total=0: None)
     assert built.typing == "strong"
 
@@ -243,7 +291,11 @@ def test_int8_is_measured_as_without_resizing_and_the_resizing_is_no_residual_bl
     assert report is not None
     assert (report.convolutions, report.shortcuts) == ((21, 21), (9, 9))
     assert not report.refused
-    assert all(tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT64) for tensor in model.graph.initializer if "resize." in tensor.name)
+    assert all(
+        tensor.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT64)
+        for tensor in model.graph.initializer
+        if "resize." in tensor.name
+    )
 
 
 def test_the_first_convolution_is_given_what_preprocessing_outside_gives_borders_too(tiny_model: Path) -> None:
@@ -252,7 +304,10 @@ def test_the_first_convolution_is_given_what_preprocessing_outside_gives_borders
     full = with_any_size(with_uint8_input(model, steps), steps)
     for graph in (model, full):
         graph.graph.output.append(onnx.ValueInfoProto(name="conv1.out"))
-    with OnnxRuntime.from_bytes(model.SerializeToString()) as outside, OnnxRuntime.from_bytes(full.SerializeToString()) as inside:
+    with (
+        OnnxRuntime.from_bytes(model.SerializeToString()) as outside,
+        OnnxRuntime.from_bytes(full.SerializeToString()) as inside,
+    ):
         for size in ((28, 28), (20, 31), (31, 20), (5, 5)):  # padded with black on one side, both or none
             picture = noise(*size, channels=1)
             expected = outside.run({"input": steps(picture)[None]})["conv1.out"]
@@ -262,7 +317,10 @@ def test_the_first_convolution_is_given_what_preprocessing_outside_gives_borders
 
 def test_pictures_of_different_sizes_are_classified_as_by_the_reference(bundles: Any) -> None:
     bundle = bundles("fp32")
-    images = [built_in("test").image(place).resize(size) for place, size in enumerate([(28, 28), (50, 37), (20, 31), (300, 200), (9, 9)])]
+    images = [
+        built_in("test").image(place).resize(size)
+        for place, size in enumerate([(28, 28), (50, 37), (20, 31), (300, 200), (9, 9)])
+    ]
     found = []
     for backend in ("onnxruntime", "pytorch"):
         with open_runtime(bundle, backend) as runtime:
@@ -274,7 +332,9 @@ def test_pictures_of_different_sizes_are_classified_as_by_the_reference(bundles:
 
 def test_onnxruntime_on_a_gpu_says_what_to_take_instead(bundles: Any) -> None:
     for provider in ("cuda", "tensorrt"):
-        with pytest.raises(BackendUnavailable, match=f"size on the CPU, expected all of the model on '{provider}'; build an engine"):
+        with pytest.raises(
+            BackendUnavailable, match=f"size on the CPU, expected all of the model on '{provider}'; build an engine"
+        ):
             open_runtime(bundles("fp32"), provider=provider)
 
 
@@ -299,10 +359,14 @@ def test_an_engine_answers_for_pictures_of_any_size_and_keeps_no_graph_of_one(en
         for rows, height, width in [(1, 28, 28), (4, 43, 50), (1, 43, 50), (6, 20, 91), (4, 43, 50), (1, 300, 7)]:
             array = chance.integers(0, 256, (rows, height, width, 1), np.uint8)
             expected = reference.run({"input": array})["logits"]
-            np.testing.assert_allclose(runtime.run({"input": array})["logits"], expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+            np.testing.assert_allclose(
+                runtime.run({"input": array})["logits"], expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+            )
             given = PinnedBuffer(array.nbytes)
             given.view(array.dtype, array.shape)[...] = array
-            answer = runtime.run_on_device({"input": DeviceArray(given, array.shape, "uint8", device=(CUDA_HOST, 0))})["logits"]
+            answer = runtime.run_on_device({"input": DeviceArray(given, array.shape, "uint8", device=(CUDA_HOST, 0))})[
+                "logits"
+            ]
             np.testing.assert_allclose(on_host(answer), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
         assert runtime.graph_problem == "pictures come in any size, and a graph is of one"
 
@@ -314,7 +378,9 @@ def on_host(answer: DeviceArray) -> NDArray[Any]:
         return copy.view("float32", answer.shape).copy()
 
 
-def test_tensorrt_rtx_compiles_no_kernels_of_one_size(bundles: Any, standin: StandinCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tensorrt_rtx_compiles_no_kernels_of_one_size(
+    bundles: Any, standin: StandinCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     kind: Any = backend_class("tensorrt-rtx")
     api = StandinTensorRT(standin, kind.API.__version__, tag=b"vtrt")
     monkeypatch.setattr(kind, "API", api)
@@ -327,7 +393,9 @@ def test_tensorrt_rtx_compiles_no_kernels_of_one_size(bundles: Any, standin: Sta
         plan = api.plan(model.SerializeToString(), {"input": shapes})  # type: ignore[dict-item]  # of three, as it says
         library: Any = api.Runtime(log_of(api).logger)
         sidecar: Any = SimpleNamespace(engine_sha256="0" * 64)  # all that is asked for once the engine is loaded
-        with kind(LoadedEngine(library, library.deserialize_cuda_engine(plan), sidecar, tmp_path / f"{name}.engine")) as runtime:
+        with kind(
+            LoadedEngine(library, library.deserialize_cuda_engine(plan), sidecar, tmp_path / f"{name}.engine")
+        ) as runtime:
             assert runtime._config.dynamic_shapes_kernel_specialization_strategy.name == kernels
             assert runtime._config.cuda_graph_strategy.name == graphs
             assert runtime.run({"input": np.zeros((2, 28, 28, 1), np.uint8)})["logits"].shape == (2, 10)
@@ -338,7 +406,8 @@ def test_a_picture_larger_than_the_engine_was_built_for_is_refused(engine: Bundl
     with open_runtime(engine, "tensorrt") as runtime:
         array = np.zeros((1, 20, side + 1, 1), np.uint8)
         with pytest.raises(
-            BadInput, match=f"expected pictures of at most {side}x{side}, which the engine was built for, got 20x{side + 1}; shrink them"
+            BadInput,
+            match=f"expected pictures of at most {side}x{side}, which the engine was built for, got 20x{side + 1}; shrink them",
         ):
             runtime.run({"input": array})
         assert runtime.run({"input": np.zeros((1, 20, side, 1), np.uint8)})["logits"].shape == (1, 10)
@@ -397,21 +466,37 @@ def test_the_command_takes_it_together_with_features_a_size_and_a_fixed_batch(ru
 
 
 def test_a_dry_run_says_what_goes_in(run: Any) -> None:
-    assert "uint8 pixels, (batch, height, width, channels), pictures of any size" in run("resnet20", "--uint8-input", "full", "--dry-run").out
-    assert run("resnet20", "--uint8-input", "--dry-run", "--json").json["input"] == "uint8 pixels, (batch, height, width, channels)"
-    assert run("--uint8-input", "full", "resnet20", "--fp16", "--dry-run", "--json").json["output"] == "resnet20-uint8full-fp16"
+    assert (
+        "uint8 pixels, (batch, height, width, channels), pictures of any size"
+        in run("resnet20", "--uint8-input", "full", "--dry-run").out
+    )
+    assert (
+        run("resnet20", "--uint8-input", "--dry-run", "--json").json["input"]
+        == "uint8 pixels, (batch, height, width, channels)"
+    )
+    assert (
+        run("--uint8-input", "full", "resnet20", "--fp16", "--dry-run", "--json").json["output"]
+        == "resnet20-uint8full-fp16"
+    )
 
 
-@pytest.mark.parametrize("arguments", [("--uint8-input", "resnet20"), ("resnet20", "--uint8-input", "any"), ("resnet20", "--uint8-input", "")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("--uint8-input", "resnet20"), ("resnet20", "--uint8-input", "any"), ("resnet20", "--uint8-input", "")],
+)
 def test_another_word_behind_the_option_is_refused_even_a_model(run: Any, arguments: tuple[str, ...]) -> None:
     told = run(*arguments)
     assert told.code == 2
-    assert re.search(r"expected --uint8-input alone or --uint8-input full, got '(resnet20|any|)'; put MODEL before it", told.error)
+    assert re.search(
+        r"expected --uint8-input alone or --uint8-input full, got '(resnet20|any|)'; put MODEL before it", told.error
+    )
 
 
 def test_a_model_that_no_picture_fits_is_refused_before_it_is_traced(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="and the model has 4; take --uint8-input without full"):
-        export(ExportPlan("resnet20", tmp_path / "four", weights="random", mean=(0.0,) * 4, std=(1.0,), uint8_input="full"))
+        export(
+            ExportPlan("resnet20", tmp_path / "four", weights="random", mean=(0.0,) * 4, std=(1.0,), uint8_input="full")
+        )
 
 
 # --- checked and evaluated on pictures of several sizes ---
@@ -440,7 +525,9 @@ def test_pictures_of_several_sizes_are_evaluated_each_at_its_own(bundles: Any, g
     with open_runtime(bundles("fp32"), "pytorch") as runtime:
         source = open_source(str(garments))
         steps = bundles("fp32").manifest.preprocess
-        answers = runtime.run({"input": steps.batch([source.image(place) for place in range(source.count)])})["logits"].argmax(1)
+        answers = runtime.run({"input": steps.batch([source.image(place) for place in range(source.count)])})[
+            "logits"
+        ].argmax(1)
     assert source.labels is not None
     assert source.classes is not None
     names = [name.replace("/", "-") for name in bundles("fp32").labels or ()]
@@ -448,8 +535,19 @@ def test_pictures_of_several_sizes_are_evaluated_each_at_its_own(bundles: Any, g
     assert (found["images"], found["top1"]["correct"]) == (24, int((answers == labels).sum()))
 
 
-def test_pictures_of_several_sizes_are_brought_to_one_to_be_checked(bundles: Any, garments: Path, deploy: Any, tmp_path: Path) -> None:
-    arguments = ("--backend", "onnxruntime", "--data", garments, "--html", tmp_path / "report.html", "--json", "--quiet")
+def test_pictures_of_several_sizes_are_brought_to_one_to_be_checked(
+    bundles: Any, garments: Path, deploy: Any, tmp_path: Path
+) -> None:
+    arguments = (
+        "--backend",
+        "onnxruntime",
+        "--data",
+        garments,
+        "--html",
+        tmp_path / "report.html",
+        "--json",
+        "--quiet",
+    )
     shown = deploy("check", bundles("fp16").folder, *arguments)
     assert shown.code == 0
     (checked,) = shown.json["bundles"]

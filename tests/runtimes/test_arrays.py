@@ -55,14 +55,20 @@ def facts(descr: str = "'|u1'", shape: str = "(2, 3)", fortran: str = "False") -
 
 
 FORGED = {
-    "sizes of terabytes": (npy(facts(shape="(1000000, 1000000, 4)"), bytes(6)), "expected 4,000,000,000,000 bytes for an array of uint8"),
+    "sizes of terabytes": (
+        npy(facts(shape="(1000000, 1000000, 4)"), bytes(6)),
+        "expected 4,000,000,000,000 bytes for an array of uint8",
+    ),
     "sizes below zero": (npy(facts(shape="(-2, -3)"), bytes(6)), "the header of its array gives the shape"),
     "a size of a half": (npy(facts(shape="(2.5, 3)"), bytes(6)), "the header of its array gives the shape"),
     "a shape that is a number": (npy(facts(shape="6"), bytes(6)), "the header of its array gives the shape"),
     "one byte too few": (npy(facts(), bytes(5)), "expected 6 bytes for an array of uint8 (2, 3), got 5"),
     "one byte too many": (npy(facts(), bytes(7)), "expected 6 bytes for an array of uint8 (2, 3), got 7"),
     "objects": (npy(facts("'|O'"), bytes(48)), "expected an array of plain numbers, got one of type |O"),
-    "records": (npy(facts("[('a', '|u1')]"), bytes(6)), "expected an array of plain numbers, got one of type [('a', '|u1')]"),
+    "records": (
+        npy(facts("[('a', '|u1')]"), bytes(6)),
+        "expected an array of plain numbers, got one of type [('a', '|u1')]",
+    ),
     "items of nothing": (npy(facts("'|S0'", "(1000000000000,)")), "which holds nothing"),
     "a type that numpy has not": (npy(facts("'<f3'"), bytes(18)), "type"),
     "a header of Python 2": (npy(facts(shape="(2L, 3L)"), bytes(6)), "the header of its array cannot be read"),
@@ -76,7 +82,9 @@ FORGED = {
 
 @pytest.mark.parametrize("case", FORGED)
 @pytest.mark.parametrize("archived", [False, True], ids=["npy", "npz"])
-def test_a_forged_header_is_refused_in_one_line_before_memory_is_taken(case: str, archived: bool, tmp_path: Path) -> None:
+def test_a_forged_header_is_refused_in_one_line_before_memory_is_taken(
+    case: str, archived: bool, tmp_path: Path
+) -> None:
     data, says = FORGED[case]
     path = tmp_path / "forged"
     if archived:
@@ -126,7 +134,9 @@ def test_an_archive_that_says_another_size_than_it_holds_is_refused(tmp_path: Pa
     with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("images.npy", npy(facts(shape="(9, 1000)"), bytes(90)))
     size = len(npy(facts(shape="(9, 1000)"))) + 90
-    (tmp_path / "a.npz").write_bytes(whole.getvalue().replace(struct.pack("<I", size), struct.pack("<I", size - 90 + 9000)))
+    (tmp_path / "a.npz").write_bytes(
+        whole.getvalue().replace(struct.pack("<I", size), struct.pack("<I", size - 90 + 9000))
+    )
     with pytest.raises(ValueError, match=r"the file ends after|Bad CRC-32"):
         arrays_from_npz(tmp_path / "a.npz", ("images",))
 
@@ -135,12 +145,20 @@ def test_what_is_lacking_is_said_with_what_is_there(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", pixels=ARRAYS["bytes"], meta=np.array([{}], object))
     with pytest.raises(ValueError, match=r"expected an array 'images', got pixels uint8 \(2, 3, 4\), meta"):
         arrays_from_npz(tmp_path / "a.npz", ("images",))
-    assert arrays_from_npz(tmp_path / "a.npz", ("pixels",))["pixels"].shape == (2, 3, 4)  # the others may be whatever they are
+    assert arrays_from_npz(tmp_path / "a.npz", ("pixels",))["pixels"].shape == (
+        2,
+        3,
+        4,
+    )  # the others may be whatever they are
 
 
 @pytest.mark.parametrize("read", [array_from_npy, lambda path: arrays_from_npz(path, ("images",))], ids=["npy", "npz"])
 def test_what_is_no_file_is_not_waited_for(read: Any, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path, said in ((tmp_path / "pipe", "it is no file"), (tmp_path, "it is no file"), (tmp_path / "gone", "No such file")):
+    for path, said in (
+        (tmp_path / "pipe", "it is no file"),
+        (tmp_path, "it is no file"),
+        (tmp_path / "gone", "No such file"),
+    ):
         with pytest.raises(ValueError, match=said):
             read(path)

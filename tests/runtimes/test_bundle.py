@@ -44,7 +44,9 @@ OPTIONAL = {
     "$.parity.backends[...].max_batch_difference",
     *(f"$.parity.budget.{name}" for name in Budget.__dataclass_fields__ if name != "own_error"),
 }
-NULLABLE = (OPTIONAL - {"$.files", "$.parity.budget", "$.parity.backends[...].violations", "$.parity.backends[...].outputs"}) | {
+NULLABLE = (
+    OPTIONAL - {"$.files", "$.parity.budget", "$.parity.backends[...].violations", "$.parity.backends[...].outputs"}
+) | {
     "$.preprocess.resize",
     "$.graph.macs",  # unknown for free sizes
     # What features do not have, and a single logit.
@@ -97,12 +99,16 @@ def test_a_bundle_opens_as_it_was_written(bundle: Path, manifest: Manifest) -> N
     opened = Bundle.open(bundle)
     assert dataclasses.replace(opened.manifest, files={}) == dataclasses.replace(manifest, files={})
     assert set(opened.manifest.files) == {"model.onnx", "labels.txt", "engines/sm87.engine"}
-    assert opened.manifest.files["engines/sm87.engine"] == FileFacts(sha256_of_file(bundle / "engines/sm87.engine"), 100)
+    assert opened.manifest.files["engines/sm87.engine"] == FileFacts(
+        sha256_of_file(bundle / "engines/sm87.engine"), 100
+    )
     assert opened.file("model.onnx").read_text() == "the model"
     assert opened.labels == LABELS
 
 
-def test_a_bundle_without_labels_has_none_and_a_file_it_lacks_is_named_beside_those_it_holds(manifest: Manifest, tmp_path: Path) -> None:
+def test_a_bundle_without_labels_has_none_and_a_file_it_lacks_is_named_beside_those_it_holds(
+    manifest: Manifest, tmp_path: Path
+) -> None:
     (tmp_path / "model.onnx").write_text("the model")
     write_manifest(tmp_path, manifest)
     opened = Bundle.open(tmp_path)
@@ -172,7 +178,9 @@ def test_a_file_and_a_folder_in_the_manifests_place_are_no_bundle(tmp_path: Path
     (tmp_path / "file").write_text("")
     (tmp_path / "folder" / MANIFEST).mkdir(parents=True)
     for name, reason in (("file", "Not a directory"), ("folder", "Is a directory")):
-        with pytest.raises(BundleError, match=re.escape(f"{tmp_path / name} is no bundle: cannot read manifest.json ({reason})")):
+        with pytest.raises(
+            BundleError, match=re.escape(f"{tmp_path / name} is no bundle: cannot read manifest.json ({reason})")
+        ):
             Bundle.open(tmp_path / name)
 
 
@@ -192,7 +200,10 @@ def test_a_folder_in_a_files_place_is_a_missing_file(bundle: Path) -> None:
 
 def test_a_truncated_file_is_named_with_both_sizes(bundle: Path) -> None:
     os.truncate(bundle / "engines" / "sm87.engine", 60)
-    with pytest.raises(BundleError, match=re.escape("engines/sm87.engine was changed: expected 100 bytes, got 60; export or copy the bundle again")):
+    with pytest.raises(
+        BundleError,
+        match=re.escape("engines/sm87.engine was changed: expected 100 bytes, got 60; export or copy the bundle again"),
+    ):
         Bundle.open(bundle)
 
 
@@ -206,7 +217,9 @@ def test_one_changed_bit_is_found_in_a_file_of_the_right_size(bundle: Path) -> N
 def test_a_name_that_climbs_out_of_the_folder_is_refused(bundle: Path, name: str) -> None:
     shutil.copy(bundle / "model.onnx", bundle.parent / "outside.onnx")  # there, and with the right content
     rename_file(bundle, name)
-    with pytest.raises(BundleError, match=re.escape(f"{bundle}: {name} lies outside the bundle; do not use this bundle")):
+    with pytest.raises(
+        BundleError, match=re.escape(f"{bundle}: {name} lies outside the bundle; do not use this bundle")
+    ):
         Bundle.open(bundle)
 
 
@@ -249,7 +262,11 @@ def test_a_link_inside_the_folder_and_a_link_to_the_folder_are_followed(bundle: 
     assert Bundle.open(bundle.parent / "latest").file("model.onnx").read_text() == "the model"
 
 
-@pytest.mark.parametrize("name", ["model\x00.onnx", "x" * 300, "model.onnx/inside", "", "."], ids=["nul", "long", "below a file", "empty", "dot"])
+@pytest.mark.parametrize(
+    "name",
+    ["model\x00.onnx", "x" * 300, "model.onnx/inside", "", "."],
+    ids=["nul", "long", "below a file", "empty", "dot"],
+)
 def test_a_name_that_no_file_can_have_makes_the_bundle_unreadable(bundle: Path, name: str) -> None:
     rename_file(bundle, name)
     with pytest.raises(BundleError, match="cannot read|is missing") as caught:
@@ -285,14 +302,19 @@ def test_links_in_a_circle_make_the_bundle_unreadable(bundle: Path) -> None:
 )
 def test_a_manifest_that_is_no_json_object_is_named_with_what_came(bundle: Path, content: bytes) -> None:
     (bundle / MANIFEST).write_bytes(content)
-    with pytest.raises(BundleError, match=re.escape(f"{bundle / MANIFEST}: expected a JSON object, got: ") + ".+; export the bundle again"):
+    with pytest.raises(
+        BundleError,
+        match=re.escape(f"{bundle / MANIFEST}: expected a JSON object, got: ") + ".+; export the bundle again",
+    ):
         Bundle.open(bundle)
 
 
 @pytest.mark.parametrize("version", [0, 2, -1, "1", None, [1], 1.5])
 def test_another_schema_version_is_refused_before_anything_else(bundle: Path, version: object) -> None:
     (bundle / MANIFEST).write_text(json.dumps({"schema_version": version}))
-    with pytest.raises(BundleError, match=re.escape(f"{bundle / MANIFEST}: expected schema_version 1, got {version!r}; export again")):
+    with pytest.raises(
+        BundleError, match=re.escape(f"{bundle / MANIFEST}: expected schema_version 1, got {version!r}; export again")
+    ):
         Bundle.open(bundle)
 
 
@@ -362,7 +384,9 @@ def test_a_wrong_type_in_any_field_is_named_by_its_path(manifest: Manifest) -> N
                 manifest_from_json(json.dumps(replaced(document, keys, wrong)).encode(), where="MANIFEST")
                 failures.append(f"{path} = {wrong!r} was taken")
             except BundleError as error:
-                if not str(error).startswith("MANIFEST: ") or (path != "$.schema_version" and f"`{path}`" not in str(error)):
+                if not str(error).startswith("MANIFEST: ") or (
+                    path != "$.schema_version" and f"`{path}`" not in str(error)
+                ):
                     failures.append(f"{path} = {wrong!r} is called: {error}")
     assert failures == []
     assert tried > 300
@@ -393,19 +417,27 @@ def test_a_missing_field_is_named(manifest: Manifest) -> None:
         ({"preprocess": {"std": [0.0]}}, "expected finite means and positive standard deviations"),
         ({"preprocess": {"mean": [0.1, 0.2]}}, "expected one mean and one standard deviation per channel, got 2 and 1"),
         ({"preprocess": {"crop": [224]}}, "$.preprocess.crop"),
-        ({"preprocess": {"interpolation": "magic"}}, "expected an interpolation among nearest, bilinear, bicubic, lanczos, got 'magic'"),
+        (
+            {"preprocess": {"interpolation": "magic"}},
+            "expected an interpolation among nearest, bilinear, bicubic, lanczos, got 'magic'",
+        ),
         ({"accuracy": {"interval": [0.1, 0.2, 0.3]}}, "$.accuracy.interval"),
         ({"model": {"weights": {"kind": "stolen", "sha256": ""}}}, "$.model.weights.kind"),
     ],
     ids=str,
 )
-def test_values_that_contradict_themselves_make_the_bundle_unreadable(bundle: Path, change: dict[str, Any], message: str) -> None:
+def test_values_that_contradict_themselves_make_the_bundle_unreadable(
+    bundle: Path, change: dict[str, Any], message: str
+) -> None:
     def merge(document: dict[str, Any]) -> None:
         for name, value in change.items():
             document[name] = {**document[name], **value} if isinstance(value, dict) else value
 
     rewrite(bundle, merge)
-    with pytest.raises(BundleError, match=re.escape(f"{bundle / MANIFEST}: ") + ".*" + re.escape(message) + ".*; export the bundle again"):
+    with pytest.raises(
+        BundleError,
+        match=re.escape(f"{bundle / MANIFEST}: ") + ".*" + re.escape(message) + ".*; export the bundle again",
+    ):
         Bundle.open(bundle)
 
 
@@ -473,12 +505,17 @@ def test_a_folder_of_something_else_is_never_replaced(force: bool, tmp_path: Pat
 def test_a_folder_with_another_kind_of_manifest_is_never_replaced(text: str, tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / MANIFEST).write_text(text)  # as of a web app or an extension of a browser
-    with pytest.raises(PlanError, match="site holds something else than a bundle"), staging_folder(tmp_path / "site", force=True):
+    with (
+        pytest.raises(PlanError, match="site holds something else than a bundle"),
+        staging_folder(tmp_path / "site", force=True),
+    ):
         pytest.fail("the block must not run")
     assert (tmp_path / "site" / MANIFEST).read_text() == text
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "engines/notes.txt", "engines/deep/other.engine", ".git/HEAD", "photos", ".hidden"])
+@pytest.mark.parametrize(
+    "name", ["notes.txt", "engines/notes.txt", "engines/deep/other.engine", ".git/HEAD", "photos", ".hidden"]
+)
 def test_a_bundle_that_holds_a_strangers_file_is_not_replaced(name: str, bundle: Path) -> None:
     (bundle / name).parent.mkdir(parents=True, exist_ok=True)
     if name == "photos":
@@ -486,7 +523,9 @@ def test_a_bundle_that_holds_a_strangers_file_is_not_replaced(name: str, bundle:
     else:
         (bundle / name).write_text("years of work")
     with (
-        pytest.raises(PlanError, match=re.escape(f"{bundle} holds {name}, which its manifest does not name; move it away")),
+        pytest.raises(
+            PlanError, match=re.escape(f"{bundle} holds {name}, which its manifest does not name; move it away")
+        ),
         staging_folder(bundle, force=True),
     ):
         pytest.fail("the block must not run")
@@ -503,7 +542,9 @@ def test_engines_that_were_built_in_a_bundle_go_with_it(bundle: Path, manifest: 
 
 @pytest.mark.parametrize("place", [".", "./", "..", "../work", "/", "sub/..", "sub/../.."])
 @pytest.mark.parametrize("force", [True, False])
-def test_the_current_folder_and_those_that_hold_it_are_refused(place: str, force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_and_those_that_hold_it_are_refused(
+    place: str, force: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "work" / "sub").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
     with pytest.raises(PlanError, match="is the current folder, or holds it"), staging_folder(Path(place), force=force):
@@ -519,7 +560,10 @@ def test_what_is_not_a_folder_is_never_replaced(kind: str, force: bool, bundle: 
         path.write_text("mine")
     else:
         path.symlink_to(bundle if kind == "link to a bundle" else "nowhere")
-    with pytest.raises(PlanError, match=re.escape(f"{path} is not a folder; choose another --output")), staging_folder(path, force=force):
+    with (
+        pytest.raises(PlanError, match=re.escape(f"{path} is not a folder; choose another --output")),
+        staging_folder(path, force=force),
+    ):
         pytest.fail("the block must not run")
     assert path.is_file() if kind == "file" else path.is_symlink()
 
@@ -535,13 +579,19 @@ def test_a_place_below_a_file_cannot_be_written(below: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("length", [250, 300])
 def test_a_name_too_long_for_the_file_system_cannot_be_written(length: int, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="File name too long; choose another --output"), staging_folder(tmp_path / ("x" * length), force=False):
+    with (
+        pytest.raises(BundleError, match="File name too long; choose another --output"),
+        staging_folder(tmp_path / ("x" * length), force=False),
+    ):
         pytest.fail("the block must not run")
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a file system that refuses every write")
 def test_a_file_system_that_refuses_new_folders_cannot_be_written() -> None:
-    with pytest.raises(BundleError, match="cannot write /proc/self/bundle: "), staging_folder(Path("/proc/self/bundle"), force=False):
+    with (
+        pytest.raises(BundleError, match="cannot write /proc/self/bundle: "),
+        staging_folder(Path("/proc/self/bundle"), force=False),
+    ):
         pytest.fail("the block must not run")
 
 
@@ -551,7 +601,8 @@ def fail_halfway(folder: Path, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "expected"), [(PlanError("no"), PlanError), (KeyboardInterrupt(), KeyboardInterrupt), (OSError("disk on fire"), BundleError)]
+    ("raised", "expected"),
+    [(PlanError("no"), PlanError), (KeyboardInterrupt(), KeyboardInterrupt), (OSError("disk on fire"), BundleError)],
 )
 @pytest.mark.parametrize("force", [True, False])
 def test_a_failure_on_the_way_leaves_what_was_there_and_nothing_else(
@@ -576,7 +627,10 @@ def fill_up(folder: Path, file: str, manifest: Manifest) -> None:
 def test_a_full_disk_leaves_the_old_bundle_and_says_what_to_do(file: str, bundle: Path, manifest: Manifest) -> None:
     with pytest.raises(BundleError) as caught, staging_folder(bundle, force=True) as folder:
         fill_up(folder, file, manifest)
-    assert str(caught.value) == f"cannot write {bundle}: No space left on device; free some room, or choose another --output"
+    assert (
+        str(caught.value)
+        == f"cannot write {bundle}: No space left on device; free some room, or choose another --output"
+    )
     assert caught.value.exit_code == 1
     assert Bundle.open(bundle).file("model.onnx").read_text() == "the model"
     assert leftovers(bundle.parent) == []
@@ -624,7 +678,9 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path, manifest:
         "with staging_folder(Path(sys.argv[1]), force=False) as folder:\n"
         "    (folder / 'model.onnx').write_text('half of'); print('ready', flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", script, str(destination)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(destination)], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         (theirs,) = leftovers(tmp_path)
@@ -641,7 +697,9 @@ def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path, manifest:
     assert leftovers(tmp_path) == [".bundle.partial-mine", f".other.partial-{'0' * 16}"]
 
 
-def test_a_run_in_another_container_keeps_its_folder(bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_another_container_keeps_its_folder(
+    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def dead(process: int, signal: int) -> None:
         raise ProcessLookupError  # as the number of a process of another container, or machine, is
 
@@ -672,7 +730,9 @@ def test_two_threads_that_write_one_file_leave_one_of_the_two(tmp_path: Path) ->
 
 
 def test_what_a_killed_run_of_an_earlier_version_left_is_no_obstacle(tmp_path: Path, manifest: Manifest) -> None:
-    (tmp_path / f".bundle.partial-{os.getpid()}" / "engines").mkdir(parents=True)  # it was called by the number of its process
+    (tmp_path / f".bundle.partial-{os.getpid()}" / "engines").mkdir(
+        parents=True
+    )  # it was called by the number of its process
     (tmp_path / f".bundle.partial-{10**30}").mkdir()
     with staging_folder(tmp_path / "bundle", force=False) as folder:
         assert list(folder.iterdir()) == []

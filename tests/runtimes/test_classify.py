@@ -86,7 +86,9 @@ def test_pictures_of_any_size_and_colour_go_together(tiny_model: Path) -> None:
         alone = [classify(runtime, PREPROCESS, [image])[0] for image in images]
     for several, one in zip(together, alone, strict=True):
         assert [prediction.index for prediction in several] == [prediction.index for prediction in one]
-        assert [prediction.probability for prediction in several] == pytest.approx([prediction.probability for prediction in one], rel=1e-4)
+        assert [prediction.probability for prediction in several] == pytest.approx(
+            [prediction.probability for prediction in one], rel=1e-4
+        )
 
 
 def test_pictures_are_read_as_they_are_needed_and_none_but_a_batchs_is_kept(tiny_model: Path) -> None:

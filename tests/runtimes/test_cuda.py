@@ -108,7 +108,12 @@ def test_memory_is_aligned_for_every_tensor(cuda: ModuleType) -> None:
 
 def test_a_stream_waits_for_an_event_of_another(cuda: ModuleType) -> None:
     values = numbers(1 << 20)
-    with cuda.Stream() as producer, cuda.Stream() as consumer, Pair(values) as pair, cuda.PinnedBuffer(values.nbytes) as result:
+    with (
+        cuda.Stream() as producer,
+        cuda.Stream() as consumer,
+        Pair(values) as pair,
+        cuda.PinnedBuffer(values.nbytes) as result,
+    ):
         pair.upload(producer)
         with producer.record() as event:
             consumer.wait(event)
@@ -178,7 +183,13 @@ def test_closing_is_allowed_inside_a_capture(cuda: ModuleType) -> None:
 
 def test_closing_twice_is_closing_once(cuda: ModuleType) -> None:
     stream = cuda.Stream()
-    owned = [cuda.Graph.capture(stream, lambda: None), stream.record(), cuda.DeviceBuffer(8), cuda.PinnedBuffer(8), stream]
+    owned = [
+        cuda.Graph.capture(stream, lambda: None),
+        stream.record(),
+        cuda.DeviceBuffer(8),
+        cuda.PinnedBuffer(8),
+        stream,
+    ]
     for each in owned:
         each.close()
         each.close()
@@ -193,7 +204,10 @@ def test_a_buffer_of_no_size_is_a_mistake(cuda: ModuleType) -> None:
 
 
 def test_more_memory_than_there_is_is_refused(cuda: ModuleType) -> None:
-    with pytest.raises(cuda.CudaError, match=r"cudaMalloc: cudaErrorMemoryAllocation \(2\): out of memory; close other programs .* smaller batch"):
+    with pytest.raises(
+        cuda.CudaError,
+        match=r"cudaMalloc: cudaErrorMemoryAllocation \(2\): out of memory; close other programs .* smaller batch",
+    ):
         cuda.DeviceBuffer(1 << 50)
     with cuda.DeviceBuffer(8):
         pass
@@ -206,12 +220,18 @@ def test_more_memory_than_there_is_is_refused(cuda: ModuleType) -> None:
     ("code", "name", "remedy"),
     [
         (35, "cudaErrorInsufficientDriver", "update the NVIDIA driver, or use --backend onnxruntime"),
-        (100, "cudaErrorNoDevice", "check that nvidia-smi lists a GPU (a container needs --gpus all), or use --backend onnxruntime"),
+        (
+            100,
+            "cudaErrorNoDevice",
+            "check that nvidia-smi lists a GPU (a container needs --gpus all), or use --backend onnxruntime",
+        ),
         (2, "cudaErrorMemoryAllocation", "close other programs that use the GPU, or take a smaller batch"),
         (700, "cudaErrorIllegalAddress", None),
     ],
 )
-def test_errors_name_the_call_the_code_and_a_remedy(standin: StandinCuda, code: int, name: str, remedy: str | None) -> None:
+def test_errors_name_the_call_the_code_and_a_remedy(
+    standin: StandinCuda, code: int, name: str, remedy: str | None
+) -> None:
     standin.fail("cudaGetDeviceCount", code)
     with pytest.raises(_cuda.CudaError) as caught:
         _cuda.device()
@@ -235,13 +255,16 @@ def test_without_a_driver_the_real_call_says_so() -> None:
     if count != 35:
         pytest.skip("there is a driver")
     with pytest.raises(
-        _cuda.CudaError, match=r"cudaErrorInsufficientDriver \(35\): .*; update the NVIDIA driver, or use --backend onnxruntime"
+        _cuda.CudaError,
+        match=r"cudaErrorInsufficientDriver \(35\): .*; update the NVIDIA driver, or use --backend onnxruntime",
     ) as caught:
         _cuda.device()
     assert caught.value.code == 35
 
 
-def test_a_driver_library_that_cannot_be_loaded_is_a_missing_driver(standin: StandinCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_library_that_cannot_be_loaded_is_a_missing_driver(
+    standin: StandinCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def raises() -> None:
         raise RuntimeError("Failed to dlopen libcuda.so.1")  # what cuda-python 12.8 does
 
@@ -259,7 +282,9 @@ def test_a_missing_package_is_named_for_the_plug_in_loader() -> None:
         except ImportError as error:
             print(error.name)
     """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.startswith("cuda")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.startswith(
+        "cuda"
+    )
 
 
 def test_what_was_described_is_what_the_driver_said(standin: StandinCuda) -> None:
@@ -275,7 +300,9 @@ def test_a_failed_record_leaves_no_event(standin: StandinCuda) -> None:
             stream.record()
 
 
-@pytest.mark.parametrize(("call", "code"), [("cudaStreamBeginCapture", 900), ("cudaStreamEndCapture", 901), ("cudaGraphInstantiate", 2)])
+@pytest.mark.parametrize(
+    ("call", "code"), [("cudaStreamBeginCapture", 900), ("cudaStreamEndCapture", 901), ("cudaGraphInstantiate", 2)]
+)
 def test_a_capture_that_fails_leaves_nothing_and_a_usable_stream(standin: StandinCuda, call: str, code: int) -> None:
     with _cuda.Stream() as stream, Pair(numbers()) as pair:
         standin.fail(call, code)
@@ -336,7 +363,9 @@ def test_what_is_dropped_open_says_so_and_is_not_freed(standin: StandinCuda) -> 
 
 def test_the_standin_has_the_bindings_own_signatures() -> None:
     for name in (
-        name for name in vars(StandinCuda) if name.startswith("cuda") and callable(getattr(real, name)) and not isinstance(getattr(real, name), type)
+        name
+        for name in vars(StandinCuda)
+        if name.startswith("cuda") and callable(getattr(real, name)) and not isinstance(getattr(real, name), type)
     ):
         if isinstance(vars(StandinCuda)[name], staticmethod):
             continue  # the real one
@@ -357,7 +386,12 @@ def test_forgetting_to_synchronise_reads_poison(standin: StandinCuda) -> None:
 
 
 def test_forgetting_to_wait_for_another_stream_reads_poison(standin: StandinCuda) -> None:
-    with _cuda.Stream() as producer, _cuda.Stream() as consumer, Pair(numbers()) as pair, _cuda.PinnedBuffer(pair.size) as result:
+    with (
+        _cuda.Stream() as producer,
+        _cuda.Stream() as consumer,
+        Pair(numbers()) as pair,
+        _cuda.PinnedBuffer(pair.size) as result,
+    ):
         pair.upload(producer)
         _cuda.copy_to_host(result.pointer, pair.device.pointer, pair.size, consumer)
         consumer.synchronize()
@@ -387,7 +421,9 @@ def test_a_kernel_reads_and_writes_when_it_runs(standin: StandinCuda) -> None:
             standin.view(pair.device.pointer, "float32", (12,))[:] *= 2
 
         pair.upload(stream)
-        standin.enqueue(stream.handle, double, reads=[(pair.device.pointer, pair.size)], writes=[(pair.device.pointer, pair.size)])
+        standin.enqueue(
+            stream.handle, double, reads=[(pair.device.pointer, pair.size)], writes=[(pair.device.pointer, pair.size)]
+        )
         pair.download(stream)
         stream.synchronize()
         np.testing.assert_array_equal(pair.array, 2 * numbers())
@@ -437,9 +473,18 @@ class Bench:
 
 
 VIOLATIONS: dict[str, tuple[str, Callable[[Bench], object]]] = {
-    "freed while queued": ("cudaFree of memory that a copy, still queued", lambda b: (b.copy(), b.checker.cudaFree(b.memory))),
-    "pinned, freed while queued": ("cudaFreeHost of memory that a copy", lambda b: (b.copy(), b.checker.cudaFreeHost(b.pinned))),
-    "freed while a graph is queued": ("that a copy of a graph, still queued", lambda b: (b.launch(), b.checker.cudaFree(b.memory))),
+    "freed while queued": (
+        "cudaFree of memory that a copy, still queued",
+        lambda b: (b.copy(), b.checker.cudaFree(b.memory)),
+    ),
+    "pinned, freed while queued": (
+        "cudaFreeHost of memory that a copy",
+        lambda b: (b.copy(), b.checker.cudaFreeHost(b.pinned)),
+    ),
+    "freed while a graph is queued": (
+        "that a copy of a graph, still queued",
+        lambda b: (b.launch(), b.checker.cudaFree(b.memory)),
+    ),
     "freed twice": ("free already", lambda b: (b.checker.cudaFree(b.memory), b.checker.cudaFree(b.memory))),
     "freed by the wrong call": ("cudaFreeHost of device memory", lambda b: b.checker.cudaFreeHost(b.memory)),
     "freed inside": ("which is no device memory", lambda b: b.checker.cudaFree(b.memory + 8)),
@@ -447,31 +492,56 @@ VIOLATIONS: dict[str, tuple[str, Callable[[Bench], object]]] = {
     "graph of freed memory": ("uses freed device memory", lambda b: (b.checker.cudaFree(b.memory), b.launch())),
     "beyond the end": ("uses 65 bytes at .*, 1 more than were allocated", lambda b: b.copy(size=65)),
     "beyond the end, from inside": ("32 more than were allocated", lambda b: b.copy(offset=32)),
-    "kernel beyond the end": ("a kernel uses 65 bytes", lambda b: b.checker.enqueue(b.stream, lambda: None, writes=[(b.memory, 65)])),
-    "unknown address": ("which is no CUDA memory", lambda b: b.checker.cudaMemcpyAsync(4096, b.pinned, 8, HOST_TO_DEVICE, b.stream)),
-    "wrong direction": ("pinned memory where device", lambda b: b.checker.cudaMemcpyAsync(b.memory, b.pinned, 8, DEVICE_TO_HOST, b.stream)),
+    "kernel beyond the end": (
+        "a kernel uses 65 bytes",
+        lambda b: b.checker.enqueue(b.stream, lambda: None, writes=[(b.memory, 65)]),
+    ),
+    "unknown address": (
+        "which is no CUDA memory",
+        lambda b: b.checker.cudaMemcpyAsync(4096, b.pinned, 8, HOST_TO_DEVICE, b.stream),
+    ),
+    "wrong direction": (
+        "pinned memory where device",
+        lambda b: b.checker.cudaMemcpyAsync(b.memory, b.pinned, 8, DEVICE_TO_HOST, b.stream),
+    ),
     "default stream": ("on the default stream", lambda b: b.checker.cudaStreamSynchronize(0)),
     "no stream": ("0x7, which is no stream", lambda b: b.checker.cudaStreamSynchronize(7)),
     "destroyed stream": ("on a destroyed stream", lambda b: (b.checker.cudaStreamDestroy(b.stream), b.copy())),
     "stream destroyed with work": ("with queued work", lambda b: (b.copy(), b.checker.cudaStreamDestroy(b.stream))),
-    "destroyed event": ("a destroyed event", lambda b: [b.checker.cudaEventDestroy(event) for event in [b.event()] * 2]),
-    "synchronised capture": ("on a stream that captures", lambda b: (b.begin(), b.checker.cudaStreamSynchronize(b.stream))),
+    "destroyed event": (
+        "a destroyed event",
+        lambda b: [b.checker.cudaEventDestroy(event) for event in [b.event()] * 2],
+    ),
+    "synchronised capture": (
+        "on a stream that captures",
+        lambda b: (b.begin(), b.checker.cudaStreamSynchronize(b.stream)),
+    ),
     "allocated in a capture": ("cudaMalloc while this thread captures", lambda b: (b.begin(), b.checker.cudaMalloc(8))),
     "freed in a capture": ("cudaFree while this thread captures", lambda b: (b.begin(), b.checker.cudaFree(b.memory))),
     "captured twice": ("captures already", lambda b: (b.begin(), b.begin())),
     "capture not begun": ("does not capture", lambda b: b.checker.cudaStreamEndCapture(b.stream)),
-    "stream destroyed in a capture": ("on a stream that captures", lambda b: (b.begin(), b.checker.cudaStreamDestroy(b.stream))),
+    "stream destroyed in a capture": (
+        "on a stream that captures",
+        lambda b: (b.begin(), b.checker.cudaStreamDestroy(b.stream)),
+    ),
     "event from outside a capture": (
         "waits for an event of one that does not",
         lambda b: [(b.begin(), b.checker.cudaStreamWaitEvent(b.stream, event, 0)) for event in [b.event()]],
     ),
     "event of a capture": (
         "an event of a capture",
-        lambda b: (b.begin(), b.checker.modes.update({threading.get_ident(): RELAXED}), b.checker.cudaEventSynchronize(b.event())),
+        lambda b: (
+            b.begin(),
+            b.checker.modes.update({threading.get_ident(): RELAXED}),
+            b.checker.cudaEventSynchronize(b.event()),
+        ),
     ),
     "graph not instantiated": ("not instantiated", lambda b: b.checker.cudaGraphLaunch(b.graph, b.stream)),
     "graph destroyed": ("a destroyed graph", lambda b: (b.checker.cudaGraphExecDestroy(b.launchable), b.launch())),
-    "graph destroyed while queued": ("still queued", lambda b: (b.launch(), b.checker.cudaGraphExecDestroy(b.launchable))),
+    "graph destroyed while queued": (
+        "still queued",
+        lambda b: (b.launch(), b.checker.cudaGraphExecDestroy(b.launchable)),
+    ),
 }
 
 

@@ -18,7 +18,15 @@ from torch.utils.dlpack import from_dlpack as torch_from_dlpack
 
 from runtimes.errors import BadInput
 from runtimes.nvidia import cuda as _cuda
-from runtimes.nvidia.dlpack import CPU, CUDA, CUDA_HOST, DeviceArray, DeviceTensor, _tensor_from_capsule, tensor_from_dlpack
+from runtimes.nvidia.dlpack import (
+    CPU,
+    CUDA,
+    CUDA_HOST,
+    DeviceArray,
+    DeviceTensor,
+    _tensor_from_capsule,
+    tensor_from_dlpack,
+)
 
 CPU_DEVICE = (CPU, 0)
 
@@ -42,7 +50,9 @@ class HostMemory:
 class Producer:
     """A library's array, or a capsule, that says it is elsewhere than it is, or answers like an old or a strange library."""
 
-    def __init__(self, array: Any, *, device: tuple[int, int] = CPU_DEVICE, error: Exception | None = None, old: bool = False) -> None:
+    def __init__(
+        self, array: Any, *, device: tuple[int, int] = CPU_DEVICE, error: Exception | None = None, old: bool = False
+    ) -> None:
         self.array = array
         self.device = device
         self.error = error
@@ -162,13 +172,25 @@ def test_a_producer_is_given_our_stream_for_cuda_and_none_for_the_cpu(old: bool)
         (torch.zeros(2, 3).T, None, r"expected a row-major array, got shape \(3, 2\) with strides \(1, 3\); call"),
         (torch.zeros(2, 3)[:, ::2], None, r"got shape \(2, 2\) with strides \(3, 2\)"),
         (np.zeros((4, 3))[::-1], None, r"with strides \(-3, 1\)"),
-        (np.zeros(3, np.complex64), None, "expected one of int8, .*, bfloat16, bool, got DLPack type 5 of 64 bits, 1 lanes"),
+        (
+            np.zeros(3, np.complex64),
+            None,
+            "expected one of int8, .*, bfloat16, bool, got DLPack type 5 of 64 bits, 1 lanes",
+        ),
         (torch.zeros(3, requires_grad=True), None, "Tensor cannot be shared by DLPack: .*grad"),
         (np.array(["text"]), None, "ndarray cannot be shared by DLPack"),
         (Producer(np.zeros(3), error=RuntimeError("one\ntwo")), None, "Producer cannot be shared by DLPack: one$"),
         (Producer(np.zeros(3), error=RuntimeError()), None, "Producer cannot be shared by DLPack: RuntimeError$"),
-        (Producer(np.zeros(3), device=(CUDA, 1)), None, r"expected an array on the CPU, got one on a CUDA device \(1\); copy it to the CPU"),
-        (Producer(np.zeros(3), device=(10, 0)), 7, "expected an array on the CPU or a CUDA device, got DLPack device type 10"),
+        (
+            Producer(np.zeros(3), device=(CUDA, 1)),
+            None,
+            r"expected an array on the CPU, got one on a CUDA device \(1\); copy it to the CPU",
+        ),
+        (
+            Producer(np.zeros(3), device=(10, 0)),
+            7,
+            "expected an array on the CPU or a CUDA device, got DLPack device type 10",
+        ),
     ],
 )
 def test_what_cannot_be_taken_in_is_refused_in_one_line(tensor: object, stream: int | None, text: str) -> None:
@@ -340,7 +362,11 @@ def test_the_consumers_stream_waits_for_the_data(standin: StandinCuda) -> None:
 @pytest.mark.parametrize(("stream", "handle"), [(None, 1), (1, 1), (2, 2)])
 def test_the_default_streams_of_the_standard_wait_too(standin: StandinCuda, stream: int | None, handle: int) -> None:
     values = np.arange(6, dtype=np.float32)
-    with _cuda.Stream() as producer, _cuda.PinnedBuffer(values.nbytes) as source, produced(values, source, producer) as array:
+    with (
+        _cuda.Stream() as producer,
+        _cuda.PinnedBuffer(values.nbytes) as source,
+        produced(values, source, producer) as array,
+    ):
         capsule, tensor = array.__dlpack__(stream=stream), tensor_from_dlpack(array, -1)
         np.testing.assert_array_equal(read(tensor, handle, standin), values)
         del capsule, tensor
@@ -376,7 +402,11 @@ def test_torch_on_a_gpu_shares_arrays_both_ways() -> None:
     if not torch.cuda.is_available():
         pytest.skip("PyTorch sees no GPU")
     values = np.arange(1 << 20, dtype=np.float32)
-    with _cuda.Stream() as stream, _cuda.PinnedBuffer(values.nbytes) as source, _cuda.PinnedBuffer(values.nbytes) as result:
+    with (
+        _cuda.Stream() as stream,
+        _cuda.PinnedBuffer(values.nbytes) as source,
+        _cuda.PinnedBuffer(values.nbytes) as result,
+    ):
         with produced(values, source, stream) as array:
             doubled = 2 * torch_from_dlpack(array)
         tensor = tensor_from_dlpack(doubled, stream.handle)

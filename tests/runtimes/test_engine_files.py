@@ -152,7 +152,9 @@ def test_a_file_that_is_no_plan_is_told_by_what_it_looks_like(engine: Path, cont
 
 def test_an_onnx_file_that_is_named_engine_is_told_so(engine: Path, bundle: Path) -> None:
     shutil.copy(bundle / "model.onnx", engine)
-    with pytest.raises(BadInput, match="is no TensorRT engine: it looks like an ONNX model; build one with: resnet-deploy build BUNDLE") as caught:
+    with pytest.raises(
+        BadInput, match="is no TensorRT engine: it looks like an ONNX model; build one with: resnet-deploy build BUNDLE"
+    ) as caught:
         read_engine(engine)
     assert said(caught.value)
     assert caught.value.exit_code == 2
@@ -172,7 +174,12 @@ def test_an_engine_is_read_with_what_its_sidecar_says(engine: Path, bundle: Path
     facts, data = read_engine(engine)
     assert data == engine.read_bytes()
     assert facts == facts_of(engine) == read_sidecar(engine.with_suffix(".json"))
-    assert (facts.backend, facts.targets, facts.platform, facts.batch) == (RTX, ("sm86", "sm120"), platform_text(), manifest.batch)
+    assert (facts.backend, facts.targets, facts.platform, facts.batch) == (
+        RTX,
+        ("sm86", "sm120"),
+        platform_text(),
+        manifest.batch,
+    )
     assert facts.onnx_sha256 == Bundle.open(bundle).manifest.files["model.onnx"].sha256
     assert json_from_facts(facts) == sidecar_of(engine).read_bytes()
 
@@ -185,7 +192,9 @@ def test_an_engine_that_was_changed_is_not_loaded(engine: Path, at: int) -> None
     with pytest.raises((BundleError, BadInput)) as caught:
         read_engine(engine)
     message = said(caught.value)
-    assert ("was changed after it was built" in message and "engines are executable" in message) or "is no TensorRT engine" in message
+    assert (
+        "was changed after it was built" in message and "engines are executable" in message
+    ) or "is no TensorRT engine" in message
 
 
 @pytest.mark.parametrize("size", [29, 1000, -1])
@@ -199,7 +208,9 @@ def test_an_engine_that_was_cut_short_is_not_loaded(engine: Path, size: int) -> 
 
 def test_an_engine_without_a_sidecar_is_not_loaded(engine: Path) -> None:
     sidecar_of(engine).unlink()
-    with pytest.raises(BundleError, match="cannot read .*json .No such file or directory., .* engines are executable") as caught:
+    with pytest.raises(
+        BundleError, match="cannot read .*json .No such file or directory., .* engines are executable"
+    ) as caught:
         read_engine(engine)
     assert said(caught.value)
 
@@ -224,11 +235,26 @@ def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[bytes], byte
         (lambda data: b'{"schema_version": ' + b"[" * 100000, "recursion"),
         (edited(lambda facts: facts.pop("engine_sha256")), "missing required field `engine_sha256`"),
         (edited(lambda facts: facts.update(targets="sm86")), r"Expected `array`, got `str` - at `\$.targets`"),
-        (edited(lambda facts: facts["batch"].update(min=9)), "expected a batch range with 1 <= min <= opt <= max, got 9:3:4"),
+        (
+            edited(lambda facts: facts["batch"].update(min=9)),
+            "expected a batch range with 1 <= min <= opt <= max, got 9:3:4",
+        ),
         (edited(lambda facts: facts.update(schema_version=2)), "expected schema_version 1, got 2"),
         (edited(lambda facts: facts.pop("schema_version")), "expected schema_version 1, got None"),
     ],
-    ids=["empty", "cut", "no text", "a list", "deep", "deep inside", "no sum", "wrong type", "no range", "of a later version", "of none"],
+    ids=[
+        "empty",
+        "cut",
+        "no text",
+        "a list",
+        "deep",
+        "deep inside",
+        "no sum",
+        "wrong type",
+        "no range",
+        "of a later version",
+        "of none",
+    ],
 )
 def test_a_malformed_sidecar_is_told_with_its_place(engine: Path, edit: Callable[[bytes], bytes], message: str) -> None:
     sidecar = sidecar_of(engine)
@@ -269,7 +295,11 @@ def test_an_engine_for_this_machine_passes(facts: EngineFacts, here: Here) -> No
         ),
         ({"platform": "linux-riscv64"}, {}, "it was built for linux-riscv64, this is linux-"),
         ({}, {"target": "sm87"}, "it was built for sm86, sm120, this GPU is sm87; "),
-        ({"device": DeviceFacts("Orin", "sm87", "12.6"), "targets": ("sm87",)}, {}, r"it was built for sm87 \(Orin\), this GPU is sm86; "),
+        (
+            {"device": DeviceFacts("Orin", "sm87", "12.6"), "targets": ("sm87",)},
+            {},
+            r"it was built for sm87 \(Orin\), this GPU is sm86; ",
+        ),
     ],
     ids=["an RTX plan for TensorRT", "a TensorRT plan for RTX", "version", "platform", "GPU", "GPU by name"],
 )
@@ -353,12 +383,16 @@ def test_the_newest_of_those_that_fit_is_taken(engine: Path, bundle: Path, facts
         assert engine_for(Bundle.open(bundle), here) == newest
 
 
-def test_an_engine_of_another_model_is_refused_unless_another_fits(engine: Path, bundle: Path, facts: EngineFacts, here: Here) -> None:
+def test_an_engine_of_another_model_is_refused_unless_another_fits(
+    engine: Path, bundle: Path, facts: EngineFacts, here: Here
+) -> None:
     stale = put(bundle, engine.read_bytes(), facts, batch=BatchRange(1, 1, 1), onnx_sha256="0" * 64)
     os.utime(engine, (1000, 1000))
     assert engine_for(Bundle.open(bundle), here) == engine
     engine.unlink()
-    with pytest.raises(BundleError, match=re.escape(f"{stale} was built from another model.onnx; build one here")) as caught:
+    with pytest.raises(
+        BundleError, match=re.escape(f"{stale} was built from another model.onnx; build one here")
+    ) as caught:
         engine_for(Bundle.open(bundle), here)
     assert said(caught.value, f"resnet-deploy build {bundle} --backend {RTX}")
 
@@ -394,7 +428,9 @@ def test_a_bundle_without_engines_says_how_to_build_one(bundle: Path, here: Here
     ],
     ids=["version", "GPU", "library"],
 )
-def test_a_bundle_whose_engines_do_not_fit_says_why(bundle: Path, here: Here, elsewhere: dict[str, str], problem: str) -> None:
+def test_a_bundle_whose_engines_do_not_fit_says_why(
+    bundle: Path, here: Here, elsewhere: dict[str, str], problem: str
+) -> None:
     place = replace(here, **elsewhere)
     with pytest.raises(BackendUnavailable) as caught:
         engine_for(Bundle.open(bundle), place)
@@ -433,7 +469,10 @@ def test_engines_that_differ_by_their_options_have_names_of_their_own() -> None:
         "-w1000b": {"workspace_bytes": 1000},
     }
     for words, given in options.items():
-        assert engine_name("tensorrt", "10.3.0", ("sm87",), BatchRange(1, 8, 32), given) == f"tensorrt-10.3.0-sm87-b1-8-32{words}.engine"
+        assert (
+            engine_name("tensorrt", "10.3.0", ("sm87",), BatchRange(1, 8, 32), given)
+            == f"tensorrt-10.3.0-sm87-b1-8-32{words}.engine"
+        )
 
 
 # --- whose engine it is ---
@@ -446,12 +485,16 @@ def as_a_strangers(engine: Path, **changes: Any) -> EngineFacts:
     return facts
 
 
-def test_a_strangers_engine_is_not_loaded_unless_it_is_named(engine: Path, bundle: Path, facts: EngineFacts, here: Here) -> None:
+def test_a_strangers_engine_is_not_loaded_unless_it_is_named(
+    engine: Path, bundle: Path, facts: EngineFacts, here: Here
+) -> None:
     assert loadable_engine(engine, lambda: here, ())[1] == engine.read_bytes()
     as_a_strangers(engine, options={"version_compatible": True}, version="1.0.0.0")
     with pytest.raises(BundleError) as caught:
         loadable_engine(engine, lambda: here, {"0" * 64})
-    assert said(caught.value, f"--trust-engine {facts.engine_sha256}").startswith(f"{engine} was not built on this machine, and engines are code, ")
+    assert said(caught.value, f"--trust-engine {facts.engine_sha256}").startswith(
+        f"{engine} was not built on this machine, and engines are code, "
+    )
     assert REBUILD in str(caught.value)
     with pytest.raises(BackendUnavailable, match="has no engine for .* was not built on this machine.* --trust-engine"):
         engine_for(Bundle.open(bundle), here)
@@ -478,7 +521,9 @@ def test_a_sidecar_that_was_edited_vouches_for_nothing(engine: Path, here: Here,
         loadable_engine(engine, lambda: here, ())
 
 
-def test_an_engine_that_was_exchanged_is_not_loaded_even_when_it_is_named(engine: Path, facts: EngineFacts, here: Here) -> None:
+def test_an_engine_that_was_exchanged_is_not_loaded_even_when_it_is_named(
+    engine: Path, facts: EngineFacts, here: Here
+) -> None:
     engine.write_bytes(engine.read_bytes()[:-1] + b"!")
     for trusted in ((), (facts.engine_sha256,)):
         with pytest.raises(BundleError, match="was changed after it was built"):
@@ -514,7 +559,9 @@ def test_a_sidecar_larger_than_any_is_not_read(engine: Path) -> None:
         facts_of(engine)
 
 
-def test_of_several_engines_the_one_that_is_named_is_taken_and_a_strangers_never(engine: Path, bundle: Path, facts: EngineFacts, here: Here) -> None:
+def test_of_several_engines_the_one_that_is_named_is_taken_and_a_strangers_never(
+    engine: Path, bundle: Path, facts: EngineFacts, here: Here
+) -> None:
     special = put(bundle, engine.read_bytes()[:-1] + b"!", facts, options={"optimization_level": 5})
     strangers = put(bundle, engine.read_bytes()[:-1] + b"?", facts, batch=BatchRange(1, 1, 1))
     named = as_a_strangers(strangers).engine_sha256
@@ -552,7 +599,9 @@ def without_driver() -> None:
 @pytest.mark.usefixtures("without_driver")
 def test_without_a_driver_opening_says_so_in_one_line(bundle: Path, engine: Path) -> None:
     for model in (bundle, engine):
-        with pytest.raises(BackendUnavailable, match="^cudaGetDeviceCount: cudaErrorInsufficientDriver .35.: ") as caught:
+        with pytest.raises(
+            BackendUnavailable, match="^cudaGetDeviceCount: cudaErrorInsufficientDriver .35.: "
+        ) as caught:
             open_runtime(model, RTX)
         assert said(caught.value, "update the NVIDIA driver, or use --backend onnxruntime")
     gc.collect()  # nothing that was made on the way complains of not being closed
@@ -567,14 +616,19 @@ def test_without_a_driver_the_command_ends_with_3(bundle: Path, tmp_path: Path, 
     assert deploy("run", bundle, tmp_path / "picture.png", "--backend", "tensorrt").code == 3
 
 
-def test_inspect_shows_an_engine_and_refuses_what_is_none(engine: Path, facts: EngineFacts, deploy: Callable[..., Ran]) -> None:
+def test_inspect_shows_an_engine_and_refuses_what_is_none(
+    engine: Path, facts: EngineFacts, deploy: Callable[..., Ran]
+) -> None:
     shown = deploy("inspect", engine)
     assert shown.code == 0
     assert f"{RTX} {facts.version}, sm86, sm120 (any of these, built ahead of time), {platform_text()}" in shown.out
     assert deploy("inspect", engine, "--json").json["engine_sha256"] == facts.engine_sha256
     engine.write_bytes(b"")
     ran = deploy("inspect", engine)
-    assert (ran.code, ran.error) == (2, f"error: {engine} is no TensorRT engine: it is empty; build one with: resnet-deploy build BUNDLE")
+    assert (ran.code, ran.error) == (
+        2,
+        f"error: {engine} is no TensorRT engine: it is empty; build one with: resnet-deploy build BUNDLE",
+    )
 
 
 def test_engine_files_are_read_without_tensorrt_and_cuda(engine: Path) -> None:
@@ -582,5 +636,7 @@ def test_engine_files_are_read_without_tensorrt_and_cuda(engine: Path) -> None:
         "import sys; from pathlib import Path; from runtimes.nvidia.engine_file import facts_of; print(facts_of(Path(sys.argv[1])).version); "
         "print(*[name for name in ('tensorrt', 'tensorrt_rtx', 'cuda', 'torch', 'onnx') if name in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code, str(engine)], capture_output=True, text=True, cwd=ROOT, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(engine)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert (result.stdout.split(), result.stderr) == ([facts_of(engine).version], "")

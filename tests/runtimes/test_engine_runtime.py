@@ -35,7 +35,15 @@ from runtimes.errors import BackendUnavailable, BadInput, BundleError
 from runtimes.nvidia import cuda as _cuda
 from runtimes.nvidia.cuda import DeviceBuffer, Graph, PinnedBuffer, Stream, copy_to_host
 from runtimes.nvidia.dlpack import CUDA_HOST, DeviceArray, tensor_from_dlpack
-from runtimes.nvidia.engine_file import SCHEMA_VERSION, DeviceFacts, EngineFacts, LayerFacts, json_from_facts, read_sidecar, seal_facts
+from runtimes.nvidia.engine_file import (
+    SCHEMA_VERSION,
+    DeviceFacts,
+    EngineFacts,
+    LayerFacts,
+    json_from_facts,
+    read_sidecar,
+    seal_facts,
+)
 from runtimes.nvidia.engine_runtime import MOST_GRAPHS, EngineRuntime
 from runtimes.nvidia.log import log_of
 from runtimes.nvidia.plan_files import engine_name, platform_text, sidecar_of
@@ -95,11 +103,16 @@ def folder(tiny_model: Path, manifest: Manifest, tmp_path: Path) -> Path:
     return bundle
 
 
-def add_engine(folder: Path, api: StandinTensorRT, *, batch: BatchRange = BATCH, backend: str = "tensorrt", **options: Any) -> Path:
+def add_engine(
+    folder: Path, api: StandinTensorRT, *, batch: BatchRange = BATCH, backend: str = "tensorrt", **options: Any
+) -> Path:
     """An engine and its sidecar in a bundle, as `resnet-deploy build` leaves them; `options` are the builder's, as the sidecar names them."""
     model = (folder / "model.onnx").read_bytes()
     rows = (batch.min, batch.opt, batch.max)
-    asked = {"stripped": options.get("strip_weights", False), "version_compatible": options.get("version_compatible", False)}
+    asked = {
+        "stripped": options.get("strip_weights", False),
+        "version_compatible": options.get("version_compatible", False),
+    }
     plan = api.plan(model, {INPUT: tuple((size, 1, 28, 28) for size in rows)}, **asked)  # type: ignore[dict-item]  # of three, as it says
     facts = EngineFacts(
         schema_version=SCHEMA_VERSION,
@@ -174,7 +187,9 @@ def test_a_bundle_opens_with_the_engine_that_fits(folder: Path, engine: Path, re
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 8, 9, 11])
-def test_answers_are_right_at_any_batch_also_the_second_time(runtime: EngineRuntime, reference: OnnxRuntime, count: int) -> None:
+def test_answers_are_right_at_any_batch_also_the_second_time(
+    runtime: EngineRuntime, reference: OnnxRuntime, count: int
+) -> None:
     for seed in (0, 1, 0):
         outputs = runtime.run({INPUT: images(count, seed)})
         assert list(outputs) == [OUTPUT]
@@ -247,21 +262,27 @@ def test_a_closed_runtime_does_not_run_and_closing_twice_is_harmless(engine: Pat
     np.testing.assert_array_equal(before, kept)
 
 
-def test_closing_one_runtime_leaves_another_of_the_same_engine_alone(engine: Path, runtime: EngineRuntime, reference: OnnxRuntime) -> None:
+def test_closing_one_runtime_leaves_another_of_the_same_engine_alone(
+    engine: Path, runtime: EngineRuntime, reference: OnnxRuntime
+) -> None:
     opened(engine).close()
     runtime.sibling().close()
     assert_right(runtime.run({INPUT: images(4)})[OUTPUT], reference, images(4))
 
 
 def test_another_provider_is_refused(engine: Path) -> None:
-    with pytest.raises(BackendUnavailable, match="tensorrt runs on an NVIDIA GPU alone, got provider 'cpu'; leave --provider out"):
+    with pytest.raises(
+        BackendUnavailable, match="tensorrt runs on an NVIDIA GPU alone, got provider 'cpu'; leave --provider out"
+    ):
         backend_class("tensorrt").open(engine, provider="cpu")
 
 
 # --- CUDA graphs ---
 
 
-def test_the_second_call_of_a_batch_size_launches_a_graph(runtime: EngineRuntime, api: StandinTensorRT, reference: OnnxRuntime) -> None:
+def test_the_second_call_of_a_batch_size_launches_a_graph(
+    runtime: EngineRuntime, api: StandinTensorRT, reference: OnnxRuntime
+) -> None:
     runtime.run({INPUT: images(3)})
     enqueued = api.calls["execute_async_v3"]
     for seed in (1, 2, 0):
@@ -270,7 +291,9 @@ def test_the_second_call_of_a_batch_size_launches_a_graph(runtime: EngineRuntime
     assert runtime.graph_problem is None
 
 
-def test_the_first_sizes_get_graphs_and_the_rest_run_plainly(folder: Path, api: StandinTensorRT, cuda: StandinCuda, reference: OnnxRuntime) -> None:
+def test_the_first_sizes_get_graphs_and_the_rest_run_plainly(
+    folder: Path, api: StandinTensorRT, cuda: StandinCuda, reference: OnnxRuntime
+) -> None:
     sizes = range(1, MOST_GRAPHS + 3)
     with opened(add_engine(folder, api, batch=BatchRange(1, 2, max(sizes)))) as runtime:
         for _ in range(2):
@@ -307,8 +330,12 @@ def test_a_capture_that_fails_falls_back_and_says_why(
         assert api.calls["create_execution_context"] == 2  # it is not tried again
 
 
-@pytest.mark.parametrize("call", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphLaunch"])
-def test_cuda_may_refuse_the_graph(runtime: EngineRuntime, cuda: StandinCuda, reference: OnnxRuntime, call: str) -> None:
+@pytest.mark.parametrize(
+    "call", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphLaunch"]
+)
+def test_cuda_may_refuse_the_graph(
+    runtime: EngineRuntime, cuda: StandinCuda, reference: OnnxRuntime, call: str
+) -> None:
     cuda.fail(call, OUT_OF_MEMORY)
     for _ in range(2):
         assert_right(runtime.run({INPUT: images(4)})[OUTPUT], reference, images(4))
@@ -317,9 +344,15 @@ def test_cuda_may_refuse_the_graph(runtime: EngineRuntime, cuda: StandinCuda, re
     assert [graph for graph in cuda.graphs.values() if graph] == []
 
 
-@pytest.mark.parametrize("wrong", [lambda answer: answer * 1.01, lambda answer: answer * np.nan], ids=["other numbers", "not a number"])
+@pytest.mark.parametrize(
+    "wrong", [lambda answer: answer * 1.01, lambda answer: answer * np.nan], ids=["other numbers", "not a number"]
+)
 def test_a_graph_whose_replay_is_wrong_is_dropped(
-    runtime: EngineRuntime, api: StandinTensorRT, cuda: StandinCuda, reference: OnnxRuntime, wrong: Callable[[NDArray[Any]], NDArray[Any]]
+    runtime: EngineRuntime,
+    api: StandinTensorRT,
+    cuda: StandinCuda,
+    reference: OnnxRuntime,
+    wrong: Callable[[NDArray[Any]], NDArray[Any]],
 ) -> None:
     api.distort = lambda answer, replayed: wrong(answer) if replayed else answer
     for _ in range(2):
@@ -328,7 +361,9 @@ def test_a_graph_whose_replay_is_wrong_is_dropped(
     assert [graph for graph in cuda.graphs.values() if graph] == []
 
 
-def test_an_answer_that_is_not_a_number_is_the_networks_and_no_reason_against_the_graph(runtime: EngineRuntime, api: StandinTensorRT) -> None:
+def test_an_answer_that_is_not_a_number_is_the_networks_and_no_reason_against_the_graph(
+    runtime: EngineRuntime, api: StandinTensorRT
+) -> None:
     api.distort = lambda answer, _: answer * np.nan
     for _ in range(2):
         assert np.isnan(runtime.run({INPUT: images(4)})[OUTPUT]).all()
@@ -377,8 +412,13 @@ def test_opening_that_fails_anywhere_leaks_nothing(engine: Path, cuda: StandinCu
     assert {"cudaStreamCreateWithFlags", "cudaMalloc", "cudaMallocHost", "cudaGetDeviceCount"} <= set(tried)
 
 
-@pytest.mark.parametrize("call", ["create_execution_context", "set_input_shape", "infer_shapes", "set_tensor_address", "deserialize_cuda_engine"])
-def test_opening_that_tensorrt_refuses_leaks_nothing(engine: Path, cuda: StandinCuda, api: StandinTensorRT, call: str) -> None:
+@pytest.mark.parametrize(
+    "call",
+    ["create_execution_context", "set_input_shape", "infer_shapes", "set_tensor_address", "deserialize_cuda_engine"],
+)
+def test_opening_that_tensorrt_refuses_leaks_nothing(
+    engine: Path, cuda: StandinCuda, api: StandinTensorRT, call: str
+) -> None:
     api.fail(call, "because")
     with pytest.raises(BackendUnavailable):
         opened(engine)
@@ -468,11 +508,15 @@ def test_arrays_on_the_device_are_answered_in_order_at_any_batch(
         assert_right(library.read(answers[OUTPUT]), reference, images(count, seed))
 
 
-def test_pinned_arrays_of_the_cpu_are_taken_too(runtime: EngineRuntime, library: Library, reference: OnnxRuntime) -> None:
+def test_pinned_arrays_of_the_cpu_are_taken_too(
+    runtime: EngineRuntime, library: Library, reference: OnnxRuntime
+) -> None:
     assert_right(library.read(runtime.run_on_device({INPUT: pinned(images(5))})[OUTPUT]), reference, images(5))
 
 
-def test_a_device_call_waits_for_nothing(runtime: EngineRuntime, library: Library, cuda: StandinCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_call_waits_for_nothing(
+    runtime: EngineRuntime, library: Library, cuda: StandinCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
     array = library.made(images(3))
     with monkeypatch.context() as patched:
         for name in ("cudaStreamSynchronize", "cudaEventSynchronize"):
@@ -481,7 +525,9 @@ def test_a_device_call_waits_for_nothing(runtime: EngineRuntime, library: Librar
     assert library.read(answer).shape == (3, 10)
 
 
-def test_inputs_are_held_until_they_were_read(runtime: EngineRuntime, library: Library, cuda: StandinCuda, reference: OnnxRuntime) -> None:
+def test_inputs_are_held_until_they_were_read(
+    runtime: EngineRuntime, library: Library, cuda: StandinCuda, reference: OnnxRuntime
+) -> None:
     size = 11 * IMAGE_BYTES
     answer = runtime.run_on_device({INPUT: library.made(images(11))})[OUTPUT]
     gc.collect()
@@ -492,7 +538,9 @@ def test_inputs_are_held_until_they_were_read(runtime: EngineRuntime, library: L
     assert live(cuda, size) == []
 
 
-def test_answers_are_the_callers_and_outlive_the_runtime(engine: Path, library: Library, cuda: StandinCuda, reference: OnnxRuntime) -> None:
+def test_answers_are_the_callers_and_outlive_the_runtime(
+    engine: Path, library: Library, cuda: StandinCuda, reference: OnnxRuntime
+) -> None:
     runtime = opened(engine)
     answers = [runtime.run_on_device({INPUT: library.made(images(3, seed))})[OUTPUT] for seed in range(3)]
     runtime.run({INPUT: images(3, 9)})
@@ -535,11 +583,15 @@ def test_a_device_call_that_fails_anywhere_leaks_nothing_and_the_next_is_right(
             kept.clear()
             call()
         kept.clear()
-        assert_right(library.read(runtime.run_on_device({INPUT: library.made(images(3))})[OUTPUT]), reference, images(3))
+        assert_right(
+            library.read(runtime.run_on_device({INPUT: library.made(images(3))})[OUTPUT]), reference, images(3)
+        )
     assert leaks(cuda) == [f"stream {library.stream.handle:#x}"]
 
 
-def test_a_device_call_that_tensorrt_refuses_leaves_the_memory_where_it_was(runtime: EngineRuntime, library: Library, api: StandinTensorRT) -> None:
+def test_a_device_call_that_tensorrt_refuses_leaves_the_memory_where_it_was(
+    runtime: EngineRuntime, library: Library, api: StandinTensorRT
+) -> None:
     api.fail("execute_async_v3", "no", after=1)
     with pytest.raises(BackendUnavailable, match="TensorRT could not run a batch of 3: no$"):
         runtime.run_on_device({INPUT: library.made(images(7))})
@@ -552,15 +604,29 @@ def test_a_device_call_that_tensorrt_refuses_leaves_the_memory_where_it_was(runt
 @pytest.mark.parametrize(
     ("call", "reason", "message"),
     [
-        ("deserialize_cuda_engine", "magicTag", "TensorRT does not load .*: magicTag; build it again with: resnet-deploy build"),
+        (
+            "deserialize_cuda_engine",
+            "magicTag",
+            "TensorRT does not load .*: magicTag; build it again with: resnet-deploy build",
+        ),
         ("create_execution_context", "no room", "TensorRT cannot make an execution context for .*: no room"),
-        ("create_execution_context", "Error: OutOfMemory", "OutOfMemory; .* less with --workspace MIB, and close what else uses the GPU"),
-        ("set_input_shape", "no such shape", r"TensorRT does not take a batch of 4 for 'input' \(range 2:3:4\): no such shape"),
+        (
+            "create_execution_context",
+            "Error: OutOfMemory",
+            "OutOfMemory; .* less with --workspace MIB, and close what else uses the GPU",
+        ),
+        (
+            "set_input_shape",
+            "no such shape",
+            r"TensorRT does not take a batch of 4 for 'input' \(range 2:3:4\): no such shape",
+        ),
         ("infer_shapes", "unknown", "TensorRT cannot tell the shapes of input: unknown"),
         ("set_tensor_address", "no", "TensorRT refuses the memory for 'input'; build the engine again"),
     ],
 )
-def test_an_engine_that_cannot_be_opened_says_why(engine: Path, api: StandinTensorRT, call: str, reason: str, message: str) -> None:
+def test_an_engine_that_cannot_be_opened_says_why(
+    engine: Path, api: StandinTensorRT, call: str, reason: str, message: str
+) -> None:
     api.fail(call, reason)
     with pytest.raises(BackendUnavailable, match=message) as caught:
         opened(engine)
@@ -568,7 +634,9 @@ def test_an_engine_that_cannot_be_opened_says_why(engine: Path, api: StandinTens
     assert caught.value.exit_code == 3
 
 
-def test_an_engine_that_cannot_run_says_why_and_runs_again(runtime: EngineRuntime, api: StandinTensorRT, reference: OnnxRuntime) -> None:
+def test_an_engine_that_cannot_run_says_why_and_runs_again(
+    runtime: EngineRuntime, api: StandinTensorRT, reference: OnnxRuntime
+) -> None:
     api.fail("execute_async_v3", "IExecutionContext::enqueueV3: Error Code 1: Cuda Runtime (an illegal access)")
     with pytest.raises(BackendUnavailable, match="^TensorRT could not run a batch of 3: Cuda Runtime"):
         runtime.run({INPUT: images(3)})
@@ -576,7 +644,9 @@ def test_an_engine_that_cannot_run_says_why_and_runs_again(runtime: EngineRuntim
 
 
 @pytest.mark.parametrize("call", ["set_input_shape", "infer_shapes"])
-def test_a_batch_that_was_refused_does_not_spoil_the_next(runtime: EngineRuntime, api: StandinTensorRT, reference: OnnxRuntime, call: str) -> None:
+def test_a_batch_that_was_refused_does_not_spoil_the_next(
+    runtime: EngineRuntime, api: StandinTensorRT, reference: OnnxRuntime, call: str
+) -> None:
     api.fail(call, "because")
     with pytest.raises(BackendUnavailable, match="because"):
         runtime.run({INPUT: images(3)})
@@ -587,21 +657,29 @@ def test_a_batch_that_was_refused_does_not_spoil_the_next(runtime: EngineRuntime
 def test_a_gpu_without_room_is_one_error_with_a_remedy(folder: Path, api: StandinTensorRT, cuda: StandinCuda) -> None:
     path = add_engine(folder, api, batch=BatchRange(1, 8, 64))
     cuda.total_bytes = 100 * IMAGE_BYTES
-    with pytest.raises(_cuda.CudaError, match=r"cudaErrorMemoryAllocation \(2\): out of memory; close other programs .* or take a smaller batch$"):
+    with pytest.raises(
+        _cuda.CudaError,
+        match=r"cudaErrorMemoryAllocation \(2\): out of memory; close other programs .* or take a smaller batch$",
+    ):
         opened(path)
 
 
 def test_an_engine_of_another_version_or_device_is_tensorrts_to_refuse_where_the_sidecar_lies(
     folder: Path, api: StandinTensorRT, cuda: StandinCuda
 ) -> None:
-    for other, said in ((StandinTensorRT(cuda, "10.3.0.30"), "expecting library version 11.4.0.106"), (api, "expecting compute 8.7 got compute 8.6")):
+    for other, said in (
+        (StandinTensorRT(cuda, "10.3.0.30"), "expecting library version 11.4.0.106"),
+        (api, "expecting compute 8.7 got compute 8.6"),
+    ):
         before = dict(cuda.attributes)
         if other is api:
             cuda.attributes[list(before)[1]] = 6
         path = add_engine(folder, other)
         cuda.attributes.update(before)
         sidecar = sidecar_of(path)
-        sidecar.write_bytes(json_from_facts(seal_facts(replace(read_sidecar(sidecar), version=api.__version__), ensure_machine_key())))
+        sidecar.write_bytes(
+            json_from_facts(seal_facts(replace(read_sidecar(sidecar), version=api.__version__), ensure_machine_key()))
+        )
         with pytest.raises(BackendUnavailable, match=said):
             opened(path)
 
@@ -618,13 +696,17 @@ def test_an_engine_of_another_version_or_device_is_tensorrts_to_refuse_where_the
 def test_what_the_sidecar_says_against_an_engine_is_said_before_tensorrt_reads_it(
     engine: Path, api: StandinTensorRT, changes: dict[str, Any], message: str
 ) -> None:
-    sidecar_of(engine).write_bytes(json_from_facts(seal_facts(replace(read_sidecar(sidecar_of(engine)), **changes), ensure_machine_key())))
+    sidecar_of(engine).write_bytes(
+        json_from_facts(seal_facts(replace(read_sidecar(sidecar_of(engine)), **changes), ensure_machine_key()))
+    )
     with pytest.raises((BackendUnavailable, BundleError), match=message):
         opened(engine)
     assert api.calls["deserialize_cuda_engine"] == 0
 
 
-def test_a_version_compatible_engine_is_allowed_its_lean_runtime(folder: Path, api: StandinTensorRT, cuda: StandinCuda) -> None:
+def test_a_version_compatible_engine_is_allowed_its_lean_runtime(
+    folder: Path, api: StandinTensorRT, cuda: StandinCuda
+) -> None:
     with opened(add_engine(folder, StandinTensorRT(cuda, "10.3.0.30"), version_compatible=True)) as runtime:
         assert runtime.run({INPUT: images(2)})[OUTPUT].shape == (2, 10)
 
@@ -639,7 +721,9 @@ def as_a_strangers(engine: Path, **changes: Any) -> str:
     return facts.engine_sha256
 
 
-def test_a_strangers_engine_reaches_tensorrt_only_when_it_is_named(folder: Path, api: StandinTensorRT, reference: OnnxRuntime) -> None:
+def test_a_strangers_engine_reaches_tensorrt_only_when_it_is_named(
+    folder: Path, api: StandinTensorRT, reference: OnnxRuntime
+) -> None:
     engine = add_engine(folder, api, version_compatible=True)
     sha256 = as_a_strangers(engine)
     with pytest.raises(BundleError, match=f"was not built on this machine.* --trust-engine {sha256}"):
@@ -658,7 +742,9 @@ def test_a_strangers_engine_reaches_tensorrt_only_when_it_is_named(folder: Path,
 def test_each_command_that_opens_an_engine_takes_the_name_of_a_strangers(
     proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def here(work: Callable[..., tuple[str, object]], *arguments: object, timeout_s: float | None = None) -> tuple[str, str, object]:
+    def here(
+        work: Callable[..., tuple[str, object]], *arguments: object, timeout_s: float | None = None
+    ) -> tuple[str, str, object]:
         """In place of a process of its own, which would have no stand-in."""
         verdict, value = work(*arguments)
         return verdict, "", value
@@ -667,7 +753,9 @@ def test_each_command_that_opens_an_engine_takes_the_name_of_a_strangers(
     sha256 = as_a_strangers(Path(deploy("build", proven, "--json").json["engine"]))
     for number in range(10):
         (tmp_path / "pictures" / str(number)).mkdir(parents=True)
-        Image.fromarray(np.full((28, 28), 20 * number, np.uint8)).save(tmp_path / "pictures" / str(number) / "picture.png")
+        Image.fromarray(np.full((28, 28), 20 * number, np.uint8)).save(
+            tmp_path / "pictures" / str(number) / "picture.png"
+        )
     on = ("--backend", "tensorrt")
     commands: list[tuple[object, ...]] = [
         ("run", proven, tmp_path / "pictures" / "1" / "picture.png", *on),
@@ -683,7 +771,9 @@ def test_each_command_that_opens_an_engine_takes_the_name_of_a_strangers(
         assert deploy(*command, "--trust-engine", "all").code == 2, command
 
 
-def test_a_build_replaces_a_strangers_engine_by_its_own(proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran]) -> None:
+def test_a_build_replaces_a_strangers_engine_by_its_own(
+    proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran]
+) -> None:
     built = deploy("build", proven, "--json").json
     as_a_strangers(Path(built["engine"]))
     again = deploy("build", proven, "--json").json
@@ -713,7 +803,9 @@ def test_siblings_run_in_two_threads_at_once(runtime: EngineRuntime, reference: 
 # --- engines without weights ---
 
 
-def test_a_stripped_engine_takes_its_weights_from_the_bundle(folder: Path, api: StandinTensorRT, reference: OnnxRuntime) -> None:
+def test_a_stripped_engine_takes_its_weights_from_the_bundle(
+    folder: Path, api: StandinTensorRT, reference: OnnxRuntime
+) -> None:
     add_engine(folder, api, strip_weights=True)
     with open_runtime(folder, "tensorrt") as runtime:
         assert_right(runtime.run({INPUT: images(3)})[OUTPUT], reference, images(3))
@@ -722,14 +814,19 @@ def test_a_stripped_engine_takes_its_weights_from_the_bundle(folder: Path, api: 
 def test_a_stripped_engine_whose_onnx_is_missing_or_another_says_so(folder: Path, api: StandinTensorRT) -> None:
     path = add_engine(folder, api, strip_weights=True)
     (folder / "model.onnx").rename(folder / "away.onnx")
-    with pytest.raises(BundleError, match="cannot read .*model.onnx .No such file .*, which holds the engine's weights; build the engine again"):
+    with pytest.raises(
+        BundleError,
+        match="cannot read .*model.onnx .No such file .*, which holds the engine's weights; build the engine again",
+    ):
         opened(path)
     model = onnx.load(folder / "away.onnx")
     for kept in (1, 0):
         model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[::-1]
         del model.graph.initializer[kept:1]
         onnx.save(model, folder / "model.onnx")
-        with pytest.raises(BundleError, match="model.onnx is not the file that the engine was built from, whose weights it takes"):
+        with pytest.raises(
+            BundleError, match="model.onnx is not the file that the engine was built from, whose weights it takes"
+        ):
             opened(path)
     assert api.calls["deserialize_cuda_engine"] == 0
 
@@ -737,7 +834,10 @@ def test_a_stripped_engine_whose_onnx_is_missing_or_another_says_so(folder: Path
 def test_a_stripped_engine_that_tensorrt_cannot_fill_says_why(folder: Path, api: StandinTensorRT) -> None:
     path = add_engine(folder, api, strip_weights=True)
     api.fail("refit_cuda_engine", "Refitter was unable to find all the weights of the engine.")
-    with pytest.raises(BackendUnavailable, match="does not put its weights into .*: Refitter was unable .*; build it again without --strip-weights"):
+    with pytest.raises(
+        BackendUnavailable,
+        match="does not put its weights into .*: Refitter was unable .*; build it again without --strip-weights",
+    ):
         opened(path)
 
 
@@ -761,7 +861,9 @@ def rtx(cuda: StandinCuda, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tup
     return api, add_engine(folder, api, backend="tensorrt-rtx")
 
 
-def test_rtx_compiles_at_once_captures_by_itself_and_keeps_its_kernels(rtx: tuple[StandinTensorRT, Path], reference: OnnxRuntime) -> None:
+def test_rtx_compiles_at_once_captures_by_itself_and_keeps_its_kernels(
+    rtx: tuple[StandinTensorRT, Path], reference: OnnxRuntime
+) -> None:
     api, path = rtx
     kind: Any = backend_class("tensorrt-rtx")
     for turn in range(2):
@@ -788,7 +890,9 @@ def test_an_rtx_cache_that_does_not_fit_is_filled_anew(rtx: tuple[StandinTensorR
 def test_kernels_that_another_machine_compiled_are_not_loaded(rtx: tuple[StandinTensorRT, Path]) -> None:
     api, path = rtx
     sha256, kernels = read_sidecar(sidecar_of(path)).engine_sha256, f'["{api.__version__}", [3]]'.encode()
-    for known, content in enumerate((kernels, with_seal(kernels, sha256, bytes(32)), with_seal(kernels, "0" * 64, ensure_machine_key()))):
+    for known, content in enumerate(
+        (kernels, with_seal(kernels, sha256, bytes(32)), with_seal(kernels, "0" * 64, ensure_machine_key()))
+    ):
         path.with_suffix(".cache").write_bytes(content)
         with open_runtime(path, "tensorrt-rtx") as runtime:
             runtime.run({INPUT: images(3)})
@@ -810,7 +914,9 @@ def test_an_rtx_engine_without_a_place_for_a_key_runs_and_keeps_no_kernels(
     assert not path.with_suffix(".cache").exists()
 
 
-def test_an_rtx_bundle_that_may_not_be_written_to_runs_all_the_same(rtx: tuple[StandinTensorRT, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_rtx_bundle_that_may_not_be_written_to_runs_all_the_same(
+    rtx: tuple[StandinTensorRT, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, path = rtx
 
     def refuse(*_: object) -> None:
@@ -850,7 +956,10 @@ def test_memory_that_is_too_small_or_not_the_devices_is_noticed(runtime: EngineR
     context = runtime._plain.context
     elsewhere = np.zeros(1 << 16, np.uint8).ctypes.data
     with DeviceBuffer(IMAGE_BYTES) as small:
-        for pointer, problem in ((small.pointer, "more than were allocated"), (elsewhere + -elsewhere % 256, "which is no CUDA memory")):
+        for pointer, problem in (
+            (small.pointer, "more than were allocated"),
+            (elsewhere + -elsewhere % 256, "which is no CUDA memory"),
+        ):
             assert context.set_tensor_address(INPUT, pointer)
             with pytest.raises(AssertionError, match=problem):
                 context.execute_async_v3(runtime._stream.handle)
@@ -863,7 +972,10 @@ def test_a_context_that_was_not_told_everything_does_not_run(runtime: EngineRunt
     assert "no address or shape is set for input, logits" in recording.reason
     with log_of(api).recording() as recording:
         assert not context.set_input_shape(INPUT, (5, 1, 28, 28))
-    assert "does not satisfy any optimization profiles. Valid range for profile 0: [2, 1, 28, 28]..[4, 1, 28, 28]" in recording.reason
+    assert (
+        "does not satisfy any optimization profiles. Valid range for profile 0: [2, 1, 28, 28]..[4, 1, 28, 28]"
+        in recording.reason
+    )
 
 
 def test_a_capture_right_after_a_change_of_shapes_is_noticed(runtime: EngineRuntime, api: StandinTensorRT) -> None:
@@ -889,7 +1001,10 @@ def test_a_context_in_two_streams_or_threads_at_once_is_noticed(runtime: EngineR
         (lambda plan: plan[:-1], "Assertion bufferSize >= minBufferSize failed"),
         (lambda plan: plan[:20], "Assertion bufferSize >= minBufferSize failed"),
         (lambda plan: b"vtrt" + plan[4:], "header.magicTag == kEXPECTED_MAGIC_TAG failed"),
-        (lambda plan: plan[:24] + bytes((10, 3, 0, 30)) + plan[28:], "expecting library version 11.4.0.106 got .., please rebuild"),
+        (
+            lambda plan: plan[:24] + bytes((10, 3, 0, 30)) + plan[28:],
+            "expecting library version 11.4.0.106 got .., please rebuild",
+        ),
     ],
     ids=["empty", "truncated", "cut in the header", "foreign", "of another version"],
 )
@@ -948,14 +1063,19 @@ def quantized(tmp_path_factory: pytest.TempPathFactory, shipped_bundle: Any) -> 
 
 @needs_rounding  # the stand-in computes with it
 @pytest.mark.parametrize("version", ["10.3.0.30", "11.4.0.106"])
-def test_an_int8_bundle_is_built_and_proven_in_int8(quantized: Path, cuda: StandinCuda, deploy: Callable[..., Ran], version: str) -> None:
+def test_an_int8_bundle_is_built_and_proven_in_int8(
+    quantized: Path, cuda: StandinCuda, deploy: Callable[..., Ran], version: str
+) -> None:
     with imported_as_tensorrt(StandinTensorRT(cuda, version)):
         facts = deploy("build", quantized, "--json").json
     assert (facts["checked"], facts["parity"]["ok"], facts["parity"]["batches"]) == (True, True, [1, 2, 4])
     assert (facts["layers"]["convolutions"], facts["layers"]["fallback"]) == ({"int8": 21}, [])
 
 
-@pytest.mark.parametrize("options", [["--version-compatible"], ["--strip-weights"], ["--hardware-compatible", "ampere-plus"], ["--workspace", "64"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--version-compatible"], ["--strip-weights"], ["--hardware-compatible", "ampere-plus"], ["--workspace", "64"]],
+)
 def test_options_reach_the_builder_and_the_engine_is_proven_with_them(
     proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran], options: list[str]
 ) -> None:
@@ -964,8 +1084,12 @@ def test_options_reach_the_builder_and_the_engine_is_proven_with_them(
     config = api.last_config
     assert config is not None
     flags = {name for name in ("VERSION_COMPATIBLE", "STRIP_PLAN") if getattr(api.BuilderFlag, name) in config.flags}
-    assert flags == {"--version-compatible": {"VERSION_COMPATIBLE"}, "--strip-weights": {"STRIP_PLAN"}}.get(options[0], set())
-    assert config.hardware_compatibility_level.name == ("AMPERE_PLUS" if options[0] == "--hardware-compatible" else "NONE")
+    assert flags == {"--version-compatible": {"VERSION_COMPATIBLE"}, "--strip-weights": {"STRIP_PLAN"}}.get(
+        options[0], set()
+    )
+    assert config.hardware_compatibility_level.name == (
+        "AMPERE_PLUS" if options[0] == "--hardware-compatible" else "NONE"
+    )
     assert (config.pools[api.MemoryPoolType.WORKSPACE] == 64 << 20) == (options[0] == "--workspace")
 
 
@@ -1041,19 +1165,31 @@ def test_engines_of_other_options_stand_beside_each_other_and_the_last_asked_for
             return runtime._loaded.path.name  # type: ignore[attr-defined, no-any-return]  # an engine's
 
     names = []
-    for options in ([], ["--version-compatible"], ["--strip-weights", "--optimization-level", "5"], ["--workspace", "64"]):
+    for options in (
+        [],
+        ["--version-compatible"],
+        ["--strip-weights", "--optimization-level", "5"],
+        ["--workspace", "64"],
+    ):
         names.append(Path(deploy("build", proven, "--json", *options).json["engine"]).name)
         for path in (proven / "engines").iterdir():
             os.utime(path, (path.stat().st_mtime - 10,) * 2)
         assert taken() == names[-1]
     stem = "tensorrt-11.4.0.106-sm87-b2-3-4"
-    assert names == [f"{stem}.engine", f"{stem}-version-compatible.engine", f"{stem}-stripped-o5.engine", f"{stem}-w64.engine"]
+    assert names == [
+        f"{stem}.engine",
+        f"{stem}-version-compatible.engine",
+        f"{stem}-stripped-o5.engine",
+        f"{stem}-w64.engine",
+    ]
     again = deploy("build", proven, "--json", "--version-compatible").json
     assert again["cached"]
     assert taken() == names[1]
 
 
-def test_what_a_build_that_was_killed_left_is_removed_by_a_later_one(proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran]) -> None:
+def test_what_a_build_that_was_killed_left_is_removed_by_a_later_one(
+    proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran]
+) -> None:
     engine = Path(deploy("build", proven, "--json").json["engine"])
     old, young = (engine.with_name(f".{engine.stem}.partial-{word}.engine") for word in ("old", "young"))
     for path in (old, young):
@@ -1081,7 +1217,9 @@ def test_a_timing_cache_that_cannot_be_used_is_told_before_the_build(
     assert deploy("build", proven, "--json").json["cached"]
 
 
-def test_engines_are_not_written_through_a_link(proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran], tmp_path: Path) -> None:
+def test_engines_are_not_written_through_a_link(
+    proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran], tmp_path: Path
+) -> None:
     (tmp_path / "elsewhere").mkdir()
     (proven / "engines").symlink_to(tmp_path / "elsewhere")
     ran = deploy("build", proven)
@@ -1099,7 +1237,9 @@ def test_without_a_place_for_the_key_nothing_is_built(
     assert api.calls["build_serialized_network"] == 0
 
 
-def test_an_engine_that_fails_on_the_spot_is_not_kept(proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran]) -> None:
+def test_an_engine_that_fails_on_the_spot_is_not_kept(
+    proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran]
+) -> None:
     api.fail("execute_async_v3", "an illegal access")
     ran = deploy("build", proven)
     assert (ran.code, ran.error) == (3, "error: TensorRT could not run a batch of 2: an illegal access")
@@ -1149,17 +1289,23 @@ def test_convolutions_in_another_precision_are_refused_unless_allowed(
     proven: Path, cuda: StandinCuda, deploy: Callable[..., Ran], version: str
 ) -> None:
     api = StandinTensorRT(cuda, version)
-    api.runs_as = {"stem.conv": "FP16"} | {node.name: "FP16" for node in onnx.load(proven / "model.onnx").graph.node if node.op_type == "Conv"}
+    api.runs_as = {"stem.conv": "FP16"} | {
+        node.name: "FP16" for node in onnx.load(proven / "model.onnx").graph.node if node.op_type == "Conv"
+    }
     with imported_as_tensorrt(api):
         ran = deploy("build", proven)
         assert ran.code == 1
         assert "of its convolutions run otherwise" in ran.error
         assert "--allow-fallback-layers" in ran.error
         assert not (proven / "engines").exists()
-        assert deploy("build", proven, "--allow-fallback-layers", "--json").json["layers"]["convolutions"].keys() == {"fp16"}
+        assert deploy("build", proven, "--allow-fallback-layers", "--json").json["layers"]["convolutions"].keys() == {
+            "fp16"
+        }
 
 
-def test_an_early_tensorrt_10_that_refuses_typed_graphs_builds_with_weak_typing(proven: Path, cuda: StandinCuda, deploy: Callable[..., Ran]) -> None:
+def test_an_early_tensorrt_10_that_refuses_typed_graphs_builds_with_weak_typing(
+    proven: Path, cuda: StandinCuda, deploy: Callable[..., Ran]
+) -> None:
     api = StandinTensorRT(cuda, "10.3.0.30")
     api.fail("parse", "In node 0: must be of same type")
     with imported_as_tensorrt(api):
@@ -1184,7 +1330,9 @@ def test_weak_typing_allows_what_the_bundles_precision_is_made_of_alone(
     assert api.last_config.flags & {"FP16", "BF16", "INT8"} == flags
 
 
-def test_what_both_ways_of_typing_were_refused_for_is_told(proven: Path, cuda: StandinCuda, deploy: Callable[..., Ran]) -> None:
+def test_what_both_ways_of_typing_were_refused_for_is_told(
+    proven: Path, cuda: StandinCuda, deploy: Callable[..., Ran]
+) -> None:
     api = StandinTensorRT(cuda, "10.3.0.30")
     with imported_as_tensorrt(api):
         api.fail("parse", "In node 0: must be of same type", "In node 7: no such operator")
@@ -1195,10 +1343,15 @@ def test_what_both_ways_of_typing_were_refused_for_is_told(proven: Path, cuda: S
         api.fail("parse", "In node 0: must be of same type")
         api.fail("build_serialized_network", "no implementation")
         ran = deploy("build", proven)
-        assert "the engine could not be built: no implementation (with weak typing, for the typed graph was refused: In node 0: must be" in ran.error
+        assert (
+            "the engine could not be built: no implementation (with weak typing, for the typed graph was refused: In node 0: must be"
+            in ran.error
+        )
 
 
-def test_tensorrt_11_has_no_weak_typing_to_fall_back_to(proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran]) -> None:
+def test_tensorrt_11_has_no_weak_typing_to_fall_back_to(
+    proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran]
+) -> None:
     api.fail("parse", "In node 0: must be of same type")
     ran = deploy("build", proven)
     assert (ran.code, ran.error.count("its types are mixed")) == (1, 1)
@@ -1221,14 +1374,21 @@ def convolutions(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_dla_is_refused_for_what_it_cannot_compute(proven: Path, manifest: Manifest, precision: str, deploy: Callable[..., Ran]) -> None:
+def test_dla_is_refused_for_what_it_cannot_compute(
+    proven: Path, manifest: Manifest, precision: str, deploy: Callable[..., Ran]
+) -> None:
     (proven / "manifest.json").unlink()
     write_manifest(proven, replace(manifest, batch=BatchRange(2, 2, 2), precision=precision))
     ran = deploy("build", proven, "--dla", "0")
-    assert (ran.code, f"DLA computes in FP16 and INT8, and the bundle is {precision}; export it with --fp16" in ran.error) == (2, True)
+    assert (
+        ran.code,
+        f"DLA computes in FP16 and INT8, and the bundle is {precision}; export it with --fp16" in ran.error,
+    ) == (2, True)
 
 
-def test_dla_needs_one_batch_size_and_a_core(static: Path, api: StandinTensorRT, manifest: Manifest, deploy: Callable[..., Ran]) -> None:
+def test_dla_needs_one_batch_size_and_a_core(
+    static: Path, api: StandinTensorRT, manifest: Manifest, deploy: Callable[..., Ran]
+) -> None:
     assert "finds no DLA on stand-in" in deploy("build", static, "--dla", "0").error
     api.dla_cores = 2
     assert "expected --dla below 2, got 2" in deploy("build", static, "--dla", "2").error
@@ -1264,7 +1424,10 @@ def test_convolutions_that_fell_back_from_dla_to_the_gpu_are_refused_unless_allo
     api.off_dla.add(convolutions[1])
     ran = deploy("build", static, "--dla", "0")
     assert ran.code == 1
-    assert f"--dla 0 asks for DLA, but 1 of {len(convolutions)} convolutions do not run there: {convolutions[1]}; accept that with" in ran.error
+    assert (
+        f"--dla 0 asks for DLA, but 1 of {len(convolutions)} convolutions do not run there: {convolutions[1]}; accept that with"
+        in ran.error
+    )
     assert not (static / "engines").exists()
     facts = deploy("build", static, "--dla", "0", "--allow-fallback-layers", "--json").json
     assert convolutions[1] in facts["layers"]["on_gpu"]
@@ -1284,5 +1447,12 @@ def test_a_stretch_on_dla_holds_what_lies_between_its_ends_and_no_gpu_layer_name
         EngineLayer("DLA", ("fp16",), frozenset(), "{ForeignNode[input.cast...nobody]}"),
     ]
     spread = spread_over_dla(layers, order)
-    assert [set(layer.nodes) for layer in spread] == [{"conv1"}, {"conv1", "relu", "conv2", "conv3"}, {"side"}, {"fc", "bias"}, set(), set()]
+    assert [set(layer.nodes) for layer in spread] == [
+        {"conv1"},
+        {"conv1", "relu", "conv2", "conv3"},
+        {"side"},
+        {"fc", "bias"},
+        set(),
+        set(),
+    ]
     assert layers_on_gpu(spread, order) == ("side",)

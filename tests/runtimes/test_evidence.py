@@ -31,7 +31,9 @@ class Echo(Runtime):
 
     def __init__(self, names: tuple[str, ...], wrong: Wrong) -> None:
         super().__init__(
-            [TensorSpec("input", "float32", ("batch", CLASSES))], [TensorSpec(name, "float32", ("batch", CLASSES)) for name in names], None
+            [TensorSpec("input", "float32", ("batch", CLASSES))],
+            [TensorSpec(name, "float32", ("batch", CLASSES)) for name in names],
+            None,
         )
         self._wrong = wrong
         self.sizes: list[int] = []
@@ -67,7 +69,9 @@ def logits(images: int) -> NDArray[np.float32]:
 def ask(images: int, wrong: Wrong = right, budget: Budget | None = None, names: tuple[str, ...] = ("logits",)) -> Any:
     values = logits(images)
     runtime = Echo(names, wrong)
-    return compare_backend(Evidence(values, dict.fromkeys(names, values)), "echo", runtime, budget or Budget(0.05), BATCH), runtime
+    return compare_backend(
+        Evidence(values, dict.fromkeys(names, values)), "echo", runtime, budget or Budget(0.05), BATCH
+    ), runtime
 
 
 def test_every_size_is_asked_and_all_images_at_the_largest() -> None:
@@ -91,7 +95,9 @@ def test_one_image_of_32_that_flips_is_one_of_32_wherever_it_stands(changed: int
     measured = answer.report.backends["echo"]
     assert (measured.top1_agreement, measured.flips) == (1 - 1 / 32, Flips(1, 1))
     assert answer.flips == (Flip(changed, 0, 3, 1.0, counted=True),)
-    assert measured.mean_relative_error == pytest.approx(float(np.abs(logits(32)[changed] - logits(32)[changed, ::-1]).sum() / 10 / 128))
+    assert measured.mean_relative_error == pytest.approx(
+        float(np.abs(logits(32)[changed] - logits(32)[changed, ::-1]).sum() / 10 / 128)
+    )
     assert measured.max_batch_difference == 0.0  # it is wrong alike at every size
 
 
@@ -115,7 +121,9 @@ def test_a_batch_size_that_answers_otherwise_breaks_a_limit_of_its_own() -> None
     assert measured.max_batch_difference == pytest.approx(0.04)
     assert measured.max_relative_error == pytest.approx(0.04)  # the worst of all answers
     assert measured.mean_relative_error == 0.0  # of the largest batch
-    assert [limit.text for limit in answer.limits if not limit.ok] == ["difference between batch sizes 4.00e-02, budget <= 2.00e-02"]
+    assert [limit.text for limit in answer.limits if not limit.ok] == [
+        "difference between batch sizes 4.00e-02, budget <= 2.00e-02"
+    ]
     assert not answer.ok
     assert ask(32, wrong, Budget(0.05, max_batch_difference=0.05))[0].ok
 
@@ -138,7 +146,12 @@ def test_a_small_batch_that_is_not_finite_fails() -> None:
 
     answer, _ = ask(32, wrong)
     measured = answer.report.backends["echo"]
-    assert (answer.ok, measured.finite, measured.max_relative_error, answer.errors) == (False, False, LARGEST_ERROR, None)
+    assert (answer.ok, measured.finite, measured.max_relative_error, answer.errors) == (
+        False,
+        False,
+        LARGEST_ERROR,
+        None,
+    )
     assert measured.flips == Flips(32, 32)
 
 

@@ -41,7 +41,9 @@ def test_a_known_error_gives_the_figures_worked_out_by_hand() -> None:
     found = compare(REFERENCE, np.array([[10.0, 0.1], [0.0, 5.0]]), FREE)
     assert found.max_relative_error == pytest.approx(0.1 / 10)
     assert found.mean_relative_error == pytest.approx(0.1 / 10 / 4)
-    assert found.p99_relative_error == pytest.approx(0.97 * 0.01)  # three zeros and 0.01, interpolated at 0.99 x 3 = 2.97
+    assert found.p99_relative_error == pytest.approx(
+        0.97 * 0.01
+    )  # three zeros and 0.01, interpolated at 0.99 x 3 = 2.97
     assert found.worst_cosine == pytest.approx(10 / math.hypot(10, 0.1))
     assert found.sqnr_db == pytest.approx(10 * math.log10(125 / 0.01))
     assert (found.top1_agreement, found.flips) == (1.0, Flips(0, 0))
@@ -148,7 +150,9 @@ def test_what_a_flip_gave_up_is_the_gap_to_the_class_that_was_chosen() -> None:
     (one, *_) = flips_between(reference, outputs, 0.05)
     assert (one.image, one.reference, one.got, one.counted) == (0, 0, 2, True)
     assert one.margin == pytest.approx(0.11)
-    assert compare(reference, np.tile([8.0, 9.0, 8.0], (500, 1)), Budget(own_error=0.05)).flips == Flips(500, 0)  # to the one as good as the first
+    assert compare(reference, np.tile([8.0, 9.0, 8.0], (500, 1)), Budget(own_error=0.05)).flips == Flips(
+        500, 0
+    )  # to the one as good as the first
 
 
 def test_a_tie_in_the_reference_is_no_counted_flip() -> None:
@@ -156,7 +160,11 @@ def test_a_tie_in_the_reference_is_no_counted_flip() -> None:
 
 
 LIMITS = [
-    ({"max_relative_error": 0.05}, {"max_relative_error": 0.0625}, "largest relative error 6.25e-02, budget <= 5.00e-02"),
+    (
+        {"max_relative_error": 0.05},
+        {"max_relative_error": 0.0625},
+        "largest relative error 6.25e-02, budget <= 5.00e-02",
+    ),
     ({"min_agreement": 0.995}, {"top1_agreement": 0.99}, "top-1 agreement 99.00%, budget >= 99.50%"),
     ({"min_cosine": 0.99}, {"worst_cosine": 0.9875}, "worst cosine 0.98750, budget >= 0.99000"),
     ({"min_sqnr_db": 20.0}, {"sqnr_db": 19.5}, "SQNR in dB 19.5, budget >= 20.0"),
@@ -165,7 +173,9 @@ INSIDE = Comparison(True, True, 0.01, 0.001, 0.005, 0.999, 40.0, 0.999, 1.0, Fli
 
 
 @pytest.mark.parametrize(("limit", "measured", "words"), LIMITS)
-def test_each_limit_is_said_with_what_was_measured_when_it_is_passed(limit: dict[str, float], measured: dict[str, float], words: str) -> None:
+def test_each_limit_is_said_with_what_was_measured_when_it_is_passed(
+    limit: dict[str, float], measured: dict[str, float], words: str
+) -> None:
     budget = Budget(0.0, **limit)
     assert budget.violations(INSIDE) == ()
     assert budget.violations(dataclasses.replace(INSIDE, **measured)) == (words,)  # type: ignore[arg-type]  # mypy takes every field for the first
@@ -181,7 +191,9 @@ def test_all_limits_that_are_passed_are_said_in_order() -> None:
 
 
 def test_a_limit_of_none_does_not_limit() -> None:
-    hopeless = dataclasses.replace(INSIDE, max_relative_error=9.0, worst_cosine=-1.0, sqnr_db=-100.0, top1_agreement=0.0)
+    hopeless = dataclasses.replace(
+        INSIDE, max_relative_error=9.0, worst_cosine=-1.0, sqnr_db=-100.0, top1_agreement=0.0
+    )
     assert FREE.violations(hopeless) == ()
 
 
@@ -194,7 +206,9 @@ def test_a_limit_of_none_does_not_limit() -> None:
         ({"min_sqnr_db": 20.0}, REFERENCE * 1.2, "SQNR in dB"),
     ],
 )
-def test_outputs_out_of_budget_are_not_ok_and_say_why(limit: dict[str, float], outputs: NDArray[Any], word: str) -> None:
+def test_outputs_out_of_budget_are_not_ok_and_say_why(
+    limit: dict[str, float], outputs: NDArray[Any], word: str
+) -> None:
     found = compare(REFERENCE, outputs, Budget(0.0, **limit))
     assert not found.ok
     assert len(found.violations) == 1
@@ -220,7 +234,9 @@ def test_of_a_single_logit_the_class_is_its_sign_and_there_is_no_cosine() -> Non
     assert (found.flips, found.top1_agreement) == (Flips(2, 1), 0.75)  # 3 is more than 5 % of 8, 0.2 is less
     assert (found.worst_cosine, found.top5_overlap) == (None, 1.0)
     assert found.violations == ()
-    assert [(flip.image, flip.reference, flip.got, flip.margin) for flip in flips_between(reference, -reference, 0.0)][:2] == [
+    assert [(flip.image, flip.reference, flip.got, flip.margin) for flip in flips_between(reference, -reference, 0.0)][
+        :2
+    ] == [
         (3, 0, 1, 1.0),
         (0, 1, 0, 0.5),
     ]
@@ -244,7 +260,9 @@ def test_of_a_single_logit_the_class_is_its_sign_and_there_is_no_cosine() -> Non
     ids=["equal", "close", "nan", "infinite reference", "zeros", "against zeros", "huge", "half"],
 )
 def test_every_measure_is_a_plain_number_that_json_can_hold(reference: NDArray[Any], outputs: NDArray[Any]) -> None:
-    found = dataclasses.asdict(compare(reference, outputs, Budget(0.01, 0.01, 0.99, 0.99, 20.0), [(np.arange(1), outputs[:1])]))
+    found = dataclasses.asdict(
+        compare(reference, outputs, Budget(0.01, 0.01, 0.99, 0.99, 20.0), [(np.arange(1), outputs[:1])])
+    )
     assert json.loads(json.dumps(found, allow_nan=False)) == {**found, "violations": list(found["violations"])}
     assert found.pop("outputs") == {}
     kinds = {name: type(value) for name, value in found.items()}
@@ -257,7 +275,10 @@ def test_every_measure_is_a_plain_number_that_json_can_hold(reference: NDArray[A
 
 def features() -> dict[str, NDArray[np.float32]]:
     random = np.random.default_rng(2)
-    return {"layer1": random.normal(0, 9, (6, 4, 5, 5)).astype(np.float32), "layer2": random.normal(0, 0.1, (6, 8, 2, 2)).astype(np.float32)}
+    return {
+        "layer1": random.normal(0, 9, (6, 4, 5, 5)).astype(np.float32),
+        "layer2": random.normal(0, 0.1, (6, 8, 2, 2)).astype(np.float32),
+    }
 
 
 def test_each_feature_is_measured_as_logits_of_its_values_would_be_and_the_worst_is_what_is_said() -> None:
@@ -269,11 +290,21 @@ def test_each_feature_is_measured_as_logits_of_its_values_would_be_and_the_worst
     for name, measured in found.outputs.items():
         alone = compare(reference[name].reshape(6, -1), outputs[name].reshape(6, -1), FREE)
         for measure in ("max_relative_error", "mean_relative_error", "p99_relative_error", "worst_cosine", "sqnr_db"):
-            assert getattr(measured, measure) == pytest.approx(getattr(alone, measure), rel=1e-3), measure  # differences in single precision
-        assert (measured.top1_agreement, measured.top5_overlap, measured.flips, measured.outputs) == (None, None, None, {})
+            assert getattr(measured, measure) == pytest.approx(getattr(alone, measure), rel=1e-3), (
+                measure
+            )  # differences in single precision
+        assert (measured.top1_agreement, measured.top5_overlap, measured.flips, measured.outputs) == (
+            None,
+            None,
+            None,
+            {},
+        )
     assert found.max_relative_error == found.outputs["layer2"].max_relative_error
     assert found.mean_relative_error == found.outputs["layer2"].mean_relative_error
-    assert (found.worst_cosine, found.sqnr_db) == (found.outputs["layer2"].worst_cosine, found.outputs["layer2"].sqnr_db)
+    assert (found.worst_cosine, found.sqnr_db) == (
+        found.outputs["layer2"].worst_cosine,
+        found.outputs["layer2"].sqnr_db,
+    )
     assert (found.top1_agreement, found.top5_overlap, found.flips) == (None, None, None)
 
 

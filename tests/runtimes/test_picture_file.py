@@ -26,7 +26,9 @@ LYING = Image.new("RGB", (40, 30), (9, 99, 200))
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n0 0 10 10 rectfill\nshowpage\n"
 
 
-def test_no_program_is_started_for_what_calls_itself_a_photograph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_program_is_started_for_what_calls_itself_a_photograph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
@@ -64,7 +66,13 @@ def test_every_suffix_is_that_of_a_format_that_is_read(turn: Callable[[str], str
 def exif_of(*entries: bytes, count: int | None = None) -> bytes:
     """An EXIF block with these entries, and the turn to the right ahead of them."""
     turned = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
-    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries) + 1 if count is None else count) + turned + b"".join(entries) + bytes(4)
+    return (
+        b"Exif\0\0II*\0\x08\0\0\0"
+        + struct.pack("<H", len(entries) + 1 if count is None else count)
+        + turned
+        + b"".join(entries)
+        + bytes(4)
+    )
 
 
 def entry(tag: int, kind: int, count: int, value: bytes | int) -> bytes:
@@ -98,7 +106,9 @@ def test_a_photograph_is_turned_upright_whatever_else_its_exif_holds(
 
 
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
-@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II", b"Exif\0\0no EXIF at all", b"Exif\0\0MM\0*\xff\xff\xff\xff"], ids=str)
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0II", b"Exif\0\0no EXIF at all", b"Exif\0\0MM\0*\xff\xff\xff\xff"], ids=str
+)
 def test_where_there_is_no_exif_to_read_the_picture_is_taken_as_it_lies(exif: bytes, kind: str, tmp_path: Path) -> None:
     LYING.save(tmp_path / f"photo.{kind}", exif=exif)
     assert open_image(tmp_path / f"photo.{kind}").size == (40, 30)
@@ -108,26 +118,34 @@ XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6
 
 
 @pytest.mark.parametrize(
-    "exif", [b"", b"Exif\0\0no EXIF at all", exif_of().replace(b"\x12\x01", b"\x13\x01")], ids=["alone", "beside damaged EXIF", "beside other EXIF"]
+    "exif",
+    [b"", b"Exif\0\0no EXIF at all", exif_of().replace(b"\x12\x01", b"\x13\x01")],
+    ids=["alone", "beside damaged EXIF", "beside other EXIF"],
 )
 def test_an_orientation_in_xmp_counts(exif: bytes, tmp_path: Path) -> None:
     plain = io.BytesIO()
     LYING.save(plain, "JPEG", exif=exif)
     packet = b"http://ns.adobe.com/xap/1.0/\0" + XMP
     start = plain.getvalue()
-    (tmp_path / "photo.jpg").write_bytes(start[:2] + b"\xff\xe1" + struct.pack(">H", len(packet) + 2) + packet + start[2:])
+    (tmp_path / "photo.jpg").write_bytes(
+        start[:2] + b"\xff\xe1" + struct.pack(">H", len(packet) + 2) + packet + start[2:]
+    )
     assert open_image(tmp_path / "photo.jpg").size == (30, 40)
 
 
 @pytest.mark.parametrize(
-    "entries", [b"", entry(0xB001, 4, 1, 2), entry(0xB001, 2, 2, b"2\0\0\0"), b"\xff" * 12], ids=["no", "a count", "text", "no entry"]
+    "entries",
+    [b"", entry(0xB001, 4, 1, 2), entry(0xB001, 2, 2, b"2\0\0\0"), b"\xff" * 12],
+    ids=["no", "a count", "text", "no entry"],
 )
 def test_a_photograph_whose_further_pictures_are_damaged_is_read(entries: bytes, tmp_path: Path) -> None:
     plain = io.BytesIO()
     LYING.save(plain, "JPEG", exif=exif_of())
     index = b"MPF\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries) // 12) + entries + bytes(4)
     start = plain.getvalue()
-    (tmp_path / "photo.jpg").write_bytes(start[:2] + b"\xff\xe2" + struct.pack(">H", len(index) + 2) + index + start[2:])
+    (tmp_path / "photo.jpg").write_bytes(
+        start[:2] + b"\xff\xe2" + struct.pack(">H", len(index) + 2) + index + start[2:]
+    )
     assert open_image(tmp_path / "photo.jpg").size == (30, 40)
 
 
@@ -180,8 +198,12 @@ def test_damaged_pictures_are_read_or_refused_without_a_word_of_pillow_or_libtif
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("kind", [SyntaxError, struct.error, zlib.error, OverflowError, ValueError, MemoryError, KeyError, RecursionError])
-def test_whatever_a_decoder_raises_the_picture_is_named_in_one_line(kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "kind", [SyntaxError, struct.error, zlib.error, OverflowError, ValueError, MemoryError, KeyError, RecursionError]
+)
+def test_whatever_a_decoder_raises_the_picture_is_named_in_one_line(
+    kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def failing(image: object) -> None:
         raise kind(*() if kind is MemoryError else ("a broken\n  stream",))
 
@@ -201,7 +223,9 @@ def png_of(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
 
 
 def test_a_picture_of_more_pixels_than_any_camera_takes_is_refused_before_they_are_in_memory(tmp_path: Path) -> None:
@@ -209,7 +233,9 @@ def test_a_picture_of_more_pixels_than_any_camera_takes_is_refused_before_they_a
     (tmp_path / "strip.png").write_bytes(png_of(100_000_000, 1))
     jpeg = io.BytesIO()
     LYING.save(jpeg, "JPEG")
-    (tmp_path / "bomb.jpg").write_bytes(jpeg.getvalue().replace(struct.pack(">HH", 30, 40), struct.pack(">HH", 60_000, 60_000)))
+    (tmp_path / "bomb.jpg").write_bytes(
+        jpeg.getvalue().replace(struct.pack(">HH", 30, 40), struct.pack(">HH", 60_000, 60_000))
+    )
     tracemalloc.start()
     for name, said in (
         ("bomb.png", "decompression bomb"),
@@ -239,7 +265,9 @@ def test_an_array_is_a_picture_of_its_channels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "array", [np.zeros((2, 3, 4)), np.zeros((2, 3, 4, 5), np.uint8), np.zeros((0, 3, 4), np.uint8)], ids=lambda one: str(one.shape)
+    "array",
+    [np.zeros((2, 3, 4)), np.zeros((2, 3, 4, 5), np.uint8), np.zeros((0, 3, 4), np.uint8)],
+    ids=lambda one: str(one.shape),
 )
 def test_an_array_of_something_else_is_no_picture(array: NDArray[Any], tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", array)

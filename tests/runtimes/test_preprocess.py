@@ -37,7 +37,14 @@ SIZES = {
     "smaller than the crop": (101, 60),
     "a strip": (12, 97),
 }
-PLAIN: dict[str, Any] = {"resize": None, "crop": (4, 6), "interpolation": "bilinear", "antialias": True, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+PLAIN: dict[str, Any] = {
+    "resize": None,
+    "crop": (4, 6),
+    "interpolation": "bilinear",
+    "antialias": True,
+    "mean": (0.0,) * 3,
+    "std": (1.0,) * 3,
+}
 
 
 def noise(height: int, width: int, channels: int = 3) -> NDArray[np.uint8]:
@@ -59,7 +66,9 @@ def pixels(array: NDArray[np.float32]) -> NDArray[np.uint8]:
 def test_a_picture_becomes_to_the_bit_what_torchvisions_preset_makes_of_it(model: str, size: tuple[int, int]) -> None:
     preset = get_model_weights(model)[PRESETS[model]].transforms()
     (resize,), (crop,) = preset.resize_size, preset.crop_size
-    ours = Preprocess(resize, (crop, crop), preset.interpolation.value, bool(preset.antialias), tuple(preset.mean), tuple(preset.std))
+    ours = Preprocess(
+        resize, (crop, crop), preset.interpolation.value, bool(preset.antialias), tuple(preset.mean), tuple(preset.std)
+    )
     image = Image.fromarray(noise(*size))
     np.testing.assert_array_equal(ours(image), preset(image).numpy(), strict=True)
 
@@ -68,7 +77,9 @@ def test_a_picture_becomes_to_the_bit_what_torchvisions_preset_makes_of_it(model
 def test_a_grey_picture_for_a_model_of_one_channel_becomes_what_torchvision_makes_of_it(size: tuple[int, int]) -> None:
     preset = ImageClassification(crop_size=28, resize_size=32, mean=(0.286,), std=(0.353,))
     image = Image.fromarray(noise(*size, channels=1))
-    np.testing.assert_array_equal(Preprocess(32, (28, 28), "bilinear", True, (0.286,), (0.353,))(image), preset(image).numpy(), strict=True)
+    np.testing.assert_array_equal(
+        Preprocess(32, (28, 28), "bilinear", True, (0.286,), (0.353,))(image), preset(image).numpy(), strict=True
+    )
 
 
 def test_crops_wider_or_higher_than_the_picture_are_padded_as_torchvision_does() -> None:
@@ -89,7 +100,9 @@ def test_without_antialias_a_picture_is_sampled_as_torch_does_within_a_grey_leve
     if interpolation == "nearest":
         sampled = torch.nn.functional.interpolate(tensor, target, mode="nearest-exact")[0]
     else:
-        sampled = torch.nn.functional.interpolate(tensor, target, mode=interpolation, align_corners=False, antialias=False)[0]
+        sampled = torch.nn.functional.interpolate(
+            tensor, target, mode=interpolation, align_corners=False, antialias=False
+        )[0]
     expected = ((sampled / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]).numpy()
     grey_levels = np.abs(ours - expected) * np.array(std)[:, None, None] * 255
     assert grey_levels.max() <= 1.01  # Pillow rounds down to whole levels
@@ -97,7 +110,9 @@ def test_without_antialias_a_picture_is_sampled_as_torch_does_within_a_grey_leve
 
 def test_without_antialias_bicubic_is_the_cubic_convolution_that_the_docstring_names() -> None:
     source = noise(20, 20, channels=1) // 2 + 60  # no overshoot to clip
-    ours = plain(resize=(37, 41), crop=(37, 41), interpolation="bicubic", antialias=False, mean=(0.0,), std=(1.0,))(Image.fromarray(source))[0]
+    ours = plain(resize=(37, 41), crop=(37, 41), interpolation="bicubic", antialias=False, mean=(0.0,), std=(1.0,))(
+        Image.fromarray(source)
+    )[0]
     rows, columns = cubic_weights(20, 37, a=-1), cubic_weights(20, 41, a=-1)
     np.testing.assert_allclose(ours * 255, (rows @ source @ columns.T).clip(0, 255), rtol=0, atol=1.01)
 
@@ -146,7 +161,9 @@ def test_the_array_is_contiguous_for_those_who_read_raw_memory() -> None:
 
 
 def test_a_model_of_two_channels_takes_no_pictures() -> None:
-    with pytest.raises(BadInput, match="expected pictures of 2 channels, as the model takes, got pixels of mode RGB; give an .npz"):
+    with pytest.raises(
+        BadInput, match="expected pictures of 2 channels, as the model takes, got pixels of mode RGB; give an .npz"
+    ):
         plain(mean=(0.0, 0.0), std=(1.0, 1.0))(Image.fromarray(noise(4, 6)))
 
 
@@ -158,8 +175,14 @@ def test_a_model_of_two_channels_takes_no_pictures() -> None:
         ({"resize": 0}, "expected sizes of at least one pixel, got resize 0"),
         ({"resize": -3}, "expected sizes of at least one pixel, got resize -3"),
         ({"resize": (4, 0)}, "expected sizes of at least one pixel, got resize (4, 0)"),
-        ({"interpolation": "cubic"}, "expected an interpolation among nearest, bilinear, bicubic, lanczos, got 'cubic'"),
-        ({"interpolation": "lanczos", "antialias": False}, "expected lanczos with antialias, got it without; choose bilinear or bicubic"),
+        (
+            {"interpolation": "cubic"},
+            "expected an interpolation among nearest, bilinear, bicubic, lanczos, got 'cubic'",
+        ),
+        (
+            {"interpolation": "lanczos", "antialias": False},
+            "expected lanczos with antialias, got it without; choose bilinear or bicubic",
+        ),
         ({"mean": (0.0,)}, "expected one mean and one standard deviation per channel, got 1 and 3"),
         ({"mean": (), "std": ()}, "expected one mean and one standard deviation per channel, got 0 and 0"),
         ({"mean": (0.0, 0.0, float("nan"))}, "expected finite means and positive standard deviations"),
@@ -177,7 +200,8 @@ def test_steps_that_cannot_be_taken_are_refused_when_they_are_made(changes: dict
 
 
 @pytest.mark.parametrize(
-    ("interpolation", "antialias"), [(name, antialias) for name in RESAMPLING for antialias in (True, False) if name != "lanczos" or antialias]
+    ("interpolation", "antialias"),
+    [(name, antialias) for name in RESAMPLING for antialias in (True, False) if name != "lanczos" or antialias],
 )
 def test_every_interpolation_keeps_a_picture_of_one_colour(interpolation: str, antialias: bool) -> None:
     grey = Image.new("RGB", (21, 13), (51, 102, 204))
@@ -202,13 +226,18 @@ def resized_whole(steps: Preprocess, image: Image.Image) -> Image.Image:
 
 @pytest.mark.parametrize("size", [(1, 700), (700, 1), (3, 200), (97, 12), (64, 640), (480, 640), (333, 257)], ids=str)
 @pytest.mark.parametrize(
-    ("interpolation", "antialias"), [("bilinear", True), ("bicubic", True), ("lanczos", True), ("bilinear", False), ("nearest", False)]
+    ("interpolation", "antialias"),
+    [("bilinear", True), ("bicubic", True), ("lanczos", True), ("bilinear", False), ("nearest", False)],
 )
-def test_what_is_cut_is_to_the_bit_what_resizing_all_of_the_picture_gives(interpolation: str, antialias: bool, size: tuple[int, int]) -> None:
+def test_what_is_cut_is_to_the_bit_what_resizing_all_of_the_picture_gives(
+    interpolation: str, antialias: bool, size: tuple[int, int]
+) -> None:
     image = Image.fromarray(noise(*size))
     for resize, crop in ((32, (28, 28)), (32, (30, 17)), (20, (28, 24))):
         steps = plain(resize=resize, crop=crop, interpolation=interpolation, antialias=antialias)
-        np.testing.assert_array_equal(steps.pixels(image), np.asarray(center_crop(resized_whole(steps, image), list(crop))))
+        np.testing.assert_array_equal(
+            steps.pixels(image), np.asarray(center_crop(resized_whole(steps, image), list(crop)))
+        )
 
 
 STRIPS = {"lying": (60_000, 1), "standing": (1, 60_000), "very long": (1_000_000, 2), "very high": (2, 1_000_000)}
@@ -253,7 +282,9 @@ def test_a_crop_larger_than_a_long_picture_is_not_padded_along_all_of_it() -> No
 def test_a_strip_is_refused_where_the_model_itself_would_resize_all_of_it() -> None:
     steps = plain(resize=256, crop=(224, 224))
     assert steps.picture(Image.new("RGB", (4000, 100))).shape == (100, 4000, 3)
-    with pytest.raises(BadInput, match=r"resized to at most 16,777,216 pixels, got 3,932,160,000 of one of 1x60000; cut it"):
+    with pytest.raises(
+        BadInput, match=r"resized to at most 16,777,216 pixels, got 3,932,160,000 of one of 1x60000; cut it"
+    ):
         steps.picture(Image.new("RGB", (60_000, 1)))
 
 
@@ -265,7 +296,10 @@ def test_each_channel_of_an_array_is_prepared_as_a_grey_picture(channels: int) -
     array = noise(40, 50, channels)
     mean, std = tuple(np.linspace(0.1, 0.6, channels)), tuple(np.linspace(0.2, 0.3, channels))
     steps = plain(resize=32, crop=(28, 28), mean=mean, std=std)
-    expected = [replace(steps, mean=mean[one : one + 1], std=std[one : one + 1])(Image.fromarray(array[..., one]))[0] for one in range(channels)]
+    expected = [
+        replace(steps, mean=mean[one : one + 1], std=std[one : one + 1])(Image.fromarray(array[..., one]))[0]
+        for one in range(channels)
+    ]
     np.testing.assert_array_equal(steps(array), np.stack(expected), strict=True)
     np.testing.assert_array_equal(steps.picture(array), array)
     np.testing.assert_array_equal(steps.pixels_from_inputs(steps(array)), steps.pixels(array))
@@ -280,7 +314,11 @@ def test_transparency_is_a_channel_for_a_model_of_four_and_does_not_darken_the_o
 @pytest.mark.parametrize(
     ("picture", "channels", "says"),
     [
-        (Image.new("RGB", (9, 9)), 4, "expected pictures of 4 channels, as the model takes, got pixels of mode RGB; give an .npz"),
+        (
+            Image.new("RGB", (9, 9)),
+            4,
+            "expected pictures of 4 channels, as the model takes, got pixels of mode RGB; give an .npz",
+        ),
         (Image.new("CMYK", (9, 9)), 4, "expected pictures of 4 channels, as the model takes, got pixels of mode CMYK"),
         (
             noise(9, 9, 6),
@@ -372,7 +410,10 @@ def test_sixteen_bits_are_scaled_to_eight_and_not_cut_off(kind: str, tmp_path: P
 def test_floating_point_pixels_are_refused_because_their_range_is_not_known(tmp_path: Path) -> None:
     path = tmp_path / "float.tiff"
     Image.fromarray(np.ones((4, 6), np.float32)).save(path)
-    with pytest.raises(BadInput, match=re.escape(f"{path}: expected whole numbers in grey or colour, got pixels of mode F; save it as a PNG")):
+    with pytest.raises(
+        BadInput,
+        match=re.escape(f"{path}: expected whole numbers in grey or colour, got pixels of mode F; save it as a PNG"),
+    ):
         open_image(path)
 
 

@@ -130,14 +130,19 @@ def the_name_of_an_input(parts: Parts, place: Path) -> Parts:
 
 def the_name_of_a_parameter(parts: Parts, place: Path) -> Parts:
     name = f'w"+str({code(place)})+"'
-    parts = {**parts, MODEL: parts[MODEL].replace(b'"parameter_name": "fc.bias"', f'"parameter_name": {json.dumps(name)}'.encode())}
+    parts = {
+        **parts,
+        MODEL: parts[MODEL].replace(b'"parameter_name": "fc.bias"', f'"parameter_name": {json.dumps(name)}'.encode()),
+    }
     return {**parts, WEIGHTS_CONFIG: parts[WEIGHTS_CONFIG].replace(b'"fc.bias":', f"{json.dumps(name)}:".encode())}
 
 
 def a_guard(parts: Parts, place: Path) -> Parts:
     samples = io.BytesIO()
     torch.save(((torch.zeros(2, 1, 28, 28),), {}), samples)  # without them PyTorch leaves guards out
-    return changed({**parts, SAMPLES: samples.getvalue()}, lambda document: document.update(guards_code=[f"{code(place)} is None"]))
+    return changed(
+        {**parts, SAMPLES: samples.getvalue()}, lambda document: document.update(guards_code=[f"{code(place)} is None"])
+    )
 
 
 def an_operator_that_makes_a_file(parts: Parts, place: Path) -> Parts:
@@ -145,7 +150,13 @@ def an_operator_that_makes_a_file(parts: Parts, place: Path) -> Parts:
         given = {"filename": {"as_string": str(place)}, "shared": {"as_bool": True}, "size": {"as_int": 8}}
         inputs = [{"name": name, "arg": value, "kind": 1 if name == "filename" else 2} for name, value in given.items()]
         outputs = [{"as_tensor": {"name": "made"}}]
-        node = {"target": "torch.ops.aten.from_file.default", "inputs": inputs, "outputs": outputs, "metadata": {}, "name": "made"}
+        node = {
+            "target": "torch.ops.aten.from_file.default",
+            "inputs": inputs,
+            "outputs": outputs,
+            "metadata": {},
+            "name": "made",
+        }
         nodes(document).insert(0, node)
         values = document["graph_module"]["graph"]["tensor_values"]
         values["made"] = {**values["linear"], "sizes": [{"as_int": 8}], "strides": [{"as_int": 1}]}
@@ -165,7 +176,9 @@ def a_type_of_the_arguments(parts: Parts, place: Path) -> Parts:
 def an_enumeration_among_the_arguments(parts: Parts, place: Path) -> Parts:
     def change(document: Any) -> None:
         context = json.dumps([{"__enum__": True, "fqn": f"{MODULE}:Kind", "name": "ONE"}])
-        signature(document)["out_spec"] = json.dumps([1, {"type": "builtins.dict", "context": context, "children_spec": []}])
+        signature(document)["out_spec"] = json.dumps(
+            [1, {"type": "builtins.dict", "context": context, "children_spec": []}]
+        )
 
     return changed(parts, change)
 
@@ -256,7 +269,11 @@ def with_target(good: Parts, target: str) -> Parts:
 
 
 def test_every_public_operator_of_aten_is_read_but_for_those_that_touch_more_than_tensors() -> None:
-    names = [name.removeprefix("aten::").partition(".") for name in torch._C._dispatch_get_all_op_names() if name.startswith("aten::")]
+    names = [
+        name.removeprefix("aten::").partition(".")
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("aten::")
+    ]
     public = {(name, overload or "default") for name, _, overload in names if not name.startswith("_")}
     assert {"numpy_T", "mT", "mH", "matrix_H"} < {name for name, _ in public}
     for name, overload in public:
@@ -329,7 +346,9 @@ def text_for_an_input(document: Any) -> None:
 
 
 def constant_for_an_input(document: Any) -> None:
-    document["graph_module"]["signature"]["input_specs"].append({"constant_input": {"name": "t", "value": {"as_string": "t"}}})
+    document["graph_module"]["signature"]["input_specs"].append(
+        {"constant_input": {"name": "t", "value": {"as_string": "t"}}}
+    )
 
 
 def torchscript_object(document: Any) -> None:
@@ -342,11 +361,15 @@ def name_of_an_argument(document: Any) -> None:
 
 def name_among_the_arguments(document: Any) -> None:
     context = json.dumps(["x'] or print(1) or ['"])
-    signature(document)["out_spec"] = json.dumps([1, {"type": "builtins.dict", "context": context, "children_spec": []}])
+    signature(document)["out_spec"] = json.dumps(
+        [1, {"type": "builtins.dict", "context": context, "children_spec": []}]
+    )
 
 
 def named_tuple(document: Any) -> None:
-    signature(document)["out_spec"] = json.dumps([1, {"type": "collections.namedtuple", "context": "os.system", "children_spec": []}])
+    signature(document)["out_spec"] = json.dumps(
+        [1, {"type": "collections.namedtuple", "context": "os.system", "children_spec": []}]
+    )
 
 
 def functions_of_the_source(document: Any) -> None:
@@ -382,7 +405,9 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
-def test_what_pytorch_would_look_up_or_compile_is_refused(change: Callable[[Any], None], good: Parts, tmp_path: Path) -> None:
+def test_what_pytorch_would_look_up_or_compile_is_refused(
+    change: Callable[[Any], None], good: Parts, tmp_path: Path
+) -> None:
     with pytest.raises(BundleError, match="nothing of it was run"):
         plain_program(write(tmp_path / "reference.pt2", changed(good, change)))
 
@@ -413,14 +438,20 @@ def test_an_entry_that_no_program_of_ours_has_is_named(name: str, good: Parts, t
 
 
 def test_packed_double_and_overlapping_entries_are_refused(good: Parts, tmp_path: Path) -> None:
-    bomb = write(tmp_path / "bomb.pt2", {**good, f"{WEIGHTS}weight_0": bytes(1 << 20)}, compression=zipfile.ZIP_DEFLATED)
+    bomb = write(
+        tmp_path / "bomb.pt2", {**good, f"{WEIGHTS}weight_0": bytes(1 << 20)}, compression=zipfile.ZIP_DEFLATED
+    )
     with pytest.raises(BundleError, match="that lie in one another, or are packed"):
         plain_program(bomb)
     noise = np.random.default_rng(0).bytes(1 << 20)  # which packs into no less
     with zipfile.ZipFile(tmp_path / "packed.pt2", "w") as archive:
         for name, content in {**good, f"{WEIGHTS}weight_0": noise}.items():
-            archive.writestr(f"reference/{name}", content, zipfile.ZIP_DEFLATED if content is noise else zipfile.ZIP_STORED)
-    with pytest.raises(BundleError, match="'reference/data/weights/weight_0' that is packed, encrypted, double or outside"):
+            archive.writestr(
+                f"reference/{name}", content, zipfile.ZIP_DEFLATED if content is noise else zipfile.ZIP_STORED
+            )
+    with pytest.raises(
+        BundleError, match="'reference/data/weights/weight_0' that is packed, encrypted, double or outside"
+    ):
         plain_program(tmp_path / "packed.pt2")
     twice = write(tmp_path / "twice.pt2", good)
     with zipfile.ZipFile(twice, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
@@ -438,7 +469,11 @@ def test_a_tensor_of_more_values_than_the_archive_has_is_refused(good: Parts, tm
             plain_program(write(tmp_path / "reference.pt2", changed(parts, change, WEIGHTS_CONFIG)))
 
 
-@pytest.mark.parametrize("content", [b"[]", b"{}", b"null", b"{", b'{"config": 7}', b"[" * 100_000], ids=lambda content: content[:15].decode())
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"{}", b"null", b"{", b'{"config": 7}', b"[" * 100_000],
+    ids=lambda content: content[:15].decode(),
+)
 @pytest.mark.parametrize("name", [MODEL, WEIGHTS_CONFIG, CONSTANTS_CONFIG])
 def test_json_that_is_no_program_is_bad_input(name: str, content: bytes, good: Parts, tmp_path: Path) -> None:
     path = write(tmp_path / "reference.pt2", {**good, name: content})
@@ -478,10 +513,14 @@ def test_an_odd_network_and_its_names_pass_and_give_the_same(tmp_path: Path) -> 
     save_program(program_from_module(network, (3, 16, 16)), tmp_path / "reference.pt2")
     inputs = np.random.default_rng(0).standard_normal((3, 3, 16, 16), np.float32)
     with PyTorchRuntime.open(tmp_path / "reference.pt2") as model, torch.no_grad():
-        np.testing.assert_allclose(model.run({"input": inputs})["logits"], network(torch.from_numpy(inputs)).numpy(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            model.run({"input": inputs})["logits"], network(torch.from_numpy(inputs)).numpy(), rtol=1e-4, atol=1e-4
+        )
 
 
-def test_a_program_that_pytorch_itself_saved_passes_and_its_example_inputs_are_left_out(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_program_that_pytorch_itself_saved_passes_and_its_example_inputs_are_left_out(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     program = torch.export.export(Odd().eval(), (torch.zeros(2, 3, 16, 16),))
     torch.export.save(program, tmp_path / "mine.pt2")
     with PyTorchRuntime.open(tmp_path / "mine.pt2") as model:

@@ -216,7 +216,9 @@ def test_any_layout_of_memory_gives_the_values_it_holds(runtime: Runtime, layout
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
-def test_wrong_names_dtypes_and_shapes_are_refused_and_the_runtime_lives_on(runtime: Runtime, feeds: dict[str, NDArray[Any]], message: str) -> None:
+def test_wrong_names_dtypes_and_shapes_are_refused_and_the_runtime_lives_on(
+    runtime: Runtime, feeds: dict[str, NDArray[Any]], message: str
+) -> None:
     with pytest.raises(BadInput, match=message):
         runtime.run(feeds)
     assert runtime.run({INPUT: images(2)})[OUTPUT].shape == (2, 10)
@@ -338,7 +340,9 @@ def test_a_fork_that_ends_by_an_error_ends(backend: Backend) -> None:
         "model.run({'input': numpy.zeros((1, 1, 28, 28), numpy.float32)})\n"
         "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(backend.path), backend.name], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(backend.path), backend.name], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1, done.stderr
     assert "open it after the fork" in done.stderr
 
@@ -363,7 +367,11 @@ def test_without_a_gpu_asking_for_one_is_refused_and_never_answered_by_the_cpu(n
 
 
 @pytest.mark.parametrize("name", backend_names())
-@pytest.mark.parametrize("content", [b"", b"junk" * 100, b"PK\x03\x04" + b"\x00" * 50, b"{}"], ids=["empty", "junk", "half an archive", "json"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"junk" * 100, b"PK\x03\x04" + b"\x00" * 50, b"{}"],
+    ids=["empty", "junk", "half an archive", "json"],
+)
 def test_a_file_that_is_no_model_is_named_in_one_line(
     name: str, content: bytes, tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -431,7 +439,9 @@ def test_a_single_file_opens_with_the_batch_it_declares(backend: Backend) -> Non
 
 
 def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=re.escape(f"{tmp_path / 'nothing'} does not exist; give a bundle folder or a model file")):
+    with pytest.raises(
+        BadInput, match=re.escape(f"{tmp_path / 'nothing'} does not exist; give a bundle folder or a model file")
+    ):
         open_runtime(tmp_path / "nothing")
 
 
@@ -463,7 +473,12 @@ def test_onnxruntime_writes_nothing_into_the_home_folder(given: str | None, tiny
         "import os, sys; from runtimes import open_runtime; model = open_runtime(sys.argv[1]); print(os.environ['ORT_DISABLE_TELEMETRY'])\n"
         "import numpy; model.run({'input': numpy.zeros((1, 1, 28, 28), numpy.float32)})"
     )
-    surroundings = {**os.environ, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
+    surroundings = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "TMPDIR": str(tmp_path),
+    }
     surroundings.pop("ORT_DISABLE_TELEMETRY", None)
     if given is not None:
         surroundings["ORT_DISABLE_TELEMETRY"] = given
@@ -474,7 +489,9 @@ def test_onnxruntime_writes_nothing_into_the_home_folder(given: str | None, tiny
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_a_folder_that_is_no_bundle_and_a_bundle_without_the_backends_file_are_refused(tmp_path: Path, tiny_model: Path, manifest: Manifest) -> None:
+def test_a_folder_that_is_no_bundle_and_a_bundle_without_the_backends_file_are_refused(
+    tmp_path: Path, tiny_model: Path, manifest: Manifest
+) -> None:
     with pytest.raises(BundleError, match="is no bundle"):
         open_runtime(tmp_path)
     shutil.copy(tiny_model / "model.onnx", tmp_path)
@@ -488,7 +505,12 @@ def test_a_folder_that_is_no_bundle_and_a_bundle_without_the_backends_file_are_r
 
 def test_running_through_device_buffers_gives_what_a_plain_run_gives(tiny_model: Path) -> None:
     with OnnxRuntime.open(tiny_model / "model.onnx") as runtime:
-        batches = [images(3), images(3) + 1, images(5), images(3) * 2]  # a buffer is made, used again, made for another size, used again
+        batches = [
+            images(3),
+            images(3) + 1,
+            images(5),
+            images(3) * 2,
+        ]  # a buffer is made, used again, made for another size, used again
         kept = [batch.copy() for batch in batches]
         bound = [runtime._run_bound({INPUT: batch}, "cpu")[OUTPUT] for batch in batches]
         for batch, before, got in zip(batches, kept, bound, strict=True):
@@ -500,6 +522,8 @@ def test_running_through_device_buffers_gives_what_a_plain_run_gives(tiny_model:
 def test_a_graph_that_lies_in_memory_runs_as_its_file_does(tiny_model: Path) -> None:
     path = tiny_model / "model.onnx"
     with OnnxRuntime.open(path) as from_file, OnnxRuntime.from_bytes(path.read_bytes()) as from_memory:
-        np.testing.assert_array_equal(from_memory.run({INPUT: images(2)})[OUTPUT], from_file.run({INPUT: images(2)})[OUTPUT])
+        np.testing.assert_array_equal(
+            from_memory.run({INPUT: images(2)})[OUTPUT], from_file.run({INPUT: images(2)})[OUTPUT]
+        )
     with pytest.raises(BadInput, match="onnxruntime cannot run the graph"):
         OnnxRuntime.from_bytes(b"junk")

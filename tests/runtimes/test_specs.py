@@ -16,7 +16,9 @@ IMAGE = TensorSpec("image", "float32", ("batch", 3, 4, 4))
 SCALE = TensorSpec("scale", "float32", ("batch", 1))
 
 
-@pytest.mark.parametrize(("text", "expected"), [("1", (1, 1, 1)), ("8", (8, 8, 8)), ("1:8:32", (1, 8, 32)), ("4:4:4", (4, 4, 4))])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("1", (1, 1, 1)), ("8", (8, 8, 8)), ("1:8:32", (1, 8, 32)), ("4:4:4", (4, 4, 4))]
+)
 def test_a_batch_is_read_as_one_size_or_as_three(text: str, expected: tuple[int, int, int]) -> None:
     batch = BatchRange.parse(text)
     assert (batch.min, batch.opt, batch.max) == expected
@@ -24,7 +26,9 @@ def test_a_batch_is_read_as_one_size_or_as_three(text: str, expected: tuple[int,
 
 @pytest.mark.parametrize("text", ["", "x", "1:2", "1:2:3:4", "1::3", "1.5", "1,8,32", "1:8:many"])
 def test_a_batch_that_is_no_batch_is_refused_with_what_came_and_what_would_do(text: str) -> None:
-    with pytest.raises(PlanError, match=re.escape(f"expected a batch as N or MIN:OPT:MAX, got '{text}'; for example 8 or 1:8:32")):
+    with pytest.raises(
+        PlanError, match=re.escape(f"expected a batch as N or MIN:OPT:MAX, got '{text}'; for example 8 or 1:8:32")
+    ):
         BatchRange.parse(text)
 
 
@@ -60,7 +64,9 @@ def test_a_batch_is_static_when_it_has_one_size() -> None:
         (BatchRange(1, 2, 3), (1, 2, 3)),
     ],
 )
-def test_a_proof_covers_the_smallest_the_largest_and_one_in_between_each_once(batch: BatchRange, expected: tuple[int, ...]) -> None:
+def test_a_proof_covers_the_smallest_the_largest_and_one_in_between_each_once(
+    batch: BatchRange, expected: tuple[int, ...]
+) -> None:
     assert batch.proof_sizes == expected
 
 
@@ -68,7 +74,9 @@ def test_a_proof_covers_the_smallest_the_largest_and_one_in_between_each_once(ba
     ("count", "expected"),
     [(1, [(0, 1)]), (4, [(0, 4)]), (5, [(0, 4), (4, 5)]), (8, [(0, 4), (4, 8)]), (0, [])],
 )
-def test_chunks_cover_all_rows_once_and_none_is_above_the_largest_batch(count: int, expected: list[tuple[int, int]]) -> None:
+def test_chunks_cover_all_rows_once_and_none_is_above_the_largest_batch(
+    count: int, expected: list[tuple[int, int]]
+) -> None:
     assert list(BatchRange(2, 3, 4).chunks(count)) == expected
 
 
@@ -92,7 +100,9 @@ def test_feeds_that_fit_give_their_batch_size() -> None:
         ({"Image": np.zeros((2, 3, 4, 4), np.float32), "scale": np.zeros((2, 1), np.float32)}, "['Image', 'scale']"),
     ],
 )
-def test_other_names_are_refused_with_the_names_expected_and_those_that_came(wrong: dict[str, NDArray[Any]], got: str) -> None:
+def test_other_names_are_refused_with_the_names_expected_and_those_that_came(
+    wrong: dict[str, NDArray[Any]], got: str
+) -> None:
     with pytest.raises(BadInput, match=re.escape(f"expected inputs ['image', 'scale'], got {got}")):
         check_feeds([IMAGE, SCALE], wrong)
 

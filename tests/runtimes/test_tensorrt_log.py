@@ -18,18 +18,36 @@ PARSER = "[graph.cpp::parseNode::123] Invalid Node - fc.bias_DequantizeLinear\ni
     ("said", "remedy"),
     [
         (PARSER, "INT32-quantized biases"),
-        ("Non-zero zero point is not supported. Please set kENABLE_UINT8_AND_ASYMMETRIC_QUANTIZATION_DLA", "quantized asymmetrically"),
-        ("In node 3 with name: conv and operator: QLinearConv (checkFallbackPluginImporter): UNSUPPORTED_NODE", "QOperator format"),
-        ("IConvolutionLayer `input` and `bias` must be of same type. `input` is of type Float but `bias` is of type Half.", "types are mixed"),
-        ("[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)", "allow less with --workspace MIB"),
+        (
+            "Non-zero zero point is not supported. Please set kENABLE_UINT8_AND_ASYMMETRIC_QUANTIZATION_DLA",
+            "quantized asymmetrically",
+        ),
+        (
+            "In node 3 with name: conv and operator: QLinearConv (checkFallbackPluginImporter): UNSUPPORTED_NODE",
+            "QOperator format",
+        ),
+        (
+            "IConvolutionLayer `input` and `bias` must be of same type. `input` is of type Float but `bias` is of type Half.",
+            "types are mixed",
+        ),
+        (
+            "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)",
+            "allow less with --workspace MIB",
+        ),
         (
             "IBuilder::buildSerializedNetwork: Error Code 4: Internal Error (Could not find any implementation due to insufficient memory)",
             "--workspace",
         ),
         ("CUDA initialization failure with error: 35. Please check your CUDA installation", "NVIDIA driver"),
-        ("Unable to determine GPU memory usage: CUDA driver version is insufficient for CUDA runtime version", "NVIDIA driver"),
+        (
+            "Unable to determine GPU memory usage: CUDA driver version is insufficient for CUDA runtime version",
+            "NVIDIA driver",
+        ),
         ("TensorRT-RTX does not support this compute capability", "does not know this GPU"),
-        ("Dimension mismatch for tensor input and profile 0. At dimension axis 2, profile 0 has min=128", "--batch MIN:OPT:MAX"),
+        (
+            "Dimension mismatch for tensor input and profile 0. At dimension axis 2, profile 0 has min=128",
+            "--batch MIN:OPT:MAX",
+        ),
         ("Network has dynamic or shape inputs, but no optimization profile has been defined", "--batch MIN:OPT:MAX"),
     ],
 )
@@ -41,9 +59,7 @@ def test_a_message_is_one_line_without_places_in_tensorrts_sources() -> None:
     assert readable_message(PARSER) == "input has type Int32 but must have type FP8, FP4, Int4, Int8, or UInt8"
     assert readable_message(
         "IBuilder::build: Error Code 4: API Usage Error (Bad dimensions. In operator() at /_src/optimizer/api/network.cpp:4067)"
-    ) == (
-        "API Usage Error (Bad dimensions.)"
-    )
+    ) == ("API Usage Error (Bad dimensions.)")
 
 
 def test_only_errors_are_reasons_and_each_is_told_once() -> None:

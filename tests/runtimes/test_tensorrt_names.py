@@ -30,7 +30,9 @@ def test_the_builders_are_read_and_reach_the_module_by_a_known_name() -> None:
     assert trees, "no file in exporter/engines/builders"
     found = [use for tree in trees for use in uses(tree)]
     assert {"build_serialized_network", "parse"} <= {use.name for use in found}
-    assert {("Builder",), ("OnnxParser",)} <= {use.chain for use in found}, f"the module is reached by a name that is not in {sorted(MODULE_NAMES)}"
+    assert {("Builder",), ("OnnxParser",)} <= {use.chain for use in found}, (
+        f"the module is reached by a name that is not in {sorted(MODULE_NAMES)}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,10 @@ def test_the_builders_are_read_and_reach_the_module_by_a_known_name() -> None:
         ("from tensorrt import IInt8EntropyCalibrator2", "IInt8EntropyCalibrator2 is not in 11.0"),
         ("self._api.BuilderFlag.INT8", "BuilderFlag.INT8 is not in 11.0"),
         ("getattr(api, 'IRuntimeConfig')", "IRuntimeConfig is not in 10.3.0;"),
-        ("api.NetworkDefinitionCreationFlag.EXPLICIT_BATCH.value", "NetworkDefinitionCreationFlag.EXPLICIT_BATCH is not in 11.0"),
+        (
+            "api.NetworkDefinitionCreationFlag.EXPLICIT_BATCH.value",
+            "NetworkDefinitionCreationFlag.EXPLICIT_BATCH is not in 11.0",
+        ),
         ("api.BuilderFlags.TF32", "BuilderFlags is not in 10.3.0, 10.13.3.9,"),
         ("api.Builder(log).platform_has_fast_fp16", "platform_has_fast_fp16 is not in 11.0"),
         ("setattr(config, 'int8_calibrator', None)", "int8_calibrator is not in 11.0"),
@@ -52,8 +57,14 @@ def test_the_builders_are_read_and_reach_the_module_by_a_known_name() -> None:
         ("getattr(engine, 'create_runtime_config')()", "create_runtime_config is not in 10.3.0;"),
         ("if hasattr(api.BuilderFlag, 'BF16'):\n    pass", "x.py:1: BuilderFlag.BF16 is not in 11.0"),
         ("hasattr(api.BuilderFlag, 'HALF')", "BuilderFlag.HALF is not in 10.3.0, 10.13.3.9,"),
-        ("hasattr(builder, 'build_engine_with_config')", "build_engine_with_config is not in 10.3.0, rtx-1.4.0.76, rtx-1.7.1.116;"),
-        ("hasattr(engine, 'create_runtime_configs')", "create_runtime_configs is asked for, but no version recorded has it"),
+        (
+            "hasattr(builder, 'build_engine_with_config')",
+            "build_engine_with_config is not in 10.3.0, rtx-1.4.0.76, rtx-1.7.1.116;",
+        ),
+        (
+            "hasattr(engine, 'create_runtime_configs')",
+            "create_runtime_configs is asked for, but no version recorded has it",
+        ),
     ],
 )
 def test_a_name_that_some_version_lacks_is_caught(source: str, named: str) -> None:
@@ -77,7 +88,10 @@ def test_what_every_version_has_what_is_asked_for_and_what_is_not_tensorrt_pass(
 
 
 def test_a_file_about_one_module_is_held_to_that_module_alone() -> None:
-    rtx, tensorrt = "config.set_compute_capability(api.ComputeCapability.SM86, 0)", "builder.build_engine_with_config(network, config)"
+    rtx, tensorrt = (
+        "config.set_compute_capability(api.ComputeCapability.SM86, 0)",
+        "builder.build_engine_with_config(network, config)",
+    )
     assert len(complaints(rtx, Path("tensorrt.py"))) == 3  # the method, the enum, and its member
     assert complaints(rtx, Path("tensorrt_rtx.py")) == []
     assert "is not in rtx-1.4.0.76, rtx-1.7.1.116;" in complaints(tensorrt, Path("tensorrt_rtx.py"))[0]
@@ -119,12 +133,16 @@ IN_ALL = """Builder.create_network Builder.build_serialized_network IBuilderConf
 )
 def test_the_records_agree_with_what_is_documented_of_tensorrt(names: str, versions: set[str]) -> None:
     for name in names.split():
-        assert {record.short for record in records() if name in record.names and not record.version.startswith("rtx")} == versions, name
+        assert {
+            record.short for record in records() if name in record.names and not record.version.startswith("rtx")
+        } == versions, name
 
 
 def test_the_record_of_the_rtx_that_is_installed_is_what_it_has_with_its_real_libraries() -> None:
     rtx = pytest.importorskip("tensorrt_rtx")
     record = next((record for record in records() if record.version == f"rtx-{rtx.__version__}"), None)
-    assert record, f"no record of TensorRT-RTX {rtx.__version__}; add it to WHEELS of scripts/record_tensorrt_names.py and run that"
+    assert record, (
+        f"no record of TensorRT-RTX {rtx.__version__}; add it to WHEELS of scripts/record_tensorrt_names.py and run that"
+    )
     command = [sys.executable, str(ROOT / "scripts" / "record_tensorrt_names.py"), "--print", "tensorrt_rtx"]
     assert set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()) == record.names

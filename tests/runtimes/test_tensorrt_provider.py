@@ -32,7 +32,11 @@ def test_the_profile_the_types_and_the_cache_are_the_bundles(bundle: Path, cache
     settings = tensorrt_settings(bundle / "model.onnx", BatchRange(1, 8, 32))
     shapes = [settings[f"trt_profile_{kind}_shapes"] for kind in ("min", "opt", "max")]
     assert shapes == ["input:1x1x28x28", "input:8x1x28x28", "input:32x1x28x28"]
-    flags = {name for name in settings if name.startswith("trt_") and name.endswith(("fp16_enable", "int8_enable", "bf16_enable"))}
+    flags = {
+        name
+        for name in settings
+        if name.startswith("trt_") and name.endswith(("fp16_enable", "int8_enable", "bf16_enable"))
+    }
     expected = {"fp32": set(), "fp16": {"trt_fp16_enable"}, "int8": {"trt_fp16_enable", "trt_int8_enable"}}
     assert flags == expected[Bundle.open(bundle).manifest.precision]
     folder = Path(settings["trt_engine_cache_path"])
@@ -63,12 +67,16 @@ def test_every_folder_of_the_cache_is_made_private(bundle: Path, cache: Path) ->
         folder = Path(tensorrt_settings(bundle / "model.onnx", None)["trt_engine_cache_path"])
     finally:
         os.umask(before)
-    assert [stat.S_IMODE(one.stat().st_mode) for one in (folder, cache, cache.parent, cache.parent.parent)] == [0o700] * 4
+    assert [stat.S_IMODE(one.stat().st_mode) for one in (folder, cache, cache.parent, cache.parent.parent)] == [
+        0o700
+    ] * 4
 
 
 @pytest.mark.parametrize("which", ["own", "tensorrt", "resnet-export"])
 @pytest.mark.parametrize("how", ["writable", "link"])
-def test_a_cache_that_others_may_have_filled_is_refused(shipped_bundle: Any, cache: Path, tmp_path: Path, which: str, how: str) -> None:
+def test_a_cache_that_others_may_have_filled_is_refused(
+    shipped_bundle: Any, cache: Path, tmp_path: Path, which: str, how: str
+) -> None:
     model = shipped_bundle("fp16").file("model.onnx")
     folder = Path(tensorrt_settings(model, None)["trt_engine_cache_path"])
     spoilt = {"own": folder, "tensorrt": cache, "resnet-export": cache.parent}[which]
@@ -83,11 +91,15 @@ def test_a_cache_that_others_may_have_filled_is_refused(shipped_bundle: Any, cac
     assert str(caught.value).endswith("remove it, or set XDG_CACHE_HOME to a folder that you alone may write to")
 
 
-def test_a_home_that_cannot_be_written_to_is_told_in_one_line(shipped_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_cannot_be_written_to_is_told_in_one_line(
+    shipped_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = shipped_bundle("fp16").file("model.onnx")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(BackendUnavailable, match="cannot make the folder .*: Not a directory; set XDG_CACHE_HOME to a folder"):
+    with pytest.raises(
+        BackendUnavailable, match="cannot make the folder .*: Not a directory; set XDG_CACHE_HOME to a folder"
+    ):
         tensorrt_settings(model, None)
 
     def no_home() -> Path:
@@ -95,7 +107,9 @@ def test_a_home_that_cannot_be_written_to_is_told_in_one_line(shipped_bundle: An
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", no_home)
-    with pytest.raises(BackendUnavailable, match="this user has no home folder; set XDG_CACHE_HOME to a folder that you may write to"):
+    with pytest.raises(
+        BackendUnavailable, match="this user has no home folder; set XDG_CACHE_HOME to a folder that you may write to"
+    ):
         tensorrt_settings(model, None)
 
 

@@ -30,7 +30,12 @@ IN_C_ALONE = {"Dims.__iter__", "IHostMemory.__buffer__"}
 """What an object can do by other means than a method of that name; tried below."""
 CALLED_BACK = {"ILogger", "IProgressMonitor"}
 """The code derives from these, and the library calls their methods."""
-SPELT = {"SupportsInt": "int", "IParserError": "ParserError", "_Shape": "Dims", "Sequence[SupportsInt]": "Sequence[int]"}
+SPELT = {
+    "SupportsInt": "int",
+    "IParserError": "ParserError",
+    "_Shape": "Dims",
+    "Sequence[SupportsInt]": "Sequence[int]",
+}
 """Types for which the docstrings, or the stubs, have another word."""
 
 
@@ -80,11 +85,17 @@ def test_every_name_is_in_every_version_promised(path: Path) -> None:
     assert names
     records = faced_by(path.with_suffix(".py") if path == RTX else path)
     missing = [f"{name} is not in {record.version}" for record in records for name in names if name not in record.names]
-    assert not missing, "\n".join([*missing, "leave it out of the stub, and ask for it with hasattr; or let the file of one library alone use it"])
+    assert not missing, "\n".join(
+        [*missing, "leave it out of the stub, and ask for it with hasattr; or let the file of one library alone use it"]
+    )
 
 
 def test_what_the_stub_of_rtx_takes_over_is_in_the_other() -> None:
-    imported = [node for node in ast.parse(RTX.read_text()).body if isinstance(node, ast.ImportFrom) and node.module == "tensorrt"]
+    imported = [
+        node
+        for node in ast.parse(RTX.read_text()).body
+        if isinstance(node, ast.ImportFrom) and node.module == "tensorrt"
+    ]
     names = {alias.name for node in imported for alias in node.names}
     assert names
     assert names <= {entry.name for entry in stub(TENSORRT)}
@@ -108,7 +119,9 @@ def test_the_installed_rtx_has_what_the_stub_says(entry: Entry) -> None:
             assert kinds(annotation) <= {signature.result for signature in signatures(found.fget, "")}
         case ast.AnnAssign(annotation=annotation):
             kind = ast.unparse(annotation)
-            assert kind in {f"ClassVar[{type(found).__qualname__}]", type(found).__name__} or kind.startswith("ClassVar[dict[")
+            assert kind in {f"ClassVar[{type(found).__qualname__}]", type(found).__name__} or kind.startswith(
+                "ClassVar[dict["
+            )
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,11 @@ def signatures(function: Any, name: str) -> list[Signature]:
 
 
 def signature_from_text(arguments: str, result: str) -> Signature:
-    parts = [part for part in re.split(r", (?=\w+: )", arguments.removesuffix(", /")) if not part.startswith(("self: ", "arg0: tensorrt"))]
+    parts = [
+        part
+        for part in re.split(r", (?=\w+: )", arguments.removesuffix(", /"))
+        if not part.startswith(("self: ", "arg0: tensorrt"))
+    ]
     named = [part.partition(": ")[::2] for part in parts if part]
     types = {name: word(kind.split(" = ")[0]) for name, kind in named}
     return Signature(types, frozenset(name for name, kind in named if " = " in kind), word(result))
@@ -180,7 +197,11 @@ def test_the_stubs_have_no_more_than_the_code_uses() -> None:
     words = {part for path in USERS for use in uses(ast.parse(path.read_text())) for part in (use.name, *use.chain)}
     typed = {name for path in (TENSORRT, RTX) for name in names_in_annotations(path)}
     public = [entry for path in (TENSORRT, RTX) for entry in stub(path) if entry.is_public]
-    needed = [entry for entry in public if entry.name.split(".")[-1] in words or entry.name in typed or entry.name.split(".")[0] in CALLED_BACK]
+    needed = [
+        entry
+        for entry in public
+        if entry.name.split(".")[-1] in words or entry.name in typed or entry.name.split(".")[0] in CALLED_BACK
+    ]
     needless = {entry.name for entry in public} - {entry.name for entry in needed}
     assert not needless, f"leave out of typings/: {', '.join(sorted(needless))}"
 
@@ -188,4 +209,6 @@ def test_the_stubs_have_no_more_than_the_code_uses() -> None:
 def names_in_annotations(path: Path) -> set[str]:
     """The classes that a stub gives, takes, or builds upon."""
     nodes = [*ast.walk(ast.parse(path.read_text()))]
-    return {node.id for node in nodes if isinstance(node, ast.Name)} | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    return {node.id for node in nodes if isinstance(node, ast.Name)} | {
+        node.attr for node in nodes if isinstance(node, ast.Attribute)
+    }

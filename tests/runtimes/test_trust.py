@@ -82,7 +82,12 @@ def test_the_keys_place_is_chosen_by_two_variables(tmp_path: Path, monkeypatch: 
 
 def test_processes_that_make_a_key_at_once_agree_on_one(home: Path) -> None:
     code = "import sys; sys.stdin.readline(); from runtimes.nvidia.trust import ensure_machine_key; print(ensure_machine_key().hex())"
-    running = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
     found = set()
     for one in running:
         assert one.stdin is not None
@@ -108,7 +113,9 @@ def test_a_key_of_another_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     ensure_machine_key()
     mine = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: mine + 1)
-    with pytest.raises(BackendUnavailable, match=f"belongs to another user .{mine}.; run as that user, or set {KEY_VARIABLE}"):
+    with pytest.raises(
+        BackendUnavailable, match=f"belongs to another user .{mine}.; run as that user, or set {KEY_VARIABLE}"
+    ):
         machine_key()
 
 
@@ -126,7 +133,9 @@ def test_a_link_a_folder_or_a_pipe_is_no_key(tmp_path: Path) -> None:
     path = key_file()
     path.rename(tmp_path / "elsewhere")
     path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(BackendUnavailable, match="cannot read this machine's engine key, .*: it is a link; remove it, or set"):
+    with pytest.raises(
+        BackendUnavailable, match="cannot read this machine's engine key, .*: it is a link; remove it, or set"
+    ):
         machine_key()
     path.unlink()
     os.mkfifo(path, 0o600)
@@ -138,7 +147,9 @@ def test_a_link_a_folder_or_a_pipe_is_no_key(tmp_path: Path) -> None:
         machine_key()
 
 
-def test_a_home_that_cannot_be_written_to_says_how_to_choose_another_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_cannot_be_written_to_says_how_to_choose_another_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     for variable, value in (("XDG_DATA_HOME", tmp_path / "file"), (KEY_VARIABLE, tmp_path / "file" / "key")):
         monkeypatch.setenv(variable, str(value))
@@ -178,7 +189,14 @@ def test_a_seal_is_over_all_that_a_sidecar_says_whatever_the_order() -> None:
     document = {**DOCUMENT, "seal": seal_of(DOCUMENT, key)}
     assert is_built_here(document)
     assert is_built_here(dict(reversed(document.items())))
-    changes: list[dict[str, Any]] = [{"engine_sha256": "cd" * 32}, {"options": {}}, {"seconds": 0.2}, {"more": 1}, {"seal": ""}, {"seal": "0" * 64}]
+    changes: list[dict[str, Any]] = [
+        {"engine_sha256": "cd" * 32},
+        {"options": {}},
+        {"seconds": 0.2},
+        {"more": 1},
+        {"seal": ""},
+        {"seal": "0" * 64},
+    ]
     for change in [*changes, {"seal": None}, {"seal": document["seal"].upper()}]:
         assert not is_built_here({**document, **change}), change
     assert not is_built_here({name: value for name, value in document.items() if name != "options"})
@@ -193,7 +211,9 @@ def test_another_machines_seal_does_not_count_here() -> None:
 def test_an_engine_that_nobody_vouches_for_is_refused_with_both_remedies() -> None:
     with pytest.raises(BundleError) as caught:
         check_trusted(DOCUMENT, "it", ())
-    assert said(caught.value, "it was not built on this machine", "resnet-deploy build BUNDLE", f"--trust-engine {SHA256}")
+    assert said(
+        caught.value, "it was not built on this machine", "resnet-deploy build BUNDLE", f"--trust-engine {SHA256}"
+    )
     assert "or by an earlier version" in str(caught.value)
     with pytest.raises(BundleError, match="it was not built on this machine, and engines are code"):
         check_trusted({**DOCUMENT, "seal": "0" * 64}, "it", ())
@@ -247,12 +267,17 @@ def test_kernels_are_this_machines_and_of_one_engine() -> None:
     ids=["group", "others", "link"],
 )
 @pytest.mark.parametrize("which", ["one", "one/two"])
-def test_a_private_folder_that_others_may_have_filled_is_refused(tmp_path: Path, which: str, spoil: Callable[[Path], object], problem: str) -> None:
+def test_a_private_folder_that_others_may_have_filled_is_refused(
+    tmp_path: Path, which: str, spoil: Callable[[Path], object], problem: str
+) -> None:
     (tmp_path / which).mkdir(parents=True)
     spoil(tmp_path / which)
     with pytest.raises(BackendUnavailable) as caught:
         private_folder(tmp_path, "one", "two", remedy="go elsewhere")
-    assert said(caught.value, f"expected {tmp_path / which} to be a folder that you alone may write to, got {problem}; remove it, or go elsewhere")
+    assert said(
+        caught.value,
+        f"expected {tmp_path / which} to be a folder that you alone may write to, got {problem}; remove it, or go elsewhere",
+    )
 
 
 def test_a_private_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +310,12 @@ def test_only_files_are_read_and_no_more_of_them_than_is_allowed(tmp_path: Path)
     (tmp_path / "link").symlink_to(path)
     assert read_regular(path, 5) == read_regular(tmp_path / "link", 5) == b"12345"
     os.mkfifo(tmp_path / "pipe")
-    for place, code in ((path, errno.EFBIG), (tmp_path / "pipe", errno.EINVAL), (Path("/dev/zero"), errno.EINVAL), (tmp_path, errno.EISDIR)):
+    for place, code in (
+        (path, errno.EFBIG),
+        (tmp_path / "pipe", errno.EINVAL),
+        (Path("/dev/zero"), errno.EINVAL),
+        (tmp_path, errno.EISDIR),
+    ):
         with pytest.raises(OSError, match=".") as caught:
             read_regular(place, 4)
         assert caught.value.errno == code

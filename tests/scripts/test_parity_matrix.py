@@ -38,7 +38,11 @@ def test_the_table_is_what_was_measured(matrix: ModuleType, measured: Any) -> No
 
 
 def test_every_model_was_measured_in_every_precision_and_is_in_budget(measured: Any) -> None:
-    found = {(model, precision): cell["ok"] for model, cells in measured["cells"].items() for precision, cell in cells.items()}
+    found = {
+        (model, precision): cell["ok"]
+        for model, cells in measured["cells"].items()
+        for precision, cell in cells.items()
+    }
     assert found == {(model, precision): True for model in MODELS for precision in precision_names()}
 
 
@@ -47,7 +51,9 @@ def test_a_cell_measured_again_is_the_one_that_was_written(matrix: ModuleType, m
     written = measured["cells"]["resnet20"]["fp16"]
     assert (found["ok"], found["bytes"], set(found["backends"])) == (True, written["bytes"], set(written["backends"]))
     for name in ("onnxruntime", "simulation"):
-        assert found["backends"][name]["max_relative_error"] == pytest.approx(written["backends"][name]["max_relative_error"], rel=0.5)
+        assert found["backends"][name]["max_relative_error"] == pytest.approx(
+            written["backends"][name]["max_relative_error"], rel=0.5
+        )
     assert found["backends"][matrix.BUILT]["convolutions"] == written["backends"][matrix.BUILT]["convolutions"]
 
 
@@ -55,7 +61,11 @@ def test_gpu_figures_take_the_place_of_not_verified(matrix: ModuleType, measured
     without = matrix.table_from_measurements(measured, None)
     assert "GPU columns: not verified" in without
     parity = {"max_relative_error": 0.7123, "sqnr_db": 40.0, "top1_agreement": 1.0, "ok": True}
-    gpu = {"device": {"name": "a GPU"}, "date": "2026-01-01", "bundles": {"resnet20-fp16": {"tensorrt": {"parity": parity}}}}
+    gpu = {
+        "device": {"name": "a GPU"},
+        "date": "2026-01-01",
+        "bundles": {"resnet20-fp16": {"tensorrt": {"parity": parity}}},
+    }
     shown = matrix.table_from_measurements(measured, gpu)
     assert "GPU columns: a GPU, 2026-01-01" in shown
     assert "7.1e-01, 100.00%" in shown
@@ -66,6 +76,9 @@ def test_gpu_figures_take_the_place_of_not_verified(matrix: ModuleType, measured
 @pytest.mark.slow
 def test_every_model_in_every_precision_on_every_backend(matrix: ModuleType) -> None:
     failed = {
-        f"{model} {precision}": found for model in MODELS for precision in precision_names() if not (found := matrix.cell(model, precision))["ok"]
+        f"{model} {precision}": found
+        for model in MODELS
+        for precision in precision_names()
+        if not (found := matrix.cell(model, precision))["ok"]
     }
     assert not failed

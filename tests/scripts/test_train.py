@@ -60,7 +60,12 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
 
 
 @pytest.fixture
-def train(script: Callable[[str], ModuleType], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+def train(
+    script: Callable[[str], ModuleType],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> Any:
     """`scripts/train.py` in an empty folder."""
     monkeypatch.chdir(tmp_path)
 
@@ -91,7 +96,9 @@ def idx_folder(folder: Path, training: int, test: int) -> Path:
     for part, split, count in (("train", "train", training), ("t10k", "test", test)):
         source = built_in("train" if split == "train" else "test")
         assert source.labels is not None
-        write_idx(folder / f"{part}-images-idx3-ubyte", np.stack([np.asarray(source.image(place)) for place in range(count)]))
+        write_idx(
+            folder / f"{part}-images-idx3-ubyte", np.stack([np.asarray(source.image(place)) for place in range(count)])
+        )
         write_idx(folder / f"{part}-labels-idx1-ubyte", source.labels[:count].astype(np.uint8))
     return folder
 
@@ -101,13 +108,19 @@ def cifar10_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> NDArray[np.
     inner = folder / "cifar-10-batches-py"
     inner.mkdir(parents=True)
     chance = np.random.default_rng(0)
-    pixels = {name: chance.integers(0, 256, (10, 3, 32, 32), np.uint8) for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]}
+    pixels = {
+        name: chance.integers(0, 256, (10, 3, 32, 32), np.uint8)
+        for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list]
+    }
 
     def written(name: str, content: object) -> str:
         (inner / name).write_bytes(pickle.dumps(content))
         return hashlib.md5((inner / name).read_bytes()).hexdigest()
 
-    sums = {name: written(name, {"data": array.reshape(10, -1), "labels": list(range(10))}) for name, array in pixels.items()}
+    sums = {
+        name: written(name, {"data": array.reshape(10, -1), "labels": list(range(10))})
+        for name, array in pixels.items()
+    }
     monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name, _ in CIFAR10.train_list])
     monkeypatch.setattr(CIFAR10, "test_list", [[name, sums[name]] for name, _ in CIFAR10.test_list])
     names = [f"class {index}" for index in range(10)]
@@ -162,7 +175,9 @@ def test_idx_files_are_fashion_mnist_only_if_their_labels_are(script: Any, tmp_p
 
 
 @pytest.mark.parametrize("inner", ["", "cifar-10-batches-py"])
-def test_cifar10_is_read_from_its_folder_or_the_one_around_it(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str) -> None:
+def test_cifar10_is_read_from_its_folder_or_the_one_around_it(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inner: str
+) -> None:
     first = cifar10_folder(tmp_path, monkeypatch)
     data = opened(script, tmp_path / inner)
     assert data.training.pixels.shape == (50, 3, 32, 32)
@@ -172,7 +187,9 @@ def test_cifar10_is_read_from_its_folder_or_the_one_around_it(script: Any, tmp_p
     assert np.array_equal(np.asarray(data.training.source.image(2)), first[2].transpose(1, 2, 0))
 
 
-def test_a_damaged_cifar10_and_one_that_cannot_be_fetched_are_one_line(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_cifar10_and_one_that_cannot_be_fetched_are_one_line(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cifar10_folder(tmp_path / "here", monkeypatch)
     (tmp_path / "here" / "cifar-10-batches-py" / "test_batch").write_bytes(b"cut short")
     ran = train("--data", "here")
@@ -228,8 +245,14 @@ def _labels_too_few(folder: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "train alone": (_train_alone, "has train but no val"),
-    "parts of other names": (_other_parts, "expected train and val in data, each with a folder for each class, got Train, valid"),
-    "parts without classes": (_flat_parts, "expected train and val in data, each with a folder for each class, got train, val"),
+    "parts of other names": (
+        _other_parts,
+        "expected train and val in data, each with a folder for each class, got Train, valid",
+    ),
+    "parts without classes": (
+        _flat_parts,
+        "expected train and val in data, each with a folder for each class, got train, val",
+    ),
     "strange class": (_strange_class, "has classes that train lacks: Trouser"),
     "stray picture": (_stray_picture, "nothing beside, got pictures in it"),
     "empty class": (_empty_class, "got none in Shirt"),
@@ -239,7 +262,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda folder: None, "holds no pictures"),
     "no such folder": (lambda folder: folder.rmdir(), "is not a folder; give class folders"),
     "labels too few": (_labels_too_few, "and n labels, got (20, 28, 28) and (19,)"),
-    "test files missing": (lambda folder: write_idx(folder / "train-images-idx3-ubyte", np.zeros((2, 4, 4), np.uint8)), "cannot read"),
+    "test files missing": (
+        lambda folder: write_idx(folder / "train-images-idx3-ubyte", np.zeros((2, 4, 4), np.uint8)),
+        "cannot read",
+    ),
 }
 
 
@@ -285,9 +311,19 @@ def test_the_shipped_checkpoints_command_still_asks_for_its_recipe(script: Any) 
     facts = json.loads((ASSETS / "resnet20.json").read_text())
     context = main.command.make_context("train", facts["command"].split()[2:])
     settings = main.settings_from_options(context.params)
-    asked = {"epochs": settings.epochs, "batch": settings.batch, "learning_rate": settings.learning_rate, "seed": settings.data.seed}
+    asked = {
+        "epochs": settings.epochs,
+        "batch": settings.batch,
+        "learning_rate": settings.learning_rate,
+        "seed": settings.data.seed,
+    }
     assert asked == facts["recipe"]
-    assert (settings.network.model, settings.network.weights, settings.optimizer, settings.schedule) == ("resnet20", None, "sgd", "onecycle")
+    assert (settings.network.model, settings.network.weights, settings.optimizer, settings.schedule) == (
+        "resnet20",
+        None,
+        "sgd",
+        "onecycle",
+    )
     assert settings.weight_decay == 5e-4
 
 
@@ -306,13 +342,17 @@ def test_pixels_are_shifted_and_mirrored_as_drawn(script: Any) -> None:
     for place, (top, left, mirror), got in zip(places, drawn.T.tolist(), inputs, strict=True):
         padded = np.pad(images[place], ((0, 0), (2, 2), (2, 2)))
         expected = padded[:, top : top + 6, left : left + 8][:, :, :: -1 if mirror else 1].astype(np.float32) / 255
-        scaled = (expected - np.array(plain.mean, np.float32)[:, None, None]) / np.array(plain.std, np.float32)[:, None, None]
+        scaled = (expected - np.array(plain.mean, np.float32)[:, None, None]) / np.array(plain.std, np.float32)[
+            :, None, None
+        ]
         np.testing.assert_allclose(got.numpy(), scaled, atol=1e-6)
     many = pixels.draw(1000, torch.Generator().manual_seed(0))
     assert [sorted(set(row.tolist())) for row in many] == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [0, 1]]
 
 
-def test_pictures_are_the_devices_own_when_judged_and_the_same_for_any_number_of_threads(script: Any, tmp_path: Path) -> None:
+def test_pictures_are_the_devices_own_when_judged_and_the_same_for_any_number_of_threads(
+    script: Any, tmp_path: Path
+) -> None:
     module, part = script("_train_batches"), opened(script, tree(tmp_path / "all", 8)).training
     enlarged = Preprocess(40, (32, 36), "bilinear", True, (0.3,), (0.4,))
     plan = [(torch.arange(5), None), (torch.arange(5, 9), None)]
@@ -331,7 +371,9 @@ def test_pictures_are_the_devices_own_when_judged_and_the_same_for_any_number_of
 
 
 @pytest.mark.parametrize(("size", "aspect"), [((500, 300), 1.0), ((60, 90), 2.0), ((400, 10), 1.0), ((1, 1), 1.0)])
-def test_a_cut_lies_in_the_picture_and_has_the_aspect_asked_for(script: Any, size: tuple[int, int], aspect: float) -> None:
+def test_a_cut_lies_in_the_picture_and_has_the_aspect_asked_for(
+    script: Any, size: tuple[int, int], aspect: float
+) -> None:
     module, chance = script("_train_batches"), random.Random(0)
     cuts = [module.random_cut(size, aspect, chance) for _ in range(300)]
     for left, top, right, bottom in cuts:
@@ -391,9 +433,14 @@ def examples(script: Any, folder: Path, kind: str) -> tuple[Any, Any]:
     data, module = opened(script, folder), script("_train_batches")
     if kind == "pictures":
         return tuple(module.examples_of(part, GREY, 0, 2) for part in (data.training, data.held_out))
-    pixels = [np.stack([np.asarray(part.source.image(place)) for place in range(part.source.count)]) for part in (data.training, data.held_out)]
+    pixels = [
+        np.stack([np.asarray(part.source.image(place)) for place in range(part.source.count)])
+        for part in (data.training, data.held_out)
+    ]
     labels = (data.training.labels, data.held_out.labels)
-    return tuple(module.Pixels(torch.from_numpy(one)[:, None], own, GREY, 2) for one, own in zip(pixels, labels, strict=True))
+    return tuple(
+        module.Pixels(torch.from_numpy(one)[:, None], own, GREY, 2) for one, own in zip(pixels, labels, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -502,7 +549,9 @@ def test_ctrl_c_stops_after_the_step_and_the_same_command_goes_on(train: Any, tm
     idx_folder(tmp_path / "idx", 64, 40)
     options = ["--data", "idx", "--epochs", 8, "--batch", 32, "--output"]
     command = [sys.executable, str(SCRIPTS / "train.py"), *map(str, options), "parts"]
-    with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
+    ) as process:
         while process.poll() is None and not (tmp_path / "parts" / "checkpoint.pt").exists():
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
@@ -520,9 +569,13 @@ def test_ctrl_c_stops_after_the_step_and_the_same_command_goes_on(train: Any, tm
 
 def test_fine_tuning_replaces_the_head_and_a_frozen_backbone_stays_as_it_was(train: Any, tmp_path: Path) -> None:
     tree(tmp_path / "data", 30)
-    ran = train("--data", "data", "--weights", "default", "--freeze", "--batch", 12, "--epochs", 4, "--learning-rate", 0.01)
+    ran = train(
+        "--data", "data", "--weights", "default", "--freeze", "--batch", 12, "--epochs", 4, "--learning-rate", 0.01
+    )
     assert ran.code == 0, ran.err
-    state, shipped = (load_file(path) for path in (tmp_path / "build/train/resnet20.safetensors", ASSETS / "resnet20.safetensors"))
+    state, shipped = (
+        load_file(path) for path in (tmp_path / "build/train/resnet20.safetensors", ASSETS / "resnet20.safetensors")
+    )
     assert state["fc.weight"].shape == (3, 64)
     backbone = [name for name in shipped if not name.startswith("fc.")]
     assert all(state[name].equal(shipped[name]) for name in backbone)
@@ -534,7 +587,9 @@ def test_fine_tuning_replaces_the_head_and_a_frozen_backbone_stays_as_it_was(tra
     assert not load_file(tmp_path / "more/resnet20.safetensors")["conv1.weight"].equal(shipped["conv1.weight"])
 
 
-def test_pictures_of_another_size_and_colour_say_how_to_export(train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_another_size_and_colour_say_how_to_export(
+    train: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cifar10_folder(tmp_path / "data", monkeypatch)
     ran = train("--data", "data", "--batch", 25, "--epochs", 1, "--schedule", "cosine")
     assert ran.code == 0, ran.err
@@ -583,11 +638,15 @@ def test_the_models_own_preprocessing_is_what_a_tree_is_trained_with(script: Any
     assert wide.module.get_parameter("fc.weight").shape[0] == 3
 
 
-def test_a_factorys_network_gets_a_head_for_the_classes_and_keeps_its_channels(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_factorys_network_gets_a_head_for_the_classes_and_keeps_its_channels(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begin = script("_train_start")
     data = opened(script, tree(tmp_path / "all", 4))
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "homemade.py").write_text("from exporter.models.sources.cifar import CifarResNet\n\ndef net():\n    return CifarResNet(1, 3, 7)\n")
+    (tmp_path / "homemade.py").write_text(
+        "from exporter.models.sources.cifar import CifarResNet\n\ndef net():\n    return CifarResNet(1, 3, 7)\n"
+    )
     begun = begin.start(begin.Network("homemade:net", None, False, (32, 32)), data, 0)
     assert begun.module.get_parameter("fc.weight").shape == (3, 64)
     assert begun.preprocess.shape == (3, 32, 32)

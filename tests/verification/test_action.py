@@ -23,7 +23,14 @@ ROOT = Path(__file__).resolve().parents[2]
 ACTION = yaml.safe_load((ROOT / "action.yml").read_text())
 DOCS = (ROOT / "docs/ci.md").read_text()
 WORKFLOWS = {path.name: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")}
-SHELL = ["bash", "--noprofile", "--norc", "-e", "-o", "pipefail"]  # docs.github.com, "Workflow syntax": what `shell: bash` stands for
+SHELL = [
+    "bash",
+    "--noprofile",
+    "--norc",
+    "-e",
+    "-o",
+    "pipefail",
+]  # docs.github.com, "Workflow syntax": what `shell: bash` stands for
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,9 @@ def _run(contexts: dict[str, str], folder: Path) -> Step:
     script = folder / "script.sh"
     script.write_text(step["run"])
     given = {name: value_of(text, contexts) for name, text in step["env"].items()}
-    done = subprocess.run([*SHELL, str(script)], cwd=work, env=environment | given, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*SHELL, str(script)], cwd=work, env=environment | given, capture_output=True, text=True, check=False
+    )
     found = dict(line.split("=", 1) for line in outputs.read_text().splitlines())
     return Step(done.returncode, done.stdout, done.stderr, summary.read_text(), found)
 
@@ -113,7 +122,9 @@ def test_a_broken_budget_ends_with_4_and_annotations(act: Act, exported: Path) -
     assert shown.code == 4
     assert shown.outputs == {"ok": "false"}
     assert "| onnxruntime | out of budget |" in shown.summary
-    annotations = [line for line in shown.out.splitlines() if line.startswith("::error title=resnet20-fp16 on onnxruntime::")]
+    annotations = [
+        line for line in shown.out.splitlines() if line.startswith("::error title=resnet20-fp16 on onnxruntime::")
+    ]
     assert [line.split("::")[2].split(",")[0][:12] for line in annotations] == ["largest rela", "SQNR in dB 7"]
 
 
@@ -140,7 +151,16 @@ def test_what_the_command_refuses_is_its_exit_code(act: Act, exported: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "hostile", ["$(touch pwned)", "`touch pwned`", "\"; touch pwned; '", "x' && touch pwned #", "--version", "*", "a[$(touch pwned)]"]
+    "hostile",
+    [
+        "$(touch pwned)",
+        "`touch pwned`",
+        "\"; touch pwned; '",
+        "x' && touch pwned #",
+        "--version",
+        "*",
+        "a[$(touch pwned)]",
+    ],
 )
 def test_no_input_is_ever_run(act: Act, tmp_path: Path, hostile: str) -> None:
     shown = act(**dict.fromkeys(["bundle", "backends", "budget", "data", "config", "html", "junit"], hostile))
@@ -170,19 +190,27 @@ def test_each_option_of_the_script_is_one_of_the_command() -> None:
     assert passed - {"--html"} <= {option for parameter in check.params for option in parameter.opts}
 
 
-def test_annotations_leave_json_alone(deploy: Any, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_annotations_leave_json_alone(
+    deploy: Any, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
-    shown = deploy("check", exported, "--backend", "onnxruntime", "--budget", "min_sqnr_db=190", "--github", "--json", "--quiet")
+    shown = deploy(
+        "check", exported, "--backend", "onnxruntime", "--budget", "min_sqnr_db=190", "--github", "--json", "--quiet"
+    )
     assert (shown.code, shown.json["ok"]) == (4, False)
     assert "::error title=resnet20-fp16 on onnxruntime::SQNR in dB" in shown.err
 
 
-def test_a_name_ends_neither_an_annotation_nor_a_table(deploy: Any, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_ends_neither_an_annotation_nor_a_table(
+    deploy: Any, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     bundle = shutil.copytree(exported, tmp_path / "bundle")
     manifest = json.loads((bundle / "manifest.json").read_text())
     (bundle / "manifest.json").write_text(json.dumps(manifest | {"name": "a, b: c|d<b>%"}))
-    shown = deploy("check", bundle, "--backend", "onnxruntime", "--budget", "min_sqnr_db=190", "--github", "--json", "--quiet")
+    shown = deploy(
+        "check", bundle, "--backend", "onnxruntime", "--budget", "min_sqnr_db=190", "--github", "--json", "--quiet"
+    )
     assert "::error title=a%2C b%3A c|d<b>%25 on onnxruntime::SQNR in dB" in shown.err
     assert "### ❌ a, b: c\\|d&lt;b>%\n" in (tmp_path / "summary.md").read_text()
 
@@ -192,8 +220,14 @@ def test_installing_puts_the_actions_own_checkout_in_place(tmp_path: Path) -> No
     (step,) = [step for step in ACTION["runs"]["steps"] if step.get("name") == "Install"]
     (tmp_path / "python").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     (tmp_path / "python").chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "GITHUB_ACTION_PATH": "/a folder&/x", "INSTALL": "@action[export] pytest\n$(touch pwned)"}
-    done = subprocess.run([*SHELL, "-c", step["run"]], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "GITHUB_ACTION_PATH": "/a folder&/x",
+        "INSTALL": "@action[export] pytest\n$(touch pwned)",
+    }
+    done = subprocess.run(
+        [*SHELL, "-c", step["run"]], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-4:] == ["/a folder&/x[export]", "pytest", "$(touch", "pwned)"]
     assert ACTION["inputs"]["install"]["default"] == "@action[export]"
 
@@ -220,7 +254,10 @@ def test_the_plugin_is_used_on_our_own_bundles() -> None:
     commands = [step["run"] for step in steps_of(WORKFLOWS["ci.yml"]) if "run" in step]
     assert "make test" in commands
     assert "pytest --resnet-config=resnet-parity.toml build" in commands
-    assert [entry.path.name for entry in entries_from_toml(ROOT / "resnet-parity.toml")] == ["resnet20-fp16", "resnet20-int8"]
+    assert [entry.path.name for entry in entries_from_toml(ROOT / "resnet-parity.toml")] == [
+        "resnet20-fp16",
+        "resnet20-int8",
+    ]
 
 
 def blocks(language: str) -> list[str]:

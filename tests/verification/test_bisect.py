@@ -32,7 +32,12 @@ from runtimes.parity.flips import Flips
 from runtimes.parity.golden import golden_arrays
 from runtimes.parity.measures import Comparison
 
-FORMS: list[tuple[str, str | None, str | None]] = [("fp16", None, None), ("bf16", None, None), ("int8", None, None), ("int8", "stages", "crop")]
+FORMS: list[tuple[str, str | None, str | None]] = [
+    ("fp16", None, None),
+    ("bf16", None, None),
+    ("int8", None, None),
+    ("int8", "stages", "crop"),
+]
 
 
 def searched(bundle: Bundle, **options: Any) -> Bisection:
@@ -53,7 +58,9 @@ def sides(request: pytest.FixtureRequest, shipped_bundle: Any) -> tuple[BothSide
     return original, original.simulation, inputs
 
 
-def test_hybrids_are_the_simulation_at_one_end_and_the_fp32_graph_at_the_other(sides: tuple[BothSides, onnx.ModelProto, NDArray[Any]]) -> None:
+def test_hybrids_are_the_simulation_at_one_end_and_the_fp32_graph_at_the_other(
+    sides: tuple[BothSides, onnx.ModelProto, NDArray[Any]],
+) -> None:
     original, simulation, inputs = sides
     before = original.graph.SerializeToString(deterministic=True), simulation.SerializeToString(deterministic=True)
     none = with_fp32_nodes(original.graph, simulation, ())
@@ -61,11 +68,18 @@ def test_hybrids_are_the_simulation_at_one_end_and_the_fp32_graph_at_the_other(s
     every = with_fp32_nodes(original.graph, simulation, {node.name for node in original.graph.graph.node})
     for found, expected in zip(ran(every, inputs), ran(original.graph, inputs), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
-    assert len(every.graph.node) == len(original.graph.graph.node) + len(original.graph.graph.output)  # nothing of the lowered graph is left
-    assert before == (original.graph.SerializeToString(deterministic=True), simulation.SerializeToString(deterministic=True))
+    assert len(every.graph.node) == len(original.graph.graph.node) + len(
+        original.graph.graph.output
+    )  # nothing of the lowered graph is left
+    assert before == (
+        original.graph.SerializeToString(deterministic=True),
+        simulation.SerializeToString(deterministic=True),
+    )
 
 
-def test_every_hybrid_is_a_valid_graph_in_which_its_blocks_and_no_others_are_fp32(sides: tuple[BothSides, onnx.ModelProto, NDArray[Any]]) -> None:
+def test_every_hybrid_is_a_valid_graph_in_which_its_blocks_and_no_others_are_fp32(
+    sides: tuple[BothSides, onnx.ModelProto, NDArray[Any]],
+) -> None:
     original, simulation, inputs = sides
     graph = original.graph.graph
     lowered = ran(simulation, inputs)
@@ -74,7 +88,10 @@ def test_every_hybrid_is_a_valid_graph_in_which_its_blocks_and_no_others_are_fp3
         names = {graph.node[place].name for block in chosen for place in block.nodes}
         mixed = with_fp32_nodes(original.graph, simulation, names)
         onnx.checker.check_model(mixed, full_check=True)
-        by_side = {side: {node.name.removeprefix(side) for node in mixed.graph.node if node.name.startswith(side)} for side in ("fp32/", "lowered/")}
+        by_side = {
+            side: {node.name.removeprefix(side) for node in mixed.graph.node if node.name.startswith(side)}
+            for side in ("fp32/", "lowered/")
+        }
         assert by_side["fp32/"] == names
         assert {node.name for node in graph.node} & by_side["lowered/"] == {node.name for node in graph.node} - names
         assert any(not np.array_equal(*pair) for pair in zip(ran(mixed, inputs), lowered, strict=True))
@@ -83,12 +100,20 @@ def test_every_hybrid_is_a_valid_graph_in_which_its_blocks_and_no_others_are_fp3
 def test_a_bundle_inside_its_budget_has_nothing_to_return(shipped_bundle: Any) -> None:
     found = searched(shipped_bundle("int8"))
     assert (found.verdict, found.returned, found.runs, found.blocks, found.mended) == ("inside", (), 1, BLOCKS, None)
-    assert "inside the budget, rounded as a device rounds: there is nothing to return to FP32" in bisection_lines(found)[-2]
+    assert (
+        "inside the budget, rounded as a device rounds: there is nothing to return to FP32"
+        in bisection_lines(found)[-2]
+    )
 
 
 @pytest.mark.parametrize(
     ("precision", "block", "features", "uint8"),
-    [("fp16", "layer1.2", None, None), ("bf16", "stem", None, None), ("int8", "layer3.0", None, None), ("int8", "layer2.1", "stages", "crop")],
+    [
+        ("fp16", "layer1.2", None, None),
+        ("bf16", "stem", None, None),
+        ("int8", "layer3.0", None, None),
+        ("int8", "layer2.1", "stages", "crop"),
+    ],
 )
 def test_one_wrong_block_is_the_one_to_return(
     shipped_bundle: Any, tmp_path: Path, precision: str, block: str, features: str | None, uint8: str | None
@@ -100,7 +125,10 @@ def test_one_wrong_block_is_the_one_to_return(
     def announce(step: str, done: int = 0, total: int = 0) -> None:
         told.append((step, done, total))
 
-    found = searched(spoilt(bundle, tmp_path / "bundle", {f"{weight}.scale" if precision == "int8" else weight: 4.0}), announce=announce)
+    found = searched(
+        spoilt(bundle, tmp_path / "bundle", {f"{weight}.scale" if precision == "int8" else weight: 4.0}),
+        announce=announce,
+    )
     assert (found.verdict, found.returned, found.smallest) == ("mended", (block,), True)
     assert (found.lowered.ok, found.mended is not None and found.mended.ok) == (False, True)
     assert found.runs == len(found.blocks) + 2
@@ -114,7 +142,11 @@ def test_one_wrong_block_is_the_one_to_return(
 
 
 def test_two_wrong_blocks_are_the_two_to_return(shipped_bundle: Any, tmp_path: Path) -> None:
-    bundle = spoilt(shipped_bundle("int8"), tmp_path / "bundle", {"layer1.1.conv2.weight.scale": 6.0, "layer2.2.conv1.weight.scale": 6.0})
+    bundle = spoilt(
+        shipped_bundle("int8"),
+        tmp_path / "bundle",
+        {"layer1.1.conv2.weight.scale": 6.0, "layer2.2.conv1.weight.scale": 6.0},
+    )
     found = searched(bundle)
     assert (found.verdict, found.returned, found.smallest) == ("mended", ("layer1.1", "layer2.2"), True)
     assert bisection_lines(found)[-2] == "bisect       layer1.1, layer2.2 in FP32 mend it; no smaller set does"
@@ -123,8 +155,12 @@ def test_two_wrong_blocks_are_the_two_to_return(shipped_bundle: Any, tmp_path: P
 
 def test_a_fault_that_is_not_in_the_precision_is_said_to_be_elsewhere(shipped_bundle: Any, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    save_program(program_from_module(CifarResNet(3, 1, 10), (1, 28, 28)), tmp_path / "other.pt2")  # of the same form, with other weights
-    found = searched(with_file(shipped_bundle("fp16"), tmp_path / "bundle", "reference.pt2", (tmp_path / "other.pt2").read_bytes()))
+    save_program(
+        program_from_module(CifarResNet(3, 1, 10), (1, 28, 28)), tmp_path / "other.pt2"
+    )  # of the same form, with other weights
+    found = searched(
+        with_file(shipped_bundle("fp16"), tmp_path / "bundle", "reference.pt2", (tmp_path / "other.pt2").read_bytes())
+    )
     assert found.verdict == "inside"  # what is lowered is what the outputs are held against
     bundle = shipped_bundle("fp16")
     inputs, golden = golden_arrays(bundle)
@@ -132,13 +168,20 @@ def test_a_fault_that_is_not_in_the_precision_is_said_to_be_elsewhere(shipped_bu
     assert (found.verdict, found.returned, found.runs) == ("not the precision", (), 2)
     assert found.mended is not None
     assert not found.mended.ok
-    assert "all 11 blocks in FP32 are out of budget too (largest relative error 3.33e-01, budget <= 1.00e-02)" in bisection_lines(found)[-2]
+    assert (
+        "all 11 blocks in FP32 are out of budget too (largest relative error 3.33e-01, budget <= 1.00e-02)"
+        in bisection_lines(found)[-2]
+    )
 
 
 def test_what_cannot_be_bisected_is_refused(shipped_bundle: Any, tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="expected a bundle of another precision than fp32, which has nothing to return to FP32"):
+    with pytest.raises(
+        PlanError, match="expected a bundle of another precision than fp32, which has nothing to return to FP32"
+    ):
         searched(shipped_bundle("fp32"))
-    with pytest.raises(BundleError, match="has no reference.pt2 to follow the blocks of; export it again without --no-reference"):
+    with pytest.raises(
+        BundleError, match="has no reference.pt2 to follow the blocks of; export it again without --no-reference"
+    ):
         searched(with_file(shipped_bundle("fp16"), tmp_path / "bundle", "reference.pt2", None))
 
 
@@ -176,7 +219,11 @@ def test_of_any_network_what_is_found_mends_and_nothing_can_be_taken_out(seed: i
     chance = np.random.default_rng(seed)
     count = int(chance.integers(3, 9))
     every = frozenset(range(count))
-    verdicts = {frozenset(one): bool(chance.random() < 0.2) for size in range(2, count) for one in combinations(range(count), size)}
+    verdicts = {
+        frozenset(one): bool(chance.random() < 0.2)
+        for size in range(2, count)
+        for one in combinations(range(count), size)
+    }
 
     def compared(returned: frozenset[int]) -> Comparison:
         return judged(returned == every or verdicts.get(returned, False), float(len(returned)))
@@ -195,8 +242,12 @@ def test_a_set_that_may_not_be_the_smallest_is_not_said_to_be() -> None:
     found, smallest = find_small_set(20, additive([1.0] * 20, 15.0))
     assert (len(found), smallest) == (5, False)
     measured = judged(True, 30.0)
-    bisection = Bisection(32, 50, ("a", "b", "c", "d"), "mended", ("a", "b", "c"), False, replace(measured, ok=False), measured, ())
-    assert bisection_lines(bisection)[-2].endswith("a, b, c in FP32 mend it; none can be taken out, a smaller set of others is not ruled out")
+    bisection = Bisection(
+        32, 50, ("a", "b", "c", "d"), "mended", ("a", "b", "c"), False, replace(measured, ok=False), measured, ()
+    )
+    assert bisection_lines(bisection)[-2].endswith(
+        "a, b, c in FP32 mend it; none can be taken out, a smaller set of others is not ruled out"
+    )
 
 
 def test_a_budget_may_be_another_than_the_bundles_own(shipped_bundle: Any) -> None:

@@ -59,7 +59,10 @@ def replaced(bundle: Path, name: str, data: bytes) -> None:
 
 def cases(path: Path) -> dict[str, ElementTree.Element]:
     """A JUnit file's test cases by group and name."""
-    return {f"{case.get('classname')}.{case.get('name')}": case for case in ElementTree.parse(path).getroot().iter("testcase")}
+    return {
+        f"{case.get('classname')}.{case.get('name')}": case
+        for case in ElementTree.parse(path).getroot().iter("testcase")
+    }
 
 
 def test_every_backend_is_listed_and_those_here_are_in_budget(run: Any, bundle: Path, tmp_path: Path) -> None:
@@ -69,7 +72,12 @@ def test_every_backend_is_listed_and_those_here_are_in_budget(run: Any, bundle: 
     assert "batch 1, 8, 32" in shown.out
     assert "tensorrt     not here: backend 'tensorrt' needs the package 'tensorrt'" in shown.out
     (suite,) = ElementTree.parse(tmp_path / "junit.xml").getroot()
-    assert (suite.get("name"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == ("resnet20-fp16", "0", "0", "2")
+    assert (suite.get("name"), suite.get("failures"), suite.get("errors"), suite.get("skipped")) == (
+        "resnet20-fp16",
+        "0",
+        "0",
+        "2",
+    )
     found = cases(tmp_path / "junit.xml")
     assert int(suite.get("tests") or 0) == len(found)
     limits = ("finite", "max_relative_error", "min_agreement", "max_batch_difference")
@@ -96,7 +104,16 @@ def test_json_has_each_backends_verdict_and_figures(run: Any, bundle: Path) -> N
 
 
 def test_a_broken_budget_ends_with_4_and_is_a_failure_in_junit(run: Any, bundle: Path, tmp_path: Path) -> None:
-    shown = run("check", bundle, "--backend", "onnxruntime", "--budget", "max_relative_error=1e-9", "--junit", tmp_path / "junit.xml")
+    shown = run(
+        "check",
+        bundle,
+        "--backend",
+        "onnxruntime",
+        "--budget",
+        "max_relative_error=1e-9",
+        "--junit",
+        tmp_path / "junit.xml",
+    )
     assert shown.code == 4
     assert "error: resnet20-fp16: onnxruntime is out of budget: largest relative error" in shown.err
     assert "budget <= 1.00e-09" in shown.err
@@ -129,9 +146,14 @@ def test_answers_that_are_not_finite_are_out_of_budget(run: Any, bundle: Path) -
 
 @pytest.mark.parametrize(
     ("crash", "reason"),
-    [(crashing.segfaults, "its process was ended by SIGSEGV"), (crashing.leaves, "its process ended with exit code 3 and no answer")],
+    [
+        (crashing.segfaults, "its process was ended by SIGSEGV"),
+        (crashing.leaves, "its process ended with exit code 3 and no answer"),
+    ],
 )
-def test_a_backend_that_crashes_takes_nobody_along(bundle: Path, monkeypatch: pytest.MonkeyPatch, crash: Any, reason: str) -> None:
+def test_a_backend_that_crashes_takes_nobody_along(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, crash: Any, reason: str
+) -> None:
     opened = Bundle.open(bundle)
     with monkeypatch.context() as patch:
         patch.setattr(check, "_run_backend", crash)
@@ -142,7 +164,9 @@ def test_a_backend_that_crashes_takes_nobody_along(bundle: Path, monkeypatch: py
     assert other.verdict == "ok"
 
 
-def test_a_process_that_dies_before_it_has_read_its_task_is_not_waited_for(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_before_it_has_read_its_task_is_not_waited_for(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert golden_arrays(Bundle.open(bundle))[0].nbytes > 1 << 16  # more than a pipe holds
     monkeypatch.setattr(isolated, "_serve", crashing.leaves)
     (crashed,) = check_bundle(CheckPlan(Bundle.open(bundle), ["onnxruntime"]))[0].backends
@@ -153,7 +177,9 @@ def test_a_process_that_dies_before_it_has_read_its_task_is_not_waited_for(bundl
 
 
 @pytest.mark.parametrize("hung", ["_run_backend", "_serve"])
-def test_a_backend_that_hangs_is_given_up_after_its_time(bundle: Path, monkeypatch: pytest.MonkeyPatch, hung: str) -> None:
+def test_a_backend_that_hangs_is_given_up_after_its_time(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, hung: str
+) -> None:
     monkeypatch.setattr(check if hung == "_run_backend" else isolated, hung, crashing.hangs)
     (late,) = check_bundle(CheckPlan(Bundle.open(bundle), ["onnxruntime"], timeout_s=2))[0].backends
     assert (late.verdict, late.answer, late.seconds < 60) == ("failed", None, True)
@@ -234,11 +260,15 @@ def test_what_was_asked_for_wrongly_is_told(run: Any, bundle: Path, arguments: t
 
 
 def test_a_backend_named_twice_answers_once(run: Any, bundle: Path) -> None:
-    (checked,) = run("check", bundle, "--backend", "onnxruntime", "--backend", "onnxruntime", "--json", "--quiet").json["bundles"]
+    (checked,) = run("check", bundle, "--backend", "onnxruntime", "--backend", "onnxruntime", "--json", "--quiet").json[
+        "bundles"
+    ]
     assert len(checked["backends"]) == 1
 
 
-def test_junit_into_a_folder_that_is_not_there_is_refused_before_the_work(run: Any, bundle: Path, tmp_path: Path) -> None:
+def test_junit_into_a_folder_that_is_not_there_is_refused_before_the_work(
+    run: Any, bundle: Path, tmp_path: Path
+) -> None:
     shown = run("check", bundle, "--junit", tmp_path / "nowhere" / "junit.xml")
     assert shown.code == 2
     assert "there is no folder" in shown.error
@@ -255,7 +285,11 @@ def test_a_golden_file_that_would_fill_the_memory_or_run_code_is_refused_in_one_
     np.savez(objects, inputs=np.array([{}], object), logits=logits)
     scalar = io.BytesIO()
     np.savez(scalar, inputs=np.float32(1), logits=logits)
-    files = ((forged, "expected 63,999,872,000,064 bytes"), (objects, "one of type |O, which is not read"), (scalar, "a single number for inputs"))
+    files = (
+        (forged, "expected 63,999,872,000,064 bytes"),
+        (objects, "one of type |O, which is not read"),
+        (scalar, "a single number for inputs"),
+    )
     for file, said in files:
         replaced(bundle, "golden.npz", file.getvalue())
         shown = run("check", bundle, "--backend", "onnxruntime")
@@ -268,7 +302,10 @@ def test_a_golden_file_of_another_model_is_told_from_this_ones(run: Any, bundle:
     for changed, said in (
         ({"inputs": inputs[:, :, :20], "logits": logits}, "its input are float32 1x20x28, expected float32 1x28x28"),
         ({"inputs": inputs, "logits": logits[:, :7]}, "its logits are float32 7, expected float32 10"),
-        ({"inputs": inputs.astype(np.float64), "logits": logits}, "its input are float64 1x28x28, expected float32 1x28x28"),
+        (
+            {"inputs": inputs.astype(np.float64), "logits": logits},
+            "its input are float64 1x28x28, expected float32 1x28x28",
+        ),
     ):
         file = io.BytesIO()
         np.savez(file, **changed)
@@ -289,7 +326,9 @@ def test_no_backend_here_ends_with_3(run: Any, bundle: Path, tmp_path: Path, mon
 
 
 def test_data_is_held_against_the_reference_program(run: Any, bundle: Path) -> None:
-    answer = run("check", bundle, "--backend", "onnxruntime", "--data", "built-in", "--images", "150", "--json", "--quiet").json
+    answer = run(
+        "check", bundle, "--backend", "onnxruntime", "--data", "built-in", "--images", "150", "--json", "--quiet"
+    ).json
     (checked,) = answer["bundles"]
     (one,) = checked["backends"]
     assert (checked["evidence"], checked["images"], one["verdict"]) == ("pictures of built-in (test)", 150, "ok")
@@ -310,7 +349,9 @@ def test_data_of_other_classes_has_no_accuracy(run: Any, bundle: Path, tmp_path:
     assert "expected classes among the model's 10 labels" in checked["no_accuracy"]
 
 
-def test_a_picture_in_a_hundred_that_cannot_be_read_is_left_out_and_said_and_two_are_too_many(run: Any, bundle: Path, tmp_path: Path) -> None:
+def test_a_picture_in_a_hundred_that_cannot_be_read_is_left_out_and_said_and_two_are_too_many(
+    run: Any, bundle: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "pictures"
     folder.mkdir()
     for place in range(101):
@@ -376,7 +417,11 @@ def test_a_limit_broken_by_less_than_is_shown_is_told_with_more_digits() -> None
 
 
 def test_several_limits_may_stand_in_one_text() -> None:
-    assert budget_from_text(("min-agreement=0.9, min_cosine=0.5", "min_sqnr_db=3")) == {"min_agreement": 0.9, "min_cosine": 0.5, "min_sqnr_db": 3.0}
+    assert budget_from_text(("min-agreement=0.9, min_cosine=0.5", "min_sqnr_db=3")) == {
+        "min_agreement": 0.9,
+        "min_cosine": 0.5,
+        "min_sqnr_db": 3.0,
+    }
 
 
 def test_a_budgets_text_gives_the_budget_back() -> None:
@@ -394,7 +439,9 @@ def test_an_accuracy_that_fewer_images_could_not_show_is_not_judged() -> None:
     assert worse[100][1].text == "fall of top-1 10.00%, budget <= 1.00%"
 
 
-def test_a_limit_that_was_asked_for_is_judged_or_refused(run: Any, bundle: Path, tmp_path: Path, shipped_bundle: Any) -> None:
+def test_a_limit_that_was_asked_for_is_judged_or_refused(
+    run: Any, bundle: Path, tmp_path: Path, shipped_bundle: Any
+) -> None:
     shown = run("check", bundle, "--budget", "max_accuracy_drop=0")
     assert (shown.code, "max_accuracy_drop needs pictures whose classes are the model's" in shown.err) == (2, True)
     options = ("--backend", "onnxruntime", "--data", "built-in", "--images", "40", "--junit", tmp_path / "junit.xml")
@@ -411,17 +458,26 @@ def test_a_limit_that_was_asked_for_is_judged_or_refused(run: Any, bundle: Path,
         ("max_batch_difference", (10,), BatchRange(8, 8, 8), "about several batch sizes"),
     ],
 )
-def test_a_limit_that_the_model_cannot_have_is_refused(good: Made, limit: str, shape: tuple[int, ...], batch: BatchRange, said: str) -> None:
+def test_a_limit_that_the_model_cannot_have_is_refused(
+    good: Made, limit: str, shape: tuple[int, ...], batch: BatchRange, said: str
+) -> None:
     made = good[1].bundle
     output = replace(made.manifest.outputs[0], shape=("batch", *shape))
-    plan = replace(good[1], bundle=replace(made, manifest=replace(made.manifest, outputs=(output,), batch=batch)), budget={limit: 0.5})
+    plan = replace(
+        good[1],
+        bundle=replace(made, manifest=replace(made.manifest, outputs=(output,), batch=batch)),
+        budget={limit: 0.5},
+    )
     with pytest.raises(PlanError, match=said):
         gather_inputs(plan)
 
 
 @needs_rounding
 def test_a_limit_that_does_not_apply_is_a_skipped_case(run: Any, tmp_path: Path, shipped_bundle: Any) -> None:
-    assert run("check", shipped_bundle("int8").folder, "--backend", "onnxruntime", "--junit", tmp_path / "junit.xml").code == 0
+    assert (
+        run("check", shipped_bundle("int8").folder, "--backend", "onnxruntime", "--junit", tmp_path / "junit.xml").code
+        == 0
+    )
     skipped = cases(tmp_path / "junit.xml")["resnet20-int8.onnxruntime.max_accuracy_drop"].find("skipped")
     assert skipped is not None
     assert "needs pictures with labels" in (skipped.get("message") or "")
@@ -452,7 +508,10 @@ def test_flips_name_the_image_the_classes_and_the_margin(run: Any, bundle: Path)
     assert flips[0]["margin"] == pytest.approx((logits.max() - logits[4]) / np.abs(reference).max())
     assert flips[0]["margin"] == max(flip["margin"] for flip in flips)
     text = run("check", bundle, "--backend", "onnxruntime")
-    assert f"flip         onnxruntime: golden image {flips[0]['image']}, class {flips[0]['reference']} -> 4, margin" in text.out
+    assert (
+        f"flip         onnxruntime: golden image {flips[0]['image']}, class {flips[0]['reference']} -> 4, margin"
+        in text.out
+    )
     assert f"and {len(flips) - 10} more" in text.out
 
 
@@ -462,7 +521,16 @@ def test_a_flip_names_the_picture_by_its_file(run: Any, bundle: Path, tmp_path: 
         path.parent.mkdir(exist_ok=True)
         built_in("test").image(place).save(path)
     other = export(ExportPlan("resnet20", tmp_path / "other", weights="random")).folder
-    arguments = ("--backend", "onnxruntime", "--against", other, "--data", tmp_path / "pictures", "--html", tmp_path / "report.html")
+    arguments = (
+        "--backend",
+        "onnxruntime",
+        "--against",
+        other,
+        "--data",
+        tmp_path / "pictures",
+        "--html",
+        tmp_path / "report.html",
+    )
     shown = run("check", bundle, *arguments)
     assert shown.code == 4
     names = re.findall(r"^flip +onnxruntime: (picture-\d\d\.png), class", shown.out, re.MULTILINE)
@@ -495,7 +563,11 @@ def test_what_changed_between_two_bundles_is_listed_and_judged(run: Any, bundle:
 
 def test_ranges_that_moved_are_named_with_their_move(tmp_path: Path, shipped_bundle: Any) -> None:
     old = shipped_bundle("int8").folder
-    new = export(ExportPlan("resnet20", tmp_path / "new", precision="int8", calibrator="minmax", calibration=old / "calibration.json")).folder
+    new = export(
+        ExportPlan(
+            "resnet20", tmp_path / "new", precision="int8", calibrator="minmax", calibration=old / "calibration.json"
+        )
+    ).folder
     found = {change.what: change for change in changes(Bundle.open(old), Bundle.open(new))}
     moved = [name for name in found if name.startswith("range ")]
     assert len(moved) == 10
@@ -514,7 +586,20 @@ def test_bundles_that_cannot_be_asked_the_same_are_told_so(run: Any, bundle: Pat
     larger = export(ExportPlan("resnet20", tmp_path / "larger", image_size=(32, 32))).folder
     shown = run("check", bundle, "--against", larger)
     assert (shown.code, "give --data with pictures" in shown.err) == (2, True)
-    shown = run("check", bundle, "--against", larger, "--data", "built-in", "--images", "40", "--backend", "onnxruntime", "--json", "--quiet")
+    shown = run(
+        "check",
+        bundle,
+        "--against",
+        larger,
+        "--data",
+        "built-in",
+        "--images",
+        "40",
+        "--backend",
+        "onnxruntime",
+        "--json",
+        "--quiet",
+    )
     assert shown.json["bundles"][0]["images"] == 40
     assert "preprocess.crop" in {change["what"] for change in shown.json["bundles"][0]["changes"]}
 
@@ -547,12 +632,17 @@ def test_github_outside_a_workflow_is_refused(run: Any, bundle: Path, monkeypatc
 
 
 @needs_rounding
-def test_blocks_and_bisect_stand_in_the_text_in_json_and_in_the_report(run: Any, tmp_path: Path, shipped_bundle: Any) -> None:
+def test_blocks_and_bisect_stand_in_the_text_in_json_and_in_the_report(
+    run: Any, tmp_path: Path, shipped_bundle: Any
+) -> None:
     folder = shipped_bundle("int8").folder
     options = ("--backend", "onnxruntime", "--blocks", "--bisect", "--budget", "min_sqnr_db=37.5")
     shown = run("check", folder, *options, "--html", tmp_path / "report.html")
     assert shown.code == 4
-    assert "no block is, alone, beyond an SQNR of 37.5 dB" in shown.out or "is the first block that alone is beyond an SQNR of 37.5 dB" in shown.out
+    assert (
+        "no block is, alone, beyond an SQNR of 37.5 dB" in shown.out
+        or "is the first block that alone is beyond an SQNR of 37.5 dB" in shown.out
+    )
     assert re.search(r"^bisect +.* in FP32 mends? it", shown.out, re.MULTILINE)
     page = (tmp_path / "report.html").read_text()
     assert "layer1.0" in page
@@ -565,7 +655,9 @@ def test_blocks_and_bisect_stand_in_the_text_in_json_and_in_the_report(run: Any,
     assert set(checked["bisection"]["returned"]) <= set(names)
 
 
-def test_a_bisection_that_cannot_be_is_refused_before_the_work(run: Any, bundle: Path, exported: Path, shipped_bundle: Any) -> None:
+def test_a_bisection_that_cannot_be_is_refused_before_the_work(
+    run: Any, bundle: Path, exported: Path, shipped_bundle: Any
+) -> None:
     shown = run("check", bundle, "--bisect", "--against", exported)
     assert (shown.code, "--against has nothing to do with" in shown.error) == (2, True)
     shown = run("check", shipped_bundle("fp32").folder, "--bisect")
@@ -580,7 +672,9 @@ def test_blocks_of_a_bundle_without_its_program_are_refused(run: Any, tmp_path: 
 
 def test_the_blocks_of_a_graph_that_resizes_are_followed(run: Any, shipped_bundle: Any) -> None:
     folder = shipped_bundle("fp16", uint8="full").folder
-    (checked,) = run("check", folder, "--blocks", "--bisect", "--backend", "onnxruntime", "--json", "--quiet").json["bundles"]
+    (checked,) = run("check", folder, "--blocks", "--bisect", "--backend", "onnxruntime", "--json", "--quiet").json[
+        "bundles"
+    ]
     assert checked["drift"]["blocks"][0] == "stem"
     assert max(one["relative_error"] for one in checked["drift"]["stages"][0]["blocks"]) < 1e-5
     assert checked["bisection"]["verdict"] == "inside"

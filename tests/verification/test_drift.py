@@ -82,7 +82,9 @@ def test_the_shipped_model_is_followed_and_nothing_is_out_of_line(shipped_bundle
     lines = drift_lines(drift)
     assert [line.split()[0] for line in lines[2 : 2 + len(BLOCKS)]] == list(BLOCKS)
     assert lines[-1].startswith("out of line  no block is, alone, beyond an ")
-    assert lines[-1].endswith("; none differs at all" if precision == "fp32" else " dB by itself, which need not be a fault")
+    assert lines[-1].endswith(
+        "; none differs at all" if precision == "fp32" else " dB by itself, which need not be a fault"
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("int8", marks=needs_rounding)])
@@ -110,7 +112,10 @@ def test_outputs_are_the_same_to_the_last_bit_with_inner_ones_beside_them(shippe
     for model, names in graphs:
         watched = with_outputs(model, names)
         assert list(watched.graph.node) == list(model.graph.node)
-        with OnnxRuntime.from_bytes(model.SerializeToString()) as bare, OnnxRuntime.from_bytes(watched.SerializeToString()) as runtime:
+        with (
+            OnnxRuntime.from_bytes(model.SerializeToString()) as bare,
+            OnnxRuntime.from_bytes(watched.SerializeToString()) as runtime,
+        ):
             found = runtime.run({"input": inputs})
             assert len(found) == len(tensors)
             assert np.array_equal(bare.run({"input": inputs})["logits"], found["logits"])
@@ -125,11 +130,22 @@ def test_what_the_file_was_lowered_from_is_made_again_to_the_last_bit(shipped_bu
 
 @pytest.mark.parametrize(
     ("precision", "block"),
-    [("fp32", "layer1.0"), ("fp16", "stem"), ("fp16", "layer2.0"), ("bf16", "layer3.2"), ("int8", "stem"), ("int8", "layer1.1")],
+    [
+        ("fp32", "layer1.0"),
+        ("fp16", "stem"),
+        ("fp16", "layer2.0"),
+        ("bf16", "layer3.2"),
+        ("int8", "stem"),
+        ("int8", "layer1.1"),
+    ],
 )
-def test_a_block_whose_weights_are_wrong_is_named(shipped_bundle: Any, tmp_path: Path, precision: str, block: str) -> None:
+def test_a_block_whose_weights_are_wrong_is_named(
+    shipped_bundle: Any, tmp_path: Path, precision: str, block: str
+) -> None:
     weight = "conv1.weight" if block == "stem" else f"{block}.conv1.weight"
-    bundle = spoilt(shipped_bundle(precision), tmp_path / "bundle", {f"{weight}.scale" if precision == "int8" else weight: 1.5})
+    bundle = spoilt(
+        shipped_bundle(precision), tmp_path / "bundle", {f"{weight}.scale" if precision == "int8" else weight: 1.5}
+    )
     drift = drifted(bundle)
     assert drift.out_of_line == block
     alone = next(stage for stage in drift.stages if stage.name == "alone")
@@ -148,7 +164,9 @@ def test_of_two_wrong_blocks_the_first_is_named_and_both_are_seen(shipped_bundle
 def test_a_network_whose_blocks_all_add_a_little_has_no_culprit(shipped_bundle: Any) -> None:
     bundle = shipped_bundle("int8")
     between = Budget(own_error=0.05, min_sqnr_db=31.0)  # every block alone is better, and all together are worse
-    drift = drifted(replace(bundle, manifest=replace(bundle.manifest, parity=replace(bundle.manifest.parity, budget=between))))
+    drift = drifted(
+        replace(bundle, manifest=replace(bundle.manifest, parity=replace(bundle.manifest.parity, budget=between)))
+    )
     assert min(ratios(drift, "simulation").values()) < 31 < min(ratios(drift, "alone").values())
     assert drift.out_of_line is None
     lines = drift_lines(drift)
@@ -160,21 +178,28 @@ def test_what_int8_takes_off_the_classifiers_bias_is_no_error_of_the_head(shippe
     bundle = shipped_bundle("int8")
     original = both_sides_of(bundle, golden_arrays(bundle)[0])
     own, corrected = (
-        next(numpy_helper.to_array(one) for one in model.graph.initializer if one.name == "fc.bias") for model in (original.graph, original.corrected)
+        next(numpy_helper.to_array(one) for one in model.graph.initializer if one.name == "fc.bias")
+        for model in (original.graph, original.corrected)
     )
     assert not np.array_equal(own, corrected)
-    assert ratios(drifted(bundle), "alone")["head"] > 60  # it is in FP16; with the correction counted as an error, 49 dB
+    assert (
+        ratios(drifted(bundle), "alone")["head"] > 60
+    )  # it is in FP16; with the correction counted as an error, 49 dB
 
 
 def test_a_budget_that_says_nothing_of_a_block_names_the_noisiest_as_what_it_is(shipped_bundle: Any) -> None:
     bundle = shipped_bundle("int8")
     agreement = Budget(own_error=0.05, min_agreement=0.98)
-    drift = drifted(replace(bundle, manifest=replace(bundle.manifest, parity=replace(bundle.manifest.parity, budget=agreement))))
+    drift = drifted(
+        replace(bundle, manifest=replace(bundle.manifest, parity=replace(bundle.manifest.parity, budget=agreement)))
+    )
     assert (drift.out_of_line, drift.noisiest) == (None, "layer3.0")
     assert "the budget says neither error nor SQNR; layer3.0 adds the most noise" in drift_lines(drift)[-1]
 
 
-def test_values_beyond_the_precisions_range_are_a_figure_and_name_the_block(shipped_bundle: Any, tmp_path: Path) -> None:
+def test_values_beyond_the_precisions_range_are_a_figure_and_name_the_block(
+    shipped_bundle: Any, tmp_path: Path
+) -> None:
     factors = {f"layer2.1.conv{place}.weight": 2e4 for place in (1, 2)}
     drift = drifted(spoilt(shipped_bundle("fp16"), tmp_path / "bundle", factors))
     assert drift.out_of_line == "layer2.1"
@@ -237,7 +262,9 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int], int]] =
 }
 
 
-def traced(module: nn.Module, shape: tuple[int, int, int]) -> tuple[torch.fx.GraphModule, onnx.ModelProto, NDArray[np.float32]]:
+def traced(
+    module: nn.Module, shape: tuple[int, int, int]
+) -> tuple[torch.fx.GraphModule, onnx.ModelProto, NDArray[np.float32]]:
     torch.manual_seed(0)
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -262,19 +289,26 @@ def test_blocks_of_every_kind_are_matched_with_the_programs(name: str) -> None:
         assert sqnr_db(expected[node], found[tensor]) > 100, tensor
     # One place further, each would be of another shape or another value.
     ends = list(nodes.values())
-    assert all(expected[one].shape != expected[other].shape or sqnr_db(expected[one], expected[other]) < 60 for one, other in pairwise(ends))
+    assert all(
+        expected[one].shape != expected[other].shape or sqnr_db(expected[one], expected[other]) < 60
+        for one, other in pairwise(ends)
+    )
 
 
 def test_values_are_kept_as_they_were_before_an_operator_in_place_changed_them() -> None:
     module, _, inputs = traced(CifarResNet(1, 1, 10), (1, 28, 28))
     sums = [node.name for node in module.graph.nodes if "add_" in str(node.target)]
     assert len(sums) == 3
-    assert all(values.min() < 0 for values in program_values(module, sums, inputs).values())  # a ReLU in place comes behind
+    assert all(
+        values.min() < 0 for values in program_values(module, sums, inputs).values()
+    )  # a ReLU in place comes behind
 
 
 def test_additions_that_cannot_be_matched_are_refused() -> None:
     module, graph, _ = traced(SideBySide(), (1, 8, 8))
-    with pytest.raises(PlanError, match="additions that follow from one another, got some side by side; its blocks cannot be followed"):
+    with pytest.raises(
+        PlanError, match="additions that follow from one another, got some side by side; its blocks cannot be followed"
+    ):
         match_blocks(module, graph.graph)
     longer, _, _ = traced(CifarResNet(2, 1, 10), (1, 28, 28))
     _, shorter, _ = traced(CifarResNet(1, 1, 10), (1, 28, 28))
@@ -295,12 +329,17 @@ def test_values_of_another_shape_are_refused(shipped_bundle: Any, monkeypatch: p
         return dict(zip(found, [*list(found.values())[1:], next(iter(found.values()))], strict=True))
 
     monkeypatch.setattr("exporter.verification.blocks.drift.match_blocks", shifted)
-    with pytest.raises(PlanError, match=r"output of shape \(32, 32, 14, 14\), as in the program, got \(32, 16, 28, 28\); its blocks cannot"):
+    with pytest.raises(
+        PlanError,
+        match=r"output of shape \(32, 32, 14, 14\), as in the program, got \(32, 16, 28, 28\); its blocks cannot",
+    ):
         drifted(shipped_bundle("fp32"))
 
 
 def test_a_bundle_without_its_program_is_told_how_to_get_it(shipped_bundle: Any, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="has no reference.pt2 to follow the blocks of; export it again without --no-reference"):
+    with pytest.raises(
+        BundleError, match="has no reference.pt2 to follow the blocks of; export it again without --no-reference"
+    ):
         drifted(with_file(shipped_bundle("fp16"), tmp_path / "bundle", "reference.pt2", None))
 
 
@@ -308,6 +347,10 @@ def test_a_program_that_is_none_or_of_another_network_is_refused(shipped_bundle:
     with pytest.raises(BundleError, match="pytorch cannot load .*reference.pt2: .*; export the bundle again"):
         drifted(with_file(shipped_bundle("fp16"), tmp_path / "rubbish", "reference.pt2", b"rubbish"))
     save_program(program_from_module(CifarResNet(4, 1, 10), (1, 28, 28)), tmp_path / "longer.pt2")
-    other = with_file(shipped_bundle("fp16"), tmp_path / "other", "reference.pt2", (tmp_path / "longer.pt2").read_bytes())
-    with pytest.raises(BundleError, match="expected the nodes of reference.pt2 in model.onnx, got no Conv 'layer1.3.conv1'"):
+    other = with_file(
+        shipped_bundle("fp16"), tmp_path / "other", "reference.pt2", (tmp_path / "longer.pt2").read_bytes()
+    )
+    with pytest.raises(
+        BundleError, match="expected the nodes of reference.pt2 in model.onnx, got no Conv 'layer1.3.conv1'"
+    ):
         drifted(other)

@@ -49,7 +49,9 @@ def bundle(exported: Path) -> Path:
 @pytest.fixture(scope="module")
 def imagenet_like(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A thousand classes at 32 pixels, without labels."""
-    plan = ExportPlan("resnet18", tmp_path_factory.mktemp("eval") / "resnet18", weights="random", image_size=(32, 32), reference=False)
+    plan = ExportPlan(
+        "resnet18", tmp_path_factory.mktemp("eval") / "resnet18", weights="random", image_size=(32, 32), reference=False
+    )
     return export(plan).folder
 
 
@@ -122,7 +124,9 @@ def tree(folder: Path, names: tuple[str, ...], count: int = 40) -> Path:
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "pytorch"])
-def test_the_built_in_test_images_give_the_accuracy_that_the_export_measured(run: Any, bundle: Path, backend: str) -> None:
+def test_the_built_in_test_images_give_the_accuracy_that_the_export_measured(
+    run: Any, bundle: Path, backend: str
+) -> None:
     shown = run(bundle, "--data", "built-in", "--backend", backend, "--json", "--quiet")
     assert (shown.code, shown.err) == (0, "")
     answer = shown.json
@@ -131,7 +135,12 @@ def test_the_built_in_test_images_give_the_accuracy_that_the_export_measured(run
     assert (answer["images"], answer["top1"]["correct"], answer["top1"]["share"]) == (2000, 1889, accuracy.top1)
     assert answer["top1"]["interval"] == list(accuracy.interval)
     assert answer["top5"]["correct"] >= 1990
-    assert (answer["backend"], answer["provider"], answer["data"], answer["matched"]) == (backend, "cpu", "built-in (test)", "by name")
+    assert (answer["backend"], answer["provider"], answer["data"], answer["matched"]) == (
+        backend,
+        "cpu",
+        "built-in (test)",
+        "by name",
+    )
     assert answer["model_images_per_s"] > answer["images_per_s"] > 0
 
 
@@ -142,15 +151,23 @@ def test_counts_are_those_worked_out_from_the_logits(bundle: Path) -> None:
         inputs = opened.manifest.preprocess.batch([source.image(place) for place in range(source.count)])
         logits = runtime.run({"input": inputs})["logits"]
     first = logits.argmax(1)
-    pairs = Counter((int(label), int(given)) for label, given in zip(source.labels, first, strict=True) if label != given)
+    pairs = Counter(
+        (int(label), int(given)) for label, given in zip(source.labels, first, strict=True) if label != given
+    )
     found = measured(opened, EvaluationData("built-in"))
     assert [one.top1.images for one in found.recall] == np.bincount(source.labels).tolist()
-    assert [one.top1.correct for one in found.recall] == [int((first[source.labels == label] == label).sum()) for label in range(10)]
-    assert found.mean_recall == pytest.approx(np.mean([(first[source.labels == label] == label).mean() for label in range(10)]))
+    assert [one.top1.correct for one in found.recall] == [
+        int((first[source.labels == label] == label).sum()) for label in range(10)
+    ]
+    assert found.mean_recall == pytest.approx(
+        np.mean([(first[source.labels == label] == label).mean() for label in range(10)])
+    )
     assert found.top5.correct == int((np.argsort(-logits, 1, "stable")[:, :5] == source.labels[:, None]).any(1).sum())
     assert found.top5.interval == wilson_interval(found.top5.correct, 2000)
     names = FASHION_MNIST_CLASSES
-    assert {(one.label, one.predicted): one.images for one in found.confused} == {(names[a], names[b]): n for (a, b), n in pairs.items()}
+    assert {(one.label, one.predicted): one.images for one in found.confused} == {
+        (names[a], names[b]): n for (a, b), n in pairs.items()
+    }
     assert [one.images for one in found.confused] == sorted(pairs.values(), reverse=True)
 
 
@@ -177,7 +194,16 @@ def test_the_summary_tells_what_the_json_does(run: Any, bundle: Path, tmp_path: 
     assert lines[0] == f"bundle       {bundle}, fp16 on onnxruntime (cpu)"
     assert lines[1] == "data         built-in (test), 2000 images, 10 classes, told by name"
     assert lines[2] == "top-1        94.45% (95 % interval 93.36% to 95.37%), 1889 of 2000"
-    assert [line.split()[0] for line in lines[3:]] == ["top-5", "recall", "83.25%", "91.32%", "confused", "7.61%", "6.00%", "images/s"]
+    assert [line.split()[0] for line in lines[3:]] == [
+        "top-5",
+        "recall",
+        "83.25%",
+        "91.32%",
+        "confused",
+        "7.61%",
+        "6.00%",
+        "images/s",
+    ]
     assert "15 of 197  Shirt taken for T-shirt/top" in lines[8]
     assert "evaluate" in shown.err
     answer = run(bundle, *options, "--json").json
@@ -188,12 +214,17 @@ def test_the_summary_tells_what_the_json_does(run: Any, bundle: Path, tmp_path: 
     assert len(answer["recall"]) == 10
 
 
-def test_a_least_top1_ends_with_4_and_says_whether_the_interval_holds_it(run: Any, bundle: Path, tmp_path: Path) -> None:
+def test_a_least_top1_ends_with_4_and_says_whether_the_interval_holds_it(
+    run: Any, bundle: Path, tmp_path: Path
+) -> None:
     options = ("--data", "built-in", "--resume", tmp_path / "journal", "--min-top1")
     assert run(bundle, *options, "0.9445").code == 0
     near, far = (run(bundle, *options, least) for least in (0.95, 0.99))
     assert (near.code, far.code) == (4, 4)
-    assert "expected a top-1 of at least 95.00%, got 94.45% (95 % interval 93.36% to 95.37%, which holds what was expected" in near.err
+    assert (
+        "expected a top-1 of at least 95.00%, got 94.45% (95 % interval 93.36% to 95.37%, which holds what was expected"
+        in near.err
+    )
     assert "at least 99.00%, got 94.45% (95 % interval 93.36% to 95.37%, all of it below)" in far.err
     assert "94.45%" in far.out
 
@@ -205,7 +236,9 @@ def test_fashion_mnists_folder_means_its_test_images(tmp_path: Path) -> None:
     assert (open_source(str(tmp_path)).count, open_source(str(tmp_path), split="test").count) == (3, 2)
 
 
-def test_a_folder_with_one_half_of_fashion_mnist_is_not_taken_for_the_other(run: Any, bundle: Path, tmp_path: Path) -> None:
+def test_a_folder_with_one_half_of_fashion_mnist_is_not_taken_for_the_other(
+    run: Any, bundle: Path, tmp_path: Path
+) -> None:
     (tmp_path / "train-images-idx3-ubyte").write_bytes(bytes([0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0]))
     shown = run(bundle, "--data", tmp_path)
     assert (shown.code, "expected t10k-images-idx3-ubyte in" in shown.error) == (2, True)
@@ -214,7 +247,9 @@ def test_a_folder_with_one_half_of_fashion_mnist_is_not_taken_for_the_other(run:
 # --- ImageNet's layouts ---
 
 
-def test_a_tree_of_a_thousand_wordnet_ids_is_in_their_sorted_order(run: Any, imagenet_like: Path, tmp_path: Path) -> None:
+def test_a_tree_of_a_thousand_wordnet_ids_is_in_their_sorted_order(
+    run: Any, imagenet_like: Path, tmp_path: Path
+) -> None:
     """Half of the pictures lie where the model itself would put them."""
     chance = np.random.default_rng(1)
     synsets = sorted(f"n{number:08}" for number in chance.permutation(10**7)[:1000])
@@ -222,7 +257,9 @@ def test_a_tree_of_a_thousand_wordnet_ids_is_in_their_sorted_order(run: Any, ima
     pictures = []
     for place in range(1000):
         path = tmp_path / f"{place}.JPEG"
-        Image.fromarray(chance.integers(0, 256, (3, 3, 3), np.uint8)).resize((40, 36), Image.Resampling.BICUBIC).save(path)
+        Image.fromarray(chance.integers(0, 256, (3, 3, 3), np.uint8)).resize((40, 36), Image.Resampling.BICUBIC).save(
+            path
+        )
         pictures.append(Image.open(path))
     with open_runtime(opened) as runtime:
         given = runtime.run({"input": opened.manifest.preprocess.batch(pictures)})["logits"].argmax(1)
@@ -245,7 +282,9 @@ def test_a_tree_of_a_thousand_wordnet_ids_is_in_their_sorted_order(run: Any, ima
     shutil.rmtree(tmp_path / "val" / next(synset for synset in synsets if synset not in folders[:500]))
     few = run(imagenet_like, "--data", tmp_path / "val")
     assert (few.code, "give resnet-deploy eval --synsets with the model's classes in order" in few.error) == (2, True)
-    listed = run(imagenet_like, "--data", tmp_path / "val", "--synsets", tmp_path / "LOC_synset_mapping.txt", "--json").json
+    listed = run(
+        imagenet_like, "--data", tmp_path / "val", "--synsets", tmp_path / "LOC_synset_mapping.txt", "--json"
+    ).json
     assert (listed["images"], listed["matched"]) == (len(folders) - 1, "by --synsets")
     assert expected - 1 <= listed["top1"]["correct"] <= expected
 
@@ -282,8 +321,13 @@ def test_each_form_of_a_labels_file_gives_the_same_figures(run: Any, bundle: Pat
     elif form == "a class a line":
         lines = [str(label) for label in labels]
     else:
-        lines = ["ImageId,PredictionString", *(f"ILSVRC2012_val_{place + 1:08},{SYNSETS[labels[place]]} 85 1 499 272 " for place in order)]
-        (tmp_path / "index.json").write_text(json.dumps({str(place): [name, "words"] for place, name in enumerate(SYNSETS)}))
+        lines = [
+            "ImageId,PredictionString",
+            *(f"ILSVRC2012_val_{place + 1:08},{SYNSETS[labels[place]]} 85 1 499 272 " for place in order),
+        ]
+        (tmp_path / "index.json").write_text(
+            json.dumps({str(place): [name, "words"] for place, name in enumerate(SYNSETS)})
+        )
         options += ["--synsets", tmp_path / "index.json"]
     file.write_text("\n".join(lines) + "\n")
     answer = run(bundle, "--data", tmp_path / "val", *options, "--json").json
@@ -311,8 +355,13 @@ def test_pictures_are_chosen_evenly_and_always_the_same(run: Any, bundle: Path) 
 
 
 def test_labels_that_do_not_match_are_refused(run: Any, bundle: Path, tmp_path: Path) -> None:
-    shown = run(bundle, "--data", tree(tmp_path, ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")))
-    assert (shown.code, "among the model's 10 labels ('T-shirt/top', 'Trouser', 'Pullover', ...), got 10 others" in shown.error) == (2, True)
+    shown = run(
+        bundle, "--data", tree(tmp_path, ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay"))
+    )
+    assert (
+        shown.code,
+        "among the model's 10 labels ('T-shirt/top', 'Trouser', 'Pullover', ...), got 10 others" in shown.error,
+    ) == (2, True)
 
 
 @pytest.mark.parametrize("data", ["root", "Root"])
@@ -333,10 +382,15 @@ def test_another_number_of_classes_is_refused_where_there_are_no_names(run: Any,
     assert "10 classes, told by the sorted order of their names" in run(nameless, "--data", data).out
     shutil.rmtree(data / "c")
     shown = run(nameless, "--data", data)
-    assert (shown.code, "expected as many classes as the model's 10, got 9 ('a', 'b', 'd', ...)" in shown.error) == (2, True)
+    assert (shown.code, "expected as many classes as the model's 10, got 9 ('a', 'b', 'd', ...)" in shown.error) == (
+        2,
+        True,
+    )
 
 
-def test_the_built_in_classes_are_in_their_own_order_where_the_bundle_has_no_names(run: Any, bundle: Path, tmp_path: Path) -> None:
+def test_the_built_in_classes_are_in_their_own_order_where_the_bundle_has_no_names(
+    run: Any, bundle: Path, tmp_path: Path
+) -> None:
     assert run(without_labels(bundle, tmp_path), "--data", "built-in", "--json").json["top1"]["correct"] == 1889
 
 
@@ -347,8 +401,12 @@ def test_the_devkits_ground_truth_is_refused(run: Any, bundle: Path, tmp_path: P
     assert (shown.code, "numbered 1 to 10, and nothing says in which order" in shown.error) == (2, True)
 
 
-@pytest.mark.parametrize("kind", ["missing", "none", "no labels", "unknown name", "unknown class", "missing picture", "lines"])
-def test_a_data_set_that_is_none_or_a_labels_file_that_does_not_fit_is_refused(run: Any, bundle: Path, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["missing", "none", "no labels", "unknown name", "unknown class", "missing picture", "lines"]
+)
+def test_a_data_set_that_is_none_or_a_labels_file_that_does_not_fit_is_refused(
+    run: Any, bundle: Path, tmp_path: Path, kind: str
+) -> None:
     flat_folder(tmp_path, 3)
     (tmp_path / "empty").mkdir()
     names = [f"ILSVRC2012_val_{place:08}.JPEG" for place in range(1, 4)]
@@ -411,7 +469,9 @@ def test_strips_and_bombs_among_the_pictures_end_nothing(run: Any, bundle: Path,
     assert [str(bomb) in reason for reason in shown.json["unreadable"]] == [True]
 
 
-def test_what_is_no_picture_is_said_and_a_class_that_cannot_be_read_is_named(run: Any, bundle: Path, tmp_path: Path) -> None:
+def test_what_is_no_picture_is_said_and_a_class_that_cannot_be_read_is_named(
+    run: Any, bundle: Path, tmp_path: Path
+) -> None:
     data = tree(tmp_path, tuple(map(str, range(10))), 198)
     (data / "0" / "notes.txt").write_text("no picture")
     (data / "1" / "drawing.SVG").write_text("no picture")
@@ -425,10 +485,15 @@ def test_what_is_no_picture_is_said_and_a_class_that_cannot_be_read_is_named(run
     assert shown.json["unreadable"][-1].startswith("none of the pictures of class '")
 
 
-def test_pictures_of_other_channels_than_the_models_are_refused_before_anything_runs(run: Any, bundle: Path, tmp_path: Path) -> None:
+def test_pictures_of_other_channels_than_the_models_are_refused_before_anything_runs(
+    run: Any, bundle: Path, tmp_path: Path
+) -> None:
     np.savez(tmp_path / "bands.npz", images=np.zeros((20, 28, 28, 13), np.uint8), labels=np.zeros(20, np.int64))
     shown = run(bundle, "--data", tmp_path / "bands.npz")
-    assert (shown.code, "expected pictures of grey or colour, as the model takes, got 13 channels" in shown.error) == (2, True)
+    assert (shown.code, "expected pictures of grey or colour, as the model takes, got 13 channels" in shown.error) == (
+        2,
+        True,
+    )
 
 
 def test_logits_that_are_not_finite_end_it(run: Any, bundle: Path, tmp_path: Path) -> None:
@@ -470,7 +535,9 @@ def test_a_finished_journal_is_kept_and_asks_the_model_nothing(run: Any, bundle:
 
 
 @pytest.mark.parametrize("what", ["backend", "images", "data", "bundle"])
-def test_a_journal_of_another_evaluation_is_refused_with_what_differs(run: Any, bundle: Path, tmp_path: Path, what: str) -> None:
+def test_a_journal_of_another_evaluation_is_refused_with_what_differs(
+    run: Any, bundle: Path, tmp_path: Path, what: str
+) -> None:
     journal = tmp_path / "journal"
     data = tree(tmp_path, tuple(map(str, range(10))))
     run(bundle, "--data", data, "--resume", journal)
@@ -501,7 +568,10 @@ def test_a_file_that_is_no_journal_is_left_as_it_is(run: Any, bundle: Path, tmp_
     file.write_text("")
     assert run(bundle, *options, file).code == 0
     lines = file.read_bytes().splitlines(keepends=True)
-    for damaged, said in ((lines[1][:20] + b"\n", "line 2 is damaged"), (lines[2], "line 2 does not go on where the one before ended")):
+    for damaged, said in (
+        (lines[1][:20] + b"\n", "line 2 is damaged"),
+        (lines[2], "line 2 does not go on where the one before ended"),
+    ):
         file.write_bytes(lines[0] + damaged + lines[2])
         shown = run(bundle, *options, file)
         assert (shown.code, said in shown.error) == (2, True)
@@ -561,7 +631,10 @@ def test_a_full_disk_is_said_in_one_line_and_what_was_written_is_used(bundle: Pa
     options = ["eval", str(bundle), "--data", "built-in", "--images", "300", "--resume", str(journal)]
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)); {MAIN}"
     done = subprocess.run([sys.executable, "-c", limited, *options], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.splitlines()[-1].startswith(f"error: --resume: cannot write {journal}: ")) == (2, True), done.stderr
+    assert (done.returncode, done.stderr.splitlines()[-1].startswith(f"error: --resume: cannot write {journal}: ")) == (
+        2,
+        True,
+    ), done.stderr
     assert "Traceback" not in done.stderr
     assert 3000 < journal.stat().st_size <= 4000
     assert counts(run(*options[1:], "--json").json) == counts(run(*options[1:6], "--json").json)
@@ -571,11 +644,15 @@ def test_ctrl_c_leaves_a_journal_that_is_gone_on_with(run: Any, bundle: Path, tm
     source = built_in("test")
     places = np.resize(np.arange(2000), 4000)
     np.savez(
-        tmp_path / "many.npz", images=np.stack([np.asarray(source.image(int(place))) for place in places]), labels=np.asarray(source.labels)[places]
+        tmp_path / "many.npz",
+        images=np.stack([np.asarray(source.image(int(place))) for place in places]),
+        labels=np.asarray(source.labels)[places],
     )
     journal = tmp_path / "journal"
     options = [str(bundle), "--data", str(tmp_path / "many.npz"), "--resume", str(journal)]
-    process = subprocess.Popen([sys.executable, "-c", MAIN, "eval", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "eval", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 60
     while (not journal.exists() or journal.stat().st_size < 5000) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -42,7 +42,10 @@ def written(folder: Path, text: str) -> Path:
 def test_what_a_bundle_does_not_say_the_file_says(tmp_path: Path) -> None:
     one, two = entries_from_toml(written(tmp_path, FULL))
     common = {"min_agreement": 0.99, "own_error": 0.02}
-    assert (one.path, one.settings) == (tmp_path / "one", Settings(("onnxruntime",), str(tmp_path / "images"), 100, common))
+    assert (one.path, one.settings) == (
+        tmp_path / "one",
+        Settings(("onnxruntime",), str(tmp_path / "images"), 100, common),
+    )
     assert two.path == tmp_path / "nested" / "two"
     budget = {"min_agreement": 0.9, "own_error": 0.02, "min_sqnr_db": 25.0}
     assert two.settings == Settings(("all",), "built-in", 100, budget, str(tmp_path / "released" / "two"))
@@ -52,29 +55,53 @@ def test_what_a_bundle_does_not_say_the_file_says(tmp_path: Path) -> None:
     ("text", "kind", "said"),
     [
         ("bundels = []", UnknownName, "unknown key in .*resnet-parity.toml 'bundels'; did you mean bundles?"),
-        ('[[bundles]]\npath = "a"\nbugdet = {}', UnknownName, "unknown key in .*, bundle 1 'bugdet'; did you mean budget?"),
+        (
+            '[[bundles]]\npath = "a"\nbugdet = {}',
+            UnknownName,
+            "unknown key in .*, bundle 1 'bugdet'; did you mean budget?",
+        ),
         ('[[bundles]]\nbackends = ["all"]', BadInput, "bundle 1: expected a path, got None"),
         ("[[bundles]]\npath = 3", BadInput, "bundle 1: expected a path, got 3"),
         ('bundles = "a"', BadInput, r"expected bundles as tables, \[\[bundles\]\]"),
-        ('backends = "onnxruntime"\n[[bundles]]\npath = "a"', BadInput, r'expected a list of names, as \["onnxruntime"\] for backends, got'),
+        (
+            'backends = "onnxruntime"\n[[bundles]]\npath = "a"',
+            BadInput,
+            r'expected a list of names, as \["onnxruntime"\] for backends, got',
+        ),
         ('data = 3\n[[bundles]]\npath = "a"', BadInput, "expected the name of a source in quotes for data, got 3"),
-        ('[[bundles]]\npath = "a"\nbudget = { min_cosine = "high" }', BadInput, "bundle 1: expected limits with numbers, as .* for budget, got"),
-        ('[[bundles]]\npath = "a"\nagainst = ["b"]', BadInput, "bundle 1: expected the folder of a bundle in quotes for against, got"),
+        (
+            '[[bundles]]\npath = "a"\nbudget = { min_cosine = "high" }',
+            BadInput,
+            "bundle 1: expected limits with numbers, as .* for budget, got",
+        ),
+        (
+            '[[bundles]]\npath = "a"\nagainst = ["b"]',
+            BadInput,
+            "bundle 1: expected the folder of a bundle in quotes for against, got",
+        ),
         ('images = 0\n[[bundles]]\npath = "a"', BadInput, "expected a whole number, 1 or more for images, got 0"),
-        ('[[bundles]]\npath = "a"\nimages = -3', BadInput, "bundle 1: expected a whole number, 1 or more for images, got -3"),
+        (
+            '[[bundles]]\npath = "a"\nimages = -3',
+            BadInput,
+            "bundle 1: expected a whole number, 1 or more for images, got -3",
+        ),
         ('timeout_s = 0\n[[bundles]]\npath = "a"', BadInput, "expected seconds, more than 0 for timeout_s, got 0"),
         ('path = "a"', UnknownName, "unknown key in .*resnet-parity.toml 'path'; choose from"),
         ("", PlanError, "names no bundle; add one"),
         ("bundles = [", BadInput, "is no TOML"),
     ],
 )
-def test_a_file_that_says_something_else_is_refused(tmp_path: Path, text: str, kind: type[Exception], said: str) -> None:
+def test_a_file_that_says_something_else_is_refused(
+    tmp_path: Path, text: str, kind: type[Exception], said: str
+) -> None:
     with pytest.raises(kind, match=said):
         entries_from_toml(written(tmp_path, text))
 
 
 def test_a_backend_may_be_given_seconds_to_answer(tmp_path: Path) -> None:
-    first, second = entries_from_toml(written(tmp_path, 'timeout_s = 600\n[[bundles]]\npath = "a"\n[[bundles]]\npath = "b"\ntimeout_s = 1.5\n'))
+    first, second = entries_from_toml(
+        written(tmp_path, 'timeout_s = 600\n[[bundles]]\npath = "a"\n[[bundles]]\npath = "b"\ntimeout_s = 1.5\n')
+    )
     assert (first.settings.timeout_s, second.settings.timeout_s) == (600, 1.5)
 
 
@@ -130,18 +157,29 @@ def test_a_broken_budget_of_one_is_the_end_of_all_but_the_others_are_told(check:
     assert [line.split()[-1] for line in lines] == ["ok", "BUDGET"]
 
 
-def test_a_bundle_that_cannot_be_asked_does_not_keep_the_others_from_answering(check: Any, kept: Path, tmp_path: Path) -> None:
+def test_a_bundle_that_cannot_be_asked_does_not_keep_the_others_from_answering(
+    check: Any, kept: Path, tmp_path: Path
+) -> None:
     (kept / "empty").mkdir(exist_ok=True)
     shown = check(f'{BOTH}data = "empty"\n', "--junit", tmp_path / "junit.xml")
     assert (shown.code, "holds no pictures" in shown.err) == (2, True)
     assert next(line for line in shown.out.splitlines() if line.startswith("onnxruntime")).endswith("ok")
     first, second = ElementTree.parse(tmp_path / "junit.xml").getroot()
-    assert ((first.get("name"), first.get("errors")), (second.get("name"), second.get("errors"))) == (("resnet20-fp32", "0"), ("resnet20-fp16", "1"))
+    assert ((first.get("name"), first.get("errors")), (second.get("name"), second.get("errors"))) == (
+        ("resnet20-fp32", "0"),
+        ("resnet20-fp16", "1"),
+    )
 
 
 def test_bundles_of_one_name_are_told_apart(check: Any, kept: Path, tmp_path: Path) -> None:
-    assert check(None, kept / "fp32", kept / "fp32", "--backend", "onnxruntime", "--junit", tmp_path / "junit.xml").code == 0
-    assert [suite.get("name") for suite in ElementTree.parse(tmp_path / "junit.xml").getroot()] == ["resnet20-fp32-1", "resnet20-fp32-2"]
+    assert (
+        check(None, kept / "fp32", kept / "fp32", "--backend", "onnxruntime", "--junit", tmp_path / "junit.xml").code
+        == 0
+    )
+    assert [suite.get("name") for suite in ElementTree.parse(tmp_path / "junit.xml").getroot()] == [
+        "resnet20-fp32-1",
+        "resnet20-fp32-2",
+    ]
 
 
 def test_the_command_line_goes_before_the_file(check: Any) -> None:
@@ -150,7 +188,9 @@ def test_the_command_line_goes_before_the_file(check: Any) -> None:
     assert {one["backend"] for checked in shown.json["bundles"] for one in checked["backends"]} == {"pytorch"}
 
 
-def test_another_file_may_be_named_and_its_paths_are_its_own(check: Any, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_file_may_be_named_and_its_paths_are_its_own(
+    check: Any, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     check(BOTH, "--json")
     monkeypatch.chdir(tmp_path)
     assert check(None, "--config", kept / "resnet-parity.toml", "--json").code == 0
@@ -165,7 +205,9 @@ def test_another_file_may_be_named_and_its_paths_are_its_own(check: Any, kept: P
         (f"{BOTH}images = 3", "a number of images is about the pictures of --data"),
     ],
 )
-def test_a_wrong_setting_of_the_last_bundle_is_refused_before_the_first_is_checked(check: Any, text: str, said: str) -> None:
+def test_a_wrong_setting_of_the_last_bundle_is_refused_before_the_first_is_checked(
+    check: Any, text: str, said: str
+) -> None:
     shown = check(text)
     assert (shown.code, said in shown.error) == (2, True), shown.err
 
@@ -175,7 +217,9 @@ def test_a_bundle_that_is_not_there_is_named(check: Any) -> None:
     assert (shown.code, "gone is no bundle" in shown.error) == (1, True)
 
 
-def test_no_bundle_and_no_file_is_told_what_to_give(deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bundle_and_no_file_is_told_what_to_give(
+    deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     shown = deploy("check")
     assert (shown.code, f"there is no {CONFIG} here" in shown.error) == (2, True)

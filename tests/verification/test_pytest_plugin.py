@@ -41,14 +41,19 @@ def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Run:
     """pytest in an empty folder, in a process of its own, with warnings as errors."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
-    return lambda *arguments: pytester.runpytest_subprocess(*LOAD, "-W", "error", "-p", "no:cacheprovider", *map(str, arguments))
+    return lambda *arguments: pytester.runpytest_subprocess(
+        *LOAD, "-W", "error", "-p", "no:cacheprovider", *map(str, arguments)
+    )
 
 
 def outcomes(path: Path) -> dict[str, str]:
     """The name and fate of every test case of a JUnit file."""
     cases = ElementTree.parse(path).iter("testcase")
     return {
-        f"{case.get('classname')}.{case.get('name')}": next((child.tag for child in case if child.tag != "properties"), "passed") for case in cases
+        f"{case.get('classname')}.{case.get('name')}": next(
+            (child.tag for child in case if child.tag != "properties"), "passed"
+        )
+        for case in cases
     }
 
 
@@ -56,9 +61,17 @@ def outcomes(path: Path) -> dict[str, str]:
 
 
 def test_each_backend_and_limit_is_a_test_of_a_readable_name(run: Run, exported: Path) -> None:
-    shown = run("--collect-only", "-q", f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-backend=pytorch")
+    shown = run(
+        "--collect-only",
+        "-q",
+        f"--resnet-bundle={exported}",
+        "--resnet-backend=onnxruntime",
+        "--resnet-backend=pytorch",
+    )
     assert shown.ret == 0
-    assert shown.outlines[:8] == [f"resnet20-fp16::{backend}::{limit}" for backend in ("onnxruntime", "pytorch") for limit in LIMITS]
+    assert shown.outlines[:8] == [
+        f"resnet20-fp16::{backend}::{limit}" for backend in ("onnxruntime", "pytorch") for limit in LIMITS
+    ]
 
 
 def test_nothing_runs_while_collecting(run: Run, exported: Path) -> None:
@@ -67,18 +80,34 @@ def test_nothing_runs_while_collecting(run: Run, exported: Path) -> None:
 
 
 def test_bundles_of_one_name_are_numbered(run: Run, exported: Path) -> None:
-    shown = run("--collect-only", "-q", f"--resnet-bundle={exported}", f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "-k", "finite")
+    shown = run(
+        "--collect-only",
+        "-q",
+        f"--resnet-bundle={exported}",
+        f"--resnet-bundle={exported}",
+        "--resnet-backend=onnxruntime",
+        "-k",
+        "finite",
+    )
     assert shown.outlines[:2] == ["resnet20-fp16-1::onnxruntime::finite", "resnet20-fp16-2::onnxruntime::finite"]
 
 
 def test_a_limit_given_on_the_command_line_is_a_test_too(run: Run, exported: Path) -> None:
-    shown = run("--collect-only", "-q", f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-budget=min_sqnr_db=9")
+    shown = run(
+        "--collect-only",
+        "-q",
+        f"--resnet-bundle={exported}",
+        "--resnet-backend=onnxruntime",
+        "--resnet-budget=min_sqnr_db=9",
+    )
     assert "resnet20-fp16::onnxruntime::min_sqnr_db" in shown.outlines
 
 
 def test_without_options_nothing_is_collected_or_imported(run: Run, pytester: pytest.Pytester) -> None:
     assert run().ret == pytest.ExitCode.NO_TESTS_COLLECTED
-    pytester.makepyfile("import sys\ndef test_light(): assert not {'numpy', 'exporter.verification.check', 'runtimes.bundle'} & set(sys.modules)")
+    pytester.makepyfile(
+        "import sys\ndef test_light(): assert not {'numpy', 'exporter.verification.check', 'runtimes.bundle'} & set(sys.modules)"
+    )
     run("-q").assert_outcomes(passed=1)
 
 
@@ -116,7 +145,9 @@ def test_a_reference_program_runs_once_for_all_backends(run: Run, exported: Path
 
 
 def test_a_broken_limit_fails_with_the_table_and_no_traceback(run: Run, exported: Path) -> None:
-    shown = run(f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-budget=max_relative_error=1e-9")
+    shown = run(
+        f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-budget=max_relative_error=1e-9"
+    )
     assert shown.ret == 1
     shown.assert_outcomes(passed=3, failed=1)
     shown.stdout.fnmatch_lines(
@@ -134,10 +165,19 @@ def test_a_broken_limit_fails_with_the_table_and_no_traceback(run: Run, exported
 
 @needs_rounding
 def test_the_accuracy_needs_labels_and_gets_them_from_data(run: Run, exported: Path, shipped_bundle: Any) -> None:
-    own = run(f"--resnet-bundle={shipped_bundle('int8').folder}", "--resnet-backend=onnxruntime", "-k", "accuracy", "-rs")
+    own = run(
+        f"--resnet-bundle={shipped_bundle('int8').folder}", "--resnet-backend=onnxruntime", "-k", "accuracy", "-rs"
+    )
     own.assert_outcomes(skipped=1, deselected=5)
     own.stdout.fnmatch_lines(["*max_accuracy_drop needs pictures with labels*"])
-    asked = (f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-budget=max_accuracy_drop=0.01", "-k", "accuracy", "-rs")
+    asked = (
+        f"--resnet-bundle={exported}",
+        "--resnet-backend=onnxruntime",
+        "--resnet-budget=max_accuracy_drop=0.01",
+        "-k",
+        "accuracy",
+        "-rs",
+    )
     refused = run(*asked)  # what was asked for is never skipped
     refused.assert_outcomes(failed=1, deselected=4)
     refused.stdout.fnmatch_lines(["max_accuracy_drop needs pictures whose classes are the model's*"])
@@ -145,7 +185,12 @@ def test_the_accuracy_needs_labels_and_gets_them_from_data(run: Run, exported: P
 
 
 def test_a_backend_that_is_not_here_is_skipped_unless_it_was_named(run: Run, exported: Path, tmp_path: Path) -> None:
-    run(f"--resnet-bundle={exported}", "-k", "finite and (tensorrt or onnxruntime)", f"--junitxml={tmp_path / 'all.xml'}")
+    run(
+        f"--resnet-bundle={exported}",
+        "-k",
+        "finite and (tensorrt or onnxruntime)",
+        f"--junitxml={tmp_path / 'all.xml'}",
+    )
     fates = outcomes(tmp_path / "all.xml")
     assert (fates["resnet20-fp16.onnxruntime.finite"], fates["resnet20-fp16.tensorrt.finite"]) == ("passed", "skipped")
     named = run(f"--resnet-bundle={exported}", "--resnet-backend=tensorrt")
@@ -163,7 +208,9 @@ def test_where_no_backend_is_here_nothing_is_skipped(run: Run, exported: Path, p
     shown.stdout.fnmatch_lines(["onnxruntime: not here: *"])
 
 
-def test_answers_that_are_not_finite_fail_and_leave_nothing_else_to_measure(run: Run, exported: Path, tmp_path: Path) -> None:
+def test_answers_that_are_not_finite_fail_and_leave_nothing_else_to_measure(
+    run: Run, exported: Path, tmp_path: Path
+) -> None:
     bundle = shutil.copytree(exported, tmp_path / "bundle")
     model = onnx.load(bundle / "model.onnx")
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "fc.bias")
@@ -179,7 +226,9 @@ def test_answers_that_are_not_finite_fail_and_leave_nothing_else_to_measure(run:
 
 
 def test_what_is_said_of_classes_does_not_apply_to_features(run: Run, tmp_path: Path) -> None:
-    bundle = export(ExportPlan("resnet20", tmp_path / "pool", weights="random", features="pool", precision="fp16")).folder
+    bundle = export(
+        ExportPlan("resnet20", tmp_path / "pool", weights="random", features="pool", precision="fp16")
+    ).folder
     shown = run(f"--resnet-bundle={bundle}", "--resnet-backend=onnxruntime", "-rs")
     shown.assert_outcomes(passed=3, skipped=1)
     shown.stdout.fnmatch_lines(["*min_agreement is about classes, and this model gives features"])
@@ -204,12 +253,24 @@ def test_a_backend_without_its_file_fails(run: Run, exported: Path, tmp_path: Pa
     [
         (["--resnet-bundle=nowhere"], "ERROR: nowhere is no bundle: cannot read manifest.json*"),
         (["--resnet-bundle=BUNDLE", "--resnet-backend=onnxrt"], "ERROR: unknown backend 'onnxrt'; *"),
-        (["--resnet-bundle=BUNDLE", "--resnet-budget=min_agreement"], "ERROR: expected --budget as NAME=VALUE, got 'min_agreement'*"),
-        (["--resnet-bundle=BUNDLE", "--resnet-budget=min_agrement=1"], "ERROR: unknown budget 'min_agrement'; did you mean min_agreement*"),
+        (
+            ["--resnet-bundle=BUNDLE", "--resnet-budget=min_agreement"],
+            "ERROR: expected --budget as NAME=VALUE, got 'min_agreement'*",
+        ),
+        (
+            ["--resnet-bundle=BUNDLE", "--resnet-budget=min_agrement=1"],
+            "ERROR: unknown budget 'min_agrement'; did you mean min_agreement*",
+        ),
         (["--resnet-bundle=BUNDLE", "--resnet-config=nowhere.toml"], "ERROR: expected bundles or --config, got both*"),
         (["--resnet-config=nowhere.toml"], "ERROR: cannot read nowhere.toml*"),
-        (["--resnet-trust-engine=" + "0" * 64], "ERROR: --resnet-trust-engine is about a bundle's engine, and no bundle is named*"),
-        (["--resnet-bundle=BUNDLE", "--resnet-trust-engine=yes"], "ERROR: expected the sha256 of an engine, 64 hexadecimal digits, got 'yes'*"),
+        (
+            ["--resnet-trust-engine=" + "0" * 64],
+            "ERROR: --resnet-trust-engine is about a bundle's engine, and no bundle is named*",
+        ),
+        (
+            ["--resnet-bundle=BUNDLE", "--resnet-trust-engine=yes"],
+            "ERROR: expected the sha256 of an engine, 64 hexadecimal digits, got 'yes'*",
+        ),
         (["--resnet-data=images"], "ERROR: --resnet-backend, --resnet-budget and --resnet-data are about a bundle*"),
     ],
 )
@@ -229,7 +290,12 @@ def test_the_engines_that_are_named_reach_what_is_checked(run: Run, exported: Pa
             return str(config.stash[PLANS][0].trust_engines)
         """
     )
-    shown = run("--collect-only", f"--resnet-bundle={exported}", "--resnet-trust-engine=" + "AB" * 32, "--resnet-trust-engine=" + "12" * 32)
+    shown = run(
+        "--collect-only",
+        f"--resnet-bundle={exported}",
+        "--resnet-trust-engine=" + "AB" * 32,
+        "--resnet-trust-engine=" + "12" * 32,
+    )
     shown.stdout.fnmatch_lines([str(("12" * 32, "ab" * 32))])
 
 
@@ -285,7 +351,9 @@ def test_parametrised(runtime):
 """
 
 
-def test_the_fixtures_open_every_bundle_on_every_backend_that_is_here(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
+def test_the_fixtures_open_every_bundle_on_every_backend_that_is_here(
+    run: Run, exported: Path, pytester: pytest.Pytester
+) -> None:
     pytester.makepyfile(USER)
     shown = run("-v", f"--resnet-bundle={exported}", "-k", "test_")
     shown.stdout.fnmatch_lines_random(
@@ -299,7 +367,9 @@ def test_the_fixtures_open_every_bundle_on_every_backend_that_is_here(run: Run, 
     assert shown.ret == 0
 
 
-def test_the_fixtures_fail_for_a_backend_that_was_named_and_is_not_here(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
+def test_the_fixtures_fail_for_a_backend_that_was_named_and_is_not_here(
+    run: Run, exported: Path, pytester: pytest.Pytester
+) -> None:
     pytester.makepyfile(USER)
     shown = run(f"--resnet-bundle={exported}", "--resnet-backend=tensorrt", "-k", "test_logits")
     shown.assert_outcomes(errors=1, deselected=5)
@@ -313,14 +383,18 @@ def test_the_fixtures_skip_where_no_bundle_is_named(run: Run, pytester: pytest.P
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_fixture_or_parameter_of_the_users_goes_before_ours(run: Run, exported: Path, pytester: pytest.Pytester, named: bool) -> None:
+def test_a_fixture_or_parameter_of_the_users_goes_before_ours(
+    run: Run, exported: Path, pytester: pytest.Pytester, named: bool
+) -> None:
     pytester.makepyfile(OWN)
     shown = run(*([f"--resnet-bundle={exported}"] if named else []), "-k", "test_")
     assert shown.parseoutcomes()["passed"] == 3
     assert shown.ret == 0
 
 
-def test_workers_of_xdist_collect_the_same_and_share_the_backends(run: Run, exported: Path, pytester: pytest.Pytester, tmp_path: Path) -> None:
+def test_workers_of_xdist_collect_the_same_and_share_the_backends(
+    run: Run, exported: Path, pytester: pytest.Pytester, tmp_path: Path
+) -> None:
     pytester.makepyfile(USER)
     asked = (f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-backend=pytorch")
     shown = run("-n2", "--dist=loadscope", "-v", *asked)

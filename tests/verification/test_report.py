@@ -32,7 +32,13 @@ from exporter.verification.report.page import histogram_rows, html_from_sections
 from exporter.verification.report.records import DriftChart, DriftSeries, Section
 from exporter.verification.report.reproduce import check_line, export_lines
 from exporter.verification.report.sections import section_from_check
-from exporter.verification.report.sentences import overall_text, precision_text, share_text, status_of, verdict_sentences
+from exporter.verification.report.sentences import (
+    overall_text,
+    precision_text,
+    share_text,
+    status_of,
+    verdict_sentences,
+)
 from exporter.verification.verdicts import BackendCheck, BundleCheck
 from runtimes import Manifest, TensorSpec, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
@@ -49,13 +55,25 @@ BATCH, IMAGES, LABELS = TINY_BATCH, TINY_IMAGES, TINY_LABELS
 @pytest.fixture(scope="module")
 def features(manifest: Manifest) -> BundleCheck:
     """Two outputs of which the second is a little off."""
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in ("input", "layer1", "layer2")]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in ("input", "layer1", "layer2")
+    ]
     nodes = [helper.make_node("Identity", ["input"], ["layer1"]), helper.make_node("Relu", ["input"], ["layer2"])]
-    model = helper.make_model(helper.make_graph(nodes, "features", values[:1], values[1:]), opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    model = helper.make_model(
+        helper.make_graph(nodes, "features", values[:1], values[1:]),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=9,
+    )
     inputs = np.linspace(1, 2, 16, dtype=np.float32).reshape(8, 2)
     budget = Budget(0.01, max_relative_error=0.01)
     with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
-        answer = compare_backend(Evidence(inputs, {"layer1": inputs, "layer2": inputs * np.float32(1.004)}), "onnxruntime", runtime, budget, BATCH)
+        answer = compare_backend(
+            Evidence(inputs, {"layer1": inputs, "layer2": inputs * np.float32(1.004)}),
+            "onnxruntime",
+            runtime,
+            budget,
+            BATCH,
+        )
     return checked(BackendCheck("onnxruntime", "ok", "", answer, 1.0), budget=budget)
 
 
@@ -83,7 +101,9 @@ def text_of(page: str) -> str:
 
 def test_a_good_check_is_one_sentence_that_says_all(good: Made) -> None:
     (sentence,) = verdict_sentences(good[0])
-    assert sentence.startswith("tiny-fp32 says what FP32 PyTorch says on onnxruntime: of 16 images none changed class, the largest logit error is ")
+    assert sentence.startswith(
+        "tiny-fp32 says what FP32 PyTorch says on onnxruntime: of 16 images none changed class, the largest logit error is "
+    )
     assert sentence.endswith("of the largest logit, and every limit is kept.")
     assert status_of(good[0]) == "within budget"
 
@@ -100,7 +120,9 @@ def test_broken_limits_are_named_with_what_is_asked_and_what_it_meant_for_the_cl
 def test_a_limit_s_parts_are_its_text(turned: Made) -> None:
     (one,) = turned[0].backends
     assert one.answer is not None
-    assert [limit.text for limit in one.answer.limits[1:]] == [f"{one.what} {one.measured}, budget {one.allowed}" for one in one.answer.limits[1:]]
+    assert [limit.text for limit in one.answer.limits[1:]] == [
+        f"{one.what} {one.measured}, budget {one.allowed}" for one in one.answer.limits[1:]
+    ]
 
 
 def test_features_have_outputs_in_place_of_classes(features: BundleCheck) -> None:
@@ -119,7 +141,9 @@ def test_features_have_outputs_in_place_of_classes(features: BundleCheck) -> Non
     ],
 )
 def test_a_backend_that_gave_no_answer_is_told(good: Made, verdict: Any, asked: bool, status: str, said: str) -> None:
-    other = replace(good[0], backends=(*good[0].backends, BackendCheck("tensorrt", verdict, "no luck", None, 0.0)), asked=asked)
+    other = replace(
+        good[0], backends=(*good[0].backends, BackendCheck("tensorrt", verdict, "no luck", None, 0.0)), asked=asked
+    )
     assert status_of(other) == status
     assert said in verdict_sentences(other)
     assert "no luck" in text_of(page_of(replace(section(good), check=other)))
@@ -132,7 +156,10 @@ def test_where_nobody_answered_there_is_no_table(good: Made) -> None:
     assert "What was measured" not in said
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.0257, "2.6%"), (4.08e-8, "4.1e-08"), (0.0, "0%"), (1.0, "100%"), (12.5, "1250%"), (1e-4, "0.01%")])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0257, "2.6%"), (4.08e-8, "4.1e-08"), (0.0, "0%"), (1.0, "100%"), (12.5, "1250%"), (1e-4, "0.01%")],
+)
 def test_shares_are_for_people(value: float, text: str) -> None:
     assert share_text(value) == text
 
@@ -155,7 +182,10 @@ def test_the_page_holds_what_was_measured(turned: Made) -> None:
     measured = one.answer.report.backends["onnxruntime"]
     for limit in one.answer.limits:
         assert f"{limit.measured} {'✓ kept' if limit.ok else '✗ broken'}" in said
-    assert f"{measured.max_relative_error:.2e} {measured.mean_relative_error:.2e} {measured.p99_relative_error:.2e}" in said
+    assert (
+        f"{measured.max_relative_error:.2e} {measured.mean_relative_error:.2e} {measured.p99_relative_error:.2e}"
+        in said
+    )
     assert turned[1].bundle.manifest.files["model.onnx"].sha256 in said
     assert "numpy 2.0.0" in said
 
@@ -182,7 +212,9 @@ def test_outputs_that_are_not_finite_leave_the_rest_unjudged(good: Made) -> None
 
 
 @pytest.mark.parametrize(("limit", "drawn"), [(None, False), (1e-3, True), (0.0, False), (1e300, False)])
-def test_the_budget_s_largest_error_is_a_line_where_it_is_in_sight(turned: Made, limit: float | None, drawn: bool) -> None:
+def test_the_budget_s_largest_error_is_a_line_where_it_is_in_sight(
+    turned: Made, limit: float | None, drawn: bool
+) -> None:
     check = replace(turned[0], budget=replace(turned[0].budget, max_relative_error=limit))
     assert (">budget's largest<" in page_of(replace(section(turned), check=check))) is drawn
 
@@ -190,18 +222,24 @@ def test_the_budget_s_largest_error_is_a_line_where_it_is_in_sight(turned: Made,
 def test_where_nothing_is_off_there_is_nothing_to_draw(good: Made) -> None:
     page = page_of(section(good))
     assert "<svg" not in page
-    assert "onnxruntime: all 160 output values, at the largest batch, are the reference's to the last bit." in text_of(page)
+    assert "onnxruntime: all 160 output values, at the largest batch, are the reference's to the last bit." in text_of(
+        page
+    )
 
 
 def test_a_flip_shows_the_picture_that_the_model_was_fed(turned: Made) -> None:
     made = section(turned)
     page = page_of(made)
-    addresses = re.findall(r'<img src="data:image/png;base64,([^"]+)" class="small" alt="golden image (\d+), which was ([^"]+)"', page)
+    addresses = re.findall(
+        r'<img src="data:image/png;base64,([^"]+)" class="small" alt="golden image (\d+), which was ([^"]+)"', page
+    )
     assert len(addresses) == len(made.flips) == made.flip_count == IMAGES
     preprocess, inputs = turned[1].bundle.manifest.preprocess, turned[2].inputs
     for data, place, said in addresses:
         with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-            np.testing.assert_array_equal(np.asarray(image)[..., None], preprocess.pixels_from_inputs(inputs[int(place)]))
+            np.testing.assert_array_equal(
+                np.asarray(image)[..., None], preprocess.pixels_from_inputs(inputs[int(place)])
+            )
         flip = next(one.flip for one in made.flips if one.flip.image == int(place))
         assert html.unescape(said) == f"{LABELS[flip.reference]} and became {LABELS[flip.got]}; it counts"
 
@@ -209,7 +247,9 @@ def test_a_flip_shows_the_picture_that_the_model_was_fed(turned: Made) -> None:
 def test_of_many_flips_the_largest_margins_are_shown(turned: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sections_module, "SHOWN_FLIPS", 3)
     made = section(turned)
-    margins = sorted((flip.margin for one in turned[0].backends if one.answer is not None for flip in one.answer.flips), reverse=True)
+    margins = sorted(
+        (flip.margin for one in turned[0].backends if one.answer is not None for flip in one.answer.flips), reverse=True
+    )
     assert [one.flip.margin for one in made.flips] == margins[:3]
     assert "And 13 more, with smaller margins." in text_of(page_of(made))
 
@@ -229,15 +269,26 @@ def test_pictures_of_any_number_of_channels_are_shown(turned: Made, channels: in
     found, plan, evidence = turned
     bundle = replace(plan.bundle, manifest=replace(plan.bundle.manifest, preprocess=preprocess))
     for fed in (preprocess.normalise(pixels), pixels):
-        made = section_from_check(found, replace(plan, bundle=bundle), replace(evidence, inputs=fed, labels=np.zeros(IMAGES, np.int64)))
+        made = section_from_check(
+            found, replace(plan, bundle=bundle), replace(evidence, inputs=fed, labels=np.zeros(IMAGES, np.int64))
+        )
         for one in made.flips:
             np.testing.assert_array_equal(one.pixels, pixels[one.flip.image][..., : 3 if channels == 3 else 1])
         assert "labelled kind 0<script>" in text_of(page_of(made))
 
 
 def test_drift_is_two_plots_and_one_table(good: Made) -> None:
-    steps = [DriftSeries(step, ("stem", "layer1.0", "head"), (0.0, 0.25, 0.5), (200.0, 12.0, 6.0)) for step in ("FP32 ONNX", "simulation")]
-    page = page_of(replace(section(good), drift=DriftChart(tuple(steps), "layer1.0 is the first out of line"), remedy=("Return it to FP32.",)))
+    steps = [
+        DriftSeries(step, ("stem", "layer1.0", "head"), (0.0, 0.25, 0.5), (200.0, 12.0, 6.0))
+        for step in ("FP32 ONNX", "simulation")
+    ]
+    page = page_of(
+        replace(
+            section(good),
+            drift=DriftChart(tuple(steps), "layer1.0 is the first out of line"),
+            remedy=("Return it to FP32.",),
+        )
+    )
     assert page.count("<svg ") == 2
     said = text_of(page)
     assert "layer1.0 2.50e-01 12.0 2.50e-01 12.0" in said
@@ -248,7 +299,9 @@ def test_drift_is_two_plots_and_one_table(good: Made) -> None:
 @pytest.mark.parametrize("errors", [(0.0, 0.0), (0.02, 0.03), (1e-7, 30.0), (0.1, sys.float_info.max)])
 def test_drift_has_ticks_whatever_its_range(good: Made, errors: tuple[float, float]) -> None:
     names = ("a\x00b/中文/\udcff", "x" * 200 + "the end")
-    page = page_of(replace(section(good), drift=DriftChart((DriftSeries("simulation", names, errors, (200.0, 6.0)),), "")))
+    page = page_of(
+        replace(section(good), drift=DriftChart((DriftSeries("simulation", names, errors, (200.0, 6.0)),), ""))
+    )
     plot = page[page.index("Relative error after each block") : page.index("Signal to quantization noise after")]
     assert len(re.findall(r">1e[-+]\d+<", plot)) >= 2
     assert ">a?b/??/?<" in plot
@@ -258,7 +311,8 @@ def test_drift_has_ticks_whatever_its_range(good: Made, errors: tuple[float, flo
 
 def test_features_get_a_row_for_each_output(good: Made, features: BundleCheck) -> None:
     manifest = replace(
-        good[1].bundle.manifest, outputs=(TensorSpec("layer1", "float32", ("batch", 2)), TensorSpec("layer2", "float32", ("batch", 2)))
+        good[1].bundle.manifest,
+        outputs=(TensorSpec("layer1", "float32", ("batch", 2)), TensorSpec("layer2", "float32", ("batch", 2))),
     )
     said = text_of(page_of(replace(section(good), check=features, manifest=manifest)))
     assert "features layer1 and layer2" in said
@@ -299,7 +353,10 @@ def test_engines_are_told_by_their_sidecars(good: Made) -> None:
         said = text_of(page_of(section_from_check(found, plan, evidence)))
     finally:
         shutil.rmtree(folder)
-    assert "Engine fits tensorrt 10.3 for sm87 on linux-aarch64, built ahead of time and not proven yet. Convolutions: 7 in INT8." in said
+    assert (
+        "Engine fits tensorrt 10.3 for sm87 on linux-aarch64, built ahead of time and not proven yet. Convolutions: 7 in INT8."
+        in said
+    )
     assert "Not in the promised precision: fc<b>." in said
     assert "Engine other: it was built from another model.onnx" in said
     assert re.search(r"Engine rubbish: \S*rubbish\.json", said)
@@ -318,7 +375,9 @@ def test_layers_say_what_they_read(tiny_model: Path) -> None:
     assert {(layer.precision, layer.weights) for layer in convolutions} == {("INT8", "INT8 per channel")}
     assert {layer.precision for layer in layers if layer.operator == "Add"} == {"FP32 + INT8"}
     assert {layer.precision for layer in layers if layer.operator in ("Gemm", "GlobalAveragePool")} == {"FP32"}
-    assert precision_text(layers).startswith(f"{len(convolutions)} of {len(convolutions)} convolutions compute in INT8, with ")
+    assert precision_text(layers).startswith(
+        f"{len(convolutions)} of {len(convolutions)} convolutions compute in INT8, with "
+    )
     assert [layer.macs for layer in layers if layer.macs] == [layer.macs for layer in floats if layer.macs]
 
 
@@ -343,7 +402,9 @@ def test_hostile_names_are_text(good: Made, turned: Made) -> None:
     )
     manifest = replace(flipped.manifest, versions={evil: evil}, model=replace(flipped.manifest.model, name=evil))
     steps = (DriftSeries(evil, (evil, "head"), (0.1, 0.2), (20.0, 14.0)),)
-    hostile = replace(flipped, check=check, manifest=manifest, drift=DriftChart(steps, evil), reproduce=(evil,), remedy=(evil,))
+    hostile = replace(
+        flipped, check=check, manifest=manifest, drift=DriftChart(steps, evil), reproduce=(evil,), remedy=(evil,)
+    )
     page = page_of(section(good), hostile)
     assert "<script" not in page
     assert "<img src=x" not in page
@@ -382,16 +443,35 @@ def test_ids_are_unique_where_several_plots_stand_in_one_page(turned: Made) -> N
 # --- how to make and check it again ---
 
 
-@pytest.mark.parametrize(("kind", "uint8", "outputs"), [("shipped", False, "logits"), ("random", True, "logits"), ("random", False, "layer1")])
+@pytest.mark.parametrize(
+    ("kind", "uint8", "outputs"),
+    [("shipped", False, "logits"), ("random", True, "logits"), ("random", False, "layer1")],
+)
 def test_the_export_s_command_line_is_one(run: Any, manifest: Manifest, kind: Any, uint8: bool, outputs: str) -> None:
     spec = TensorSpec("input", "uint8" if uint8 else "float32", ("batch", 28, 28, 1) if uint8 else ("batch", 1, 28, 28))
-    model = replace(manifest.model, name="resnet20", source="cifar", variant="projection", weights=replace(manifest.model.weights, kind=kind))
+    model = replace(
+        manifest.model,
+        name="resnet20",
+        source="cifar",
+        variant="projection",
+        weights=replace(manifest.model.weights, kind=kind),
+    )
     made = replace(
-        manifest, model=model, precision="int8", inputs=(spec,), outputs=(replace(manifest.outputs[0], name=outputs),), preprocess=manifest.preprocess
+        manifest,
+        model=model,
+        precision="int8",
+        inputs=(spec,),
+        outputs=(replace(manifest.outputs[0], name=outputs),),
+        preprocess=manifest.preprocess,
     )
     command = export_lines(made)[0].replace("\\\n", "")
     told = run(*shlex.split(command)[1:], "--dry-run", "--json").json
-    assert (told["model"], told["precision"], told["variant"], told["batch"]) == ("resnet20", "int8", "projection", "2:3:4")
+    assert (told["model"], told["precision"], told["variant"], told["batch"]) == (
+        "resnet20",
+        "int8",
+        "projection",
+        "2:3:4",
+    )
     assert told["weights"] == ("random" if kind == "random" else "default")
     assert told["outputs"] == ("logits" if outputs == "logits" else "features (stages)")
     assert told["input"].startswith("uint8" if uint8 else "float32")
@@ -400,7 +480,11 @@ def test_the_export_s_command_line_is_one(run: Any, manifest: Manifest, kind: An
 def test_what_the_manifest_knows_by_sha256_alone_is_a_comment(manifest: Manifest) -> None:
     weights = replace(manifest.model.weights, kind="file", sha256="ab" * 32)
     lines = export_lines(
-        replace(manifest, model=replace(manifest.model, weights=weights), files={**manifest.files, "labels.txt": manifest.files["model.onnx"]})
+        replace(
+            manifest,
+            model=replace(manifest.model, weights=weights),
+            files={**manifest.files, "labels.txt": manifest.files["model.onnx"]},
+        )
     )
     assert "--weights FILE" in lines[0]
     assert "--labels labels.txt" in lines[0]
@@ -410,7 +494,11 @@ def test_what_the_manifest_knows_by_sha256_alone_is_a_comment(manifest: Manifest
 
 def test_numbers_in_the_command_lines_are_the_very_ones(good: Made, manifest: Manifest) -> None:
     mean, std = (0.48235294117647054, 1e-7, 127.0), (0.00392156862745098, 1 / 3, 255.0)
-    words = shlex.split(export_lines(replace(manifest, preprocess=replace(manifest.preprocess, mean=mean, std=std)))[0].replace("\\\n", ""))
+    words = shlex.split(
+        export_lines(replace(manifest, preprocess=replace(manifest.preprocess, mean=mean, std=std)))[0].replace(
+            "\\\n", ""
+        )
+    )
     for option, values in (("--mean", mean), ("--std", std)):
         assert channels_from_text(words[words.index(option) + 1], option) == values
     limits = {"own_error": 1 / 3, "min_sqnr_db": 20.0}
@@ -422,7 +510,11 @@ def test_numbers_in_the_command_lines_are_the_very_ones(good: Made, manifest: Ma
 def test_what_was_left_out_of_the_bundle_and_few_images_are_in_the_command_line(manifest: Manifest) -> None:
     assert "--no-reference" in export_lines(manifest)[0]
     assert "--allow-few-images" not in export_lines(manifest)[0]
-    few = replace(manifest, calibration=CalibrationFacts("mse", 63, "0" * 64), files={"reference.pt2": manifest.files["model.onnx"]})
+    few = replace(
+        manifest,
+        calibration=CalibrationFacts("mse", 63, "0" * 64),
+        files={"reference.pt2": manifest.files["model.onnx"]},
+    )
     assert "--no-reference" not in export_lines(few)[0]
     assert "--allow-few-images" in export_lines(few)[0]
 
@@ -439,28 +531,37 @@ def test_the_check_s_command_line_is_one(good: Made) -> None:
 # --- the command ---
 
 
-def test_check_writes_the_page_even_where_a_limit_is_broken(deploy: Any, good: Made, turned: Made, tmp_path: Path) -> None:
+def test_check_writes_the_page_even_where_a_limit_is_broken(
+    deploy: Any, good: Made, turned: Made, tmp_path: Path
+) -> None:
     paths = [made[1].bundle.folder for made in (good, turned)]
     shown = deploy("check", *paths, "--backend", "onnxruntime", "--quiet", "--html", tmp_path / "report.html")
     assert shown.code == 4
     assert (tmp_path / "report.html").read_bytes() == html_from_sections([section(good), section(turned)])
 
 
-def test_a_page_into_a_folder_that_is_not_there_is_refused_before_the_work(deploy: Any, good: Made, tmp_path: Path) -> None:
+def test_a_page_into_a_folder_that_is_not_there_is_refused_before_the_work(
+    deploy: Any, good: Made, tmp_path: Path
+) -> None:
     shown = deploy("check", good[1].bundle.folder, "--html", tmp_path / "nowhere" / "report.html")
     assert shown.code == 2
     assert "give another --html" in shown.error
 
 
 @pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
-def test_a_missing_package_is_told_before_the_work(deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+def test_a_missing_package_is_told_before_the_work(
+    deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
     for name in ("exporter.verification.report.page", "exporter.verification.report.plots"):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("exporter.verification.report.page")
     monkeypatch.setitem(sys.modules, package, None)
     shown = deploy("check", tmp_path / "no bundle", "--html", tmp_path / "report.html")
     assert shown.code == 3
-    assert shown.error == f"error: an HTML report needs the package '{package}', which is not installed; pip install 'resnet-export[report]'"
+    assert (
+        shown.error
+        == f"error: an HTML report needs the package '{package}', which is not installed; pip install 'resnet-export[report]'"
+    )
 
 
 def test_a_bundle_carries_its_report_with_the_drift_of_its_blocks(shipped_bundle: Any) -> None:

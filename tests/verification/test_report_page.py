@@ -18,8 +18,12 @@ from exporter.verification.report.sections import section_from_check
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Request
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the package playwright is not here; it is among the tools of the dev group")
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="the package playwright is not here; it is among the tools of the dev group"
+)
+CHROMIUM = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
 
 WIDE, PHONE = 1100, 360
@@ -56,10 +60,13 @@ def page_file(good: Any, turned: Any, tmp_path_factory: pytest.TempPathFactory) 
     """Two bundles: one with nothing to complain of, one with flips and drift."""
     blocks = ("stem", *(f"layer{stage}.{block}" for stage in range(1, 5) for block in range(12)), "head")
     steps = [
-        DriftSeries(step, blocks, tuple(1e-3 * scale for scale in range(1, 51)), (60.0,) * 50) for step in ("FP32 ONNX", "model.onnx", "simulation")
+        DriftSeries(step, blocks, tuple(1e-3 * scale for scale in range(1, 51)), (60.0,) * 50)
+        for step in ("FP32 ONNX", "model.onnx", "simulation")
     ]
     path = tmp_path_factory.mktemp("page") / "report.html"
-    drifting = replace(section_from_check(*turned), drift=DriftChart(tuple(steps), "Block layer1.0 is the first out of line."))
+    drifting = replace(
+        section_from_check(*turned), drift=DriftChart(tuple(steps), "Block layer1.0 is the first out of line.")
+    )
     path.write_bytes(html_from_sections([section_from_check(*good), drifting]))
     return path
 
@@ -82,7 +89,9 @@ def opened(browser: Browser, path: Path, *, scheme: Scheme = "light", width: int
 
 @pytest.mark.parametrize("width", [WIDE, PHONE])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_is_quiet_and_no_wider_than_the_screen(browser: Browser, page_file: Path, scheme: Scheme, width: int) -> None:
+def test_the_page_is_quiet_and_no_wider_than_the_screen(
+    browser: Browser, page_file: Path, scheme: Scheme, width: int
+) -> None:
     page, said = opened(browser, page_file, scheme=scheme, width=width)
     for summary in page.locator("summary").all():
         summary.click()
@@ -107,9 +116,7 @@ def test_text_and_lines_stand_out_from_what_is_behind_them(browser: Browser, pag
 
 def test_plots_follow_the_scheme(browser: Browser, page_file: Path) -> None:
     page, _ = opened(browser, page_file)
-    asked = (
-        "() => ['svg text', 'svg path[style*=series-1]'].map(one => getComputedStyle(document.querySelector(one))).map(one => one.fill + one.stroke)"
-    )
+    asked = "() => ['svg text', 'svg path[style*=series-1]'].map(one => getComputedStyle(document.querySelector(one))).map(one => one.fill + one.stroke)"
     light = page.evaluate(asked)
     page.emulate_media(color_scheme="dark")
     assert all(one != other for one, other in zip(light, page.evaluate(asked), strict=True))
@@ -144,7 +151,9 @@ def test_who_cannot_see_the_page_is_told_all_of_it(browser: Browser, page_file: 
         "svg:not([role=img][aria-labelledby])": "plots",
         ".scroll:not([tabindex='0'][role=group][aria-label])": "what only a mouse could scroll",
     }
-    assert {what: page.locator(wrong).count() for wrong, what in nameless.items()} == dict.fromkeys(nameless.values(), 0)
+    assert {what: page.locator(wrong).count() for wrong, what in nameless.items()} == dict.fromkeys(
+        nameless.values(), 0
+    )
     page.close()
 
 
@@ -160,7 +169,9 @@ def test_on_paper_it_is_black_on_white_and_nothing_stays_folded(browser: Browser
     page.close()
 
 
-def test_the_browser_itself_would_refuse_the_network_and_scripts(browser: Browser, page_file: Path, tmp_path: Path) -> None:
+def test_the_browser_itself_would_refuse_the_network_and_scripts(
+    browser: Browser, page_file: Path, tmp_path: Path
+) -> None:
     changed = tmp_path / "changed.html"
     hostile = '<img src="https://example.invalid/x.png" alt=""><script>console.log("it ran")</script></body>'
     changed.write_text(page_file.read_text(encoding="utf-8").replace("</body>", hostile), encoding="utf-8")

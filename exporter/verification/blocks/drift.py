@@ -77,7 +77,10 @@ def _graphs_by_stage(both: BothSides, tensors: list[str]) -> Mapping[str, tuple[
         stages[FILE] = (both.lowered, tensors)
     if both.simulation is not None:
         stages[SIMULATION] = (both.simulation, rounded_names(both.simulation.graph, tensors))
-    return {**stages, ALONE: (with_exact_block_inputs(both.corrected, both.simulation or both.lowered, tensors), tensors)}
+    return {
+        **stages,
+        ALONE: (with_exact_block_inputs(both.corrected, both.simulation or both.lowered, tensors), tensors),
+    }
 
 
 def _deviation(expected: NDArray[Any], found: NDArray[Any]) -> Deviation:
