@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # ORT_DISABLE_TELEMETRY=0 in the environment is left as it is.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-_HOMES = {
+_MODULES = {
     "available_backends": "_open",
     "backend_names": "_open",
     "open_runtime": "_open",
@@ -67,6 +67,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'runtimes' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"runtimes.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"runtimes.{_MODULES[name]}"), name)

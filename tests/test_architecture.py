@@ -133,7 +133,7 @@ def test_importing_what_a_device_needs_loads_nothing_heavy(module: str) -> None:
 def test_public_names_are_all_there_and_typed(package: str) -> None:
     module = importlib.import_module(package)
     assert sorted(module.__all__) == module.__all__
-    assert set(module.__all__) == set(module._HOMES)
+    assert set(module.__all__) == set(module._MODULES)
     for name in module.__all__:
         assert getattr(module, name).__doc__, name
     with pytest.raises(AttributeError):

@@ -14,7 +14,6 @@ import onnx
 import onnxsim
 import pytest
 import torch
-from exporter.models.wrappers import Checkpoint
 
 import calibration.observers as observers
 import runtimes.backends as backends
@@ -23,6 +22,7 @@ from exporter.lowering import precisions
 from exporter.lowering.qdq import targets
 from exporter.lowering.registry import load_precision, precision_names
 from exporter.models import registry, sources
+from exporter.models.find_network import Checkpoint
 from exporter.models.spec import ModelSpec
 from runtimes import open_runtime
 from runtimes._open import backend_class
@@ -89,7 +89,7 @@ def test_a_precision_is_one_file(put_in: PutIn, clean: onnx.ModelProto, tmp_path
     put_in(precisions)
     assert "w16" in precision_names()
     w16 = load_precision("w16")
-    assert w16.observed(clean) == ()
+    assert w16.observed_tensors(clean) == ()
     images = np.random.default_rng(1).normal(size=(8, 1, 28, 28)).astype(np.float32)
     logits = []
     for name, model in (("fp32", clean), ("w16", w16.lower(clean, {}))):
