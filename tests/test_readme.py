@@ -98,7 +98,7 @@ def test_the_pages_have_the_commands_this_test_is_about() -> None:
 def test_the_readme_is_read_in_three_minutes() -> None:
     assert len(README.split()) <= WORDS
     assert [line for line in README.splitlines() if len(line) > COLUMNS] == []
-    assert [len(block.splitlines()) for block in blocks("python")] == [6]
+    assert [len(list(filter(None, block.splitlines()))) for block in blocks("python")] == [6]
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/getting-started.md"])

@@ -25,7 +25,7 @@ from runtimes.nvidia.log import log_of
 API: Any = tensorrt_rtx
 """As it is, and not as the stub says."""
 TENSORRT, RTX = ROOT / "typings" / "tensorrt.pyi", ROOT / "typings" / "tensorrt_rtx.pyi"
-USERS = [*sources(), ROOT / "tests" / "test_lint.py"]
+USERS = [*sources(), ROOT / "tests" / "lowering" / "test_lint.py"]
 IN_C_ALONE = {"Dims.__iter__", "IHostMemory.__buffer__"}
 """What an object can do by other means than a method of that name; tried below."""
 CALLED_BACK = {"ILogger", "IProgressMonitor"}
