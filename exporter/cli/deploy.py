@@ -75,3 +75,7 @@ def run(bundle: Path, images: tuple[Path, ...], **options: Any) -> None:
         return echo_json({str(path): [asdict(one) for one in predictions] for path, predictions in answers})
     for path, predictions in zip(images, found, strict=True):
         echo_lines([str(path), *(f"  {one.probability:>7.2%}  {one.label}" for one in predictions)])
+
+
+if __name__ == "__main__":
+    main()

@@ -283,3 +283,7 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
     total = sum(seconds.values())
     steps = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     return [*lines, f"{'size':<12} {sizes}", f"{'seconds':<12} {total:.1f}: {steps}"]
+
+
+if __name__ == "__main__":
+    main()
