@@ -35,11 +35,13 @@ class CalibrationSet:
     Attributes:
         source: all pictures, of which `chosen_places` chooses some; None if a table is given without pictures.
         as_pixels: the graph has the preprocessing inside, and takes uint8 pixels.
+        data: what `--data` says, for messages; None where it is not given.
     """
 
     source: ImageSource | None
     preprocess: Preprocess
     as_pixels: bool
+    data: str | None = None
 
     def as_inputs(self, batches: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[Any]]:
         """Turn normalised batches, float32 (images, channels, height, width), into what the graph takes."""
@@ -134,7 +136,7 @@ def _read_table(
         pass
     if sample.fingerprint != table.fingerprint:
         raise CalibrationError(
-            f"{path} was measured on other images than {images.source.name}: fingerprint {table.fingerprint[:16]}..., "
+            f"{path} was measured on other images than {images.data}: fingerprint {table.fingerprint[:16]}..., "
             f"expected {sample.fingerprint[:16]}...; leave --calibration out to measure again"
         )
     return MeasuredRanges(table, np.stack(sample.kept))

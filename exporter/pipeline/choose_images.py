@@ -38,7 +38,7 @@ def calibration_set(loaded: LoadedModel, plan: ExportPlan) -> CalibrationSet:
         source = _calibration_source(loaded, plan)
         if request.calibration is None:
             chosen_places(source, request)
-    return CalibrationSet(source, loaded.preprocess, as_pixels=plan.uint8_input is not None)
+    return CalibrationSet(source, loaded.preprocess, as_pixels=plan.uint8_input is not None, data=plan.data)
 
 
 def proof_images(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
