@@ -88,7 +88,14 @@ def _precision_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Choice([PROJECTION, PAD]),
     help="CIFAR ResNets widen their shortcuts by a 1x1 convolution, or by zero padding.  [default: projection]",
 )
-@_model("--seed", type=int, default=0, show_default=True, metavar="N", help="Seed of random weights.")
+@_model(
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Seed of random weights and of the images chosen.",
+)
 @_model("--list", "list_models", is_flag=True, help="List the models and exit.")
 @_precision_flags
 @_precision(
@@ -96,7 +103,7 @@ def _precision_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     default="tensorrt",
     show_default=True,
     metavar="NAME",
-    help="Runtime that the graph is written for.",
+    help="Runtime that --int8 places its Q/DQ pairs for; there is no other yet.",
 )
 @_precision(
     "--opset",
@@ -114,7 +121,10 @@ def _precision_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     "--calibration-images", type=int, metavar="N", help="Images to calibrate on.  [default: 512, or all if fewer]"
 )
 @_calibration(
-    "--calibrator", metavar="NAME", help=f"How ranges are chosen from the histograms.  [default: {CALIBRATOR}]"
+    "--calibrator",
+    metavar="NAME",
+    help="How INT8 ranges are read off the histograms: mse, entropy, minmax, percentile-99.9, -99.99 or -99.999."
+    f"  [default: {CALIBRATOR}]",
 )
 @_calibration(
     "--calibration",

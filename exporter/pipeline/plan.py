@@ -36,7 +36,7 @@ class ExportPlan:
         image_size: (height, width) of the model's input in pixels; None takes the model's own.
         mean, std: normalisation of pixels scaled to 0..1, one value or one per channel; None takes the model's own.
         batch: the smallest, the usual and the largest batch.
-        target: how int8 places Q/DQ nodes, `tensorrt` or `cpu`.
+        target: the runtime that int8 places Q/DQ pairs for (see `exporter.lowering.qdq.targets`); there is `tensorrt`.
         opset: of the ONNX graph; 0 is replaced by the newest that the precision may have.
         seed: for random weights and for which images are chosen.
         data: images to prove with, and for int8 to calibrate on (see `calibration.data.open_source`); None takes the
