@@ -103,7 +103,6 @@ def test_a_precision_is_one_file(put_in: PutIn, clean: onnx.ModelProto, tmp_path
     assert (tmp_path / "w16.onnx").stat().st_size < 0.7 * (tmp_path / "fp32.onnx").stat().st_size
 
 
-@pytest.mark.skipif(not hasattr(targets, "QdqTarget"), reason="targets have no contract of their own yet")
 def test_a_target_is_one_file(put_in: PutIn, clean: onnx.ModelProto) -> None:
     put_in(targets)
     target = importlib.import_module("exporter.lowering.qdq.targets.convolutions_only")
