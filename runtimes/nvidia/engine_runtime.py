@@ -20,7 +20,6 @@ from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable
 from runtimes.nvidia.cuda import (
-    CudaError,
     DeviceBuffer,
     Event,
     Graph,
@@ -31,6 +30,7 @@ from runtimes.nvidia.cuda import (
     copy_to_host,
     device,
 )
+from runtimes.nvidia.cuda_call import CudaError
 from runtimes.nvidia.dlpack import DeviceArray, DeviceTensor, tensor_from_dlpack
 from runtimes.nvidia.engine_choice import Here, engine_for
 from runtimes.nvidia.loading import LoadedEngine, load_engine

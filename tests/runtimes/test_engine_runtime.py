@@ -32,8 +32,9 @@ from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.bundle_writing import write_manifest
 from runtimes.errors import BackendUnavailable, BadInput, BundleError
-from runtimes.nvidia import cuda as _cuda
+from runtimes.nvidia import cuda_call
 from runtimes.nvidia.cuda import DeviceBuffer, Graph, PinnedBuffer, Stream, copy_to_host
+from runtimes.nvidia.cuda_call import CudaError
 from runtimes.nvidia.dlpack import CUDA_HOST, DeviceArray, tensor_from_dlpack
 from runtimes.nvidia.engine_file import (
     SCHEMA_VERSION,
@@ -74,7 +75,7 @@ def leaks(cuda: StandinCuda) -> list[str]:
 def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandinCuda]:
     """In place of CUDA; what a test leaves behind fails it."""
     checker = StandinCuda()
-    monkeypatch.setattr(_cuda, "cudart", checker)
+    monkeypatch.setattr(cuda_call, "cudart", checker)
     yield checker
     assert leaks(checker) == []
 
@@ -406,7 +407,7 @@ def test_opening_that_fails_anywhere_leaks_nothing(engine: Path, cuda: StandinCu
         tried.append(name)
         if name == "cudaStreamSynchronize":
             continue  # of closing
-        with pytest.raises(_cuda.CudaError, match=f"^{name}: cudaErrorLaunchFailure"):
+        with pytest.raises(CudaError, match=f"^{name}: cudaErrorLaunchFailure"):
             opened(engine)
         assert leaks(cuda) == []
     assert {"cudaStreamCreateWithFlags", "cudaMalloc", "cudaMallocHost", "cudaGetDeviceCount"} <= set(tried)
@@ -433,7 +434,7 @@ def test_running_that_fails_anywhere_gives_an_error_or_the_right_answer_and_the_
     for place in range(len(names)):
         with opened(engine) as runtime:
             cuda.failures = FailsAt(place)
-            with suppress(_cuda.CudaError):
+            with suppress(CudaError):
                 assert_right(runtime.run({INPUT: images(3)})[OUTPUT], reference, images(3))
                 assert runtime.graph_problem is not None
                 assert names[place] in runtime.graph_problem
@@ -658,7 +659,7 @@ def test_a_gpu_without_room_is_one_error_with_a_remedy(folder: Path, api: Standi
     path = add_engine(folder, api, batch=BatchRange(1, 8, 64))
     cuda.total_bytes = 100 * IMAGE_BYTES
     with pytest.raises(
-        _cuda.CudaError,
+        CudaError,
         match=r"cudaErrorMemoryAllocation \(2\): out of memory; close other programs .* or take a smaller batch$",
     ):
         opened(path)
