@@ -980,7 +980,7 @@ def test_a_context_that_was_not_told_everything_does_not_run(runtime: EngineRunt
 
 
 def test_a_capture_right_after_a_change_of_shapes_is_noticed(runtime: EngineRuntime, api: StandinTensorRT) -> None:
-    runtime._at(runtime._plain, runtime._shapes(2, {INPUT: (2, 1, 28, 28)}))
+    runtime._plain.set_shapes(runtime._shapes(2, {INPUT: (2, 1, 28, 28)}))
     with pytest.raises(BackendUnavailable, match=NOT_CAPTURABLE):
         Graph.capture(runtime._stream, lambda: runtime._enqueue(runtime._plain))
 
