@@ -213,10 +213,10 @@ def standin(monkeypatch: pytest.MonkeyPatch) -> Any:
     """In place of CUDA; what a test leaves behind fails it."""
     from standin_cuda import StandinCuda
 
-    from runtimes.nvidia import cuda as _cuda
+    from runtimes.nvidia import cuda_call
 
     checker = StandinCuda()
-    monkeypatch.setattr(_cuda, "cudart", checker)
+    monkeypatch.setattr(cuda_call, "cudart", checker)
     yield checker
     gc.collect()
     assert checker.leaks() == []

@@ -120,7 +120,7 @@ def _call(outputs: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[An
 
 
 class StandinCuda:
-    """One device with `total_bytes` of memory; put it in place of `_cuda.cudart`."""
+    """One device with `total_bytes` of memory; put it in place of `cuda_call.cudart`."""
 
     cudaError_t = real.cudaError_t
     cudaDeviceAttr = real.cudaDeviceAttr

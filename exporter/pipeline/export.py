@@ -25,7 +25,7 @@ from exporter.models.determinism import check_deterministic
 from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
 from exporter.pipeline.choose_images import calibration_set, proof_images
-from exporter.pipeline.images import Graphs, Images, Proof
+from exporter.pipeline.images import Candidate, Graphs, Images, Proof
 from exporter.pipeline.plan import FULL, ExportPlan
 from exporter.pipeline.prove import prove
 from exporter.pipeline.resize_proof import images_of_one_colour, resize_to_fitting_size
@@ -92,15 +92,8 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             _save(folder, program, model, plan.precision, form.outputs)
         with steps("prove"):
             graphs = Graphs(clean, _simulation(folder, model, precision))
-            prove_on = partial(
-                prove,
-                folder,
-                graphs=graphs,
-                budget=lowered.budget,
-                batch=plan.batch,
-                backends=precision.RUNS_ON,
-                progress=progress,
-            )
+            candidate = Candidate(folder, graphs, plan.batch, precision.RUNS_ON)
+            prove_on = partial(prove, candidate, budget=lowered.budget, progress=progress)
             proof = prove_on(images)
             golden = _golden(images, proof, plan, loaded, prove_on)
         with steps("follow blocks"):

@@ -1,8 +1,10 @@
-"""Records that an export hands on: the images and graphs that it is proven with, and the proof."""
+"""Records that an export hands on: what is to be proven, the images it is proven with, and the proof."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from runtimes.parity.compare import ParityReport
 from runtimes.parity.evidence import BackendParity
 from runtimes.parity.measures import Accuracy
+from runtimes.specs import BatchRange
 
 Outputs = dict[str, NDArray[Any]]
 
@@ -54,6 +57,22 @@ class Graphs:
 
     original: onnx.ModelProto
     simulation: onnx.ModelProto | None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A bundle's files before they are proven.
+
+    Attributes:
+        folder: holds `reference.pt2` and the model file.
+        batch: the sizes that the model file is for.
+        backends: the names of those that run the model file here; empty where none does.
+    """
+
+    folder: Path
+    graphs: Graphs
+    batch: BatchRange
+    backends: Sequence[str]
 
 
 @dataclass(frozen=True)

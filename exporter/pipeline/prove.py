@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from exporter.graph.probe import inner_tensors, noisiest_block
 from exporter.lowering.precisions._cast import wider_precisions
 from exporter.pipeline.image_count import ImageCount
-from exporter.pipeline.images import Graphs, Images, Outputs, Proof
+from exporter.pipeline.images import Candidate, Graphs, Images, Outputs, Proof
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.base import Runtime
@@ -34,16 +33,7 @@ NOT_FINITE = (
 )
 
 
-def prove(
-    folder: Path,
-    images: Images,
-    graphs: Graphs,
-    *,
-    budget: Budget,
-    batch: BatchRange,
-    backends: Sequence[str],
-    progress: Progress = silent,
-) -> Proof:
+def prove(candidate: Candidate, images: Images, *, budget: Budget, progress: Progress = silent) -> Proof:
     """Run `reference.pt2` and, on each backend, its model file, over the same images, and compare the answers.
 
     The largest batch runs on all images, the smaller ones on the first. The simulation runs on all images where labels
@@ -56,6 +46,7 @@ def prove(
         LowerError: a tensor is beyond the precision's range; names it.
         ParityError: a backend is out of budget; carries the report.
     """
+    folder, graphs, batch, backends = candidate.folder, candidate.graphs, candidate.batch, candidate.backends
     simulation = graphs.simulation
     if not backends and simulation is None:
         raise ValueError("expected a backend or a simulation to prove the file with, got neither")

@@ -18,45 +18,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
-from cuda.bindings import runtime as cudart  # type: ignore[import-untyped]  # NVIDIA's bindings ship no types
+from cuda.bindings.runtime import (  # type: ignore[import-untyped]  # NVIDIA's bindings ship no types
+    cudaDeviceAttr,
+    cudaEventDisableTiming,
+    cudaMemcpyKind,
+    cudaStreamCaptureMode,
+    cudaStreamNonBlocking,
+)
 from numpy.typing import DTypeLike, NDArray
 
-from runtimes.errors import BackendUnavailable
+from runtimes.nvidia.cuda_call import INSUFFICIENT_DRIVER, CudaError, call
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
-
-INSUFFICIENT_DRIVER, NO_DEVICE, OUT_OF_MEMORY = 35, 100, 2
-REMEDIES = {
-    INSUFFICIENT_DRIVER: "update the NVIDIA driver, or use --backend onnxruntime",
-    NO_DEVICE: "check that nvidia-smi lists a GPU (a container needs --gpus all), or use --backend onnxruntime",
-    OUT_OF_MEMORY: "close other programs that use the GPU, or take a smaller batch",
-}
-
-
-class CudaError(BackendUnavailable):
-    """A CUDA call failed: `code` and `name` are its cudaError_t, the message ends with a remedy where one is known."""
-
-    def __init__(self, call: str, code: int, name: str, text: str) -> None:
-        remedy = f"; {REMEDIES[code]}" if code in REMEDIES else ""
-        super().__init__(f"{call}: {name} ({code}): {text}{remedy}")
-        self.code = code
-        self.name = name
-
-
-def _checked(call: str, result: tuple[Any, ...]) -> Any:
-    """Check the error code of a call's result, and return the rest: nothing, one value, or a tuple.
-
-    Raises:
-        CudaError: the code is not cudaSuccess.
-    """
-    error, *values = result
-    if int(error) != 0:
-        # clears it; others in the process (PyTorch) would take it for the error of their own next kernel
-        cudart.cudaGetLastError()
-        name, text = cudart.cudaGetErrorName(error)[1], cudart.cudaGetErrorString(error)[1]
-        raise CudaError(call, int(error), name.decode(), text.decode())
-    return tuple(values) if len(values) > 1 else values[0] if values else None
 
 
 @dataclass(frozen=True)
@@ -86,12 +60,12 @@ def device(index: int = 0) -> Device:
         CudaError: there is no driver, it is too old, or there is no such device.
     """
     _check_driver()
-    _checked("cudaSetDevice", cudart.cudaSetDevice(index))
-    free_bytes, total_bytes = _checked("cudaMemGetInfo", cudart.cudaMemGetInfo())
-    version = _checked("cudaDriverGetVersion", cudart.cudaDriverGetVersion())
+    call("cudaSetDevice", index)
+    free_bytes, total_bytes = call("cudaMemGetInfo")
+    version = call("cudaDriverGetVersion")
     return Device(
         index=index,
-        name=_checked("cudaGetDeviceProperties", cudart.cudaGetDeviceProperties(index)).name.split(b"\0")[0].decode(),
+        name=call("cudaGetDeviceProperties", index).name.split(b"\0")[0].decode(),
         compute_capability=(
             _attribute("cudaDevAttrComputeCapabilityMajor", index),
             _attribute("cudaDevAttrComputeCapabilityMinor", index),
@@ -105,28 +79,25 @@ def device(index: int = 0) -> Device:
 
 def _check_driver() -> None:
     try:
-        result = cudart.cudaGetDeviceCount()
+        call("cudaGetDeviceCount")
     except RuntimeError as error:  # without libcuda.so.1 cuda-python 12 raises, where 13 returns the code
         raise CudaError("cudaGetDeviceCount", INSUFFICIENT_DRIVER, "cudaErrorInsufficientDriver", str(error)) from error
-    _checked("cudaGetDeviceCount", result)
 
 
 def _attribute(name: str, index: int) -> int:
-    return int(
-        _checked("cudaDeviceGetAttribute", cudart.cudaDeviceGetAttribute(getattr(cudart.cudaDeviceAttr, name), index))
-    )
+    return int(call("cudaDeviceGetAttribute", getattr(cudaDeviceAttr, name), index))
 
 
 @contextmanager
 def _outside_capture() -> Iterator[None]:
     """Allow calls in the block that a capture in this thread would forbid; they act at once and do not become part of
     the graph."""
-    relaxed = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
-    before = _checked("cudaThreadExchangeStreamCaptureMode", cudart.cudaThreadExchangeStreamCaptureMode(relaxed))
+    relaxed = cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+    before = call("cudaThreadExchangeStreamCaptureMode", relaxed)
     try:
         yield
     finally:
-        _checked("cudaThreadExchangeStreamCaptureMode", cudart.cudaThreadExchangeStreamCaptureMode(before))
+        call("cudaThreadExchangeStreamCaptureMode", before)
 
 
 class _Owned:
@@ -147,7 +118,7 @@ class _Owned:
         handle, self._handle = self._handle, None
         if handle is not None:
             with _outside_capture():
-                _checked(self.FREE, getattr(cudart, self.FREE)(handle))
+                call(self.FREE, handle)
 
     def __enter__(self) -> Self:
         return self
@@ -171,18 +142,16 @@ class Event(_Owned):
     FREE = "cudaEventDestroy"
 
     def __init__(self) -> None:
-        super().__init__(
-            int(_checked("cudaEventCreateWithFlags", cudart.cudaEventCreateWithFlags(cudart.cudaEventDisableTiming)))
-        )
+        super().__init__(int(call("cudaEventCreateWithFlags", cudaEventDisableTiming)))
 
     def before(self, stream_handle: int) -> None:
         """Make later work of a stream, which may be another library's, wait for this event."""
-        _checked("cudaStreamWaitEvent", cudart.cudaStreamWaitEvent(stream_handle, self.handle, 0))
+        call("cudaStreamWaitEvent", stream_handle, self.handle, 0)
 
     def synchronize(self) -> None:
         """Wait, on the CPU, until the work before this event is done."""
         with _outside_capture():
-            _checked("cudaEventSynchronize", cudart.cudaEventSynchronize(self.handle))
+            call("cudaEventSynchronize", self.handle)
 
 
 @final
@@ -192,19 +161,17 @@ class Stream(_Owned):
     FREE = "cudaStreamDestroy"
 
     def __init__(self) -> None:
-        super().__init__(
-            int(_checked("cudaStreamCreateWithFlags", cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking)))
-        )
+        super().__init__(int(call("cudaStreamCreateWithFlags", cudaStreamNonBlocking)))
 
     def synchronize(self) -> None:
         """Wait, on the CPU, until all queued work is done. Errors of that work are raised here."""
-        _checked("cudaStreamSynchronize", cudart.cudaStreamSynchronize(self.handle))
+        call("cudaStreamSynchronize", self.handle)
 
     def record(self) -> Event:
         """A new event, the caller's to close, after all work queued so far."""
         event = Event()
         try:
-            _checked("cudaEventRecord", cudart.cudaEventRecord(event.handle, self.handle))
+            call("cudaEventRecord", event.handle, self.handle)
         except CudaError:
             event.close()
             raise
@@ -222,7 +189,7 @@ class _Memory(_Owned):
 
     def __init__(self, size_bytes: int) -> None:
         assert size_bytes > 0, f"expected a size above 0, got {size_bytes}"
-        super().__init__(int(_checked(self.ALLOCATE, getattr(cudart, self.ALLOCATE)(size_bytes))))
+        super().__init__(int(call(self.ALLOCATE, size_bytes)))
         self.size = size_bytes
 
     @property
@@ -272,10 +239,7 @@ def copy_on_device(target: int, source: int, size: int, stream: Stream) -> None:
 
 
 def _copy(kind: str, target: int, source: int, size: int, stream: Stream) -> None:
-    _checked(
-        "cudaMemcpyAsync",
-        cudart.cudaMemcpyAsync(target, source, size, getattr(cudart.cudaMemcpyKind, kind), stream.handle),
-    )
+    call("cudaMemcpyAsync", target, source, size, getattr(cudaMemcpyKind, kind), stream.handle)
 
 
 @final
@@ -297,27 +261,27 @@ class Graph(_Owned):
         Raises:
             CudaError: something in `work` cannot be captured.
         """
-        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        _checked("cudaStreamBeginCapture", cudart.cudaStreamBeginCapture(stream.handle, mode))
+        mode = cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        call("cudaStreamBeginCapture", stream.handle, mode)
         try:
             work()
         except BaseException:
             _abandon(stream)
             raise
-        graph = _checked("cudaStreamEndCapture", cudart.cudaStreamEndCapture(stream.handle))
+        graph = call("cudaStreamEndCapture", stream.handle)
         try:
             # CUDA 11 and 12 changed this call in C; cuda-python 12 and 13 both take (graph, flags).
-            return cls(int(_checked("cudaGraphInstantiate", cudart.cudaGraphInstantiate(graph, 0))))
+            return cls(int(call("cudaGraphInstantiate", graph, 0)))
         finally:
-            _checked("cudaGraphDestroy", cudart.cudaGraphDestroy(graph))
+            call("cudaGraphDestroy", graph)
 
     def launch(self, stream: Stream) -> None:
         """Queue the graph's work in the stream."""
-        _checked("cudaGraphLaunch", cudart.cudaGraphLaunch(self.handle, stream.handle))
+        call("cudaGraphLaunch", self.handle, stream.handle)
 
 
 def _abandon(stream: Stream) -> None:
     """End a capture that failed, without raising: the error that ended it is on its way."""
     with suppress(CudaError):
-        graph = _checked("cudaStreamEndCapture", cudart.cudaStreamEndCapture(stream.handle))
-        _checked("cudaGraphDestroy", cudart.cudaGraphDestroy(graph))
+        graph = call("cudaStreamEndCapture", stream.handle)
+        call("cudaGraphDestroy", graph)

@@ -7,7 +7,6 @@ and types that numpy lacks, are then written into the capsule.
 
 from __future__ import annotations
 
-import ctypes
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, final
@@ -15,66 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 import numpy as np
 
 from runtimes.errors import BadInput
+from runtimes.nvidia.dlpack_capsule import CODES, DTYPES, VERSION, DLDevice, DLTensor, tensor_from_capsule
 
 if TYPE_CHECKING:
     from typing_extensions import CapsuleType  # types has it from Python 3.13 on
 
 CPU, CUDA, CUDA_HOST, CUDA_MANAGED = 1, 2, 3, 13
 NAMES = {CPU: "the CPU", CUDA: "a CUDA device", CUDA_HOST: "pinned CPU memory", CUDA_MANAGED: "CUDA's managed memory"}
-INT, UINT, FLOAT, BFLOAT, BOOL = 0, 1, 2, 4, 6
-DTYPES = {
-    **{(INT, bits): f"int{bits}" for bits in (8, 16, 32, 64)},
-    **{(UINT, bits): f"uint{bits}" for bits in (8, 16, 32, 64)},
-    **{(FLOAT, bits): f"float{bits}" for bits in (16, 32, 64)},
-    (BFLOAT, 16): "bfloat16",
-    (BOOL, 8): "bool",
-}
-CODES = {name: code for code, name in DTYPES.items()}
-VERSION = (1, 1)
 LEGACY_STREAM, NO_SYNC = 1, -1
-
-
-class _Device(ctypes.Structure):
-    _fields_ = (("kind", ctypes.c_int32), ("index", ctypes.c_int32))
-
-
-class _DataType(ctypes.Structure):
-    _fields_ = (("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16))
-
-
-class _Tensor(ctypes.Structure):
-    """DLTensor, with which a "dltensor" capsule's DLManagedTensor begins."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device", _Device),
-        ("ndim", ctypes.c_int32),
-        ("dtype", _DataType),
-        ("shape", ctypes.POINTER(ctypes.c_int64)),
-        ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
-class _Versioned(ctypes.Structure):
-    """DLManagedTensorVersioned, which a "dltensor_versioned" capsule holds."""
-
-    _fields_ = (
-        ("major", ctypes.c_uint32),
-        ("minor", ctypes.c_uint32),
-        ("manager", ctypes.c_void_p),
-        ("deleter", ctypes.c_void_p),
-        ("flags", ctypes.c_uint64),
-        ("tensor", _Tensor),
-    )
-
-
-# Prototypes of our own: to declare types on `ctypes.pythonapi`'s functions would change them for everyone in the
-# process.
-_capsule_name = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)(("PyCapsule_GetName", ctypes.pythonapi))
-_capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
 
 
 @dataclass(frozen=True)
@@ -123,7 +70,7 @@ def tensor_from_dlpack(tensor: object, stream_handle: int | None) -> DeviceTenso
             raise BadInput(f"expected an array on the CPU, got one on {NAMES[kind]} ({index}); copy it to the CPU")
         arguments["stream"] = stream_handle
     capsule = _capsule_of(tensor, arguments)
-    return _device_tensor(_tensor_from_capsule(capsule), capsule)
+    return _device_tensor(tensor_from_capsule(capsule), capsule)
 
 
 def _capsule_of(tensor: Any, arguments: dict[str, int]) -> object:
@@ -137,20 +84,7 @@ def _capsule_of(tensor: Any, arguments: dict[str, int]) -> object:
         raise BadInput(f"{type(tensor).__name__} cannot be shared by DLPack: {reason}") from error
 
 
-def _tensor_from_capsule(capsule: object) -> _Tensor:
-    """The DLTensor in a capsule. It is the capsule's memory: use it only while the capsule lives."""
-    name = _capsule_name(capsule)
-    if name == b"dltensor":
-        return _Tensor.from_address(_capsule_pointer(capsule, name))
-    if name == b"dltensor_versioned":
-        versioned = _Versioned.from_address(_capsule_pointer(capsule, name))
-        if versioned.major == VERSION[0]:  # another major version may lay out the rest differently
-            return versioned.tensor  # type: ignore[no-any-return]  # ctypes types fields as Any
-        raise BadInput(f"expected DLPack {VERSION[0]}.x, got {versioned.major}.{versioned.minor}; update resnet-export")
-    raise BadInput(f"expected a DLPack capsule, got one named {name!r}")
-
-
-def _device_tensor(tensor: _Tensor, capsule: object) -> DeviceTensor:
+def _device_tensor(tensor: DLTensor, capsule: object) -> DeviceTensor:
     shape = tuple(tensor.shape[place] for place in range(tensor.ndim))
     kind = tensor.dtype
     if kind.lanes != 1 or (kind.code, kind.bits) not in DTYPES:
@@ -309,11 +243,10 @@ class DeviceArray:
 
     def _capsule(self, shared: _Shared) -> CapsuleType:
         """A capsule of DLPack before 1.0, which every consumer takes, whatever its `max_version`. numpy gets all types
-            as unsigned
-        integers, since it lacks some of them."""
+        as unsigned integers, since it lacks some of them."""
         code, bits = CODES[self.dtype]
         capsule = np.asarray(_HostView(shared, self.shape, f"uint{bits}")).__dlpack__()
-        tensor = _tensor_from_capsule(capsule)
-        tensor.device = _Device(*self._device)
+        tensor = tensor_from_capsule(capsule)
+        tensor.device = DLDevice(*self._device)
         tensor.dtype.code = code
         return capsule

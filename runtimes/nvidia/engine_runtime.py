@@ -9,7 +9,7 @@ engine, as many threads may, but has its own contexts, stream and buffers.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +20,6 @@ from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable
 from runtimes.nvidia.cuda import (
-    CudaError,
     DeviceBuffer,
     Event,
     Graph,
@@ -31,8 +30,10 @@ from runtimes.nvidia.cuda import (
     copy_to_host,
     device,
 )
+from runtimes.nvidia.cuda_call import CudaError
 from runtimes.nvidia.dlpack import DeviceArray, DeviceTensor, tensor_from_dlpack
 from runtimes.nvidia.engine_choice import Here, engine_for
+from runtimes.nvidia.lane import Lane, is_same
 from runtimes.nvidia.loading import LoadedEngine, load_engine
 from runtimes.nvidia.log import log_of
 from runtimes.nvidia.shapes import Shapes, batch_range, check_sizes, engine_specs, largest_shape, placeholder, rows_of
@@ -46,19 +47,6 @@ if TYPE_CHECKING:
 MOST_GRAPHS = 3
 """How many batch sizes get a CUDA graph. Each has its own execution context, with scratch memory for the largest
 batch."""
-REPLAY_TOLERANCE = 1e-3
-"""The largest difference, relative to the largest value, of a graph's first replay from the plain run: kernels may sum
-in another order."""
-
-
-class Lane:
-    """An execution context at one batch size, and the graph of its work once there is one. `shapes` is empty until they
-    are set."""
-
-    def __init__(self, context: trt.IExecutionContext) -> None:
-        self.context = context
-        self.shapes: Shapes = {}
-        self.graph: Graph | None = None
 
 
 class EngineRuntime(Runtime):
@@ -95,7 +83,7 @@ class EngineRuntime(Runtime):
             self._pinned = {
                 name: owned.enter_context(PinnedBuffer(self._bytes(name, shape))) for name, shape in largest.items()
             }
-            self._bind(self._plain)
+            self._plain.bind(self._device)
             self._owned = owned.pop_all()
 
     @classmethod
@@ -156,7 +144,8 @@ class EngineRuntime(Runtime):
         if lane is not None and lane.graph is not None:
             lane.graph.launch(self._stream)
             return self._answers(rows)
-        self._enqueue(self._at(self._plain, shapes))
+        self._plain.set_shapes(shapes)
+        self._enqueue(self._plain)
         answers = self._answers(rows)
         if self.CAPTURES and self.graph_problem is None and len(self._graphs) < MOST_GRAPHS:
             self._capture(shapes, answers)
@@ -202,19 +191,17 @@ class EngineRuntime(Runtime):
         """Queue rows `start` to `stop`. A batch below the range is run as the smallest, filled up with whatever is in
         the buffer."""
         assert self.batch is not None
-        shapes = self._shapes(
-            max(stop - start, self.batch.min), {name: tensor.shape for name, tensor in tensors.items()}
-        )
+        rows = stop - start
+        shapes = self._shapes(max(rows, self.batch.min), {name: tensor.shape for name, tensor in tensors.items()})
         row = {name: self._bytes(name, shape[1:]) for name, shape in shapes.items()}
         for name, tensor in tensors.items():
             copy = copy_on_device if tensor.on_device else copy_to_device
-            copy(
-                self._device[name].pointer, tensor.pointer + start * row[name], (stop - start) * row[name], self._stream
-            )
-        self._execute(self._at(self._plain, shapes))
+            copy(self._device[name].pointer, tensor.pointer + start * row[name], rows * row[name], self._stream)
+        self._plain.set_shapes(shapes)
+        self._plain.execute(self._stream)
         for name, answer in answers.items():
             copy_on_device(
-                answer.pointer + start * row[name], self._device[name].pointer, (stop - start) * row[name], self._stream
+                answer.pointer + start * row[name], self._device[name].pointer, rows * row[name], self._stream
             )
 
     def _release_inputs(self) -> None:
@@ -233,18 +220,11 @@ class EngineRuntime(Runtime):
             copy_to_device(
                 self._device[spec.name].pointer, self._pinned[spec.name].pointer, sizes[spec.name], self._stream
             )
-        self._execute(lane)
+        lane.execute(self._stream)
         for spec in self.outputs:
             copy_to_host(
                 self._pinned[spec.name].pointer, self._device[spec.name].pointer, sizes[spec.name], self._stream
             )
-
-    def _execute(self, lane: Lane) -> None:
-        with log_of(self.API).recording() as recording:
-            if not lane.context.execute_async_v3(self._stream.handle):
-                raise BackendUnavailable(
-                    f"TensorRT could not run a batch of {rows_of(lane.shapes)}: {recording.own_reason}"
-                )
 
     def _answers(self, rows: int) -> dict[str, NDArray[Any]]:
         """Wait for the work, and copy the outputs out of the pinned memory, which the next call overwrites."""
@@ -260,7 +240,7 @@ class EngineRuntime(Runtime):
         lane, rows = None, rows_of(shapes)
         try:
             lane = self._lane(shapes)
-            self._bind(lane)
+            lane.bind(self._device)
             self._enqueue(lane)  # once after every change of shapes: what TensorRT does then cannot be captured
             self._stream.synchronize()
             lane.graph = Graph.capture(self._stream, lambda: self._enqueue(lane))
@@ -270,16 +250,15 @@ class EngineRuntime(Runtime):
             self._drop_graph(lane, str(error))
             return
         for name, array in expected.items():
-            if not _is_same(replayed[name], array):
+            if not is_same(replayed[name], array):
                 self._drop_graph(lane, f"the replay for a batch of {rows} gave another '{name}' than the plain run")
                 return
         self._graphs[rows] = lane
 
     def _drop_graph(self, lane: Lane | None, problem: str) -> None:
         self.graph_problem = problem
-        if lane is not None and lane.graph is not None:
-            with suppress(CudaError), lane.graph:  # of a device that is lost, which the next call will say
-                self._stream.synchronize()
+        if lane is not None:
+            lane.drop_graph(self._stream)
 
     def _lane(self, shapes: Shapes) -> Lane:
         with log_of(self.API).recording() as recording:
@@ -288,48 +267,15 @@ class EngineRuntime(Runtime):
                 raise BackendUnavailable(
                     f"TensorRT cannot make an execution context for {self._loaded.path}: {recording.own_reason}"
                 )
-        return self._at(Lane(context), shapes)
-
-    def _at(self, lane: Lane, shapes: Shapes) -> Lane:
-        """The lane, after its context's shapes are set."""
-        if lane.shapes == shapes:
-            return lane
-        rows = rows_of(shapes)
-        lane.shapes = {}  # whatever fails below, the context has not the old shapes any more
-        with log_of(self.API).recording() as recording:
-            for spec in self.inputs:
-                if not lane.context.set_input_shape(spec.name, shapes[spec.name]):
-                    raise BackendUnavailable(
-                        f"TensorRT does not take a batch of {rows} for '{spec.name}' (range {self.batch}): "
-                        f"{recording.own_reason}"
-                    )
-            try:
-                missing = lane.context.infer_shapes()
-            except RuntimeError as error:
-                raise BackendUnavailable(
-                    f"TensorRT cannot tell the shapes for a batch of {rows}: {recording.own_reason}"
-                ) from error
-            if missing:
-                raise BackendUnavailable(
-                    f"TensorRT cannot tell the shapes of {', '.join(missing)}: {recording.own_reason}"
-                )
-        lane.shapes = shapes
+        lane = Lane(self.API, context, self.inputs, self.batch)
+        lane.set_shapes(shapes)
         return lane
-
-    def _bind(self, lane: Lane) -> None:
-        """Tell a context the addresses of its tensors, which never change."""
-        for name, buffer in self._device.items():
-            if not lane.context.set_tensor_address(name, buffer.pointer):
-                raise BackendUnavailable(
-                    f"TensorRT refuses the memory for '{name}'; build the engine again with: resnet-deploy build BUNDLE"
-                )
 
     def _close(self) -> None:
         self._release_inputs()
         self._stream.synchronize()
         for lane in self._graphs.values():
-            if lane.graph is not None:
-                lane.graph.close()
+            lane.close()
         self._graphs.clear()
         del self._plain
         self._owned.close()
@@ -350,9 +296,3 @@ class EngineRuntime(Runtime):
     def _bytes(self, name: str, shape: Sequence[int]) -> int:
         spec = next(spec for spec in (*self.inputs, *self.outputs) if spec.name == name)
         return int(np.dtype(spec.dtype).itemsize * np.prod(shape, dtype=np.int64))
-
-
-def _is_same(replayed: NDArray[Any], plain: NDArray[Any]) -> bool:
-    """Are two outputs the same up to rounding? What is not finite must be so in both."""
-    largest = float(np.abs(plain[np.isfinite(plain)]).max(initial=0))
-    return np.allclose(replayed, plain, rtol=0, atol=REPLAY_TOLERANCE * largest, equal_nan=True)

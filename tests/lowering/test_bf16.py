@@ -21,7 +21,7 @@ from exporter.graph.trace import onnx_from_program, program_from_module, save_pr
 from exporter.lowering.opsets import BF16_OPSET
 from exporter.lowering.precisions import bf16
 from exporter.models.sources.cifar import CifarResNet
-from exporter.pipeline.images import Graphs, Images, Proof
+from exporter.pipeline.images import Candidate, Graphs, Images, Proof
 from exporter.pipeline.prove import noisiest_block_text, prove
 from exporter.pipeline.resize_proof import images_of_one_colour
 from runtimes import BatchRange, Budget, Bundle, open_runtime
@@ -42,14 +42,8 @@ class Tiny:
     folder: Path
 
     def proof(self, simulation: onnx.ModelProto | None, *, budget: Budget = bf16.BUDGET) -> Proof:
-        return prove(
-            self.folder,
-            Images(INPUTS, None),
-            Graphs(self.original, simulation),
-            budget=budget,
-            batch=BATCH,
-            backends=bf16.RUNS_ON,
-        )
+        candidate = Candidate(self.folder, Graphs(self.original, simulation), BATCH, bf16.RUNS_ON)
+        return prove(candidate, Images(INPUTS, None), budget=budget)
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +242,7 @@ def test_pictures_of_one_colour_are_asked_for_too(tiny: Tiny, batch: BatchRange)
     images = Images(INPUTS, None, plain=images_of_one_colour(preprocess, as_pixels=False))
 
     def proof(model: onnx.ModelProto, images: Images) -> Proof:
-        return prove(tiny.folder, images, Graphs(tiny.original, model), budget=bf16.BUDGET, batch=batch, backends=())
+        return prove(Candidate(tiny.folder, Graphs(tiny.original, model), batch, ()), images, budget=bf16.BUDGET)
 
     assert proof(simulation, images).report.ok
     assert proof(with_a_spread(simulation), Images(INPUTS, None)).report.ok
@@ -265,8 +259,9 @@ def test_the_last_images_are_proven_too(tiny: Tiny) -> None:
     budget = Budget(own_error=1.0, max_relative_error=1.0)
     images = Images(inputs, None)
     graphs = Graphs(tiny.original, bf16.simulation(bf16.lower(tiny.original, {})))
-    report = prove(tiny.folder, images, graphs, budget=budget, batch=BATCH, backends=bf16.RUNS_ON).report
-    few = prove(tiny.folder, Images(INPUTS, None), graphs, budget=budget, batch=BATCH, backends=bf16.RUNS_ON).report
+    candidate = Candidate(tiny.folder, graphs, BATCH, bf16.RUNS_ON)
+    report = prove(candidate, images, budget=budget).report
+    few = prove(candidate, Images(INPUTS, None), budget=budget).report
     assert report.images == 12
     assert report.backends["simulation"].mean_relative_error != few.backends["simulation"].mean_relative_error
 

@@ -26,7 +26,7 @@ from exporter.lowering.registry import load_precision, precision_names
 from exporter.models.backbone import Features, output_names, with_features
 from exporter.models.loading import load_model
 from exporter.models.sources.cifar import CifarResNet
-from exporter.pipeline.images import Graphs, Images
+from exporter.pipeline.images import Candidate, Graphs, Images
 from exporter.pipeline.prove import prove
 from runtimes import Bundle, open_runtime
 from runtimes.bundle_writing import staging_folder, write_manifest
@@ -239,15 +239,9 @@ def test_one_stage_that_is_wrong_is_named(network: CifarResNet, graph: onnx.Mode
                 onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) * np.float32(1.01), tensor.name)
             )
     onnx.save(bent, tmp_path / "model.onnx")
+    candidate = Candidate(tmp_path, Graphs(graph, None), BATCH, ("onnxruntime",))
     with pytest.raises(ParityError, match="layer2: largest relative error") as caught:
-        prove(
-            tmp_path,
-            Images(INPUTS, None),
-            Graphs(graph, None),
-            budget=fp32.BUDGET,
-            batch=BATCH,
-            backends=("onnxruntime",),
-        )
+        prove(candidate, Images(INPUTS, None), budget=fp32.BUDGET)
     measured = caught.value.report.backends["onnxruntime"]
     assert [one.ok for one in measured.outputs.values()] == [True, False, False]
     assert not any(said.startswith("layer1") for said in measured.violations)

@@ -37,7 +37,7 @@ from exporter.lowering.registry import load_precision
 from exporter.models.loading import load_model
 from exporter.models.registry import find_model
 from exporter.models.sources import timm as source
-from exporter.pipeline.images import Graphs, Images
+from exporter.pipeline.images import Candidate, Graphs, Images
 from exporter.pipeline.prove import prove
 from runtimes import BatchRange
 from runtimes.errors import BadInput, UnknownName, WeightsUnavailable
@@ -84,9 +84,8 @@ def test_a_model_is_in_budget_and_tensorrt_builds_it(name: str, tmp_path: Path) 
         onnx.checker.check_model(lowered, full_check=True)
         onnx.save(lowered, tmp_path / "model.onnx")
         graphs = Graphs(graph, precision.simulation(lowered))
-        assert prove(
-            tmp_path, images, graphs, budget=precision.BUDGET, batch=BATCH, backends=precision.RUNS_ON
-        ).report.ok
+        candidate = Candidate(tmp_path, graphs, BATCH, precision.RUNS_ON)
+        assert prove(candidate, images, budget=precision.BUDGET).report.ok
         job = Job(
             (tmp_path / "model.onnx").read_bytes(),
             name_of_precision,

@@ -28,7 +28,7 @@ from exporter.lowering.registry import load_precision, precision_names
 from exporter.models.loading import load_model
 from exporter.models.registry import MODELS, PAD, V1
 from exporter.models.spec import ModelSpec
-from exporter.pipeline.images import Graphs, Images
+from exporter.pipeline.images import Candidate, Graphs, Images
 from exporter.pipeline.plan import DEFAULT_BATCH
 from exporter.pipeline.prove import prove
 from runtimes import BatchRange
@@ -120,14 +120,8 @@ def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_as
         lowered = int8.lower(biased, traced.thresholds)
     onnx.checker.check_model(lowered, full_check=True)
     onnx.save(lowered, traced.folder / "model.onnx")
-    proof = prove(
-        traced.folder,
-        traced.images,
-        Graphs(graph, precision.simulation(lowered)),
-        budget=precision.BUDGET,
-        batch=BATCH,
-        backends=precision.RUNS_ON,
-    )
+    candidate = Candidate(traced.folder, Graphs(graph, precision.simulation(lowered)), BATCH, precision.RUNS_ON)
+    proof = prove(candidate, traced.images, budget=precision.BUDGET)
     assert proof.report.ok
     assert lowered.opset_import[0].version == opset
     job = Job(

@@ -27,7 +27,7 @@ from exporter.graph.trace import onnx_from_program, program_from_module, save_pr
 from exporter.lowering.precisions import fp32
 from exporter.lowering.registry import load_precision, precision_names
 from exporter.models.sources.cifar import CifarResNet
-from exporter.pipeline.images import Graphs, Images
+from exporter.pipeline.images import Candidate, Graphs, Images
 from exporter.pipeline.prove import prove
 from runtimes import Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
@@ -171,13 +171,12 @@ def test_a_wrong_mean_is_caught_by_the_proof(network: CifarResNet, graph: onnx.M
     images = Images(COLOUR.normalise(PIXELS), None, PIXELS)
     inside = with_uint8_input(graph, COLOUR)
     onnx.save(inside, tmp_path / "model.onnx")
-    assert prove(
-        tmp_path, images, Graphs(inside, None), budget=fp32.BUDGET, batch=BATCH, backends=("onnxruntime",)
-    ).report.ok
+    candidate = Candidate(tmp_path, Graphs(inside, None), BATCH, ("onnxruntime",))
+    assert prove(candidate, images, budget=fp32.BUDGET).report.ok
     other = Preprocess(28, (28, 24), "bilinear", True, (0.485, 0.456, 0.407), (0.229, 0.224, 0.225))
     onnx.save(with_uint8_input(graph, other), tmp_path / "model.onnx")
     with pytest.raises(ParityError, match="largest relative error"):
-        prove(tmp_path, images, Graphs(inside, None), budget=fp32.BUDGET, batch=BATCH, backends=("onnxruntime",))
+        prove(candidate, images, budget=fp32.BUDGET)
 
 
 @pytest.mark.parametrize("std", [0.1, 0.225, 1.0, 3.0])

@@ -19,6 +19,7 @@ from standin_cuda import POISON, StandinCuda
 
 from runtimes.errors import BackendUnavailable
 from runtimes.nvidia import cuda as _cuda
+from runtimes.nvidia.cuda_call import CudaError
 
 
 @pytest.fixture(params=["stand-in", pytest.param("device", marks=pytest.mark.gpu)])
@@ -28,7 +29,7 @@ def cuda(request: pytest.FixtureRequest) -> ModuleType:
     else:
         try:
             _cuda.device()
-        except _cuda.CudaError as error:
+        except CudaError as error:
             pytest.skip(str(error))
     return _cuda
 
@@ -73,7 +74,7 @@ def test_a_device_is_described(cuda: ModuleType) -> None:
 
 
 def test_a_device_that_is_not_there_is_refused(cuda: ModuleType) -> None:
-    with pytest.raises(cuda.CudaError, match="cudaSetDevice: cudaErrorInvalidDevice") as caught:
+    with pytest.raises(CudaError, match="cudaSetDevice: cudaErrorInvalidDevice") as caught:
         cuda.device(1000)
     assert caught.value.code == 101
 
@@ -205,7 +206,7 @@ def test_a_buffer_of_no_size_is_a_mistake(cuda: ModuleType) -> None:
 
 def test_more_memory_than_there_is_is_refused(cuda: ModuleType) -> None:
     with pytest.raises(
-        cuda.CudaError,
+        CudaError,
         match=r"cudaMalloc: cudaErrorMemoryAllocation \(2\): out of memory; close other programs .* smaller batch",
     ):
         cuda.DeviceBuffer(1 << 50)
@@ -233,7 +234,7 @@ def test_errors_name_the_call_the_code_and_a_remedy(
     standin: StandinCuda, code: int, name: str, remedy: str | None
 ) -> None:
     standin.fail("cudaGetDeviceCount", code)
-    with pytest.raises(_cuda.CudaError) as caught:
+    with pytest.raises(CudaError) as caught:
         _cuda.device()
     text = real.cudaGetErrorString(real.cudaError_t(code))[1].decode()
     assert str(caught.value) == f"cudaGetDeviceCount: {name} ({code}): {text}" + (f"; {remedy}" if remedy else "")
@@ -242,7 +243,7 @@ def test_errors_name_the_call_the_code_and_a_remedy(
 
 def test_an_error_is_not_left_for_another_library_to_find(standin: StandinCuda) -> None:
     standin.fail("cudaMalloc", 2)
-    with pytest.raises(_cuda.CudaError):
+    with pytest.raises(CudaError):
         _cuda.DeviceBuffer(8)
     assert int(standin.cudaGetLastError()[0]) == 0
 
@@ -255,7 +256,7 @@ def test_without_a_driver_the_real_call_says_so() -> None:
     if count != 35:
         pytest.skip("there is a driver")
     with pytest.raises(
-        _cuda.CudaError,
+        CudaError,
         match=r"cudaErrorInsufficientDriver \(35\): .*; update the NVIDIA driver, or use --backend onnxruntime",
     ) as caught:
         _cuda.device()
@@ -269,7 +270,7 @@ def test_a_driver_library_that_cannot_be_loaded_is_a_missing_driver(
         raise RuntimeError("Failed to dlopen libcuda.so.1")  # what cuda-python 12.8 does
 
     monkeypatch.setattr(standin, "cudaGetDeviceCount", raises)
-    with pytest.raises(_cuda.CudaError, match=r"\(35\): Failed to dlopen libcuda.so.1; update the NVIDIA driver"):
+    with pytest.raises(CudaError, match=r"\(35\): Failed to dlopen libcuda.so.1; update the NVIDIA driver"):
         _cuda.device()
 
 
@@ -296,7 +297,7 @@ def test_what_was_described_is_what_the_driver_said(standin: StandinCuda) -> Non
 def test_a_failed_record_leaves_no_event(standin: StandinCuda) -> None:
     with _cuda.Stream() as stream:
         standin.fail("cudaEventRecord", 700)
-        with pytest.raises(_cuda.CudaError, match="cudaEventRecord"):
+        with pytest.raises(CudaError, match="cudaEventRecord"):
             stream.record()
 
 
@@ -306,7 +307,7 @@ def test_a_failed_record_leaves_no_event(standin: StandinCuda) -> None:
 def test_a_capture_that_fails_leaves_nothing_and_a_usable_stream(standin: StandinCuda, call: str, code: int) -> None:
     with _cuda.Stream() as stream, Pair(numbers()) as pair:
         standin.fail(call, code)
-        with pytest.raises(_cuda.CudaError, match=call):
+        with pytest.raises(CudaError, match=call):
             _cuda.Graph.capture(stream, lambda: pair.upload(stream))
         with _cuda.Graph.capture(stream, lambda: pair.upload(stream)) as graph:
             graph.launch(stream)
@@ -331,7 +332,7 @@ def test_an_error_on_closing_is_raised_but_hides_no_other(standin: StandinCuda) 
                 raise error
 
     pointers: list[int] = []
-    with pytest.raises(_cuda.CudaError, match="cudaFree"):
+    with pytest.raises(CudaError, match="cudaFree"):
         closed(None)
     with pytest.raises(KeyError, match="first"):
         closed(KeyError("first"))

@@ -24,9 +24,9 @@ from runtimes.nvidia.dlpack import (
     CUDA_HOST,
     DeviceArray,
     DeviceTensor,
-    _tensor_from_capsule,
     tensor_from_dlpack,
 )
+from runtimes.nvidia.dlpack_capsule import tensor_from_capsule
 
 CPU_DEVICE = (CPU, 0)
 
@@ -115,7 +115,7 @@ def test_a_part_of_an_array_begins_where_it_begins() -> None:
 def test_an_offset_in_bytes_is_added() -> None:
     values = np.arange(4.0)
     capsule = values[:3].__dlpack__()
-    _tensor_from_capsule(capsule).byte_offset = values.itemsize
+    tensor_from_capsule(capsule).byte_offset = values.itemsize
 
     np.testing.assert_array_equal(values_of(tensor_from_dlpack(Producer(capsule), None)), values[1:])
 

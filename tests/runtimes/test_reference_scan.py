@@ -26,7 +26,8 @@ from runtimes.backends.pytorch import PyTorchRuntime
 from runtimes.bundle_writing import write_manifest
 from runtimes.errors import BadInput, BundleError, TraceError
 from runtimes.manifest import Manifest
-from runtimes.reference_scan import OPERATOR, plain_program
+from runtimes.reference_fields import OPERATOR
+from runtimes.reference_scan import plain_program
 
 MODEL, WEIGHTS, CONSTANTS = "models/model.json", "data/weights/", "data/constants/"
 WEIGHTS_CONFIG, CONSTANTS_CONFIG = f"{WEIGHTS}model_weights_config.json", f"{CONSTANTS}model_constants_config.json"

@@ -51,7 +51,7 @@ def opened_or_skipped(name: str, provider: str | None, folder: Path) -> Backend:
         kind = backend_class(name)
         kind.check_here()
         if kind.FILE == "engines":
-            pytest.skip("engines keep the same contract in tests/test_engine_runtime.py")
+            pytest.skip("engines keep the same contract in tests/runtimes/test_engine_runtime.py")
         backend = Backend(name, kind, folder / kind.FILE, provider)
         backend.open().close()
     except BackendUnavailable as error:
