@@ -1,4 +1,4 @@
-"""Print the accuracy table of the README: FP32, FP16, and INT8 by every calibrator and by others' tools, on the same images.
+"""Print the accuracy table of docs/measured.md: FP32, FP16, and INT8 by every calibrator and by others' tools, on the same images.
 
     python scripts/accuracy.py --data /usr/share/datasets/fashion-mnist [--modelopt-python PYTHON] [--bundle FP32-BUNDLE]
 

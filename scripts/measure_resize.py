@@ -1,8 +1,8 @@
-"""Measure on photographs what resizing in the graph changes: against Pillow outside, and beside ONNX's own Resize. Prints the README's table.
+"""Measure on photographs what resizing in the graph changes: against Pillow outside, and beside ONNX's own Resize. Prints the table of docs/measured.md.
 
     python scripts/measure_resize.py FOLDER [--model resnet18]
 
-For the README: astronaut, camera, chelsea, coffee, hubble_deep_field, ihc, motorcycle_left, retina and rocket of scikit-image's wheel (skimage/data),
+For that table: astronaut, camera, chelsea, coffee, hubble_deep_field, ihc, motorcycle_left, retina and rocket of scikit-image's wheel (skimage/data),
 china and flower of scikit-learn's (sklearn/datasets/images).
 """
 
