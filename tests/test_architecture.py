@@ -99,7 +99,8 @@ def test_no_module_imports_itself_through_others() -> None:
 
 
 def test_nothing_but_the_rooms_lies_under_exporter() -> None:
-    there = {path.name for path in (ROOT / "exporter").iterdir()} - {"__pycache__", "__init__.py", "py.typed"}
+    files = (path for path in (ROOT / "exporter").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    there = {path.relative_to(ROOT / "exporter").parts[0] for path in files} - {"__init__.py", "py.typed"}
     assert there <= {name.removeprefix("exporter.") for name in ROOMS if name.startswith("exporter.")}
 
 
