@@ -67,15 +67,15 @@ def with_exact_block_inputs(
     names = _lowered_names(original.graph, lowered.graph)
     produced = {name for node in lowered.graph.node for name in node.output}
     forms = {f"{names[end]}.exact" if f"{names[end]}.exact" in produced else names[end]: end for end in ends}
-    inputs = _shared_names(original.graph)
-    taken = {name: f"{FP32}{end}" for name, end in forms.items()}
-    inside = []
     for node in lowered.graph.node:
-        is_rounding = node.op_type in ROUNDING and node.input[0] in forms
-        inside.append(_with_prefix(node, LOWERED, inputs if is_rounding else {**inputs, **taken}))
-        if is_rounding:
+        if node.op_type in ROUNDING and node.input[0] in forms:
             forms[node.output[0]] = forms[node.input[0]]
-            taken[node.output[0]] = taken[node.input[0]]
+    inputs = _shared_names(original.graph)
+    exact = inputs | {name: f"{FP32}{end}" for name, end in forms.items()}
+    inside = [
+        _with_prefix(node, LOWERED, inputs if node.op_type in ROUNDING and node.input[0] in forms else exact)
+        for node in lowered.graph.node
+    ]
     outside = [_with_prefix(node, FP32, inputs) for node in original.graph.node]
     return _join(original, lowered, outside + inside, {end: f"{LOWERED}{name}" for name, end in forms.items()})
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from networks import shaken
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -27,15 +28,6 @@ from runtimes.errors import BadInput, PlanError
 
 State = dict[str, Tensor]
 IMAGES = torch.randn(3, 1, 28, 28, generator=torch.Generator().manual_seed(5))
-
-
-def shaken(module: nn.Module) -> nn.Module:
-    """Every parameter and statistic somewhere else than at its start, so that none can be left out or mixed up unseen."""
-    with torch.no_grad():
-        for value in (*module.parameters(), *module.buffers()):
-            if value.is_floating_point():
-                value.copy_(value + 0.1 * torch.rand_like(value))
-    return module.eval()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from networks import shaken
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,15 +30,6 @@ from exporter.models.state_names import spec_from_state
 from runtimes.errors import BadInput
 
 State = dict[str, Tensor]
-
-
-def shaken(module: nn.Module) -> nn.Module:
-    """Every parameter and statistic somewhere else than at its start, so that none can be left out unseen."""
-    with torch.no_grad():
-        for value in (*module.parameters(), *module.buffers()):
-            if value.is_floating_point():
-                value.copy_(value + 0.1 * torch.rand_like(value))
-    return module.eval()
 
 
 @pytest.fixture(scope="module")
