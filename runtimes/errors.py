@@ -64,14 +64,16 @@ class BundleError(ResnetExportError):
 
 
 class UnknownName(ResnetExportError):
-    """A name that is not in a table; the message lists the nearest ones."""
+    """A name that is not in a table; the message lists the nearest ones, and `shown_by`, a command that shows all."""
 
     exit_code = 2
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], shown_by: str = "") -> None:
         names = sorted(known)
         nearest = difflib.get_close_matches(str(name), names, n=3, cutoff=0.7)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"choose from {', '.join(names)}"
+        if nearest and shown_by:
+            hint += f" `{shown_by}` shows all"
         super().__init__(f"unknown {kind} '{name}'; {hint}")
 
 

@@ -244,6 +244,8 @@ def _list(*, as_json: bool) -> None:
 
 def _describe(plan: ExportPlan, *, as_json: bool) -> None:
     files = ["manifest.json", "model.onnx", *(["reference.pt2"] if plan.reference else []), "golden.npz", "report.html"]
+    files += ["calibration.json"] if plan.lowering_request.is_calibrated else []
+    files += ["labels.txt"] if plan.labels is not None else []
     facts = {
         "model": plan.model,
         "variant": plan.spec.variant,
@@ -261,6 +263,8 @@ def _describe(plan: ExportPlan, *, as_json: bool) -> None:
         return echo_json(facts)
     for key, value in facts.items():
         click.echo(f"{key:<10} {', '.join(value) if isinstance(value, list) else value}")
+    if plan.labels is None and not plan.features:
+        click.echo(f"{'':<10} labels.txt, if class names come with the weights")
     click.echo("nothing was written (--dry-run)")
 
 

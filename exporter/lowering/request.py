@@ -7,7 +7,7 @@ from pathlib import Path
 
 from exporter.lowering.qdq.targets import DEFAULT_TARGET
 from exporter.lowering.registry import precision_names, target_names
-from runtimes.errors import PlanError, UnknownName
+from runtimes.errors import BadInput, PlanError, UnknownName
 
 TARGETS = target_names()
 CALIBRATED = ("int8",)
@@ -23,6 +23,7 @@ class LoweringRequest:
     Raises:
         UnknownName: there is no such precision or target.
         PlanError: calibration options for a precision that is not calibrated, or a number of images below 1.
+        BadInput: there is no file `calibration`.
     """
 
     precision: str = "fp32"
@@ -49,6 +50,10 @@ class LoweringRequest:
             raise PlanError(f"{unused[0]} needs --int8: {self.precision} is not calibrated")
         if self.calibration_images is not None and self.calibration_images < 1:
             raise PlanError(f"expected --calibration-images of at least 1, got {self.calibration_images}")
+        if self.calibration is not None and not self.calibration.is_file():
+            raise BadInput(
+                f"--calibration: there is no file {self.calibration}; give the calibration.json of an earlier export"
+            )
 
     @property
     def is_calibrated(self) -> bool:

@@ -140,7 +140,7 @@ def _find(name: str) -> ModelSpec:
     if imagenet_architecture(name):
         return _imagenet_spec(name)
     _refuse_path(name)
-    raise UnknownName("model", name, MODELS)
+    raise UnknownName("model", name, MODELS, "resnet-export --list")
 
 
 def _refuse_path(name: str) -> None:

@@ -29,7 +29,7 @@ import msgspec
 from exporter.verification.plan import CheckPlan
 from runtimes._open import backend_names
 from runtimes.bundle import Bundle
-from runtimes.errors import BadInput, PlanError, UnknownName
+from runtimes.errors import BadInput, BundleError, PlanError, UnknownName
 from runtimes.parity.budget_options import changed_budget
 
 if sys.version_info >= (3, 11):
@@ -75,10 +75,15 @@ EXPECTED = {  # in messages, by key
 
 @dataclass(frozen=True)
 class Entry:
-    """One bundle to check, with its settings."""
+    """One bundle to check, with its settings.
+
+    Attributes:
+        named_by: the file that names the bundle, for messages; None where the command line does.
+    """
 
     path: Path
     settings: Settings
+    named_by: Path | None = None
 
 
 def entries_from_toml(path: Path) -> tuple[Entry, ...]:
@@ -106,7 +111,7 @@ def entries_from_toml(path: Path) -> tuple[Entry, ...]:
         if not isinstance(place, str):
             raise BadInput(f'{where}: expected a path, got {place!r}; write path = "FOLDER"')
         settings = _settings(table, where, path.parent, "path")
-        entries.append(Entry(path.parent / place, settings.with_defaults(common)))
+        entries.append(Entry(path.parent / place, settings.with_defaults(common), path))
     if not entries:
         raise PlanError(f'{path} names no bundle; add one: [[bundles]] and under it path = "FOLDER"')
     return tuple(entries)
@@ -149,14 +154,14 @@ def entries_to_check(bundles: Sequence[Path], config: Path | None, given: Settin
             f"expected a BUNDLE, got none, and there is no {CONFIG} here; give the folder that resnet-export wrote"
         )
     entries = entries_from_toml(config or Path(CONFIG))
-    return [Entry(entry.path, given.with_defaults(entry.settings)) for entry in entries]
+    return [replace(entry, settings=given.with_defaults(entry.settings)) for entry in entries]
 
 
 def plan_from_entry(entry: Entry) -> CheckPlan:
     """Open the bundles of an entry and check its settings, before anything runs.
 
     Raises:
-        BundleError: a bundle cannot be read.
+        BundleError: a bundle cannot be read; names the file that names it, too.
         UnknownName: a backend or limit that there is not; lists the nearest.
         PlanError: settings contradict each other.
         BadInput: an empty name is given.
@@ -175,7 +180,10 @@ def plan_from_entry(entry: Entry) -> CheckPlan:
     for option, value in (("--data", settings.data), ("--against", settings.against)):
         if value is not None and not value.strip():
             raise BadInput(f"expected something for {option}, got nothing; leave it out, or name what is meant")
-    bundle = Bundle.open(entry.path)
+    try:
+        bundle = Bundle.open(entry.path)
+    except BundleError as error:
+        raise BundleError(f"{entry.named_by}: {error}" if entry.named_by else str(error)) from error
     changed_budget(bundle.manifest.parity.budget, settings.budget)
     against = Bundle.open(settings.against) if settings.against is not None else None
     images = CheckPlan.images if settings.images is None else settings.images

@@ -39,7 +39,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 REFUSED = [
-    (["resnet5"], 2, "unknown model 'resnet5'; did you mean resnet5"),
+    (["resnet20", "--int8", "--calibration", "x.json"], 2, "--calibration: there is no file x.json; give"),
+    (
+        ["resnet4"],
+        2,
+        "unknown model 'resnet4'; did you mean resnet44 or resnet34 or resnet56? `resnet-export --list` shows all",
+    ),
     (["alexnet"], 2, "unknown model 'alexnet'; choose from resnet101"),
     ([], 2, ""),
     (["resnet20", "--fp16", "--fp32"], 2, "expected one precision, got --fp16 and --fp32"),
@@ -304,6 +309,11 @@ def test_dry_run_and_list_say_what_there_is_and_load_nothing_heavy(run: Any, tmp
         "int8": 20,
     }
     assert run("resnet50", "--opset", "19", "--dry-run", "--json").json["opset"] == 19
+    assert not {"labels.txt", "calibration.json"} & set(planned.json["files"])
+    assert "labels.txt, if class names come with the weights" in run("resnet50", "--dry-run").out
+    assert "calibration.json" in run("resnet50", "--int8", "--dry-run", "--json").json["files"]
+    assert "labels.txt" in run("resnet50", "--labels", "x.txt", "--dry-run", "--json").json["files"]
+    assert "labels.txt" not in run("resnet50", "--features", "pool", "--dry-run").out
     listed = run("--list")
     assert "resnext101_64x4d" in listed.out
     assert "resnet1202" in listed.out

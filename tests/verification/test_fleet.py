@@ -214,7 +214,8 @@ def test_a_wrong_setting_of_the_last_bundle_is_refused_before_the_first_is_check
 
 def test_a_bundle_that_is_not_there_is_named(check: Any) -> None:
     shown = check('[[bundles]]\npath = "gone"\n')
-    assert (shown.code, "gone is no bundle" in shown.error) == (1, True)
+    assert (shown.code, "resnet-parity.toml: gone is no bundle" in shown.error) == (1, True)
+    assert check(None, "gone").error.startswith("error: gone is no bundle")
 
 
 def test_no_bundle_and_no_file_is_told_what_to_give(

@@ -37,7 +37,7 @@ def _comparison_lines(rows: Mapping[str, Comparison]) -> list[str]:
     """A heading, and a line for each comparison and for each of its outputs where there are several."""
     lines = [
         f"{'parity':<12} {'max error':>10} {'mean':>10} {'p99':>10} {'cosine':>9} {'SQNR dB':>8}"
-        f" {'agreement':>10} {'top-5':>8} {'flips':>6}"
+        f" {'agreement':>10} {'top-5':>8} {'flips':>9}"
     ]
     for name, one in rows.items():
         lines.append(f"{name:<12} {_measures(one)}  {'ok' if one.ok else 'OUT OF BUDGET'}")
@@ -49,13 +49,13 @@ def _measures(one: Comparison) -> str:
     """The columns of a comparison; what features do not have is a dash."""
     agreement = "-" if one.top1_agreement is None else f"{one.top1_agreement:.2%}"
     overlap = "-" if one.top5_overlap is None else f"{one.top5_overlap:.2%}"
-    flips = "-" if one.flips is None else str(one.flips.total)
+    flips = "-" if one.flips is None else f"{one.flips.total} ({one.flips.counted})" if one.flips.total else "0"
     cosine = "-" if one.worst_cosine is None else f"{one.worst_cosine:.6f}"
     if not one.finite:
-        return f"{'-':>10} {'-':>10} {'-':>10} {'-':>9} {'-':>8} {agreement:>10} {overlap:>8} {flips:>6}"
+        return f"{'-':>10} {'-':>10} {'-':>10} {'-':>9} {'-':>8} {agreement:>10} {overlap:>8} {flips:>9}"
     return (
         f"{one.max_relative_error:>10.2e} {one.mean_relative_error:>10.2e} {one.p99_relative_error:>10.2e} {cosine:>9}"
-        f" {one.sqnr_db:>8.1f} {agreement:>10} {overlap:>8} {flips:>6}"
+        f" {one.sqnr_db:>8.1f} {agreement:>10} {overlap:>8} {flips:>9}"
     )
 
 
