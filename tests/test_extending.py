@@ -20,10 +20,12 @@ import runtimes.backends as backends
 from calibration.histogram import Histogram
 from exporter.lowering import precisions
 from exporter.lowering.qdq import targets
-from exporter.lowering.registry import load_precision, precision_names
+from exporter.lowering.registry import load_precision, precision_names, target_names
 from exporter.models import registry, sources
 from exporter.models.find_network import Checkpoint
 from exporter.models.spec import ModelSpec
+from exporter.pipeline.export import export
+from exporter.pipeline.plan import ExportPlan
 from runtimes import open_runtime
 from runtimes._open import backend_class
 from runtimes.errors import BackendUnavailable, WeightsUnavailable
@@ -110,6 +112,16 @@ def test_a_target_is_one_file(put_in: PutIn, clean: onnx.ModelProto) -> None:
     convolutions = {node.name for node in clean.graph.node if node.op_type == "Conv"}
     assert {edge.node for edge in placement.edges} == set(placement.weights) == convolutions
     assert target.places_left_in_float(clean.graph) == {}
+
+
+def test_an_export_places_its_pairs_for_the_target_that_is_named(put_in: PutIn, tmp_path: Path) -> None:
+    put_in(targets)
+    pairs = {}
+    for target in target_names():
+        plan = ExportPlan("resnet20", tmp_path / target, "int8", weights="random", target=target)
+        model = onnx.load(export(plan).folder / "model.onnx")
+        pairs[target] = {node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    assert pairs["convolutions-only"] < pairs["tensorrt"]  # which quantizes the additions' shortcuts, too
 
 
 def test_an_observer_is_one_file(put_in: PutIn) -> None:

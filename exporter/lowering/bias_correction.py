@@ -15,6 +15,7 @@ from calibration.collect import BATCH
 from calibration.table import CalibrationTable
 from exporter.lowering.precisions import Precision
 from exporter.lowering.ranges import CalibrationSet, MeasuredRanges
+from exporter.lowering.request import LoweringRequest
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.parity.compare import is_classifier
 
@@ -27,7 +28,11 @@ class CorrectedGraph(NamedTuple):
 
 
 def lower_with_correction(
-    precision: Precision, model: onnx.ModelProto, measured: MeasuredRanges, images: CalibrationSet, calibrator: str
+    precision: Precision,
+    model: onnx.ModelProto,
+    measured: MeasuredRanges,
+    images: CalibrationSet,
+    request: LoweringRequest,
 ) -> CorrectedGraph:
     """Lower a graph with bias correction.
 
@@ -40,9 +45,9 @@ def lower_with_correction(
     pictures to measure it on, or if the graph has no classifier: features end in a ReLU, behind which no bias can
     correct them.
     """
-    table, pictures = measured.table, measured.pictures
+    table, pictures, calibrator = measured.table, measured.pictures, request.calibrator_name
     thresholds = table.thresholds(calibrator)
-    lowered = precision.lower(model, thresholds)
+    lowered = precision.lower(model, thresholds, request.target)
     if not is_classifier(value.name for value in model.graph.output):
         return CorrectedGraph(lowered, table)
     if calibrator not in table.corrections:
@@ -58,7 +63,7 @@ def lower_with_correction(
             table, corrections={**table.corrections, calibrator: [float(f"{value:.6g}") for value in error]}
         )
     biased = subtract_from_bias(model, np.array(table.corrections[calibrator], np.float32))
-    return CorrectedGraph(lowered if biased is None else precision.lower(biased, thresholds), table)
+    return CorrectedGraph(lowered if biased is None else precision.lower(biased, thresholds, request.target), table)
 
 
 def mean_error(

@@ -49,14 +49,14 @@ def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringReque
         PlanError: there is nothing to quantize.
     """
     precision = load_precision(request.precision)
-    tensors = precision.observed_tensors(clean)
+    tensors = precision.observed_tensors(clean, request.target)
     if not tensors:
         with steps(f"lower to {request.precision}"):
             return LoweredGraph(precision.lower(clean, {}), None, budget_of(precision, clean))
     with steps("calibrate"):
         measured = measure_ranges(clean, tensors, images, request, steps)
     with steps(f"lower to {request.precision}"):
-        model, table = lower_with_correction(precision, clean, measured, images, request.calibrator_name)
+        model, table = lower_with_correction(precision, clean, measured, images, request)
         _report_float_convolutions(clean, model, load_target(request.target), steps)
     return LoweredGraph(model, table, budget_of(precision, clean))
 

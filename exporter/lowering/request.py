@@ -9,7 +9,6 @@ from exporter.lowering.qdq.targets import DEFAULT_TARGET
 from exporter.lowering.registry import precision_names, target_names
 from runtimes.errors import BadInput, PlanError, UnknownName
 
-TARGETS = target_names()
 CALIBRATED = ("int8",)
 """The precisions that need ranges of activations."""
 CALIBRATOR = "mse"
@@ -37,8 +36,8 @@ class LoweringRequest:
     def __post_init__(self) -> None:
         if self.precision not in precision_names():
             raise UnknownName("precision", self.precision, precision_names())
-        if self.target not in TARGETS:
-            raise UnknownName("target", self.target, TARGETS)
+        if self.target not in target_names():
+            raise UnknownName("target", self.target, target_names())
         given = {
             "--calibrator": self.calibrator,
             "--calibration-images": self.calibration_images,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
+from exporter.lowering.qdq.targets import DEFAULT_TARGET
+
 if TYPE_CHECKING:
     import onnx
 
@@ -22,18 +24,21 @@ class Precision(Protocol):
     def RUNS_ON(self) -> tuple[str, ...]:
         """The backends that run its file on a CPU, and so prove it; empty if only the simulation can."""
 
-    def observed_tensors(self, model: onnx.ModelProto) -> tuple[str, ...]:
+    def observed_tensors(self, model: onnx.ModelProto, target: str = DEFAULT_TARGET) -> tuple[str, ...]:
         """The tensors whose ranges must be measured before lowering; empty for a precision without calibration.
 
         Raises:
             PlanError: there is nothing to lower to this precision; says why.
         """
 
-    def lower(self, model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.ModelProto:
+    def lower(
+        self, model: onnx.ModelProto, thresholds: Mapping[str, float], target: str = DEFAULT_TARGET
+    ) -> onnx.ModelProto:
         """The graph in this precision; `model` is not changed.
 
         Args:
             thresholds: observed tensor -> the largest magnitude that it must hold.
+            target: where Q/DQ pairs go; means nothing to a precision without them.
 
         Raises:
             LowerError: the precision cannot hold the model's values.

@@ -1,6 +1,6 @@
 """BF16: weights, activations and arithmetic in bfloat16, between an FP32 input and output.
 
-Its range is FP32's, its mantissa has eight bits.
+Its range is FP32's, its mantissa has 7 bits.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import onnx
 
 from exporter.lowering.opsets import BF16_OPSET
 from exporter.lowering.precisions._cast import cast_graph, with_rounding
+from exporter.lowering.qdq.targets import DEFAULT_TARGET
 from runtimes.errors import LowerError
 from runtimes.parity.budget import Budget
 
@@ -21,12 +22,12 @@ IR_VERSION = 10
 """The lowest ONNX IR version for BF16_OPSET."""
 
 
-def observed_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
+def observed_tensors(model: onnx.ModelProto, target: str = DEFAULT_TARGET) -> tuple[str, ...]:
     """None: this precision needs no ranges."""
     return ()
 
 
-def lower(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.ModelProto:
+def lower(model: onnx.ModelProto, thresholds: Mapping[str, float], target: str = DEFAULT_TARGET) -> onnx.ModelProto:
     """The graph in BF16 between two casts.
 
     Raises:

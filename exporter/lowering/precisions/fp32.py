@@ -6,18 +6,19 @@ from collections.abc import Mapping
 
 import onnx
 
+from exporter.lowering.qdq.targets import DEFAULT_TARGET
 from runtimes.parity.budget import Budget
 
 BUDGET = Budget(own_error=1e-5, max_relative_error=1e-5, max_batch_difference=1e-5)
 RUNS_ON = ("onnxruntime",)
 
 
-def observed_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
+def observed_tensors(model: onnx.ModelProto, target: str = DEFAULT_TARGET) -> tuple[str, ...]:
     """None: this precision needs no ranges."""
     return ()
 
 
-def lower(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.ModelProto:
+def lower(model: onnx.ModelProto, thresholds: Mapping[str, float], target: str = DEFAULT_TARGET) -> onnx.ModelProto:
     """The graph itself."""
     return model
 

@@ -28,28 +28,28 @@ MOST_REASONS = 3
 """How many convolutions that stay in float one error message explains."""
 
 
-def observed_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
+def observed_tensors(model: onnx.ModelProto, target: str = DEFAULT_TARGET) -> tuple[str, ...]:
     """The tensors whose ranges the Q/DQ pairs need.
 
     Raises:
         PlanError: there is nothing to quantize; says why.
     """
-    return _placement(model).observed
+    return _placement(model, target).observed
 
 
-def lower(model: onnx.ModelProto, thresholds: Mapping[str, float]) -> onnx.ModelProto:
-    """The graph with Q/DQ pairs, the rest of it in FP16 between two casts; weights are INT8 constants.
+def lower(model: onnx.ModelProto, thresholds: Mapping[str, float], target: str = DEFAULT_TARGET) -> onnx.ModelProto:
+    """The graph with Q/DQ pairs where `target` wants them, the rest in FP16 between two casts; weights are INT8.
 
     Raises:
         CalibrationError: `thresholds` lacks a tensor.
         LowerError: a bias or the classifier is beyond the FP16 range; names it.
         PlanError: there is nothing to quantize; says why.
     """
-    return cast_graph(insert_pairs(model, _placement(model), thresholds), onnx.TensorProto.FLOAT16)
+    return cast_graph(insert_pairs(model, _placement(model, target), thresholds), onnx.TensorProto.FLOAT16)
 
 
-def _placement(model: onnx.ModelProto) -> Placement:
-    target = load_target(DEFAULT_TARGET)
+def _placement(model: onnx.ModelProto, name: str) -> Placement:
+    target = load_target(name)
     placement = target.place_pairs(model)
     if placement.weights:
         return placement

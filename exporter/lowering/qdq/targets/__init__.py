@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import onnx
 
 DEFAULT_TARGET = "tensorrt"
-"""The target where none is named, and the one that the INT8 precision places its pairs for."""
+"""The target where none is named."""
 
 
 class Edge(NamedTuple):
