@@ -174,8 +174,8 @@ def _source_from_folder(folder: Path) -> ImageSource:
     others = counts_by_suffix(path for path in files if path.suffix.lower() not in suffixes)
     if not paths:
         raise BadInput(
-            f"--data: {folder} holds no pictures; expected {' '.join(IMAGE_SUFFIXES)} files, or {ARRAY_SUFFIX} for "
-            f"other channels, in it or in a subfolder for each class, got {others or 'none'}"
+            f"--data: {folder} holds no pictures; expected files such as {', '.join(IMAGE_SUFFIXES[:3])}, or "
+            f"{ARRAY_SUFFIX} for other channels, in it or in a subfolder for each class, got {others or 'none'}"
         )
     names = tuple(as_text(path.relative_to(folder).as_posix()) for path in paths)
     check_no_splits({name.split("/", 1)[0] for name in names if "/" in name}, folder, "--data")

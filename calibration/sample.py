@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from calibration import FEWEST_IMAGES
 from calibration.data import ImageSource
 from calibration.reading import Unreadable, check_readable, read_ahead
 from runtimes.errors import CalibrationError
 from runtimes.picture_file import Picture
 from runtimes.preprocess import Preprocess
 
-FEWEST_IMAGES = 64
 AHEAD = 4
 NOISE_CORRELATION = 0.1
 DIGEST_BITS = 256

@@ -119,7 +119,7 @@ def header_from_bytes(data: bytes) -> ArrayHeader:
 
 
 def check_growth(size: int, stored: int) -> None:
-    """Refuse data that unpacks to so much more than it takes in its file that it was made to fill the memory.
+    """Refuse data that unpacks to so much more than it takes in its file that it looks made to fill the memory.
 
     Raises:
         ValueError: `stored` bytes unpack to `size`, more than MOST_GROWTH times as many.

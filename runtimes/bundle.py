@@ -103,10 +103,12 @@ def read_manifest(folder: Path) -> Manifest:
         with path.open("rb") as file:
             data = file.read(LARGEST_MANIFEST + 1)
     except (OSError, ValueError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise BundleError(
-            f"{folder} is no bundle: cannot read {MANIFEST} ({said}); give the folder that resnet-export wrote"
-        ) from error
+        said = f"cannot read {MANIFEST} ({getattr(error, 'strerror', None) or error})"
+        if not os.path.lexists(folder):
+            said = "there is no such folder"
+        elif folder.is_file():
+            said = "it is a file"
+        raise BundleError(f"{folder} is no bundle: {said}; give the folder that resnet-export wrote") from error
     if len(data) > LARGEST_MANIFEST:
         raise BundleError(f"{path}: expected at most {LARGEST_MANIFEST >> 20} MiB, got more; do not use this bundle")
     return manifest_from_json(data, where=str(path))

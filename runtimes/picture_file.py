@@ -102,7 +102,7 @@ def open_image(path: Path) -> Image.Image:
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for without end
-            raise OSError("it is no file")
+            raise OSError("it is a folder; name the pictures in it" if path.is_dir() else "it is no file")
         image = _decode(path)
         if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255 instead of scaling
             levels = (np.arange(1 << 16) / 257).round().astype(np.uint8)

@@ -34,6 +34,9 @@ def run_command(command: click.Command) -> NoReturn:
     except click.exceptions.NoArgsIsHelpError as help_wanted:
         click.echo(help_wanted.format_message(), err=True)
         sys.exit(WRONG_USE)
+    except click.UsageError as error:
+        hint = f"; see {error.ctx.command_path} --help" if error.ctx is not None else ""
+        _fail(f"{error.format_message().rstrip('.')}{hint}", WRONG_USE)
     except click.ClickException as error:
         _fail(error.format_message(), WRONG_USE)
     except (click.Abort, KeyboardInterrupt) as stop:

@@ -118,7 +118,8 @@ def evaluate(bundle: Path, **options: Any) -> None:
         facts |= {"data": source.name, "left_out": source.left_out, "matched": how}
         echo_json({**facts, **msgspec.to_builtins(shown)})
     else:
-        bundle_line = f"{'bundle':<12} {bundle}, {opened.manifest.precision} on {backend} ({provider})"
+        runs = "the fp32 reference" if backend == "pytorch" else opened.manifest.precision
+        bundle_line = f"{'bundle':<12} {bundle}, {runs} on {backend} ({provider})"
         echo_lines([bundle_line, _data_line(source, found, how), *_lines(shown, options["worst"])])
     _check_top1(found.top1, options["min_top1"])
 
@@ -158,13 +159,13 @@ def _evaluate(
 def _data_line(source: ImageSource, found: Evaluation, how: str) -> str:
     some, every = len(found.recall), len(source.classes or ())
     which = f"{every} classes" if some == every else f"{some} of the model's {every} classes"
-    return f"{'data':<12} {source.name}, {found.images} images, {which}, told {how}"
+    return f"{'data':<12} {source.name}, {found.images} images, {which}, matched {how}"
 
 
 def _lines(found: Evaluation, worst: int) -> list[str]:
     lowest = sorted(found.recall, key=lambda one: (one.top1.share, one.index))[:worst]
     lines = [_rate_line("top-1", found.top1), _rate_line("top-5", found.top5)]
-    singles = "; of single ones, lowest first:" if lowest else ""
+    singles = "; of each, lowest first:" if lowest else ""
     lines.append(f"{'recall':<12} {found.mean_recall:.2%} on average over the classes{singles}")
     lines += [f"{'':<12} {one.top1.share:>7.2%}  {one.top1.correct} of {one.top1.images}  {one.name}" for one in lowest]
     if found.confused:

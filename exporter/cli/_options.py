@@ -14,7 +14,9 @@ trust_option = backend_group(
     help="Load this engine although another machine built it; an engine is code. Repeatable.",
 )
 provider_option = backend_group(
-    "--provider", metavar="NAME", help="Device to run on: cpu or cuda.  [default: the backend's choice]"
+    "--provider",
+    metavar="NAME",
+    help="Device to run on: cpu, cuda, or ONNX Runtime's tensorrt.  [default: the backend's choice]",
 )
 json_option = output_group("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 quiet_option = output_group("--quiet", is_flag=True, help="Show no progress; errors alone go to stderr.")

@@ -103,7 +103,7 @@ def _precision_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     default="tensorrt",
     show_default=True,
     metavar="NAME",
-    help="Runtime that --int8 places its Q/DQ pairs for; there is no other yet.",
+    help="Runtime that --int8 places its Q/DQ pairs for; only tensorrt so far.",
 )
 @_precision(
     "--opset",
@@ -155,7 +155,7 @@ def _precision_flags(command: Callable[..., Any]) -> Callable[..., Any]:
 @_output("--quiet", is_flag=True, help="Show no progress; errors alone go to stderr.")
 @click.version_option(package_name="resnet-export")
 def command(**options: Any) -> None:
-    """Export MODEL to a bundle: a typed ONNX graph, and the proof that it computes what PyTorch does.
+    """Export MODEL to a bundle: an ONNX graph in the precision asked for, and the proof that it agrees with PyTorch.
 
     MODEL is a name from --list, another name of the same pattern (resnext50_16x8d), or package.module:factory, a
     callable that returns a torch.nn.Module. That module is imported from the current folder or the installed packages,
@@ -243,9 +243,8 @@ def _list(*, as_json: bool) -> None:
 
 
 def _describe(plan: ExportPlan, *, as_json: bool) -> None:
-    files = ["manifest.json", "model.onnx", *(["reference.pt2"] if plan.reference else []), "golden.npz", "report.html"]
-    files += ["calibration.json"] if plan.lowering_request.is_calibrated else []
-    files += ["labels.txt"] if plan.labels is not None else []
+    files = ["manifest.json", "model.onnx", *["reference.pt2"] * plan.reference, "golden.npz", "report.html"]
+    files += ["calibration.json"] * plan.lowering_request.is_calibrated + ["labels.txt"] * (plan.labels is not None)
     facts = {
         "model": plan.model,
         "variant": plan.spec.variant,
@@ -271,17 +270,16 @@ def _describe(plan: ExportPlan, *, as_json: bool) -> None:
 def _json(result: Export, seconds: dict[str, float]) -> dict[str, Any]:
     import msgspec
 
-    facts: dict[str, Any] = msgspec.to_builtins(result.manifest)
-    return {"bundle": str(result.folder), **facts, "no_accuracy": result.no_accuracy, "seconds": seconds}
+    facts = {"bundle": str(result.folder), **msgspec.to_builtins(result.manifest)}
+    return {**facts, "no_accuracy": result.no_accuracy, "seconds": seconds}
 
 
 def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
     manifest = result.manifest
-    model = manifest.model
     lines = [
         f"{'bundle':<12} {result.folder}",
-        f"{'model':<12} {model.name}, {model.weights.kind} weights, {gives_text(manifest)}, {manifest.precision},"
-        f" batch {manifest.batch}",
+        f"{'model':<12} {manifest.model.name}, {manifest.model.weights.kind} weights, {gives_text(manifest)},"
+        f" {manifest.precision}, batch {manifest.batch}",
         *parity_lines(manifest.parity),
     ]
     if manifest.calibration is not None:
@@ -294,9 +292,8 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
     elif result.no_accuracy:
         lines.append(f"{'accuracy':<12} not measured: {result.no_accuracy}")
     sizes = ", ".join(f"{name} {size_text(facts.bytes)}" for name, facts in manifest.files.items())
-    total = sum(seconds.values())
     steps = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-    return [*lines, f"{'size':<12} {sizes}", f"{'seconds':<12} {total:.1f}: {steps}"]
+    return [*lines, f"{'size':<12} {sizes}", f"{'seconds':<12} {sum(seconds.values()):.1f}: {steps}"]
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def clean_graph(
 ) -> onnx.ModelProto:
     """Build the simplified FP32 graph of a program, ready to be lowered.
 
-    It has the given form but for the resizing, which `with_resize` adds after the graph was lowered.
+    It has the given form except the resizing, which `with_resize` adds after the graph was lowered.
 
     Args:
         inputs: float32 (images, channels, height, width), on which the simplified graph must compute the same.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibration import FEWEST_IMAGES
 from exporter.lowering.qdq.targets import DEFAULT_TARGET
 from exporter.lowering.registry import precision_names, target_names
 from runtimes.errors import BadInput, PlanError, UnknownName
@@ -49,6 +50,15 @@ class LoweringRequest:
             raise PlanError(f"{unused[0]} needs --int8: {self.precision} is not calibrated")
         if self.calibration_images is not None and self.calibration_images < 1:
             raise PlanError(f"expected --calibration-images of at least 1, got {self.calibration_images}")
+        if (
+            self.calibration_images is not None
+            and self.calibration_images < FEWEST_IMAGES
+            and not self.allow_few_images
+        ):
+            raise PlanError(
+                f"expected --calibration-images of at least {FEWEST_IMAGES}, got {self.calibration_images}; "
+                "ask for more, or add --allow-few-images"
+            )
         if self.calibration is not None and not self.calibration.is_file():
             raise BadInput(
                 f"--calibration: there is no file {self.calibration}; give the calibration.json of an earlier export"

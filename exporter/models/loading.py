@@ -193,9 +193,8 @@ def _adjust_preprocess(own: Preprocess, request: ModelRequest, channels: int) ->
             return chosen * channels
         if given is None:
             return (sum(default) / len(default),) * channels
-        raise PlanError(
-            f"expected {option} with 1 or {channels} values, got {len(given)}; the model has {channels} input channels"
-        )
+        wanted = "1 value" if channels == 1 else f"1 or {channels} values"
+        raise PlanError(f"expected {option} with {wanted}, one for each input channel, got {len(given)}")
 
     changed = replace(own, mean=values(request.mean, own.mean, "--mean"), std=values(request.std, own.std, "--std"))
     if request.image_size is None:

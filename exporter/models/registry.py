@@ -123,10 +123,11 @@ def find_model(name: str, variant: str | None = None) -> ModelSpec:
     if variant is None:
         return spec
     if len(spec.variants) == 1:
-        why = "its basic blocks are the same in v1 and v1.5" if spec.variant == "basic" else "it comes in one form"
+        same = spec.variant == "basic" and variant in (V1_5, V1)
+        why = "its basic blocks are the same in v1 and v1.5" if same else "it comes in one form"
         raise PlanError(f"'{variant}' means nothing for {name}: {why}; leave the option out")
     if variant not in spec.variants:
-        raise PlanError(f"{name} comes as {' or '.join(spec.variants)}, not as '{variant}'")
+        raise PlanError(f"{name} comes as {' or '.join(spec.variants)}, not as '{variant}'; name one of these, or none")
     return replace(spec, variant=variant)
 
 

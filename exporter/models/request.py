@@ -44,6 +44,8 @@ class ModelRequest:
             raise PlanError(f"expected --num-classes of at least 1, got {self.classes}")
         if not 0 <= self.seed < 2**63:
             raise PlanError(f"expected a --seed from 0 to 2^63-1, got {self.seed}")
+        if self.std is not None and not min(self.std) > 0:
+            raise PlanError(f"expected --std above 0, got {min(self.std):g}")
         self._check_features()
 
     @property

@@ -64,7 +64,7 @@ def run_in_own_process(
         process.join()
         verdict, reason, value = "crashed", _exit_text(process.exitcode), None
         if late.is_set():
-            reason = f"no answer within {timeout_s:g} s; allow it more, or run it alone {HOW_TO_SEE}"
+            reason = f"no answer within {timeout_s:g} s; give a longer --timeout, or run it alone {HOW_TO_SEE}"
             verdict = "failed"
     finally:
         timer.cancel()

@@ -188,5 +188,5 @@ def plan_from_entry(entry: Entry) -> CheckPlan:
     against = Bundle.open(settings.against) if settings.against is not None else None
     images = CheckPlan.images if settings.images is None else settings.images
     if settings.images is not None and settings.data is None:
-        raise PlanError("a number of images is about the pictures of --data; give both or neither")
+        raise PlanError("a number of images needs --data: golden inputs are all run; give both or neither")
     return CheckPlan(bundle, names, asked, settings.budget, settings.data, images, against, settings.timeout_s)

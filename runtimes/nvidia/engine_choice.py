@@ -1,6 +1,6 @@
 """Which engines load here: those for this library, version, platform and GPU that this machine built or the user names.
 
-Checked before TensorRT reads anything of an engine: its own answer would be None and a line in a log.
+Checked before TensorRT reads anything of an engine: of a wrong one it only logs a line and returns None.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Load an engine, after all checks that need no TensorRT: its own answer to a wrong one is None and a line in a log."""
+"""Load an engine, after all checks that need no TensorRT: of a wrong engine it only logs a line and returns None."""
 
 from __future__ import annotations
 

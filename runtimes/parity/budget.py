@@ -61,9 +61,9 @@ class Budget:
         """Judge every limit that applies to what was measured, `finite` first; if an output is not finite, that one
         alone.
 
-        Of features, every output must keep each limit, and those that break it are named. The accuracy limit needs
-        enough labels for one lost image to be within it, since with fewer it would judge chance; `however_few` judges
-        it all the same.
+        Of features, every output must keep each limit, and those that break it are named. The accuracy limit
+        applies only to so many labelled images that losing one is within it: with fewer it would judge chance.
+        `however_few` applies it to any number.
         """
         if not measured.finite:
             said = measured.violations[0] if measured.violations else "outputs that are not finite"

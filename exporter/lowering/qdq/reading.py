@@ -101,7 +101,7 @@ class Readings:
         return self._activations.get(name, Reading(FLOAT)).is_quantized
 
     def is_dequantized(self, name: str) -> bool:
-        """The same without pooled tensors, which have no pair of their own for an addition."""
+        """As `is_quantized`, but false for pooled tensors, which have no pair of their own for an addition."""
         return self.is_quantized(name) and not self._activations[name].pooled
 
 

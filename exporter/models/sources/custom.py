@@ -158,7 +158,8 @@ def _factory(path: str, attribute: str) -> object:
                 attribute, [name for name in vars(module) if not name.startswith("_")], n=3
             )
             raise BadInput(
-                f"{path} has no '{attribute}'" + (f"; did you mean {' or '.join(nearest)}?" if nearest else "")
+                f"{path} has no '{attribute}'; "
+                + (f"did you mean {' or '.join(nearest)}?" if nearest else "name a function or class of that module")
             )
         return getattr(module, attribute)
 

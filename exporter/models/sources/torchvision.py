@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from urllib.error import URLError
 
@@ -64,7 +64,7 @@ def pretrained(spec: ModelSpec) -> Pretrained:
     """
     weights = _default_weights(spec)
     try:
-        with network_timeout(NETWORK_TIMEOUT_SECONDS):
+        with network_timeout(NETWORK_TIMEOUT_SECONDS), redirect_stdout(sys.stderr):  # torch.hub prints the address
             state = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         reason = getattr(error, "reason", error)

@@ -113,8 +113,8 @@ def bisection_remark(bisection: Bisection) -> str:
     """Which blocks to return to FP32, or why none would help; without a full stop."""
     if bisection.verdict == "inside":
         return (
-            "inside the budget, rounded as a device rounds: there is nothing to return to FP32, "
-            "and what a backend adds is not the blocks' precision"
+            "within the budget when rounded as a device does, so no block needs FP32; "
+            "if a backend is out of budget, the blocks' precision is not the cause"
         )
     if bisection.verdict == "not the precision":
         violations = ", ".join(bisection.mended.violations) if bisection.mended is not None else ""
@@ -124,8 +124,7 @@ def bisection_remark(bisection: Bisection) -> str:
             "compare reference.pt2 with what the outputs are held against, or export again"
         )
     mends = "mends" if len(bisection.returned) == 1 else "mend"
-    unknown = "none can be taken out, a smaller set of others is not ruled out"
-    how = "no smaller set does" if bisection.smallest else unknown
+    how = "no smaller set does" if bisection.smallest else "each of these is needed; another, smaller set may exist"
     return f"{', '.join(bisection.returned)} in FP32 {mends} it; {how}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from calibration.sample import FEWEST_IMAGES
+from calibration import FEWEST_IMAGES
 from exporter.verification.plan import CheckPlan
 from runtimes.manifest import Manifest
 from runtimes.parity.budget import number_text
