@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from runtimes.nvidia.engine_file import (
     EngineFacts,
     LayerFacts,
     json_from_facts,
+    read_sidecar,
     seal_facts,
 )
 from runtimes.nvidia.engine_runtime import EngineRuntime
@@ -44,7 +46,10 @@ def leaks(cuda: StandinCuda) -> list[str]:
 def add_engine(
     folder: Path, api: StandinTensorRT, *, batch: BatchRange = BATCH, backend: str = "tensorrt", **options: Any
 ) -> Path:
-    """An engine and its sidecar in a bundle, as `resnet-deploy build` leaves them; `options` are the builder's, as the sidecar names them."""
+    """An engine and its sidecar in a bundle, as `resnet-deploy build` leaves them.
+
+    `options` are the builder's, as the sidecar names them.
+    """
     model = (folder / "model.onnx").read_bytes()
     rows = (batch.min, batch.opt, batch.max)
     asked = {
@@ -76,6 +81,13 @@ def add_engine(
     path.write_bytes(plan)
     sidecar_of(path).write_bytes(json_from_facts(seal_facts(facts, ensure_machine_key())))
     return path
+
+
+def as_a_strangers(engine: Path, **changes: Any) -> str:
+    """The sidecar as another machine's build writes it; returns the engine's sha256."""
+    facts = seal_facts(replace(read_sidecar(sidecar_of(engine)), **changes), bytes(32))
+    sidecar_of(engine).write_bytes(json_from_facts(facts))
+    return facts.engine_sha256
 
 
 def opened(engine: Path) -> EngineRuntime:
