@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from device_library import Library, library_fixture, pinned  # noqa: F401  # pytest finds the fixture by its name
-from engine_bundles import IMAGE_BYTES, INPUT, OUTPUT, assert_right, images, leaks, opened
+from engine_bundles import IMAGE_BYTES, assert_right, leaks, opened
 from engine_fixtures import (  # noqa: F401  # pytest finds them by their names
     api_fixture,
     cuda_fixture,
@@ -17,6 +17,7 @@ from engine_fixtures import (  # noqa: F401  # pytest finds them by their names
     runtime_fixture,
 )
 from standin_cuda import Allocation, StandinCuda
+from tiny_answers import INPUT, OUTPUT, images
 
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import BadInput

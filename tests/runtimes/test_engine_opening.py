@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import pytest
 from commands import Ran
-from engine_bundles import IMAGE_BYTES, INPUT, OUTPUT, add_engine, as_a_strangers, assert_right, images, opened
+from engine_bundles import IMAGE_BYTES, add_engine, as_a_strangers, assert_right, opened
 from engine_fixtures import api_fixture, cuda_fixture, engine_fixture, folder_fixture, proven_fixture, reference_fixture  # noqa: F401  # pytest finds them by their names
 from PIL import Image
 from standin_cuda import StandinCuda
 from standin_tensorrt import StandinTensorRT
+from tiny_answers import INPUT, OUTPUT, images
 
 from runtimes import Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from device_library import pinned
-from engine_bundles import BATCH, INPUT, OUTPUT, add_engine, assert_right, images, opened
+from engine_bundles import BATCH, add_engine, assert_right, opened
 from engine_fixtures import (  # noqa: F401  # pytest finds them by their names
     api_fixture,
     cuda_fixture,
@@ -23,6 +23,7 @@ from engine_fixtures import (  # noqa: F401  # pytest finds them by their names
 from numpy.typing import NDArray
 from standin_cuda import StandinCuda
 from standin_tensorrt import NOT_CAPTURABLE, StandinTensorRT
+from tiny_answers import INPUT, OUTPUT, images
 
 from runtimes import Bundle, open_runtime
 from runtimes._open import backend_class

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from device_library import Library, library_fixture  # noqa: F401  # pytest finds the fixture by its name
-from engine_bundles import IMAGE_BYTES, INPUT
+from engine_bundles import IMAGE_BYTES
 from engine_fixtures import (  # noqa: F401  # pytest finds them by their names
     api_fixture,
     cuda_fixture,
@@ -18,6 +18,7 @@ from engine_fixtures import (  # noqa: F401  # pytest finds them by their names
     runtime_fixture,
 )
 from standin_tensorrt import NOT_CAPTURABLE, StandinTensorRT
+from tiny_answers import INPUT
 
 from runtimes.errors import BackendUnavailable
 from runtimes.nvidia.cuda import DeviceBuffer, Graph
