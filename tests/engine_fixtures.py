@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from engine_bundles import BATCH, INPUT, OUTPUT, add_engine, images, leaks, opened
+from engine_bundles import BATCH, add_engine, leaks, opened
 from standin_cuda import StandinCuda
 from standin_tensorrt import StandinTensorRT, imported_as_tensorrt
+from tiny_answers import INPUT, OUTPUT, images
 
 from runtimes import Manifest
 from runtimes.backends.onnxruntime import OnnxRuntime

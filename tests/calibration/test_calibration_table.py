@@ -1,4 +1,4 @@
-"""`calibration.json`: read back as written, merged to the last bit, and refused for anything but what it was measured on."""
+"""`calibration.json`: read back as written, merged to the last bit, refused for all but what it was measured on."""
 
 from __future__ import annotations
 

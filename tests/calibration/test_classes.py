@@ -1,4 +1,4 @@
-"""Which class of the model each class of a data set is, and the labels of a flat folder: every form, and every way to be misled."""
+"""Which class of the model each class of a data set is, and the labels of a flat folder, in every form they come in."""
 
 from __future__ import annotations
 

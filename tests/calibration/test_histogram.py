@@ -1,4 +1,4 @@
-"""The histogram of magnitudes: numpy's own counts over its final range, however the values are cut, ordered or sharded."""
+"""The histogram of magnitudes has numpy's own counts, however the values are cut, ordered or sharded."""
 
 from __future__ import annotations
 

@@ -11,16 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_sets import idx_from_array
 from numpy.typing import NDArray
 
 from calibration.idx import read_idx
 from runtimes.errors import BadInput
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 4, 3), np.uint8)
-
-
-def idx_from_array(array: NDArray[np.uint8]) -> bytes:
-    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 0x08, array.ndim, *array.shape) + array.tobytes()
 
 
 @pytest.fixture

@@ -14,12 +14,13 @@ import numpy as np
 import onnx
 import pytest
 from commands import Ran
-from engine_bundles import BATCH, INPUT, OUTPUT, assert_right, images, leaks
+from engine_bundles import BATCH, assert_right, leaks
 from engine_fixtures import api_fixture, cuda_fixture, folder_fixture, proven_fixture, reference_fixture  # noqa: F401  # pytest finds them by their names
 from numpy.typing import NDArray
 from rounding import needs_rounding
 from standin_cuda import StandinCuda
 from standin_tensorrt import StandinTensorRT, imported_as_tensorrt
+from tiny_answers import INPUT, OUTPUT, images
 
 from exporter.engines.build import BuildPlan, build_engine
 from exporter.engines.layers import EngineLayer, layers_on_gpu, spread_over_dla

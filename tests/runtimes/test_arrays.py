@@ -1,4 +1,4 @@
-"""Arrays out of files that anybody may have made: numpy's own come back, and what a forged header announces is never allocated."""
+"""Arrays from files that anybody may have made: numpy's own come back, and a forged header allocates nothing."""
 
 from __future__ import annotations
 

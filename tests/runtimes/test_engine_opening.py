@@ -11,11 +11,12 @@ import numpy as np
 import onnx
 import pytest
 from commands import Ran
-from engine_bundles import IMAGE_BYTES, INPUT, OUTPUT, add_engine, assert_right, images, opened
+from engine_bundles import IMAGE_BYTES, add_engine, as_a_strangers, assert_right, opened
 from engine_fixtures import api_fixture, cuda_fixture, engine_fixture, folder_fixture, proven_fixture, reference_fixture  # noqa: F401  # pytest finds them by their names
 from PIL import Image
 from standin_cuda import StandinCuda
 from standin_tensorrt import StandinTensorRT
+from tiny_answers import INPUT, OUTPUT, images
 
 from runtimes import Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
@@ -120,13 +121,6 @@ def test_a_version_compatible_engine_is_allowed_its_lean_runtime(
 
 
 # --- whose engine it is ---
-
-
-def as_a_strangers(engine: Path, **changes: Any) -> str:
-    """The sidecar as another machine's build writes it; returns the engine's sha256."""
-    facts = seal_facts(replace(read_sidecar(sidecar_of(engine)), **changes), bytes(32))
-    sidecar_of(engine).write_bytes(json_from_facts(facts))
-    return facts.engine_sha256
 
 
 def test_a_strangers_engine_reaches_tensorrt_only_when_it_is_named(

@@ -60,7 +60,7 @@ def right(rows: NDArray[Any], size: int) -> NDArray[Any]:
 
 
 def logits(images: int) -> NDArray[np.float32]:
-    """Each image's first class leads the second by 10 % of the largest logit, the third by 50 % and the last by 100 %."""
+    """Each image's first class leads the second by 10 % of the largest logit, the third by 50 %, the last by 100 %."""
     found = np.tile(np.array([10.0, 9.0, 5.0, 0.0], np.float32), (images, 1))
     found[:, 1] -= np.arange(images, dtype=np.float32) / 1000  # so that images differ
     return found

@@ -350,7 +350,8 @@ def test_a_report_is_true_when_it_is_ok() -> None:
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0000, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
 def test_wilsons_interval_is_the_published_one(successes: int, trials: int, low: float, high: float) -> None:
-    # Newcombe 1998, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17, table I, method 3
+    # Newcombe 1998, "Two-sided confidence intervals for the single proportion", Statistics in Medicine 17,
+    # table I, method 3
     assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
 
 

@@ -1,4 +1,4 @@
-"""What is read of a file that calls itself a picture: the formats of photographs, bounded, upright whatever else its metadata hold, in silence."""
+"""A file that calls itself a picture is read in the formats of photographs: bounded, upright, and in silence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of plug-ins: a file is a name that keeps its folder's protocol, a missing package says how to get it, and our own mistakes stay visible."""
+"""Plug-ins: each file keeps its folder's protocol, a missing package says how to get it, and our own mistakes show."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FOLDERS = (
     "exporter.lowering.qdq.targets",
     "exporter.models.sources",
 )
-"""Whose files satisfy the `Protocol` that their `__init__.py` defines. An observer's does so by its functions, a backend's by its `Runtime`."""
+"""Their files satisfy the `Protocol` of their `__init__.py`: observers by functions, backends by their `Runtime`."""
 
 FILES = {
     "__init__.py": "",

@@ -1,4 +1,4 @@
-"""What every backend promises. A backend is tested by lying in `runtimes/backends`; one that cannot run here is skipped with its reason."""
+"""What every backend promises. One that lies in `runtimes/backends` is tested; one that cannot run here is skipped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,64 +18,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from backend_fixtures import Backend, backend_fixture, one_thread_fixture, opened_or_skipped  # noqa: F401  # pytest finds the fixtures by their names
 from numpy.typing import NDArray
+from tiny_answers import INPUT, OUTPUT, assert_same_rows, images
 
-from runtimes import Bundle, Manifest, Runtime, available_backends, backend_names, open_runtime
-from runtimes._open import backend_class
+from runtimes import Runtime, backend_names
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.bundle_writing import write_manifest
-from runtimes.errors import BackendUnavailable, BadInput, BundleError, UnknownName
+from runtimes.errors import BackendUnavailable, BadInput
 from runtimes.specs import BatchRange, TensorSpec
-
-INPUT, OUTPUT = "input", "logits"
-ROUNDING = 1e-5
-"""Of the largest logit: what another order of summation, as another batch size brings, may change in FP32."""
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A backend that can run here, on one provider, and the file of the small model that it takes."""
-
-    name: str
-    kind: type[Runtime]
-    path: Path
-    provider: str | None
-
-    def open(self, batch: BatchRange | None = None) -> Runtime:
-        return self.kind.open(self.path, provider=self.provider, batch=batch)
-
-
-def opened_or_skipped(name: str, provider: str | None, folder: Path) -> Backend:
-    try:
-        kind = backend_class(name)
-        kind.check_here()
-        if kind.FILE == "engines":
-            pytest.skip("engines keep the same contract in tests/runtimes/test_engine_runtime.py")
-        backend = Backend(name, kind, folder / kind.FILE, provider)
-        backend.open().close()
-    except BackendUnavailable as error:
-        pytest.skip(str(error))
-    return backend
-
-
-CASES = [pytest.param((name, None), id=name) for name in backend_names()]
-if torch.cuda.is_available():
-    CASES += [pytest.param((name, "cuda"), id=f"{name}-cuda", marks=pytest.mark.gpu) for name in backend_names()]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine torch's threads wait for each other a hundred times longer than so small a model computes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module", params=CASES)
-def backend(request: pytest.FixtureRequest, tiny_model: Path) -> Backend:
-    name, provider = request.param
-    return opened_or_skipped(name, provider, tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -93,20 +42,8 @@ def ranged(backend: Backend) -> Iterator[Runtime]:
         yield opened
 
 
-def images(count: int) -> NDArray[np.float32]:
-    return np.random.default_rng(0).standard_normal((count, 1, 28, 28), np.float32)
-
-
 def one_by_one(runtime: Runtime, inputs: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate([runtime.run({INPUT: row[None]})[OUTPUT] for row in inputs])
-
-
-def assert_same_rows(got: NDArray[Any], expected: NDArray[Any]) -> None:
-    """Equal but for rounding, where rows themselves are far apart: a row in the wrong place is found."""
-    largest = float(np.abs(expected).max())
-    distances = np.abs(expected[:, None] - expected[None]).max(-1) + np.eye(len(expected)) * largest
-    assert distances.min() > 100 * ROUNDING * largest
-    np.testing.assert_allclose(got, expected, rtol=0, atol=ROUNDING * largest)
 
 
 # --- opened means usable ---
@@ -334,7 +271,8 @@ def test_a_fork_of_the_process_that_opened_a_runtime_is_told_to_open_its_own(bac
 
 def test_a_fork_that_ends_by_an_error_ends(backend: Backend) -> None:
     code = (
-        "import os, signal, sys, warnings; warnings.simplefilter('ignore'); import numpy; from runtimes import open_runtime\n"
+        "import os, signal, sys, warnings; warnings.simplefilter('ignore')\n"
+        "import numpy; from runtimes import open_runtime\n"
         "model = open_runtime(sys.argv[1], sys.argv[2])\n"
         "signal.alarm(60 if os.fork() else 20)\n"
         "model.run({'input': numpy.zeros((1, 1, 28, 28), numpy.float32)})\n"
@@ -400,130 +338,3 @@ def test_another_backends_file_is_named(name: str, tiny_model: Path) -> None:
     other = next(path for path in sorted(tiny_model.iterdir()) if path.name != backend.kind.FILE)
     with pytest.raises(BadInput, match=re.escape(str(other))):
         backend.kind.open(other)
-
-
-# --- finding and opening ---
-
-
-def test_backends_are_the_files_in_their_folder() -> None:
-    assert {"onnxruntime", "pytorch"} <= set(backend_names())
-    assert list(backend_names()) == sorted(backend_names())
-    assert set(available_backends()) <= set(backend_names())
-    assert {"onnxruntime", "pytorch"} <= set(available_backends())  # this file imports both
-
-
-def test_an_unknown_backend_is_refused_with_the_nearest(tiny_model: Path) -> None:
-    with pytest.raises(UnknownName, match="unknown backend 'onnx-runtime'; did you mean onnxruntime") as caught:
-        open_runtime(tiny_model / "model.onnx", "onnx-runtime")
-    assert caught.value.exit_code == 2
-
-
-@pytest.fixture(scope="module")
-def bundle(tiny_model: Path, manifest: Manifest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("contract") / "bundle"
-    shutil.copytree(tiny_model, folder)
-    write_manifest(folder, replace(manifest, batch=BatchRange(2, 3, 4)))
-    return folder
-
-
-def test_a_bundle_opens_by_its_path_or_as_itself_with_its_batch_range(backend: Backend, bundle: Path) -> None:
-    for model in (bundle, str(bundle), Bundle.open(bundle)):
-        with open_runtime(model, backend.name, provider=backend.provider) as runtime:
-            assert runtime.batch == BatchRange(2, 3, 4)
-            assert runtime.run({INPUT: images(5)})[OUTPUT].shape == (5, 10)
-
-
-def test_a_single_file_opens_with_the_batch_it_declares(backend: Backend) -> None:
-    with open_runtime(backend.path, backend.name, provider=backend.provider) as runtime:
-        assert runtime.batch is None
-
-
-def test_a_path_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        BadInput, match=re.escape(f"{tmp_path / 'nothing'} does not exist; give a bundle folder or a model file")
-    ):
-        open_runtime(tmp_path / "nothing")
-
-
-@pytest.mark.parametrize("given", [None, 7, b"bundle", [], 1.5], ids=repr)
-def test_what_is_no_path_is_refused(given: Any) -> None:
-    for opened in (Bundle.open, open_runtime):
-        with pytest.raises(BadInput, match=f"got {type(given).__name__}; give its path"):
-            opened(given)
-
-
-@pytest.mark.parametrize("given", ["a\0b", "x" * 5000, ""], ids=["nul", "long", "empty"])
-def test_a_name_that_no_bundle_can_have_is_refused(given: str) -> None:
-    for opened in (Bundle.open, open_runtime):
-        with pytest.raises((BadInput, BundleError)):
-            opened(given)
-
-
-@pytest.mark.parametrize("given", [7, b"cpu", []], ids=repr)
-def test_what_is_no_name_of_a_backend_or_provider_is_refused(given: Any, tiny_model: Path) -> None:
-    with pytest.raises(UnknownName, match="unknown backend"):
-        open_runtime(tiny_model / "model.onnx", given)
-    with pytest.raises(BadInput, match="expected a provider's name"):
-        open_runtime(tiny_model / "model.onnx", provider=given)
-
-
-@pytest.mark.parametrize("given", [None, "0"], ids=["by itself", "as the user says"])
-def test_onnxruntime_writes_nothing_into_the_home_folder(given: str | None, tiny_model: Path, tmp_path: Path) -> None:
-    code = (
-        "import os, sys; from runtimes import open_runtime; model = open_runtime(sys.argv[1]); print(os.environ['ORT_DISABLE_TELEMETRY'])\n"
-        "import numpy; model.run({'input': numpy.zeros((1, 1, 28, 28), numpy.float32)})"
-    )
-    surroundings = {
-        **os.environ,
-        "HOME": str(tmp_path),
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "TMPDIR": str(tmp_path),
-    }
-    surroundings.pop("ORT_DISABLE_TELEMETRY", None)
-    if given is not None:
-        surroundings["ORT_DISABLE_TELEMETRY"] = given
-    command = [sys.executable, "-B", "-c", code, str(tiny_model / "model.onnx")]
-    done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True)
-    assert done.stdout == f"{given or '1'}\n"
-    if given is None:
-        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
-
-
-def test_a_folder_that_is_no_bundle_and_a_bundle_without_the_backends_file_are_refused(
-    tmp_path: Path, tiny_model: Path, manifest: Manifest
-) -> None:
-    with pytest.raises(BundleError, match="is no bundle"):
-        open_runtime(tmp_path)
-    shutil.copy(tiny_model / "model.onnx", tmp_path)
-    write_manifest(tmp_path, manifest)
-    with pytest.raises(BackendUnavailable, match="has no reference.pt2, which this backend runs"):
-        open_runtime(tmp_path, "pytorch")
-
-
-# --- ONNX Runtime's device buffers, on the one device that is always there ---
-
-
-def test_running_through_device_buffers_gives_what_a_plain_run_gives(tiny_model: Path) -> None:
-    with OnnxRuntime.open(tiny_model / "model.onnx") as runtime:
-        batches = [
-            images(3),
-            images(3) + 1,
-            images(5),
-            images(3) * 2,
-        ]  # a buffer is made, used again, made for another size, used again
-        kept = [batch.copy() for batch in batches]
-        bound = [runtime._run_bound({INPUT: batch}, "cpu")[OUTPUT] for batch in batches]
-        for batch, before, got in zip(batches, kept, bound, strict=True):
-            np.testing.assert_array_equal(got, runtime.run({INPUT: before})[OUTPUT])
-            np.testing.assert_array_equal(batch, before)
-            assert got.flags.writeable
-
-
-def test_a_graph_that_lies_in_memory_runs_as_its_file_does(tiny_model: Path) -> None:
-    path = tiny_model / "model.onnx"
-    with OnnxRuntime.open(path) as from_file, OnnxRuntime.from_bytes(path.read_bytes()) as from_memory:
-        np.testing.assert_array_equal(
-            from_memory.run({INPUT: images(2)})[OUTPUT], from_file.run({INPUT: images(2)})[OUTPUT]
-        )
-    with pytest.raises(BadInput, match="onnxruntime cannot run the graph"):
-        OnnxRuntime.from_bytes(b"junk")

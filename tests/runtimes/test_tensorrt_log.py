@@ -11,7 +11,10 @@ import tensorrt_rtx
 from runtimes.nvidia.log import ERROR, Recording, log_of, readable_message, remedy_for
 
 WARNING = 2
-PARSER = "[graph.cpp::parseNode::123] Invalid Node - fc.bias_DequantizeLinear\ninput has type Int32 but must have type FP8, FP4, Int4, Int8, or UInt8"
+PARSER = (
+    "[graph.cpp::parseNode::123] Invalid Node - fc.bias_DequantizeLinear\n"
+    "input has type Int32 but must have type FP8, FP4, Int4, Int8, or UInt8"
+)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +30,8 @@ PARSER = "[graph.cpp::parseNode::123] Invalid Node - fc.bias_DequantizeLinear\ni
             "QOperator format",
         ),
         (
-            "IConvolutionLayer `input` and `bias` must be of same type. `input` is of type Float but `bias` is of type Half.",
+            "IConvolutionLayer `input` and `bias` must be of same type. "
+            "`input` is of type Float but `bias` is of type Half.",
             "types are mixed",
         ),
         (
@@ -35,7 +39,8 @@ PARSER = "[graph.cpp::parseNode::123] Invalid Node - fc.bias_DequantizeLinear\ni
             "allow less with --workspace MIB",
         ),
         (
-            "IBuilder::buildSerializedNetwork: Error Code 4: Internal Error (Could not find any implementation due to insufficient memory)",
+            "IBuilder::buildSerializedNetwork: Error Code 4: "
+            "Internal Error (Could not find any implementation due to insufficient memory)",
             "--workspace",
         ),
         ("CUDA initialization failure with error: 35. Please check your CUDA installation", "NVIDIA driver"),
@@ -58,7 +63,8 @@ def test_known_errors_have_their_remedy(said: str, remedy: str) -> None:
 def test_a_message_is_one_line_without_places_in_tensorrts_sources() -> None:
     assert readable_message(PARSER) == "input has type Int32 but must have type FP8, FP4, Int4, Int8, or UInt8"
     assert readable_message(
-        "IBuilder::build: Error Code 4: API Usage Error (Bad dimensions. In operator() at /_src/optimizer/api/network.cpp:4067)"
+        "IBuilder::build: Error Code 4: "
+        "API Usage Error (Bad dimensions. In operator() at /_src/optimizer/api/network.cpp:4067)"
     ) == ("API Usage Error (Bad dimensions.)")
 
 

@@ -1,10 +1,12 @@
-"""Every name of TensorRT's API that the code uses exists in every version promised, as recorded by scripts/record_tensorrt_names.py.
+"""Every name of TensorRT's API that the code uses exists in every version promised.
 
-The tests cannot count on `tensorrt` being installed. What a version has is in tests/tensorrt_names/<version>.txt, what the code uses in its source:
+The tests cannot count on `tensorrt` being installed. What a version has is in tests/tensorrt_names/<version>.txt, as
+scripts/record_tensorrt_names.py recorded it; what the code uses is in its source:
 
 - a chain that starts at the module (`api.BuilderFlag.TF32`) is checked as it stands, class and member;
 - an attribute of anything else (`config.set_flag`) is checked as a word, when it is one of the API's words;
-- a name that some version lacks must be in FEATURES, and its file must ask for it with `hasattr(x, "name")` or `getattr(x, "name", default)`.
+- a name that some version lacks must be in FEATURES, and its file must ask for it with `hasattr(x, "name")` or
+  `getattr(x, "name", default)`.
 
 Not seen: misspelt words that no version has (mypy's part), names made at run time, and what a call takes and gives.
 """
@@ -113,8 +115,14 @@ IN_10_ALONE = """ICudaEngine.device_memory_size NetworkDefinitionCreationFlag.EX
     BuilderFlag.OBEY_PRECISION_CONSTRAINTS IInt8EntropyCalibrator2 IBuilderConfig.int8_calibrator QuantizationFlag
     ITensor.dynamic_range ILayer.precision ILayer.set_output_type Builder.platform_has_fast_fp16
     ICudaEngine.create_execution_context_without_device_memory OnnxParser.supports_model IStreamReader"""
-SINCE_10_13 = "ICudaEngine.create_runtime_config IRuntimeConfig HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY IStreamReaderV2"
-IN_RTX_ALONE = "Runtime.get_engine_validity IExecutionContext.is_stream_capturable IBuilderConfig.set_compute_capability ComputeCapability.SM86"
+SINCE_10_13 = (
+    "ICudaEngine.create_runtime_config IRuntimeConfig "
+    "HardwareCompatibilityLevel.SAME_COMPUTE_CAPABILITY IStreamReaderV2"
+)
+IN_RTX_ALONE = (
+    "Runtime.get_engine_validity IExecutionContext.is_stream_capturable "
+    "IBuilderConfig.set_compute_capability ComputeCapability.SM86"
+)
 IN_ALL = """Builder.create_network Builder.build_serialized_network IBuilderConfig.set_memory_pool_limit IBuilderConfig.profiling_verbosity
     IOptimizationProfile.set_shape OnnxParser.parse OnnxParser.get_error OnnxParser.supports_model_v2 BuilderFlag.TF32 BuilderFlag.STRIP_PLAN
     NetworkDefinitionCreationFlag.STRONGLY_TYPED Runtime.deserialize_cuda_engine Runtime.engine_host_code_allowed ICudaEngine.num_io_tensors
@@ -142,7 +150,8 @@ def test_the_record_of_the_rtx_that_is_installed_is_what_it_has_with_its_real_li
     rtx = pytest.importorskip("tensorrt_rtx")
     record = next((record for record in records() if record.version == f"rtx-{rtx.__version__}"), None)
     assert record, (
-        f"no record of TensorRT-RTX {rtx.__version__}; add it to WHEELS of scripts/record_tensorrt_names.py and run that"
+        f"no record of TensorRT-RTX {rtx.__version__}; "
+        "add it to WHEELS of scripts/record_tensorrt_names.py and run that"
     )
     command = [sys.executable, str(ROOT / "scripts" / "record_tensorrt_names.py"), "--print", "tensorrt_rtx"]
     assert set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()) == record.names

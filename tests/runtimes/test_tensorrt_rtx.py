@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_bundles import INPUT, OUTPUT, add_engine, assert_right, images
+from engine_bundles import add_engine, assert_right
 from engine_fixtures import cuda_fixture, folder_fixture, reference_fixture  # noqa: F401  # pytest finds them by their names
 from standin_cuda import StandinCuda
 from standin_tensorrt import StandinTensorRT
+from tiny_answers import INPUT, OUTPUT, images
 
 from runtimes import open_runtime
 from runtimes._open import backend_class

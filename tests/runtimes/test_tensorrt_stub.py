@@ -1,7 +1,7 @@
 """What typings/ says of TensorRT is so, and is no more than the code uses.
 
-Names are held against every version recorded in tests/tensorrt_names; arguments, types and what can be set, against the docstrings of the
-TensorRT-RTX that is installed, which have its signatures. mypy holds the code against the stubs.
+Names are held against every version recorded in tests/tensorrt_names; arguments, types and what can be set, against the
+docstrings of the TensorRT-RTX that is installed, which have its signatures. mypy holds the code against the stubs.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Signature:
 
 
 def signatures(function: Any, name: str) -> list[Signature]:
-    """Those in a docstring of pybind11's: `name(self: A, x: B = 0) -> C`, where there are several with a number before it."""
+    """Those in a docstring of pybind11's: `name(self: A, x: B = 0) -> C`, each of several with a number before it."""
     found = re.findall(rf"^(?:\d+\. )?{name}\((.*)\) -> (.+)$", function.__doc__, re.MULTILINE)
     assert found, f"no signature in {function.__doc__!r}"
     return [signature_from_text(arguments, result) for arguments, result in found]

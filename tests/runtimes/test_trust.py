@@ -1,4 +1,4 @@
-"""This machine's engine key: where it lies, who may know it, and what it seals; and the folders that nobody else may write to."""
+"""This machine's engine key: where it lies, who may know it, what it seals; and folders that only we may write to."""
 
 from __future__ import annotations
 
@@ -81,7 +81,10 @@ def test_the_keys_place_is_chosen_by_two_variables(tmp_path: Path, monkeypatch: 
 
 
 def test_processes_that_make_a_key_at_once_agree_on_one(home: Path) -> None:
-    code = "import sys; sys.stdin.readline(); from runtimes.nvidia.trust import ensure_machine_key; print(ensure_machine_key().hex())"
+    code = (
+        "import sys; sys.stdin.readline(); from runtimes.nvidia.trust import ensure_machine_key; "
+        "print(ensure_machine_key().hex())"
+    )
     running = [
         subprocess.Popen(
             [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -276,7 +279,8 @@ def test_a_private_folder_that_others_may_have_filled_is_refused(
         private_folder(tmp_path, "one", "two", remedy="go elsewhere")
     assert said(
         caught.value,
-        f"expected {tmp_path / which} to be a folder that you alone may write to, got {problem}; remove it, or go elsewhere",
+        f"expected {tmp_path / which} to be a folder that you alone may write to, got {problem}; "
+        "remove it, or go elsewhere",
     )
 
 

@@ -1,0 +1,61 @@
+"""Each backend that can run here, with its file of the tiny model. A test file imports the fixtures that it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from runtimes import Runtime, backend_names
+from runtimes._open import backend_class
+from runtimes.errors import BackendUnavailable
+from runtimes.specs import BatchRange
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend that can run here, on one provider, and the file of the small model that it takes."""
+
+    name: str
+    kind: type[Runtime]
+    path: Path
+    provider: str | None
+
+    def open(self, batch: BatchRange | None = None) -> Runtime:
+        return self.kind.open(self.path, provider=self.provider, batch=batch)
+
+
+def opened_or_skipped(name: str, provider: str | None, folder: Path) -> Backend:
+    try:
+        kind = backend_class(name)
+        kind.check_here()
+        if kind.FILE == "engines":
+            pytest.skip("engines keep the same contract in tests/runtimes/test_engine_runtime.py")
+        backend = Backend(name, kind, folder / kind.FILE, provider)
+        backend.open().close()
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    return backend
+
+
+CASES = [pytest.param((name, None), id=name) for name in backend_names()]
+if torch.cuda.is_available():
+    CASES += [pytest.param((name, "cuda"), id=f"{name}-cuda", marks=pytest.mark.gpu) for name in backend_names()]
+
+
+@pytest.fixture(name="one_thread", scope="module", autouse=True)
+def one_thread_fixture() -> Iterator[None]:
+    """On a busy machine torch's threads wait for each other a hundred times longer than so small a model computes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(name="backend", scope="module", params=CASES)
+def backend_fixture(request: pytest.FixtureRequest, tiny_model: Path) -> Backend:
+    name, provider = request.param
+    return opened_or_skipped(name, provider, tiny_model)
