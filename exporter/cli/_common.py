@@ -35,8 +35,10 @@ def run_command(command: click.Command) -> NoReturn:
         click.echo(help_wanted.format_message(), err=True)
         sys.exit(WRONG_USE)
     except click.UsageError as error:
-        hint = f"; see {error.ctx.command_path} --help" if error.ctx is not None else ""
-        _fail(f"{error.format_message().rstrip('.')}{hint}", WRONG_USE)
+        said = error.format_message().rstrip(".")
+        if error.ctx is not None:
+            said += f"{'' if said.endswith('?') else ';'} see {error.ctx.command_path} --help"
+        _fail(said, WRONG_USE)
     except click.ClickException as error:
         _fail(error.format_message(), WRONG_USE)
     except (click.Abort, KeyboardInterrupt) as stop:

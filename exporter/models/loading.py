@@ -194,7 +194,8 @@ def _adjust_preprocess(own: Preprocess, request: ModelRequest, channels: int) ->
         if given is None:
             return (sum(default) / len(default),) * channels
         wanted = "1 value" if channels == 1 else f"1 or {channels} values"
-        raise PlanError(f"expected {option} with {wanted}, one for each input channel, got {len(given)}")
+        has = "1 input channel" if channels == 1 else f"{channels} input channels"
+        raise PlanError(f"expected {option} with {wanted}, got {len(given)}; the model has {has}")
 
     changed = replace(own, mean=values(request.mean, own.mean, "--mean"), std=values(request.std, own.std, "--std"))
     if request.image_size is None:

@@ -119,11 +119,11 @@ def test_what_is_not_there_or_holds_no_pictures_is_refused_with_what_was_looked_
         BadInput, match=r"nothing does not exist; give a folder of pictures, an \.npz, an IDX file, or built-in"
     ):
         open_source(str(tmp_path / "nothing"))
-    with pytest.raises(BadInput, match=r"holds no pictures; expected \.jpg \.jpeg \.png"):
+    with pytest.raises(BadInput, match=r"holds no pictures; expected files such as \.jpg, \.jpeg, \.png, or"):
         open_source(str(tmp_path))
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "notes.txt").write_text("no picture")
-    with pytest.raises(BadInput, match=r"holds no pictures; expected \.jpg \.jpeg \.png"):
+    with pytest.raises(BadInput, match=r"holds no pictures; expected files such as \.jpg, \.jpeg, \.png, or"):
         open_source(str(tmp_path))
     with pytest.raises(BadInput, match="expected an IDX file of unsigned bytes"):
         open_source(str(tmp_path / "sub" / "notes.txt"))
@@ -202,7 +202,7 @@ def test_what_is_no_picture_is_counted_by_suffix_and_classes_without_one_are_nam
 
 def test_where_there_is_no_picture_what_there_is_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.psd").write_text("no picture")
-    with pytest.raises(BadInput, match=r"holds no pictures; expected \.jpg .*, got 1 \.psd"):
+    with pytest.raises(BadInput, match=r"holds no pictures; expected files such as \.jpg, .*, got 1 \.psd"):
         open_source(str(tmp_path))
 
 

@@ -39,6 +39,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 REFUSED = [
+    (["resnet20", "--std", "0"], 2, "expected --std above 0, got 0"),
+    (["resnet20", "--int8", "--calibration-images", "10"], 2, "expected --calibration-images of at least 64, got 10;"),
+    (
+        ["resnet18", "--shortcut", "pad", "--weights", "random"],
+        2,
+        "'pad' means nothing for resnet18: it comes in one form",
+    ),
     (["resnet20", "--int8", "--calibration", "x.json"], 2, "--calibration: there is no file x.json; give"),
     (
         ["resnet4"],
@@ -69,13 +76,12 @@ REFUSED = [
     (["resnet20", "--image-size", "big"], 2, "expected --image-size as N or HxW, got 'big'"),
     (["resnet20", "--image-size", "4"], 2, "at least 8 pixels for resnet20, got 4x4"),
     (["resnet20", "--mean", "a,b"], 2, "expected --mean as numbers between commas"),
-    (["resnet20", "--mean", "0.1,0.2"], 2, "expected --mean with 1 or 1 values, got 2"),
-    (["resnet20", "--std", "0"], 2, "positive standard deviations"),
+    (["resnet20", "--mean", "0.1,0.2"], 2, "expected --mean with 1 value, got 2; the model has 1 input channel"),
     (["resnet20", "--num-classes", "10"], 2, "--num-classes needs --weights random or FILE"),
     (["resnet20", "--weights", "random", "--num-classes", "0"], 2, "--num-classes of at least 1"),
     (["resnet20", "--weights", "random", "--seed", "-1"], 2, "expected a --seed from 0"),
     (["resnet20", "--weights", "nothing.pth"], 2, "--weights: there is no file nothing.pth; give default, random or"),
-    (["resnet20", "--nonsense"], 2, "No such option"),
+    (["resnet20", "--nonsense"], 2, "see resnet-export --help"),
     (["resnet50", "--image-size", "31"], 2, "at least 32 pixels for resnet50, got 31x31"),
     (["resnet56"], 2, "resnet56 has no default weights; give --weights random or FILE"),
     (

@@ -90,11 +90,8 @@ def test_a_bundle_and_pictures_whose_names_are_no_text_are_told_in_every_form(
     )  # in Markdown a backslash is written twice
     shown = deploy("inspect", folder, "--json")
     assert shown.json["bundle"] == f"{tmp_path}/caf\\xe9\x1b[31m\n::error::x"
-    assert deploy(
-        "check", tmp_path / LATIN
-    ).error == rf"error: {tmp_path}/caf\xe9 is no bundle: cannot read manifest.json (No such file or " + (
-        "directory); give the folder that resnet-export wrote"
-    )
+    reason = "is no bundle: there is no such folder; give the folder that resnet-export wrote"
+    assert deploy("check", tmp_path / LATIN).error == rf"error: {tmp_path}/caf\xe9 {reason}"
 
 
 def test_a_bundle_without_its_graph_is_told_in_every_command(good: Made, tmp_path: Path, deploy: Any) -> None:

@@ -248,7 +248,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(
 
 
 def test_default_weights_are_downloaded_with_all_that_the_weights_object_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """torchvision's own download, from a local file in place of its server."""
     from torchvision.models import ResNet18_Weights, resnet18
@@ -259,6 +259,7 @@ def test_default_weights_are_downloaded_with_all_that_the_weights_object_says(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     monkeypatch.setattr(ResNet18_Weights.DEFAULT.value, "url", served.as_uri())
     loaded = load("default", tmp_path, "resnet18")
+    assert capsys.readouterr().out == ""  # which belongs to --json
     assert loaded.facts.weights.kind == "default"
     assert loaded.facts.weights.sha256 == digest
     assert loaded.labels is not None

@@ -79,13 +79,13 @@ def test_a_file_that_the_manifest_does_not_name_is_not_the_bundles(bundle: Path)
         Bundle.open(bundle).file("notes.txt")
 
 
-@pytest.mark.parametrize("name", ["missing", "empty"])
-def test_a_folder_without_a_manifest_is_no_bundle(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("missing", "there is no such folder"), ("empty", "cannot read manifest.json (No such file or directory)")],
+)
+def test_a_folder_without_a_manifest_is_no_bundle(name: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    message = (
-        f"{tmp_path / name} is no bundle: cannot read manifest.json (No such file or directory); "
-        "give the folder that resnet-export wrote"
-    )
+    message = f"{tmp_path / name} is no bundle: {reason}; give the folder that resnet-export wrote"
     with pytest.raises(BundleError, match=re.escape(message)):
         Bundle.open(tmp_path / name)
 
@@ -93,10 +93,9 @@ def test_a_folder_without_a_manifest_is_no_bundle(name: str, tmp_path: Path) -> 
 def test_a_file_and_a_folder_in_the_manifests_place_are_no_bundle(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder" / MANIFEST).mkdir(parents=True)
-    for name, reason in (("file", "Not a directory"), ("folder", "Is a directory")):
-        with pytest.raises(
-            BundleError, match=re.escape(f"{tmp_path / name} is no bundle: cannot read manifest.json ({reason})")
-        ):
+    reasons = {"file": "it is a file", "folder": "cannot read manifest.json (Is a directory)"}
+    for name, reason in reasons.items():
+        with pytest.raises(BundleError, match=re.escape(f"{tmp_path / name} is no bundle: {reason}")):
             Bundle.open(tmp_path / name)
 
 

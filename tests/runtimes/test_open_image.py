@@ -155,6 +155,11 @@ def test_a_picture_that_was_cut_short_is_named(share: float, kind: str, tmp_path
         open_image(path)
 
 
+def test_of_a_folder_it_says_to_name_the_pictures_in_it(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="it is a folder; name the pictures in it"):
+        open_image(tmp_path)
+
+
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(BadInput, match=r"cannot read the picture .*pipe\.png: it is no file"):

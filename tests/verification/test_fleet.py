@@ -202,7 +202,7 @@ def test_another_file_may_be_named_and_its_paths_are_its_own(
         (f"{BOTH}budget = {{ min_agrement = 0.9 }}", "unknown budget 'min_agrement'; did you mean min_agreement?"),
         (f'{BOTH}backends = ["onnxrt"]', "unknown backend 'onnxrt'; did you mean onnxruntime?"),
         (f"{BOTH}backends = []", "expected a backend for"),
-        (f"{BOTH}images = 3", "a number of images is about the pictures of --data"),
+        (f"{BOTH}images = 3", "a number of images needs --data: golden inputs are all run"),
     ],
 )
 def test_a_wrong_setting_of_the_last_bundle_is_refused_before_the_first_is_checked(
