@@ -1,4 +1,4 @@
-"""`resnet-deploy check`: every backend that is here against the golden logits, and what is said when one does not keep to them."""
+"""`resnet-deploy check`: every backend that is here against the golden logits, and what is said of those that fail."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import crashing
 import numpy as np
 import onnx
 import pytest
-from check_fixtures import bundle_fixture, cases, run_fixture  # noqa: F401  # pytest finds them by their names
+from junit import cases
 from onnx import numpy_helper
+from own_bundle import bundle_fixture, run_fixture  # noqa: F401  # pytest finds them by their names
 from spoilt import replace_file
 
 from exporter.verification import check

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from check_fixtures import bundle_fixture, cases, run_fixture  # noqa: F401  # pytest finds them by their names
 from conftest import Made
+from junit import cases
+from own_bundle import bundle_fixture, run_fixture  # noqa: F401  # pytest finds them by their names
 from rounding import needs_rounding
 
 from exporter.verification.inputs import gather_inputs

@@ -1,4 +1,4 @@
-"""`resnet-deploy check` on pictures, against another bundle and block by block: what flipped, what changed, where it drifts."""
+"""`resnet-deploy check` on pictures, against another bundle, and block by block."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from check_fixtures import bundle_fixture, run_fixture  # noqa: F401  # pytest finds them by their names
 from onnx import numpy_helper
+from own_bundle import bundle_fixture, run_fixture  # noqa: F401  # pytest finds them by their names
 from rounding import needs_rounding
 from spoilt import replace_file, with_file
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from check_fixtures import bundle_fixture, run_fixture  # noqa: F401  # pytest finds them by their names
+from own_bundle import bundle_fixture, run_fixture  # noqa: F401  # pytest finds them by their names
 from spoilt import replace_file
 
 
