@@ -1,4 +1,4 @@
-"""What the tests of `resnet-deploy eval` share: the bundle, the command, and data sets of the built-in test pictures."""
+"""What the tests of `resnet-deploy eval` share: the bundle, the command, and data sets of built-in pictures."""
 
 from __future__ import annotations
 

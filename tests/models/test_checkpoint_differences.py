@@ -81,7 +81,7 @@ def test_what_may_be_part_of_the_computation_is_refused_with_what_differs(
 
 
 def test_features_are_not_taken_out_of_a_checkpoint_whose_other_parts_convolve(state: State, tmp_path: Path) -> None:
-    """A detector's or a segmentation network's body may have other strides than the classifier's, from the same tensors."""
+    """Of the same tensors, a detector's or a segmentation network's body may have other strides than a classifier's."""
     segmentation = {
         **under("backbone.", body(state)),
         "classifier.0.weight": torch.ones(9, 64, 3, 3),

@@ -1,4 +1,4 @@
-"""Checkpoints of libraries and of self-supervised training: their networks compute the same, what is left out is named."""
+"""Checkpoints of libraries and self-supervised training: their networks compute the same, what is left out is named."""
 
 from __future__ import annotations
 
