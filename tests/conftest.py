@@ -56,7 +56,7 @@ def engine_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `model.onnx` and `reference.pt2`: one small residual network, float32 (batch, 1, 28, 28) -> (batch, 10)."""
+    """`model.onnx` and `reference.pt2` of a small residual network: float32 (batch, 1, 28, 28) -> (batch, 10)."""
     import onnx
     import torch
 
@@ -150,7 +150,7 @@ SMALL_BATCH = BatchRange(1, 2, 4)
 
 @pytest.fixture(scope="session")
 def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The shipped ResNet-20 as a bundle; not to be changed. Each form of it is exported once for all of pytest's processes."""
+    """The shipped ResNet-20 as a bundle; not to be changed. All of pytest's processes share one export of each form."""
     from exporter import ExportPlan, export
 
     mine = tmp_path_factory.getbasetemp()

@@ -43,10 +43,7 @@ def leaks(cuda: StandinCuda) -> list[str]:
 def add_engine(
     folder: Path, api: StandinTensorRT, *, batch: BatchRange = BATCH, backend: str = "tensorrt", **options: Any
 ) -> Path:
-    """An engine and its sidecar in a bundle, as `resnet-deploy build` leaves them.
-
-    `options` are the builder's, as the sidecar names them.
-    """
+    """An engine and its sidecar, as `resnet-deploy build` leaves them; `options` as the sidecar names them."""
     model = (folder / "model.onnx").read_bytes()
     rows = (batch.min, batch.opt, batch.max)
     asked = {

@@ -1,4 +1,4 @@
-"""Small quantized graphs as strangers write them: one convolution each, whose input, weight or surroundings are out of the ordinary."""
+"""Small quantized graphs as strangers write them: one convolution each, of unusual input, weight or surroundings."""
 
 from __future__ import annotations
 
@@ -103,7 +103,10 @@ def convolved(
     behind: Callable[[Graph, str], str] | None = None,
     **more: Any,
 ) -> onnx.ModelProto:
-    """`Conv(source, weight)`: a good pair and a good weight where not told otherwise; `more` is for `Graph.model`, `operator` and `bias` aside."""
+    """`Conv(source, weight)`, by default of a good pair and a good weight.
+
+    `more` may have `operator`, `bias` and `opset`; the rest is for `Graph.model`.
+    """
     operator, bias, opset = more.pop("operator", "Conv"), more.pop("bias", None), more.pop("opset", 21)
     graph = Graph(opset)
     inputs = [source(graph) if source else graph.pair("x"), weight(graph) if weight else graph.weight()]
@@ -150,7 +153,7 @@ def half_weight(graph: Graph) -> str:
 
 
 def branching(where: str) -> onnx.ModelProto:
-    """An If: one branch's convolution reads what was quantized `inside` or `outside` of the branch, the other's is all float."""
+    """An If: one branch's convolution reads what was quantized `inside` or `outside` of it, the other's floats."""
     graph = Graph()
     outside = (graph.pair("x"), graph.weight()) if where == "outside" else None
     parts = []
@@ -226,8 +229,9 @@ def dynamic(graph: Graph) -> str:
 def residual(*turns: str, addition: str = "Add", activation: str = "Relu") -> onnx.ModelProto:
     """A stem, a residual block and a head, all as it should be but for `turns`.
 
-    `main` and `float shortcut`: which side of the addition is quantized; `norm`, `bias`: a batch norm, an addition of a Constant node behind every
-    convolution; `inside`: a pair ahead of the block's first activation; `gate`: squeeze and excitation; `third`: a third tensor is added.
+    `main`, `float shortcut`: which side of the addition is quantized. `norm`, `bias`: a batch norm, an addition of a
+    Constant node behind every convolution. `inside`: a pair ahead of the block's first activation. `gate`: squeeze and
+    excitation. `third`: a third tensor is added.
     """
     graph = Graph(13 if "gate" in turns else 17)
 

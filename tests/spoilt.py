@@ -1,7 +1,9 @@
-"""Copies of bundles with a fault of known place, whose manifests vouch for them all the same."""
+"""Bundles with a fault of known place, whose manifests vouch for them all the same."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,3 +41,11 @@ def with_file(bundle: Bundle, folder: Path, name: str, data: bytes | None) -> Bu
         (folder / name).write_bytes(data)
     write_manifest(folder, bundle.manifest)
     return Bundle.open(folder)
+
+
+def replace_file(bundle: Path, name: str, data: bytes) -> None:
+    """Put another file into the bundle itself, with its sha256 in the manifest."""
+    (bundle / name).write_bytes(data)
+    document = json.loads((bundle / MANIFEST).read_text())
+    document["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (bundle / MANIFEST).write_text(json.dumps(document))

@@ -1,9 +1,10 @@
 """A stand-in for `cuda.bindings.runtime`: a checker of contracts, not a claim that CUDA ran.
 
-It makes visible on any machine what a GPU punishes only sometimes. Queued work does not run before its stream, or what depends on it, is
-synchronised: who forgets that reads poison. What CUDA leaves undefined is an AssertionError: memory freed under queued work, unknown addresses,
-sizes beyond an allocation, destroyed streams, unpaired captures, allocating while capturing. Memory is real host memory, never reused.
-Errors that CUDA reports come from `fail`, or from running out of `total_bytes`.
+It makes visible on any machine what a GPU punishes only sometimes. Queued work does not run before its stream, or what
+depends on it, is synchronised: who forgets that reads poison. What CUDA leaves undefined is an AssertionError: memory
+freed under queued work, unknown addresses, sizes beyond an allocation, destroyed streams, unpaired captures, allocating
+while capturing. Memory is real host memory, never reused. Errors that CUDA reports come from `fail`, or from running
+out of `total_bytes`.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def _nothing() -> None:
 
 
 def _call(outputs: int) -> Callable[[Callable[..., Any]], Callable[..., tuple[Any, ...]]]:
-    """A function of the CUDA runtime: returns (error, *outputs), each of them None after an error; `fail` decides when there is one."""
+    """A function of the CUDA runtime: (error, *outputs), each output None after an error; `fail` makes errors."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
         @functools.wraps(function)
@@ -181,7 +182,7 @@ class StandinCuda:
     def enqueue(
         self, stream: int, action: Callable[[], None], *, reads: Iterable[Region] = (), writes: Iterable[Region] = ()
     ) -> None:
-        """Queue work of a fake engine in a stream, or have it captured; `reads` and `writes` are its memory, as (address, size)."""
+        """Queue a fake engine's work in a stream, or have it captured; `reads`, `writes`: regions (address, size)."""
         self._queue(self._stream(stream, "enqueue"), Work("a kernel", action, list(reads), list(writes)))
 
     # --- what is queued ---

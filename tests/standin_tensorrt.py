@@ -1,9 +1,10 @@
 """A stand-in for `tensorrt`, over the stand-in for CUDA: a checker of contracts, not a claim that TensorRT ran.
 
-Its plans are a real plan's first 28 bytes, what was asked of the builder, and the ONNX file, which onnxruntime runs on the CPU once the stream is
-synchronised, on the memory that was bound when the work was queued. What TensorRT answers with None or False and a line in the log, it answers so,
-with NVIDIA's words where they are known; what TensorRT leaves undefined is an AssertionError. Parsing and building are TensorRT-RTX's own,
-of whose outcome only the fact that there is one is used.
+Its plans are a real plan's first 28 bytes, what was asked of the builder, and the ONNX file, which onnxruntime runs on
+the CPU once the stream is synchronised, on the memory that was bound when the work was queued. What TensorRT answers
+with None or False and a line in the log, it answers so, with NVIDIA's words where they are known; what TensorRT leaves
+undefined is an AssertionError. Parsing and building are TensorRT-RTX's own, of whose outcome only the fact that there
+is one is used.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class ILogger:
 
 
 class StandinTensorRT(ModuleType):
-    """The module, one for each test; `runtimes` takes it as `API`, `import tensorrt` finds it inside `imported_as_tensorrt`.
+    """The module, one for each test: `runtimes` takes it as `API`; `import tensorrt`, inside `imported_as_tensorrt`.
 
     Attributes:
         calls: how often each method was called that does something.
@@ -131,7 +132,7 @@ class StandinTensorRT(ModuleType):
         return "{}.{}".format(*list(self.cuda.attributes.values())[:2])
 
     def fail(self, call: str, *reasons: str, after: int = 0) -> None:
-        """This method fails the next time, or after so many times, in the way it does, with this in the log; once for each reason."""
+        """This method fails the next time, or `after` so many, in its own way and with a reason in the log."""
         self._failures[call] = (after, [*reasons])
 
     def called(self, call: str) -> bool:
@@ -159,7 +160,7 @@ class StandinTensorRT(ModuleType):
         self._logger.log(severity, message)
 
     def plan(self, model: bytes, profile: Profile, **asked: object) -> bytes:
-        """A plan, as built on this device. `asked`: `stripped`, `version_compatible` and `detailed`, False where they are not given."""
+        """A plan, as built on this device. `asked`: `stripped`, `version_compatible`, `detailed`; False by default."""
         about = json.dumps({"profile": profile, "compute": self.compute, **asked}).encode()
         body = struct.pack("<I", len(about)) + about + (_without_weights(model) if asked.get("stripped") else model)
         version = (int(part) for part in self.__version__.split("."))
@@ -296,7 +297,7 @@ def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class ExecutionContext:
-    """Shapes and addresses of one user of an engine, and scratch memory that work in one stream alone may use at a time."""
+    """Shapes and addresses of one user of an engine, and scratch memory for work in one stream at a time."""
 
     def __init__(self, engine: Engine, config: RuntimeConfig | None) -> None:
         self.engine, self.config, self.api = engine, config, engine.api

@@ -1,10 +1,12 @@
-"""Every name of TensorRT's API that the code uses exists in every version promised, as recorded by scripts/record_tensorrt_names.py.
+"""Every name of TensorRT's API that the code uses exists in every version promised.
 
-The tests cannot count on `tensorrt` being installed. What a version has is in tests/tensorrt_names/<version>.txt, what the code uses in its source:
+The tests cannot count on `tensorrt` being installed. What a version has is in tests/tensorrt_names/<version>.txt, which
+scripts/record_tensorrt_names.py writes; what the code uses is in its source:
 
 - a chain that starts at the module (`api.BuilderFlag.TF32`) is checked as it stands, class and member;
 - an attribute of anything else (`config.set_flag`) is checked as a word, when it is one of the API's words;
-- a name that some version lacks must be in FEATURES, and its file must ask for it with `hasattr(x, "name")` or `getattr(x, "name", default)`.
+- a name that some version lacks must be in FEATURES, and its file must ask for it with `hasattr(x, "name")` or
+  `getattr(x, "name", default)`.
 
 Not seen: misspelt words that no version has (mypy's part), names made at run time, and what a call takes and gives.
 """
@@ -22,7 +24,7 @@ RECORDS = ROOT / "tests" / "tensorrt_names"
 SOURCES = ("exporter/engines/builders/*.py", "runtimes/nvidia/*.py", "runtimes/backends/tensorrt*.py")
 MODULE_NAMES = {"trt", "api", "API", "_trt", "_api", "tensorrt", "tensorrt_rtx"}
 
-# Names that some version lacks, with their class where another has the same word -> the versions that have them (checked below).
+# Names that some version lacks, with their class where another has the same word -> the versions that have them.
 FEATURES: dict[str, str] = {
     "BuilderFlag.EDITABLE_TIMING_CACHE": "10.13 10.16 11.0 11.4 rtx-1.4 rtx-1.7",
     "BuilderFlag.FP16": "10.3 10.13 10.16 rtx-1.4",
@@ -138,7 +140,7 @@ def uses(tree: ast.AST) -> Iterator[Use]:
 
 
 def lacking(use: Use, faced: Sequence[Record]) -> list[str]:
-    """The versions that have not what `use` needs; none where it is no name of the API, as what is below an enum's member."""
+    """The versions without what `use` needs; none where it is no name of the API, as what is below an enum's member."""
     if use.name.startswith("_"):
         return []
     if use.chain and (len(use.chain) == 1 or is_owner(".".join(use.chain[:-1]))):

@@ -1,4 +1,4 @@
-"""Names, streams and what libraries write: whatever a file or a label is called, and wherever the output goes, a command ends as it should."""
+"""Whatever names are like, wherever the output goes and whatever libraries write, a command ends as it should."""
 
 from __future__ import annotations
 

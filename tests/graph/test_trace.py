@@ -78,7 +78,7 @@ def test_a_mean_that_is_no_global_pooling_stays_what_it_is() -> None:
 
 
 class Shapes(nn.Module):
-    """Global pools, flattened or not; a module called three times beside one that is named as its second call was; guards of a division."""
+    """Global pools; a module called three times, and one that is named as its second call was; guards of a division."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -124,7 +124,7 @@ def test_weights_are_rounded_as_pytorch_rounds(tiny: Tiny) -> None:
 
 
 def test_onnxs_reference_runs_the_written_file_to_what_the_simulation_says(tiny: Tiny) -> None:
-    """It rounds inside its convolutions too, so the two may be a BF16 step of the largest logit apart (2^-7), which no wrong weight is."""
+    """It rounds inside convolutions too: a BF16 step of the largest logit apart (2^-7) is no wrong weight."""
     ran: Any = ReferenceEvaluator(str(tiny.folder / "model.onnx")).run(None, {"input": INPUTS})
     simulated = logits(bf16.simulation(tiny.lowered))
     largest = np.abs(simulated).max()
@@ -165,7 +165,7 @@ def test_onnxruntimes_cast_rounds_to_the_nearest_even_as_pytorch_does() -> None:
 
 
 def test_onnxruntimes_optimiser_keeps_every_cast_of_the_simulation(tiny: Tiny, tmp_path: Path) -> None:
-    """Those of constants are folded, which is exact, and the one that nothing reads is left out: the output has a cast of its own."""
+    """But those of constants, which it folds exactly, and the one that nothing reads: the output has its own cast."""
     simulation = bf16.simulation(tiny.lowered)
     options = ort.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")

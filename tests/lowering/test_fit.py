@@ -1,4 +1,4 @@
-"""INT8 scales that FP16 does not hold are moved between a weight and its input, and what cannot be moved stays in float."""
+"""INT8 scales that FP16 does not hold are moved between weight and input; what cannot be moved stays in float."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stays in FP32 where a graph is lowered: guards of a division, and operators that the narrower type has no form of."""
+"""What stays in FP32 where a graph is lowered: guards of a division, and operators without a narrower form."""
 
 from __future__ import annotations
 

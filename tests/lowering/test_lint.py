@@ -1,4 +1,4 @@
-"""The Q/DQ linter on our own graphs, on onnxruntime's quantizer's, and on the judge's verdict: TensorRT-RTX's parser."""
+"""The Q/DQ linter on our own graphs and those of onnxruntime's quantizer, against TensorRT-RTX's parser."""
 
 from __future__ import annotations
 

@@ -1,13 +1,10 @@
-"""The Q/DQ linter against the real thing: what TensorRT-RTX's parser and builder take, and what each convolution's kernel reads."""
+"""The Q/DQ linter against TensorRT-RTX, one convolution at a time: what it takes, and what the kernel reads."""
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ import onnx
 import pytest
 import qdq_graphs as made
 import tensorrt_rtx as trt
+from lint_judge import held_against, judged
 from onnx import TensorProto
 from qdq_graphs import (
     HALF,
@@ -36,60 +34,12 @@ from qdq_graphs import (
     zero_by,
 )
 
-from exporter.engines.layers import layers_from_log
-from exporter.lowering.qdq.lint import QdqReport, int8_convolutions, lint
+from exporter.lowering.qdq.lint import lint
 from exporter.lowering.qdq.refusals import ONE_TYPE, SCALES_FOLDED, SCALES_NOT_FOLDED, UNSUPPORTED, ZERO_POINTS_FOLDED
 from runtimes.nvidia.log import log_of
 
 ONES, ZEROS = np.ones((ROWS, WIDTH, 3, 3), np.int8), np.zeros(ROWS, np.int8)
-KERNELS = ("correlation", "deconv")
 AXES = np.array([0, 0, 1, 1, 0, 0, 1, 1])
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Why TensorRT-RTX refuses a graph, empty where it takes it; and what every convolution's kernel reads, by its node's new name."""
-
-    refusal: str
-    reads: dict[str, set[str]]
-
-
-def judged(model: onnx.ModelProto, target: str = "SM86") -> Verdict:
-    """Parse and build; nodes are named `n<place>` first, since strangers' have no names."""
-    named = onnx.ModelProto()
-    named.CopyFrom(model)
-    for place, node in enumerate(named.graph.node):
-        node.name = f"n{place}"
-    log = log_of(trt)
-    with log.recording() as recording:
-        builder = trt.Builder(log.logger)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-        parser = trt.OnnxParser(network, log.logger)
-        if not parser.parse(named.SerializeToString()):
-            return Verdict(parser.get_error(0).desc() or "refused", {})
-        config = builder.create_builder_config()
-        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, target), 0)
-        plan = builder.build_serialized_network(network, config)
-        if plan is None or plan.nbytes == 0:
-            return Verdict(recording.reason or "refused", {})
-    reads: defaultdict[str, set[str]] = defaultdict(set)
-    for layer in layers_from_log(recording.text):
-        for name in layer.nodes if layer.kind in KERNELS else ():
-            reads[name].add(layer.reads[0])
-    return Verdict("", dict(reads))
-
-
-def held_against(model: onnx.ModelProto) -> QdqReport:
-    """The linter's report, which agrees with TensorRT-RTX: refused or not, and every convolution INT8 or not."""
-    report, verdict = lint(model), judged(model)
-    assert report is not None
-    assert report.refused == bool(verdict.refusal), (verdict.refusal, report.findings)
-    if not verdict.refusal:
-        told = {f"n{place}": is_int8 for place, is_int8 in int8_convolutions(model).items()}
-        assert told == {name: verdict.reads[name] == {"int8"} for name in told}, report.findings
-    return report
 
 
 def dq(graph: Graph, data: Any, scale: Any = STEP, *more: Any, **attributes: Any) -> str:
@@ -325,79 +275,6 @@ def test_what_is_refused_is_told_with_the_remedy(case: str) -> None:
     )
 
 
-LATER = "the shortcut is not quantized, so the addition runs in float"
-BOTH = "both inputs are quantized, so the convolution before it cannot take it in"
-BLOCKS: list[tuple[tuple[str, ...], dict[str, str], list[tuple[str, str]]]] = [
-    ((), {}, []),
-    (("float shortcut",), {}, [("Add", LATER)]),
-    (("main",), {}, [("Add", BOTH)]),
-    ((), {"addition": "Sum"}, []),
-    (("float shortcut",), {"addition": "Sum"}, [("Sum", LATER)]),
-    (("main",), {"addition": "Sum"}, [("Sum", BOTH)]),
-    (("norm",), {}, []),
-    (("norm", "float shortcut"), {}, [("Add", LATER)]),
-    (("norm", "inside"), {}, [("Conv", "'QuantizeLinear' stands between it and its ReLU")]),
-    (("bias",), {}, []),
-    (("bias", "float shortcut"), {}, [("Add", LATER)]),
-    (("bias", "inside"), {}, [("Conv", "'QuantizeLinear' stands between it and its ReLU")]),
-    (("inside",), {"activation": "Clip"}, [("Conv", "'QuantizeLinear' stands between it and its Clip")]),
-    (("inside",), {"activation": "LeakyRelu"}, [("Conv", "'QuantizeLinear' stands between it and its LeakyRelu")]),
-]
-
-
-@pytest.mark.parametrize(("turns", "more", "said"), BLOCKS)
-def test_what_keeps_a_residual_block_from_fusing_is_told_by_its_node(
-    turns: tuple[str, ...], more: dict[str, str], said: list[tuple[str, str]]
-) -> None:
-    model = made.residual(*turns, **more)
-    report = held_against(model)
-    assert [(model.graph.node[one.place].op_type, one.message.split(";")[0]) for one in report.findings] == said
-    assert (len(report.blocks), report.convolutions) == (3, (3, 3))
-    assert report.shortcuts == (0 if "float shortcut" in turns else 1, 1)
-
-
-def test_nodes_without_names_are_told_apart() -> None:
-    model = made.residual("gate", "float shortcut")
-    report = held_against(model)
-    assert [(finding.kind, model.graph.node[finding.place].op_type) for finding in report.findings] == [
-        ("left in float", "Conv"),  # the gate's, and it alone, whose ReduceMean has its axes as an attribute
-        ("left in float", "Add"),
-    ]
-    assert len({finding.node for finding in report.findings}) == 2
-    assert all(finding.node.endswith("'") for finding in report.findings)
-    assert report.convolutions == (3, 4)
-
-
-def test_three_tensors_added_at_once_are_no_residual_block() -> None:
-    report = held_against(made.residual("third", addition="Sum"))
-    assert [finding.kind for finding in report.findings] == ["unknown"]
-    assert report.shortcuts == (0, 0)
-
-
-def test_what_stands_in_a_local_function_is_read_like_the_rest() -> None:
-    model = made.in_function()
-    report, verdict = lint(model), judged(model)
-    assert report is not None
-    assert (report.convolutions, report.findings, verdict.refusal) == ((1, 1), (), "")
-    assert set.union(*verdict.reads.values()) == {"int8"}
-
-
-@pytest.mark.parametrize(("where", "quantized"), [("inside", 1), ("outside", 0)])
-def test_quantization_is_not_carried_into_an_if(where: str, quantized: int) -> None:
-    model = made.branching(where)
-    report, verdict = lint(model), judged(model)
-    assert report is not None
-    assert not report.refused
-    found = {block.name.rpartition(".")[2]: block.convolutions for block in report.blocks if block.convolutions[1]}
-    assert found == {"then_branch": (quantized, 1), "else_branch": (0, 1)}
-    reads = {
-        match[1]: kinds
-        for name, kinds in verdict.reads.items()
-        if (match := re.search(r"\| (quantized|float) \(", name))
-    }
-    assert reads == {"quantized": {"int8" if quantized else "fp32"}, "float": {"fp32"}}
-
-
 def test_fp8_is_unknown_since_it_depends_on_the_gpu() -> None:
     kind = TensorProto.FLOAT8E4M3FN
     model = convolved(made.typed_pair(kind), made.stored(kind))
@@ -440,16 +317,11 @@ def test_the_operators_that_the_parser_does_not_have_are_those_listed() -> None:
 def test_scales_that_crash_the_parser_are_refused(made_by: str) -> None:
     code = (
         f"import sys\nsys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
-        f"from qdq_graphs import *\nfrom test_lint_judged import judged, lint\nmodel = convolved({made_by})\n"
+        "from exporter.lowering.qdq.lint import lint\nfrom lint_judge import judged\nfrom qdq_graphs import *\n"
+        f"model = convolved({made_by})\n"
     )
     report = "report = lint(model)\nassert report is not None and report.refused\nassert judged(model).refusal\n"
-    done = subprocess.run(
-        [sys.executable, "-c", code + report],
-        cwd=__file__.rpartition("/")[0],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=False)
     assert done.returncode < 0 or done.returncode == 0, done.stderr  # the parser crashes, or learns to refuse
 
 

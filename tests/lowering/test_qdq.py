@@ -30,7 +30,10 @@ from runtimes.errors import CalibrationError, LowerError
 BATCH = BatchRange(1, 2, 4)
 SIZES = {"resnet18": (64, 64), "resnet50": (64, 64), "resnext50_32x4d": (64, 64)}
 PAIRS = {"resnet20": (21, 42), "resnet18": (21, 41), "resnet50": (54, 107), "resnext50_32x4d": (54, 107)}
-"""Of each model: how many QuantizeLinear and DequantizeLinear. NVIDIA ModelOpt writes 41 and 107 pairs for resnet18 and resnet50, with weights."""
+"""Of each model: how many QuantizeLinear and DequantizeLinear.
+
+NVIDIA ModelOpt writes 41 and 107 pairs for resnet18 and resnet50, with weights.
+"""
 
 
 @pytest.fixture(scope="session")
@@ -369,7 +372,7 @@ def test_the_shortcut_is_found_whichever_way_round_a_sum_is_written(small: onnx.
 
 
 def chain(length: int) -> onnx.GraphProto:
-    """Residual blocks one behind the other: y = x + Conv(Resize(x)), with the empty name of an input that is left out in each."""
+    """Residual blocks in a row: y = x + Conv(Resize(x)); each Resize leaves an input out, by an empty name."""
     weight = numpy_helper.from_array(np.ones((1, 1, 1, 1), np.float32), "weight")
     scales = numpy_helper.from_array(np.ones(4, np.float32), "scales")
     ends = [onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 4, 4]) for name in ("x0", f"x{length}")]

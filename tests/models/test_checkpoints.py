@@ -1,4 +1,4 @@
-"""Checkpoints as training scripts write them: wrapped, prefixed, and in their own names; and what is said of those that do not fit."""
+"""Checkpoints as training scripts write them: wrapped, prefixed, in their own names, or not fitting at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The family beyond torchvision's ten: names by pattern, stride placements, shortcuts, small stems, and modules of anybody's making."""
+"""The family beyond torchvision's ten: names by pattern, strides, shortcuts, small stems, and anybody's modules."""
 
 from __future__ import annotations
 
@@ -381,7 +381,7 @@ def test_a_custom_module_is_exported_in_budget(nets: Path, run: Any, precision: 
 
 
 def test_a_network_with_a_half_precision_part_may_cost_what_half_precision_does(nets: Path, run: Any) -> None:
-    """PyTorch and ONNX Runtime differ in the last bit of FP32, which the rounding to half makes a thousand times larger."""
+    """PyTorch and ONNX Runtime differ in FP32's last bit, and rounding to half makes that a thousand times larger."""
     ran = run("my_package.nets:Island", "--image-size", "16", "--weights", "random", "--json", "--quiet")
     assert ran.code == 0, ran.err
     assert ran.json["parity"]["budget"]["max_relative_error"] == fp16.BUDGET.max_relative_error

@@ -1,4 +1,4 @@
-"""Every plug-in of exporter/models/sources satisfies ModelSource: mypy checks the types, the test that none is left out."""
+"""Every plug-in of exporter/models/sources is a ModelSource: mypy checks the types, the test that none is left out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""timm's ResNet relatives: names, preprocessing and weights are timm's; export, INT8 placement and TensorRT-RTX build as for the others."""
+"""timm's ResNet relatives: names, preprocessing and weights are timm's; the export is as for the others."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_random_weights_have_a_trained_networks_scale(tmp_path: Path) -> None:
 
 
 def gains_db(loaded: LoadedModel) -> list[float]:
-    """Of each convolution but the first: how much louder it answers real images than white noise of its inputs' power."""
+    """By how much each convolution but the first answers real images louder than white noise of its inputs' power."""
     found: list[float] = []
 
     def measure(layer: nn.Module, inputs: Any, output: Tensor) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,60 +14,20 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from numpy.typing import NDArray
+from int8_exports import BATCH, bundle_fixture, pictures_fixture  # noqa: F401  # pytest finds them by their names
 from onnx import helper
-from PIL import Image
 
 from calibration.collect import collect
 from calibration.data import built_in
-from calibration.observers import observers
 from calibration.table import table_from_file
 from exporter import ExportPlan
-from exporter.cli import export as export_cli
-from exporter.graph.simplify import simplify
-from exporter.graph.trace import onnx_from_program, program_from_module
-from exporter.lowering.precisions import fp16, int8
-from exporter.lowering.ranges import CALIBRATION_IMAGES, measure_ranges
+from exporter.lowering.precisions import int8
+from exporter.lowering.ranges import CALIBRATION_IMAGES
 from exporter.lowering.request import CALIBRATOR
-from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
-from exporter.pipeline.choose_images import calibration_set
-from exporter.pipeline.images import Graphs
-from exporter.pipeline.prove import noisiest_block_text
 from runtimes import Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime, check_rounding, rounds_fp16
-from runtimes.errors import BackendUnavailable, BadInput, CalibrationError
-from runtimes.progress import Steps
-
-BATCH = ("--batch", "1:4:16")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive of 160 labelled pictures."""
-    source = built_in("train").subset(np.arange(160))
-    path = tmp_path_factory.mktemp("data") / "pictures.npz"
-    np.savez(
-        path,
-        images=np.stack([np.asarray(source.image(place)) for place in range(160)]),
-        labels=np.asarray(source.labels),
-    )
-    return path
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
-    """What `resnet-export resnet20 --int8 --data pictures.npz` writes."""
-    path = tmp_path_factory.mktemp("bundle") / "resnet20-int8"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "sys.argv",
-            ["command", "resnet20", "--int8", "--data", str(pictures), "--output", str(path), "--quiet", *BATCH],
-        )
-        with pytest.raises(SystemExit) as left:
-            export_cli.main()
-    assert left.value.code == 0
-    return path
+from runtimes.errors import BackendUnavailable
 
 
 def test_a_bundle_holds_the_table_and_its_manifest_says_what_was_measured(bundle: Path) -> None:
@@ -193,75 +151,6 @@ def test_a_table_reused_gives_the_same_bundle_to_the_last_byte(
         assert (again / name).read_bytes() == (bundle / name).read_bytes(), name
 
 
-@pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> tuple[LoadedModel, onnx.ModelProto, ExportPlan]:
-    """The shipped model, its simplified graph, and a plan that reuses the bundle's table."""
-    plan = ExportPlan(
-        "resnet20", tmp_path_factory.mktemp("unused") / "x", precision="int8", calibration=bundle / "calibration.json"
-    )
-    loaded = load_model(plan.model_request)
-    traced = onnx_from_program(
-        program_from_module(loaded.module, loaded.preprocess.shape),
-        opset=plan.opset,
-        batch=Bundle.open(bundle).manifest.batch,
-    )
-    return loaded, simplify(traced, np.zeros((1, 1, 28, 28), np.float32)), plan
-
-
-def reuse(loaded: LoadedModel, graph: onnx.ModelProto, plan: ExportPlan) -> object:
-    return measure_ranges(
-        graph, int8.observed_tensors(graph), calibration_set(loaded, plan), plan.lowering_request, Steps()
-    ).table
-
-
-def changed_table(bundle: Path, folder: Path, **changes: Any) -> Path:
-    facts = json.loads((bundle / "calibration.json").read_text())
-    for key, value in changes.items():
-        facts[key] = {**facts[key], **value} if isinstance(value, dict) else value
-    path = folder / "edited.json"
-    path.write_text(json.dumps(facts))
-    return path
-
-
-def test_a_table_of_this_model_is_taken_with_and_without_its_images(
-    shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], pictures: Path
-) -> None:
-    loaded, graph, plan = shipped
-    table = table_from_file(plan.calibration) if plan.calibration else None
-    assert reuse(loaded, graph, plan) == reuse(loaded, graph, replace(plan, data=str(pictures))) == table
-
-
-def test_a_table_of_another_model_data_set_version_or_preprocessing_is_refused_with_what_differs(
-    shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], bundle: Path, pictures: Path, tmp_path: Path
-) -> None:
-    loaded, graph, plan = shipped
-    other = onnx.ModelProto.FromString(graph.SerializeToString())
-    other.graph.initializer[0].raw_data = bytes(len(other.graph.initializer[0].raw_data))
-    digest = hashlib.sha256(other.SerializeToString(deterministic=True)).hexdigest()
-    with pytest.raises(
-        CalibrationError, match=rf"model_sha256 is [0-9a-f]{{64}}, expected {digest}; leave --calibration out"
-    ):
-        reuse(loaded, other, plan)
-    with pytest.raises(CalibrationError, match="measured on other images than built-in: fingerprint"):
-        reuse(loaded, graph, replace(plan, data="built-in"))
-    with pytest.raises(CalibrationError, match="measured on other images than .*: fingerprint"):
-        reuse(loaded, graph, replace(plan, data=str(pictures), calibration_images=100))
-    brighter = replace(loaded, preprocess=replace(loaded.preprocess, mean=(0.25,)))
-    with pytest.raises(CalibrationError, match=r"preprocess is .*, expected .*mean=\(0\.25,\)"):
-        reuse(brighter, graph, plan)
-    older = changed_table(bundle, tmp_path, versions={"onnxruntime": "1.0.0"})
-    with pytest.raises(
-        CalibrationError, match=r"edited\.json was not measured on this: version of onnxruntime is 1\.0\.0, expected"
-    ):
-        reuse(loaded, graph, replace(plan, calibration=older))
-    tensors = json.loads((bundle / "calibration.json").read_text())["tensors"]
-    tensors["renamed"] = tensors.pop("relu.out")
-    path = tmp_path / "renamed.json"
-    path.write_text(json.dumps({**json.loads((bundle / "calibration.json").read_text()), "tensors": tensors}))
-    with pytest.raises(BadInput, match=r"renamed\.json has no range for relu\.out; leave --calibration out"):
-        reuse(loaded, graph, replace(plan, calibration=path))
-
-
 def test_the_table_of_other_weights_is_refused_on_the_command_line_too(run: Any, bundle: Path, tmp_path: Path) -> None:
     ran = run("resnet20", "--int8", "--weights", "random", "--calibration", bundle / "calibration.json", "--quiet")
     assert ran.code == 1
@@ -271,12 +160,12 @@ def test_the_table_of_other_weights_is_refused_on_the_command_line_too(run: Any,
 
 REFUSED = [
     (["--int8", "--data", "nothing"], 2, "--data: nothing does not exist; give a folder of pictures"),
-    (["--int8", "--data", "empty"], 2, "--data: empty holds no pictures; expected .jpg"),
-    (["--int8", "--data", "text"], 2, "--data: text holds no pictures; expected .jpg"),
+    (["--int8", "--data", "empty"], 2, "--data: empty holds no pictures; expected files such as .jpg, .jpeg, .png, or"),
+    (["--int8", "--data", "text"], 2, "--data: text holds no pictures; expected files such as .jpg, .jpeg, .png, or"),
     (["--int8", "--data", "text/notes.txt"], 2, "expected an IDX file of unsigned bytes"),
     (["--int8", "--data", "torn"], 2, "none of the 1 pictures of torn can be read"),
     (
-        ["--int8", "--data", "few", "--calibration-images", "5"],
+        ["--int8", "--data", "few", "--calibration-images", "5", "--allow-few-images"],
         2,
         "--calibration-images asks for 5, but few has 4; ask for fewer",
     ),
@@ -355,7 +244,7 @@ def saved(folder: Path, count: int, broken: tuple[int, ...] = ()) -> Path:
 
 
 def test_one_broken_picture_among_600_is_named_and_the_export_goes_on(run: Any, tmp_path: Path) -> None:
-    """The first of them is among those that the bias is corrected on, and one of its 64 would be more than one in a hundred."""
+    """The first is among the 64 that the bias is corrected on, of which one would be more than one in a hundred."""
     saved(tmp_path / "pictures", 600, broken=(0, 3))
     ran = run(
         "resnet20",
@@ -385,52 +274,6 @@ def test_a_hundred_broken_pictures_among_600_are_an_error(run: Any, tmp_path: Pa
         in ran.error
     )
     assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
-
-
-def unfit(kind: str) -> NDArray[np.uint8]:
-    chance = np.random.default_rng(0)
-    kinds: dict[str, Callable[[], NDArray[np.uint8]]] = {
-        "few": lambda: np.stack([np.asarray(built_in("train").image(place)) for place in range(20)]),
-        "noise": lambda: chance.integers(0, 256, (64, 28, 28), np.uint8),
-        "one": lambda: np.repeat(np.asarray(built_in("train").image(0))[None], 64, axis=0),
-    }
-    return kinds[kind]()
-
-
-@pytest.mark.parametrize(
-    ("kind", "says"),
-    [
-        ("few", "at least 64 calibration images, got 20"),
-        ("noise", "look like random noise"),
-        ("one", "one picture repeated"),
-    ],
-)
-def test_images_that_no_range_can_be_measured_from_are_refused(
-    shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], tmp_path: Path, kind: str, says: str
-) -> None:
-    loaded, graph, plan = shipped
-    np.savez(tmp_path / "set.npz", images=unfit(kind))
-    own = replace(plan, calibration=None, data=str(tmp_path / "set.npz"))
-    with pytest.raises(CalibrationError, match=says):
-        reuse(loaded, graph, own)
-    if kind == "few":
-        assert reuse(loaded, graph, replace(own, allow_few_images=True)) is not None
-
-
-@pytest.mark.parametrize("name", observers())
-def test_every_calibrator_is_within_budget_on_the_shipped_model(
-    shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], bundle: Path, name: str
-) -> None:
-    from runtimes.backends.onnxruntime import OnnxRuntime
-    from runtimes.parity.compare import compare
-
-    _, graph, plan = shipped
-    assert plan.calibration is not None
-    model = int8.simulation(int8.lower(graph, table_from_file(plan.calibration).thresholds(name)))
-    golden = np.load(bundle / "golden.npz")
-    with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
-        logits = runtime.run({"input": golden["inputs"][:16]})["logits"]
-    assert compare(golden["logits"][:16], logits, int8.BUDGET).violations == ()
 
 
 def test_an_interruption_while_calibrating_leaves_nothing(
@@ -479,51 +322,3 @@ def test_out_of_budget_ends_with_4_the_worst_block_and_what_to_try(
         ran.error,
     )
     assert [path.name for path in tmp_path.iterdir()] == ["table.json"]
-
-
-@pytest.mark.parametrize(
-    ("tensors", "factor", "block"),
-    [
-        ("input", 1 / 100, "stem"),
-        ("input", 30, "stem"),
-        ("layer1.0.", 1 / 100, "layer1.0"),
-        ("layer1.1.", 1 / 100, "layer1.1"),
-        ("layer1.1.relu_1.out", 30, "layer1.1"),  # which the next block reads
-        ("layer2.0.", 1 / 100, "layer2.0"),
-        ("layer3.2.", 1 / 100, "layer3.2"),
-    ],
-)
-def test_the_block_whose_ranges_are_wrong_is_the_one_that_is_named(
-    shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], bundle: Path, tensors: str, factor: float, block: str
-) -> None:
-    _, graph, plan = shipped
-    assert plan.calibration is not None
-    ranges = table_from_file(plan.calibration).thresholds(CALIBRATOR)
-    spoilt = {name: value * factor if name.startswith(tensors) else value for name, value in ranges.items()}
-    graphs = Graphs(graph, int8.simulation(int8.lower(graph, spoilt)))
-    said = noisiest_block_text(graphs, np.load(bundle / "golden.npz")["inputs"][:8])
-    assert re.match(rf"; {block} adds the most noise, an SQNR of \d+\.\d dB by itself; try another --calibrator", said)
-
-
-def test_what_to_try_depends_on_the_precision(
-    shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], bundle: Path
-) -> None:
-    _, graph, _ = shipped
-    inputs = np.load(bundle / "golden.npz")["inputs"][:8]
-    assert noisiest_block_text(Graphs(graph, fp16.simulation(fp16.lower(graph, {}))), inputs).endswith("; try --fp32")
-    assert noisiest_block_text(Graphs(graph, None), inputs) == ""
-
-
-def test_colour_pictures_and_others_than_the_models_size_are_calibrated_on(
-    shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], tmp_path: Path
-) -> None:
-    loaded, graph, plan = shipped
-    sizes = [(20, 20), (28, 28), (60, 31), (5, 90)]
-    for place in range(64):
-        image = (
-            built_in("train").image(place).resize(sizes[place % 4]).convert(["L", "RGB", "RGBA", "P"][place // 4 % 4])
-        )
-        assert isinstance(image, Image.Image)
-        image.save(tmp_path / f"{place}.png")
-    table = reuse(loaded, graph, replace(plan, calibration=None, data=str(tmp_path)))
-    assert getattr(table, "images", 0) == 64

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGKILL at any moment: the old bundle, or the new one, never a mixed one, and no rubbish after a signal."""
+"""Ctrl-C, SIGTERM and SIGKILL at any moment leave the old bundle or the new one; only SIGKILL may leave rubbish."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every registered model, in every precision: exported, proven, and built by TensorRT-RTX. A model is tested by being listed."""
+"""Every registered model in every precision: exported, proven, built by TensorRT-RTX. To be listed is to be tested."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SLOW = (
     "resnext101_64x4d",
 )
 QUICK = ("resnet20 pad", "resnet50 v1")
-"""Of forms that are not their model's first. These and torchvision's other models are built on every run; the slow ones take minutes more."""
+"""Forms that are not their model's first, yet built on every run, as torchvision's other models are."""
 FORMS = [
     f"{name} {variant}" if place else name
     for name, spec in MODELS.items()
@@ -71,7 +71,7 @@ class Traced:
     folder: Path
 
     def in_opset(self, opset: int) -> onnx.ModelProto:
-        """The graph as it would be traced for a precision that needs another opset; node by node the same, without tracing it again."""
+        """The graph as traced for a precision that needs another opset: node by node the same, so not traced again."""
         return (
             self.graph
             if self.graph.opset_import[0].version == opset

@@ -1,4 +1,4 @@
-"""The GitHub action without GitHub: its steps' scripts are run by bash as a runner would; and the workflows that use it."""
+"""The GitHub action without GitHub: bash runs its steps' scripts as a runner would; and the workflows that use it."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_a_name_ends_neither_an_annotation_nor_a_table(
 
 
 def test_installing_puts_the_actions_own_checkout_in_place(tmp_path: Path) -> None:
-    """A `python` that says what it was called with stands in for pip: nothing is to be installed into the environment of the tests."""
+    """A `python` that says what it was called with stands in for pip: the tests are to install nothing."""
     (step,) = [step for step in ACTION["runs"]["steps"] if step.get("name") == "Install"]
     (tmp_path / "python").write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
     (tmp_path / "python").chmod(0o755)

@@ -1,4 +1,4 @@
-"""Which blocks to return to FP32: hybrids that are what they say, and the search for the fewest blocks, in spoilt bundles of known fault."""
+"""Which blocks to return to FP32: hybrids that are what they say, and the search for the fewest, in spoilt bundles."""
 
 from __future__ import annotations
 

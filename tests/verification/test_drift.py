@@ -1,4 +1,4 @@
-"""Block-wise drift: every block against the program's own value, and the faulty one named, in real bundles and spoilt ones."""
+"""Block-wise drift: each block against the program's own value, the faulty one named, in real and spoilt bundles."""
 
 from __future__ import annotations
 

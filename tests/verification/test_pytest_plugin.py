@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -20,6 +19,7 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 from rounding import needs_rounding
+from spoilt import replace_file
 
 from exporter import ExportPlan, export
 from exporter.verification.pytest_plugin import pytest_addoption
@@ -28,7 +28,7 @@ pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGIN = "exporter.verification.pytest_plugin"
-# An environment that was set up before the entry point was there does not have it, and loading a plugin twice is an error.
+# An environment older than the entry point does not have it, and loading a plugin twice is an error.
 IS_LOADED = any(entry.value == PLUGIN for entry in importlib.metadata.entry_points(group="pytest11"))
 LOAD = () if IS_LOADED else ("-p", PLUGIN)
 LIMITS = ["finite", "max_relative_error", "min_agreement", "max_batch_difference"]
@@ -199,7 +199,7 @@ def test_a_backend_that_is_not_here_is_skipped_unless_it_was_named(run: Run, exp
 
 
 def test_where_no_backend_is_here_nothing_is_skipped(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
-    """As on a machine with the base install alone: every backend's package is hidden from the processes that are to answer."""
+    """As with the base install alone: every backend's package is hidden from the processes that are to answer."""
     for name in ("onnxruntime", "torch", "tensorrt", "tensorrt_rtx"):
         pytester.makepyfile(**{name: f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')"})
     shown = run(f"--resnet-bundle={exported}", "-k", "finite", "--resnet-backend=all")
@@ -215,11 +215,7 @@ def test_answers_that_are_not_finite_fail_and_leave_nothing_else_to_measure(
     model = onnx.load(bundle / "model.onnx")
     bias = next(tensor for tensor in model.graph.initializer if tensor.name == "fc.bias")
     bias.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(bias), np.nan), bias.name))
-    onnx.save(model, bundle / "model.onnx")
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    manifest["files"]["model.onnx"]["sha256"] = hashlib.sha256((bundle / "model.onnx").read_bytes()).hexdigest()
-    manifest["files"]["model.onnx"]["bytes"] = (bundle / "model.onnx").stat().st_size
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    replace_file(bundle, "model.onnx", model.SerializeToString())
     shown = run(f"--resnet-bundle={bundle}", "--resnet-backend=onnxruntime", "-rs")
     shown.assert_outcomes(failed=1, skipped=3)
     shown.stdout.fnmatch_lines(["*min_agreement has no meaning: *not finite*"])
@@ -251,7 +247,7 @@ def test_a_backend_without_its_file_fails(run: Run, exported: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--resnet-bundle=nowhere"], "ERROR: nowhere is no bundle: cannot read manifest.json*"),
+        (["--resnet-bundle=nowhere"], "ERROR: nowhere is no bundle: there is no such folder*"),
         (["--resnet-bundle=BUNDLE", "--resnet-backend=onnxrt"], "ERROR: unknown backend 'onnxrt'; *"),
         (
             ["--resnet-bundle=BUNDLE", "--resnet-budget=min_agreement"],

@@ -1,4 +1,4 @@
-"""`report.html`: it says what was measured, in words and pictures, believes nothing it is given, and is the same page every time."""
+"""`report.html`: it shows what was measured, believes nothing it is given, and is the same page every time."""
 
 from __future__ import annotations
 
@@ -6,171 +6,32 @@ import base64
 import html
 import io
 import re
-import shlex
 import shutil
 import sys
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
 import onnx
 import pytest
 from conftest import TINY_BATCH, TINY_IMAGES, TINY_LABELS, Made
-from onnx import TensorProto, helper
 from PIL import Image
+from reports import features_fixture, page_of, section, text_of  # noqa: F401  # pytest finds it by its name
 
-from exporter.cli._check import check as check_command
 from exporter.lowering.qdq.insert import insert_pairs
 from exporter.lowering.qdq.targets.tensorrt import place_pairs
-from exporter.pipeline.plan import channels_from_text
 from exporter.verification.report import sections as sections_module
 from exporter.verification.report.layers import layers_from_model
 from exporter.verification.report.page import histogram_rows, html_from_sections
-from exporter.verification.report.records import DriftChart, DriftSeries, Section
-from exporter.verification.report.reproduce import check_line, export_lines
+from exporter.verification.report.records import DriftChart, DriftSeries
 from exporter.verification.report.sections import section_from_check
-from exporter.verification.report.sentences import (
-    overall_text,
-    precision_text,
-    share_text,
-    status_of,
-    verdict_sentences,
-)
+from exporter.verification.report.sentences import precision_text, verdict_sentences
 from exporter.verification.verdicts import BackendCheck, BundleCheck
-from runtimes import Manifest, TensorSpec, open_runtime
-from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.manifest import CalibrationFacts
+from runtimes import TensorSpec, open_runtime
 from runtimes.nvidia.engine_file import SCHEMA_VERSION, EngineFacts, LayerFacts, json_from_facts
-from runtimes.parity.budget import Budget
-from runtimes.parity.budget_options import budget_from_text
-from runtimes.parity.evidence import Evidence, compare_backend
+from runtimes.parity.evidence import compare_backend
 from runtimes.preprocess import Preprocess
-
-BATCH, IMAGES, LABELS = TINY_BATCH, TINY_IMAGES, TINY_LABELS
-
-
-@pytest.fixture(scope="module")
-def features(manifest: Manifest) -> BundleCheck:
-    """Two outputs of which the second is a little off."""
-    values = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in ("input", "layer1", "layer2")
-    ]
-    nodes = [helper.make_node("Identity", ["input"], ["layer1"]), helper.make_node("Relu", ["input"], ["layer2"])]
-    model = helper.make_model(
-        helper.make_graph(nodes, "features", values[:1], values[1:]),
-        opset_imports=[helper.make_opsetid("", 20)],
-        ir_version=9,
-    )
-    inputs = np.linspace(1, 2, 16, dtype=np.float32).reshape(8, 2)
-    budget = Budget(0.01, max_relative_error=0.01)
-    with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
-        answer = compare_backend(
-            Evidence(inputs, {"layer1": inputs, "layer2": inputs * np.float32(1.004)}),
-            "onnxruntime",
-            runtime,
-            budget,
-            BATCH,
-        )
-    return checked(BackendCheck("onnxruntime", "ok", "", answer, 1.0), budget=budget)
-
-
-def checked(*backends: BackendCheck, budget: Budget, **changed: Any) -> BundleCheck:
-    whole = BundleCheck("folder/tiny", "tiny", budget, "its golden inputs", 8, "FP32 PyTorch", backends)
-    return replace(whole, **changed)
-
-
-def section(made: Made) -> Section:
-    return section_from_check(*made)
-
-
-def page_of(*given: Section) -> str:
-    return html_from_sections(given).decode()
-
-
-def text_of(page: str) -> str:
-    """What a reader sees, without the styles: tags away, spaces as one."""
-    body = page[page.index("<body>") :]
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", body)))
-
-
-# --- the verdict ---
-
-
-def test_a_good_check_is_one_sentence_that_says_all(good: Made) -> None:
-    (sentence,) = verdict_sentences(good[0])
-    assert sentence.startswith(
-        "tiny-fp32 says what FP32 PyTorch says on onnxruntime: of 16 images none changed class, the largest logit error is "
-    )
-    assert sentence.endswith("of the largest logit, and every limit is kept.")
-    assert status_of(good[0]) == "within budget"
-
-
-def test_broken_limits_are_named_with_what_is_asked_and_what_it_meant_for_the_classes(turned: Made) -> None:
-    (sentence,) = verdict_sentences(turned[0])
-    limit = next(limit for limit in turned[0].backends[0].answer.limits if limit.name == "min_agreement")  # type: ignore[union-attr]  # it answered
-    assert sentence.startswith("tiny-turned is out of budget on onnxruntime: ")
-    assert f"top-1 agreement is {limit.measured} where at least 99.50% is asked" in sentence
-    assert sentence.endswith("16 of 16 images changed class, 16 of which count.")
-    assert status_of(turned[0]) == "out of budget"
-
-
-def test_a_limit_s_parts_are_its_text(turned: Made) -> None:
-    (one,) = turned[0].backends
-    assert one.answer is not None
-    assert [limit.text for limit in one.answer.limits[1:]] == [
-        f"{one.what} {one.measured}, budget {one.allowed}" for one in one.answer.limits[1:]
-    ]
-
-
-def test_features_have_outputs_in_place_of_classes(features: BundleCheck) -> None:
-    assert verdict_sentences(features) == (
-        "tiny says what FP32 PyTorch says on onnxruntime: the largest error is 0.4% of its output's largest value, and every limit is kept.",
-    )
-
-
-@pytest.mark.parametrize(
-    ("verdict", "asked", "status", "said"),
-    [
-        ("not here", True, "not answered", "tensorrt was not here to answer, though asked for by name."),
-        ("not here", False, "within budget", "tensorrt was not here to answer."),
-        ("failed", False, "failed", "On tensorrt it failed: no luck."),
-        ("crashed", False, "failed", "On tensorrt it crashed: no luck."),
-    ],
-)
-def test_a_backend_that_gave_no_answer_is_told(good: Made, verdict: Any, asked: bool, status: str, said: str) -> None:
-    other = replace(
-        good[0], backends=(*good[0].backends, BackendCheck("tensorrt", verdict, "no luck", None, 0.0)), asked=asked
-    )
-    assert status_of(other) == status
-    assert said in verdict_sentences(other)
-    assert "no luck" in text_of(page_of(replace(section(good), check=other)))
-
-
-def test_where_nobody_answered_there_is_no_table(good: Made) -> None:
-    nobody = replace(good[0], backends=(BackendCheck("tensorrt", "not here", "no GPU", None, 0.0),))
-    said = text_of(page_of(replace(section(good), check=nobody)))
-    assert "No backend answered: tensorrt ○ not here no GPU" in said
-    assert "What was measured" not in said
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.0257, "2.6%"), (4.08e-8, "4.1e-08"), (0.0, "0%"), (1.0, "100%"), (12.5, "1250%"), (1e-4, "0.01%")],
-)
-def test_shares_are_for_people(value: float, text: str) -> None:
-    assert share_text(value) == text
-
-
-def test_several_bundles_have_one_verdict_and_a_table_of_contents(good: Made, turned: Made) -> None:
-    assert overall_text([good[0], turned[0]]) == "Of 2 bundles 1 is within budget and 1 is out of budget."
-    assert overall_text([good[0], good[0]]) == "All 2 bundles are within budget."
-    page = page_of(section(good), section(turned))
-    assert "Parity of 2 bundles" in page
-    assert [link in page for link in ('href="#b1"', 'id="b1"', 'href="#b2"', 'id="b2"')] == [True] * 4
-
 
 # --- what the page holds ---
 
@@ -200,9 +61,9 @@ def test_every_error_is_in_the_histogram_s_table(turned: Made) -> None:
 
 
 def test_outputs_that_are_not_finite_leave_the_rest_unjudged(good: Made) -> None:
-    evidence = replace(good[2], outputs={"logits": np.full((IMAGES, 10), np.nan, np.float32)})
+    evidence = replace(good[2], outputs={"logits": np.full((TINY_IMAGES, 10), np.nan, np.float32)})
     with open_runtime(good[1].bundle) as runtime:
-        answer = compare_backend(evidence, "tensorrt", runtime, good[0].budget, BATCH)
+        answer = compare_backend(evidence, "tensorrt", runtime, good[0].budget, TINY_BATCH)
     check = replace(good[0], backends=(*good[0].backends, BackendCheck("tensorrt", "out of budget", "", answer, 0.0)))
     assert verdict_sentences(check)[0] == "tiny-fp32 is out of budget on tensorrt: a reference that is not finite."
     said = text_of(page_of(replace(section(good), check=check)))
@@ -233,7 +94,7 @@ def test_a_flip_shows_the_picture_that_the_model_was_fed(turned: Made) -> None:
     addresses = re.findall(
         r'<img src="data:image/png;base64,([^"]+)" class="small" alt="golden image (\d+), which was ([^"]+)"', page
     )
-    assert len(addresses) == len(made.flips) == made.flip_count == IMAGES
+    assert len(addresses) == len(made.flips) == made.flip_count == TINY_IMAGES
     preprocess, inputs = turned[1].bundle.manifest.preprocess, turned[2].inputs
     for data, place, said in addresses:
         with Image.open(io.BytesIO(base64.b64decode(data))) as image:
@@ -241,7 +102,7 @@ def test_a_flip_shows_the_picture_that_the_model_was_fed(turned: Made) -> None:
                 np.asarray(image)[..., None], preprocess.pixels_from_inputs(inputs[int(place)])
             )
         flip = next(one.flip for one in made.flips if one.flip.image == int(place))
-        assert html.unescape(said) == f"{LABELS[flip.reference]} and became {LABELS[flip.got]}; it counts"
+        assert html.unescape(said) == f"{TINY_LABELS[flip.reference]} and became {TINY_LABELS[flip.got]}; it counts"
 
 
 def test_of_many_flips_the_largest_margins_are_shown(turned: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,12 +126,12 @@ def test_a_flip_on_two_backends_is_one_picture(turned: Made) -> None:
 @pytest.mark.parametrize("channels", [3, 5])
 def test_pictures_of_any_number_of_channels_are_shown(turned: Made, channels: int) -> None:
     preprocess = Preprocess(None, (28, 28), "bilinear", True, (0.5,) * channels, (0.5,) * channels)
-    pixels = np.random.default_rng(1).integers(0, 256, (IMAGES, 28, 28, channels), np.uint8)
+    pixels = np.random.default_rng(1).integers(0, 256, (TINY_IMAGES, 28, 28, channels), np.uint8)
     found, plan, evidence = turned
     bundle = replace(plan.bundle, manifest=replace(plan.bundle.manifest, preprocess=preprocess))
     for fed in (preprocess.normalise(pixels), pixels):
         made = section_from_check(
-            found, replace(plan, bundle=bundle), replace(evidence, inputs=fed, labels=np.zeros(IMAGES, np.int64))
+            found, replace(plan, bundle=bundle), replace(evidence, inputs=fed, labels=np.zeros(TINY_IMAGES, np.int64))
         )
         for one in made.flips:
             np.testing.assert_array_equal(one.pixels, pixels[one.flip.image][..., : 3 if channels == 3 else 1])
@@ -334,7 +195,7 @@ def test_engines_are_told_by_their_sidecars(good: Made) -> None:
         ("sm87",),
         "linux-aarch64",
         None,
-        BATCH,
+        TINY_BATCH,
         "fp32",
         "strong",
         {},
@@ -438,136 +299,3 @@ def test_ids_are_unique_where_several_plots_stand_in_one_page(turned: Made) -> N
     assert len(ids) == len(set(ids))
     used = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)|aria-(?:labelledby|describedby)="([^"]+)"', page)
     assert {name for names in used for name in names if name} <= set(ids)
-
-
-# --- how to make and check it again ---
-
-
-@pytest.mark.parametrize(
-    ("kind", "uint8", "outputs"),
-    [("shipped", False, "logits"), ("random", True, "logits"), ("random", False, "layer1")],
-)
-def test_the_export_s_command_line_is_one(run: Any, manifest: Manifest, kind: Any, uint8: bool, outputs: str) -> None:
-    spec = TensorSpec("input", "uint8" if uint8 else "float32", ("batch", 28, 28, 1) if uint8 else ("batch", 1, 28, 28))
-    model = replace(
-        manifest.model,
-        name="resnet20",
-        source="cifar",
-        variant="projection",
-        weights=replace(manifest.model.weights, kind=kind),
-    )
-    made = replace(
-        manifest,
-        model=model,
-        precision="int8",
-        inputs=(spec,),
-        outputs=(replace(manifest.outputs[0], name=outputs),),
-        preprocess=manifest.preprocess,
-    )
-    command = export_lines(made)[0].replace("\\\n", "")
-    told = run(*shlex.split(command)[1:], "--dry-run", "--json").json
-    assert (told["model"], told["precision"], told["variant"], told["batch"]) == (
-        "resnet20",
-        "int8",
-        "projection",
-        "2:3:4",
-    )
-    assert told["weights"] == ("random" if kind == "random" else "default")
-    assert told["outputs"] == ("logits" if outputs == "logits" else "features (stages)")
-    assert told["input"].startswith("uint8" if uint8 else "float32")
-
-
-def test_what_the_manifest_knows_by_sha256_alone_is_a_comment(manifest: Manifest) -> None:
-    weights = replace(manifest.model.weights, kind="file", sha256="ab" * 32)
-    lines = export_lines(
-        replace(
-            manifest,
-            model=replace(manifest.model, weights=weights),
-            files={**manifest.files, "labels.txt": manifest.files["model.onnx"]},
-        )
-    )
-    assert "--weights FILE" in lines[0]
-    assert "--labels labels.txt" in lines[0]
-    assert lines[1] == f"# FILE: the checkpoint of sha256 {'ab' * 32}"
-    assert lines[2].startswith("# and --data")
-
-
-def test_numbers_in_the_command_lines_are_the_very_ones(good: Made, manifest: Manifest) -> None:
-    mean, std = (0.48235294117647054, 1e-7, 127.0), (0.00392156862745098, 1 / 3, 255.0)
-    words = shlex.split(
-        export_lines(replace(manifest, preprocess=replace(manifest.preprocess, mean=mean, std=std)))[0].replace(
-            "\\\n", ""
-        )
-    )
-    for option, values in (("--mean", mean), ("--std", std)):
-        assert channels_from_text(words[words.index(option) + 1], option) == values
-    limits = {"own_error": 1 / 3, "min_sqnr_db": 20.0}
-    words = shlex.split(check_line(replace(good[1], budget=limits)).replace("\\\n", ""))
-    assert budget_from_text(tuple(one for option, one in pairwise(words) if option == "--budget")) == limits
-    assert budget_from_text((Budget(**limits).text(),)) == limits
-
-
-def test_what_was_left_out_of_the_bundle_and_few_images_are_in_the_command_line(manifest: Manifest) -> None:
-    assert "--no-reference" in export_lines(manifest)[0]
-    assert "--allow-few-images" not in export_lines(manifest)[0]
-    few = replace(
-        manifest,
-        calibration=CalibrationFacts("mse", 63, "0" * 64),
-        files={"reference.pt2": manifest.files["model.onnx"]},
-    )
-    assert "--no-reference" not in export_lines(few)[0]
-    assert "--allow-few-images" in export_lines(few)[0]
-
-
-def test_the_check_s_command_line_is_one(good: Made) -> None:
-    plan = replace(good[1], data="my pictures", images=7, budget={"min_cosine": 0.5}, against=good[1].bundle)
-    words = shlex.split(check_line(plan).replace("\\\n", ""))
-    given = check_command.make_context("check", words[2:]).params
-    assert [str(path) for path in given["bundles"]] == ["tiny-fp32"]
-    assert (given["backends"], given["data"], given["images"]) == (("onnxruntime",), "my pictures", 7)
-    assert (given["budget"], given["against"]) == (("min_cosine=0.5",), str(good[1].bundle.folder))
-
-
-# --- the command ---
-
-
-def test_check_writes_the_page_even_where_a_limit_is_broken(
-    deploy: Any, good: Made, turned: Made, tmp_path: Path
-) -> None:
-    paths = [made[1].bundle.folder for made in (good, turned)]
-    shown = deploy("check", *paths, "--backend", "onnxruntime", "--quiet", "--html", tmp_path / "report.html")
-    assert shown.code == 4
-    assert (tmp_path / "report.html").read_bytes() == html_from_sections([section(good), section(turned)])
-
-
-def test_a_page_into_a_folder_that_is_not_there_is_refused_before_the_work(
-    deploy: Any, good: Made, tmp_path: Path
-) -> None:
-    shown = deploy("check", good[1].bundle.folder, "--html", tmp_path / "nowhere" / "report.html")
-    assert shown.code == 2
-    assert "give another --html" in shown.error
-
-
-@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
-def test_a_missing_package_is_told_before_the_work(
-    deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
-) -> None:
-    for name in ("exporter.verification.report.page", "exporter.verification.report.plots"):
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("exporter.verification.report.page")
-    monkeypatch.setitem(sys.modules, package, None)
-    shown = deploy("check", tmp_path / "no bundle", "--html", tmp_path / "report.html")
-    assert shown.code == 3
-    assert (
-        shown.error
-        == f"error: an HTML report needs the package '{package}', which is not installed; pip install 'resnet-export[report]'"
-    )
-
-
-def test_a_bundle_carries_its_report_with_the_drift_of_its_blocks(shipped_bundle: Any) -> None:
-    bundle = shipped_bundle("int8")
-    page = bundle.file("report.html").read_text()
-    assert "resnet20-int8" in page
-    assert "layer3.2" in page
-    assert "onnx fp32" in page
-    assert str(bundle.folder) not in page

@@ -44,7 +44,7 @@ CONTRASTS = """() => {
   }
   return found;
 }"""
-"""WCAG 2.2, success criteria 1.4.3 and 1.4.11: [what, `text` or the colour of a series, contrast to what lies behind] of all that is shown."""
+"""Of all that is shown: [what, `text` or a series' colour, contrast to what is behind] (WCAG 2.2, 1.4.3, 1.4.11)."""
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,9 @@
 """Find the types that each convolution reads: INT8 where TensorRT carries the quantization of a tensor to it.
 
 Every rule here was measured: TensorRT-RTX's builder logs the types that each of its kernels reads, and
-`tests/test_lint_judged.py` compares this module with it. TensorRT itself is known to want scales of activations per
-tensor and of weights per output channel, to move DequantizeLinear past operators that only move values, and to compute
-everything else in float (NVIDIA, "Working with Quantized Types").
+`tests/lowering/test_lint_judged.py` compares this module with it. TensorRT itself is known to want scales of
+activations per tensor and of weights per output channel, to move DequantizeLinear past operators that only move values,
+and to compute everything else in float (NVIDIA, "Working with Quantized Types").
 """
 
 from __future__ import annotations

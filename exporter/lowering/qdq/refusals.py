@@ -1,7 +1,7 @@
 """Find what TensorRT's parser and builder refuse in a quantized graph, and where they compute other values than ONNX.
 
 Every rule was tried on TensorRT-RTX 1.7, whose parser gives the same messages as TensorRT's;
-`tests/test_lint_judged.py` tries them again.
+`tests/lowering/test_lint_judged.py` tries them again.
 """
 
 from __future__ import annotations
