@@ -99,7 +99,7 @@ def test_answers_that_are_not_finite_are_out_of_budget(run: Any, bundle: Path) -
     assert shown.code == 4
     assert "not finite" in shown.err
     (line,) = (line.split() for line in shown.out.splitlines() if line.startswith("onnxruntime  "))
-    assert line == ["onnxruntime", "-", "-", "-", "-", "-", "0.00%", "0.00%", "32", "OUT", "OF", "BUDGET"]
+    assert line == ["onnxruntime", "-", "-", "-", "-", "-", "0.00%", "0.00%", "32", "(32)", "OUT", "OF", "BUDGET"]
 
 
 @pytest.mark.parametrize(
