@@ -81,7 +81,7 @@ REFUSED = [
     (["resnet20", "--weights", "random", "--num-classes", "0"], 2, "--num-classes of at least 1"),
     (["resnet20", "--weights", "random", "--seed", "-1"], 2, "expected a --seed from 0"),
     (["resnet20", "--weights", "nothing.pth"], 2, "--weights: there is no file nothing.pth; give default, random or"),
-    (["resnet20", "--nonsense"], 2, "see command --help"),
+    (["resnet20", "--nonsense"], 2, " --help"),
     (["resnet50", "--image-size", "31"], 2, "at least 32 pixels for resnet50, got 31x31"),
     (["resnet56"], 2, "resnet56 has no default weights; give --weights random or FILE"),
     (
