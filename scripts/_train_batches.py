@@ -67,10 +67,10 @@ class Pixels:
     def batches(self, plan: Plan) -> Iterator[tuple[Tensor, Tensor]]:
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.preprocess.mean, self.preprocess.std))
         for places, drawn in plan:
-            images = self.images[places] if drawn is None else self._augmented(places, drawn)
+            images = self.images[places] if drawn is None else self._augment(places, drawn)
             yield (images.float() / 255 - mean) / std, self.labels[places]
 
-    def _augmented(self, places: Tensor, drawn: Tensor) -> Tensor:
+    def _augment(self, places: Tensor, drawn: Tensor) -> Tensor:
         images = self.images[places]
         count, channels, height, width = images.shape
         top, left, mirror = drawn
@@ -110,13 +110,13 @@ class Pictures:
                     ([pool.submit(self._input, *one) for one in zip(places.tolist(), seeds, strict=True)], places)
                 )
                 if len(waiting) > BATCHES_AHEAD:
-                    yield self._finished(*waiting.popleft())
+                    yield self._gather(*waiting.popleft())
             while waiting:
-                yield self._finished(*waiting.popleft())
+                yield self._gather(*waiting.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _finished(self, inputs: list[Future[NDArray[np.float32]]], places: Tensor) -> tuple[Tensor, Tensor]:
+    def _gather(self, inputs: list[Future[NDArray[np.float32]]], places: Tensor) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(np.stack([one.result() for one in inputs])), self.part.labels[places]
 
     def _input(self, place: int, seed: int | None) -> NDArray[np.float32]:

@@ -189,7 +189,7 @@ def _data_from_two_trees(folder: Path) -> Data:
             f"--data: {folder} has train but no val; expected both, or the class folders themselves (then some pictures are held out)"
         )
     (training, training_labels, classes), (held_out, held_out_labels, held_out_classes) = (
-        _labelled(folder / part) for part in ("train", "val")
+        _open_labelled(folder / part) for part in ("train", "val")
     )
     strange = sorted(set(held_out_classes) - set(classes))
     if strange:
@@ -207,7 +207,7 @@ def _data_from_two_trees(folder: Path) -> Data:
 
 def _data_from_tree(request: Request) -> Data:
     """Class folders; of each class the fraction asked for is held out, the same pictures for the same seed."""
-    source, labels, classes = _labelled(request.folder)
+    source, labels, classes = _open_labelled(request.folder)
     chance = np.random.default_rng(request.seed)
     chosen = []
     for label in range(len(classes)):
@@ -225,7 +225,7 @@ def _data_from_tree(request: Request) -> Data:
     return Data(training, validation, classes, "validation")
 
 
-def _labelled(folder: Path) -> tuple[ImageSource, NDArray[np.int64], tuple[str, ...]]:
+def _open_labelled(folder: Path) -> tuple[ImageSource, NDArray[np.int64], tuple[str, ...]]:
     source = open_source(str(folder))
     if source.labels is None or source.classes is None:
         raise BadInput(

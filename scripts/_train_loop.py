@@ -134,13 +134,13 @@ def train(recipe: Recipe, run: Run, training: Examples, held_out: Examples, fold
             try:
                 facts = _epoch(recipe, run, training, held_out, check, console)
             except Stopped:
-                written(checkpoint, lambda path: torch.save(_state(recipe, run), path))
+                write_in_one_step(checkpoint, lambda path: torch.save(_state(recipe, run), path))
                 raise
             if facts["accuracy"] > max((one["accuracy"] for one in run.history), default=-1.0):
-                written(folder / BEST, lambda path: torch.save(weights_of(run.model), path))
+                write_in_one_step(folder / BEST, lambda path: torch.save(weights_of(run.model), path))
             run.history.append(facts)
             run.step, run.loss_sum, run.correct = 0, 0.0, 0
-            written(checkpoint, lambda path: torch.save(_state(recipe, run), path))
+            write_in_one_step(checkpoint, lambda path: torch.save(_state(recipe, run), path))
             console.print(
                 f"epoch {epoch + 1}/{recipe.epochs}: loss {facts['loss']:.3f}, training accuracy {facts['training_accuracy']:.2%},"
                 f" held out {facts['accuracy']:.2%}, {time.perf_counter() - begin:.1f} s"
@@ -279,7 +279,7 @@ def _restore(recipe: Recipe, run: Run, checkpoint: Path) -> None:
     )
 
 
-def written(path: Path, write: Callable[[Path], object]) -> None:
+def write_in_one_step(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside `path`, then rename: whatever happens, `path` is the old file or the new one.
 
     Raises:

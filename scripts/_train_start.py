@@ -54,7 +54,7 @@ def start(network: Network, data: Data, seed: int) -> Start:
     size = network.image_size or _natural_size(spec, own, data)
     if network.weights is None:
         module: nn.Module = source.create(spec, len(data.classes), data.channels)
-        steps = _from_scratch(_resized(own, size), _channels(module), data)
+        steps = _from_scratch(_with_size(own, size), _channels(module), data)
         _head(module, _outputs(module, steps, spec), len(data.classes), spec)
         return Start(module, module, steps, None)
     plan = ExportPlan(
@@ -74,7 +74,7 @@ def _natural_size(spec: ModelSpec, own: Preprocess, data: Data) -> tuple[int, in
     return int(pixels.shape[2]), int(pixels.shape[3])
 
 
-def _resized(own: Preprocess, size: tuple[int, int]) -> Preprocess:
+def _with_size(own: Preprocess, size: tuple[int, int]) -> Preprocess:
     """As resnet-export does for --image-size: the shorter side keeps its ratio to the crop."""
     if size == own.crop:
         return own
@@ -118,10 +118,10 @@ def _from_scratch(own: Preprocess, channels: int, data: Data) -> Preprocess:
             mean=tuple(round(plane.mean().item(), 4) for plane in planes),
             std=tuple(round(plane.std().item(), 4) for plane in planes),
         )
-    return own if own.channels == channels else _averaged(own, channels)
+    return own if own.channels == channels else _with_average_channels(own, channels)
 
 
-def _averaged(own: Preprocess, channels: int) -> Preprocess:
+def _with_average_channels(own: Preprocess, channels: int) -> Preprocess:
     return replace(own, mean=(sum(own.mean) / own.channels,) * channels, std=(sum(own.std) / own.channels,) * channels)
 
 
@@ -148,7 +148,7 @@ def export_options(model: str, used: Preprocess) -> list[str]:
     """What resnet-export must be told: where the network was not trained with the model's own preprocessing."""
     spec = find_model(model)
     own: Preprocess = load_source(spec).preprocess(spec)
-    default = own if own.channels == used.channels else _averaged(own, used.channels)
+    default = own if own.channels == used.channels else _with_average_channels(own, used.channels)
     options = [] if used.crop == own.crop else ["--image-size", "x".join(map(str, used.crop))]
     for option, values, usual in (("--mean", used.mean, default.mean), ("--std", used.std, default.std)):
         options += [] if values == usual else [option, ",".join(map(number_text, values))]

@@ -247,7 +247,7 @@ def row(candidate: Candidate, reference: Floats, images: Images) -> tuple[str, N
     return line, exact.argmax(1) == images.labels
 
 
-def paired(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> str:
+def paired_test(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> str:
     """How many images each alone gets right, and how likely a split at least as uneven is if neither is better (McNemar 1947, exact)."""
     alone, other = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
     trials = alone + other
@@ -270,7 +270,9 @@ def print_table(bundle: Bundle, images: Images, modelopt: Path | None) -> None:
             click.echo(line)
     default = right[f"INT8, {CALIBRATOR}"]
     others = [
-        f"{name} {paired(default, theirs)}" for name, theirs in right.items() if not name.startswith(("FP16", "INT8"))
+        f"{name} {paired_test(default, theirs)}"
+        for name, theirs in right.items()
+        if not name.startswith(("FP16", "INT8"))
     ]
     click.echo(
         f"\nImages that {CALIBRATOR} alone gets right, to images that the other alone does: {'; '.join(others)}."

@@ -21,7 +21,7 @@ import numpy as np
 BATCH = 2
 
 
-def prepared(folder: Path) -> Path:
+def prepare_model(folder: Path) -> Path:
     """ResNet-50's simplified FP32 graph with random weights."""
     from exporter import ExportPlan, export
 
@@ -90,7 +90,7 @@ def peak_gb() -> float:
     return int(line.split()[1]) / 1e6
 
 
-def measured(name: str, model: Path, count: int) -> dict[str, float]:
+def measure(name: str, model: Path, count: int) -> dict[str, float]:
     """Seconds (without imports) and peak memory of one run in a process of its own."""
     done = subprocess.run(
         [sys.executable, __file__, "--run", name, "--model", str(model), "--few", str(count)],
@@ -125,10 +125,10 @@ def main(few: int, many: int, name: str | None, model: Path | None) -> None:
         click.echo(json.dumps({"seconds": time.perf_counter() - start, "peak_gb": peak_gb()}))
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = prepared(Path(folder))
-        plain, own = measured("forward", path, few), measured("ours", path, few)
-        theirs = {kind: measured(kind, path, few) for kind in ("Entropy", "Percentile")}
-        plain_many, own_many = measured("forward", path, many), measured("ours", path, many)
+        path = prepare_model(Path(folder))
+        plain, own = measure("forward", path, few), measure("ours", path, few)
+        theirs = {kind: measure(kind, path, few) for kind in ("Entropy", "Percentile")}
+        plain_many, own_many = measure("forward", path, many), measure("ours", path, many)
     for count, mine, bare in ((few, own, plain), (many, own_many, plain_many)):
         click.echo(f"time of ours / a bare forward pass, {count} images: {mine['seconds'] / bare['seconds']:.2f}")
     click.echo(f"peak of ours, {many} / {few} images: {own_many['peak_gb'] / own['peak_gb']:.2f}")

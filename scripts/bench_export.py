@@ -103,7 +103,7 @@ def ours(model: str) -> dict[str, float]:
     return seconds
 
 
-def measured(command: list[str]) -> tuple[float, float]:
+def measure(command: list[str]) -> tuple[float, float]:
     """Wall seconds and peak memory in GB of a command and its children."""
     probe = (
         "import json, resource, subprocess, sys, time; start = time.perf_counter();"
@@ -125,7 +125,7 @@ def compare_exports(model: str, repeats: int) -> None:
     steps: dict[str, list[dict[str, float]]] = {"bare": [], "ours": []}
     for _ in range(repeats):
         for name in ("bare", "ours"):
-            totals[name].append(measured([sys.executable, __file__, "--model", model, "--only", name]))
+            totals[name].append(measure([sys.executable, __file__, "--model", model, "--only", name]))
             steps[name].append(json.loads(RESULTS[-1]))
     names = list(dict.fromkeys([*steps["bare"][0], *steps["ours"][0]]))
     click.echo(f"{'step':<16} {'bare s':>8} {'ours s':>8}")

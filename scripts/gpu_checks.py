@@ -94,7 +94,7 @@ def attempt(work: Callable[[], Any]) -> Any:
         return {"failed": f"{type(error).__name__}: {error}"}
 
 
-def proven(bundle: Bundle, backend: str, provider: str | None) -> dict[str, Any]:
+def prove(bundle: Bundle, backend: str, provider: str | None) -> dict[str, Any]:
     """The comparison with the golden logits, and the median latency at batch 1 and at the largest, copies included, in milliseconds."""
     if backend.startswith("tensorrt"):
         build_engine(BuildPlan(bundle, backend), lambda step, done=0, total=0: None)
@@ -126,7 +126,7 @@ def bundles(folder: Path) -> dict[str, Any]:
             for backend, provider in RUNS:
                 name = backend if provider is None else f"{backend} ({provider})"
                 click.echo(f"{model} {precision} {name}", err=True)
-                found.setdefault(f"{model}-{precision}", {})[name] = attempt(partial(proven, bundle, backend, provider))
+                found.setdefault(f"{model}-{precision}", {})[name] = attempt(partial(prove, bundle, backend, provider))
     return found
 
 

@@ -36,7 +36,7 @@ import click
 import torch
 from _train_batches import examples_of
 from _train_data import Data, Request, open_data
-from _train_loop import BEST, OPTIMIZERS, SCHEDULES, Recipe, Run, Stopped, new_run, train, weights_of, written
+from _train_loop import BEST, OPTIMIZERS, SCHEDULES, Recipe, Run, Stopped, new_run, train, weights_of, write_in_one_step
 from _train_start import Network, Start, export_options, start
 from safetensors.torch import save_file
 
@@ -145,7 +145,7 @@ def write_results(settings: Settings, data: Data, recipe: Recipe, begin: Start, 
     """The last weights and the facts; lines that say so, the last one how to export."""
     folder, stem = settings.output, re.sub(r"[^\w.-]", "-", recipe.model)
     weights = folder / f"{stem}.safetensors"
-    written(weights, lambda path: save_file(weights_of(run.model), path))
+    write_in_one_step(weights, lambda path: save_file(weights_of(run.model), path))
     scores = [one["accuracy"] for one in run.history]
     best, kind = scores.index(max(scores)), data.held_out_name
     facts = {
@@ -159,7 +159,9 @@ def write_results(settings: Settings, data: Data, recipe: Recipe, begin: Start, 
         "command": shlex.join(["python", *sys.argv]),
         "torch": torch.__version__,
     }
-    written(folder / f"{stem}.json", lambda path: path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8"))
+    write_in_one_step(
+        folder / f"{stem}.json", lambda path: path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    )
     command = [
         "resnet-export",
         recipe.model,
@@ -244,7 +246,9 @@ def command(**options: Any) -> None:
     except KeyboardInterrupt:
         click.echo("interrupted; the same command goes on from the last checkpoint", err=True)
         sys.exit(130)
-    written(settings.output / "class_indices.json", lambda path: path.write_text(indices + "\n", encoding="utf-8"))
+    write_in_one_step(
+        settings.output / "class_indices.json", lambda path: path.write_text(indices + "\n", encoding="utf-8")
+    )
     click.echo("\n".join(write_results(settings, data, recipe, begin, run)))
 
 

@@ -123,7 +123,7 @@ def check(bundles: tuple[Path, ...], **options: Any) -> None:
         plans = [replace(plan, blocks=options["blocks"], bisect=options["bisect"]) for plan in plans]
     _check_writable({"--junit": junit, "--html": html}, plans)
     with status(quiet=options["quiet"]) as progress:
-        done = [_checked(plan, progress) for plan in plans]
+        done = [_check_one(plan, progress) for plan in plans]
     checks = [one.check for one in done]
     if junit is not None:
         _write(junit, xml_from_checks(checks), "--junit")
@@ -156,7 +156,7 @@ class _Done(NamedTuple):
     problem: ResnetExportError | None
 
 
-def _checked(plan: CheckPlan, progress: Progress) -> _Done:
+def _check_one(plan: CheckPlan, progress: Progress) -> _Done:
     from exporter.verification.check import check_bundle, failed_check
 
     try:

@@ -27,7 +27,7 @@ INTERRUPTED, TERMINATED, WRONG_USE = 130, 143, 2
 
 def run_command(command: click.Command) -> NoReturn:
     """Run a command and exit with its code; an error that a user can cause is one line on stderr, never a traceback."""
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
     _settle_streams()
     try:
         command.main(standalone_mode=False)
@@ -135,7 +135,7 @@ def _settle_streams() -> None:
         )
 
 
-def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+def _exit_on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(TERMINATED)
 
 

@@ -119,7 +119,7 @@ def engine_for(bundle: Bundle, here: Here, trusted: Collection[str] = ()) -> Pat
     if fitting:
         return max(
             fitting,
-            key=lambda path: (fitting[path].engine_sha256 in trusted, _written(path), -len(fitting[path].options)),
+            key=lambda path: (fitting[path].engine_sha256 in trusted, _write_time(path), -len(fitting[path].options)),
         )
     if stale and not foreign:
         raise BundleError(f"{stale[0]} was built from another model.onnx; {build}")
@@ -129,7 +129,7 @@ def engine_for(bundle: Bundle, here: Here, trusted: Collection[str] = ()) -> Pat
     )
 
 
-def _written(path: Path) -> float:
+def _write_time(path: Path) -> float:
     """When a file was last written, in seconds since 1970."""
     try:
         return path.stat().st_mtime

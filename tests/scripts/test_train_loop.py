@@ -230,6 +230,6 @@ def test_a_failed_write_leaves_the_old_file_alone(script: Any, tmp_path: Path) -
         raise OSError("no space left on device")
 
     with pytest.raises(BadInput, match="no space left"):
-        script("_train_loop").written(tmp_path / "best.pth", half)
+        script("_train_loop").write_in_one_step(tmp_path / "best.pth", half)
     assert (tmp_path / "best.pth").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["best.pth"]
