@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 INTERRUPTED, TERMINATED, WRONG_USE = 130, 143, 2
 
 
+class Terminated(BaseException):
+    """SIGTERM came. No SystemExit: where a stranger's network raises that, it becomes an error about the network."""
+
+
 def run_command(command: click.Command) -> NoReturn:
     """Run a command and exit with its code; an error that a user can cause is one line on stderr, never a traceback."""
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    signal.signal(signal.SIGTERM, _raise_terminated)
     _settle_streams()
     try:
         command.main(standalone_mode=False)
@@ -41,6 +45,8 @@ def run_command(command: click.Command) -> NoReturn:
         _fail(said, WRONG_USE)
     except click.ClickException as error:
         _fail(error.format_message(), WRONG_USE)
+    except Terminated:
+        sys.exit(TERMINATED)
     except (click.Abort, KeyboardInterrupt) as stop:
         _fail(str(stop) or "interrupted; nothing was written", INTERRUPTED)
     except ParityError as error:
@@ -135,8 +141,8 @@ def _settle_streams() -> None:
         )
 
 
-def _exit_on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
-    sys.exit(TERMINATED)
+def _raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
 
 
 def _fail(message: str, code: int) -> NoReturn:

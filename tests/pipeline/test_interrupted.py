@@ -7,6 +7,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -88,6 +90,31 @@ def _trials(folder: Path, count: int) -> None:
     last.join()
     assert last.exitcode == 0
     assert [path.name for path in folder.iterdir()] == ["bundle"]  # what killed runs left is swept up by the next
+
+
+STOPPED = """
+import os, signal
+from torch import nn
+
+def net():
+    class Net(nn.Module):
+        def forward(self, x):
+            os.kill(os.getpid(), signal.{name})
+            return x
+    return Net()
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_that_comes_while_a_strangers_network_runs_is_no_error_of_the_network(
+    name: str, code: int, tmp_path: Path
+) -> None:
+    (tmp_path / "nets.py").write_text(STOPPED.format(name=name))
+    command = [sys.executable, "-m", "exporter.cli.export", "nets:net", "--image-size", "32", "--weights", "random"]
+    done = subprocess.run([*command, "--quiet"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert "nets" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["nets.py"]
 
 
 def test_an_interrupted_export_leaves_the_old_bundle_or_the_new_one(tmp_path: Path) -> None:
