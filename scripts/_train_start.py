@@ -9,7 +9,7 @@ import torch
 from _train_data import Data
 from torch import nn
 
-from exporter.models.loading import load_model
+from exporter.models.loading import load_model, with_image_size
 from exporter.models.registry import find_model, load_source
 from exporter.models.spec import ModelSpec
 from exporter.pipeline.plan import ExportPlan
@@ -54,7 +54,7 @@ def start(network: Network, data: Data, seed: int) -> Start:
     size = network.image_size or _natural_size(spec, own, data)
     if network.weights is None:
         module: nn.Module = source.create(spec, len(data.classes), data.channels)
-        steps = _from_scratch(_with_size(own, size), _channels(module), data)
+        steps = _from_scratch(own if size == own.crop else with_image_size(own, size), _channels(module), data)
         _head(module, _outputs(module, steps, spec), len(data.classes), spec)
         return Start(module, module, steps, None)
     plan = ExportPlan(
@@ -72,14 +72,6 @@ def _natural_size(spec: ModelSpec, own: Preprocess, data: Data) -> tuple[int, in
     if pixels is None or (spec.size is not None and spec.size > SMALL_PIXELS):
         return own.crop
     return int(pixels.shape[2]), int(pixels.shape[3])
-
-
-def _with_size(own: Preprocess, size: tuple[int, int]) -> Preprocess:
-    """As resnet-export does for --image-size: the shorter side keeps its ratio to the crop."""
-    if size == own.crop:
-        return own
-    ratio = own.resize / min(own.crop) if isinstance(own.resize, int) else 1.0
-    return replace(own, resize=round(size[0] * ratio) if size[0] == size[1] else size, crop=size)
 
 
 def _channels(module: nn.Module) -> int:

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 TARGETS = ("--backend", "tensorrt-rtx", "--target", "sm86,sm120")
-
-
-def changed(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Edit the manifest."""
-    path = bundle / "manifest.json"
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
 
 
 def engines(bundle: Path) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from manifest_edits import rewrite_manifest
 
 from calibration.data import FASHION_MNIST_CLASSES, built_in
 
@@ -34,9 +34,7 @@ def counts(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def edited(bundle: Path, **changes: Any) -> None:
-    document = json.loads((bundle / "manifest.json").read_text())
-    document.update(changes)
-    (bundle / "manifest.json").write_text(json.dumps(document))
+    rewrite_manifest(bundle, lambda document: document.update(changes))
 
 
 def copied(bundle: Path, folder: Path) -> Path:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from runtimes.bundle import MANIFEST
 from runtimes.bundle_writing import write_manifest
 from runtimes.manifest import Manifest
 
@@ -29,10 +25,3 @@ def write_bundle(folder: Path, manifest: Manifest) -> Path:
 @pytest.fixture(name="bundle")
 def bundle_fixture(manifest: Manifest, tmp_path: Path) -> Path:
     return write_bundle(tmp_path / "bundle", manifest)
-
-
-def rewrite_manifest(bundle: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the manifest's JSON in place."""
-    document = json.loads((bundle / MANIFEST).read_bytes())
-    change(document)
-    (bundle / MANIFEST).write_text(json.dumps(document))

@@ -198,13 +198,17 @@ def _adjust_preprocess(own: Preprocess, request: ModelRequest, channels: int) ->
         raise PlanError(f"expected {option} with {wanted}, got {len(given)}; the model has {has}")
 
     changed = replace(own, mean=values(request.mean, own.mean, "--mean"), std=values(request.std, own.std, "--std"))
-    if request.image_size is None:
-        return changed
-    # The shorter side keeps its ratio to the crop, as when the model was evaluated.
+    return changed if request.image_size is None else with_image_size(changed, request.image_size)
+
+
+def with_image_size(own: Preprocess, size: tuple[int, int]) -> Preprocess:
+    """The preprocessing for another size of the input, (height, width) in pixels.
+
+    The shorter side of the resized picture keeps its ratio to the crop, as when the model was evaluated.
+    """
     ratio = own.resize / min(own.crop) if isinstance(own.resize, int) else 1.0
-    square = request.image_size[0] == request.image_size[1]
-    resize = round(request.image_size[0] * ratio) if square else request.image_size
-    return replace(changed, resize=resize, crop=request.image_size)
+    resize = round(size[0] * ratio) if size[0] == size[1] else size
+    return replace(own, resize=resize, crop=size)
 
 
 @contextmanager

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from builds import TARGETS, changed, engines, quiet
+from builds import TARGETS, engines, quiet
+from manifest_edits import rewrite_manifest
 from onnx import numpy_helper
 from own_bundle import bundle_fixture, run_fixture  # noqa: F401  # pytest finds them by their names
 from spoilt import replace_file
@@ -53,13 +54,13 @@ def test_options_that_it_cannot_take_are_refused_and_nothing_is_left(
 
 
 def test_stripping_does_not_go_with_int8(bundle: Path) -> None:
-    changed(bundle, lambda document: document.update(precision="int8"))
+    rewrite_manifest(bundle, lambda document: document.update(precision="int8"))
     with pytest.raises(PlanError, match="--strip-weights does not go with int8"):
         BuildPlan(Bundle.open(bundle), "tensorrt", BuildOptions(strip_weights=True))
 
 
 def test_a_bundle_that_promises_more_than_its_graph_is_refused_and_accepted_when_told(run: Any, bundle: Path) -> None:
-    changed(bundle, lambda document: document.update(precision="int8"))
+    rewrite_manifest(bundle, lambda document: document.update(precision="int8"))
     shown = run("build", bundle, *TARGETS)
     assert shown.code == 1
     assert (
@@ -147,7 +148,7 @@ def test_an_unknown_builder_is_told_the_known_ones(bundle: Path) -> None:
 def test_a_parser_too_old_for_the_opset_is_refused_with_the_reason(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changed(bundle, lambda document: document.update(opset=22, precision="bf16"))
+    rewrite_manifest(bundle, lambda document: document.update(opset=22, precision="bf16"))
     monkeypatch.setattr("exporter.engines.build.NEWEST_OPSETS", {"tensorrt-rtx": ((99, 0), 20)})
     with pytest.raises(BackendUnavailable, match=r"needs opset 22 \(bf16\), and .* reads none above 20; update"):
         build_engine(BuildPlan(Bundle.open(bundle), "tensorrt-rtx"), quiet)

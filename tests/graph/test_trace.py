@@ -150,19 +150,27 @@ def test_a_head_of_grouped_or_shared_convolutions_stays_one() -> None:
         )
 
 
-def test_a_batch_that_became_a_number_is_refused(
-    program: torch.export.ExportedProgram, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def change_what_torch_exports(monkeypatch: pytest.MonkeyPatch, change: Callable[[onnx.ModelProto], object]) -> None:
+    """torch.onnx.export gives a model that is changed, and that nothing optimises."""
     original = torch.onnx.export
 
-    def frozen(*arguments: object, **options: object) -> object:
+    def export(*arguments: object, **options: object) -> object:
         exported = original(*arguments, **options)  # type: ignore[arg-type]  # passed on as they came
         assert exported is not None
         proto = exported.model_proto
-        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+        change(proto)
         return type("Exported", (), {"model_proto": proto, "model": exported.model, "optimize": lambda: None})
 
-    monkeypatch.setattr(torch.onnx, "export", frozen)
+    monkeypatch.setattr(torch.onnx, "export", export)
+
+
+def test_a_batch_that_became_a_number_is_refused(
+    program: torch.export.ExportedProgram, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def freeze(proto: onnx.ModelProto) -> None:
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+
+    change_what_torch_exports(monkeypatch, freeze)
     with pytest.raises(TraceError, match="'input' with a free batch dimension, got 1"):
         onnx_from_program(program, opset=20, batch=BatchRange(1, 8, 32))
 
@@ -170,19 +178,13 @@ def test_a_batch_that_became_a_number_is_refused(
 def test_a_convolution_bias_of_impossible_shape_is_refused(
     program: torch.export.ExportedProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = torch.onnx.export
-
-    def bent(*arguments: object, **options: object) -> object:
-        exported = original(*arguments, **options)  # type: ignore[arg-type]  # passed on as they came
-        assert exported is not None
-        proto = exported.model_proto
+    def bend(proto: onnx.ModelProto) -> None:
         node = next(node for node in proto.graph.node if node.op_type == "Conv")
         del node.input[2:]
         node.input.append("bent")
         proto.graph.initializer.append(onnx.numpy_helper.from_array(torch.zeros(3).numpy(), "bent"))
-        return type("Exported", (), {"model_proto": proto, "model": exported.model, "optimize": lambda: None})
 
-    monkeypatch.setattr(torch.onnx, "export", bent)
+    change_what_torch_exports(monkeypatch, bend)
     with pytest.raises(TraceError, match=r"expected a bias of shape \(16,\), got \(3,\)"):
         onnx_from_program(program, opset=20, batch=BatchRange(1, 8, 32))
 

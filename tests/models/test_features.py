@@ -12,12 +12,11 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from rtx_builds import build_in_precision
 from torch import Tensor, nn
 
 from calibration.data import built_in
 from exporter import ExportPlan, export
-from exporter.engines.builders import BuildOptions, Job, tensorrt_rtx
-from exporter.engines.layers import check_precision, layer_facts
 from exporter.graph.facts import tensor_specs
 from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
@@ -103,18 +102,7 @@ def test_a_bundle_of_features_is_proven_output_by_output_and_runs(bundles: Any, 
 @pytest.mark.parametrize("precision", precision_names())
 @pytest.mark.parametrize("kind", SHAPES)
 def test_tensorrt_builds_every_output_in_the_precision_asked_for(bundles: Any, kind: str, precision: str) -> None:
-    bundle = bundles(kind, precision)
-    job = Job(
-        bundle.file("model.onnx").read_bytes(),
-        precision,
-        bundle.manifest.inputs,
-        BATCH,
-        BuildOptions(targets=("sm86",)),
-    )
-    built, layers = tensorrt_rtx.build(job, lambda step, done=0, total=0: None)
-    facts = layer_facts(layers, built.convolutions, precision)
-    check_precision(facts, precision)
-    assert facts.convolutions == {precision: 21}
+    assert build_in_precision(bundles(kind, precision), BATCH).facts.convolutions == {precision: 21}
 
 
 @pytest.mark.parametrize("kind", SHAPES)

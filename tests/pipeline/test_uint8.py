@@ -11,16 +11,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from classified import assert_classified_as_by_the_reference
 from commands import Ran, run_main
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from rounding import RUNNABLE
+from rtx_builds import build_in_precision
 from torch import Tensor, nn
 
 from calibration.data import built_in
 from exporter.cli import deploy
-from exporter.engines.builders import BuildOptions, Job, tensorrt_rtx
-from exporter.engines.layers import check_precision, layer_facts
 from exporter.graph.pixel_input import with_uint8_input
 from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
@@ -31,7 +31,6 @@ from exporter.pipeline.images import Candidate, Graphs, Images
 from exporter.pipeline.prove import prove
 from runtimes import Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.classify import classify
 from runtimes.errors import BadInput, ParityError
 from runtimes.parity.golden import golden_arrays, golden_report
 from runtimes.preprocess import Preprocess
@@ -111,13 +110,7 @@ def test_a_bundle_takes_pixels_and_is_proven_against_preprocessing_outside(bundl
 
 @pytest.mark.parametrize("precision", precision_names())
 def test_tensorrt_takes_pixels_and_builds_in_the_precision_asked_for(bundles: Any, precision: str) -> None:
-    bundle = bundles(precision)
-    options = BuildOptions(targets=("sm86",))
-    job = Job(bundle.file("model.onnx").read_bytes(), precision, bundle.manifest.inputs, BATCH, options)
-    built, layers = tensorrt_rtx.build(job, lambda step, done=0, total=0: None)
-    facts = layer_facts(layers, built.convolutions, precision)
-    check_precision(facts, precision)
-    assert facts.convolutions == {precision: 21}
+    assert build_in_precision(bundles(precision), BATCH).facts.convolutions == {precision: 21}
 
 
 def test_the_first_convolution_gives_what_it_gives_for_normalised_input_at_the_borders_too(
@@ -197,15 +190,8 @@ def test_pixels_are_what_preprocessing_normalises() -> None:
 
 
 def test_classify_feeds_pixels_where_the_model_takes_them(bundles: Any) -> None:
-    bundle = bundles("fp32")
     images = [built_in("test").image(place).resize((50, 37)) for place in range(6)]
-    found = []
-    for backend in ("onnxruntime", "pytorch"):
-        with open_runtime(bundle, backend) as runtime:
-            found.append(classify(runtime, bundle.manifest.preprocess, images, labels=bundle.labels))
-    for inside, outside in zip(*found, strict=True):
-        assert [one.label for one in inside] == [one.label for one in outside]
-        assert [one.probability for one in inside] == pytest.approx([one.probability for one in outside], abs=1e-5)
+    assert_classified_as_by_the_reference(bundles("fp32"), images)
 
 
 def test_resnet_deploy_run_names_what_is_in_a_picture(

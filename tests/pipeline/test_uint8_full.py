@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from any_size import bundles_fixture, noise  # noqa: F401  # pytest finds it by its name
+from classified import assert_classified_as_by_the_reference
 from commands import Ran, run_main
 from PIL import Image
 from rounding import RUNNABLE
@@ -25,7 +26,6 @@ from exporter.lowering.qdq.lint import lint
 from exporter.lowering.registry import load_precision, precision_names
 from runtimes import Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.classify import classify
 from runtimes.errors import BackendUnavailable, PlanError
 from runtimes.parity.golden import golden_arrays, golden_report
 from runtimes.preprocess import Preprocess
@@ -89,18 +89,11 @@ def test_the_first_convolution_is_given_what_preprocessing_outside_gives_borders
 
 
 def test_pictures_of_different_sizes_are_classified_as_by_the_reference(bundles: Any) -> None:
-    bundle = bundles("fp32")
     images = [
         built_in("test").image(place).resize(size)
         for place, size in enumerate([(28, 28), (50, 37), (20, 31), (300, 200), (9, 9)])
     ]
-    found = []
-    for backend in ("onnxruntime", "pytorch"):
-        with open_runtime(bundle, backend) as runtime:
-            found.append(classify(runtime, bundle.manifest.preprocess, images, labels=bundle.labels))
-    for inside, outside in zip(*found, strict=True):
-        assert [one.label for one in inside] == [one.label for one in outside]
-        assert [one.probability for one in inside] == pytest.approx([one.probability for one in outside], abs=1e-5)
+    assert_classified_as_by_the_reference(bundles("fp32"), images)
 
 
 def test_onnxruntime_on_a_gpu_says_what_to_take_instead(bundles: Any) -> None:

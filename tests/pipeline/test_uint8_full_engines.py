@@ -12,12 +12,12 @@ import onnx
 import pytest
 from any_size import BATCH, bundles_fixture, preprocess  # noqa: F401  # pytest finds it by its name
 from numpy.typing import NDArray
+from rtx_builds import build_in_precision
 from standin_cuda import StandinCuda
 from standin_tensorrt import StandinTensorRT, imported_as_tensorrt
 
 from exporter.engines.build import BuildPlan, build_engine
 from exporter.engines.builders import BuildOptions, Job, tensorrt_rtx
-from exporter.engines.layers import check_precision, layer_facts
 from exporter.graph.facts import tensor_specs
 from exporter.graph.pillow_resize import resizing_graph
 from exporter.lowering.registry import precision_names
@@ -37,17 +37,7 @@ from runtimes.specs import PICTURE_SIDES
 
 @pytest.mark.parametrize("precision", precision_names())
 def test_tensorrt_takes_any_size_and_builds_in_the_precision_asked_for(bundles: Any, precision: str) -> None:
-    bundle = bundles(precision)
-    job = Job(
-        bundle.file("model.onnx").read_bytes(),
-        precision,
-        bundle.manifest.inputs,
-        BATCH,
-        BuildOptions(targets=("sm86",)),
-    )
-    built, layers = tensorrt_rtx.build(job, lambda step, done=0, total=0: None)
-    facts = layer_facts(layers, built.convolutions, precision)
-    check_precision(facts, precision)
+    built, layers, facts = build_in_precision(bundles(precision), BATCH)
     assert facts.convolutions == {precision: 21}
     least, best, most = PICTURE_SIDES
     assert (

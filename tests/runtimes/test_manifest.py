@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_bundles import bundle_fixture, rewrite_manifest  # noqa: F401  # pytest finds the fixture by its name
+from manifest_edits import rewrite_manifest
+from small_bundles import bundle_fixture  # noqa: F401  # pytest finds the fixture by its name
 
 from runtimes.bundle import MANIFEST, Bundle
 from runtimes.errors import BundleError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from manifest_edits import rewrite_manifest
 
 from exporter.cli._check import check
 from exporter.verification.parity_toml import entries_from_toml
@@ -206,8 +206,7 @@ def test_a_name_ends_neither_an_annotation_nor_a_table(
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
     bundle = shutil.copytree(exported, tmp_path / "bundle")
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    (bundle / "manifest.json").write_text(json.dumps(manifest | {"name": "a, b: c|d<b>%"}))
+    rewrite_manifest(bundle, lambda document: document.update(name="a, b: c|d<b>%"))
     shown = deploy(
         "check", bundle, "--backend", "onnxruntime", "--budget", "min_sqnr_db=190", "--github", "--json", "--quiet"
     )

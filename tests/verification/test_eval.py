@@ -97,6 +97,8 @@ def test_the_summary_tells_what_the_json_does(run: Any, bundle: Path, tmp_path: 
     shown = run(bundle, *options)
     lines = shown.out.splitlines()
     assert lines[0] == f"bundle       {bundle}, fp16 on onnxruntime (cpu)"
+    reference = run(bundle, "--data", "built-in", "--images", "20", "--backend", "pytorch").out.splitlines()
+    assert reference[0] == f"bundle       {bundle}, the fp32 reference on pytorch (cpu)"
     assert lines[1] == "data         built-in (test), 2000 images, 10 classes, matched by name"
     assert lines[2] == "top-1        94.45% (95 % interval 93.36% to 95.37%), 1889 of 2000"
     assert [line.split()[0] for line in lines[3:]] == [

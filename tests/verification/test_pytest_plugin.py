@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
+from manifest_edits import rewrite_manifest
 from PIL import Image
 from rounding import needs_rounding
-from spoilt import replace_file
+from spoilt import answer_nan
 
 from exporter import ExportPlan, export
 from exporter.verification.pytest_plugin import pytest_addoption
@@ -212,10 +210,7 @@ def test_answers_that_are_not_finite_fail_and_leave_nothing_else_to_measure(
     run: Run, exported: Path, tmp_path: Path
 ) -> None:
     bundle = shutil.copytree(exported, tmp_path / "bundle")
-    model = onnx.load(bundle / "model.onnx")
-    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "fc.bias")
-    bias.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(bias), np.nan), bias.name))
-    replace_file(bundle, "model.onnx", model.SerializeToString())
+    answer_nan(bundle)
     shown = run(f"--resnet-bundle={bundle}", "--resnet-backend=onnxruntime", "-rs")
     shown.assert_outcomes(failed=1, skipped=3)
     shown.stdout.fnmatch_lines(["*min_agreement has no meaning: *not finite*"])
@@ -233,9 +228,7 @@ def test_what_is_said_of_classes_does_not_apply_to_features(run: Run, tmp_path: 
 def test_a_backend_without_its_file_fails(run: Run, exported: Path, tmp_path: Path) -> None:
     """As a bundle that was exported with --no-reference."""
     bundle = shutil.copytree(exported, tmp_path / "bundle")
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    del manifest["files"]["reference.pt2"]
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    rewrite_manifest(bundle, lambda document: document["files"].pop("reference.pt2"))
     shown = run(f"--resnet-bundle={bundle}", "--resnet-backend=pytorch", "-k", "finite")
     shown.assert_outcomes(failed=1, deselected=3)
     shown.stdout.fnmatch_lines(["pytorch: not here: * has no reference.pt2, *"])
