@@ -21,7 +21,6 @@ Messages read: expected X, got Y; do Z. Programming mistakes stay TypeError and 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -69,6 +68,8 @@ class UnknownName(ResnetExportError):
     exit_code = 2
 
     def __init__(self, kind: str, name: str, known: Iterable[str], shown_by: str = "") -> None:
+        import difflib  # here, since `--help` loads this file
+
         names = sorted(known)
         nearest = difflib.get_close_matches(str(name), names, n=3, cutoff=0.7)
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"choose from {', '.join(names)}"

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from exporter.verification.report.lines import parity_lines
 from runtimes.errors import ParityError, ResnetExportError
 from runtimes.printable import as_text, printable
 from runtimes.progress import Progress, silent
@@ -51,6 +50,8 @@ def run_command(command: click.Command) -> NoReturn:
         _fail(str(stop) or "interrupted; nothing was written", INTERRUPTED)
     except ParityError as error:
         if not error.shown:
+            from exporter.verification.report.lines import parity_lines
+
             click.echo("\n".join(parity_lines(error.report)), err=True)
         _fail(str(error), error.exit_code)
     except ResnetExportError as error:

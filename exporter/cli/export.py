@@ -18,7 +18,6 @@ from exporter.lowering.registry import precision_names
 from exporter.lowering.request import CALIBRATOR
 from exporter.models.registry import MODELS, PAD, PROJECTION, V1, V1_5
 from exporter.pipeline.plan import CROP, FULL, ExportPlan, channels_from_text, check_uint8_input, size_from_text
-from exporter.verification.report.lines import accuracy_line, parity_lines
 from runtimes._plugins import needed_for
 from runtimes.errors import PlanError
 from runtimes.specs import BatchRange
@@ -275,6 +274,8 @@ def _json(result: Export, seconds: dict[str, float]) -> dict[str, Any]:
 
 
 def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
+    from exporter.verification.report.lines import accuracy_line, parity_lines
+
     manifest = result.manifest
     lines = [
         f"{'bundle':<12} {result.folder}",
@@ -282,8 +283,7 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
         f" {manifest.precision}, batch {manifest.batch}",
         *parity_lines(manifest.parity),
     ]
-    if manifest.calibration is not None:
-        facts = manifest.calibration
+    if (facts := manifest.calibration) is not None:
         lines.append(
             f"{'calibration':<12} {facts.calibrator}, {facts.images} images, fingerprint {facts.fingerprint[:16]}"
         )
@@ -291,7 +291,7 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
         lines.append(accuracy_line(manifest.accuracy))
     elif result.no_accuracy:
         lines.append(f"{'accuracy':<12} not measured: {result.no_accuracy}")
-    sizes = ", ".join(f"{name} {size_text(facts.bytes)}" for name, facts in manifest.files.items())
+    sizes = ", ".join(f"{name} {size_text(file.bytes)}" for name, file in manifest.files.items())
     steps = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     return [*lines, f"{'size':<12} {sizes}", f"{'seconds':<12} {sum(seconds.values()):.1f}: {steps}"]
 
