@@ -43,7 +43,7 @@ from exporter.lowering.ranges import CORRECTION_IMAGES
 from exporter.lowering.request import CALIBRATOR
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput, ResnetExportError
-from runtimes.parity.compare import wilson_interval
+from runtimes.parity.intervals import wilson_interval
 from runtimes.parity.measures import sqnr_db
 
 CALIBRATION_IMAGES, SEED = 512, 0

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from runtimes.parity.budget import Budget
 from runtimes.parity.flips import Flips, flip_counts, flips_between, top_classes
+from runtimes.parity.intervals import wilson_interval
 from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, Accuracy, Comparison, _decibels, sqnr_db
 
 LOGITS = "logits"
@@ -243,15 +244,6 @@ def accuracy(reference: NDArray[Any], outputs: NDArray[Any], labels: NDArray[Any
         correct / len(labels),
         wilson_interval(correct, len(labels)),
     )
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1)."""
-    z = 1.959963984540054
-    share = successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return float(max(0.0, centre - half)), float(min(1.0, centre + half))
 
 
 def _cosines(expected: NDArray[Any], got: NDArray[Any]) -> NDArray[Any]:

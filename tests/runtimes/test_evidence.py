@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from runtimes.base import Runtime
 from runtimes.parity.budget import Budget
-from runtimes.parity.compare import wilson_interval
 from runtimes.parity.evidence import Evidence, compare_backend
 from runtimes.parity.flips import Flip, Flips
+from runtimes.parity.intervals import wilson_interval
 from runtimes.parity.measures import LARGEST_ERROR, Accuracy
 from runtimes.specs import BatchRange, TensorSpec
 

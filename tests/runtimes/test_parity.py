@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from runtimes.errors import ParityError
 from runtimes.parity.budget import Budget
-from runtimes.parity.compare import ParityReport, accuracy, compare, compare_features, compare_outputs, wilson_interval
+from runtimes.parity.compare import ParityReport, accuracy, compare, compare_features, compare_outputs
 from runtimes.parity.flips import Flips, flips_between
+from runtimes.parity.intervals import wilson_interval
 from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, Accuracy, Comparison
 
 FREE = Budget(own_error=0.0)

@@ -17,7 +17,7 @@ from calibration.data import FASHION_MNIST_CLASSES, built_in, open_source
 from exporter.graph.pixel_input import with_uint8_input
 from exporter.verification.accuracy.evaluate import Evaluation, EvaluationData, evaluate
 from runtimes import Bundle, open_runtime
-from runtimes.parity.compare import wilson_interval
+from runtimes.parity.intervals import wilson_interval
 from runtimes.specs import BatchRange
 
 

@@ -23,7 +23,8 @@ from runtimes.bundle import Bundle
 from runtimes.classify import check_finite
 from runtimes.errors import PlanError
 from runtimes.kinds import check_kinds
-from runtimes.parity.compare import LOGITS, wilson_interval
+from runtimes.parity.compare import LOGITS
+from runtimes.parity.intervals import wilson_interval
 from runtimes.picture_file import Picture
 from runtimes.preprocess import PIXELS, takes_any_size
 
