@@ -97,7 +97,9 @@ def with_exact_part_inputs(
     """
     names = _lowered_names(original.graph, lowered.graph)
     produced = {name for node in lowered.graph.node for name in node.output}
-    unrounded = {name: f"{names[name]}.exact" if f"{names[name]}.exact" in produced else names[name] for name in tensors}
+    unrounded = {
+        name: f"{names[name]}.exact" if f"{names[name]}.exact" in produced else names[name] for name in tensors
+    }
     inputs = _shared_names(original.graph)
     exact = inputs | {unrounded[name]: f"{FP32}{name}" for name in tensors}
     nodes = [_with_prefix(node, FP32, inputs) for node in original.graph.node]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -20,16 +21,29 @@ class Part:
     """A block as a graph of its own.
 
     Attributes:
+        name: the block's, with a number behind it where an earlier block has the same.
         reads: the float tensors that it takes from the model's input and from earlier blocks.
         makes: the float tensors that later blocks, or the model's outputs, take from it.
         model: computes `makes` from `reads`, at any batch size. What else it needs (constants, and sizes as integers)
             it computes itself.
     """
 
+    name: str
     block: Block
     reads: tuple[str, ...]
     makes: tuple[str, ...]
     model: onnx.ModelProto
+
+
+def named_blocks(graph: onnx.GraphProto) -> dict[str, Block]:
+    """The blocks of a graph by name, those without nodes left out; of a name that comes again, it is `layer1.0 (2)`."""
+    found = [block for block in blocks(graph) if block.nodes]
+    counts = Counter[str]()
+    named = {}
+    for block in found:
+        counts[block.name] += 1
+        named[block.name if counts[block.name] == 1 else f"{block.name} ({counts[block.name]})"] = block
+    return named
 
 
 def parts(model: onnx.ModelProto) -> tuple[Part, ...]:
@@ -40,8 +54,11 @@ def parts(model: onnx.ModelProto) -> tuple[Part, ...]:
     inferred = inferred_graphs(model)[0]
     graph = model.graph
     floats = {name for name, kind in inferred.types.items() if kind == FLOAT} - inferred.constants
-    found = [block for block in blocks(graph) if block.nodes]
-    owners = {name: place for place, block in enumerate(found) for node in block.nodes for name in graph.node[node].output}
+    named = named_blocks(graph)
+    found = list(named.values())
+    owners = {
+        name: place for place, block in enumerate(found) for node in block.nodes for name in graph.node[node].output
+    }
     read_in: dict[str, set[int]] = {value.name: {len(found)} for value in graph.output}
     for place, block in enumerate(found):
         for node in block.nodes:
@@ -49,12 +66,13 @@ def parts(model: onnx.ModelProto) -> tuple[Part, ...]:
                 read_in.setdefault(name, set()).add(place)
     inputs = [value.name for value in graph.input]
     crossing = {name for name in owners if name in floats and read_in.get(name, set()) - {owners[name]}}
+    names = list(named)
     result = []
     for place, block in enumerate(found):
         makes = tuple(name for name, owner in owners.items() if owner == place and name in crossing)
         nodes, reads = _needed(graph, makes, crossing.difference(makes).union(inputs))
         values = [_at_any_batch(inferred, name) for name in reads]
-        result.append(Part(block, reads, makes, _part_model(model, nodes, values, makes)))
+        result.append(Part(names[place], block, reads, makes, _part_model(model, nodes, values, makes)))
     return tuple(result)
 
 
@@ -62,7 +80,8 @@ def _needed(
     graph: onnx.GraphProto, wanted: Collection[str], given: Collection[str]
 ) -> tuple[list[onnx.NodeProto], tuple[str, ...]]:
     """The nodes that compute `wanted` from `given`, and which of `given` they read, both in the graph's order."""
-    needed, read, nodes = set(wanted), set(), []
+    needed, nodes = set(wanted), []
+    read: set[str] = set()
     for node in reversed(graph.node):
         if needed.isdisjoint(node.output):
             continue

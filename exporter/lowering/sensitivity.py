@@ -64,7 +64,7 @@ def measure_sensitivity(
     simulation = precision.simulation(lowered)
     assert simulation is not None, "a calibrated precision rounds differently from a CPU"
     cut = parts(exact)
-    macs = int8_macs(exact, lowered, cut)
+    macs = _int8_macs(exact, lowered, cut)
     count = image_count(exact, cut)
     places = np.linspace(0, len(inputs) - 1, min(count, len(inputs))).astype(np.int64)
     names = [name for part in cut for name in part.makes]
@@ -82,8 +82,8 @@ def measure_sensitivity(
     return Sensitivity(
         len(places),
         tuple(
-            BlockDamage(part.block.name, float(f"{damage:.6g}"), macs[part.block.name])
-            for part, damage in zip(cut, damages, strict=True)
+            BlockDamage(part.name, float(f"{damage:.6g}"), price)
+            for part, damage, price in zip(cut, damages, macs, strict=True)
         ),
     )
 
@@ -98,23 +98,23 @@ def image_count(model: onnx.ModelProto, cut: Sequence[Part]) -> int:
     return int(min(MOST_IMAGES, max(FEWEST_IMAGES, affordable)))
 
 
-def int8_macs(model: onnx.ModelProto, lowered: onnx.ModelProto, cut: Sequence[Part]) -> dict[str, int]:
+def _int8_macs(model: onnx.ModelProto, lowered: onnx.ModelProto, cut: Sequence[Part]) -> list[int]:
     """For each block the multiply-accumulates for one image of those of its convolutions that are INT8 in `lowered`."""
     work = _macs_by_node(model)
     quantized = {name for node in lowered.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     inside = {node.name for node in lowered.graph.node if node.op_type == "Conv" and node.input[1] in quantized}
-    return {
-        part.block.name: sum(
-            work[name] for place in part.block.nodes if (name := model.graph.node[place].name) in inside
-        )
+    return [
+        sum(work[name] for place in part.block.nodes if (name := model.graph.node[place].name) in inside)
         for part in cut
-    }
+    ]
 
 
 def _macs_by_node(model: onnx.ModelProto) -> dict[str, int]:
     """Multiply-accumulates of every node for one image; 0 where they are not known."""
     inferred = inferred_graphs(model)[0]
-    return {node.name: (multiply_accumulates(node, inferred.shapes) or 0) // inferred.images for node in model.graph.node}
+    return {
+        node.name: (multiply_accumulates(node, inferred.shapes) or 0) // inferred.images for node in model.graph.node
+    }
 
 
 class _Chain:
@@ -141,7 +141,9 @@ class _Chain:
             owner = self.owners.get(name, -1)
             known = min(count, owner + 1)
             images = len(exact[name])
-            return np.concatenate([*([made[name][: known * images]] if known else []), *[exact[name]] * (count - known)])
+            return np.concatenate(
+                [*([made[name][: known * images]] if known else []), *[exact[name]] * (count - known)]
+            )
 
         for place, (part, session) in enumerate(zip(self.cut, self.sessions, strict=True)):
             found = _run(session, {name: rows(name, place) for name in part.reads}) if place else {}
@@ -164,7 +166,7 @@ def _change(expected: NDArray[Any], found: NDArray[Any], *, is_logits: bool) -> 
 
 
 def _damage(changes: Sequence[_Change]) -> NDArray[np.float64]:
-    """The mean over images of the squared change relative to the square, which counts as at least the median: (blocks,)."""
+    """The mean over images of squared change to square, which counts as at least the median square: (blocks,)."""
     own = np.concatenate([change.own for change in changes])
     least = float(np.median(own)) or 1.0
     relative = np.concatenate([change.squares for change in changes], axis=1) / np.maximum(own, least)
