@@ -66,7 +66,7 @@ def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress) -> Evid
     if pictures is None:
         return golden_evidence(plan.bundle)
     inputs = inputs_from_pictures(plan.bundle, pictures)
-    evidence = Evidence(inputs, {}, pictures.labels, judge_accuracy="max_accuracy_drop" in plan.budget)
+    evidence = Evidence(inputs, {}, pictures.labels, must_decide=True)
     if plan.against is not None:
         return evidence  # the other bundle's answers are the reference
     say(f"run {REFERENCE} on {len(inputs)} images")
