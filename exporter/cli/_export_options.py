@@ -113,6 +113,18 @@ OPTIONS = (
         help="Reuse the ranges in this calibration.json instead of measuring them.",
     ),
     _calibration("--allow-few-images", is_flag=True, help="Allow calibration on fewer than 64 images."),
+    _calibration(
+        "--proof-images",
+        type=int,
+        metavar="N",
+        help="Prove with at most N images.  [default: as many as decide the budget, at most 2000]",
+    ),
+    _calibration(
+        "--budget",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Limit that replaces the precision's own, such as min_agreement=0.99; repeatable.",
+    ),
     _input(
         "--batch", default="1:8:32", show_default=True, metavar="N|MIN:OPT:MAX", help="Batch size, or a range of them."
     ),
@@ -131,6 +143,11 @@ OPTIONS = (
         "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.  [default: MODEL-PRECISION]"
     ),
     _output("--force", is_flag=True, help="Replace a bundle that is already there, once the new one is complete."),
+    _output(
+        "--keep-rejected",
+        is_flag=True,
+        help="Write a bundle that is refused, too, with its report, as DIR.rejected; nothing runs it.",
+    ),
     _output("--no-reference", is_flag=True, help="Leave reference.pt2, the FP32 program, out of the bundle."),
     _output("--dry-run", is_flag=True, help="Print what would be done and exit."),
     _output("--json", "as_json", is_flag=True, help="Print the manifest as JSON on stdout."),
@@ -152,6 +169,8 @@ def plan_from_options(options: dict[str, Any]) -> ExportPlan:
         PlanError: they contradict each other, or one is out of range.
         UnknownName: a name that is in no table; lists the nearest.
     """
+    from runtimes.parity.budget_options import budget_from_text  # here: it loads numpy, and `--help` may not
+
     check_uint8_input(options["uint8_input"])  # first: it may have taken the MODEL for its own
     if options["model"] is None:
         raise PlanError("expected a MODEL, got none; see resnet-export --list")
@@ -181,6 +200,9 @@ def plan_from_options(options: dict[str, Any]) -> ExportPlan:
         calibration_images=options["calibration_images"],
         calibration=options["calibration"],
         allow_few_images=options["allow_few_images"],
+        proof_images=options["proof_images"],
+        budget=budget_from_text(options["budget"]) if options["budget"] else {},
+        keep_rejected=options["keep_rejected"],
         reference=not options["no_reference"],
         force=options["force"],
         features=options["features"],

@@ -54,9 +54,9 @@ def bundle_outputs(
     bundle: Bundle, backend: str, evidence: Evidence, trust_engines: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """The outputs by name of a bundle on a backend, for the inputs of `evidence`."""
-    from runtimes._open import open_runtime
+    from runtimes._open import open_as_evidence
 
-    with open_runtime(bundle, backend, trust_engine=trust_engines) as model:
+    with open_as_evidence(bundle, backend, trust_engine=trust_engines) as model:
         fed = evidence_for(model, evidence, bundle)
         return model.run({model.inputs[0].name: fed.inputs})
 
