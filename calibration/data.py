@@ -15,6 +15,7 @@ from PIL import Image
 
 from calibration.folders import SHOWN, counts_by_suffix, files_below
 from calibration.idx import read_idx
+from calibration.order import order_evenly
 from calibration.splits import check_no_splits
 from runtimes.arrays import array_from_npy, arrays_from_npz
 from runtimes.errors import BadInput
@@ -136,15 +137,7 @@ def choose_evenly(source: ImageSource, count: int, seed: int) -> NDArray[np.int6
     Returns:
         their places, int64, ascending; the same for the same seed.
     """
-    order = np.random.default_rng(seed).permutation(source.count)
-    if source.labels is not None:
-        labels = source.labels[order]
-        # a picture's place among those of its class: the first of each class come first
-        turn = np.empty(len(order), np.int64)
-        for label in np.unique(labels):
-            turn[labels == label] = np.arange((labels == label).sum())
-        order = order[np.argsort(turn, kind="stable")]
-    return np.sort(order[:count]).astype(np.int64)
+    return np.sort(order_evenly(source.count, source.labels, seed)[:count])
 
 
 def check_channels(source: ImageSource, preprocess: Preprocess) -> None:

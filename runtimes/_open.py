@@ -75,8 +75,8 @@ def open_runtime(
 
     Raises:
         UnknownName, BackendUnavailable: the backend or provider is not there.
-        BundleError: the bundle is not what its manifest says, or lacks the backend's file; an engine was changed, or
-            nobody vouches for it.
+        BundleError: the bundle is not what its manifest says, was rejected by its export, or lacks the backend's file;
+            an engine was changed, or nobody vouches for it.
         BadInput: the file is no model of this backend, the provider is an empty text, or `trust_engine` is no sha256.
     """
     if not isinstance(provider, str | None):
@@ -92,4 +92,14 @@ def open_runtime(
         if not os.path.exists(path):  # a name that no file can have, too
             raise BadInput(f"{path} does not exist; give a bundle folder or a model file")
         model = Bundle.open(path)
+    model.check_accepted()
     return runtime.open_model(model, provider=provider, trusted=trusted)
+
+
+def open_as_evidence(bundle: Bundle, backend: str, *, trust_engine: str | Collection[str] = ()) -> Runtime:
+    """Open a bundle as `open_runtime` does, also one that its export rejected: to find out what is wrong with it.
+
+    Raises:
+        UnknownName, BackendUnavailable, BundleError, BadInput: as `open_runtime`.
+    """
+    return backend_class(backend).open_model(bundle, trusted=trusted_engines(trust_engine))

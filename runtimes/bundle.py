@@ -45,6 +45,27 @@ class Bundle:
                 ) from error
         return cls(folder, manifest)
 
+    @property
+    def rejection(self) -> str:
+        """Why its export refused the bundle, which was kept as evidence (`--keep-rejected`); empty for any other."""
+        parity = self.manifest.parity
+        if parity.ok:
+            return ""
+        refused = {name: (*one.violations, *one.undecided) for name, one in parity.backends.items() if not one.ok}
+        return "; ".join(f"{name}: {', '.join(said)}" for name, said in refused.items()) or "it is out of budget"
+
+    def check_accepted(self) -> None:
+        """Refuse a bundle that its export refused.
+
+        Raises:
+            BundleError: says why it was refused.
+        """
+        if self.rejection:
+            raise BundleError(
+                f"{self.folder} was rejected by its export and is kept as evidence alone ({self.rejection}); "
+                "see its report.html, and export it again"
+            )
+
     def file(self, name: str) -> Path:
         """Path of a file that the manifest names.
 

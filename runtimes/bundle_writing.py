@@ -21,6 +21,8 @@ from runtimes.manifest import FileFacts, Manifest, json_from_manifest
 ENGINES, OF_ENGINES = "engines", (".engine", ".json", ".cache")
 """A bundle's folder that its manifest does not list, since devices build engines into it; and the suffixes of its
 files."""
+REJECTED = ".rejected"
+"""What the name of a bundle that its proof refused ends in."""
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -108,18 +110,64 @@ def check_destination(destination: Path, *, force: bool) -> None:
                 raise PlanError(f"{destination} exists; give --force to replace it, or another --output")
 
 
-def _check_replaceable(folder: Path) -> None:
+def rejected_path(destination: Path) -> Path:
+    """Where a bundle that its proof refuses is kept, in place of `destination`."""
+    return destination.with_name(f"{destination.name}{REJECTED}")
+
+
+def check_rejected(destination: Path) -> None:
+    """Check, before the work, that a refused bundle may be kept beside `destination`.
+
+    Raises:
+        PlanError: something else than an earlier refused bundle is there.
+        BundleError: it cannot be looked at; says why.
+    """
+    path = rejected_path(destination)
+    with _explaining_errors(path):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise PlanError(f"{path} is not a folder; move it away, or choose another --output")
+        if Path.cwd().is_relative_to(os.path.realpath(path)):
+            raise PlanError(f"{path} is the current folder, or holds it; leave it, or choose another --output")
+        if path.exists() and any(path.iterdir()) and _check_replaceable(path).parity.ok:
+            raise PlanError(
+                f"{path} is a bundle that was not rejected; move it away, or choose another --output, or leave out "
+                "--keep-rejected"
+            )
+
+
+def keep_rejected(staging: Path, destination: Path) -> Path:
+    """Put a finished bundle, whose proof refused it, at `rejected_path(destination)`; returns that.
+
+    An earlier refused bundle is replaced, in one step where the file system can.
+
+    Raises:
+        PlanError, BundleError: as `check_rejected`; or it cannot be written.
+    """
+    check_rejected(destination)
+    path = rejected_path(destination)
+    with _explaining_errors(path):
+        _exchange(staging, path)
+    return path
+
+
+def _check_replaceable(folder: Path) -> Manifest:
+    """The manifest of a bundle that holds nothing else.
+
+    Raises:
+        PlanError: it is none, or holds something else (named).
+    """
     try:
-        named = read_manifest(folder).files
+        manifest = read_manifest(folder)
     except BundleError as error:
         raise PlanError(f"{folder} holds something else than a bundle; choose another --output") from error
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         is_file = path.is_symlink() or not path.is_dir()
-        if is_file and name != MANIFEST and name not in named and not _belongs_to_engine(path, folder):
+        if is_file and name != MANIFEST and name not in manifest.files and not _belongs_to_engine(path, folder):
             raise PlanError(
                 f"{folder} holds {name}, which its manifest does not name; move it away, or choose another --output"
             )
+    return manifest
 
 
 def _belongs_to_engine(path: Path, bundle: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from runtimes.errors import BundleError, PlanError
+from runtimes.parity.budget import Budget
 from runtimes.parity.compare import ParityReport
 from runtimes.parity.measures import Accuracy
 from runtimes.preprocess import Preprocess
@@ -87,6 +88,12 @@ class Manifest:
     accuracy: Accuracy | None = None
     calibration: CalibrationFacts | None = None
     files: dict[str, FileFacts] = field(default_factory=dict)
+
+    @property
+    def budget(self) -> Budget:
+        """The limits that the model is held to: those in `parity`, without those that random weights say nothing of."""
+        budget = self.parity.budget
+        return budget.for_random_weights() if self.model.weights.kind == "random" else budget
 
 
 def json_from_manifest(manifest: Manifest) -> bytes:

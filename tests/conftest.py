@@ -83,9 +83,10 @@ def manifest() -> Manifest:
         min_sqnr_db=20.0,
         max_accuracy_drop=0.01,
         max_batch_difference=0.01,
+        confidence=0.95,
     )
     compared = Comparison(
-        True, True, 0.002, 0.0005, 0.001, 0.9999, 60.0, 1.0, 0.98, Flips(1, 0), max_batch_difference=1e-7
+        True, True, 0.002, 0.0005, 0.001, 0.9999, 60.0, 1.0, 0.98, Flips(1, 0), max_batch_difference=1e-7, images=32
     )
     return Manifest(
         schema_version=SCHEMA_VERSION,
@@ -101,7 +102,7 @@ def manifest() -> Manifest:
         preprocess=Preprocess(28, (28, 28), "bilinear", True, (0.286,), (0.353,)),
         graph=GraphFacts(2, 100, 1000, {"Conv": 2}, {"Conv": {"FLOAT": 2}}),
         parity=ParityReport(True, 32, (2, 3, 4), {"onnxruntime": compared}, budget),
-        accuracy=Accuracy(32, 0.9, 0.9, (0.7, 1.0)),
+        accuracy=Accuracy(32, 0.9, 0.9, (0.7, 1.0), lost=1, gained=1),
         calibration=CalibrationFacts("mse", 512, "0" * 64),
         files={"model.onnx": FileFacts("0" * 64, 1)},
     )

@@ -66,6 +66,7 @@ class BuildPlan:
 
     Raises:
         PlanError: an option does not fit the bundle's precision, or is out of range.
+        BundleError: the bundle was rejected by its export.
     """
 
     bundle: Bundle
@@ -76,6 +77,7 @@ class BuildPlan:
     force: bool = False
 
     def __post_init__(self) -> None:
+        self.bundle.check_accepted()
         manifest, options = self.bundle.manifest, self.options
         if options.strip_weights and manifest.precision == "int8":
             raise PlanError(

@@ -1,4 +1,4 @@
-"""Run an ONNX graph for its inner tensors, and find its noisiest block."""
+"""Run an ONNX graph for its inner tensors, and find its noisiest blocks."""
 
 from __future__ import annotations
 
@@ -52,11 +52,14 @@ def rounded_names(simulation: onnx.GraphProto, tensors: Sequence[str]) -> list[s
     return [f"{name}.wide" if f"{name}.wide" in produced and name not in given else name for name in tensors]
 
 
-def noisiest_block(original: onnx.ModelProto, simulation: onnx.ModelProto, inputs: NDArray[Any]) -> BlockNoise:
-    """The block, stem and head included, with the largest error of its own: each is fed exact FP32 input."""
+def noisiest_blocks(original: onnx.ModelProto, simulation: onnx.ModelProto, inputs: NDArray[Any]) -> list[BlockNoise]:
+    """The blocks, stem and head included, the largest error of its own first: each is fed exact FP32 input."""
     ends = block_ends(original.graph)
     exact = inner_tensors(original, list(ends), inputs)
     found = inner_tensors(with_exact_block_inputs(original, simulation, list(ends)), list(ends), inputs)
-    ratios = [sqnr_db(exact[end], found[end]) if np.isfinite(found[end]).all() else -LARGEST_SQNR_DB for end in ends]
-    place = int(np.argmin(ratios))
-    return BlockNoise(list(ends.values())[place], ratios[place])
+    ratios: dict[str, float] = {}
+    for end, block in ends.items():
+        is_finite = np.isfinite(found[end]).all()
+        ratio = sqnr_db(exact[end], found[end]) if is_finite else -LARGEST_SQNR_DB
+        ratios[block] = min(ratio, ratios.get(block, LARGEST_SQNR_DB))
+    return sorted((BlockNoise(*pair) for pair in ratios.items()), key=lambda one: one.sqnr_db)

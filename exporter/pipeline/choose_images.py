@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calibration.classes import ModelClasses, labels_or_reason
-from calibration.data import ImageSource, Split, built_in, check_channels, choose_evenly, open_source, with_channels
-from calibration.reading import Prepared, Unreadable, read_ahead
+from calibration.data import ImageSource, Split, built_in, check_channels, open_source, with_channels
+from calibration.order import order_evenly
 from exporter.lowering.ranges import CalibrationSet, chosen_places
 from exporter.models.loaded import LoadedModel
-from exporter.pipeline.images import Images
-from exporter.pipeline.plan import FULL, ExportPlan
-from exporter.pipeline.resize_proof import images_of_any_size
+from exporter.pipeline.plan import ExportPlan
+from exporter.pipeline.proof_images import PictureReader, ProofImages
+from exporter.pipeline.terms import check_limits_apply
 from runtimes.errors import BadInput, PlanError
-from runtimes.picture_file import Picture
-from runtimes.preprocess import MODES, image_from_pixels
+from runtimes.parity.budget import Budget
+from runtimes.parity.intervals import SMALLEST_LOOK
+from runtimes.preprocess import MODES
 from runtimes.progress import Steps
 
-FEWEST_IMAGES, LABELLED_IMAGES = 32, 2000
-DECODED_AHEAD = 4
+FEWEST_IMAGES, MOST_IMAGES = 32, 2000
+"""How many images to prove with: where each shows an error, and at most where images are counted."""
+BLOCK = 64
+"""How many images a proof holds in memory, made a multiple of the largest batch."""
 
 
 def calibration_set(loaded: LoadedModel, plan: ExportPlan) -> CalibrationSet:
@@ -41,31 +43,39 @@ def calibration_set(loaded: LoadedModel, plan: ExportPlan) -> CalibrationSet:
     return CalibrationSet(source, loaded.preprocess, as_pixels=plan.uint8_input is not None, data=plan.data)
 
 
-def proof_images(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
-    """The images to prove with, other ones than those of the calibration where there are enough.
+def proof_images(loaded: LoadedModel, plan: ExportPlan, budget: Budget, steps: Steps) -> ProofImages:
+    """The images to prove with, other ones than those of the calibration where there are enough; the first block is
+    read.
 
-    Where their classes are the model's, up to `LABELLED_IMAGES` of them. Elsewhere enough to fill the largest batch;
-    `Images.no_accuracy` then says why accuracy is not measured. Images that cannot be read are left out, and named.
+    How many they are at most, `--proof-images` says. Without it, `MOST_IMAGES` where their classes are the model's, or
+    where it takes many to judge the budget; elsewhere enough to fill the largest batch. `no_accuracy` says why accuracy
+    is not measured. Images that cannot be read are left out, and named.
+
+    Args:
+        budget: what the proof will be held to.
 
     Raises:
         BadInput: the images have other channels than the model, or none can be read.
-        PlanError: --data has fewer images than --calibration-images asks for.
+        PlanError: --data has fewer images than --calibration-images asks for, or --budget has a limit that these images
+            cannot decide.
     """
     source = _proof_source(loaded, plan, steps)
     labels, no_accuracy = _model_labels(source, loaded, plan)
     if no_accuracy:
         steps.left_out(f"accuracy, {no_accuracy}")
+    check_limits_apply(plan, loaded, labels, no_accuracy)
+    counts = budget.takes_confidence and plan.features is None
+    is_trained = loaded.facts.weights.kind != "random"
     fewest = max(FEWEST_IMAGES, plan.batch.max)
-    count = LABELLED_IMAGES if labels is not None else fewest
-    if labels is not None:
-        source = replace(source, labels=labels)
-    if plan.data is not None:
-        source = _without_calibration_images(source, plan, fewest)
-        source = source.subset(choose_evenly(source, count, plan.seed))
-    if labels is None:
-        source = replace(source, labels=None)  # classes that are not the model's
-    read = _read_whole if plan.uint8_input == FULL else _read_network_size
-    return replace(read(source, count, loaded, plan, steps), no_accuracy=no_accuracy)
+    most = plan.proof_images or (MOST_IMAGES if counts or (labels is not None and is_trained) else fewest)
+    places = _proof_places(source if labels is None else replace(source, labels=labels), plan, most, counts=counts)
+    reader = PictureReader(replace(source, labels=labels), loaded.preprocess, plan.uint8_input, steps)
+    block = fewest if plan.features else -(-BLOCK // plan.batch.max) * plan.batch.max
+    first = next(reader.blocks(places, min(block, most)), None)
+    if first is None or first.places is None:
+        raise BadInput(f"none of the {len(places)} pictures of {source.name} can be read; give others")
+    rest = places[int(np.flatnonzero(places == first.places[-1])[0]) + 1 :]
+    return ProofImages(first, min(most, len(places)), reader, rest, block, no_accuracy)
 
 
 def _calibration_source(loaded: LoadedModel, plan: ExportPlan) -> ImageSource:
@@ -127,49 +137,19 @@ def _model_labels(source: ImageSource, loaded: LoadedModel, plan: ExportPlan) ->
     return labels, reason if plan.data is not None else ""
 
 
-def _without_calibration_images(source: ImageSource, plan: ExportPlan, fewest: int) -> ImageSource:
-    """The images that were not calibrated on; all of them where fewer than `fewest` would be left."""
-    if not plan.lowering_request.is_calibrated:
-        return source
-    others = np.setdiff1d(np.arange(source.count), chosen_places(source, plan.lowering_request))
-    return source.subset(others) if len(others) >= fewest else source
+def _proof_places(source: ImageSource, plan: ExportPlan, most: int, *, counts: bool) -> NDArray[np.int64]:
+    """The places of the images to prove with, in the order to take them in: of --data, evenly over the classes.
 
+    Those that were calibrated on are left out if enough others are there.
 
-def _read_whole(source: ImageSource, count: int, loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
-    """The first `count` images in a size that the graph itself resizes."""
-    preprocess = loaded.preprocess
-    images = _read_first(source, count, lambda picture: image_from_pixels(preprocess.picture(picture)), steps)
-    return images_of_any_size(images, source.labels, preprocess, plan.opset)
-
-
-def _read_network_size(source: ImageSource, count: int, loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> Images:
-    """The first `count` images, resized and cropped to the network's input."""
-    preprocess = loaded.preprocess
-    read = dict(_read_first(source, count, preprocess.pixels, steps))
-    inputs = np.empty((len(read), *preprocess.shape), np.float32)
-    # One by one: all at once would take as much memory again, twice.
-    for row, pixels in zip(inputs, read.values(), strict=True):
-        row[:] = preprocess.normalise(pixels)
-    labels = None if source.labels is None else source.labels[list(read)]
-    return Images(inputs, labels, np.stack(list(read.values())) if plan.uint8_input else None)
-
-
-def _read_first(
-    source: ImageSource, count: int, prepare: Callable[[Picture], Prepared], steps: Steps
-) -> Iterator[tuple[int, Prepared]]:
-    """Apply `prepare` to the first `count` images that can be read: their places and results, few in memory at a time.
-
-    Raises:
-        BadInput: none can be read.
+    Args:
+        counts: the proof counts images until they decide.
     """
-    found = 0
-    for place, one in enumerate(read_ahead(source, range(source.count), prepare, ahead=DECODED_AHEAD)):
-        if isinstance(one, Unreadable):
-            steps.left_out(one.reason)
-            continue
-        found += 1
-        yield place, one
-        if found == count:
-            return
-    if not found:
-        raise BadInput(f"none of the {source.count} pictures of {source.name} can be read; give others")
+    if plan.data is None:
+        return np.arange(source.count)
+    order = order_evenly(source.count, source.labels, plan.seed)
+    if not plan.lowering_request.is_calibrated:
+        return order
+    others = order[~np.isin(order, chosen_places(source, plan.lowering_request))]
+    enough = min(most, SMALLEST_LOOK if counts else max(FEWEST_IMAGES, plan.batch.max))
+    return others if len(others) >= enough else order

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,19 +24,24 @@ from exporter.models.backbone import output_names, with_features
 from exporter.models.determinism import check_deterministic
 from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
-from exporter.pipeline.choose_images import calibration_set, proof_images
+from exporter.pipeline.choose_images import MOST_IMAGES, calibration_set, proof_images
+from exporter.pipeline.first_step import Lowering
 from exporter.pipeline.images import Candidate, Graphs, Images, Proof
 from exporter.pipeline.plan import FULL, ExportPlan
+from exporter.pipeline.proof_images import ProofImages
 from exporter.pipeline.prove import prove
+from exporter.pipeline.refusal import why_refused
 from exporter.pipeline.resize_proof import images_of_one_colour, resize_to_fitting_size
+from exporter.pipeline.terms import budget_for, errors_alone
 from exporter.pipeline.write_bundle import GOLDEN_IMAGES, Findings, Golden, write_bundle
 from exporter.verification.blocks.both_sides import BothSides
 from exporter.verification.blocks.drift import drift_between
 from exporter.verification.blocks.findings import Drift
-from runtimes.bundle_writing import staging_folder
-from runtimes.errors import PlanError
+from runtimes.bundle_writing import check_rejected, keep_rejected, staging_folder
+from runtimes.errors import ParityError, PlanError
 from runtimes.manifest import Manifest
 from runtimes.parity.budget import Budget
+from runtimes.preprocess import Preprocess
 from runtimes.progress import Progress, Steps, silent
 
 OTHERS_CODE = ("custom", "timm")
@@ -58,11 +63,19 @@ class Export:
 
 
 class _Loaded(NamedTuple):
-    """A model, and the images to calibrate it on and to prove it with."""
+    """A model, the images to calibrate it on and to prove it with, and what it is held to."""
 
     model: LoadedModel
     calibration: CalibrationSet
-    images: Images
+    images: ProofImages
+
+
+class _Proven(NamedTuple):
+    """A proof, the images that it rests on, and what travels with the bundle."""
+
+    proof: Proof
+    images: ProofImages
+    golden: Golden
 
 
 def export(plan: ExportPlan, progress: Progress = silent) -> Export:
@@ -73,49 +86,61 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         progress: called as each step begins, and with the counts of long ones.
 
     Raises:
-        ResnetExportError: any of its kinds; see `runtimes.errors`.
+        ParityError: the bundle is out of budget, or its images leave that undecided. With `plan.keep_rejected`, it is
+            then at `runtimes.bundle_writing.rejected_path(plan.output)`.
+        ResnetExportError: any other of its kinds; see `runtimes.errors`.
     """
     steps = Steps(progress)
     precision = load_precision(plan.precision)
     if plan.calibrator is not None:
         find_observer(plan.calibrator)  # refused before the long work
+    if plan.keep_rejected:
+        check_rejected(plan.output)  # likewise
     with staging_folder(plan.output, force=plan.force) as folder:
         with steps("weights"):
-            loaded, calibration, images = _load(plan, steps)
+            loaded, calibration, images = _load(plan, precision, steps)
         with steps("trace"):
-            program = _trace(loaded, images, plan)
+            program = _trace(loaded, images.first, plan)
         form = _graph_form(plan, loaded)
-        clean = clean_graph(program, form, loaded.preprocess, images.inputs, steps)
-        lowered = lower(clean, calibration, plan.lowering_request, steps)
-        clean, model = (with_resize(graph, form, loaded.preprocess) for graph in (clean, lowered.model))
+        float_graph = clean_graph(program, form, loaded.preprocess, images.first.inputs, steps)
+        lowered = lower(float_graph, calibration, plan.lowering_request, steps)
+        budget = budget_for(plan, loaded, lowered.budget)
+        resize = partial(with_resize, form=form, preprocess=loaded.preprocess)
+        clean, model = resize(float_graph), resize(lowered.model)
         with steps("save"):
             _save(folder, program, model, plan.precision, form.outputs)
         with steps("prove"):
             graphs = Graphs(clean, _simulation(folder, model, precision))
-            candidate = Candidate(folder, graphs, plan.batch, precision.RUNS_ON)
-            prove_on = partial(prove, candidate, budget=lowered.budget, progress=progress)
-            proof = prove_on(images)
-            golden = _golden(images, proof, plan, loaded, prove_on)
+            candidate = Candidate(folder, graphs, plan.batch, precision.RUNS_ON, form.any_size)
+            proof, images, golden = _prove(candidate, images, loaded.preprocess, budget, progress)
+            lowering = Lowering(graphs, float_graph, lowered.table, calibration, plan.lowering_request, resize)
+            refusal = why_refused(proof, images, lowering, plan.proof_images or MOST_IMAGES)
+        if refusal and not plan.keep_rejected:
+            raise ParityError(f"{refusal}; no bundle was written, --keep-rejected keeps it as evidence", proof.report)
         with steps("follow blocks"):
             exact = with_correction(clean, lowered.table, plan.lowering_request.calibrator_name)
             both = BothSides(program, clean, exact, model, graphs.simulation, bool(precision.RUNS_ON))
-            drift = _drift(both, images, lowered.budget)
+            drift = _drift(both, images.first, budget)
         with steps("write"):
             found = Findings(lowered.table, images, proof, golden, drift)
             manifest = write_bundle(folder, plan, loaded, model, found)
+        if refusal:
+            kept = keep_rejected(folder, plan.output)
+            raise ParityError(f"{refusal}; {plan.output} was not written, the evidence is in {kept}", proof.report)
     return Export(plan.output, manifest, steps.seconds, images.no_accuracy)
 
 
-def _load(plan: ExportPlan, steps: Steps) -> _Loaded:
-    """The model with its weights, and all images; what contradicts itself is refused here, before the long work."""
+def _load(plan: ExportPlan, precision: Precision, steps: Steps) -> _Loaded:
+    """The model with its weights, and the images; what contradicts itself is refused here, before the long work."""
     loaded = with_features(load_model(plan.model_request), plan.features)
     for what in loaded.left_out:
         steps.left_out(what)
     if plan.uint8_input == FULL:
         check_resizable(loaded.preprocess)
     calibration = calibration_set(loaded, plan)
+    images = proof_images(loaded, plan, budget_for(plan, loaded, precision.BUDGET), steps)
     plain = images_of_one_colour(loaded.preprocess, as_pixels=plan.uint8_input is not None)
-    return _Loaded(loaded, calibration, replace(proof_images(loaded, plan, steps), plain=plain))
+    return _Loaded(loaded, calibration, replace(images, plain=plain))
 
 
 def _trace(loaded: LoadedModel, images: Images, plan: ExportPlan) -> ExportedProgram:
@@ -151,18 +176,25 @@ def _simulation(folder: Path, model: onnx.ModelProto, precision: Precision) -> o
     return precision.simulation(model if precision.RUNS_ON else onnx.load(folder / "model.onnx"))
 
 
-def _golden(
-    images: Images, proof: Proof, plan: ExportPlan, loaded: LoadedModel, prove_on: Callable[[Images], Proof]
-) -> Golden:
-    """The images that travel with the bundle: those of the proof, unless the graph is to resize and they need none.
+def _prove(
+    candidate: Candidate, images: ProofImages, preprocess: Preprocess, budget: Budget, progress: Progress
+) -> _Proven:
+    """Prove the files; the images that travel with the bundle are those of the first block, unless the graph resizes.
 
     Built-in images have the network's size already. For a graph that resizes, they are brought to another size, and the
     files are proven on them as well.
     """
-    resized = images
-    if plan.uint8_input == FULL:
-        resized = resize_to_fitting_size(images, loaded.preprocess, GOLDEN_IMAGES[-1])
-    return Golden(images, proof.outputs) if resized is images else Golden(resized, prove_on(resized).outputs)
+    proof = prove(candidate, images, budget=budget, progress=progress)
+    proven = _Proven(proof, images, Golden(images.first, proof.outputs))
+    if not candidate.resizes or not proof.report.ok:
+        return proven
+    resized = resize_to_fitting_size(images.first, preprocess, GOLDEN_IMAGES[-1])
+    if resized is images.first:
+        return proven
+    again = ProofImages(resized, len(resized.fed), no_accuracy=images.no_accuracy)
+    other = prove(candidate, again, budget=errors_alone(budget), progress=progress)
+    golden = Golden(resized, other.outputs)
+    return _Proven(proof, images, golden) if other.report.ok else _Proven(other, again, golden)
 
 
 def _drift(both: BothSides, images: Images, budget: Budget) -> Drift | None:

@@ -29,21 +29,27 @@ class Images:
         pixels: for a graph with its preprocessing inside, what the inputs were made from, uint8
             (images, height, width, channels); the graph is fed these. Where the graph resizes too, whole images of one
             size. None for other graphs.
-        no_accuracy: why accuracy is not measured on images that have classes; empty where it is.
-        plain: images of one colour each, as a network sees them too (a lens cap, padding). They find what photographs
-            do not: what divides by the spread of its input divides by zero. None where these are such images.
+        places: where they are in the source that they were read from, int64 (images,); None for others.
     """
 
     inputs: NDArray[np.float32]
     labels: NDArray[np.int64] | None
     pixels: NDArray[np.uint8] | None = None
-    no_accuracy: str = ""
-    plain: Images | None = None
+    places: NDArray[np.int64] | None = None
 
     @property
     def fed(self) -> NDArray[Any]:
         """What the graph is fed: the pixels where there are some, else the inputs."""
         return self.inputs if self.pixels is None else self.pixels
+
+    def chosen(self, rows: NDArray[np.int64] | slice) -> Images:
+        """Some of the images."""
+        return Images(
+            self.inputs[rows],
+            None if self.labels is None else self.labels[rows],
+            None if self.pixels is None else self.pixels[rows],
+            None if self.places is None else self.places[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -67,12 +73,14 @@ class Candidate:
         folder: holds `reference.pt2` and the model file.
         batch: the sizes that the model file is for.
         backends: the names of those that run the model file here; empty where none does.
+        resizes: the graph takes images of any size.
     """
 
     folder: Path
     graphs: Graphs
     batch: BatchRange
     backends: Sequence[str]
+    resizes: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,12 +89,16 @@ class Proof:
 
     Attributes:
         outputs: the reference's, float32 (images, ...) by name.
-        answers: of each backend, and of the simulation where there is one, by name.
+        answers: of each backend, and of the simulation where there is one, by name; the first decides.
         report: all of them together.
-        accuracy: top-1; None where labels are not known.
+        accuracy: top-1 of what decides; None where labels are not known.
+        labels: the classes of the images, int64 (images,); None where they are not known.
+        places: where the images are in their source, int64 (images,).
     """
 
     outputs: Outputs
     answers: dict[str, BackendParity]
     report: ParityReport
     accuracy: Accuracy | None
+    labels: NDArray[np.int64] | None
+    places: NDArray[np.int64]

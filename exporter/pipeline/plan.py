@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,8 @@ from runtimes.specs import BatchRange
 Request = TypeVar("Request", ModelRequest, LoweringRequest)
 CROP, FULL = UINT8_INPUTS = ("crop", "full")
 DEFAULT_BATCH = BatchRange(1, 8, 32)
+ABOUT_CLASSES = ("min_agreement", "max_accuracy_drop", "confidence")
+"""The limits of a budget that count images by their classes."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ class ExportPlan:
         calibration_images: how many images to calibrate on; None takes 512, or all where there are fewer.
         calibration: a table to use in place of measuring.
         allow_few_images: calibrate even on fewer than 64 images.
+        proof_images: how many images to prove with at most; None takes what the proof needs (see
+            `exporter.pipeline.choose_images.proof_images`).
+        budget: limits of the parity budget by name, in place of the precision's own.
+        keep_rejected: write a bundle that its proof refuses beside `output`, under that name with `.rejected`.
         reference: keep `reference.pt2` in the bundle.
         force: replace a bundle that is at `output`.
         features: `pool` or `stages` in place of the logits (see `exporter.models.backbone`); None is the classifier.
@@ -77,6 +84,9 @@ class ExportPlan:
     calibration_images: int | None = None
     calibration: Path | None = None
     allow_few_images: bool = False
+    proof_images: int | None = None
+    budget: Mapping[str, float] = field(default_factory=dict)
+    keep_rejected: bool = False
     reference: bool = True
     force: bool = False
     features: str | None = None
@@ -88,6 +98,32 @@ class ExportPlan:
         _ = self.model_request, self.lowering_request  # made once here for the checks that they do
         object.__setattr__(self, "opset", choose_opset(self.precision, self.opset))
         check_uint8_input(self.uint8_input)
+        if self.proof_images is not None and self.proof_images < 1:
+            raise PlanError(f"expected --proof-images of at least 1, got {self.proof_images}")
+        if self.proof_images is not None and self.features is not None:
+            raise PlanError(
+                "--proof-images is about classes, which are counted over images; features are compared value by value, "
+                "and a few images have millions; leave it out"
+            )
+        if self.budget:
+            self._check_budget()
+
+    def _check_budget(self) -> None:
+        """Refuse limits that are none, or that cannot apply to what is planned."""
+        from runtimes.parity.budget import RANDOM_WEIGHTS, Budget  # here, since they load numpy, and `--help` may not
+        from runtimes.parity.budget_options import changed_budget
+
+        changed_budget(Budget(own_error=0.0), self.budget)
+        about_classes = [name for name in self.budget if name in ABOUT_CLASSES]
+        if about_classes and self.features is not None:
+            raise PlanError(f"{about_classes[0]} is about classes, and --features gives none; leave the limit out")
+        if about_classes and self.weights == "random":
+            raise PlanError(f"{RANDOM_WEIGHTS}; leave {about_classes[0]} out")
+        if "max_batch_difference" in self.budget and self.batch.is_static:
+            raise PlanError(
+                f"max_batch_difference is about several batch sizes, and --batch {self.batch} is one; "
+                "leave the limit out"
+            )
 
     @property
     def model_request(self) -> ModelRequest:
@@ -114,7 +150,7 @@ class ExportPlan:
 
 def _part_of(plan: ExportPlan, kind: type[Request]) -> Request:
     """A request of that kind: each of its fields is a field of the plan."""
-    return kind(**{field.name: getattr(plan, field.name) for field in fields(kind)})
+    return kind(**{one.name: getattr(plan, one.name) for one in fields(kind)})
 
 
 def check_uint8_input(value: str | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,76 +11,139 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from exporter.graph.probe import inner_tensors, noisiest_block
+from exporter.graph.probe import inner_tensors
 from exporter.lowering.precisions._cast import wider_precisions
-from exporter.pipeline.image_count import ImageCount
-from exporter.pipeline.images import Candidate, Graphs, Images, Outputs, Proof
+from exporter.pipeline.images import Candidate, Images, Proof
+from exporter.pipeline.proof_images import ProofImages
+from exporter.pipeline.terms import errors_alone
+from exporter.pipeline.trial import Trial, outputs_at
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.base import Runtime
-from runtimes.errors import LowerError, ParityError
+from runtimes.errors import LowerError
 from runtimes.parity.budget import Budget
-from runtimes.parity.compare import ParityReport
-from runtimes.parity.evidence import BackendParity, Evidence, compare_backend
+from runtimes.parity.compare import ParityReport, is_classifier
+from runtimes.parity.evidence import BackendParity, Terms
+from runtimes.parity.intervals import look_sizes
+from runtimes.parity.limits import limit_of_finite
 from runtimes.progress import Progress, silent
 from runtimes.specs import BatchRange
 
 REFERENCE, SIMULATION = "pytorch", "simulation"
 SIMULATED_IMAGES = 8
-"""Without labels: their logits already give thousands of errors, and a simulation costs twice a plain run."""
-SIMULATED_BATCH = 32
+"""Of a simulation beside a backend: their logits give thousands of errors, and it costs twice a plain run."""
 NOT_FINITE = (
     "gives a picture of one colour an answer that is no number, where the reference gives one; "
     "look for a division by zero in the network"
 )
 
 
-def prove(candidate: Candidate, images: Images, *, budget: Budget, progress: Progress = silent) -> Proof:
-    """Run `reference.pt2` and, on each backend, its model file, over the same images, and compare the answers.
+def prove(candidate: Candidate, images: ProofImages, *, budget: Budget, progress: Progress = silent) -> Proof:
+    """Run `reference.pt2` and, on each backend, its model file, over the same images, and judge the answers.
 
-    The largest batch runs on all images, the smaller ones on the first. The simulation runs on all images where labels
-    are known, on the first few elsewhere. Where no backend runs the file, the simulation runs at each batch size, as a
-    backend would, and onnx's checker reads the file. Accuracy is that of the simulation where there is one.
+    The images come in blocks, of which only the outputs are kept. Where limits count images, the answers are judged
+    after each of `look_sizes`, and no more images are run once all limits are kept or one is broken. The largest batch
+    runs on all images, the smaller ones on the first.
+
+    The backends decide. The simulation runs on the first few images beside them, held to the limits that need no
+    counting. Where no backend runs the file, the simulation decides in their place, and onnx's checker reads the file.
+    Accuracy is that of what decides.
 
     For images of one colour, every answer must be finite where the reference's is.
 
+    Returns:
+        the proof, also where it is out of budget or undecided.
+
     Raises:
         LowerError: a tensor is beyond the precision's range; names it.
-        ParityError: a backend is out of budget; carries the report.
     """
-    folder, graphs, batch, backends = candidate.folder, candidate.graphs, candidate.batch, candidate.backends
-    simulation = graphs.simulation
-    if not backends and simulation is None:
-        raise ValueError("expected a backend or a simulation to prove the file with, got neither")
-    count = ImageCount("prove", len(images.fed), 1 + len(backends) + (simulation is not None), progress)
-    with count(_open(folder, REFERENCE)) as runtime:
-        # In their order: the program alone does not know what its outputs are called.
-        names = [value.name for value in graphs.original.graph.output]
-        reference = dict(zip(names, _outputs(runtime, images.inputs, batch.opt).values(), strict=True))
-        plain = _FiniteCheck(images.plain, runtime, batch)
-    evidence = Evidence(images.fed, reference, images.labels)
+    simulation = candidate.graphs.simulation
+    if not candidate.backends:
+        if simulation is None:
+            raise ValueError("expected a backend or a simulation to prove the file with, got neither")
+        onnx.checker.check_model(candidate.folder / OnnxRuntime.FILE, full_check=True)
+    with _open(candidate.folder, REFERENCE) as reference:
+        plain = _FiniteCheck(images.plain, reference, candidate.batch)
+        beside = {}
+        if candidate.backends and simulation is not None:
+            beside = _run_simulation(simulation, images.first, reference, plain, budget)
+        with ExitStack() as opened:
+            deciding: dict[str, Runtime] = {
+                name: opened.enter_context(_open(candidate.folder, name)) for name in candidate.backends
+            }
+            if not deciding and simulation is not None:
+                deciding[SIMULATION] = opened.enter_context(OnnxRuntime.from_bytes(simulation.SerializeToString()))
+            for name, runtime in deciding.items():
+                plain.check(name, runtime, simulation)
+            count = _ImageCount(images.most, 1 + len(deciding), progress)
+            trial = Trial(reference, deciding, _output_names(candidate), candidate.batch, count)
+            answers = _decide(trial, images, budget, simulation)
+    answers = {name: plain.mark(name, answer) for name, answer in (answers | beside).items()}
+    report = ParityReport(
+        ok=all(one.ok for one in answers.values()),
+        images=trial.images,
+        batches=candidate.batch.proof_sizes,
+        backends={name: one.report.backends[name] for name, one in answers.items()},
+        budget=budget,
+    )
+    decisive = next(iter(answers.values()))
+    return Proof(trial.outputs, answers, report, decisive.accuracy, trial.labels, trial.places)
+
+
+def _decide(
+    trial: Trial, images: ProofImages, budget: Budget, simulation: onnx.ModelProto | None
+) -> dict[str, BackendParity]:
+    """Run the images until they decide, or are at their end; the answers by the runtimes' names.
+
+    Raises:
+        LowerError: an answer is not finite; names the first tensor of the simulation that is not.
+    """
+    counts = budget.takes_confidence and is_classifier(trial.names)
+    looks = list(look_sizes(images.most) if counts else (images.most,))
+    terms = Terms(budget, looks=len(looks), must_decide=True)
     answers: dict[str, BackendParity] = {}
-    for backend in backends:
-        with count(_open(folder, backend)) as runtime:
-            answers[backend] = compare_backend(evidence, backend, runtime, budget, batch)
-            plain.check(backend, runtime)
-    if simulation is not None:
-        if not backends:
-            onnx.checker.check_model(folder / OnnxRuntime.FILE, full_check=True)
-        answers[SIMULATION] = _run_simulation(simulation, evidence, budget, None if backends else batch, count)
-        plain.check_simulation(simulation)
-    compared = {name: one.report.backends[name] for name, one in answers.items()}
-    report = ParityReport(all(one.ok for one in answers.values()), len(images.fed), batch.proof_sizes, compared, budget)
-    broken = {name: [limit.text for limit in one.limits if not limit.ok] for name, one in answers.items() if not one.ok}
-    if broken:
-        limits = "; ".join(f"{name}: {', '.join(texts)}" for name, texts in broken.items())
-        where = noisiest_block_text(graphs, images.fed[:SIMULATED_IMAGES])
-        raise ParityError(
-            f"parity is out of budget over {len(images.fed)} images, {limits}{where}; no bundle was written", report
-        )
-    if plain.not_finite:
-        raise ParityError(f"{' and '.join(plain.not_finite)} {NOT_FINITE}; no bundle was written", report)
-    return Proof(reference, answers, report, list(answers.values())[-1].accuracy)
+    for block in images.blocks():
+        answers = {}
+        wrong = trial.run(block)
+        if len(wrong) and simulation is not None:
+            _name_overflow(simulation, block.fed[wrong[:SIMULATED_IMAGES]])
+        if trial.images >= looks[0]:
+            looks = [size for size in looks if size > trial.images] or [images.most + 1]
+            answers = trial.judge(terms)
+            verdicts = {one.verdict for one in answers.values()}
+            if verdicts == {"ok"} or "broken" in verdicts:
+                break
+    return answers or trial.judge(terms)
+
+
+def _run_simulation(
+    simulation: onnx.ModelProto, images: Images, reference: Runtime, plain: _FiniteCheck, budget: Budget
+) -> dict[str, BackendParity]:
+    """The simulation's answers for the first `SIMULATED_IMAGES`, held to the limits that need no counting.
+
+    Raises:
+        LowerError: a tensor is beyond the precision's range; names it.
+    """
+    few = images.chosen(slice(SIMULATED_IMAGES))
+    size = len(few.fed)
+    with OnnxRuntime.from_bytes(simulation.SerializeToString()) as runtime:
+        plain.check(SIMULATION, runtime, simulation)
+        names = [spec.name for spec in runtime.outputs]
+        trial = Trial(reference, {SIMULATION: runtime}, names, BatchRange(size, size, size))
+        if len(trial.run(replace(few, labels=None))):
+            _name_overflow(simulation, few.fed)
+    return trial.judge(Terms(errors_alone(budget)))
+
+
+class _ImageCount:
+    """Says how many images have been run by all of some runtimes, on average: a block takes a while."""
+
+    def __init__(self, most: int, runtimes: int, progress: Progress) -> None:
+        self.most, self.runtimes, self.progress, self.rows = most, runtimes, progress, 0
+
+    def __call__(self, rows: int) -> None:
+        self.rows += rows
+        self.progress("prove", self.rows // self.runtimes, self.most)
 
 
 class _FiniteCheck:
@@ -90,86 +155,43 @@ class _FiniteCheck:
 
     def __init__(self, images: Images | None, reference: Runtime, batch: BatchRange) -> None:
         self.not_finite: list[str] = []
-        self.inputs: NDArray[Any] | None = None
-        if images is None:
-            return
-        size = max(batch.min, min(len(images.inputs), batch.max))
-        places = np.resize(np.arange(len(images.inputs)), -(-len(images.inputs) // size) * size)
-        self.size, self.inputs = size, images.fed[places]
-        self.expected = [np.isfinite(values) for values in _outputs(reference, images.inputs[places], size).values()]
+        self.images = images
+        if images is not None:
+            self.size = max(batch.min, min(len(images.inputs), batch.max))
+            self.expected = [np.isfinite(values) for values in outputs_at(reference, images.inputs, self.size).values()]
 
-    def check(self, name: str, runtime: Runtime) -> bool:
-        """Is every value finite that is finite in the reference?"""
-        if self.inputs is None:
-            return True
-        found = _outputs(runtime, self.inputs, self.size).values()
-        is_right = all(np.isfinite(values[finite]).all() for values, finite in zip(found, self.expected, strict=True))
-        if not is_right:
-            self.not_finite.append(name)
-        return is_right
-
-    def check_simulation(self, simulation: onnx.ModelProto) -> None:
-        """Check the simulation, whose tensors can be looked into.
+    def check(self, name: str, runtime: Runtime, simulation: onnx.ModelProto | None) -> None:
+        """Is every value finite that is finite in the reference?
 
         Raises:
-            LowerError: names the first tensor that is not finite.
+            LowerError: it is not in the simulation either; names the first tensor that is not finite.
         """
-        if self.inputs is None:
+        if self.images is None:
             return
-        with OnnxRuntime.from_bytes(simulation.SerializeToString()) as runtime:
-            is_right = self.check(SIMULATION, runtime)
-        if not is_right:
-            _name_overflow(simulation, self.inputs[: self.size], "for a picture of one colour")
+        found = outputs_at(runtime, self.images.fed, self.size).values()
+        if all(np.isfinite(values[finite]).all() for values, finite in zip(found, self.expected, strict=True)):
+            return
+        self.not_finite.append(name)
+        if name == SIMULATION and simulation is not None:
+            _name_overflow(simulation, self.images.fed, "for a picture of one colour")
+
+    def mark(self, name: str, answer: BackendParity) -> BackendParity:
+        """The answer of a backend, broken if it failed the check."""
+        if name not in self.not_finite:
+            return answer
+        limit = limit_of_finite(problem=f"it {NOT_FINITE}")
+        measured = replace(answer.report.backends[name], ok=False, violations=(limit.text,))
+        report = replace(answer.report, ok=False, backends={name: measured})
+        return replace(answer, report=report, limits=(limit, *answer.limits[1:]))
 
 
-def _run_simulation(
-    simulation: onnx.ModelProto, evidence: Evidence, budget: Budget, batch: BatchRange | None, count: ImageCount
-) -> BackendParity:
-    """The simulation's answers: at each size of `batch`, as a backend's; where that is None, in one pass.
-
-    The one pass takes all images where labels are known, the first `SIMULATED_IMAGES` elsewhere.
-
-    Raises:
-        LowerError: a tensor is beyond the precision's range; names it.
-    """
-    if batch is None and evidence.labels is None:
-        evidence = Evidence(
-            evidence.inputs[:SIMULATED_IMAGES],
-            {name: values[:SIMULATED_IMAGES] for name, values in evidence.outputs.items()},
-        )
-    size = min(len(evidence.inputs), SIMULATED_BATCH)
-    with count(OnnxRuntime.from_bytes(simulation.SerializeToString())) as runtime:
-        answer = compare_backend(evidence, SIMULATION, runtime, budget, batch or BatchRange(size, size, size))
-    if not answer.report.backends[SIMULATION].finite:
-        _name_overflow(simulation, evidence.inputs[:SIMULATED_IMAGES])
-    return answer
-
-
-def noisiest_block_text(graphs: Graphs, inputs: NDArray[Any]) -> str:
-    """Name the block that adds the most noise by itself (the stem and the head are blocks too), and what to try.
-
-    The end of an error message, from its semicolon on; empty without a simulation.
-    """
-    if graphs.simulation is None:
-        return ""
-    worst, ratio = noisiest_block(graphs.original, graphs.simulation, inputs)
-    calibrated = any(node.op_type == "QuantizeLinear" for node in graphs.simulation.graph.node)
-    remedy = "try another --calibrator, more --data like what the model sees, or --fp16" if calibrated else "try --fp32"
-    if _narrow_type(graphs.simulation) == onnx.TensorProto.BFLOAT16:
-        remedy = "try --fp16 or --fp32"
-    return f"; {worst} adds the most noise, an SQNR of {ratio:.1f} dB by itself; {remedy}"
+def _output_names(candidate: Candidate) -> list[str]:
+    return [value.name for value in candidate.graphs.original.graph.output]
 
 
 def _open(folder: Path, backend: str) -> Runtime:
     runtime = backend_class(backend)
     return runtime.open(folder / runtime.FILE)
-
-
-def _outputs(runtime: Runtime, inputs: NDArray[Any], size: int) -> Outputs:
-    """The outputs by name for all inputs, fed `size` at a time."""
-    source = runtime.inputs[0].name
-    parts = [runtime.run({source: inputs[start : start + size]}) for start in range(0, len(inputs), size)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _name_overflow(simulation: onnx.ModelProto, inputs: NDArray[Any], where: str = "on real images") -> None:

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
-from exporter.pipeline.images import Images, Proof
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.pipeline.images import Proof
+from exporter.pipeline.proof_images import ProofImages
 from exporter.verification.blocks.findings import Drift
 from exporter.verification.plan import CheckPlan
 from exporter.verification.report.page import html_from_sections
 from exporter.verification.report.sections import section_from_check
 from exporter.verification.verdicts import BackendCheck, BundleCheck
 from runtimes.bundle import Bundle
-from runtimes.parity.evidence import Evidence
+from runtimes.parity.evidence import BackendParity, Evidence
 
 REPORT = "report.html"
 
 
-def page_from_proof(bundle: Bundle, images: Images, proof: Proof, drift: Drift | None) -> bytes:
+def page_from_proof(bundle: Bundle, images: ProofImages, proof: Proof, drift: Drift | None) -> bytes:
     """The page, as UTF-8, of a bundle whose manifest names every other file; the same bundle gives the same bytes."""
     check = BundleCheck(
         bundle=bundle.manifest.name,
         name=bundle.manifest.name,
         budget=proof.report.budget,
         evidence="the pictures that the export proves itself with",
-        images=len(images.fed),
+        images=proof.report.images,
         reference="FP32 PyTorch",
-        backends=tuple(BackendCheck(name, "ok", "", answer, 0.0) for name, answer in proof.answers.items()),
+        backends=tuple(_backend_check(name, answer) for name, answer in proof.answers.items()),
         no_accuracy=images.no_accuracy,
         drift=drift,
     )
-    section = section_from_check(check, CheckPlan(bundle, ()), Evidence(images.fed, proof.outputs, images.labels))
+
+    def read(numbers: list[int]) -> list[NDArray[Any]]:
+        return list(images.at(proof.places[numbers]).fed)
+
+    section = section_from_check(check, CheckPlan(bundle, ()), Evidence(np.zeros(0), {}, proof.labels), read)
     return bytes(html_from_sections([section]))
+
+
+def _backend_check(name: str, answer: BackendParity) -> BackendCheck:
+    said = ", ".join(limit.text for limit in answer.failing)
+    return BackendCheck(name, "ok" if answer.ok else "out of budget", said, answer, 0.0)

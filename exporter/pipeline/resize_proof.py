@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import cycle
 
 import numpy as np
@@ -45,40 +45,12 @@ def check_resizing(preprocess: Preprocess, opset: int, pictures: Sequence[Image.
                 )
 
 
-def images_of_any_size(
-    pictures: Iterable[tuple[int, Image.Image]], labels: NDArray[np.int64] | None, preprocess: Preprocess, opset: int
-) -> Images:
-    """Bring pictures of any size to one size, and prove the graph's resizing on the first of them in their own size.
-
-    Args:
-        pictures: each with its place among the labels; only the first `RESIZED_IMAGES` are held in their own size.
-        labels: int64, for all places; those of `pictures` are taken.
-        opset: of the graph that resizes.
-
-    Raises:
-        ExportError: a pixel differs from Pillow's.
-    """
-    places: list[int] = []
-    first: list[Image.Image] = []
-
-    def note_places() -> Iterator[Image.Image]:
-        for place, picture in pictures:
-            places.append(place)
-            if len(first) < RESIZED_IMAGES:
-                first.append(_at_most_engine_size(picture))
-            yield picture
-
-    fitting = bring_to_one_size(note_places(), preprocess)
-    check_resizing(preprocess, opset, first)
-    return images_of_one_size(fitting, None if labels is None else labels[places], preprocess)
-
-
 def images_of_one_size(
-    pictures: Sequence[Image.Image], labels: NDArray[np.int64] | None, preprocess: Preprocess
+    pictures: Iterable[Image.Image], labels: NDArray[np.int64] | None, preprocess: Preprocess
 ) -> Images:
     """Pictures as they are where all have one size no larger than `fitting_size`; resized to that otherwise."""
-    pictures = bring_to_one_size(pictures, preprocess)
-    return Images(preprocess.batch(pictures), labels, np.stack([preprocess.picture(picture) for picture in pictures]))
+    fitting = bring_to_one_size(pictures, preprocess)
+    return Images(preprocess.batch(fitting), labels, np.stack([preprocess.picture(picture) for picture in fitting]))
 
 
 def resize_to_fitting_size(images: Images, preprocess: Preprocess, count: int) -> Images:

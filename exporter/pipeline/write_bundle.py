@@ -15,6 +15,7 @@ from exporter.graph.facts import tensor_specs
 from exporter.models.loaded import LoadedModel
 from exporter.pipeline.images import Images, Outputs, Proof
 from exporter.pipeline.plan import ExportPlan
+from exporter.pipeline.proof_images import ProofImages
 from exporter.pipeline.report_page import REPORT, page_from_proof
 from exporter.verification.blocks.findings import Drift
 from runtimes.bundle import Bundle
@@ -51,7 +52,7 @@ class Findings:
     """
 
     table: CalibrationTable | None
-    images: Images
+    images: ProofImages
     proof: Proof
     golden: Golden
     drift: Drift | None

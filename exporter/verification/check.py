@@ -64,7 +64,7 @@ def check_bundle(plan: CheckPlan, say: Progress = silent, inputs: CheckInputs | 
         UnknownName, PlanError: a limit of the budget is not known, or out of range.
     """
     bundle = plan.bundle
-    budget = changed_budget(bundle.manifest.parity.budget, plan.budget)
+    budget = changed_budget(bundle.manifest.budget, plan.budget)
     inputs = inputs or gather_inputs(plan, say)
     evidence, pictures = inputs.evidence, inputs.pictures
     drift, bisection = _follow_blocks(plan, evidence, budget, say)
@@ -98,7 +98,7 @@ def failed_check(plan: CheckPlan, error: ResnetExportError) -> CheckResult:
     check = BundleCheck(
         bundle=str(plan.bundle.folder),
         name=manifest.name,
-        budget=manifest.parity.budget,
+        budget=manifest.budget,
         evidence="nothing",
         images=0,
         reference="nothing",

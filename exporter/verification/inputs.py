@@ -54,9 +54,9 @@ def bundle_outputs(
     bundle: Bundle, backend: str, evidence: Evidence, trust_engines: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """The outputs by name of a bundle on a backend, for the inputs of `evidence`."""
-    from runtimes._open import open_runtime
+    from runtimes._open import open_as_evidence
 
-    with open_runtime(bundle, backend, trust_engine=trust_engines) as model:
+    with open_as_evidence(bundle, backend, trust_engine=trust_engines) as model:
         fed = evidence_for(model, evidence, bundle)
         return model.run({model.inputs[0].name: fed.inputs})
 
@@ -66,7 +66,7 @@ def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress) -> Evid
     if pictures is None:
         return golden_evidence(plan.bundle)
     inputs = inputs_from_pictures(plan.bundle, pictures)
-    evidence = Evidence(inputs, {}, pictures.labels, judge_accuracy="max_accuracy_drop" in plan.budget)
+    evidence = Evidence(inputs, {}, pictures.labels, must_decide=True)
     if plan.against is not None:
         return evidence  # the other bundle's answers are the reference
     say(f"run {REFERENCE} on {len(inputs)} images")

@@ -184,7 +184,7 @@ def plan_from_entry(entry: Entry) -> CheckPlan:
         bundle = Bundle.open(entry.path)
     except BundleError as error:
         raise BundleError(f"{entry.named_by}: {error}" if entry.named_by else str(error)) from error
-    changed_budget(bundle.manifest.parity.budget, settings.budget)
+    changed_budget(bundle.manifest.budget, settings.budget)
     against = Bundle.open(settings.against) if settings.against is not None else None
     images = CheckPlan.images if settings.images is None else settings.images
     if settings.images is not None and settings.data is None:

@@ -150,7 +150,7 @@ class BackendTests(pytest.Collector):
     def collect(self) -> list[LimitTest]:
         from runtimes.parity.budget_options import changed_budget
 
-        budget = changed_budget(self.plan.bundle.manifest.parity.budget, self.plan.budget)
+        budget = changed_budget(self.plan.bundle.manifest.budget, self.plan.budget)
         return [_limit_test(self, limit) for limit in budget.limit_names]
 
 

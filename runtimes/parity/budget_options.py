@@ -16,6 +16,8 @@ UP_TO_ONE = ("min_agreement", "min_cosine", "max_accuracy_drop")
 def changed_budget(budget: Budget, given: Mapping[str, float]) -> Budget:
     """The budget with other values for the limits named.
 
+    A `confidence` of 0 is none: agreement and accuracy are then judged by the figures measured.
+
     Raises:
         UnknownName: a budget has no limit of that name.
         PlanError: the limit cannot have that value.
@@ -24,10 +26,20 @@ def changed_budget(budget: Budget, given: Mapping[str, float]) -> Budget:
     for name, value in given.items():
         if name not in known:
             raise UnknownName("budget", name, known)
+        if name == "confidence":
+            if value and not 0.5 <= value < 1:
+                raise PlanError(
+                    f"expected confidence from 0.5 to below 1, as 0.95, got {value:g}; "
+                    "0 judges agreement and accuracy by the figures measured"
+                )
+            continue
         largest = 1.0 if name in UP_TO_ONE else math.inf
         if not 0 <= value <= largest or math.isinf(value):
             raise PlanError(f"expected {name} {'from 0 to 1' if largest == 1 else 'of at least 0'}, got {value:g}")
-    return replace(budget, **given)
+    limits: dict[str, float | None] = {**given}
+    if given.get("confidence") == 0:
+        limits["confidence"] = None
+    return replace(budget, **limits)  # type: ignore[arg-type]  # own_error is never None: only confidence becomes it
 
 
 def budget_from_text(given: tuple[str, ...]) -> dict[str, float]:

@@ -5,6 +5,9 @@ and weights, so an absolute tolerance means nothing. A flip (another top class) 
 the reference itself preferred its class to the one chosen by more than the precision's own error; all flips are
 reported.
 
+SQNR and cosine are taken of logits without their mean over the classes: softmax ignores it, and of a few classes it can
+be all that there is.
+
 An image counts once, however many batch sizes it is run at: averages and agreement are those of the largest batch,
 which sees every image. The outputs of smaller batches only enter the worst values (largest error, worst cosine, not
 finite) and `max_batch_difference`, the largest difference between two batch sizes.
@@ -23,12 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.parity.budget import Budget
-from runtimes.parity.flips import Flips, flip_counts, flips_between, top_classes
-from runtimes.parity.intervals import wilson_interval
-from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, Accuracy, Comparison, _decibels, sqnr_db
+from runtimes.parity.flips import Flips, flip_counts, flips_between
+from runtimes.parity.limits import Limit
+from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, Comparison, _decibels, centred
 
 LOGITS = "logits"
 """The one output of a classifier. A model with any other gives features."""
+SAID = ("finite", "ok")
+"""A limit and verdict that `Comparison.finite` says already."""
 Repeated = Sequence[tuple[NDArray[np.int64], NDArray[Any]]]
 """One output at other batch sizes: places of images, int64 (n,), and the output for them, (n, ...)."""
 
@@ -48,7 +53,10 @@ class OtherBatch:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """The verdict over all backends: `ok` when every backend is within budget. `bool(report)` is `ok`."""
+    """The verdict over all backends: `ok` when every backend is within budget. `bool(report)` is `ok`.
+
+    What decided it stands in words in `Comparison.violations`, `undecided` and `kept`.
+    """
 
     ok: bool
     images: int
@@ -97,7 +105,7 @@ def compare(reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, agai
     expected, got = reference.astype(np.float64), outputs.astype(np.float64)
     largest = float(np.abs(expected).max()) or 1.0
     errors = np.abs(got - expected) / largest
-    cosine = None if expected.shape[1] == 1 else float(_cosines(expected, got).min())
+    worst_cosine, ratio = _cosine_and_sqnr(centred(expected), centred(got))
     flips = flip_counts(flips_between(expected, got, budget.own_error))
     measured = Comparison(
         ok=True,
@@ -105,13 +113,15 @@ def compare(reference: NDArray[Any], outputs: NDArray[Any], budget: Budget, agai
         max_relative_error=float(errors.max()),
         mean_relative_error=float(errors.mean()),
         p99_relative_error=float(np.quantile(errors, 0.99)),
-        worst_cosine=cosine,
-        sqnr_db=sqnr_db(expected, got),
+        worst_cosine=worst_cosine,
+        sqnr_db=ratio,
         top1_agreement=1 - flips.counted / len(expected),
         top5_overlap=_top_overlap(expected, got, min(5, expected.shape[1])),
         flips=flips,
+        images=len(expected),
     )
-    return _judge(_with_other_batches(measured, expected, got, again), budget)
+    cosines = [_cosine_and_sqnr(centred(expected[places]), centred(values))[0] for places, values in again]
+    return _judge(_with_other_batches(measured, expected, got, again, cosines), budget)
 
 
 def compare_features(
@@ -127,7 +137,7 @@ def compare_features(
     }
     each = list(found.values())
     differences = [one.max_batch_difference for one in each if one.max_batch_difference is not None]
-    return Comparison(
+    measured = Comparison(
         ok=all(one.ok for one in each),
         finite=all(one.finite for one in each),
         max_relative_error=max(one.max_relative_error for one in each),
@@ -141,7 +151,9 @@ def compare_features(
         violations=tuple(f"{name}: {said}" for name, one in found.items() for said in one.violations),
         outputs=found,
         max_batch_difference=max(differences, default=None),
+        images=each[0].images,
     )
+    return _judge(measured, budget)
 
 
 def _compare_feature(
@@ -169,10 +181,11 @@ def _compare_feature(
         top1_agreement=None,
         top5_overlap=None,
         flips=None,
+        images=len(expected),
     )
-    return _judge(
-        _with_other_batches(measured, expected, got, [(places, _rows(values)) for places, values in again]), budget
-    )
+    others = [(places, _rows(values)) for places, values in again]
+    cosines = [_cosine_and_sqnr(expected[places], values)[0] for places, values in others]
+    return _judge(_with_other_batches(measured, expected, got, others, cosines), budget)
 
 
 def _of_output(name: str, again: Sequence[OtherBatch]) -> list[tuple[NDArray[np.int64], NDArray[Any]]]:
@@ -188,21 +201,26 @@ def _all_finite(reference: NDArray[Any], outputs: NDArray[Any], again: Repeated)
     return all(np.isfinite(values).all() for values in (reference, outputs, *(values for _, values in again)))
 
 
-def _with_other_batches(measured: Comparison, expected: NDArray[Any], got: NDArray[Any], again: Repeated) -> Comparison:
+def _with_other_batches(
+    measured: Comparison,
+    expected: NDArray[Any],
+    got: NDArray[Any],
+    again: Repeated,
+    cosines: Sequence[float | None],
+) -> Comparison:
     """Include the outputs at other batch sizes: the worst values, and the largest difference from `got`.
 
-    All arrays are (images, values).
+    All arrays are (images, values); `cosines` are the worst ones of each of `again`.
     """
     if not again:
         return measured
     largest = float(np.abs(expected).max()) or 1.0
     errors = [float(np.abs(values - expected[places]).max()) / largest for places, values in again]
     differences = [float(np.abs(values - got[places]).max()) / largest for places, values in again]
-    cosines = [measured.worst_cosine, *(_cosine_and_sqnr(expected[places], values)[0] for places, values in again)]
     return replace(
         measured,
         max_relative_error=max(measured.max_relative_error, *errors),
-        worst_cosine=min((one for one in cosines if one is not None), default=None),
+        worst_cosine=min((one for one in (measured.worst_cosine, *cosines) if one is not None), default=None),
         max_batch_difference=max(differences),
     )
 
@@ -221,9 +239,19 @@ def _cosine_and_sqnr(expected: NDArray[Any], got: NDArray[Any]) -> tuple[float |
     return (None if expected.shape[1] == 1 else worst), _decibels(signal, noise)
 
 
+def judged(measured: Comparison, limits: Sequence[Limit], *, must_decide: bool = False) -> Comparison:
+    """The comparison with the verdicts on `limits`; where it `must_decide`, one that is undecided is not `ok`."""
+
+    def texts(verdict: str) -> tuple[str, ...]:
+        return tuple(limit.text for limit in limits if limit.verdict == verdict and (limit.name, verdict) != SAID)
+
+    violations, undecided = texts("broken"), texts("undecided")
+    ok = not violations and not (must_decide and undecided)
+    return replace(measured, ok=ok, violations=violations, undecided=undecided, kept=texts("ok"))
+
+
 def _judge(measured: Comparison, budget: Budget) -> Comparison:
-    violations = budget.violations(measured)
-    return replace(measured, ok=not violations, violations=violations)
+    return judged(measured, budget.limits(measured))
 
 
 def _not_finite_result(reference: NDArray[Any]) -> Comparison:
@@ -231,18 +259,18 @@ def _not_finite_result(reference: NDArray[Any]) -> Comparison:
     worst = LARGEST_ERROR
     whose = "outputs that are" if np.isfinite(reference).all() else "a reference that is"
     return Comparison(
-        False, False, worst, worst, worst, -1.0, -LARGEST_SQNR_DB, None, None, None, (f"{whose} not finite",)
-    )
-
-
-def accuracy(reference: NDArray[Any], outputs: NDArray[Any], labels: NDArray[Any]) -> Accuracy:
-    """Top-1 of the reference and of `outputs`, both (images, classes), for integer `labels` (images,)."""
-    correct = int((top_classes(outputs) == labels).sum())
-    return Accuracy(
-        len(labels),
-        float((top_classes(reference) == labels).mean()),
-        correct / len(labels),
-        wilson_interval(correct, len(labels)),
+        False,
+        False,
+        worst,
+        worst,
+        worst,
+        -1.0,
+        -LARGEST_SQNR_DB,
+        None,
+        None,
+        None,
+        (f"{whose} not finite",),
+        images=len(reference),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.base import Runtime
-from runtimes.parity.budget import Budget, Limit
-from runtimes.parity.compare import LOGITS, OtherBatch, ParityReport, accuracy, compare_outputs, is_classifier
+from runtimes.parity.budget import Budget
+from runtimes.parity.compare import LOGITS, OtherBatch, ParityReport, compare_outputs, is_classifier, judged
 from runtimes.parity.flips import Flip, flips_between
-from runtimes.parity.measures import Accuracy
+from runtimes.parity.limits import Limit, Verdict
+from runtimes.parity.measures import Accuracy, accuracy
 from runtimes.specs import BatchRange
 
 LOWEST_DECADE, HIGHEST_DECADE, BINS_A_DECADE = -9, 1, 4
@@ -27,13 +28,43 @@ class Evidence:
         inputs: as the model takes them, (images, ...).
         outputs: the reference's, by name, each (images, ...).
         labels: the true classes, int64 (images,), where they are known.
-        judge_accuracy: judge the accuracy however few labels there are (see `Budget.limits`).
+        must_decide: a limit that these images leave undecided is a failure. A few golden inputs cannot decide agreement
+            or accuracy; for them an undecided limit is said, and is none.
     """
 
     inputs: NDArray[Any]
     outputs: Mapping[str, NDArray[Any]]
     labels: NDArray[Any] | None = None
-    judge_accuracy: bool = False
+    must_decide: bool = False
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A backend's outputs for images whose reference outputs are known.
+
+    Attributes:
+        outputs: at the largest batch, by name, each (images, ...). They are what is measured.
+        batches: the batch sizes that were run, the largest last.
+        again: outputs at the smaller ones.
+    """
+
+    outputs: Mapping[str, NDArray[Any]]
+    batches: tuple[int, ...]
+    again: Sequence[OtherBatch] = ()
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How answers are judged.
+
+    Attributes:
+        looks: how many times they may be judged as images come in (see `intervals.look_sizes`); the risk is shared.
+        must_decide: see `Evidence`.
+    """
+
+    budget: Budget
+    looks: int = 1
+    must_decide: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,10 +89,11 @@ class BackendParity:
 
     Attributes:
         report: the parity report, of this backend alone.
-        limits: each limit of the budget that applies, and whether it is kept.
+        limits: each limit of the budget that applies, and the verdict on it.
         flips: the images whose class changed, the largest margin first; none for features.
         errors: None where an output is not finite.
         accuracy: None where labels are not known.
+        must_decide: see `Evidence`.
     """
 
     report: ParityReport
@@ -69,10 +101,36 @@ class BackendParity:
     flips: tuple[Flip, ...]
     errors: ErrorHistogram | None
     accuracy: Accuracy | None
+    must_decide: bool = False
 
     @property
     def ok(self) -> bool:
         return self.report.ok
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict on any limit, whether or not it has to be decided."""
+        found = {limit.verdict for limit in self.limits}
+        return "broken" if "broken" in found else "undecided" if "undecided" in found else "ok"
+
+    @property
+    def failing(self) -> tuple[Limit, ...]:
+        """The limits that make it not `ok`: those broken and, where it must decide, those undecided."""
+        return tuple(
+            limit
+            for limit in self.limits
+            if limit.verdict == "broken" or (limit.verdict == "undecided" and self.must_decide)
+        )
+
+    @property
+    def images_needed(self) -> int | None:
+        """How many images in all would decide every limit, if the others go on as these did.
+
+        None where all are decided, or no number would decide one.
+        """
+        needed = [limit.images_needed for limit in self.limits if limit.verdict == "undecided"]
+        counts = [count for count in needed if count is not None]
+        return max(counts) if counts and len(counts) == len(needed) else None
 
 
 def compare_backend(
@@ -94,20 +152,40 @@ def compare_backend(
         OtherBatch(np.arange(min(size, count)), _outputs_at(evidence, runtime, size, min(size, count)))
         for size in smaller
     ]
-    got = _outputs_at(evidence, runtime, largest, count)
-    compared = compare_outputs(evidence.outputs, got, budget, again)
-    measured: Accuracy | None = None
+    answers = Answers(_outputs_at(evidence, runtime, largest, count), batch.proof_sizes, again)
+    terms = Terms(budget, must_decide=evidence.must_decide)
+    return judge(evidence.outputs, name, answers, terms, evidence.labels)
+
+
+def judge(
+    reference: Mapping[str, NDArray[Any]],
+    name: str,
+    answers: Answers,
+    terms: Terms,
+    labels: NDArray[np.int64] | None = None,
+) -> BackendParity:
+    """Compare a backend's answers with the reference's outputs, and judge them.
+
+    Args:
+        reference: by name, each (images, ...), for the images of `answers.outputs`.
+        name: the backend's name in the report.
+        labels: the true classes, int64 (images,), where they are known.
+    """
+    budget, got = terms.budget, answers.outputs
+    measured = compare_outputs(reference, got, budget, answers.again)
+    known: Accuracy | None = None
     flips: tuple[Flip, ...] = ()
-    if is_classifier(evidence.outputs):
-        if evidence.labels is not None:
-            measured = accuracy(evidence.outputs[LOGITS], got[LOGITS], evidence.labels)
-        if compared.finite:
-            flips = flips_between(evidence.outputs[LOGITS], got[LOGITS], budget.own_error)
-    limits = budget.limits(compared, measured, however_few=evidence.judge_accuracy)
-    report = ParityReport(all(limit.ok for limit in limits), count, batch.proof_sizes, {name: compared}, budget)
-    return BackendParity(
-        report, limits, flips, error_histogram(evidence.outputs, got) if compared.finite else None, measured
-    )
+    if is_classifier(reference):
+        if labels is not None:
+            known = accuracy(reference[LOGITS], got[LOGITS], labels)
+        if measured.finite:
+            flips = flips_between(reference[LOGITS], got[LOGITS], budget.own_error)
+    limits = budget.limits(measured, known, looks=terms.looks)
+    measured = judged(measured, limits, must_decide=terms.must_decide)
+    count = len(next(iter(reference.values())))
+    report = ParityReport(measured.ok, count, answers.batches, {name: measured}, budget)
+    errors = error_histogram(reference, got) if measured.finite else None
+    return BackendParity(report, limits, flips, errors, known, terms.must_decide)
 
 
 def error_histogram(reference: Mapping[str, NDArray[Any]], outputs: Mapping[str, NDArray[Any]]) -> ErrorHistogram:

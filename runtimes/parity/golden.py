@@ -62,7 +62,7 @@ def golden_report(bundle: Bundle, name: str, runtime: Runtime) -> ParityReport:
     """The parity report of the golden inputs on a backend, which the report calls `name`."""
     manifest = bundle.manifest
     return compare_backend(
-        evidence_for(runtime, golden_evidence(bundle), bundle), name, runtime, manifest.parity.budget, manifest.batch
+        evidence_for(runtime, golden_evidence(bundle), bundle), name, runtime, manifest.budget, manifest.batch
     ).report
 
 

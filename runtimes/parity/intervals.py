@@ -8,6 +8,7 @@ from statistics import NormalDist
 TWO_SIDED_95 = 1.959963984540054
 HALVINGS = 60
 """Of an interval at most 2 wide: the limit is then exact to the last bit."""
+MOST_LOOKS, SMALLEST_LOOK = 4, 250
 
 
 def one_sided_z(confidence: float, looks: int = 1) -> float:
@@ -19,6 +20,16 @@ def one_sided_z(confidence: float, looks: int = 1) -> float:
             (Bonferroni), so that the risk of all together is at most 1 - `confidence`.
     """
     return NormalDist().inv_cdf(1 - (1 - confidence) / looks)
+
+
+def look_sizes(most: int) -> tuple[int, ...]:
+    """After how many images in all to look whether they decide: 250, 500, 1000 and 2000 of 2000; 300 of 300.
+
+    Each look has twice the images of the one before it, and none fewer than 250: about as many as four looks need to
+    show that 98 % agree, where all do.
+    """
+    halves = (most // 2**place for place in range(MOST_LOOKS))
+    return tuple(sorted({most, *(size for size in halves if size >= SMALLEST_LOOK)}))
 
 
 def wilson_interval(successes: int, trials: int, z: float = TWO_SIDED_95) -> tuple[float, float]:
@@ -42,6 +53,25 @@ def tango_interval(lost: int, gained: int, trials: int, z: float = TWO_SIDED_95)
         trials: all images.
     """
     return -_tango_upper(gained, lost, trials, z), _tango_upper(lost, gained, trials, z)
+
+
+def images_to_decide_share(successes: int, trials: int, bound: float, z: float) -> int | None:
+    """How many images in all put Wilson's limits on one side of `bound`, if the share stays as it is; None if none do.
+
+    Wilson's limits are the shares that the score test does not reject, and its statistic grows with the root of the
+    images.
+    """
+    share = successes / trials
+    if share == bound:
+        return None
+    return max(trials + 1, math.ceil(z * z * bound * (1 - bound) / (share - bound) ** 2))
+
+
+def images_to_decide_fall(lost: int, gained: int, trials: int, bound: float, z: float) -> int | None:
+    """How many images in all put Tango's limits on one side of `bound`, if the shares stay what they are; None if none
+    do."""
+    score = _tango_score(lost, gained, trials, bound)
+    return max(trials + 1, math.ceil(trials * (z / score) ** 2)) if score else None
 
 
 def _tango_upper(lost: int, gained: int, trials: int, z: float) -> float:

@@ -18,13 +18,14 @@ import torch
 from calibration.data import FASHION_MNIST_CLASSES, built_in
 from exporter import ExportPlan
 from exporter.cli.export import _summary, command
+from exporter.lowering.precisions import fp32
 from exporter.lowering.registry import precision_names
 from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
 from exporter.models.sources.cifar import CifarResNet
 from exporter.pipeline.choose_images import proof_images
 from exporter.pipeline.export import Export
-from exporter.pipeline.images import Images
+from exporter.pipeline.proof_images import ProofImages
 from runtimes import Bundle, open_runtime
 from runtimes.manifest import Manifest
 from runtimes.progress import Steps
@@ -164,11 +165,12 @@ def shipped() -> LoadedModel:
     return load_model(ExportPlan("resnet20", Path("unused")).model_request)
 
 
-def images_of(loaded: LoadedModel, data: Path | None) -> tuple[Images, list[str]]:
+def images_of(loaded: LoadedModel, data: Path | None) -> tuple[ProofImages, list[str]]:
     """What an export proves itself with on such a model and --data, and what it says on the way."""
     said: list[str] = []
     plan = ExportPlan("resnet20", Path("unused"), data=None if data is None else str(data))
-    return proof_images(loaded, plan, Steps(lambda step, done=0, total=0: said.append(step))), said
+    steps = Steps(lambda step, done=0, total=0: said.append(step))
+    return proof_images(loaded, plan, fp32.BUDGET, steps), said
 
 
 def tree(folder: Path, names: Sequence[str], count: int = 60) -> Path:
@@ -185,13 +187,13 @@ def tree(folder: Path, names: Sequence[str], count: int = 60) -> Path:
 def test_class_folders_are_matched_as_check_and_eval_match_them(shipped: LoadedModel, tmp_path: Path) -> None:
     names = [name.upper().replace("/", "_").replace(" ", "-") for name in FASHION_MNIST_CLASSES]
     images, said = images_of(shipped, tree(tmp_path, names))
-    labels = built_in("test").labels
-    assert images.labels is not None
+    labels, found = built_in("test").labels, images.first.labels
+    assert found is not None
     assert labels is not None
-    assert sorted(images.labels.tolist()) == sorted(labels[:60].tolist())
+    assert sorted(found.tolist()) == sorted(labels[:60].tolist())
     with torch.inference_mode():
-        answers = shipped.module(torch.from_numpy(images.inputs)).argmax(1).numpy()
-    assert (answers == images.labels).mean() > 0.9
+        answers = shipped.module(torch.from_numpy(images.first.inputs)).argmax(1).numpy()
+    assert (answers == found).mean() > 0.9
     assert (images.no_accuracy, said) == ("", [])
 
 
@@ -204,8 +206,8 @@ def test_a_thousand_wordnet_folders_are_imagenets_classes(shipped: LoadedModel, 
         shipped, facts=replace(shipped.facts, classes=1000), labels=tuple(f"label {place}" for place in range(1000))
     )
     images, said = images_of(of_imagenet, tmp_path / "val")
-    assert images.labels is not None
-    assert (images.labels.tolist(), images.no_accuracy, said) == (list(range(1000)), "", [])
+    found = [int(label) for block in images.blocks() if block.labels is not None for label in block.labels]
+    assert (sorted(found), images.no_accuracy, said) == (list(range(1000)), "", [])
 
 
 @pytest.mark.parametrize(
@@ -221,14 +223,14 @@ def test_classes_that_are_not_the_models_leave_out_accuracy_and_say_why(
     shipped: LoadedModel, tmp_path: Path, names: Sequence[str], labels: tuple[str, ...] | None, why: str
 ) -> None:
     images, said = images_of(replace(shipped, labels=labels), tree(tmp_path, names))
-    assert (images.labels, len(images.inputs), why in images.no_accuracy) == (None, 32, True)
+    assert (images.first.labels, images.most, why in images.no_accuracy) == (None, 32, True)
     assert said == [f"left out: accuracy, {images.no_accuracy}"]
 
 
 def test_built_in_pictures_that_nobody_asked_for_are_matched_by_name_alone_and_in_silence(shipped: LoadedModel) -> None:
     for labels in (None, tuple("abcdefghij")):
         images, said = images_of(replace(shipped, labels=labels), None)
-        assert (images.labels, images.no_accuracy, said) == (None, "", [])
+        assert (images.first.labels, images.no_accuracy, said) == (None, "", [])
 
 
 def test_why_accuracy_is_not_measured_stands_where_it_would(manifest: Manifest) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,12 @@ from exporter.lowering.opsets import BF16_OPSET
 from exporter.lowering.precisions import bf16
 from exporter.models.sources.cifar import CifarResNet
 from exporter.pipeline.images import Candidate, Graphs, Images, Proof
-from exporter.pipeline.prove import noisiest_block_text, prove
+from exporter.pipeline.proof_images import ProofImages
+from exporter.pipeline.prove import prove
 from exporter.pipeline.resize_proof import images_of_one_colour
 from runtimes import BatchRange, Budget, Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.errors import BackendUnavailable, LowerError, ParityError
+from runtimes.errors import BackendUnavailable, LowerError
 from runtimes.preprocess import Preprocess
 
 BATCH = BatchRange(1, 2, 4)
@@ -43,7 +44,7 @@ class Tiny:
 
     def proof(self, simulation: onnx.ModelProto | None, *, budget: Budget = bf16.BUDGET) -> Proof:
         candidate = Candidate(self.folder, Graphs(self.original, simulation), BATCH, bf16.RUNS_ON)
-        return prove(candidate, Images(INPUTS, None), budget=budget)
+        return prove(candidate, ProofImages(Images(INPUTS, None), len(INPUTS)), budget=budget)
 
 
 @pytest.fixture(scope="module")
@@ -187,13 +188,14 @@ def test_the_simulation_alone_is_run_over_all_images_at_every_batch(tiny: Tiny) 
     assert report.ok
     assert set(report.backends) == {"simulation"}
     for batch in BATCH.proof_sizes:
-        with pytest.raises(ParityError, match="simulation: largest relative error"):
-            tiny.proof(wrong_at(simulation, batch=batch))
-    spoilt = scaled(tiny.original, "fc.weight", 1.5)
-    with pytest.raises(
-        ParityError, match="; head adds the most noise, .*; try --fp16 or --fp32; no bundle was written"
-    ):
-        tiny.proof(bf16.simulation(bf16.lower(spoilt, {})))
+        assert broken(tiny.proof(wrong_at(simulation, batch=batch))).startswith("largest relative error")
+
+
+def broken(proof: Proof) -> str:
+    """The first limit that is broken, in words; one has to be."""
+    assert not proof.report.ok
+    (limit, *_) = next(iter(proof.answers.values())).failing
+    return limit.text
 
 
 def wrong_at(model: onnx.ModelProto, *, batch: int) -> onnx.ModelProto:
@@ -239,29 +241,27 @@ def with_a_spread(model: onnx.ModelProto) -> onnx.ModelProto:
 def test_pictures_of_one_colour_are_asked_for_too(tiny: Tiny, batch: BatchRange) -> None:
     simulation = bf16.simulation(tiny.lowered)
     preprocess = Preprocess(28, (28, 28), "bilinear", True, (0.286,), (0.353,))
-    images = Images(INPUTS, None, plain=images_of_one_colour(preprocess, as_pixels=False))
+    images = ProofImages(Images(INPUTS, None), len(INPUTS))
+    with_plain = replace(images, plain=images_of_one_colour(preprocess, as_pixels=False))
 
-    def proof(model: onnx.ModelProto, images: Images) -> Proof:
+    def proof(model: onnx.ModelProto, images: ProofImages) -> Proof:
         return prove(Candidate(tiny.folder, Graphs(tiny.original, model), batch, ()), images, budget=bf16.BUDGET)
 
-    assert proof(simulation, images).report.ok
-    assert proof(with_a_spread(simulation), Images(INPUTS, None)).report.ok
-    with pytest.raises(
-        ParityError,
-        match="simulation gives a picture of one colour an answer that is no number, where the reference gives one",
-    ):
-        proof(with_a_spread(simulation), images)
+    assert proof(simulation, with_plain).report.ok
+    assert proof(with_a_spread(simulation), images).report.ok
+    said = broken(proof(with_a_spread(simulation), with_plain))
+    assert "gives a picture of one colour an answer that is no number, where the reference gives one" in said
 
 
 def test_the_last_images_are_proven_too(tiny: Tiny) -> None:
     """Without labels, a simulation beside a backend runs on eight images; alone, on all of them."""
     inputs = np.concatenate([INPUTS, 30 * INPUTS[:4]])
     budget = Budget(own_error=1.0, max_relative_error=1.0)
-    images = Images(inputs, None)
+    images = ProofImages(Images(inputs, None), len(inputs))
     graphs = Graphs(tiny.original, bf16.simulation(bf16.lower(tiny.original, {})))
     candidate = Candidate(tiny.folder, graphs, BATCH, bf16.RUNS_ON)
     report = prove(candidate, images, budget=budget).report
-    few = prove(candidate, Images(INPUTS, None), budget=budget).report
+    few = prove(candidate, ProofImages(Images(INPUTS, None), len(INPUTS)), budget=budget).report
     assert report.images == 12
     assert report.backends["simulation"].mean_relative_error != few.backends["simulation"].mean_relative_error
 
@@ -292,12 +292,6 @@ def test_values_beyond_bf16_are_beyond_fp16_too_so_only_fp32_is_left_to_try(tiny
         LowerError, match=r"'conv1.out' are beyond the precision's range on real images; export in fp32$"
     ):
         tiny.proof(bf16.simulation(heavy))
-
-
-def test_what_to_try_is_more_mantissa(tiny: Tiny) -> None:
-    assert noisiest_block_text(Graphs(tiny.original, bf16.simulation(tiny.lowered)), INPUTS).endswith(
-        "; try --fp16 or --fp32"
-    )
 
 
 # --- the bundle ---

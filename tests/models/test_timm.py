@@ -38,6 +38,7 @@ from exporter.models.loading import load_model
 from exporter.models.registry import find_model
 from exporter.models.sources import timm as source
 from exporter.pipeline.images import Candidate, Graphs, Images
+from exporter.pipeline.proof_images import ProofImages
 from exporter.pipeline.prove import prove
 from runtimes import BatchRange
 from runtimes.errors import BadInput, UnknownName, WeightsUnavailable
@@ -73,9 +74,9 @@ GATES = {
 def test_a_model_is_in_budget_and_tensorrt_builds_it(name: str, tmp_path: Path) -> None:
     plan = ExportPlan(name, tmp_path / "unused", weights="random", batch=BATCH, image_size=SMALLER.get(name))
     loaded = load_model(plan.model_request)
-    images = Images(inputs_from_source(built_in("test"), loaded.preprocess, 8), None)
+    images = ProofImages(Images(inputs_from_source(built_in("test"), loaded.preprocess, 8), None), 8)
     program = program_from_module(loaded.module, loaded.preprocess.shape)
-    graph = simplify(onnx_from_program(program, opset=20, batch=BATCH), images.inputs[:2])
+    graph = simplify(onnx_from_program(program, opset=20, batch=BATCH), images.first.inputs[:2])
     save_program(program, tmp_path / "reference.pt2")
     batches = np.split(inputs_from_source(built_in("train"), loaded.preprocess, 8), 2)
     for name_of_precision in ("fp16", "int8"):
@@ -85,7 +86,7 @@ def test_a_model_is_in_budget_and_tensorrt_builds_it(name: str, tmp_path: Path) 
         onnx.save(lowered, tmp_path / "model.onnx")
         graphs = Graphs(graph, precision.simulation(lowered))
         candidate = Candidate(tmp_path, graphs, BATCH, precision.RUNS_ON)
-        assert prove(candidate, images, budget=precision.BUDGET).report.ok
+        assert prove(candidate, images, budget=precision.BUDGET.for_random_weights()).report.ok
         job = Job(
             (tmp_path / "model.onnx").read_bytes(),
             name_of_precision,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,21 +15,21 @@ import pytest
 from int8_exports import bundle_fixture, pictures_fixture  # noqa: F401  # pytest finds them by their names
 from numpy.typing import NDArray
 from PIL import Image
+from spoilt import BLOCKS
 
 from calibration.data import built_in
 from calibration.observers import observers
 from calibration.table import table_from_file
 from exporter import ExportPlan
+from exporter.graph.probe import noisiest_blocks
 from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module
-from exporter.lowering.precisions import fp16, int8
+from exporter.lowering.precisions import int8
 from exporter.lowering.ranges import measure_ranges
 from exporter.lowering.request import CALIBRATOR
 from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
 from exporter.pipeline.choose_images import calibration_set
-from exporter.pipeline.images import Graphs
-from exporter.pipeline.prove import noisiest_block_text
 from runtimes import Bundle
 from runtimes.errors import BadInput, CalibrationError
 from runtimes.progress import Steps
@@ -170,18 +169,11 @@ def test_the_block_whose_ranges_are_wrong_is_the_one_that_is_named(
     assert plan.calibration is not None
     ranges = table_from_file(plan.calibration).thresholds(CALIBRATOR)
     spoilt = {name: value * factor if name.startswith(tensors) else value for name, value in ranges.items()}
-    graphs = Graphs(graph, int8.simulation(int8.lower(graph, spoilt)))
-    said = noisiest_block_text(graphs, np.load(bundle / "golden.npz")["inputs"][:8])
-    assert re.match(rf"; {block} adds the most noise, an SQNR of \d+\.\d dB by itself; try another --calibrator", said)
-
-
-def test_what_to_try_depends_on_the_precision(
-    shipped: tuple[LoadedModel, onnx.ModelProto, ExportPlan], bundle: Path
-) -> None:
-    _, graph, _ = shipped
-    inputs = np.load(bundle / "golden.npz")["inputs"][:8]
-    assert noisiest_block_text(Graphs(graph, fp16.simulation(fp16.lower(graph, {}))), inputs).endswith("; try --fp32")
-    assert noisiest_block_text(Graphs(graph, None), inputs) == ""
+    simulation = int8.simulation(int8.lower(graph, spoilt))
+    noises = noisiest_blocks(graph, simulation, np.load(bundle / "golden.npz")["inputs"][:8])
+    assert noises[0].block == block
+    assert [one.sqnr_db for one in noises] == sorted(one.sqnr_db for one in noises)
+    assert sorted(one.block for one in noises) == sorted(BLOCKS)
 
 
 def test_colour_pictures_and_others_than_the_models_size_are_calibrated_on(

@@ -30,6 +30,7 @@ from exporter.models.registry import MODELS, PAD, V1
 from exporter.models.spec import ModelSpec
 from exporter.pipeline.images import Candidate, Graphs, Images
 from exporter.pipeline.plan import DEFAULT_BATCH
+from exporter.pipeline.proof_images import ProofImages
 from exporter.pipeline.prove import prove
 from runtimes import BatchRange
 
@@ -121,7 +122,8 @@ def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_as
     onnx.checker.check_model(lowered, full_check=True)
     onnx.save(lowered, traced.folder / "model.onnx")
     candidate = Candidate(traced.folder, Graphs(graph, precision.simulation(lowered)), BATCH, precision.RUNS_ON)
-    proof = prove(candidate, traced.images, budget=precision.BUDGET)
+    images = ProofImages(traced.images, len(traced.images.fed))
+    proof = prove(candidate, images, budget=precision.BUDGET.for_random_weights())
     assert proof.report.ok
     assert lowered.opset_import[0].version == opset
     job = Job(

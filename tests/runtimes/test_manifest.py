@@ -34,13 +34,16 @@ OPTIONAL = {
     "$.files",
     "$.parity.budget",
     "$.parity.backends[...].outputs",
-    "$.parity.backends[...].violations",
-    "$.parity.backends[...].max_batch_difference",
+    "$.accuracy.lost",
+    "$.accuracy.gained",
+    *(
+        f"$.parity.backends[...].{name}"
+        for name in ("violations", "undecided", "kept", "max_batch_difference", "images")
+    ),
     *(f"$.parity.budget.{name}" for name in Budget.__dataclass_fields__ if name != "own_error"),
 }
-NULLABLE = (
-    OPTIONAL - {"$.files", "$.parity.budget", "$.parity.backends[...].violations", "$.parity.backends[...].outputs"}
-) | {
+TEXTS_AND_OUTPUTS = {f"$.parity.backends[...].{name}" for name in ("violations", "undecided", "kept", "outputs")}
+NULLABLE = (OPTIONAL - {"$.files", "$.parity.budget"} - TEXTS_AND_OUTPUTS) | {
     "$.preprocess.resize",
     "$.graph.macs",  # unknown for free sizes
     # What features do not have, and a single logit.

@@ -39,7 +39,7 @@ def drift_of_bundle(bundle: Bundle, inputs: NDArray[Any], budget: Budget | None 
     """
     inputs = inputs[:MOST_IMAGES]
     both = both_sides_of(bundle, inputs)
-    return drift_between(both, inputs, reference_inputs(bundle, inputs), budget or bundle.manifest.parity.budget)
+    return drift_between(both, inputs, reference_inputs(bundle, inputs), budget or bundle.manifest.budget)
 
 
 def drift_between(both: BothSides, inputs: NDArray[Any], program_inputs: NDArray[Any], budget: Budget) -> Drift:

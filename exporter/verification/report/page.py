@@ -25,9 +25,9 @@ from exporter.verification.report.sentences import (
     status_of,
     verdict_sentences,
 )
-from runtimes.parity.budget import Limit
 from runtimes.parity.compare import is_classifier
 from runtimes.parity.evidence import ErrorHistogram
+from runtimes.parity.limits import Limit
 from runtimes.parity.measures import LARGEST_ERROR, Accuracy, Comparison
 from runtimes.printable import as_text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,33 @@ ONNX = "model.onnx"
 SHOWN_FLIPS = 48
 
 
-def section_from_check(check: BundleCheck, plan: CheckPlan, evidence: Evidence) -> Section:
-    """The section of a checked bundle: the verdict, its flips, and what the bundle holds beside."""
+def section_from_check(
+    check: BundleCheck,
+    plan: CheckPlan,
+    evidence: Evidence,
+    read: Callable[[list[int]], Sequence[NDArray[Any]]] | None = None,
+) -> Section:
+    """The section of a checked bundle: the verdict, its flips, and what the bundle holds beside.
+
+    Args:
+        read: gives inputs by their numbers, where `evidence` does not hold them.
+    """
     bundle = plan.bundle
     flips = _flips_by_backends(check)
+    shown = [flip.image for flip, _ in flips[:SHOWN_FLIPS]]
+    inputs = [evidence.inputs[image] for image in shown] if read is None else read(shown) if shown else []
     return Section(
         check=check,
         manifest=bundle.manifest,
         labels=bundle.labels,
         flips=tuple(
-            _flipped_image(flip, backends, evidence, bundle.manifest.preprocess)
-            for flip, backends in flips[:SHOWN_FLIPS]
+            FlippedImage(
+                flip,
+                backends,
+                _pixels(fed, bundle.manifest.preprocess),
+                int(evidence.labels[flip.image]) if evidence.labels is not None else None,
+            )
+            for (flip, backends), fed in zip(flips, inputs, strict=False)
         ),
         flip_count=len(flips),
         layers=layers_of(bundle.folder / ONNX) if ONNX in bundle.manifest.files else (),
@@ -99,11 +116,6 @@ def _flips_by_backends(check: BundleCheck) -> list[tuple[Flip, tuple[str, ...]]]
         for same in found.values()
     ]
     return sorted(seen, key=lambda pair: (-pair[0].margin, pair[0].image, pair[0].got))
-
-
-def _flipped_image(flip: Flip, backends: tuple[str, ...], evidence: Evidence, preprocess: Preprocess) -> FlippedImage:
-    label = int(evidence.labels[flip.image]) if evidence.labels is not None else None
-    return FlippedImage(flip, backends, _pixels(evidence.inputs[flip.image], preprocess), label)
 
 
 def _pixels(fed: NDArray[Any], preprocess: Preprocess) -> NDArray[np.uint8]:

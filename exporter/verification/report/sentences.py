@@ -9,7 +9,7 @@ from typing import Literal
 from exporter.verification.report.records import GraphLayer
 from exporter.verification.verdicts import BackendCheck, BundleCheck
 from runtimes.errors import BackendUnavailable, ParityError
-from runtimes.parity.budget import Limit
+from runtimes.parity.limits import Limit
 from runtimes.parity.measures import Comparison
 
 Status = Literal["within budget", "out of budget", "failed", "not answered"]

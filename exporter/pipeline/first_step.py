@@ -1,0 +1,218 @@
+"""Find the first change that brings a refused bundle within its budget: each is made, run and measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from calibration.observers import observers
+from calibration.table import CalibrationTable
+from exporter.graph.blocks import blocks
+from exporter.graph.mixed import with_fp32_nodes
+from exporter.graph.probe import noisiest_blocks
+from exporter.lowering.lower import lower
+from exporter.lowering.ranges import CalibrationSet
+from exporter.lowering.registry import load_precision
+from exporter.lowering.request import LoweringRequest
+from exporter.pipeline.images import Graphs, Outputs, Proof
+from exporter.pipeline.proof_images import ProofImages
+from exporter.pipeline.terms import errors_alone
+from exporter.pipeline.trial import joined, outputs_at
+from runtimes.backends.onnxruntime import OnnxRuntime
+from runtimes.errors import LowerError
+from runtimes.parity.budget import Budget
+from runtimes.parity.compare import LOGITS, compare_outputs, is_classifier
+from runtimes.parity.flips import flips_between, top_classes
+from runtimes.progress import Steps
+
+FIRST, FLIPPED, NOISE = 32, 16, 8
+"""How many images a change is measured on, of the first ones and of those whose class changed; how many blocks are."""
+BATCH = 32
+RETURNED = (1, 2, 4)
+"""How many of the noisiest blocks to return to FP16 together."""
+DECIDED_HERE = ("max_relative_error", "min_cosine", "min_sqnr_db", "min_agreement", "max_accuracy_drop")
+"""The limits that a change can be measured against."""
+WIDER = {"int8": ("fp16",), "bf16": ("fp16",)}
+"""The precisions to try in a precision's place; FP32 needs no trial."""
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """A lowering that was refused, and what it takes to make another one.
+
+    Attributes:
+        clean: the FP32 graph that was lowered.
+        table: the ranges that were measured; None where the precision needs none.
+        calibration: what they were measured on.
+        resize: puts the resizing in front of a graph, where the model takes images of any size.
+    """
+
+    graphs: Graphs
+    clean: onnx.ModelProto
+    table: CalibrationTable | None
+    calibration: CalibrationSet
+    request: LoweringRequest
+    resize: Callable[[onnx.ModelProto], onnx.ModelProto]
+
+
+class Change(NamedTuple):
+    """A change in words, and its graph as a CPU simulates it."""
+
+    words: str
+    model: onnx.ModelProto
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images to measure a change on.
+
+    Attributes:
+        parts: inputs as the graph takes them, in blocks (images, ...), one after the other.
+        expected: the reference's outputs, by name, each (images, ...).
+        labels: int64 (images,); None where they are not known.
+        weights: how much of all the proof's images each stands for, 0..1, float64 (images,); they add up to 1.
+        first: how many of them are the proof's first ones.
+    """
+
+    parts: list[NDArray[Any]]
+    expected: Outputs
+    labels: NDArray[np.int64] | None
+    weights: NDArray[np.float64]
+    first: int
+
+
+class Measured(NamedTuple):
+    """Whether a change is within the budget, as far as so few images tell, and what was measured, in words."""
+
+    is_within: bool
+    text: str
+
+
+def first_step_text(lowering: Lowering, proof: Proof, images: ProofImages) -> str:
+    """Which block adds the most noise by itself, and the first change that helps, or that none does.
+
+    The end of an error message, from its semicolon on; empty where the precision is not what is wrong.
+    """
+    simulation, precision = lowering.graphs.simulation, lowering.request.precision
+    broken = {limit.name for one in proof.answers.values() for limit in one.limits if limit.verdict == "broken"}
+    if simulation is None or not broken.issubset(DECIDED_HERE):
+        return ""
+    sample, budget = _sample(proof, images), proof.report.budget
+    noises = noisiest_blocks(lowering.graphs.original, simulation, sample.parts[0][:NOISE])
+    worst, now = noises[0], measure(simulation, sample, budget)
+    text = f"; {worst.block} adds the most noise, an SQNR of {worst.sqnr_db:.1f} dB by itself"
+    by = f"by {len(sample.weights)} images"
+    if now.is_within:
+        return f"{text}; rounded as a device rounds it is within {by}, so that the precision may not be what is wrong"
+    if lowering.request.is_calibrated:
+        names = [one.block for one in noises]
+        for words, model in _changes(lowering, names):
+            found = measure(model, sample, budget)
+            if found.is_within:
+                return f"{text}; what helps, {by}: {words}, {found.text} in place of {now.text}"
+        text += (
+            f"; {by} no other calibrator brings it within, nor do {join_words(names[: RETURNED[-1]])} in FP16: every "
+            "block adds a little, which quantization-aware training mends"
+        )
+    for wider in WIDER.get(precision, ()):
+        with suppress(LowerError):
+            found = measure(_simulated(lowering, wider), sample, load_precision(wider).BUDGET)
+            if found.is_within:
+                return f"{text}; --{wider} is within: {found.text}"
+    return f"{text}; take --fp32"
+
+
+def measure(model: onnx.ModelProto, sample: Sample, budget: Budget) -> Measured:
+    """Run a graph on the sample, and judge it: errors on the first images, agreement and fall of top-1 on all, each
+    image with its weight."""
+    with OnnxRuntime.from_bytes(model.SerializeToString()) as runtime:
+        found = joined([outputs_at(runtime, part, min(BATCH, len(part))) for part in sample.parts])
+    first = slice(sample.first)
+    errors = compare_outputs(
+        {name: values[first] for name, values in sample.expected.items()},
+        {name: values[first] for name, values in found.items()},
+        budget,
+    )
+    is_within = all(limit.ok for limit in errors_alone(budget).limits(errors))
+    words = [f"an SQNR of {errors.sqnr_db:.1f} dB"]
+    if is_classifier(sample.expected) and all(np.isfinite(values).all() for values in found.values()):
+        expected, got = sample.expected[LOGITS], found[LOGITS]
+        counted = [flip.image for flip in flips_between(expected, got, budget.own_error) if flip.counted]
+        agreement = 1 - float(sample.weights[counted].sum())
+        is_within &= budget.min_agreement is None or agreement >= budget.min_agreement
+        words.append(f"{agreement:.1%} agreement")
+        if sample.labels is not None:
+            right = [(top_classes(logits) == sample.labels).astype(np.float64) for logits in (expected, got)]
+            fall = float(((right[0] - right[1]) * sample.weights).sum())
+            is_within &= budget.max_accuracy_drop is None or fall <= budget.max_accuracy_drop
+            words.append(f"a fall of {fall * 100:.1f} points")
+    return Measured(bool(is_within), join_words(words))
+
+
+def _sample(proof: Proof, images: ProofImages) -> Sample:
+    """The first images, and some of those whose class changed: each kind stands for all images of its kind."""
+    count, flips = proof.report.images, next(iter(proof.answers.values())).flips
+    flipped = np.array(sorted(flip.image for flip in flips if flip.counted), np.int64)
+    first = min(FIRST, len(images.first.fed))
+    others = flipped[flipped >= first][:FLIPPED]
+    rows = np.concatenate([np.arange(first), others])
+    is_flipped = np.isin(rows, flipped)
+    weights = np.where(
+        is_flipped,
+        len(flipped) / count / max(1, is_flipped.sum()),
+        (1 - len(flipped) / count) / max(1, (~is_flipped).sum()),
+    )
+    parts = [images.first.fed[:first], *([images.at(proof.places[others]).fed] if len(others) else [])]
+    expected = {name: values[rows] for name, values in proof.outputs.items()}
+    labels = None if proof.labels is None else proof.labels[rows]
+    return Sample(parts, expected, labels, weights / weights.sum(), first)
+
+
+def _changes(lowering: Lowering, noisiest: Sequence[str]) -> Iterator[Change]:
+    """The changes to try on a calibrated graph, the cheapest at run time first."""
+    request, graphs = lowering.request, lowering.graphs
+    for name in observers():
+        if name != request.calibrator_name:
+            with suppress(LowerError):
+                yield Change(f"--calibrator {name}", _simulated(lowering, request.precision, calibrator=name))
+    assert graphs.simulation is not None
+    for count in RETURNED:
+        returned = [one for one in noisiest[:count] if count < len(noisiest)]
+        nodes = {
+            graphs.original.graph.node[place].name
+            for block in blocks(graphs.original.graph)
+            if block.name in returned
+            for place in block.nodes
+        }
+        if nodes:
+            yield Change(f"{join_words(returned)} in FP16", with_fp32_nodes(graphs.original, graphs.simulation, nodes))
+
+
+def _simulated(lowering: Lowering, precision: str, calibrator: str | None = None) -> onnx.ModelProto:
+    """The graph lowered in another way, with the ranges that were measured, as a CPU simulates it.
+
+    Raises:
+        LowerError: it cannot be lowered so.
+    """
+    with TemporaryDirectory() as folder:
+        table = None
+        if lowering.table is not None and calibrator is not None:
+            table = Path(folder) / "calibration.json"
+            table.write_bytes(lowering.table.json())
+        request = LoweringRequest(precision, lowering.request.target, calibrator, calibration=table)
+        model = lower(lowering.clean, replace(lowering.calibration, source=None), request, Steps()).model
+    found = lowering.resize(model)
+    return load_precision(precision).simulation(found) or found
+
+
+def join_words(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -1,0 +1,63 @@
+"""Say why a bundle is refused, and what would help: more images, or a change that was tried and measured."""
+
+from __future__ import annotations
+
+from exporter.pipeline.first_step import Lowering, first_step_text
+from exporter.pipeline.images import Proof
+from exporter.pipeline.proof_images import ProofImages
+from runtimes.parity.evidence import BackendParity
+from runtimes.parity.intervals import look_sizes
+from runtimes.parity.limits import images_text
+
+
+def why_refused(proof: Proof, images: ProofImages, lowering: Lowering, most: int) -> str:
+    """Why a proof refuses a bundle, and what would help; empty where it does not.
+
+    Args:
+        most: how many images the proof might have taken, had there been so many.
+    """
+    refusing = {name: one for name, one in proof.answers.items() if not one.ok}
+    if not refusing:
+        return ""
+    is_broken = any(one.verdict == "broken" for one in refusing.values())
+    verdict = "broken" if is_broken else "undecided"
+    said = "; ".join(
+        f"{name}: {', '.join(limit.text for limit in one.limits if limit.verdict == verdict)}"
+        for name, one in refusing.items()
+        if one.verdict == verdict
+    )
+    head = f"parity is {'out of budget' if is_broken else 'undecided'} over {proof.report.images} images, {said}"
+    if is_broken:
+        return head + first_step_text(lowering, proof, images)
+    return head + _more_images_text(next(iter(refusing.values())), images.available, most)
+
+
+def _more_images_text(answer: BackendParity, available: int, most: int) -> str:
+    """Which options give the images that would decide; empty where no number would, and there are no others."""
+    used = answer.report.images
+    needed = images_needed(answer) or max(used, available)  # what no number decides now, others may
+    how = []
+    if needed > available:
+        how.append(f"--data with some {images_text(needed)}")
+    if needed > most:
+        how.append(f"--proof-images {needed}")
+    return f"; give {' and '.join(how)}" if how else ""
+
+
+def images_needed(answer: BackendParity) -> int | None:
+    """How many images in all would decide every limit, if the others go on as these did; None if no number would.
+
+    More images may be looked at more often, and then it takes more of them to be as sure.
+    """
+    (measured,), budget = answer.report.backends.values(), answer.report.budget
+    count: int | None = answer.images_needed
+    while count is not None:
+        limits = budget.limits(measured, answer.accuracy, looks=len(look_sizes(count)))
+        needed = [limit.images_needed for limit in limits if limit.verdict == "undecided"]
+        if None in needed:
+            return None
+        larger = max([count, *(one for one in needed if one is not None)])
+        if larger == count:
+            return count
+        count = larger
+    return None

@@ -1,0 +1,47 @@
+"""What an export is held to: the precision's budget, changed by `--budget`, and whether its limits apply."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from numpy.typing import NDArray
+
+from exporter.models.loaded import LoadedModel
+from exporter.pipeline.plan import ExportPlan
+from runtimes.errors import PlanError
+from runtimes.parity.budget import Budget
+from runtimes.parity.budget_options import changed_budget
+
+
+def budget_for(plan: ExportPlan, loaded: LoadedModel, budget: Budget) -> Budget:
+    """What a model is held to, made from what its precision may cost."""
+    changed = changed_budget(budget, plan.budget)
+    return changed.for_random_weights() if loaded.facts.weights.kind == "random" else changed
+
+
+def errors_alone(budget: Budget) -> Budget:
+    """The budget without the limits that count images, of which a few prove nothing."""
+    return replace(budget, min_agreement=None, max_accuracy_drop=None)
+
+
+def check_limits_apply(plan: ExportPlan, loaded: LoadedModel, labels: NDArray[Any] | None, no_accuracy: str) -> None:
+    """Refuse limits that were asked for and cannot be judged on these images; the plan has refused others.
+
+    Args:
+        labels: the model's classes of the images; None, for the reason `no_accuracy`, where they are not known.
+
+    Raises:
+        PlanError: names the limit.
+    """
+    if "max_accuracy_drop" in plan.budget and labels is None:
+        why = f": {no_accuracy}" if no_accuracy else ""
+        raise PlanError(
+            f"max_accuracy_drop needs pictures whose classes are the model's{why}; "
+            "give such --data, or leave the limit out"
+        )
+    if "min_cosine" in plan.budget and loaded.facts.classes == 1 and plan.features is None:
+        raise PlanError(
+            f"min_cosine is about the direction of several values, and {plan.model} gives a single one; "
+            "leave the limit out"
+        )
