@@ -46,20 +46,16 @@ def lower(
 ) -> onnx.ModelProto:
     """The graph with Q/DQ pairs where `target` wants them, the rest in FP16 between two casts; weights are INT8.
 
-    pairs = insert_pairs(model, _placement(model, target, float_nodes), thresholds)
-    return with_biases_behind(cast_graph(pairs, onnx.TensorProto.FLOAT16))
+    With all convolutions among `float_nodes` it is the graph in FP16. The biases of quantized convolutions are added
+    behind them, where onnxruntime leaves them as they are.
 
     Raises:
         CalibrationError: `thresholds` lacks a tensor.
         LowerError: a bias or the classifier is beyond the FP16 range; names it.
         PlanError: there is nothing to quantize; says why.
     """
-<<<<<<< HEAD
-    return cast_graph(insert_pairs(model, _placement(model, target, float_nodes), thresholds), onnx.TensorProto.FLOAT16)
-=======
-    pairs = insert_pairs(model, _placement(model, target), thresholds)
+    pairs = insert_pairs(model, _placement(model, target, float_nodes), thresholds)
     return with_biases_behind(cast_graph(pairs, onnx.TensorProto.FLOAT16))
->>>>>>> b/form
 
 
 def _placement(model: onnx.ModelProto, name: str, float_nodes: Collection[str] = ()) -> Placement:
