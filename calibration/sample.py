@@ -38,8 +38,6 @@ class Sample:
 
     Attributes:
         images: pictures decoded so far.
-        keep: how many pictures to keep, spread evenly over the source; one that cannot be read is replaced by the next.
-        kept: the pictures that were kept, each uint8 (height, width, channels), of the model's size.
         unreadable: why, for each picture that could not be read.
         fingerprint: sum of the pictures' sha256 digests modulo 2**256, in hex. It does not depend on their order, and
             the sum of two shards' is the whole's.
@@ -47,8 +45,6 @@ class Sample:
 
     source: ImageSource
     preprocess: Preprocess
-    keep: int = 0
-    kept: list[NDArray[np.uint8]] = field(default_factory=list)
     images: int = 0
     unreadable: list[str] = field(default_factory=list)
     _digests: int = 0
@@ -64,18 +60,13 @@ class Sample:
             CalibrationError: more than one picture in a hundred cannot be read; names some.
         """
         rows: list[NDArray[np.float32]] = []
-        spread = np.linspace(0, self.source.count - 1, min(self.keep, self.source.count)).astype(np.int64)
-        for place, decoded in enumerate(
-            read_ahead(self.source, range(self.source.count), self._prepare, ahead=size * AHEAD)
-        ):
+        for decoded in read_ahead(self.source, range(self.source.count), self._prepare, ahead=size * AHEAD):
             on_image()
             if isinstance(decoded, Unreadable):
                 self.unreadable.append(decoded.reason)
                 check_readable(self.unreadable, self.source.count)
                 continue
             pixels, digest, correlation = decoded
-            if len(self.kept) < np.searchsorted(spread, place, "right"):
-                self.kept.append(pixels)
             self.images += 1
             self._digests = (self._digests + int.from_bytes(digest, "big")) % (1 << DIGEST_BITS)
             self._distinct.add(digest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -16,7 +16,7 @@ from calibration.sample import DIGEST_BITS
 from runtimes.errors import BadInput, CalibrationError, PlanError
 from runtimes.preprocess import Preprocess
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SIGNIFICANT_DIGITS = 9
 LARGEST_FILE = 256 << 20
 """In bytes. A tensor takes some ten thousand, and a ResNet-1202 has a few thousand of them."""
@@ -48,9 +48,14 @@ class CalibrationTable:
         images: how many were measured.
         fingerprint: of their content (see `calibration.sample.Sample`).
         versions: of the packages that decode, run and count.
-        corrections: by calibrator, what was taken off the classifier's bias (see
-            `exporter.lowering.bias_correction.mean_error`); belongs to one run, and is not there in a merged table.
+        calibrator: the one whose thresholds the graph was lowered with; empty for a table of ranges alone.
+        factors: what the channels of tensors were divided by before their ranges were measured, by the first of the
+            tensors that are tied together (see `exporter.lowering.equalize`).
+        corrections: by calibrator, what was taken off the biases, by node (see `exporter.lowering.bias_correction`).
         float_nodes: names of the nodes that had been returned to float where the corrections were measured.
+        repairs: what was done against the error of quantization, and what it brought, in words.
+
+    What a single run measured (`calibrator`, `corrections`, `repairs`) is not there in a merged table.
     """
 
     schema_version: int
@@ -60,7 +65,10 @@ class CalibrationTable:
     preprocess: Preprocess
     versions: dict[str, str]
     tensors: dict[str, TensorRange]
-    corrections: dict[str, list[float]] = field(default_factory=dict)
+    calibrator: str = ""
+    factors: dict[str, list[float]] = field(default_factory=dict)
+    corrections: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    repairs: list[str] = field(default_factory=list)
     float_nodes: list[str] = field(default_factory=list)
 
     def thresholds(self, calibrator: str) -> dict[str, float]:
@@ -146,14 +154,20 @@ def merge_tables(tables: Sequence[CalibrationTable]) -> CalibrationTable:
         provenance.check(table, f"table {place}")
         if list(table.tensors) != list(histograms):
             raise CalibrationError(f"table {place} has other tensors than the first; merge tables of one model")
+        if table.factors != first.factors:
+            raise CalibrationError(
+                f"table {place} was measured with other factors of equalization than the first; measure all shards "
+                "with the first one's"
+            )
         histograms = {name: histogram.merge(table.tensors[name].histogram) for name, histogram in histograms.items()}
     digests = sum(int(table.fingerprint, 16) for table in tables) % (1 << DIGEST_BITS)
-    return table_from_histograms(
+    merged = table_from_histograms(
         histograms,
         provenance,
         images=sum(table.images for table in tables),
         fingerprint=f"{digests:0{DIGEST_BITS // 4}x}",
     )
+    return replace(merged, factors=first.factors)
 
 
 def table_from_file(path: Path) -> CalibrationTable:
@@ -177,6 +191,12 @@ def table_from_file(path: Path) -> CalibrationTable:
             ):
                 raise ValueError(f"the range of '{name}' is damaged")
             _ = tensor.histogram
+        for values in table.factors.values():
+            if not all(math.isfinite(value) and value > 0 for value in values):
+                raise ValueError("a factor of equalization is damaged")
+        for each in table.corrections.values():
+            if not all(math.isfinite(value) for values in each.values() for value in values):
+                raise ValueError("a correction of a bias is damaged")
     except OSError as error:
         raise BadInput(f"cannot read the calibration table {path}: {error.strerror}") from error
     except (msgspec.DecodeError, ValueError, PlanError, RecursionError) as error:

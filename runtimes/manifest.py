@@ -52,12 +52,17 @@ class GraphFacts:
 
 @dataclass(frozen=True)
 class CalibrationFacts:
-    """How the ranges of an INT8 graph were measured; `calibration.json` has them. `fingerprint` is of the images'
-    content."""
+    """How the ranges of an INT8 graph were measured; `calibration.json` has them.
+
+    Attributes:
+        fingerprint: of the images' content.
+        repairs: what was done against the error of quantization, and what each brought, in words.
+    """
 
     calibrator: str
     images: int
     fingerprint: str
+    repairs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

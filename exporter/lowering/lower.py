@@ -1,21 +1,33 @@
-"""Lower an FP32 graph to a precision: the one place that knows the order ranges, placement, correction, cast."""
+"""Lower an FP32 graph to a precision: the one place that knows the order equalize, ranges, correct, place, cast."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from calibration.table import CalibrationTable
-from exporter.lowering.bias_correction import lower_with_correction, with_correction
+from exporter.lowering.bias_correction import (
+    classifier,
+    find_classifier_correction,
+    find_corrections,
+    subtract_from_biases,
+    with_classifier_correction,
+)
+from exporter.lowering.equalize import factors_of_tensors, with_factors
+from exporter.lowering.output_error import Outputs, outputs_of
 from exporter.lowering.precisions import Precision
 from exporter.lowering.qdq.fit import TOO_SMALL
 from exporter.lowering.qdq.targets import QdqTarget, left_in_float
-from exporter.lowering.ranges import CalibrationSet, MeasuredRanges, measure_ranges
+from exporter.lowering.ranges import CalibrationSet, few_inputs, given_table, measure_ranges
 from exporter.lowering.registry import load_precision, load_target
-from exporter.lowering.request import LoweringRequest
+from exporter.lowering.repairs import REPAIR_PICTURES, Bench, choose_calibrator, find_factors
+from exporter.lowering.request import CALIBRATOR, LoweringRequest
 from exporter.lowering.sensitivity import measure_sensitivity
 from runtimes.block_precision import Sensitivity
 from runtimes.parity.budget import Budget
@@ -29,6 +41,8 @@ class LoweredGraph:
     """A graph in its precision.
 
     Attributes:
+        exact: the FP32 graph that was lowered, without the correction of its biases: what came in, its channels
+            equalized where that helps.
         table: the ranges that it was calibrated with; None for a precision that needs none.
         budget: what parity allows it.
         sensitivity: what each block costs; None for a precision without calibration, and where there were no pictures.
@@ -37,10 +51,35 @@ class LoweredGraph:
     """
 
     model: onnx.ModelProto
+    exact: onnx.ModelProto
     table: CalibrationTable | None
     budget: Budget
     sensitivity: Sensitivity | None = None
     with_float_nodes: Callable[[Collection[str]], LoweredGraph] | None = None
+
+    @property
+    def factors(self) -> dict[str, NDArray[np.float32]]:
+        """What the channels of tensors of `exact` are divided by: tensor -> float32 (channels,)."""
+        found = {} if self.table is None else self.table.factors
+        return factors_of_tensors(self.exact, {name: np.array(each, np.float32) for name, each in found.items()})
+
+
+@dataclass(frozen=True)
+class _Calibrated:
+    """A float graph whose ranges are known, ready to be lowered.
+
+    Attributes:
+        exact: the float graph, its channels equalized.
+        corrections: what is taken off the biases, by node; the classifier's only where a given table has it.
+        expected: what `exact` gives for the inputs of the bench; None where there are no pictures.
+    """
+
+    exact: onnx.ModelProto
+    table: CalibrationTable
+    calibrator: str
+    corrections: Mapping[str, NDArray[np.float32]]
+    bench: Bench
+    expected: Outputs | None
 
 
 def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringRequest, steps: Steps) -> LoweredGraph:
@@ -57,39 +96,103 @@ def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringReque
         PlanError: there is nothing to quantize.
     """
     precision = load_precision(request.precision)
-    tensors = precision.observed_tensors(clean, request.target)
-    if not tensors:
-        with steps(f"lower to {request.precision}"):
-            return LoweredGraph(precision.lower(clean, {}), None, budget_of(precision, clean))
-    with steps("calibrate"):
-        measured = measure_ranges(clean, tensors, images, request, steps)
-    with steps(f"lower to {request.precision}"):
-        model, table = lower_with_correction(precision, clean, measured, images, request)
-        _report_float_convolutions(clean, model, load_target(request.target), steps)
     budget = budget_of(precision, clean)
-
-    def lower_again(float_nodes: Collection[str]) -> LoweredGraph:
-        again = lower_with_correction(precision, clean, measured, images, request, float_nodes)
-        return LoweredGraph(again.model, again.table, budget)
-
+    if not precision.observed_tensors(clean, request.target):
+        with steps(f"lower to {request.precision}"):
+            return LoweredGraph(precision.lower(clean, {}), clean, None, budget)
+    inputs = few_inputs(images, request)
+    if request.calibration is not None:
+        with steps("calibrate"):
+            known = _from_table(clean, images, request, inputs)
+    else:
+        assert inputs is not None, "there are pictures where no table is given"
+        known = _measure(clean, images, request, inputs, steps)
+    with steps(f"lower to {request.precision}"):
+        lowered = _lower(known, budget)
+        _report_float_convolutions(clean, lowered.model, load_target(request.target), steps)
+    if inputs is None:
+        return lowered
     with steps("measure sensitivity"):
-        exact = with_correction(clean, table, request.calibrator_name)
-        sensitivity = _sensitivity(precision, exact, model, measured, images)
-    return LoweredGraph(model, table, budget, sensitivity, lower_again)
+        exact = with_classifier_correction(known.exact, lowered.table)
+        return replace(lowered, sensitivity=measure_sensitivity(precision, exact, lowered.model, inputs))
 
 
-def _sensitivity(
-    precision: Precision,
-    exact: onnx.ModelProto,
-    lowered: onnx.ModelProto,
-    measured: MeasuredRanges,
-    images: CalibrationSet,
-) -> Sensitivity | None:
-    """What each block costs, on the calibration's pictures; None where a table came without any."""
-    if measured.pictures is None:
-        return None
-    (inputs,) = images.as_inputs([images.preprocess.normalise(measured.pictures)])
-    return measure_sensitivity(precision, exact, lowered, inputs)
+def _measure(
+    clean: onnx.ModelProto, images: CalibrationSet, request: LoweringRequest, inputs: NDArray[Any], steps: Steps
+) -> _Calibrated:
+    """Equalize the channels, measure all ranges, and choose among them and correct the biases by the outputs' error."""
+    precision = load_precision(request.precision)
+    bench = Bench(precision, request.target, _spread(inputs))
+    repairs = []
+    with steps("equalize"):
+        factors, said = find_factors(clean, bench)
+        repairs.append(said)
+    exact = with_factors(clean, factors)
+    with steps("calibrate"):
+        table = measure_ranges(clean, exact, images, request, steps)
+    expected = outputs_of(exact, bench.inputs)
+    calibrator = request.calibrator or ""
+    if not calibrator:
+        with steps("choose ranges"):
+            calibrator, said = choose_calibrator(exact, table, bench, expected)
+            repairs.append(said)
+    with steps("correct biases"):
+        corrections, said = find_corrections(exact, table.thresholds(calibrator), bench, expected)
+        repairs.append(said)
+    table = replace(
+        table,
+        factors={name: [float(f"{value:.9g}") for value in each] for name, each in factors.items()},
+        repairs=[one for one in repairs if one],
+    )
+    return _Calibrated(exact, table, calibrator, corrections, bench, expected)
+
+
+def _from_table(
+    clean: onnx.ModelProto, images: CalibrationSet, request: LoweringRequest, inputs: NDArray[Any] | None
+) -> _Calibrated:
+    """All of it as a given table has it; what it has not is measured, if there are pictures."""
+    precision = load_precision(request.precision)
+    table = given_table(clean, precision.observed_tensors(clean, request.target), images, request)
+    exact = with_factors(clean, {name: np.array(each, np.float32) for name, each in table.factors.items()})
+    calibrator = request.calibrator or table.calibrator or CALIBRATOR
+    known = {name: np.array(each, np.float32) for name, each in table.corrections.get(calibrator, {}).items()}
+    bench = Bench(precision, request.target, np.zeros(0) if inputs is None else _spread(inputs))
+    expected = None if inputs is None else outputs_of(exact, bench.inputs)
+    if calibrator not in table.corrections and expected is not None:
+        known = dict(find_corrections(exact, table.thresholds(calibrator), bench, expected)[0])
+    return _Calibrated(exact, table, calibrator, known, bench, expected)
+
+
+def _lower(known: _Calibrated, budget: Budget, float_nodes: Collection[str] = ()) -> LoweredGraph:
+    """Lower the graph with these nodes in float; the classifier's correction is for the errors of the others, so it is
+    measured again."""
+    thresholds, bench, head = known.table.thresholds(known.calibrator), known.bench, classifier(known.exact)
+    kept = {name: each for name, each in known.corrections.items() if name not in float_nodes}
+    if known.expected is not None and (head not in kept or set(float_nodes) != set(known.table.float_nodes)):
+        kept.pop(head or "", None)
+        corrected = subtract_from_biases(known.exact, kept)
+        kept |= find_classifier_correction(corrected, thresholds, bench, known.expected, float_nodes)
+    table = replace(
+        known.table,
+        calibrator=known.calibrator,
+        corrections={
+            **known.table.corrections,
+            known.calibrator: {name: [float(f"{value:.9g}") for value in each] for name, each in kept.items()},
+        },
+        float_nodes=sorted(float_nodes),
+    )
+    corrected = subtract_from_biases(known.exact, kept)
+    model = bench.precision.lower(corrected, thresholds, bench.target, float_nodes)
+
+    def lower_again(nodes: Collection[str]) -> LoweredGraph:
+        return _lower(known, budget, nodes)
+
+    return LoweredGraph(model, known.exact, table, budget, with_float_nodes=lower_again)
+
+
+def _spread(inputs: NDArray[Any]) -> NDArray[Any]:
+    """At most `REPAIR_PICTURES` of them, evenly over all."""
+    return inputs[np.linspace(0, len(inputs) - 1, min(REPAIR_PICTURES, len(inputs))).astype(np.int64)]
 
 
 def budget_of(precision: Precision, clean: onnx.ModelProto) -> Budget:

@@ -15,15 +15,19 @@ from numpy.typing import NDArray
 
 from calibration.collect import BATCH, collect
 from calibration.data import ImageSource, check_channels, choose_evenly
+from calibration.reading import Unreadable, check_readable, read_ahead
 from calibration.sample import Sample
 from calibration.table import CalibrationTable, Provenance, table_from_file, table_from_histograms
+from exporter.lowering.equalize import bias_sizes, streams
+from exporter.lowering.registry import load_precision
 from exporter.lowering.request import LoweringRequest
 from runtimes.errors import BadInput, CalibrationError, PlanError
 from runtimes.preprocess import Preprocess
 from runtimes.progress import Steps
 
-CALIBRATION_IMAGES, CORRECTION_IMAGES = 512, 64
-"""How many pictures the ranges are measured on by default, and how many of those the bias correction is measured on."""
+CALIBRATION_IMAGES, FEW_PICTURES = 512, 128
+"""How many pictures the ranges are measured on by default, and on how many of those other things are measured."""
+DECODED_AHEAD = 4
 PACKAGES = ("resnet-export", "numpy", "pillow")
 """Whose versions a table records, besides onnxruntime's."""
 
@@ -49,41 +53,22 @@ class CalibrationSet:
             yield self.preprocess.pixels_from_inputs(batch) if self.as_pixels else batch
 
 
-@dataclass(frozen=True)
-class MeasuredRanges:
-    """The ranges of a graph's tensors.
-
-    Attributes:
-        table: the ranges, measured or given.
-        pictures: some of those that they were measured on, spread over all: uint8 (pictures, height, width, channels),
-            of the model's size; None if a table is given without pictures.
-    """
-
-    table: CalibrationTable
-    pictures: NDArray[np.uint8] | None
-
-
 def measure_ranges(
-    model: onnx.ModelProto, tensors: Sequence[str], images: CalibrationSet, request: LoweringRequest, steps: Steps
-) -> MeasuredRanges:
-    """Measure the ranges of `tensors` in the simplified FP32 graph, or take them from `request.calibration`.
+    clean: onnx.ModelProto, exact: onnx.ModelProto, images: CalibrationSet, request: LoweringRequest, steps: Steps
+) -> CalibrationTable:
+    """Measure the ranges of the tensors that the request's precision observes.
 
     Each picture is read once.
 
     Args:
+        clean: the simplified FP32 graph, which the table names.
+        exact: the same with its channels equalized, which is run.
         steps: told of each picture that is done, and of those left out because they cannot be read.
 
     Raises:
-        CalibrationError: there are too few images, or a given table is of another model or other images.
-        BadInput: a picture or the table cannot be read, or the pictures have other channels than the model.
+        CalibrationError: there are too few images, or they are no pictures.
+        BadInput: the pictures have other channels than the model.
     """
-    import onnxruntime
-
-    versions = {**{name: version(name) for name in PACKAGES}, "onnxruntime": onnxruntime.__version__}
-    digest = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
-    provenance = Provenance(digest, images.preprocess, versions)
-    if request.calibration is not None:
-        return _read_table(request.calibration, provenance, tensors, images, request)
     sample = _open_sample(images, request)
     total, done = sample.source.count, 0
 
@@ -92,12 +77,39 @@ def measure_ranges(
         done += 1
         steps.progress("calibrate", done, total)
 
-    histograms = collect(model, tensors, images.as_inputs(sample.batches(BATCH, count)))
+    tensors = load_precision(request.precision).observed_tensors(exact, request.target)
+    histograms = collect(exact, tensors, images.as_inputs(sample.batches(BATCH, count)))
     for problem in sample.unreadable:
         steps.left_out(problem)
     sample.check(allow_few=request.allow_few_images)
-    table = table_from_histograms(histograms, provenance, images=sample.images, fingerprint=sample.fingerprint)
-    return MeasuredRanges(table, np.stack(sample.kept))
+    provenance = _provenance(clean, images)
+    return table_from_histograms(histograms, provenance, images=sample.images, fingerprint=sample.fingerprint)
+
+
+def few_inputs(images: CalibrationSet, request: LoweringRequest) -> NDArray[Any] | None:
+    """A few of the pictures that are calibrated on, spread evenly over them, as the graph takes them, (pictures, ...).
+
+    Those that cannot be read are left out. None where there are no pictures, but a table.
+
+    Raises:
+        BadInput: the pictures have other channels than the model.
+        CalibrationError: none of the few can be read.
+    """
+    if images.source is None:
+        return None
+    check_channels(images.source, images.preprocess)
+    chosen = chosen_places(images.source, request)
+    places = chosen[np.linspace(0, len(chosen) - 1, min(FEW_PICTURES, len(chosen))).astype(np.int64)]
+    read = read_ahead(images.source, map(int, places), images.preprocess.pixels, ahead=DECODED_AHEAD)
+    pixels, unreadable = [], []
+    for one in read:
+        if isinstance(one, Unreadable):
+            unreadable.append(one.reason)
+        else:
+            pixels.append(one)
+    if not pixels:
+        check_readable(unreadable, len(places))
+    return next(images.as_inputs([images.preprocess.normalise(np.stack(pixels))]))
 
 
 def chosen_places(source: ImageSource, request: LoweringRequest) -> NDArray[np.int64]:
@@ -118,19 +130,32 @@ def _open_sample(images: CalibrationSet, request: LoweringRequest) -> Sample:
     source = images.source
     assert source is not None
     check_channels(source, images.preprocess)
-    return Sample(source.subset(chosen_places(source, request)), images.preprocess, keep=CORRECTION_IMAGES)
+    return Sample(source.subset(chosen_places(source, request)), images.preprocess)
 
 
-def _read_table(
-    path: Path, provenance: Provenance, tensors: Sequence[str], images: CalibrationSet, request: LoweringRequest
-) -> MeasuredRanges:
+def given_table(
+    clean: onnx.ModelProto, tensors: Sequence[str], images: CalibrationSet, request: LoweringRequest
+) -> CalibrationTable:
+    """The table that `request.calibration` names.
+
+    Args:
+        tensors: whose ranges it must have.
+        images: if there are some, those that it was measured on.
+
+    Raises:
+        CalibrationError: it is of another model or other images.
+        BadInput: it cannot be read, or is damaged.
+    """
+    path = request.calibration
+    assert path is not None
     table = table_from_file(path)
-    provenance.check(table, str(path))
+    _provenance(clean, images).check(table, str(path))
     missing = [name for name in tensors if name not in table.tensors]
     if missing:
         raise BadInput(f"{path} has no range for {', '.join(missing[:3])}; leave --calibration out to measure again")
+    _check_sizes(clean, table, path)
     if images.source is None:
-        return MeasuredRanges(table, None)
+        return table
     sample = _open_sample(images, request)
     for _ in sample.batches(BATCH):
         pass
@@ -139,4 +164,29 @@ def _read_table(
             f"{path} was measured on other images than {images.data}: fingerprint {table.fingerprint[:16]}..., "
             f"expected {sample.fingerprint[:16]}...; leave --calibration out to measure again"
         )
-    return MeasuredRanges(table, np.stack(sample.kept))
+    return table
+
+
+def _provenance(clean: onnx.ModelProto, images: CalibrationSet) -> Provenance:
+    import onnxruntime
+
+    versions = {**{name: version(name) for name in PACKAGES}, "onnxruntime": onnxruntime.__version__}
+    digest = hashlib.sha256(clean.SerializeToString(deterministic=True)).hexdigest()
+    return Provenance(digest, images.preprocess, versions)
+
+
+def _check_sizes(clean: onnx.ModelProto, table: CalibrationTable, path: Path) -> None:
+    """Refuse factors and corrections that the graph has no channels for.
+
+    Raises:
+        BadInput: names the first.
+    """
+    channels = {stream.tensors[0]: stream.channels for stream in streams(clean)}
+    biased = bias_sizes(clean)
+    found = [*table.factors.items(), *(pair for each in table.corrections.values() for pair in each.items())]
+    for name, values in found:
+        if len(values) != (channels if name in table.factors else biased).get(name):
+            raise BadInput(
+                f"{path} has {len(values)} values for '{name}', which the model has not; leave --calibration out to "
+                "measure again"
+            )

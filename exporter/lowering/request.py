@@ -13,7 +13,7 @@ from runtimes.errors import BadInput, PlanError, UnknownName
 CALIBRATED = ("int8",)
 """The precisions that need ranges of activations."""
 CALIBRATOR = "mse"
-"""The observer that turns histograms into ranges where none is named."""
+"""The observer that turns histograms into ranges where none is named, and where none is measured to be better."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,3 @@ class LoweringRequest:
     def is_calibrated(self) -> bool:
         """Whether the precision needs ranges of activations."""
         return self.precision in CALIBRATED
-
-    @property
-    def calibrator_name(self) -> str:
-        """The calibrator asked for, or the default one."""
-        return self.calibrator or CALIBRATOR

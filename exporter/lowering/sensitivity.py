@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from calibration.collect import BATCH
@@ -29,6 +28,7 @@ from exporter.graph.counts import multiply_accumulates
 from exporter.graph.inference import inferred_graphs
 from exporter.graph.mixed import ALONE, EXACT, with_exact_part_inputs
 from exporter.graph.parts import Part, parts
+from exporter.graph.probe import open_session, run_session
 from exporter.lowering.precisions import Precision
 from runtimes.block_precision import BlockDamage, Sensitivity
 from runtimes.parity.compare import is_classifier
@@ -68,12 +68,12 @@ def measure_sensitivity(
     count = image_count(exact, cut)
     places = np.linspace(0, len(inputs) - 1, min(count, len(inputs))).astype(np.int64)
     names = [name for part in cut for name in part.makes]
-    joint = _open(with_exact_part_inputs(exact, simulation, names))
+    joint = open_session(with_exact_part_inputs(exact, simulation, names))
     chain = _Chain(cut)
     changes: dict[str, list[_Change]] = {value.name: [] for value in exact.graph.output}
     for start in range(0, len(places), BATCH):
         batch = inputs[places[start : start + BATCH]]
-        found = _run(joint, {joint.get_inputs()[0].name: batch})
+        found = run_session(joint, {joint.get_inputs()[0].name: batch})
         fp32 = {joint.get_inputs()[0].name: batch, **{name: found[EXACT + name] for name in names}}
         changed = chain.run(fp32, {name: found[ALONE + name] for name in names}, tuple(changes))
         for name, values in changed.items():
@@ -123,7 +123,7 @@ class _Chain:
     def __init__(self, cut: Sequence[Part]) -> None:
         self.cut = cut
         self.owners = {name: place for place, part in enumerate(cut) for name in part.makes}
-        self.sessions = [_open(part.model) for part in cut]
+        self.sessions = [open_session(part.model) for part in cut]
 
     def run(
         self, exact: Mapping[str, NDArray[Any]], alone: Mapping[str, NDArray[Any]], outputs: Sequence[str]
@@ -146,7 +146,7 @@ class _Chain:
             )
 
         for place, (part, session) in enumerate(zip(self.cut, self.sessions, strict=True)):
-            found = _run(session, {name: rows(name, place) for name in part.reads}) if place else {}
+            found = run_session(session, {name: rows(name, place) for name in part.reads}) if place else {}
             for name in part.makes:
                 made[name] = np.concatenate([found[name], alone[name]]) if place else alone[name]
         return {name: rows(name, len(self.cut)).reshape(len(self.cut), *exact[name].shape) for name in outputs}
@@ -171,18 +171,3 @@ def _damage(changes: Sequence[_Change]) -> NDArray[np.float64]:
     least = float(np.median(own)) or 1.0
     relative = np.concatenate([change.squares for change in changes], axis=1) / np.maximum(own, least)
     return np.asarray(np.minimum(relative.mean(1), LARGEST_ERROR))
-
-
-def _open(model: onnx.ModelProto) -> ort.InferenceSession:
-    """A session that gives its memory back after each run, since there is one for each block."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.disable_quant_qdq", "1")  # run as written
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def _run(session: ort.InferenceSession, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, session.run(names, feeds), strict=True))

@@ -15,7 +15,7 @@ from calibration.observers import find_observer
 from exporter.graph.build import GraphForm, clean_graph, with_resize
 from exporter.graph.pillow_resize import check_resizable
 from exporter.graph.trace import program_from_module, save_program
-from exporter.lowering.bias_correction import with_correction
+from exporter.lowering.bias_correction import with_classifier_correction
 from exporter.lowering.lower import lower
 from exporter.lowering.precisions import Precision
 from exporter.lowering.ranges import CalibrationSet
@@ -106,7 +106,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         lowered = lower(float_graph, calibration, plan.lowering_request, steps)
         budget = budget_for(plan, loaded, lowered.budget)
         resize = partial(with_resize, form=form, preprocess=loaded.preprocess)
-        clean, model = resize(float_graph), resize(lowered.model)
+        clean, model = resize(lowered.exact), resize(lowered.model)
         with steps("save"):
             _save(folder, program, model, plan.precision, form.outputs)
         with steps("prove"):
@@ -118,8 +118,9 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         if refusal and not plan.keep_rejected:
             raise ParityError(f"{refusal}; no bundle was written, --keep-rejected keeps it as evidence", proof.report)
         with steps("follow blocks"):
-            exact = with_correction(clean, lowered.table, plan.lowering_request.calibrator_name)
-            both = BothSides(program, clean, exact, model, graphs.simulation, bool(precision.RUNS_ON))
+            exact = with_classifier_correction(clean, lowered.table)
+            factors = lowered.factors
+            both = BothSides(program, clean, exact, model, graphs.simulation, bool(precision.RUNS_ON), factors)
             drift = _drift(both, images.first, budget)
         with steps("write"):
             found = Findings(lowered.table, images, proof, golden, drift)

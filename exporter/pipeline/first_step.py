@@ -180,7 +180,7 @@ def _changes(lowering: Lowering, noisiest: Sequence[str]) -> Iterator[Change]:
     """The changes to try on a calibrated graph, the cheapest at run time first."""
     request, graphs = lowering.request, lowering.graphs
     for name in observers():
-        if name != request.calibrator_name:
+        if lowering.table is None or name != lowering.table.calibrator:
             with suppress(LowerError):
                 yield Change(f"--calibrator {name}", _simulated(lowering, request.precision, calibrator=name))
     assert graphs.simulation is not None

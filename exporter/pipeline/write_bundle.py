@@ -94,7 +94,7 @@ def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, fou
     import onnxruntime
 
     packages = (*PACKAGES, *(("timm",) if loaded.facts.source == "timm" else ()))
-    table, calibrator = found.table, plan.lowering_request.calibrator_name
+    table = found.table
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=plan.name,
@@ -114,5 +114,9 @@ def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, fou
         graph=graph_facts(model),
         parity=found.proof.report,
         accuracy=found.proof.accuracy,
-        calibration=CalibrationFacts(calibrator, table.images, table.fingerprint) if table else None,
+        calibration=_calibration_facts(table) if table else None,
     )
+
+
+def _calibration_facts(table: CalibrationTable) -> CalibrationFacts:
+    return CalibrationFacts(table.calibrator, table.images, table.fingerprint, tuple(table.repairs))

@@ -38,6 +38,16 @@ def observed_tensors(model: onnx.ModelProto, target: str = DEFAULT_TARGET) -> tu
     return _placement(model, target).observed
 
 
+def with_pairs(
+    model: onnx.ModelProto,
+    thresholds: Mapping[str, float],
+    target: str = DEFAULT_TARGET,
+    float_nodes: Collection[str] = (),
+) -> onnx.ModelProto:
+    """The FP32 graph with Q/DQ pairs where `target` wants them; weights are INT8."""
+    return insert_pairs(model, _placement(model, target, float_nodes), thresholds)
+
+
 def lower(
     model: onnx.ModelProto,
     thresholds: Mapping[str, float],
@@ -54,7 +64,7 @@ def lower(
         LowerError: a bias or the classifier is beyond the FP16 range; names it.
         PlanError: there is nothing to quantize; says why.
     """
-    pairs = insert_pairs(model, _placement(model, target, float_nodes), thresholds)
+    pairs = with_pairs(model, thresholds, target, float_nodes)
     return with_biases_behind(cast_graph(pairs, onnx.TensorProto.FLOAT16))
 
 

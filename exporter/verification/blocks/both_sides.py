@@ -5,9 +5,11 @@ A bundle does not hold the FP32 graph; it is made again from the program, as the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
@@ -15,7 +17,8 @@ from torch.export import ExportedProgram
 from calibration.table import table_from_file
 from exporter.graph.build import GraphForm, clean_graph, with_resize
 from exporter.graph.simplify import SIMPLIFY_IMAGES
-from exporter.lowering.bias_correction import with_correction
+from exporter.lowering.bias_correction import with_classifier_correction
+from exporter.lowering.equalize import factors_of_tensors, with_factors
 from exporter.lowering.registry import load_precision
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.backends.pytorch import PyTorchRuntime, program_from_file
@@ -31,12 +34,15 @@ class BothSides:
 
     Attributes:
         program: the FP32 program, `reference.pt2`.
-        graph: the simplified FP32 graph before it was lowered, with the lowered graph's names of nodes and tensors.
-        corrected: `graph` with the lowered graph's bias correction: the mean error of INT8 is taken off the bias of the
-            classifier (see `exporter.lowering.bias_correction`); `graph` itself where there is no correction.
+        graph: the simplified FP32 graph that was lowered, its channels equalized (see `exporter.lowering.equalize`),
+            with the lowered graph's names of nodes and tensors.
+        corrected: `graph` with the correction of the classifier's bias, which is for the mean error of all that is
+            before it (see `exporter.lowering.bias_correction`); `graph` itself where there is none.
         lowered: `model.onnx`.
         simulation: the lowered graph rewritten to round on a CPU as a device does; None where a CPU does so anyway.
         runs: ONNX Runtime can run `model.onnx` itself on the CPU.
+        factors: what the channels of tensors of `graph` are divided by, compared with the program's: tensor -> float32
+            (channels,).
     """
 
     program: ExportedProgram
@@ -45,6 +51,7 @@ class BothSides:
     lowered: onnx.ModelProto
     simulation: onnx.ModelProto | None
     runs: bool
+    factors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def both_sides_of(bundle: Bundle, inputs: NDArray[Any]) -> BothSides:
@@ -65,8 +72,15 @@ def both_sides_of(bundle: Bundle, inputs: NDArray[Any]) -> BothSides:
     lowered = onnx.load(bundle.file(OnnxRuntime.FILE))
     graph = _fp32_graph(bundle, program, inputs)
     _check_same_nodes(bundle, graph, lowered)
-    corrected = _corrected_graph(bundle, graph)
-    return BothSides(program, graph, corrected, lowered, precision.simulation(lowered), bool(precision.RUNS_ON))
+    simulation, runs = precision.simulation(lowered), bool(precision.RUNS_ON)
+    if manifest.calibration is None:
+        return BothSides(program, graph, graph, lowered, simulation, runs)
+    table = table_from_file(bundle.file("calibration.json"))
+    factors = {name: np.array(values, np.float32) for name, values in table.factors.items()}
+    equalized = with_factors(graph, factors)
+    corrected = with_classifier_correction(equalized, table)
+    divided = factors_of_tensors(equalized, factors)
+    return BothSides(program, equalized, corrected, lowered, simulation, runs, divided)
 
 
 def reference_inputs(bundle: Bundle, inputs: NDArray[Any]) -> NDArray[Any]:
@@ -86,13 +100,6 @@ def _fp32_graph(bundle: Bundle, program: ExportedProgram, inputs: NDArray[Any]) 
     )
     clean = clean_graph(program, form, manifest.preprocess, reference_inputs(bundle, inputs[:SIMPLIFY_IMAGES]), Steps())
     return with_resize(clean, form, manifest.preprocess)
-
-
-def _corrected_graph(bundle: Bundle, graph: onnx.ModelProto) -> onnx.ModelProto:
-    facts = bundle.manifest.calibration
-    if facts is None:
-        return graph
-    return with_correction(graph, table_from_file(bundle.file("calibration.json")), facts.calibrator)
 
 
 def _load_program(bundle: Bundle) -> ExportedProgram:

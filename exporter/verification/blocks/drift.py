@@ -56,7 +56,7 @@ def drift_between(both: BothSides, inputs: NDArray[Any], program_inputs: NDArray
     nodes = match_blocks(module, both.graph.graph)
     names = tuple(block.name for block in blocks(both.graph.graph) for _ in block.ends)
     exact = program_values(module, nodes.values(), program_inputs)
-    expected = [exact[node] for node in nodes.values()]
+    expected = [_divided(exact[node], both.factors.get(name)) for name, node in nodes.items()]
     stages = []
     for name, (model, tensors) in _graphs_by_stage(both, list(nodes)).items():
         if name == ALONE:
@@ -81,6 +81,11 @@ def _graphs_by_stage(both: BothSides, tensors: list[str]) -> Mapping[str, tuple[
         **stages,
         ALONE: (with_exact_block_inputs(both.corrected, both.simulation or both.lowered, tensors), tensors),
     }
+
+
+def _divided(values: NDArray[Any], factors: NDArray[Any] | None) -> NDArray[Any]:
+    """The program's values, (images, channels, ...), as an equalized graph has them."""
+    return values if factors is None else values / factors.reshape(1, -1, *[1] * (values.ndim - 2))
 
 
 def _deviation(expected: NDArray[Any], found: NDArray[Any]) -> Deviation:
