@@ -75,7 +75,7 @@ class MixedPrecision:
     """Which blocks of an INT8 network are in FP16, and how they were chosen.
 
     Attributes:
-        wanted: what was asked for: at most a fall of top-1 (`--max-drop`), or at least an agreement (`--min-agreement`).
+        wanted: what was asked for: at most a fall of top-1 (--max-drop), or at least an agreement (--min-agreement).
         limit: that fall or agreement, 0..1.
         returned: the blocks in FP16, in the graph's order.
         blocks: how many might have been returned.
