@@ -21,6 +21,7 @@ from exporter.pipeline.proof_images import ProofImages
 from exporter.pipeline.prove import decide
 from exporter.pipeline.search_journal import SUFFIX, Journal, digest_of
 from exporter.pipeline.trial import Trial
+from exporter.verification.report.block_text import measured_text, tried_text
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.base import Runtime
 from runtimes.block_precision import BlockDamage, MixedPrecision, Tried
@@ -181,7 +182,7 @@ class _Search:
         every = self.tried(frozenset(self.price))
         return (
             f"no choice of blocks shows {self.target.text}: with all {len(self.price)} in FP16, "
-            f"{'; '.join(every.problems)}; best found: {tried_text(self.best, self.target)}; "
+            f"{'; '.join(every.problems)}; best found: {tried_text(self.best, self.target.wanted)}; "
             + (
                 "give more --data"
                 if every.verdict == "undecided"
@@ -192,11 +193,12 @@ class _Search:
     def diffuse_text(self, chosen: Tried) -> str:
         """Why the choice is none: nearly everything would have to return."""
         every = self.tried(frozenset())
+        blocks, left = f"{len(chosen.returned)} of {len(self.price)} blocks", 100 * chosen.int8_share
         return (
-            f"the loss of INT8 is spread over the whole network: to keep {self.target.text}, {len(chosen.returned)} of "
-            f"{len(self.price)} blocks would have to return to FP16, and {chosen.int8_share:.1%} of the work would be "
-            f"left in INT8; with none returned, {tried_text(every, self.target)}; take --fp16, train the network with "
-            f"quantization (QAT), or allow more by {self.target.option}"
+            f"the loss of INT8 is spread over the network: to keep {self.target.text}, {blocks} would have to return "
+            f"to FP16, which leaves {left:.1f} % of the work in INT8 (all of it in INT8: "
+            f"{measured_text(every, self.target.wanted)}); take --fp16, train the network with quantization (QAT), or "
+            f"allow more by {self.target.option}"
         )
 
 
@@ -212,18 +214,6 @@ def _measured(answer: BackendParity, target: LossTarget, looks: int) -> tuple[fl
     assert compared.flips is not None
     agreeing = images - compared.flips.counted
     return agreeing / images, wilson_interval(agreeing, images, z)
-
-
-def tried_text(one: Tried, target: LossTarget) -> str:
-    """As `a fall of 0.30 points (at most 0.81) with 2 blocks in FP16, 91.2 % of the work in INT8`."""
-    low, high = one.limits
-    what = (
-        f"a fall of {100 * one.measured:.2f} points (at most {100 * high:.2f})"
-        if target.wanted == "max_drop"
-        else f"an agreement of {100 * one.measured:.2f} % (at least {100 * low:.2f})"
-    )
-    blocks = f"{len(one.returned)} block{'s' * (len(one.returned) != 1)} in FP16"
-    return f"{what} with {blocks}, {one.int8_share:.1%} of the work in INT8"
 
 
 @contextmanager
