@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from runtimes.block_precision import Wanted, limit_text
 from runtimes.errors import PlanError
 
 if TYPE_CHECKING:
     from exporter.pipeline.plan import ExportPlan
 
-OPTIONS: dict[str, Literal["max_drop", "min_agreement"]] = {
-    "--max-drop": "max_drop",
-    "--min-agreement": "min_agreement",
-}
+OPTIONS: dict[str, Wanted] = {"--max-drop": "max_drop", "--min-agreement": "min_agreement"}
 LIMITS = {"max_drop": "max_accuracy_drop", "min_agreement": "min_agreement"}
 """The budget's name of each."""
 
@@ -26,7 +24,7 @@ class LossTarget:
         value: as it was given, in points or percent.
     """
 
-    wanted: Literal["max_drop", "min_agreement"]
+    wanted: Wanted
     value: float
 
     @property
@@ -47,9 +45,7 @@ class LossTarget:
     @property
     def text(self) -> str:
         """As `a fall of top-1 of at most 0.5 points`."""
-        if self.wanted == "max_drop":
-            return f"a fall of top-1 of at most {self.value:.10g} points"
-        return f"an agreement of at least {self.value:.10g} %"
+        return limit_text(self.wanted, self.value)
 
 
 def loss_target(plan: ExportPlan) -> LossTarget | None:

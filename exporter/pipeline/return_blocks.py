@@ -196,7 +196,7 @@ class _Search:
         blocks, left = f"{len(chosen.returned)} of {len(self.price)} blocks", 100 * chosen.int8_share
         return (
             f"the loss of INT8 is spread over the network: to keep {self.target.text}, {blocks} would have to return "
-            f"to FP16, which leaves {left:.1f} % of the work in INT8 (all of it in INT8: "
+            f"to FP16, which leaves {left:.1f}% of the work in INT8 (all of it in INT8: "
             f"{measured_text(every, self.target.wanted)}); take --fp16, train the network with quantization (QAT), or "
             f"allow more by {self.target.option}"
         )

@@ -2,46 +2,43 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from runtimes.block_precision import MixedPrecision, Sensitivity, Tried
+from runtimes.block_precision import MixedPrecision, Sensitivity, Tried, Wanted, limit_text
 
 SHOWN = 3
-ASKED = {"max_drop": "a fall of top-1 of at most {:.10g} points", "min_agreement": "an agreement of at least {:.10g} %"}
 
 
 def worst_text(sensitivity: Sensitivity) -> str:
-    """As `layer1.0 41 %, stem 22 % and layer3.0 9 % of the damage, 48 images`."""
+    """As `layer1.0 41%, stem 22% and layer3.0 9% of the damage, 48 images`."""
     shares = sensitivity.shares
-    *first, last = (f"{name} {shares[name]:.0%}".replace("%", " %") for name in sensitivity.worst(SHOWN))
+    *first, last = (f"{name} {shares[name]:.0%}" for name in sensitivity.worst(SHOWN))
     return f"{', '.join(first)}{' and ' if first else ''}{last} of the damage, {sensitivity.images} images"
 
 
 def asked_text(mixed: MixedPrecision) -> str:
     """As `a fall of top-1 of at most 0.5 points`."""
-    return ASKED[mixed.wanted].format(100 * mixed.limit)
+    return limit_text(mixed.wanted, 100 * mixed.limit)
 
 
 def returned_text(mixed: MixedPrecision) -> str:
-    """As `2 of 10 blocks in FP16: stem, layer2.1; 88.0 % of the work in INT8`."""
+    """As `2 of 10 blocks in FP16: stem, layer2.1; 88.0% of the work in INT8`."""
     names = f": {', '.join(mixed.returned)}" if mixed.returned else ""
     share = mixed.chosen.int8_share
-    return f"{len(mixed.returned)} of {mixed.blocks} blocks in FP16{names}; {100 * share:.1f} % of the work in INT8"
+    return f"{len(mixed.returned)} of {mixed.blocks} blocks in FP16{names}; {100 * share:.1f}% of the work in INT8"
 
 
-def tried_text(one: Tried, wanted: Literal["max_drop", "min_agreement"]) -> str:
-    """As `a fall of 0.30 points (at most 0.81) with 2 blocks in FP16, 91.2 % of the work in INT8`."""
+def tried_text(one: Tried, wanted: Wanted) -> str:
+    """As `a fall of 0.30 points (at most 0.81) with 2 blocks in FP16, 91.2% of the work in INT8`."""
     blocks = f"{len(one.returned)} block{'s' * (len(one.returned) != 1)} in FP16"
     what = "a fall of" if wanted == "max_drop" else "an agreement of"
-    return f"{what} {measured_text(one, wanted)} with {blocks}, {100 * one.int8_share:.1f} % of the work in INT8"
+    return f"{what} {measured_text(one, wanted)} with {blocks}, {100 * one.int8_share:.1f}% of the work in INT8"
 
 
-def measured_text(one: Tried, wanted: Literal["max_drop", "min_agreement"]) -> str:
-    """As `0.30 points (at most 0.81)`, or as `99.20 % (at least 98.61)`."""
+def measured_text(one: Tried, wanted: Wanted) -> str:
+    """As `0.30 points (at most 0.81)`, or as `99.20% (at least 98.61)`."""
     low, high = one.limits
     if wanted == "max_drop":
         return f"{100 * one.measured:.2f} points (at most {100 * high:.2f})"
-    return f"{100 * one.measured:.2f} % (at least {100 * low:.2f})"
+    return f"{100 * one.measured:.2f}% (at least {100 * low:.2f})"
 
 
 def search_lines(mixed: MixedPrecision) -> list[str]:
