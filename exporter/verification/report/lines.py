@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from runtimes.printable import count_text
+
 if TYPE_CHECKING:
     from exporter.verification.blocks.findings import Bisection, Deviation, Drift
     from exporter.verification.verdicts import BackendCheck, BundleCheck
@@ -27,10 +29,8 @@ def parity_lines(report: ParityReport) -> list[str]:
     if differences:
         some = f"differ by up to {max(differences):.1e}" if any(differences) else "agree to the last bit"
         differ = f", which {some}"
-    return [
-        *_comparison_lines(report.backends),
-        f"{'':<12} errors relative to the largest reference {largest}; {report.images} images, batch {batches}{differ}",
-    ]
+    how = f"errors relative to the largest reference {largest}; {count_text(report.images)}, batch {batches}{differ}"
+    return [*_comparison_lines(report.backends), f"{'':<12} {how}"]
 
 
 def _comparison_lines(rows: Mapping[str, Comparison]) -> list[str]:
@@ -40,7 +40,8 @@ def _comparison_lines(rows: Mapping[str, Comparison]) -> list[str]:
         f" {'agreement':>10} {'top-5':>8} {'flips':>9}"
     ]
     for name, one in rows.items():
-        lines.append(f"{name:<12} {_measures(one)}  {'ok' if one.ok else 'OUT OF BUDGET'}")
+        verdict = "ok" if one.ok else "UNDECIDED" if one.finite and not one.violations else "OUT OF BUDGET"
+        lines.append(f"{name:<12} {_measures(one)}  {verdict}")
         lines += [f"  {output:<10} {_measures(measured)}" for output, measured in one.outputs.items()]
     return lines
 
@@ -60,11 +61,13 @@ def _measures(one: Comparison) -> str:
 
 
 def accuracy_line(measured: Accuracy, backend: str = "") -> str:
-    """Top-1 with its interval, beside the reference's; of one backend where there are several."""
+    """Top-1 with its interval, beside the reference's, and how many images only one of them has right; of one backend
+    where there are several."""
     low, high = measured.interval
+    pairs = "" if measured.lost is None else f", {measured.lost} lost and {measured.gained} gained"
     return (
         f"{'accuracy':<12} {backend and f'{backend}: '}{measured.top1:.2%} (95 % interval {low:.2%} to {high:.2%}),"
-        f" reference {measured.reference_top1:.2%}, {measured.images} images"
+        f" reference {measured.reference_top1:.2%}, {count_text(measured.images)}{pairs}"
     )
 
 
@@ -91,9 +94,22 @@ def check_lines(check: BundleCheck) -> list[str]:
     lines += bisection_lines(check.bisection) if check.bisection is not None else []
     lines += [f"{'left out':<12} {problem}" for problem in check.left_out]
     lines += [f"{'accuracy':<12} not measured: {check.no_accuracy}"] if check.no_accuracy else []
+    lines += [f"{'':<12} {said}" for said in (*_open_text(check), *check.remarks)]
     for change in check.changes:
         lines.append(f"{'changed':<12} {change.what}: {change.old or 'nothing'} -> {change.new or 'nothing'}")
     return lines
+
+
+def _open_text(check: BundleCheck) -> list[str]:
+    """What this evidence is too little for, though the budget has a limit for it; and what would be enough."""
+    answers = [one.answer for one in check.backends if one.answer is not None]
+    found = []
+    if any(answer.ok and answer.verdict == "undecided" for answer in answers):
+        found.append("so few images need not decide; pictures do: --data SOURCE")
+    has_labels = any(answer.accuracy is not None for answer in answers)
+    if check.budget.max_accuracy_drop is not None and answers and not has_labels and not check.no_accuracy:
+        found.append("the limit on accuracy was not judged: that takes pictures with labels")
+    return found
 
 
 def _flip_lines(check: BundleCheck, one: BackendCheck) -> list[str]:
@@ -120,7 +136,7 @@ def drift_lines(drift: Drift) -> list[str]:
         each = [stage.blocks[place] for stage in drift.stages]
         lines.append(f"{block:<{width}}" + "".join(map(_deviation_text, each)))
     lines.append(
-        f"{'':<{width}} against PyTorch, errors relative to the block's largest value; {drift.images} images;"
+        f"{'':<{width}} against PyTorch, errors relative to the block's largest value; {count_text(drift.images)};"
         " alone: fed by the FP32 graph"
     )
     for stage in drift.stages[:-1]:
@@ -147,5 +163,5 @@ def bisection_lines(bisection: Bisection) -> list[str]:
     return [
         *_comparison_lines(rows),
         f"{'bisect':<12} {bisection_remark(bisection)}",
-        f"{'':<12} {bisection.runs} graphs run over {bisection.images} images",
+        f"{'':<12} {count_text(bisection.runs, 'graph')} run over {count_text(bisection.images)}",
     ]
