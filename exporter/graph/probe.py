@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from exporter.graph.blocks import blocks
 from exporter.graph.mixed import with_exact_block_inputs
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.parity.measures import LARGEST_SQNR_DB, sqnr_db
+from runtimes.parity.compare import tensor_sqnr_db
+from runtimes.parity.measures import LARGEST_SQNR_DB
 
 
 class BlockNoise(NamedTuple):
@@ -57,6 +58,9 @@ def noisiest_block(original: onnx.ModelProto, simulation: onnx.ModelProto, input
     ends = block_ends(original.graph)
     exact = inner_tensors(original, list(ends), inputs)
     found = inner_tensors(with_exact_block_inputs(original, simulation, list(ends)), list(ends), inputs)
-    ratios = [sqnr_db(exact[end], found[end]) if np.isfinite(found[end]).all() else -LARGEST_SQNR_DB for end in ends]
+    ratios = [
+        tensor_sqnr_db(end, exact[end], found[end]) if np.isfinite(found[end]).all() else -LARGEST_SQNR_DB
+        for end in ends
+    ]
     place = int(np.argmin(ratios))
     return BlockNoise(list(ends.values())[place], ratios[place])

@@ -17,7 +17,10 @@ SHOWN_FLIPS = 10
 
 
 def parity_lines(report: ParityReport) -> list[str]:
-    """A report as a table with a line for each backend, and what its errors are relative to."""
+    """A report as a table with a line for each backend, what its errors are relative to, and what decided it.
+
+    Broken limits are not said here: an error, or the lines of a check, says them.
+    """
     batches = ", ".join(map(str, report.batches))
     largest = "value of each output" if any(one.outputs for one in report.backends.values()) else "logit"
     differences = [
@@ -30,7 +33,20 @@ def parity_lines(report: ParityReport) -> list[str]:
         some = f"differ by up to {max(differences):.1e}" if any(differences) else "agree to the last bit"
         differ = f", which {some}"
     how = f"errors relative to the largest reference {largest}; {count_text(report.images)}, batch {batches}{differ}"
-    return [*_comparison_lines(report.backends), f"{'':<12} {how}"]
+    return [*_comparison_lines(report.backends), f"{'':<12} {how}", *_evidence_lines(report)]
+
+
+def _evidence_lines(report: ParityReport) -> list[str]:
+    """The limits that were decided by counting images, with what was counted, and those that are undecided."""
+    from runtimes.parity.limits import WORDS
+
+    counted = tuple(WORDS[name] for name in ("min_agreement", "max_accuracy_drop"))
+    return [
+        f"{'':<12} {name}: {text}"
+        for name, one in report.backends.items()
+        for text in (*(said for said in one.kept if said.startswith(counted)), *one.undecided)
+        if report.budget.confidence is not None
+    ]
 
 
 def _comparison_lines(rows: Mapping[str, Comparison]) -> list[str]:
@@ -86,7 +102,8 @@ def check_lines(check: BundleCheck) -> list[str]:
         if one.answer is None:
             lines.append(f"{one.backend:<12} {one.verdict}: {one.reason}")
             continue
-        lines += [f"{'':<12} {one.backend}: {limit.text}" for limit in one.answer.limits if not limit.ok]
+        broken = (limit for limit in one.answer.limits if limit.verdict == "broken")
+        lines += [f"{'':<12} {one.backend}: {limit.text}" for limit in broken]
         if one.answer.accuracy is not None:
             lines.append(accuracy_line(one.answer.accuracy, one.backend))
         lines += _flip_lines(check, one)
