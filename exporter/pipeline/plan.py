@@ -117,15 +117,13 @@ class ExportPlan:
 
     def _check_budget(self) -> None:
         """Refuse limits that are none, or that cannot apply to what is planned."""
-        from runtimes.parity.budget import RANDOM_WEIGHTS, Budget  # here, since they load numpy, and `--help` may not
+        from runtimes.parity.budget import Budget  # here, since they load numpy, and `--help` may not
         from runtimes.parity.budget_options import changed_budget
 
         changed_budget(Budget(own_error=0.0), self.budget)
         about_classes = [name for name in self.budget if name in ABOUT_CLASSES]
         if about_classes and self.features is not None:
             raise PlanError(f"{about_classes[0]} is about classes, and --features gives none; leave the limit out")
-        if about_classes and self.weights == "random":
-            raise PlanError(f"{RANDOM_WEIGHTS}; leave {about_classes[0]} out")
         if "max_batch_difference" in self.budget and self.batch.is_static:
             raise PlanError(
                 f"max_batch_difference is about several batch sizes, and --batch {self.batch} is one; "

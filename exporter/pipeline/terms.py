@@ -21,9 +21,12 @@ SMALLEST_ALLOWED = 1e-9
 
 
 def budget_for(plan: ExportPlan, loaded: LoadedModel, budget: Budget) -> Budget:
-    """What a model is held to, made from what its precision may cost and from the plan."""
-    changed = changed_budget(budget, plan.limits)
-    return changed.for_random_weights() if loaded.facts.weights.kind == "random" else changed
+    """What a model is held to, made from what its precision may cost: the limits of the plan replace the others.
+
+    Random weights are not judged by agreement and accuracy unless the plan says so.
+    """
+    is_random = loaded.facts.weights.kind == "random"
+    return changed_budget(budget.for_random_weights() if is_random else budget, plan.limits)
 
 
 def errors_alone(budget: Budget) -> Budget:

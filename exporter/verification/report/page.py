@@ -30,7 +30,7 @@ from runtimes.parity.compare import is_classifier
 from runtimes.parity.evidence import ErrorHistogram
 from runtimes.parity.limits import Limit
 from runtimes.parity.measures import LARGEST_ERROR, Accuracy, Comparison
-from runtimes.printable import as_text
+from runtimes.printable import as_text, count_text
 
 TEMPLATES, PAGE = Path(__file__).parent / "assets", "report.html.j2"
 THUMBNAIL = 96
@@ -39,12 +39,16 @@ MARKS = {
     "within budget": "✓",
     "ok": "✓",
     "out of budget": "✗",
+    "broken": "✗",
+    "undecided": "?",
     "failed": "✗",
     "crashed": "✗",
     "not answered": "○",
     "not here": "○",
 }
 """Signs that stand beside the words, never in their place."""
+LOOKS = {"✓": "good", "✗": "bad", "?": "open", "○": "none"}
+"""The style of each sign's badge."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ def html_from_sections(sections: Sequence[Section]) -> bytes:
         keep_trailing_newline=True,
     )
     environment.filters |= {"join_words": join_words, "share": share_text, "png_uri": _png_uri, "error": _error_text}
+    environment.filters["images"] = count_text
     environment.globals |= {
         "status_of": status_of,
         "verdict_sentences": verdict_sentences,
@@ -97,6 +102,7 @@ def html_from_sections(sections: Sequence[Section]) -> bytes:
         "measured_classes": _has_classes,
         "errors_differ": _errors_differ,
         "marks": MARKS,
+        "look_of": lambda status: LOOKS[MARKS[status]],
         "thumbnail": THUMBNAIL,
     }
     page = environment.get_template(PAGE).render(
