@@ -5,6 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Wanted = Literal["max_drop", "min_agreement"]
+"""What INT8 may cost at most: a fall of top-1, or of the agreement with the reference."""
+
+
+def limit_text(wanted: Wanted, value: float) -> str:
+    """As `a fall of top-1 of at most 0.5 points` or `an agreement of at least 99%`, of points or percent."""
+    if wanted == "max_drop":
+        return f"a fall of top-1 of at most {value:.10g} point{'s' * (value != 1)}"
+    return f"an agreement of at least {value:.10g}%"
+
 
 @dataclass(frozen=True)
 class BlockDamage:
@@ -75,7 +85,7 @@ class MixedPrecision:
     """Which blocks of an INT8 network are in FP16, and how they were chosen.
 
     Attributes:
-        wanted: what was asked for: at most a fall of top-1 (`--max-drop`), or at least an agreement (`--min-agreement`).
+        wanted: what was asked for: at most a fall of top-1 (--max-drop), or at least an agreement (--min-agreement).
         limit: that fall or agreement, 0..1.
         returned: the blocks in FP16, in the graph's order.
         blocks: how many might have been returned.
@@ -83,7 +93,7 @@ class MixedPrecision:
         curve: all choices that were tried, in their order.
     """
 
-    wanted: Literal["max_drop", "min_agreement"]
+    wanted: Wanted
     limit: float
     returned: tuple[str, ...]
     blocks: int

@@ -1,4 +1,4 @@
-"""Make names and labels safe to print: a file's name may hold anything but a slash."""
+"""Make names and labels safe to print, as a file's name may hold anything but a slash; and write counts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ def printable(text: str) -> str:
         if text.isprintable()
         else "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
     )
+
+
+def count_text(count: int, noun: str = "image") -> str:
+    """`1 image`, `2000 images`, `12,000 images`."""
+    return f"{count if count < 10_000 else f'{count:,}'} {noun}{'' if count == 1 else 's'}"
 
 
 def as_text(name: str) -> str:

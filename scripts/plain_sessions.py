@@ -1,8 +1,8 @@
-"""Measure what a plain session of each onnxruntime makes of our INT8 files, and print the table of docs/measured.md.
+"""Measure what a plain session of each onnxruntime makes of our INT8 bundles, and print the table of docs/measured.md.
 
-    python scripts/plain_sessions.py --python VENV/bin/python ... [--model NAME ...]
+    python scripts/plain_sessions.py BUNDLE... --python VENV/bin/python ...
 
-Each interpreter needs onnxruntime and numpy alone. The figures are the SQNR in dB of the golden images' logits against FP32. Exit code 4 where an
+Each interpreter needs onnxruntime and numpy alone. The figures are the SQNR in dB of the golden images' outputs against FP32. Exit code 4 where an
 onnxruntime that rounds FP16 (1.30 and newer) loses more than 0.3 dB in a plain session against the simulation.
 """
 
@@ -21,18 +21,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from exporter import ExportPlan, export
 from exporter.lowering.precisions import int8
 from exporter.lowering.qdq.biases import with_biases_inside
-from exporter.models.registry import MODELS
 from runtimes import Bundle
 from runtimes.backends.onnxruntime import FP16_ROUNDS, OnnxRuntime
-from runtimes.errors import BackendUnavailable, ResnetExportError
+from runtimes.errors import BackendUnavailable, BadInput, ResnetExportError
 from runtimes.parity.golden import golden_arrays
 from runtimes.parity.measures import sqnr_db
 
 MOST_LOST_DB = 0.3
-CALIBRATION_IMAGES = 64
 FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 """What integer kernels of CPUs differ by."""
 FORMS = ("as written", "plain", "plain, biases inside")
@@ -50,25 +47,30 @@ print(ort.__version__)
 Version = tuple[int, ...]
 
 
-class Exported:
-    """An INT8 bundle's files in both forms, its golden images, and what FP32 and the simulation make of them."""
+class Measured:
+    """An INT8 bundle's file in both forms, its golden images, and what FP32 and the simulation make of them.
 
-    def __init__(self, name: str, folder: Path) -> None:
-        weights = "default" if MODELS[name].weights and MODELS[name].source == "cifar" else "random"
-        plan = ExportPlan(
-            name, folder / "bundle", precision="int8", weights=weights, calibration_images=CALIBRATION_IMAGES
-        )
-        export(plan)
-        bundle = Bundle.open(folder / "bundle")
-        self.name, self.folder = f"{name}, {'shipped' if weights == 'default' else 'random'} weights", folder
+    Raises:
+        BadInput: the bundle is of another precision, or has several outputs.
+    """
+
+    def __init__(self, bundle: Bundle, folder: Path) -> None:
+        manifest = bundle.manifest
+        if manifest.precision != "int8" or len(manifest.outputs) > 1:
+            raise BadInput(
+                f"expected an int8 bundle of one output, got {manifest.precision} of {len(manifest.outputs)}: "
+                f"{bundle.folder}; export one with --int8, without --features stages"
+            )
         inputs, outputs = golden_arrays(bundle)
         (self.reference,) = outputs.values()
+        self.name = f"{manifest.model.name} ({manifest.model.weights.kind} weights, {len(inputs)} images)"
+        self.folder = folder
         np.save(folder / "inputs.npy", inputs)
         model = onnx.load(bundle.file("model.onnx"))
         onnx.save(model, folder / "behind.onnx")
         onnx.save(with_biases_inside(model), folder / "inside.onnx")
         with OnnxRuntime.from_bytes(int8.simulation(model).SerializeToString()) as runtime:
-            simulated = runtime.run({runtime.inputs[0].name: inputs})[runtime.outputs[0].name]
+            (simulated,) = runtime.run({runtime.inputs[0].name: inputs}).values()
         self.simulated_db = sqnr_db(self.reference, simulated)
 
     def measure(self, python: Path) -> tuple[Version, list[float]]:
@@ -83,8 +85,8 @@ class Exported:
             ("behind", "ORT_ENABLE_ALL"),
             ("inside", "ORT_ENABLE_ALL"),
         ):
-            given = [self.folder / f"{file}.onnx", self.folder / "inputs.npy", self.folder / "outputs.npy", level]
-            done = subprocess.run([python, "-c", RUN, *given], capture_output=True, text=True, check=False)
+            given = [self.folder / f"{file}.onnx", self.folder / "inputs.npy", self.folder / "outputs.npy"]
+            done = subprocess.run([python, "-c", RUN, *given, level], capture_output=True, text=True, check=False)
             if done.returncode:
                 last = (done.stderr.strip().splitlines() or ["no message"])[-1]
                 raise BackendUnavailable(f"{python}: {last}; expected an interpreter with onnxruntime and numpy")
@@ -103,30 +105,25 @@ def machine() -> str:
     )
 
 
-def print_table(models: Sequence[Exported], pythons: Sequence[Path]) -> bool:
+def print_table(bundles: Sequence[Measured], pythons: Sequence[Path]) -> bool:
     """Print the table; whether every onnxruntime that rounds FP16 keeps to `MOST_LOST_DB`."""
-    names = [f"{form}, {model.name.split(',')[0]}" for model in models for form in FORMS]
-    click.echo(f"| onnxruntime | {' | '.join(names)} |")
-    click.echo(f"| --- |{' ---: |' * len(names)}")
-    simulated = [cell for model in models for cell in (f"{model.simulated_db:.1f}", "", "")]
-    click.echo(f"| simulation | {' | '.join(simulated)} |")
+    click.echo(f"| onnxruntime | {' | '.join(f'{one.name.split()[0]}, {form}' for one in bundles for form in FORMS)} |")
+    click.echo(f"| --- |{' ---: |' * len(bundles) * len(FORMS)}")
     keeps = True
     for python in pythons:
-        rows = [model.measure(python) for model in models]
+        rows = [bundle.measure(python) for bundle in bundles]
         version = rows[0][0]
-        click.echo(f"| {'.'.join(map(str, version))} | {' | '.join(f'{one:.1f}' for _, row in rows for one in row)} |")
+        cells = " | ".join(f"{one:.1f}" for _, row in rows for one in row)
+        click.echo(f"| {'.'.join(map(str, version))} | {cells} |")
         if version >= FP16_ROUNDS:
-            keeps &= all(
-                row[1] > model.simulated_db - MOST_LOST_DB for model, (_, row) in zip(models, rows, strict=True)
-            )
+            keeps &= all(row[1] > one.simulated_db - MOST_LOST_DB for one, (_, row) in zip(bundles, rows, strict=True))
     click.echo(f"\nMeasured {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d} on {machine()}.")
-    click.echo(
-        f"Models: {'; '.join(model.name for model in models)}; calibrated on {CALIBRATION_IMAGES} built-in images."
-    )
+    click.echo("; ".join(f"{one.name}: the simulation has {one.simulated_db:.1f} dB" for one in bundles))
     return keeps
 
 
 @click.command(help=__doc__.split("\n", 1)[0])
+@click.argument("folders", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option(
     "--python",
     "pythons",
@@ -134,22 +131,14 @@ def print_table(models: Sequence[Exported], pythons: Sequence[Path]) -> bool:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="An interpreter with onnxruntime and numpy; may be given again.  [default: this one]",
 )
-@click.option(
-    "--model",
-    "names",
-    multiple=True,
-    default=("resnet20", "resnet18", "resnet50"),
-    show_default=True,
-    type=click.Choice(list(MODELS)),
-)
-def main(pythons: tuple[Path, ...], names: tuple[str, ...]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+def main(folders: tuple[Path, ...], pythons: tuple[Path, ...]) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
         try:
-            models = []
-            for name in names:
-                (Path(folder) / name).mkdir()
-                models.append(Exported(name, Path(folder) / name))
-            keeps = print_table(models, pythons or (Path(sys.executable),))
+            bundles = []
+            for place, folder in enumerate(folders):
+                (Path(temporary) / str(place)).mkdir()
+                bundles.append(Measured(Bundle.open(folder), Path(temporary) / str(place)))
+            keeps = print_table(bundles, pythons or (Path(sys.executable),))
         except ResnetExportError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)

@@ -19,7 +19,7 @@ from exporter.verification.verdicts import BackendCheck, BundleCheck
 from runtimes import Manifest
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.parity.budget import Budget
-from runtimes.parity.evidence import Evidence, compare_backend
+from runtimes.parity.evidence import Answers, Evidence, Terms, compare_backend, judge
 
 
 @pytest.fixture(name="features", scope="module")
@@ -45,6 +45,17 @@ def features_fixture(manifest: Manifest) -> BundleCheck:
             TINY_BATCH,
         )
     return checked(BackendCheck("onnxruntime", "ok", "", answer, 1.0), budget=budget)
+
+
+def judged_again(made: Made, *, must_decide: bool) -> Made:
+    """The check of 16 images without a flip, by a budget that takes 133 to be sure; where it must, that is a failure."""
+    check, plan, evidence = made
+    budget = Budget(0.01, min_agreement=0.98, confidence=0.95)
+    outputs = dict(evidence.outputs)
+    answer = judge(outputs, "onnxruntime", Answers(outputs, (1, 8)), Terms(budget, must_decide=must_decide))
+    reason = ", ".join(limit.text for limit in answer.failing)
+    backend = BackendCheck("onnxruntime", "undecided" if must_decide else "ok", reason, answer, 1.0)
+    return replace(check, budget=budget, backends=(backend,)), plan, evidence
 
 
 def checked(*backends: BackendCheck, budget: Budget, **changed: Any) -> BundleCheck:

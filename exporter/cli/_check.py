@@ -33,7 +33,7 @@ Examples:
 
 \b
 Exit codes: 0 within budget, 1 failed, 2 wrong usage,
-            3 something needed is missing, 4 out of budget."""
+            3 something needed is missing, 4 out of budget or undecided."""
 
 _images, _diagnosis = map(option_group, ("Images and limits", "Diagnosis"))
 
@@ -59,7 +59,7 @@ _images, _diagnosis = map(option_group, ("Images and limits", "Diagnosis"))
     metavar="SOURCE",
     help="Run images instead of the bundle's golden inputs; the bundle's reference program gives the expected outputs.",
 )
-@_images("--images", type=click.IntRange(min=1), metavar="N", help="Run at most N of the images.  [default: 256]")
+@_images("--images", type=click.IntRange(min=1), metavar="N", help="Run at most N of the images.  [default: 512]")
 @_images(
     "--budget",
     multiple=True,

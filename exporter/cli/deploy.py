@@ -20,7 +20,7 @@ from runtimes.errors import BadInput
 EPILOG = """\b
 Exit codes: 0 done and within budget, 1 failed, 2 wrong usage,
             3 something needed is missing, 4 out of the parity budget,
-            or less accurate than --min-top1."""
+            undecided, or less accurate than --min-top1."""
 
 
 @click.group(epilog=EPILOG)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from exporter.graph.blocks import blocks
 from exporter.graph.mixed import with_exact_block_inputs
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.parity.measures import LARGEST_SQNR_DB, sqnr_db
+from runtimes.parity.compare import tensor_sqnr_db
+from runtimes.parity.measures import LARGEST_SQNR_DB
 
 
 class BlockNoise(NamedTuple):
@@ -86,6 +87,6 @@ def noisiest_blocks(original: onnx.ModelProto, simulation: onnx.ModelProto, inpu
     ratios: dict[str, float] = {}
     for end, block in ends.items():
         is_finite = np.isfinite(found[end]).all()
-        ratio = sqnr_db(exact[end], found[end]) if is_finite else -LARGEST_SQNR_DB
+        ratio = tensor_sqnr_db(end, exact[end], found[end]) if is_finite else -LARGEST_SQNR_DB
         ratios[block] = min(ratio, ratios.get(block, LARGEST_SQNR_DB))
     return sorted((BlockNoise(*pair) for pair in ratios.items()), key=lambda one: one.sqnr_db)

@@ -7,7 +7,7 @@ from exporter.pipeline.images import Proof
 from exporter.pipeline.proof_images import ProofImages
 from runtimes.parity.evidence import BackendParity
 from runtimes.parity.intervals import look_sizes
-from runtimes.parity.limits import images_text
+from runtimes.printable import count_text
 
 
 def why_refused(proof: Proof, images: ProofImages, lowering: Lowering, most: int) -> str:
@@ -33,15 +33,17 @@ def why_refused(proof: Proof, images: ProofImages, lowering: Lowering, most: int
 
 
 def _more_images_text(answer: BackendParity, available: int, most: int) -> str:
-    """Which options give the images that would decide; empty where no number would, and there are no others."""
+    """Which options give the images that would decide, or what to do where no number would and there are no others."""
     used = answer.report.images
     needed = images_needed(answer) or max(used, available)  # what no number decides now, others may
     how = []
     if needed > available:
-        how.append(f"--data with some {images_text(needed)}")
+        how.append(f"--data with some {count_text(needed)}")
     if needed > most:
         how.append(f"--proof-images {needed}")
-    return f"; give {' and '.join(how)}" if how else ""
+    if not how:
+        return "; set another limit, or judge the figures measured with --budget confidence=0"
+    return f"; give {' and '.join(how)}"
 
 
 def images_needed(answer: BackendParity) -> int | None:

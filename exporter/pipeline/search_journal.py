@@ -1,4 +1,4 @@
-"""The journal of a search: what was tried so far, beside the bundle, so that an interrupted search goes on from there."""
+"""The journal of a search: what was tried so far, kept beside the bundle, so that an interrupted search can go on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import msgspec
 
 from runtimes.block_precision import Tried
 from runtimes.bundle_writing import write_in_one_step
+from runtimes.errors import PlanError
 
 SUFFIX = ".search.json"
 
@@ -34,7 +35,10 @@ class Journal:
 
         Args:
             digest: of all that an entry depends on (see `digest_of`).
-            say: told of a file that is of something else, or no journal. It is ignored, and later replaced.
+            say: told of a journal that is of something else. It is ignored, and later replaced.
+
+        Raises:
+            PlanError: the file is no journal.
         """
         self.path, self.digest = path, digest
         self.tried: dict[tuple[str, ...], Tried] = {}
@@ -43,8 +47,7 @@ class Journal:
         try:
             content = msgspec.json.decode(path.read_bytes(), type=_Content)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-            say(f"{path.name} is no journal of a search ({' '.join(str(error).split())}); searching from the start")
-            return
+            raise PlanError(f"{path} is no journal of a search; move it away, or choose another --output") from error
         if content.digest != digest:
             say(f"{path.name} is of another network, other images or options; searching from the start")
             return
@@ -56,10 +59,6 @@ class Journal:
         self.tried[one.returned] = one
         content = _Content(self.digest, list(self.tried.values()))
         write_in_one_step(self.path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
-
-    def remove(self) -> None:
-        """Remove the file, when the search has served."""
-        self.path.unlink(missing_ok=True)
 
 
 def digest_of(*parts: bytes) -> str:

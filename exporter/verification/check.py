@@ -18,7 +18,7 @@ from exporter.verification.bundle_diff import changes
 from exporter.verification.inputs import CheckInputs, bundle_outputs, gather_inputs
 from exporter.verification.own_process import Verdict, run_in_own_process
 from exporter.verification.plan import CheckPlan
-from exporter.verification.verdicts import BackendCheck, BundleCheck
+from exporter.verification.verdicts import BackendCheck, BundleCheck, remarks_on
 from runtimes._plugins import needed_for
 from runtimes.bundle import Bundle
 from runtimes.errors import ResnetExportError
@@ -84,6 +84,7 @@ def check_bundle(plan: CheckPlan, say: Progress = silent, inputs: CheckInputs | 
         image_names=pictures.names if pictures is not None else (),
         left_out=pictures.left_out if pictures is not None else (),
         no_accuracy=pictures.no_accuracy if pictures is not None else "",
+        remarks=remarks_on(bundle.manifest, budget),
         changes=changes(plan.against, bundle) if plan.against is not None else (),
         asked=plan.asked,
         drift=drift,
@@ -123,7 +124,7 @@ def _check_backend(task: _Task, timeout_s: float | None) -> BackendCheck:
     start = time.perf_counter()
     verdict, reason, answer = run_in_own_process(_run_backend, task, timeout_s=timeout_s)
     if answer is not None:
-        reason = ", ".join(limit.text for limit in answer.limits if not limit.ok)
+        reason = ", ".join(limit.text for limit in answer.failing)
     return BackendCheck(task.backend, verdict, reason, answer, round(time.perf_counter() - start, 3))
 
 
@@ -140,7 +141,9 @@ def _run_backend(task: _Task) -> tuple[Verdict, BackendParity]:
     with open_runtime(task.bundle, task.backend, trust_engine=task.trust_engines) as model:
         fed = evidence_for(model, evidence, task.bundle)
         answer = compare_backend(fed, task.backend, model, task.budget, task.bundle.manifest.batch)
-    return "ok" if answer.ok else "out of budget", answer
+    if answer.ok:
+        return "ok", answer
+    return "undecided" if answer.verdict == "undecided" else "out of budget", answer
 
 
 def _follow_blocks(

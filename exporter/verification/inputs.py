@@ -14,6 +14,7 @@ from runtimes.manifest import Manifest
 from runtimes.parity.compare import is_classifier
 from runtimes.parity.evidence import Evidence
 from runtimes.parity.golden import evidence_for, golden_evidence
+from runtimes.printable import count_text
 from runtimes.progress import Progress, silent
 
 REFERENCE = "pytorch"
@@ -69,7 +70,7 @@ def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress) -> Evid
     evidence = Evidence(inputs, {}, pictures.labels, must_decide=True)
     if plan.against is not None:
         return evidence  # the other bundle's answers are the reference
-    say(f"run {REFERENCE} on {len(inputs)} images")
+    say(f"run {REFERENCE} on {count_text(len(inputs))}")
     verdict, reason, outputs = run_in_own_process(_run_reference, plan.bundle, evidence, timeout_s=plan.timeout_s)
     if verdict == "not here":
         raise BackendUnavailable(f"--data is held against the bundle's reference program: {reason}")

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from runtimes.errors import BackendUnavailable, ResnetExportError
 
-Verdict = Literal["ok", "out of budget", "not here", "failed", "crashed"]
+Verdict = Literal["ok", "out of budget", "undecided", "not here", "failed", "crashed"]
 HOW_TO_SEE = "with --backend to see what it prints"
 
 

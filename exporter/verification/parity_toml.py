@@ -2,7 +2,7 @@
 
     backends = ["onnxruntime"]          # this and what follows is optional, and holds for bundles that do not set it
     data = "images/"                    # images in place of the golden inputs
-    images = 256                        # at most that many of them
+    images = 512                        # at most that many of them
     timeout_s = 600                     # seconds that a backend may take
 
     [budget]                            # limits in place of the bundle's own

@@ -37,7 +37,7 @@ class CheckPlan:
     asked: bool = False
     budget: Mapping[str, float] = field(default_factory=dict)
     data: str | None = None
-    images: int = 256
+    images: int = 512
     against: Bundle | None = None
     timeout_s: float | None = None
     blocks: bool = False

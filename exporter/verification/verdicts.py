@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 from exporter.verification.bundle_diff import Change
 from exporter.verification.own_process import Verdict
 from runtimes.errors import BackendUnavailable, ExportError, ParityError, ResnetExportError
-from runtimes.parity.budget import Budget
+from runtimes.manifest import Manifest
+from runtimes.parity.budget import RANDOM_WEIGHTS, Budget
 from runtimes.parity.compare import ParityReport
 from runtimes.parity.evidence import BackendParity
+from runtimes.printable import count_text
 
 if TYPE_CHECKING:
     from exporter.verification.blocks.findings import Bisection, Drift
@@ -48,6 +50,7 @@ class BundleCheck:
         image_names: a name for each image; empty for golden inputs, which have none.
         left_out: what is wrong with each image that could not be read.
         no_accuracy: why accuracy is not measured on images that have classes; empty where it is.
+        remarks: what else a reader of the verdict has to know, each in one line.
         changes: what differs from the bundle that is the reference; empty where none is.
         asked: the backends were named by the user, so that a missing one is an error.
         drift, bisection: None where they were not asked for.
@@ -63,6 +66,7 @@ class BundleCheck:
     image_names: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     no_accuracy: str = ""
+    remarks: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
     asked: bool = False
     drift: Drift | None = None
@@ -86,7 +90,8 @@ class BundleCheck:
     def problem(self) -> ResnetExportError | None:
         """The error that a command ends with; None where there is none.
 
-        In this order: the first broken budget; a backend that crashed or failed; a missing backend that is an error.
+        In this order: the first broken budget; a backend that crashed or failed; a budget that is undecided; a missing
+        backend that is an error.
         """
         for one in self.backends:
             if one.verdict == "out of budget" and one.answer is not None:
@@ -94,6 +99,10 @@ class BundleCheck:
         for one in self.backends:
             if one.verdict in ("failed", "crashed"):
                 return ExportError(f"{self.name}: {one.backend} {one.verdict}: {one.reason}")
+        for one in self.backends:
+            if one.verdict == "undecided" and one.answer is not None:
+                said = f"{self.name} is undecided on {one.backend}: {one.reason}; {how_to_decide(one.answer)}"
+                return ParityError(said, one.answer.report)
         missing = [one for one in self.backends if one.verdict == "not here"]
         if missing and self.missing_backend_is_error:
             return BackendUnavailable(f"{self.name}: {missing[0].backend} cannot answer: {missing[0].reason}")
@@ -108,12 +117,26 @@ def distinct_names(names: Sequence[str]) -> list[str]:
     ]
 
 
-def why_not_judged(limit: str, answer: BackendParity) -> str:
-    """Why a limit of the budget was not judged on this answer."""
+def remarks_on(manifest: Manifest, budget: Budget) -> tuple[str, ...]:
+    """What a reader of a verdict on this bundle, held to `budget`, has to know beside it."""
+    judged_alike = budget.min_agreement is not None or budget.max_accuracy_drop is not None
+    return (RANDOM_WEIGHTS,) if manifest.model.weights.kind == "random" and not judged_alike else ()
+
+
+def how_to_decide(answer: BackendParity) -> str:
+    """What to do about limits that the images leave undecided."""
+    needed, images = answer.images_needed, answer.report.images
+    if needed is None:
+        return "set another limit, or judge the figures measured with --budget confidence=0"
+    return f"give {count_text(needed - images, 'more picture')}, with --images {needed}"
+
+
+def why_not_judged(limit: str, answer: BackendParity, no_accuracy: str = "") -> str:
+    """Why a limit of the budget was not judged on this answer; `no_accuracy` as in `BundleCheck`."""
     if not answer.limits[0].ok:
         return f"{limit} has no meaning: {answer.limits[0].text}"
     if limit == "max_accuracy_drop":
-        return "max_accuracy_drop needs pictures with labels, so many that it allows one to be lost"
+        return f"max_accuracy_drop needs pictures with labels{f': {no_accuracy}' if no_accuracy else ''}"
     if limit == "max_batch_difference":
         return "max_batch_difference needs several batch sizes, and the model takes one"
     if limit == "min_cosine":

@@ -16,7 +16,8 @@ RANDOM_WEIGHTS = "random weights prove the arithmetic: agreement and accuracy ar
 
 @dataclass(frozen=True)
 class Budget:
-    """What a precision may cost. Errors and margins are relative to the largest reference logit; None is no limit.
+    """What a precision may cost. Errors are relative to the largest reference logit, margins to the largest one without
+    the mean over the classes; None is no limit.
 
     Attributes:
         own_error: the error that the precision itself makes. A flip counts only if the reference preferred its own

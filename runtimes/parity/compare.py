@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.parity.budget import Budget
-from runtimes.parity.flips import Flips, flip_counts, flips_between
+from runtimes.parity.flips import Flips, centred, flip_counts, flips_between
 from runtimes.parity.limits import Limit
-from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, Comparison, _decibels, centred
+from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, Comparison, _decibels, sqnr_db
 
 LOGITS = "logits"
 """The one output of a classifier. A model with any other gives features."""
@@ -71,6 +71,11 @@ class ParityReport:
 def is_classifier(outputs: Iterable[str]) -> bool:
     """Are these the output names of a classifier, rather than those of features?"""
     return tuple(outputs) == (LOGITS,)
+
+
+def tensor_sqnr_db(name: str, expected: NDArray[Any], got: NDArray[Any]) -> float:
+    """The SQNR in dB of one tensor of a network; logits (images, classes) are taken without their mean."""
+    return sqnr_db(centred(expected), centred(got)) if name == LOGITS else sqnr_db(expected, got)
 
 
 def compare_outputs(

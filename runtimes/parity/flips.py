@@ -25,7 +25,8 @@ class Flip:
     Attributes:
         image: its place among the images.
         reference, got: the top class of the reference and of the backend (see `top_classes`).
-        margin: the reference's gap between its own class and the backend's, relative to the largest reference logit.
+        margin: the reference's gap between its own class and the backend's, relative to the largest reference logit
+            without the mean over the classes: a number that is added to all logits makes no gap small.
         counted: the margin is larger than the precision's own error.
     """
 
@@ -34,6 +35,12 @@ class Flip:
     got: int
     margin: float
     counted: bool
+
+
+def centred(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Logits (images, classes) without their mean over the classes, which softmax ignores; a single logit as it is."""
+    values = logits.astype(np.float64)
+    return values if values.shape[1] == 1 else values - values.mean(1, keepdims=True)
 
 
 def top_classes(logits: NDArray[Any]) -> NDArray[np.int64]:
@@ -51,10 +58,10 @@ def flips_between(reference: NDArray[Any], outputs: NDArray[Any], own_error: flo
     second-best class would say nothing of a flip to the third.)
 
     Args:
-        own_error: the precision's own error, relative to the largest reference logit.
+        own_error: the precision's own error, relative as the margins are.
     """
     expected, got = reference.astype(np.float64), outputs.astype(np.float64)
-    largest = float(np.abs(expected).max()) or 1.0
+    largest = float(np.abs(centred(expected)).max()) or 1.0
     before, after = top_classes(expected), top_classes(got)
     places = np.flatnonzero(before != after)
     # A single logit is compared with zero, where its sign turns.

@@ -12,6 +12,7 @@ from runtimes.parity.intervals import (
     tango_interval,
     wilson_interval,
 )
+from runtimes.printable import count_text
 
 Verdict = Literal["ok", "broken", "undecided"]
 WORDS = {
@@ -107,8 +108,8 @@ def limit_of_agreement(agreeing: int, images: int, bound: float, sure: Confidenc
     verdict: Verdict = "ok" if low >= bound else "broken" if high < bound else "undecided"
     needed = images_to_decide_share(agreeing, images, bound, sure.z) if verdict == "undecided" else None
     name = "min_agreement"
-    limit = f"at most {_apart(name, high, bound)}" if verdict == "broken" else f"at least {_apart(name, low, bound)}"
-    measured = f"{_number(name, agreeing / images)} of {images_text(images)}, {limit} ({sure.text})"
+    limit = f"at most {_apart(high, bound)}" if verdict == "broken" else f"at least {_apart(low, bound)}"
+    measured = f"{_number(name, agreeing / images)} of {count_text(images)}, {limit} ({sure.text})"
     return _limit(name, verdict, measured, bound, needed)
 
 
@@ -124,30 +125,23 @@ def limit_of_fall(lost: int, gained: int, images: int, bound: float, sure: Confi
     verdict: Verdict = "ok" if high <= bound else "broken" if low > bound else "undecided"
     needed = images_to_decide_fall(lost, gained, images, bound, sure.z) if verdict == "undecided" else None
     name = "max_accuracy_drop"
-    limit = f"at least {_apart(name, low, bound)}" if verdict == "broken" else f"at most {_apart(name, high, bound)}"
+    limit = f"at least {_apart(low, bound)}" if verdict == "broken" else f"at most {_apart(high, bound)}"
     pairs = pairs_text(lost, gained, images)
     measured = f"{_number(name, (lost - gained) / images)} ({pairs}), {limit} ({sure.text})"
     return _limit(name, verdict, measured, bound, needed)
 
 
-def images_text(count: int) -> str:
-    """`1 image`, `2,000 images`."""
-    return f"{count:,} {'image' if count == 1 else 'images'}"
-
-
 def pairs_text(lost: int, gained: int, images: int) -> str:
     """`3 lost and 1 gained of 400 images`: those that only the reference, and only the backend, has right."""
-    return f"{lost:,} lost and {gained:,} gained of {images_text(images)}"
+    return f"{lost} lost and {gained} gained of {count_text(images)}"
 
 
 def _limit(name: str, verdict: Verdict, measured: str, bound: float, needed: int | None = None) -> Limit:
     what, allowed = WORDS[name], f"{'<=' if name.startswith('max') else '>='} {_bound(name, bound)}"
     text = f"{what} {measured}, budget {allowed}"
     if verdict == "undecided":
-        enough = (
-            f"some {images_text(needed)} would decide it" if needed else "no number of images like these decides it"
-        )
-        text = f"{text}: undecided, {enough}"
+        enough = f"some {count_text(needed)}" if needed else "no number of images like these"
+        text = f"{text}: undecided, {enough} would decide it"
     return Limit(name, verdict, text, what, measured, allowed, needed)
 
 
@@ -169,7 +163,7 @@ def _exact(name: str, value: float) -> str:
     return f"{float(value)!r} dB" if name == "min_sqnr_db" else repr(float(value))
 
 
-def _apart(name: str, value: float, bound: float) -> str:
-    """A confidence limit, with so many digits that it can be told from the bound."""
-    shown = _number(name, value)
-    return _exact(name, value) if shown == _number(name, bound) and value != bound else shown
+def _apart(value: float, bound: float) -> str:
+    """A confidence limit of a share, with so many digits that it can be told from the bound."""
+    digits = next((digits for digits in range(2, 12) if f"{value:.{digits}%}" != f"{bound:.{digits}%}"), 2)
+    return f"{value:.{digits}%}"

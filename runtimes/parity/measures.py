@@ -26,7 +26,7 @@ class Comparison:
         max_relative_error, mean_relative_error, p99_relative_error: of all logits, relative to the largest reference
             logit.
         worst_cosine: the smallest cosine between an image's logits and the reference's, both without their mean over
-            the classes (see `centred`); None for a single logit, which has no direction.
+            the classes (see `flips.centred`); None for a single logit, which has no direction.
         sqnr_db: signal to quantization noise, 10 log10(sum of squares of the reference / of the difference), in dB;
             of logits without their mean over the classes.
         top1_agreement: 1 - counted flips / images; None for features.
@@ -90,12 +90,6 @@ def accuracy(reference: NDArray[Any], outputs: NDArray[Any], labels: NDArray[Any
         lost=int((before & ~after).sum()),
         gained=int((after & ~before).sum()),
     )
-
-
-def centred(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Logits (images, classes) without their mean over the classes, which softmax ignores; a single logit as it is."""
-    values = logits.astype(np.float64)
-    return values if values.shape[1] == 1 else values - values.mean(1, keepdims=True)
 
 
 def sqnr_db(expected: NDArray[Any], got: NDArray[Any]) -> float:

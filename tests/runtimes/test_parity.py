@@ -161,14 +161,15 @@ def test_arrays_of_one_shape_that_is_not_images_by_classes_cannot_be_compared() 
 def test_a_flip_counts_where_the_reference_preferred_its_class_by_more_than_the_precisions_own_error() -> None:
     reference = np.array([[10.0, 0.0], [1.0, 0.5], [1.0, 0.0], [0.0, 9.0]])
     outputs = np.array([[10.0, 0.0], [0.5, 1.0], [0.0, 1.0], [0.0, 9.0]])  # two flips, of margins 0.5 and 1
-    for own_error, counted in ((0.0, 2), (0.04, 2), (0.06, 1), (0.11, 0)):  # times the largest logit, 10
+    for own_error, counted in ((0.0, 2), (0.09, 2), (0.11, 1), (0.21, 0)):  # times the largest logit from the mean, 5
         found = compare(reference, outputs, Budget(own_error))
         assert found.flips == Flips(2, counted)
         assert found.top1_agreement == 1 - counted / 4
 
 
 def test_a_margin_as_large_as_the_precisions_own_error_does_not_count() -> None:
-    found = compare(np.array([[8.0, 7.0]]), np.array([[7.0, 8.0]]), Budget(own_error=0.125))
+    reference = np.array([[8.0, 6.0, -6.0, -8.0]])
+    found = compare(reference, reference[:, [1, 0, 2, 3]], Budget(own_error=0.25))
     assert found.flips == Flips(1, 0)
     assert found.top1_agreement == 1.0
 
@@ -181,10 +182,18 @@ def test_what_a_flip_gave_up_is_the_gap_to_the_class_that_was_chosen() -> None:
     assert (found.flips, found.top1_agreement, found.ok) == (Flips(500, 500), 0.0, False)
     (one, *_) = flips_between(reference, outputs, 0.05)
     assert (one.image, one.reference, one.got, one.counted) == (0, 0, 2, True)
-    assert one.margin == pytest.approx(0.11)
+    assert one.margin == pytest.approx(1.1 / 0.73)  # the mean is 9.63, and 8.9 is farthest from it
     assert compare(reference, np.tile([8.0, 9.0, 8.0], (500, 1)), Budget(own_error=0.05)).flips == Flips(
         500, 0
     )  # to the one as good as the first
+
+
+@pytest.mark.parametrize("shift", [0.0, 1000.0, -1000.0])
+def test_a_number_added_to_all_logits_hides_no_flip(shift: float) -> None:
+    """As in a network that ends in a LogSoftmax, or whose classifier's bias has drifted."""
+    reference = np.array([[4.0, -4.0, 0.0], [3.0, 0.0, -3.0]]) + shift
+    found = compare(reference, reference[:, ::-1], Budget(own_error=0.05, min_agreement=0.98))
+    assert (found.flips, found.ok) == (Flips(2, 2), False)
 
 
 def test_a_tie_in_the_reference_is_no_counted_flip() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import Made
 from junit import cases
+from manifest_edits import rewrite_manifest
 from own_bundle import bundle_fixture, run_fixture  # noqa: F401  # pytest finds them by their names
 from rounding import needs_rounding
 
@@ -44,7 +45,7 @@ def test_a_limit_broken_by_less_than_is_shown_is_told_with_more_digits() -> None
     (said,) = (limit.text for limit in Budget(0.0, min_cosine=1.0).limits(measured) if limit.name == "min_cosine")
     assert measured.worst_cosine is not None
     assert 0.999999 < measured.worst_cosine < 1
-    assert said == f"worst cosine {measured.worst_cosine!r}, budget >= 1.0"
+    assert said == f"worst cosine {measured.worst_cosine!r}, budget >= 1"
 
 
 def test_several_limits_may_stand_in_one_text() -> None:
@@ -56,18 +57,112 @@ def test_several_limits_may_stand_in_one_text() -> None:
 
 
 def test_a_budgets_text_gives_the_budget_back() -> None:
-    budget = Budget(0.05, min_agreement=0.98, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01)
+    budget = Budget(0.05, min_agreement=0.98, min_cosine=0.99, min_sqnr_db=20.0, max_accuracy_drop=0.01, confidence=0.9)
     assert changed_budget(Budget(0.0), budget_from_text((budget.text(),))) == budget
 
 
-def test_an_accuracy_that_fewer_images_could_not_show_is_not_judged() -> None:
-    budget = Budget(0.05, max_accuracy_drop=0.01)
-    logits = np.eye(2)
-    measured = compare(logits, logits, budget)
-    worse = {images: budget.limits(measured, Accuracy(images, 0.9, 0.8, (0.0, 1.0))) for images in (99, 100)}
-    assert [limit.name for limit in worse[99]] == ["finite"]
-    assert [(limit.name, limit.ok) for limit in worse[100]] == [("finite", True), ("max_accuracy_drop", False)]
-    assert worse[100][1].text == "fall of top-1 10.00%, budget <= 1.00%"
+def test_a_fall_of_accuracy_is_judged_by_the_figures_where_no_confidence_is_asked() -> None:
+    budget, logits = Budget(0.05, max_accuracy_drop=0.01), np.eye(2)
+    limits = budget.limits(compare(logits, logits, budget), Accuracy(10, 0.9, 0.8, (0.0, 1.0)))
+    assert [(limit.name, limit.verdict) for limit in limits] == [("finite", "ok"), ("max_accuracy_drop", "broken")]
+    assert limits[1].text == "fall of top-1 10.00%, budget <= 1%"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [("confidence=95", "expected confidence from 0.5 to below 1"), ("confidence=1", "as 0.95, got 1; 0 judges")],
+)
+def test_a_confidence_that_is_none_is_refused(run: Any, bundle: Path, given: str, said: str) -> None:
+    shown = run("check", bundle, "--budget", given)
+    assert (shown.code, said in shown.error) == (2, True), shown.err
+
+
+def test_pictures_that_are_too_few_to_decide_are_told_how_many_are_needed(
+    run: Any, bundle: Path, tmp_path: Path
+) -> None:
+    """99.5 % takes 539 images without a flip: 199 z^2."""
+    pictures = ("--backend", "onnxruntime", "--data", "built-in", "--budget", "confidence=0.95")
+    junit, page = tmp_path / "junit.xml", tmp_path / "report.html"
+    shown = run("check", bundle, *pictures, "--images", "40", "--junit", junit, "--html", page)
+    assert shown.code == 4
+    limit = "top-1 agreement 100.00% of 40 images, at least 93.66% (95% confidence), budget >= 99.5%: undecided"
+    assert f"error: resnet20-fp16 is undecided on onnxruntime: {limit}, some 539 images would decide it; " in shown.err
+    assert shown.error.endswith("give 499 more pictures, with --images 539")
+    assert "UNDECIDED" in shown.out
+    assert "OUT OF BUDGET" not in shown.out
+    assert limit in shown.out
+    failure = cases(junit)["resnet20-fp16.onnxruntime.min_agreement"].find("failure")
+    assert failure is not None
+    assert (failure.get("type"), limit in (failure.get("message") or "")) == ("undecided", True)
+    assert "resnet20-fp16 is undecided on onnxruntime" in page.read_text()
+    (checked,) = run("check", bundle, *pictures, "--images", "40", "--json", "--quiet").json["bundles"]
+    (one,) = checked["backends"]
+    assert (checked["ok"], one["verdict"]) == (False, "undecided")
+    found = {limit["name"]: (limit["verdict"], limit["images_needed"]) for limit in one["answer"]["limits"]}
+    assert found["min_agreement"] == ("undecided", 539)
+    assert found["max_relative_error"] == ("ok", None)
+    shown = run("check", bundle, *pictures, "--images", "539")
+    assert (shown.code, "agreement 100.00% of 539 images, at least 99.501% (95% confidence)" in shown.out) == (0, True)
+
+
+def test_golden_inputs_need_not_decide_and_say_so(
+    run: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    shown = run(
+        "check",
+        bundle,
+        "--backend",
+        "onnxruntime",
+        "--budget",
+        "confidence=0.95",
+        "--junit",
+        tmp_path / "junit.xml",
+        "--github",
+    )
+    assert shown.code == 0
+    limit = "top-1 agreement 100.00% of 32 images, at least 92.20% (95% confidence), budget >= 99.5%: undecided"
+    assert limit in shown.out
+    assert "so few images need not decide; pictures do: --data SOURCE" in shown.out
+    assert "::" not in shown.out
+    skipped = cases(tmp_path / "junit.xml")["resnet20-fp16.onnxruntime.min_agreement"].find("skipped")
+    assert skipped is not None
+    assert limit in (skipped.get("message") or "")
+    summary = (tmp_path / "summary.md").read_text()
+    assert summary.startswith("### ✅")
+    assert limit in summary
+
+
+def test_github_tells_undecided_from_broken(
+    run: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    pictures = ("--backend", "onnxruntime", "--data", "built-in", "--images", "40", "--budget", "confidence=0.95")
+    shown = run("check", bundle, *pictures, "--github")
+    assert shown.code == 4
+    (line,) = [line for line in shown.out.splitlines() if line.startswith("::error")]
+    assert "::top-1 agreement 100.00%25 of 40 images" in line
+    summary = (tmp_path / "summary.md").read_text()
+    assert summary.startswith("### ❔")
+    assert "| onnxruntime | undecided |" in summary
+
+
+def test_random_weights_are_not_judged_by_agreement_and_it_is_said(run: Any, bundle: Path) -> None:
+    def make_random(document: dict[str, Any]) -> None:
+        document["model"]["weights"]["kind"] = "random"
+
+    rewrite_manifest(bundle, make_random)
+    options = ("check", bundle, "--backend", "onnxruntime")
+    shown = run(*options)
+    said = "random weights prove the arithmetic: agreement and accuracy are reported, not judged"
+    assert (shown.code, said in shown.out) == (0, True)
+    names = [
+        limit["name"]
+        for limit in run(*options, "--json", "--quiet").json["bundles"][0]["backends"][0]["answer"]["limits"]
+    ]
+    assert names == ["finite", "max_relative_error", "max_batch_difference"]
+    shown = run(*options, "--budget", "min_agreement=0.5")  # asked for
+    assert (shown.code, said in shown.out) == (0, False)
 
 
 def test_a_limit_that_was_asked_for_is_judged_or_refused(
@@ -111,4 +206,4 @@ def test_a_limit_that_does_not_apply_is_a_skipped_case(run: Any, tmp_path: Path,
     )
     skipped = cases(tmp_path / "junit.xml")["resnet20-int8.onnxruntime.max_accuracy_drop"].find("skipped")
     assert skipped is not None
-    assert "needs pictures with labels" in (skipped.get("message") or "")
+    assert "max_accuracy_drop needs pictures with labels" in (skipped.get("message") or "")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from conftest import Made
-from reports import features_fixture, page_of, section, text_of  # noqa: F401  # pytest finds it by its name
+from reports import features_fixture, judged_again, page_of, section, text_of  # noqa: F401  # pytest finds it by its name
 
 from exporter.verification.report.sentences import overall_text, share_text, status_of, verdict_sentences
 from exporter.verification.verdicts import BackendCheck, BundleCheck
@@ -26,9 +26,47 @@ def test_broken_limits_are_named_with_what_is_asked_and_what_it_meant_for_the_cl
     (sentence,) = verdict_sentences(turned[0])
     limit = next(limit for limit in turned[0].backends[0].answer.limits if limit.name == "min_agreement")  # type: ignore[union-attr]  # it answered
     assert sentence.startswith("tiny-turned is out of budget on onnxruntime: ")
-    assert f"top-1 agreement is {limit.measured} where at least 99.50% is asked" in sentence
+    assert f"top-1 agreement is {limit.measured} where at least 99.5% is asked" in sentence
     assert sentence.endswith("16 of 16 images changed class, 16 of which count.")
     assert status_of(turned[0]) == "out of budget"
+
+
+def test_what_must_be_decided_and_is_not_is_a_verdict_of_its_own(good: Made) -> None:
+    made = judged_again(good, must_decide=True)
+    (sentence,) = verdict_sentences(made[0])
+    assert sentence == (
+        "tiny-fp32 is undecided on onnxruntime: top-1 agreement is 100.00% of 16 images, at least 85.54% (95% confidence)"
+        " where at least 98% is asked, which some 133 images would decide; of 16 images none changed class."
+    )
+    assert status_of(made[0]) == "undecided"
+    assert overall_text([made[0], good[0]]) == "Of 2 bundles 1 is undecided and 1 is within budget."
+    page = page_of(section(made))
+    assert '<p class="badge open"><span aria-hidden="true">?</span> undecided</p>' in page
+    said = text_of(page)
+    assert "(95% confidence); some 133 images would decide it ? undecided" in said
+    assert "broken" not in said
+
+
+def test_what_need_not_be_decided_is_said_of_a_bundle_within_its_budget(good: Made) -> None:
+    made = judged_again(good, must_decide=False)
+    kept, rest = verdict_sentences(made[0])
+    assert kept.endswith("of the largest logit, and no limit is broken.")
+    assert rest.startswith(
+        "16 images cannot decide everything on onnxruntime, and need not: top-1 agreement is 100.00%"
+    )
+    assert status_of(made[0]) == "within budget"
+    said = text_of(page_of(section(made)))
+    assert "✓ within budget" in said
+    assert "some 133 images would decide it ? undecided" in said
+
+
+def test_a_broken_limit_goes_before_an_undecided_one(good: Made, turned: Made) -> None:
+    both = replace(
+        good[0],
+        backends=(*judged_again(good, must_decide=True)[0].backends, replace(turned[0].backends[0], backend="b")),
+    )
+    assert status_of(both) == "out of budget"
+    assert "is out of budget: " in str(both.problem)
 
 
 def test_a_limit_s_parts_are_its_text(turned: Made) -> None:

@@ -56,8 +56,8 @@ def lower(
 ) -> onnx.ModelProto:
     """The graph with Q/DQ pairs where `target` wants them, the rest in FP16 between two casts; weights are INT8.
 
-    With all convolutions among `float_nodes` it is the graph in FP16. The biases of quantized convolutions are added
-    behind them, where onnxruntime leaves them as they are.
+    The biases of quantized convolutions are added behind them, where onnxruntime leaves them as they are. With all
+    convolutions among `float_nodes` it is the graph in FP16.
 
     Raises:
         CalibrationError: `thresholds` lacks a tensor.

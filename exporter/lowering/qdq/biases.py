@@ -1,10 +1,11 @@
 """Write the bias of each quantized convolution as an addition behind it, and put it back inside.
 
-onnxruntime, from 1.23 on, turns the constant bias of a convolution between Q/DQ pairs into INT32, whose scale is that
-of the input times that of the weight, computed in the scales' own type (`WeightBiasQuantization`, at every level of
-optimisation but none; pull request 22889). In FP16 that product has few digits left or none, and the bias divided by
-it overflows: a ResNet-50 of random weights had 49.7 dB of SQNR as it is written, and 9.8 dB in a plain session. Only a
-bias that is an input of its convolution is turned so. Behind it, as a constant for each channel, it stays what it is.
+onnxruntime turns the constant bias of a convolution between Q/DQ pairs into INT32, whose scale is that of the input
+times that of the weight, computed in the scales' own type (`WeightBiasQuantization`, at every level of optimisation but
+none; pull request 22889). It does so from 1.23 on, and since 1.21 where QuantizeLinear follows at once. In FP16 that
+product has few digits left or none, and the bias divided by it overflows: a ResNet-50 of random weights had 49.7 dB of
+SQNR as it is written, and 9.5 dB in a plain session. Only a bias that is an input of its convolution is turned so.
+Behind it, as a constant for each channel, it stays what it is.
 
 TensorRT fuses such an addition into its convolution as it does a batch norm: it is among the patterns of NVIDIA's
 ModelOpt 0.47 (`get_fusible_backbone`: Relu, BiasAdd, Conv), and TensorRT-RTX 1.7 builds the same kernels of both forms.

@@ -1,8 +1,9 @@
 """Find the biases of a quantized graph that a plain session of onnxruntime gets wrong.
 
-The rules are those of onnxruntime's `weight_bias_quantization.cc` (1.23 to 1.32): the constant bias of a Conv,
-ConvTranspose or Gemm between DequantizeLinear and QuantizeLinear becomes INT32, and all that is computed for that is
-computed in the scales' type. FP16 has neither the range nor the digits for it; FP32 has.
+The rules are those of onnxruntime's `weight_bias_quantization.cc`, and the tests hold them against the onnxruntime that
+is installed (seen in 1.23 to 1.32): the constant bias of a Conv, ConvTranspose or Gemm between DequantizeLinear and
+QuantizeLinear becomes INT32, and all that is computed for that is computed in the scales' type. FP16 has neither the
+range nor the digits for it; FP32 has.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -86,32 +87,13 @@ class ResumeFile:
         Raises:
             BadInput: a line is damaged.
         """
-        done, whole = 0, 0
-        with self.path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.endswith(b"\n"):
-                    break
-                whole += len(line)
-                if number > 1:
-                    batch = self._batch(line, number, done)
-                    done = batch.after
-                    yield batch
+        whole = 0
+        for line in _whole_lines(self.path):
+            whole += len(line.text)
+            if line.batch is not None:
+                yield line.batch
         self._file.truncate(whole)
         self._file.seek(whole)
-
-    def _batch(self, line: bytes, number: int, done: int) -> EvaluatedBatch:
-        try:
-            batch = msgspec.json.decode(line, type=EvaluatedBatch)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise BadInput(
-                f"--resume: {self.path}, line {number} is damaged ({error}); delete the file to begin again"
-            ) from error
-        if batch.after != done + len(batch.rows) + len(batch.unreadable):
-            raise BadInput(
-                f"--resume: {self.path}, line {number} does not go on where the one before ended; "
-                "delete the file to begin again"
-            )
-        return batch
 
     def add(self, batch: EvaluatedBatch) -> None:
         """Append a batch; it is with the operating system when this returns, so that it outlives this process.
@@ -126,13 +108,76 @@ class ResumeFile:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def evaluation_key(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource) -> EvaluationKey:
-    """The key of evaluating a bundle on the images of `source`."""
+class _Line(NamedTuple):
+    """A line of a resume file; the first one holds no batch."""
+
+    text: bytes
+    batch: EvaluatedBatch | None
+
+
+def _whole_lines(path: Path, option: str = "--resume") -> Iterator[_Line]:
+    """The lines that were written whole.
+
+    Raises:
+        BadInput: a line is damaged.
+    """
+    done = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith(b"\n"):
+                return
+            if number == 1:
+                yield _Line(line, None)
+                continue
+            try:
+                batch = msgspec.json.decode(line, type=EvaluatedBatch)
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise BadInput(
+                    f"{option}: {path}, line {number} is damaged ({error}); delete the file to begin again"
+                ) from error
+            if batch.after != done + len(batch.rows) + len(batch.unreadable):
+                raise BadInput(
+                    f"{option}: {path}, line {number} does not go on where the one before ended; "
+                    "delete the file to begin again"
+                )
+            done = batch.after
+            yield _Line(line, batch)
+
+
+def finished_batches(path: Path, source: ImageSource) -> Iterator[EvaluatedBatch]:
+    """The batches of another evaluation, which is finished, of the images of `source`.
+
+    Raises:
+        BadInput: it is no resume file, it is of other images, or it is not finished.
+    """
+    done = 0
+    try:
+        with path.open("rb") as file:
+            found = _key_from_line(file.readline(LONGEST_HEADER), path, "--against")
+        if (found.images, found.data) != (source.count, data_digest(source)):
+            raise BadInput(f"--against: {path} is an evaluation of other images; evaluate both on the same --data")
+        for line in _whole_lines(path, "--against"):
+            if line.batch is not None:
+                done = line.batch.after
+                yield line.batch
+    except OSError as error:
+        raise BadInput(f"--against: cannot read {path}: {error.strerror}; give a file of --resume") from error
+    if done < source.count:
+        raise BadInput(f"--against: {path} holds {done} of {source.count} images; let that evaluation go on to its end")
+
+
+def data_digest(source: ImageSource) -> str:
+    """sha256 of the images' labels and names."""
     digest = hashlib.sha256()
     if source.labels is not None:
         digest.update(source.labels.astype("<i8").tobytes())
     for name in source.names or (source.name,):
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
+
+
+def evaluation_key(bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource) -> EvaluationKey:
+    """The key of evaluating a bundle on the images of `source`."""
     return EvaluationKey(
         bundle=hashlib.sha256(json_from_manifest(bundle.manifest)).hexdigest(),
         file=sha256_of_file(runtime.file_of(bundle)),
@@ -140,7 +185,7 @@ def evaluation_key(bundle: Bundle, backend: str, runtime: Runtime, source: Image
         provider=runtime.provider,
         batch=str(bundle.manifest.batch),
         images=source.count,
-        data=digest.hexdigest(),
+        data=data_digest(source),
     )
 
 
@@ -179,18 +224,21 @@ def _lock(file: FileIO, path: Path) -> None:
 
 
 def _check_header(line: bytes, key: EvaluationKey, path: Path) -> None:
-    try:
-        found = msgspec.json.decode(line, type=EvaluationKey)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadInput(
-            f"--resume: {path} was not written by an evaluation; give another file, which will be made"
-        ) from error
+    found = _key_from_line(line, path, "--resume")
     pairs = [(field.name, str(getattr(found, field.name)), str(getattr(key, field.name))) for field in fields(key)]
     differing = [f"{name} {old[:SHOWN]} in place of {new[:SHOWN]}" for name, old, new in pairs if old != new]
     if differing:
         raise BadInput(
             f"--resume: {path} is of another evaluation ({', '.join(differing)}); delete it, or give another file"
         )
+
+
+def _key_from_line(line: bytes, path: Path, option: str) -> EvaluationKey:
+    try:
+        return msgspec.json.decode(line, type=EvaluationKey)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        made = "give another file, which will be made" if option == "--resume" else "give a file of --resume"
+        raise BadInput(f"{option}: {path} was not written by an evaluation; {made}") from error
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
@@ -45,6 +46,8 @@ def bisect_blocks(
 ) -> Bisection:
     """Find the blocks whose return to FP32 brings a bundle inside a budget.
 
+    A budget with a confidence is judged by the figures measured: these few images could not decide it.
+
     Args:
         inputs: (images, ...), as the bundle's graph takes them; the first `MOST_IMAGES` are used.
         reference: the FP32 program's outputs for them, by name.
@@ -55,6 +58,7 @@ def bisect_blocks(
         BundleError: no `reference.pt2`, or one that `model.onnx` was not made from.
         BackendUnavailable: this onnxruntime would run `model.onnx` wrongly.
     """
+    budget = replace(budget, confidence=None)
     inputs, reference = inputs[:MOST_IMAGES], {name: values[:MOST_IMAGES] for name, values in reference.items()}
     announce("make the FP32 graph")
     original = both_sides_of(bundle, inputs)

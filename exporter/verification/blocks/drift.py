@@ -18,7 +18,8 @@ from exporter.verification.blocks.program import REMEDY, match_blocks, program_v
 from runtimes.bundle import Bundle
 from runtimes.errors import PlanError
 from runtimes.parity.budget import Budget
-from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, sqnr_db
+from runtimes.parity.compare import tensor_sqnr_db
+from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB
 
 MOST_IMAGES = 32
 """The outputs of a ResNet-152's blocks at 224 pixels are 53 MB an image, and those of two graphs are held at once."""
@@ -62,7 +63,7 @@ def drift_between(both: BothSides, inputs: NDArray[Any], program_inputs: NDArray
         if name == ALONE:
             expected = list(inner_tensors(both.corrected, tensors, inputs).values())
         found = inner_tensors(model, tensors, inputs).values()
-        each = tuple(_deviation(*pair) for pair in zip(expected, found, strict=True))
+        each = tuple(_deviation(*values) for values in zip(nodes, expected, found, strict=True))
         beyond = next((block for block, one in zip(names, each, strict=True) if _is_beyond(one, budget)), None)
         stages.append(Stage(name, each, beyond))
     alone = stages[-1]
@@ -88,7 +89,7 @@ def _divided(values: NDArray[Any], factors: NDArray[Any] | None) -> NDArray[Any]
     return values if factors is None else values / factors.reshape(1, -1, *[1] * (values.ndim - 2))
 
 
-def _deviation(expected: NDArray[Any], found: NDArray[Any]) -> Deviation:
+def _deviation(name: str, expected: NDArray[Any], found: NDArray[Any]) -> Deviation:
     if expected.shape != found.shape:
         raise PlanError(
             f"expected a block's output of shape {expected.shape}, as in the program, got {found.shape}; {REMEDY}"
@@ -97,7 +98,7 @@ def _deviation(expected: NDArray[Any], found: NDArray[Any]) -> Deviation:
         return Deviation(LARGEST_ERROR, -LARGEST_SQNR_DB)
     got = found.astype(np.float32, copy=False)
     largest = float(np.abs(expected).max()) or 1.0
-    return Deviation(float(np.abs(got - expected).max()) / largest, sqnr_db(expected, got))
+    return Deviation(float(np.abs(got - expected).max()) / largest, tensor_sqnr_db(name, expected, got))
 
 
 def _is_beyond(one: Deviation, budget: Budget) -> bool:

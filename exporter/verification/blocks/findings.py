@@ -7,6 +7,7 @@ from typing import Literal
 
 from runtimes.parity.budget import Budget
 from runtimes.parity.measures import LARGEST_SQNR_DB, Comparison
+from runtimes.printable import count_text
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Deviation:
 
     Attributes:
         relative_error: the largest difference, relative to the largest value; `LARGEST_ERROR` where one is not finite.
-        sqnr_db: the signal-to-noise ratio in dB; `-LARGEST_SQNR_DB` where a value is not finite.
+        sqnr_db: the signal-to-noise ratio in dB, of logits without their mean over the classes; `-LARGEST_SQNR_DB`
+            where a value is not finite.
     """
 
     relative_error: float
@@ -113,8 +115,8 @@ def bisection_remark(bisection: Bisection) -> str:
     """Which blocks to return to FP32, or why none would help; without a full stop."""
     if bisection.verdict == "inside":
         return (
-            "within the budget when rounded as a device does, so no block needs FP32; "
-            "if a backend is out of budget, the blocks' precision is not the cause"
+            f"within the budget over {count_text(bisection.images)} when rounded as a device does, so no block needs "
+            "FP32; if a backend is out of budget, the blocks' precision is not the cause"
         )
     if bisection.verdict == "not the precision":
         violations = ", ".join(bisection.mended.violations) if bisection.mended is not None else ""

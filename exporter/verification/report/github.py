@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporter.verification.report.sentences import status_of
 from runtimes.errors import BadInput, PlanError
-from runtimes.printable import printable
+from runtimes.printable import count_text, printable
 
 if TYPE_CHECKING:
     from exporter.verification.verdicts import BackendCheck, BundleCheck
@@ -51,16 +52,17 @@ def markdown_from_checks(checks: Sequence[BundleCheck]) -> str:
     """A heading and a table for each bundle."""
     parts = []
     for check in checks:
-        mark = "✅" if check.ok else "❌"
+        mark = "✅" if check.ok else "❔" if status_of(check) == "undecided" else "❌"
         rows = [HEADING, ["---"] * len(HEADING), *(_row(one) for one in check.backends)]
         table = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
-        asked = f"{check.images} images, {_cell(check.evidence)}, against {_cell(check.reference)}"
-        parts.append(f"### {mark} {_cell(check.name)}\n\n{_cell(check.bundle)}: {asked}\n\n{table}\n\n")
+        asked = f"{count_text(check.images)}, {_cell(check.evidence)}, against {_cell(check.reference)}"
+        remarks = "".join(f"{_cell(remark)}\n\n" for remark in check.remarks)
+        parts.append(f"### {mark} {_cell(check.name)}\n\n{_cell(check.bundle)}: {asked}\n\n{table}\n\n{remarks}")
     return "".join(parts)
 
 
 def annotation_lines(checks: Sequence[BundleCheck]) -> list[str]:
-    """A workflow command for each broken limit, and for each backend that gave no answer.
+    """A workflow command for each limit that fails, and for each backend that gave no answer.
 
     It is an error, or a notice for a backend that may be missing.
     """
@@ -69,7 +71,7 @@ def annotation_lines(checks: Sequence[BundleCheck]) -> list[str]:
         for one in check.backends:
             title = f"{check.name} on {one.backend}"
             if one.answer is not None:
-                lines += [_command("error", title, limit.text) for limit in one.answer.limits if not limit.ok]
+                lines += [_command("error", title, limit.text) for limit in one.answer.failing]
             else:
                 level = "error" if one.verdict != "not here" or check.missing_backend_is_error else "notice"
                 lines.append(_command(level, title, f"{one.verdict}: {one.reason}"))
@@ -86,7 +88,8 @@ def _row(one: BackendCheck) -> Sequence[str]:
     errors = (
         (f"{measured.max_relative_error:.2e}", cosine, f"{measured.sqnr_db:.1f}") if measured.finite else ("", "", "")
     )
-    return (one.backend, one.verdict, *errors, agreement, flips, one.reason)
+    why = one.reason or ", ".join(limit.text for limit in one.answer.limits if limit.verdict == "undecided")
+    return (one.backend, one.verdict, *errors, agreement, flips, why)
 
 
 def _cell(text: str) -> str:

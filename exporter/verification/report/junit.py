@@ -19,7 +19,7 @@ def xml_from_checks(checks: Sequence[BundleCheck]) -> bytes:
     """Checks as UTF-8 XML: a suite for each bundle, a case for each backend and limit of its budget.
 
     A backend that gave no answer is one case, `answers`: an error, or skipped where it may be missing. A limit that
-    does not apply is skipped.
+    does not apply is skipped, and one that is undecided and need not be decided.
     """
     root = ElementTree.Element("testsuites")
     for name, check in zip(distinct_names([check.name for check in checks]), checks, strict=True):
@@ -41,11 +41,13 @@ def _add_cases(suite: ElementTree.Element, group: str, one: BackendCheck, check:
     for number, limit in enumerate(one.answer.limits):
         seconds = one.seconds if number == 0 else 0.0  # all limits come out of one run
         case = ElementTree.SubElement(suite, "testcase", classname=group, name=limit.name, time=f"{seconds:.3f}")
-        if not limit.ok:
-            ElementTree.SubElement(case, "failure", message=limit.text)
+        if limit in one.answer.failing:
+            ElementTree.SubElement(case, "failure", message=limit.text, type=limit.verdict)
+        elif not limit.ok:
+            ElementTree.SubElement(case, "skipped", message=limit.text)
         ElementTree.SubElement(case, "system-out").text = limit.text
     judged = {limit.name for limit in one.answer.limits}
     for limit_name in check.budget.limit_names:
         if limit_name not in judged:
             case = ElementTree.SubElement(suite, "testcase", classname=group, name=limit_name, time="0.000")
-            ElementTree.SubElement(case, "skipped", message=why_not_judged(limit_name, one.answer))
+            ElementTree.SubElement(case, "skipped", message=why_not_judged(limit_name, one.answer, check.no_accuracy))

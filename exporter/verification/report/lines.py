@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from runtimes.printable import count_text
+
 if TYPE_CHECKING:
     from exporter.verification.blocks.findings import Bisection, Deviation, Drift
     from exporter.verification.verdicts import BackendCheck, BundleCheck
@@ -15,7 +17,10 @@ SHOWN_FLIPS = 10
 
 
 def parity_lines(report: ParityReport) -> list[str]:
-    """A report as a table with a line for each backend, and what its errors are relative to."""
+    """A report as a table with a line for each backend, what its errors are relative to, and what decided it.
+
+    Broken limits are not said here: an error, or the lines of a check, says them.
+    """
     batches = ", ".join(map(str, report.batches))
     largest = "value of each output" if any(one.outputs for one in report.backends.values()) else "logit"
     differences = [
@@ -27,9 +32,20 @@ def parity_lines(report: ParityReport) -> list[str]:
     if differences:
         some = f"differ by up to {max(differences):.1e}" if any(differences) else "agree to the last bit"
         differ = f", which {some}"
+    how = f"errors relative to the largest reference {largest}; {count_text(report.images)}, batch {batches}{differ}"
+    return [*_comparison_lines(report.backends), f"{'':<12} {how}", *_evidence_lines(report)]
+
+
+def _evidence_lines(report: ParityReport) -> list[str]:
+    """The limits that were decided by counting images, with what was counted, and those that are undecided."""
+    from runtimes.parity.limits import WORDS
+
+    counted = tuple(WORDS[name] for name in ("min_agreement", "max_accuracy_drop"))
     return [
-        *_comparison_lines(report.backends),
-        f"{'':<12} errors relative to the largest reference {largest}; {report.images} images, batch {batches}{differ}",
+        f"{'':<12} {name}: {text}"
+        for name, one in report.backends.items()
+        for text in (*(said for said in one.kept if said.startswith(counted)), *one.undecided)
+        if report.budget.confidence is not None
     ]
 
 
@@ -40,7 +56,8 @@ def _comparison_lines(rows: Mapping[str, Comparison]) -> list[str]:
         f" {'agreement':>10} {'top-5':>8} {'flips':>9}"
     ]
     for name, one in rows.items():
-        lines.append(f"{name:<12} {_measures(one)}  {'ok' if one.ok else 'OUT OF BUDGET'}")
+        verdict = "ok" if one.ok else "UNDECIDED" if one.finite and not one.violations else "OUT OF BUDGET"
+        lines.append(f"{name:<12} {_measures(one)}  {verdict}")
         lines += [f"  {output:<10} {_measures(measured)}" for output, measured in one.outputs.items()]
     return lines
 
@@ -60,11 +77,13 @@ def _measures(one: Comparison) -> str:
 
 
 def accuracy_line(measured: Accuracy, backend: str = "") -> str:
-    """Top-1 with its interval, beside the reference's; of one backend where there are several."""
+    """Top-1 with its interval, beside the reference's, and how many images only one of them has right; of one backend
+    where there are several."""
     low, high = measured.interval
+    pairs = "" if measured.lost is None else f", {measured.lost} lost and {measured.gained} gained"
     return (
         f"{'accuracy':<12} {backend and f'{backend}: '}{measured.top1:.2%} (95 % interval {low:.2%} to {high:.2%}),"
-        f" reference {measured.reference_top1:.2%}, {measured.images} images"
+        f" reference {measured.reference_top1:.2%}, {count_text(measured.images)}{pairs}"
     )
 
 
@@ -83,7 +102,8 @@ def check_lines(check: BundleCheck) -> list[str]:
         if one.answer is None:
             lines.append(f"{one.backend:<12} {one.verdict}: {one.reason}")
             continue
-        lines += [f"{'':<12} {one.backend}: {limit.text}" for limit in one.answer.limits if not limit.ok]
+        broken = (limit for limit in one.answer.limits if limit.verdict == "broken")
+        lines += [f"{'':<12} {one.backend}: {limit.text}" for limit in broken]
         if one.answer.accuracy is not None:
             lines.append(accuracy_line(one.answer.accuracy, one.backend))
         lines += _flip_lines(check, one)
@@ -91,9 +111,22 @@ def check_lines(check: BundleCheck) -> list[str]:
     lines += bisection_lines(check.bisection) if check.bisection is not None else []
     lines += [f"{'left out':<12} {problem}" for problem in check.left_out]
     lines += [f"{'accuracy':<12} not measured: {check.no_accuracy}"] if check.no_accuracy else []
+    lines += [f"{'':<12} {said}" for said in (*_open_text(check), *check.remarks)]
     for change in check.changes:
         lines.append(f"{'changed':<12} {change.what}: {change.old or 'nothing'} -> {change.new or 'nothing'}")
     return lines
+
+
+def _open_text(check: BundleCheck) -> list[str]:
+    """What this evidence is too little for, though the budget has a limit for it; and what would be enough."""
+    answers = [one.answer for one in check.backends if one.answer is not None]
+    found = []
+    if any(answer.ok and answer.verdict == "undecided" for answer in answers):
+        found.append("so few images need not decide; pictures do: --data SOURCE")
+    has_labels = any(answer.accuracy is not None for answer in answers)
+    if check.budget.max_accuracy_drop is not None and answers and not has_labels and not check.no_accuracy:
+        found.append("the limit on accuracy was not judged: that takes pictures with labels")
+    return found
 
 
 def _flip_lines(check: BundleCheck, one: BackendCheck) -> list[str]:
@@ -120,7 +153,7 @@ def drift_lines(drift: Drift) -> list[str]:
         each = [stage.blocks[place] for stage in drift.stages]
         lines.append(f"{block:<{width}}" + "".join(map(_deviation_text, each)))
     lines.append(
-        f"{'':<{width}} against PyTorch, errors relative to the block's largest value; {drift.images} images;"
+        f"{'':<{width}} against PyTorch, errors relative to the block's largest value; {count_text(drift.images)};"
         " alone: fed by the FP32 graph"
     )
     for stage in drift.stages[:-1]:
@@ -147,5 +180,5 @@ def bisection_lines(bisection: Bisection) -> list[str]:
     return [
         *_comparison_lines(rows),
         f"{'bisect':<12} {bisection_remark(bisection)}",
-        f"{'':<12} {bisection.runs} graphs run over {bisection.images} images",
+        f"{'':<12} {count_text(bisection.runs, 'graph')} run over {count_text(bisection.images)}",
     ]

@@ -15,7 +15,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from exporter.verification.report.plots import Caption, drift_svgs, histogram_svg
+from exporter.verification.report.block_text import asked_text, measured_text, returned_text, worst_text
+from exporter.verification.report.plots import Caption, damage_svg, drift_svgs, histogram_svg
 from exporter.verification.report.records import DriftChart, Section
 from exporter.verification.report.sentences import (
     join_words,
@@ -29,7 +30,7 @@ from runtimes.parity.compare import is_classifier
 from runtimes.parity.evidence import ErrorHistogram
 from runtimes.parity.limits import Limit
 from runtimes.parity.measures import LARGEST_ERROR, Accuracy, Comparison
-from runtimes.printable import as_text
+from runtimes.printable import as_text, count_text
 
 TEMPLATES, PAGE = Path(__file__).parent / "assets", "report.html.j2"
 THUMBNAIL = 96
@@ -38,12 +39,16 @@ MARKS = {
     "within budget": "✓",
     "ok": "✓",
     "out of budget": "✗",
+    "broken": "✗",
+    "undecided": "?",
     "failed": "✗",
     "crashed": "✗",
     "not answered": "○",
     "not here": "○",
 }
 """Signs that stand beside the words, never in their place."""
+LOOKS = {"✓": "good", "✗": "bad", "?": "open", "○": "none"}
+"""The style of each sign's badge."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ def html_from_sections(sections: Sequence[Section]) -> bytes:
         keep_trailing_newline=True,
     )
     environment.filters |= {"join_words": join_words, "share": share_text, "png_uri": _png_uri, "error": _error_text}
+    environment.filters["images"] = count_text
     environment.globals |= {
         "status_of": status_of,
         "verdict_sentences": verdict_sentences,
@@ -86,11 +92,17 @@ def html_from_sections(sections: Sequence[Section]) -> bytes:
         "histogram_rows": histogram_rows,
         "histogram_plot": _histogram_plot,
         "drift_plots": _drift_plots,
+        "damage_plot": _damage_plot,
+        "worst_text": worst_text,
+        "asked_text": asked_text,
+        "returned_text": returned_text,
+        "measured_text": measured_text,
         "class_name": class_name,
         "precision_text": precision_text,
         "measured_classes": _has_classes,
         "errors_differ": _errors_differ,
         "marks": MARKS,
+        "look_of": lambda status: LOOKS[MARKS[status]],
         "thumbnail": THUMBNAIL,
     }
     page = environment.get_template(PAGE).render(
@@ -170,6 +182,14 @@ def _histogram_plot(section: Section, name: str) -> Markup:
     unit = "the largest logit" if _has_classes(section) else "the output's largest value"
     # ElementTree has escaped what is in it.
     return Markup(histogram_svg(histograms, section.check.budget.max_relative_error, unit, caption))
+
+
+def _damage_plot(section: Section, name: str) -> Markup:
+    sensitivity, mixed = section.manifest.sensitivity, section.manifest.mixed
+    assert sensitivity is not None
+    text = f"A bar each for {len(sensitivity.blocks)} blocks; the figures are in the table below."
+    caption = Caption(f"{name}-damage", "Share of each block in the damage of INT8", text)
+    return Markup(damage_svg(sensitivity, mixed.returned if mixed is not None else (), caption))
 
 
 def _drift_plots(drift: DriftChart, name: str) -> tuple[Markup, Markup]:

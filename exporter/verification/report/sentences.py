@@ -11,18 +11,19 @@ from exporter.verification.verdicts import BackendCheck, BundleCheck
 from runtimes.errors import BackendUnavailable, ParityError
 from runtimes.parity.limits import Limit
 from runtimes.parity.measures import Comparison
+from runtimes.printable import count_text
 
-Status = Literal["within budget", "out of budget", "failed", "not answered"]
+Status = Literal["within budget", "out of budget", "undecided", "failed", "not answered"]
 SMALL = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def status_of(check: BundleCheck) -> Status:
-    """The outcome of a check in two words."""
+    """The outcome of a check in a word or two."""
     problem = check.problem
     if problem is None:
         return "within budget"
     if isinstance(problem, ParityError):
-        return "out of budget"
+        return "undecided" if all(one.verdict != "out of budget" for one in check.backends) else "out of budget"
     return "not answered" if isinstance(problem, BackendUnavailable) else "failed"
 
 
@@ -40,14 +41,19 @@ def verdict_sentences(check: BundleCheck) -> tuple[str, ...]:
     """Sentences on the backends out of budget, those within it, those without an answer, and the accuracy."""
     by = {
         verdict: [one for one in check.backends if one.verdict == verdict]
-        for verdict in ("out of budget", "ok", "failed", "crashed", "not here")
+        for verdict in ("out of budget", "undecided", "ok", "failed", "crashed", "not here")
     }
     found = []
-    for one in by["out of budget"]:
-        parts = filter(None, (join_words(_broken_limits(one)), _flips_text([one], check.images)))
-        found.append(f"{check.name} is out of budget on {one.backend}: {'; '.join(parts)}.")
+    for one in (*by["out of budget"], *by["undecided"]):
+        parts = filter(None, (join_words(_failing_limits(one)), _flips_text([one], check.images)))
+        found.append(f"{check.name} is {one.verdict} on {one.backend}: {'; '.join(parts)}.")
     if by["ok"]:
         found.append(_kept_text(by["ok"], check, after=bool(found)))
+    found += [
+        f"{count_text(check.images)} cannot decide everything on {one.backend}, and need not: {join_words(texts)}."
+        for one in by["ok"]
+        if (texts := _undecided_limits(one))
+    ]
     found += [f"On {one.backend} it {one.verdict}: {one.reason}." for one in (*by["failed"], *by["crashed"])]
     missing = [one.backend for one in by["not here"]]
     if missing:
@@ -61,7 +67,7 @@ def verdict_sentences(check: BundleCheck) -> tuple[str, ...]:
     if measured:
         lowest, backend = min(measured, key=lambda pair: pair[0].top1)
         found.append(
-            f"Of {lowest.images} labelled images the reference gets {lowest.reference_top1:.2%} right "
+            f"Of {count_text(lowest.images, 'labelled image')} the reference gets {lowest.reference_top1:.2%} right "
             f"and {backend} {lowest.top1:.2%}."
         )
     return tuple(found)
@@ -105,7 +111,8 @@ def _kept_text(kept: Sequence[BackendCheck], check: BundleCheck, *, after: bool)
     )
     subject = "It keeps to its budget" if after else f"{check.name} says what {check.reference} says"
     backends = join_words([one.backend for one in kept])
-    return f"{subject} on {backends}: {', '.join(filter(None, (flips, error)))}, and every limit is kept."
+    limits = "no limit is broken" if any(map(_undecided_limits, kept)) else "every limit is kept"
+    return f"{subject} on {backends}: {', '.join(filter(None, (flips, error)))}, and {limits}."
 
 
 def _flips_text(backends: Sequence[BackendCheck], images: int) -> str:
@@ -115,27 +122,36 @@ def _flips_text(backends: Sequence[BackendCheck], images: int) -> str:
     flips = [flip for one in backends if one.answer is not None for flip in one.answer.flips]
     changed, counted = {flip.image for flip in flips}, {flip.image for flip in flips if flip.counted}
     if not changed:
-        return f"of {images} images none changed class"
+        return f"of {count_text(images)} none changed class"
     if len(changed) == 1:
         which = "which counts" if counted else "which does not count: the reference itself was as good as undecided"
     else:
         which = f"{_number(len(counted))} of which {'counts' if len(counted) < 2 else 'count'}"
-    return f"{len(changed)} of {images} images changed class, {which}"
+    return f"{len(changed)} of {count_text(images)} changed class, {which}"
 
 
 def _measures(one: BackendCheck) -> Sequence[Comparison]:
     return list(one.answer.report.backends.values()) if one.answer is not None else []
 
 
-def _broken_limits(one: BackendCheck) -> list[str]:
-    return [_limit_text(limit) for limit in one.answer.limits if not limit.ok] if one.answer is not None else []
+def _failing_limits(one: BackendCheck) -> list[str]:
+    return [_limit_text(limit) for limit in one.answer.failing] if one.answer is not None else []
+
+
+def _undecided_limits(one: BackendCheck) -> list[str]:
+    limits = one.answer.limits if one.answer is not None else ()
+    return [_limit_text(limit) for limit in limits if limit.verdict == "undecided"]
 
 
 def _limit_text(limit: Limit) -> str:
     if limit.name == "finite":
         return limit.text
     allowed = limit.allowed.replace("<=", "at most").replace(">=", "at least")
-    return f"{limit.what} is {limit.measured} where {allowed} is asked"
+    said = f"{limit.what} is {limit.measured} where {allowed} is asked"
+    if limit.verdict != "undecided":
+        return said
+    enough = f"some {count_text(limit.images_needed)}" if limit.images_needed else "no number of images like these"
+    return f"{said}, which {enough} would decide"
 
 
 def _number(count: int) -> str:
@@ -143,6 +159,6 @@ def _number(count: int) -> str:
 
 
 def _verb(status: Status, count: int) -> str:
-    if status in ("within budget", "out of budget"):
+    if status in ("within budget", "out of budget", "undecided"):
         return f"{'is' if count == 1 else 'are'} {status}"
     return f"{'has' if count == 1 else 'have'} {status}"
