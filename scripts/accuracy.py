@@ -1,332 +1,264 @@
-"""Print the accuracy table of docs/measured.md: FP32, FP16, and INT8 by every calibrator and by others' tools, on the same images.
+"""Measure INT8 on trained networks: ours beside everybody else's tools, all calibrated and judged on the same images.
 
-    python scripts/accuracy.py --data /usr/share/datasets/fashion-mnist [--modelopt-python PYTHON] [--bundle FP32-BUNDLE]
+    python scripts/accuracy.py                                   # the networks of scripts/accuracy.toml, made where they are not there
+    python scripts/accuracy.py --networks mine.toml --only NAME  # and keep what is there of the others
+    python scripts/accuracy.py --table                           # write the page anew from what was measured
 
-Everyone is calibrated on the same images and judged on the same ones. "Exact" runs Q/DQ pairs as they are written and rounds what
-is FP16 as a device does; "file" is the model file in ONNX Runtime as it comes, which fuses the pairs into its own INT8 kernels.
-
-NVIDIA ModelOpt wants an environment of its own (other versions of onnx and onnxruntime, several GB):
+What was measured stands in docs/measurements/accuracy.json, a network at a time; the page is docs/accuracy.md. Others' answers are kept in
+--work, so that a second run measures ours alone. Exit code 4 where ours is not first in SQNR among the graphs that TensorRT accepts, or
+another tool is ahead in accuracy by the paired test. Each tool but onnxruntime wants an environment of its own:
 
     python -m venv modelopt && modelopt/bin/pip install 'nvidia-modelopt[onnx]'
-    python scripts/accuracy.py --modelopt-python modelopt/bin/python
+    python -m venv nncf && nncf/bin/pip install nncf onnx onnxruntime
+    python -m venv aimet && aimet/bin/pip install aimet-onnx
+    python scripts/accuracy.py --modelopt-python modelopt/bin/python --nncf-python nncf/bin/python --aimet-python aimet/bin/python
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
-import subprocess
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 import onnx
 import onnxruntime as ort
-from numpy.typing import NDArray
-from onnxruntime import quantization as ort_quantization
-from rich.console import Console
-from rich.progress import track
+from _accuracy_figures import Marks, figures, logits, paired, right
+from _accuracy_networks import SEED, Images, Network, bundle_of, images_of, networks_from_file
+from _accuracy_page import page_from_measurements, shortcomings
+from _accuracy_tools import (
+    DEFAULT_CALIBRATORS,
+    OURS,
+    PACKAGES,
+    VARIANTS,
+    Candidate,
+    default_pythons,
+    digest_of,
+    measure,
+    others,
+    ours,
+    package_of,
+    versions_of,
+)
 
-from calibration.classes import ModelClasses, match_source
-from calibration.collect import BATCH, collect
-from calibration.data import ImageSource, built_in, choose_evenly, inputs_from_source, open_source
 from calibration.observers import observers
-from exporter import ExportPlan, export
-from exporter.lowering.bias_correction import mean_error, subtract_from_bias
-from exporter.lowering.precisions import fp16, int8
-from exporter.lowering.ranges import CORRECTION_IMAGES
-from exporter.lowering.request import CALIBRATOR
+from exporter.lowering.ranges import CALIBRATION_IMAGES
 from runtimes.bundle import Bundle
-from runtimes.errors import BackendUnavailable, BadInput, ResnetExportError
-from runtimes.parity.intervals import wilson_interval
-from runtimes.parity.measures import sqnr_db
+from runtimes.bundle_writing import write_in_one_step
+from runtimes.errors import BadInput, ResnetExportError
 
-CALIBRATION_IMAGES, SEED = 512, 0
-RUN_BATCH = 16
-MODELOPT_METHODS = ("entropy", "max")
-METHODS = ("MinMax", "Entropy", "Percentile")
-ERRORS_ONLY = 3
-Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Images:
-    """What everyone is calibrated on and judged on: float32 (images, channels, height, width); int64 labels (images,)."""
-
-    calibration: Floats
-    test: Floats
-    labels: NDArray[np.int64]
+ROOT = Path(__file__).resolve().parent.parent
+MEASURED, PAGE = ROOT / "docs" / "measurements" / "accuracy.json", ROOT / "docs" / "accuracy.md"
+NETWORKS = ROOT / "scripts" / "accuracy.toml"
+WORK = ROOT / "build" / "accuracy"
+CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+"""Those that decide which INT8 kernels ONNX Runtime has."""
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A row to be: the graph that rounds as a device does, and the model as it is stored."""
+class Settings:
+    """The command line.
 
-    name: str
-    exact: onnx.ModelProto
-    file: bytes
-
-
-class Reader(ort_quantization.CalibrationDataReader):  # type: ignore[misc]  # onnxruntime ships no types
-    """Hands onnxruntime one image at a time, as its examples and ModelOpt do."""
-
-    def __init__(self, name: str, images: Floats) -> None:
-        self._feeds = iter([{name: image[None]} for image in images])
-
-    def get_next(self) -> dict[str, Floats] | None:
-        return next(self._feeds, None)
-
-
-def images_for(bundle: Bundle, data: Path | None, calibration_data: str, count: int | None) -> Images:
-    """The pictures, through the model's own preprocessing.
-
-    Raises:
-        BadInput: the test images have no labels, or none that are the model's classes for certain.
+    Attributes:
+        pythons, versions: of the others' tools, by package.
+        images: the most test images of a network; None for its own number.
     """
-    test, _ = match_source(test_source(data), ModelClasses(bundle.manifest.model.classes, bundle.labels))
-    assert test.labels is not None
-    source = open_source(calibration_data)
-    preprocess = bundle.manifest.preprocess
-    chosen = source.subset(choose_evenly(source, CALIBRATION_IMAGES, SEED))
-    inputs = inputs_from_source(test, preprocess, count or test.count)
-    return Images(inputs_from_source(chosen, preprocess, chosen.count), inputs, test.labels[: len(inputs)])
+
+    work: Path
+    calibrators: tuple[str, ...]
+    tools: tuple[str, ...]
+    pythons: Mapping[str, Path]
+    versions: Mapping[str, str]
+    calibration_images: int
+    images: int | None
 
 
-def test_source(data: Path | None) -> ImageSource:
-    """The test images of an IDX folder; any other source as it is; the 2,000 built-in ones where none is given."""
-    if data is None:
-        return built_in("test")
-    return open_source(str(data), split="test")
-
-
-def logits(model: bytes, inputs: Floats, level: Any) -> Floats:
-    """Outputs of ONNX Runtime on the CPU, float32 (images, classes), with graph optimisations up to `level`."""
-    options = ort.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    options.graph_optimization_level = level
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return np.concatenate(
-        [session.run(None, {name: inputs[start : start + RUN_BATCH]})[0] for start in range(0, len(inputs), RUN_BATCH)]
-    )
-
-
-def ours(model: onnx.ModelProto, images: Images) -> Iterator[Candidate]:
-    """FP16, and INT8 by each calibrator."""
-    half = fp16.lower(model, {})
-    yield Candidate("FP16", fp16.simulation(half), half.SerializeToString())
-    histograms = collect(model, int8.observed_tensors(model), batches(images.calibration))
-    for name, observer in observers().items():
-        lowered = as_exported(model, {tensor: observer(histogram) for tensor, histogram in histograms.items()}, images)
-        yield Candidate(f"INT8, {name}", int8.simulation(lowered), lowered.SerializeToString())
-
-
-def as_exported(model: onnx.ModelProto, thresholds: dict[str, float], images: Images) -> onnx.ModelProto:
-    """The INT8 graph with its mean error taken off the classifier's bias, as the exporter writes it."""
-    lowered = int8.lower(model, thresholds)
-    spread = np.linspace(0, len(images.calibration) - 1, CORRECTION_IMAGES).astype(np.int64)
-    error = mean_error(model, int8.simulation(lowered), batches(images.calibration[spread]))
-    biased = subtract_from_bias(model, error.astype(np.float32))
-    return lowered if biased is None else int8.lower(biased, thresholds)
-
-
-def batches(inputs: Floats) -> Iterator[Floats]:
-    return (inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH))
-
-
-def stranger(name: str, path: Path) -> Candidate:
-    """Somebody else's Q/DQ file; what it holds in FP16 is rounded as ours is."""
-    model = onnx.shape_inference.infer_shapes(onnx.load(path), data_prop=True)
-    return Candidate(name, int8.simulation(model), path.read_bytes())
-
-
-def by_onnxruntime(path: Path, images: Images, folder: Path) -> Iterator[Candidate]:
-    """`quantize_static` with its defaults, and with the options that TensorRT's explicit quantization asks for."""
-    graph = onnx.load(path).graph
-    everything = sorted({node.op_type for node in graph.node})
-    for_tensorrt = {
-        "ActivationSymmetric": True,
-        "WeightSymmetric": True,
-        "QuantizeBias": False,
-        "AddQDQPairToWeight": True,
-        "DedicatedQDQPair": False,
-        "OpTypesToExcludeOutputQuantization": everything,
-        "ForceQuantizeNoInputCheck": True,
+def measure_network(network: Network, settings: Settings) -> dict[str, Any]:
+    """A network's FP32 figures, and every candidate's."""
+    bundle = bundle_of(network, settings.work)
+    images = images_of(network, bundle, settings.calibration_images, settings.images)
+    reference = logits(onnx.load(bundle.file("model.onnx")), images.test, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+    digest, kept = digest_of(bundle, images), settings.work / "kept"
+    rows: list[dict[str, Any]] = []
+    mine: Marks | None = None
+    for candidate in [
+        *ours(bundle, images, settings.calibrators),
+        *others(bundle, images, settings.tools, settings.pythons, settings.versions),
+    ]:
+        click.echo(f"{network.name}: {candidate.tool} {candidate.variant}".rstrip(), err=True)
+        one = measure(candidate, images, kept, digest)
+        row = row_of(candidate, one.bytes, one.refused)
+        row |= {way: figures(getattr(one.answers, way), reference, images.labels) for way in ("exact", "plain")}
+        if images.labels is not None:
+            marks = right(one.answers.exact, images.labels)
+            if mine is None and candidate.tool == OURS:
+                mine = marks
+            elif mine is not None and candidate.tool != OURS:
+                row["ours_and_it"] = paired(mine, marks)
+        rows.append(row)
+    return {
+        "date": today(),
+        "model": bundle.manifest.model.name,
+        "classes": bundle.manifest.model.classes,
+        "calibration_images": len(images.calibration),
+        "images": len(images.test),
+        "fp32": fp32_figures(reference, images, bundle),
+        "rows": rows,
     }
-    styles: dict[str, dict[str, Any]] = {
-        "defaults": {},
-        "for TensorRT": {
-            "per_channel": True,
-            "op_types_to_quantize": ["Conv", "Add", "MaxPool"],
-            "extra_options": for_tensorrt,
-        },
+
+
+def row_of(candidate: Candidate, size: int, refused: str) -> dict[str, Any]:
+    return {"tool": candidate.tool, "variant": candidate.variant, "bytes": size, "refused": refused}
+
+
+def fp32_figures(reference: Any, images: Images, bundle: Bundle) -> dict[str, Any]:
+    size: dict[str, Any] = {"bytes": bundle.file("model.onnx").stat().st_size}
+    return size if images.labels is None else size | {"right": int(right(reference, images.labels).sum())}
+
+
+def environment(versions: Mapping[str, str]) -> dict[str, Any]:
+    """When, where and with what."""
+    packages = ("numpy", "onnx", "onnxruntime", "torch")
+    mine = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    lines = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
+    flags = [name for name in CPU_FLAGS if name in lines.get("flags", lines.get("Features", "")).split()]
+    return {
+        "date": today(),
+        "machine": f"{lines.get('model name', platform.machine())}, {os.cpu_count()} cores",
+        "cpu_flags": flags,
+        "seed": SEED,
+        "versions": mine | dict(versions),
     }
-    for style, options in styles.items():
-        for method in METHODS:
-            output = folder / f"onnxruntime-{style}-{method}.onnx"
-            reader = Reader(graph.input[0].name, images.calibration)
-            with contextlib.redirect_stdout(sys.stderr):  # its calibrators print
-                ort_quantization.quantize_static(
-                    path, output, reader, calibrate_method=ort_quantization.CalibrationMethod[method], **options
-                )
-            yield stranger(f"onnxruntime {style}, {method}", output)
 
 
-def by_modelopt(python: Path, path: Path, images: Images, folder: Path) -> Iterator[Candidate]:
-    """NVIDIA ModelOpt's own command, in its own interpreter, on the CPU.
-
-    Raises:
-        BackendUnavailable: it cannot be imported there, or its command failed; with its last words.
-    """
-    version = modelopt_version(python)
-    data = folder / "calibration.npy"
-    np.save(data, images.calibration)
-    for method in MODELOPT_METHODS:
-        output = folder / f"modelopt-{method}.onnx"
-        given = {
-            "onnx_path": path,
-            "calibration_data": data,
-            "calibration_method": method,
-            "calibration_eps": "cpu",
-            "output_path": output,
-        }
-        options = [str(part) for name, value in given.items() for part in (f"--{name}", value)]
-        _output([python, "-m", "modelopt.onnx.quantization", "--quantize_mode", "int8", *options])
-        yield stranger(f"ModelOpt {version}, {method}", output)
+def today() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).date().isoformat()
 
 
-def modelopt_version(python: Path) -> str:
-    """Of that interpreter.
+def write(measured: dict[str, Any], target: Path, page: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_in_one_step(target, (json.dumps(measured, indent=1) + "\n").encode())
+    write_in_one_step(page, page_from_measurements(measured).encode())
+
+
+def chosen(files: tuple[Path, ...], only: tuple[str, ...]) -> list[Network]:
+    """The networks asked for.
 
     Raises:
-        BackendUnavailable: it cannot be imported there.
+        BadInput: a file is no list of networks, or there is none of a name.
     """
-    return _output([python, "-c", "import modelopt.onnx.quantization; print(modelopt.__version__)"]).split()[-1]
+    networks = [one for path in files for one in networks_from_file(path)]
+    unknown = set(only) - {one.name for one in networks}
+    if unknown:
+        raise BadInput(f"--only: expected one of {', '.join(one.name for one in networks)}, got {unknown.pop()}")
+    return [one for one in networks if not only or one.name in only]
 
 
-def _output(command: list[str | Path]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise BackendUnavailable(
-            f"--modelopt-python: {last}; expected an interpreter with nvidia-modelopt[onnx], see --help of scripts/accuracy.py"
-        )
-    return done.stdout
-
-
-def candidates(path: Path, images: Images, modelopt: Path | None, folder: Path) -> Iterator[Candidate]:
-    """Every row but FP32's, in the table's order."""
-    yield from ours(onnx.load(path), images)
-    yield from by_onnxruntime(path, images, folder)
-    if modelopt is not None:
-        yield from by_modelopt(modelopt, path, images, folder)
-
-
-def top1(outputs: Floats, labels: NDArray[np.int64]) -> str:
-    """Accuracy and its 95 % interval, in per cent."""
-    correct = int((outputs.argmax(1) == labels).sum())
-    low, high = wilson_interval(correct, len(labels))
-    return f"{correct / len(labels):.2%} [{low * 100:.2f}, {high * 100:.2f}]"
-
-
-def row(candidate: Candidate, reference: Floats, images: Images) -> tuple[str, NDArray[np.bool_]]:
-    """A candidate's line of the table, and which images it gets right, exact."""
-    levels = ort.GraphOptimizationLevel
-    exact = logits(candidate.exact.SerializeToString(), images.test, levels.ORT_DISABLE_ALL)
-    file = logits(candidate.file, images.test, levels.ORT_ENABLE_ALL)
-    agreement = (exact.argmax(1) == reference.argmax(1)).mean()
-    line = (
-        f"| {candidate.name} | {top1(exact, images.labels)} | {agreement:.2%} | {sqnr_db(reference, exact):.1f} | "
-        f"{(file.argmax(1) == images.labels).mean():.2%} | {sqnr_db(reference, file):.1f} | {len(candidate.file) / 1e6:.2f} |"
-    )
-    return line, exact.argmax(1) == images.labels
-
-
-def paired_test(ours: NDArray[np.bool_], theirs: NDArray[np.bool_]) -> str:
-    """How many images each alone gets right, and how likely a split at least as uneven is if neither is better (McNemar 1947, exact)."""
-    alone, other = int((ours & ~theirs).sum()), int((theirs & ~ours).sum())
-    trials = alone + other
-    tail = sum(math.comb(trials, fewer) for fewer in range(min(alone, other) + 1)) / 2**trials
-    return f"{alone} to {other}, p = {min(1.0, 2 * tail):.2f}"
-
-
-def print_table(bundle: Bundle, images: Images, modelopt: Path | None) -> None:
-    path = bundle.file("model.onnx")
-    reference = logits(path.read_bytes(), images.test, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
-    shown = top1(reference, images.labels)
-    click.echo("| | top-1, exact | agreement, exact | SQNR dB, exact | top-1, file | SQNR dB, file | MB |")
-    click.echo("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
-    click.echo(f"| FP32 | {shown} | | | {shown.split()[0]} | | {path.stat().st_size / 1e6:.2f} |")
-    with tempfile.TemporaryDirectory() as folder:
-        rows = candidates(path, images, modelopt, Path(folder))
-        right = {}
-        for candidate in track(rows, "measuring", console=Console(stderr=True), transient=True):
-            line, right[candidate.name] = row(candidate, reference, images)
-            click.echo(line)
-    default = right[f"INT8, {CALIBRATOR}"]
-    others = [
-        f"{name} {paired_test(default, theirs)}"
-        for name, theirs in right.items()
-        if not name.startswith(("FP16", "INT8"))
-    ]
-    click.echo(
-        f"\nImages that {CALIBRATOR} alone gets right, to images that the other alone does: {'; '.join(others)}."
-    )
-    click.echo(
-        f"\n{bundle.manifest.name}, {len(images.test)} test images, calibrated on {len(images.calibration)}; "
-        f"onnxruntime {ort.__version__}; agreement and SQNR against FP32 in ONNX Runtime"
-    )
-
-
-@click.command(
-    help=__doc__.split("\n", 1)[0], epilog="ModelOpt: pip install 'nvidia-modelopt[onnx]' in an environment of its own."
+@click.command(help=__doc__.split("\n", 1)[0], epilog="How to install the tools: see the head of the script.")
+@click.option(
+    "--networks",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="List of networks, TOML; may be repeated.  [default: scripts/accuracy.toml]",
+)
+@click.option("--only", multiple=True, metavar="NAME", help="Only this network; may be repeated.")
+@click.option(
+    "--calibrator",
+    "calibrators",
+    multiple=True,
+    type=click.Choice(sorted(observers())),
+    help=f"Of ours; the first is held against the others' tools.  [default: {DEFAULT_CALIBRATORS[0]}]",
 )
 @click.option(
-    "--bundle",
-    "folder",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="An FP32 bundle.  [default: the shipped resnet20, exported now]",
+    "--tool",
+    "tools",
+    multiple=True,
+    type=click.Choice(list(VARIANTS)),
+    help="Only this tool of others; may be repeated.",
 )
-@click.option(
-    "--data",
-    type=click.Path(exists=True, path_type=Path),
-    help="Labelled test images, or an IDX folder.  [default: 2,000 built-in]",
-)
-@click.option(
-    "--calibration-data",
-    default="built-in",
-    show_default=True,
-    help=f"{CALIBRATION_IMAGES} of these are calibrated on.",
-)
-@click.option("--images", type=click.IntRange(min=1), help="Only so many test images.  [default: all]")
+@click.option("--ours-only", is_flag=True, help="None of the others' tools.")
 @click.option(
     "--modelopt-python",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Interpreter with nvidia-modelopt[onnx].",
 )
-def main(
-    folder: Path | None, data: Path | None, calibration_data: str, images: int | None, modelopt_python: Path | None
-) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        try:
-            if modelopt_python is not None:
-                modelopt_version(modelopt_python)  # before minutes of work
-            if folder is None:
-                folder = export(ExportPlan("resnet20", Path(temporary) / "resnet20")).folder
-            bundle = Bundle.open(folder)
-            if bundle.manifest.precision != "fp32":
-                raise BadInput(
-                    f"--bundle: expected an fp32 bundle, got {bundle.manifest.precision}; export the model with --fp32"
-                )
-            print_table(bundle, images_for(bundle, data, calibration_data, images), modelopt_python)
-        except ResnetExportError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(error.exit_code)
+@click.option(
+    "--nncf-python",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Interpreter with nncf, onnx and onnxruntime.",
+)
+@click.option(
+    "--aimet-python", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Interpreter with aimet-onnx."
+)
+@click.option("--calibration-images", type=click.IntRange(min=1), default=CALIBRATION_IMAGES, show_default=True)
+@click.option("--images", type=click.IntRange(min=1), help="At most so many test images.  [default: the list's]")
+@click.option(
+    "--work",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=WORK,
+    show_default="build/accuracy",
+    help="For networks, and others' answers.",
+)
+@click.option(
+    "--measured",
+    "target",
+    type=click.Path(path_type=Path),
+    default=MEASURED,
+    show_default="docs/measurements/accuracy.json",
+)
+@click.option("--page", type=click.Path(path_type=Path), default=PAGE, show_default="docs/accuracy.md")
+@click.option("--table", "table_only", is_flag=True, help="Measure nothing, write the page anew.")
+def main(**options: Any) -> None:
+    target, page = options["target"], options["page"]
+    measured = json.loads(target.read_text()) if target.exists() else {"networks": {}}
+    try:
+        if not options["table_only"]:
+            settings, networks = settings_of(options), chosen(options["files"] or (NETWORKS,), options["only"])
+            for network in networks:
+                networks_found = {**measured["networks"], network.name: measure_network(network, settings)}
+                measured = {**environment(settings.versions), "networks": networks_found}
+                write(measured, target, page)
+        if not measured["networks"]:
+            raise BadInput(f"--table: there is no {target}; leave the option out to measure")
+        write(measured, target, page)
+    except ResnetExportError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    click.echo(str(page))
+    missed = shortcomings(measured)
+    for line in missed:
+        click.echo(line, err=True)
+    sys.exit(4 if missed else 0)
+
+
+def settings_of(options: Mapping[str, Any]) -> Settings:
+    """The command line, its tools' versions looked up before minutes of work.
+
+    Raises:
+        BackendUnavailable: a tool is not installed in its interpreter.
+    """
+    given = {"ModelOpt": "modelopt_python", "NNCF": "nncf_python", "AIMET": "aimet_python"}
+    pythons = default_pythons() | {PACKAGES[tool]: options[name] for tool, name in given.items() if options[name]}
+    tools = () if options["ours_only"] else options["tools"] or tuple(VARIANTS)
+    pythons = {package: python for package, python in pythons.items() if package in map(package_of, tools)}
+    return Settings(
+        work=options["work"].resolve(),
+        calibrators=options["calibrators"] or DEFAULT_CALIBRATORS,
+        tools=tools,
+        pythons=pythons,
+        versions=versions_of(pythons),
+        calibration_images=options["calibration_images"],
+        images=options["images"],
+    )
 
 
 if __name__ == "__main__":
