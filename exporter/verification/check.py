@@ -124,7 +124,7 @@ def _check_backend(task: _Task, timeout_s: float | None) -> BackendCheck:
     start = time.perf_counter()
     verdict, reason, answer = run_in_own_process(_run_backend, task, timeout_s=timeout_s)
     if answer is not None:
-        reason = ", ".join(limit.text for limit in answer.failing)
+        reason = "; ".join(limit.text for limit in answer.failing)
     return BackendCheck(task.backend, verdict, reason, answer, round(time.perf_counter() - start, 3))
 
 
