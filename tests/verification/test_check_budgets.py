@@ -26,6 +26,7 @@ from runtimes.specs import BatchRange
     [
         ("min_agrement=0.9", "unknown budget 'min_agrement'; did you mean min_agreement?"),
         ("min_agreement=1.5", "expected min_agreement from 0 to 1, got 1.5"),
+        ("min_cosine=-1.1", "expected min_cosine from -1 to 1, got -1.1"),
         ("max_relative_error=-1", "expected max_relative_error of at least 0, got -1"),
         ("max_relative_error=nan", "expected max_relative_error of at least 0, got nan"),
         ("max_relative_error", "expected --budget as NAME=VALUE, got 'max_relative_error'"),
