@@ -88,7 +88,7 @@ def test_pictures_that_are_too_few_to_decide_are_told_how_many_are_needed(
     assert shown.code == 4
     limit = "top-1 agreement 100.00% of 40 images, at least 93.66% (95% confidence), budget >= 99.5%: undecided"
     assert f"error: resnet20-fp16 is undecided on onnxruntime: {limit}, some 539 images would decide it; " in shown.err
-    assert shown.error.endswith("give 499 more pictures, with --images 539")
+    assert shown.err.strip().endswith("give 499 more pictures, with --images 539")
     assert "UNDECIDED" in shown.out
     assert "OUT OF BUDGET" not in shown.out
     assert limit in shown.out
