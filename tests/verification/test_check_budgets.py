@@ -124,7 +124,7 @@ def test_golden_inputs_need_not_decide_and_say_so(
     assert shown.code == 0
     limit = "top-1 agreement 100.00% of 32 images, at least 92.20% (95% confidence), budget >= 99.5%: undecided"
     assert limit in shown.out
-    assert "so few images need not decide; pictures do: --data SOURCE" in shown.out
+    assert "golden inputs need not decide that; to have it decided, give pictures with --data" in shown.out
     assert "::" not in shown.out
     skipped = cases(tmp_path / "junit.xml")["resnet20-fp16.onnxruntime.min_agreement"].find("skipped")
     assert skipped is not None
