@@ -15,6 +15,7 @@ from own_bundle import bundle_fixture, run_fixture  # noqa: F401  # pytest finds
 from rounding import needs_rounding
 
 from exporter.verification.inputs import gather_inputs
+from exporter.verification.verdicts import why_not_judged
 from runtimes import Accuracy, Budget, compare
 from runtimes.errors import PlanError
 from runtimes.parity.budget_options import budget_from_text, changed_budget
@@ -47,6 +48,14 @@ def test_a_limit_broken_by_less_than_is_shown_is_told_with_more_digits() -> None
     assert measured.worst_cosine is not None
     assert 0.999999 < measured.worst_cosine < 1
     assert said == f"worst cosine {measured.worst_cosine!r}, budget >= 1"
+
+
+def test_why_accuracy_is_not_judged_goes_with_the_limit(good: Made) -> None:
+    answer = good[0].backends[0].answer
+    assert answer is not None
+    assert why_not_judged("max_accuracy_drop", answer) == "max_accuracy_drop needs pictures with labels"
+    said = why_not_judged("max_accuracy_drop", answer, "expected the model's 10 classes, got 2")
+    assert said == "max_accuracy_drop needs pictures with labels: expected the model's 10 classes, got 2"
 
 
 def test_several_limits_may_stand_in_one_text() -> None:
