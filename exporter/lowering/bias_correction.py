@@ -23,6 +23,7 @@ from calibration.table import CalibrationTable
 from exporter.graph.mixed import with_mean_errors
 from exporter.graph.probe import open_session, run_session
 from exporter.lowering.output_error import RUN_BATCH, Outputs, output_error
+from exporter.lowering.qdq.pairs import with_pairs
 from exporter.lowering.repairs import Bench, decibels
 from runtimes.parity.compare import is_classifier
 
@@ -39,9 +40,9 @@ def find_corrections(
     Args:
         expected: what the float graph `model` gives for the bench's inputs.
     """
-    pairs = bench.precision.with_pairs(model, thresholds, bench.target)
+    pairs = with_pairs(model, thresholds, bench.target)
     found = mean_errors(model, pairs, bench)
-    corrected = bench.precision.with_pairs(subtract_from_biases(model, found), thresholds, bench.target)
+    corrected = with_pairs(subtract_from_biases(model, found), thresholds, bench.target)
     before, after = (output_error(one, bench.inputs, expected).share for one in (pairs, corrected))
     if not after < before:
         return {}, ""
@@ -64,7 +65,7 @@ def find_classifier_correction(
     head = classifier(model)
     if head is None:
         return {}
-    pairs = bench.precision.with_pairs(model, thresholds, bench.target, float_nodes)
+    pairs = with_pairs(model, thresholds, bench.target, float_nodes)
     mean = output_error(pairs, bench.inputs, expected).mean
     return {head: _rounded(next(iter(mean.values())))} if mean else {}
 

@@ -74,6 +74,7 @@ class _Calibrated:
         expected: what `exact` gives for the inputs of the bench; None where there are no pictures.
     """
 
+    precision: Precision
     exact: onnx.ModelProto
     table: CalibrationTable
     calibrator: str
@@ -122,7 +123,7 @@ def _measure(
 ) -> _Calibrated:
     """Equalize the channels, measure all ranges, and choose among them and correct the biases by the outputs' error."""
     precision = load_precision(request.precision)
-    bench = Bench(precision, request.target, _spread(inputs))
+    bench = Bench(request.target, _spread(inputs))
     repairs = []
     with steps("equalize"):
         factors, said = find_factors(clean, bench)
@@ -144,7 +145,7 @@ def _measure(
         factors={name: [float(f"{value:.9g}") for value in each] for name, each in factors.items()},
         repairs=[one for one in repairs if one],
     )
-    return _Calibrated(exact, table, calibrator, corrections, bench, expected)
+    return _Calibrated(precision, exact, table, calibrator, corrections, bench, expected)
 
 
 def _from_table(
@@ -156,11 +157,11 @@ def _from_table(
     exact = with_factors(clean, {name: np.array(each, np.float32) for name, each in table.factors.items()})
     calibrator = request.calibrator or table.calibrator or CALIBRATOR
     known = {name: np.array(each, np.float32) for name, each in table.corrections.get(calibrator, {}).items()}
-    bench = Bench(precision, request.target, np.zeros(0) if inputs is None else _spread(inputs))
+    bench = Bench(request.target, np.zeros(0) if inputs is None else _spread(inputs))
     expected = None if inputs is None else outputs_of(exact, bench.inputs)
     if calibrator not in table.corrections and expected is not None:
         known = dict(find_corrections(exact, table.thresholds(calibrator), bench, expected)[0])
-    return _Calibrated(exact, table, calibrator, known, bench, expected)
+    return _Calibrated(precision, exact, table, calibrator, known, bench, expected)
 
 
 def _lower(known: _Calibrated, budget: Budget, float_nodes: Collection[str] = ()) -> LoweredGraph:
@@ -182,7 +183,7 @@ def _lower(known: _Calibrated, budget: Budget, float_nodes: Collection[str] = ()
         float_nodes=sorted(float_nodes),
     )
     corrected = subtract_from_biases(known.exact, kept)
-    model = bench.precision.lower(corrected, thresholds, bench.target, float_nodes)
+    model = known.precision.lower(corrected, thresholds, bench.target, float_nodes)
 
     def lower_again(nodes: Collection[str]) -> LoweredGraph:
         return _lower(known, budget, nodes)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from exporter.graph.probe import open_session, run_session
 from runtimes.parity.compare import is_classifier
-from runtimes.parity.measures import centred
+from runtimes.parity.flips import centred
 
 RUN_BATCH = 8
 Outputs = dict[str, NDArray[Any]]

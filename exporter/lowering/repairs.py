@@ -16,7 +16,7 @@ from calibration.table import CalibrationTable
 from exporter.graph.probe import open_session, run_session
 from exporter.lowering.equalize import Factors, factors_from, streams, with_factors
 from exporter.lowering.output_error import RUN_BATCH, Outputs, output_error, outputs_of
-from exporter.lowering.precisions import Precision
+from exporter.lowering.qdq.pairs import placement, with_pairs
 from exporter.lowering.request import CALIBRATOR
 
 REPAIR_PICTURES = 32
@@ -25,9 +25,8 @@ REPAIR_PICTURES = 32
 
 @dataclass(frozen=True)
 class Bench:
-    """What repairs are measured with: a precision, its target, and inputs as the graph takes them, (pictures, ...)."""
+    """What repairs are measured with: where pairs go, and inputs as the graph takes them, (pictures, ...)."""
 
-    precision: Precision
     target: str
     inputs: NDArray[Any]
 
@@ -58,7 +57,7 @@ def choose_calibrator(
     """
     thresholds = {name: table.thresholds(name) for name in (CALIBRATOR, *observers())}
     errors = {
-        name: output_error(bench.precision.with_pairs(model, each, bench.target), bench.inputs, expected).share
+        name: output_error(with_pairs(model, each, bench.target), bench.inputs, expected).share
         for name, each in thresholds.items()
     }
     best = min(errors, key=lambda name: errors[name])
@@ -97,11 +96,11 @@ def largest_by_channel(
 
 def _error_by_own_ranges(model: onnx.ModelProto, bench: Bench, expected: Outputs) -> float:
     """The share of error of a float graph's outputs with ranges measured on the same few pictures."""
-    tensors = bench.precision.observed_tensors(model, bench.target)
+    tensors = placement(model, bench.target).observed
     histograms = collect(model, tensors, [bench.inputs])
     observer = find_observer(CALIBRATOR)
     thresholds = {name: observer(histogram) for name, histogram in histograms.items()}
-    return output_error(bench.precision.with_pairs(model, thresholds, bench.target), bench.inputs, expected).share
+    return output_error(with_pairs(model, thresholds, bench.target), bench.inputs, expected).share
 
 
 def decibels(before: float, after: float) -> str:

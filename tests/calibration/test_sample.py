@@ -222,35 +222,10 @@ def test_a_strip_or_a_lack_of_memory_makes_a_picture_unreadable_and_ends_nothing
     )
 
 
-@pytest.mark.parametrize("broken", [[], [0], [54], [99], [18, 19]], ids=str)
-def test_pictures_that_are_kept_are_spread_over_those_that_can_be_read_and_none_is_read_twice(
-    broken: list[int],
-) -> None:
-    asked: list[int] = []
-
-    def picture(place: int) -> Image.Image:
-        asked.append(place)
-        if place in broken:
-            raise BadInput(f"cannot read {place}")
-        return Image.new("L", (28, 28), place)
-
-    sample = Sample(source_of(picture, 100 if len(broken) < 2 else 200), GREY, keep=12)
-    for _ in sample.batches(4):
-        pass
-    assert sorted(asked) == list(range(sample.source.count))
-    wanted = np.linspace(0, sample.source.count - 1, 12).astype(int).tolist()
-    kept = [int(pixels[0, 0, 0]) for pixels in sample.kept]
-    if not broken:
-        assert kept == wanted
-    assert len(kept) == (11 if broken == [99] else 12)
-    assert not set(kept) & set(broken)
-    assert max(abs(place - want) for place, want in zip(kept, wanted, strict=False)) <= 2
-
-
 def test_arrays_of_many_channels_are_sampled_and_told_apart() -> None:
     steps = Preprocess(28, (28, 28), "bilinear", True, (0.3,) * 5, (0.3,) * 5)
     source = with_channels(built_in("train"), 5)
-    sample = Sample(source.subset(ALL[:64]), steps, keep=8)
+    sample = Sample(source.subset(ALL[:64]), steps)
     assert [batch.shape for batch in sample.batches(16)] == [(16, 5, 28, 28)] * 4
     sample.check(allow_few=False)
     assert sample.fingerprint != exhausted(source.subset(ALL[1:65]), preprocess=steps).fingerprint

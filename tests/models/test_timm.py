@@ -28,12 +28,14 @@ from exporter.engines.layers import check_precision, layer_facts
 from exporter.graph.facts import tensor_specs
 from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
-from exporter.lowering.bias_correction import mean_error, subtract_from_bias
+from exporter.lowering.bias_correction import find_classifier_correction, subtract_from_biases
+from exporter.lowering.output_error import outputs_of
 from exporter.lowering.precisions import int8
 from exporter.lowering.qdq.lint import lint
 from exporter.lowering.qdq.targets import left_in_float, tensorrt
 from exporter.lowering.qdq.targets.tensorrt import place_pairs
 from exporter.lowering.registry import load_precision
+from exporter.lowering.repairs import Bench
 from exporter.models.loading import load_model
 from exporter.models.registry import find_model
 from exporter.models.sources import timm as source
@@ -108,10 +110,9 @@ def with_pairs(graph: onnx.ModelProto, batches: list[Any]) -> onnx.ModelProto:
     thresholds = {
         name: mse(histogram) for name, histogram in collect(graph, int8.observed_tensors(graph), batches).items()
     }
-    lowered = int8.lower(graph, thresholds)
-    correction = mean_error(graph, int8.simulation(lowered), batches)
-    biased = subtract_from_bias(graph, correction.astype(np.float32))
-    return lowered if biased is None else int8.lower(biased, thresholds)
+    bench = Bench("tensorrt", np.concatenate(batches))
+    correction = find_classifier_correction(graph, thresholds, bench, outputs_of(graph, bench.inputs))
+    return int8.lower(subtract_from_biases(graph, correction), thresholds)
 
 
 def check_what_is_left_in_float(lowered: onnx.ModelProto, gates: int) -> None:

@@ -22,9 +22,11 @@ from exporter.graph.counts import graph_facts
 from exporter.graph.facts import tensor_specs
 from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
-from exporter.lowering.bias_correction import mean_error, subtract_from_bias
+from exporter.lowering.bias_correction import find_classifier_correction, subtract_from_biases
+from exporter.lowering.output_error import outputs_of
 from exporter.lowering.precisions import int8
 from exporter.lowering.registry import load_precision, precision_names
+from exporter.lowering.repairs import Bench
 from exporter.models.loading import load_model
 from exporter.models.registry import MODELS, PAD, V1
 from exporter.models.spec import ModelSpec
@@ -115,10 +117,11 @@ def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_as
     graph = traced.in_opset(opset)
     lowered = precision.lower(graph, traced.thresholds)
     if name == "int8":
-        correction = mean_error(graph, int8.simulation(lowered), traced.calibration)
-        biased = subtract_from_bias(graph, correction.astype(np.float32))
-        assert biased is not None
-        lowered = int8.lower(biased, traced.thresholds)
+        bench = Bench("tensorrt", np.concatenate(traced.calibration))
+        expected = outputs_of(graph, bench.inputs)
+        correction = find_classifier_correction(graph, traced.thresholds, bench, expected)
+        assert correction
+        lowered = int8.lower(subtract_from_biases(graph, correction), traced.thresholds)
     onnx.checker.check_model(lowered, full_check=True)
     onnx.save(lowered, traced.folder / "model.onnx")
     candidate = Candidate(traced.folder, Graphs(graph, precision.simulation(lowered)), BATCH, precision.RUNS_ON)

@@ -31,18 +31,6 @@ class Precision(Protocol):
             PlanError: there is nothing to lower to this precision; says why.
         """
 
-    def with_pairs(
-        self,
-        model: onnx.ModelProto,
-        thresholds: Mapping[str, float],
-        target: str = DEFAULT_TARGET,
-        float_nodes: Collection[str] = (),
-    ) -> onnx.ModelProto:
-        """The FP32 graph with the Q/DQ pairs of this precision, before the rest is cast: what repairs are measured on.
-
-        Arguments and errors are those of `lower`. A precision without calibration has no pairs, and no such function.
-        """
-
     def lower(
         self,
         model: onnx.ModelProto,

@@ -8,11 +8,9 @@ import onnx
 
 from exporter.lowering.precisions._cast import cast_graph, with_rounding
 from exporter.lowering.qdq.biases import with_biases_behind, with_biases_inside
-from exporter.lowering.qdq.insert import insert_pairs
-from exporter.lowering.qdq.targets import DEFAULT_TARGET, Placement, left_in_float
-from exporter.lowering.registry import load_target
+from exporter.lowering.qdq.pairs import placement, with_pairs
+from exporter.lowering.qdq.targets import DEFAULT_TARGET
 from runtimes.backends.onnxruntime import rounds_fp16
-from runtimes.errors import PlanError
 from runtimes.parity.budget import Budget
 
 BUDGET = Budget(
@@ -25,8 +23,6 @@ BUDGET = Budget(
 )
 RUNS_ON = ("onnxruntime",) if rounds_fp16() else ()
 """On Python 3.10, whose last onnxruntime truncates, only the simulation, with scales in FP32, proves the file."""
-MOST_REASONS = 3
-"""How many convolutions that stay in float one error message explains."""
 
 
 def observed_tensors(model: onnx.ModelProto, target: str = DEFAULT_TARGET) -> tuple[str, ...]:
@@ -35,17 +31,7 @@ def observed_tensors(model: onnx.ModelProto, target: str = DEFAULT_TARGET) -> tu
     Raises:
         PlanError: there is nothing to quantize; says why.
     """
-    return _placement(model, target).observed
-
-
-def with_pairs(
-    model: onnx.ModelProto,
-    thresholds: Mapping[str, float],
-    target: str = DEFAULT_TARGET,
-    float_nodes: Collection[str] = (),
-) -> onnx.ModelProto:
-    """The FP32 graph with Q/DQ pairs where `target` wants them; weights are INT8."""
-    return insert_pairs(model, _placement(model, target, float_nodes), thresholds)
+    return placement(model, target).observed
 
 
 def lower(
@@ -66,20 +52,6 @@ def lower(
     """
     pairs = with_pairs(model, thresholds, target, float_nodes)
     return with_biases_behind(cast_graph(pairs, onnx.TensorProto.FLOAT16))
-
-
-def _placement(model: onnx.ModelProto, name: str, float_nodes: Collection[str] = ()) -> Placement:
-    target = load_target(name)
-    placement = target.place_pairs(model, float_nodes)
-    if placement.weights or float_nodes:
-        return placement
-    reasons = left_in_float(target, model.graph)
-    why = "; ".join(f"'{name}' stays in float, {reason}" for name, reason in list(reasons.items())[:MOST_REASONS])
-    more = f"; and {len(reasons) - MOST_REASONS} more" if len(reasons) > MOST_REASONS else ""
-    raise PlanError(
-        "expected a convolution that --int8 can quantize, "
-        f"got {f'none: {why}{more}' if reasons else 'a network without any'}; take --fp16"
-    )
 
 
 def simulation(model: onnx.ModelProto) -> onnx.ModelProto:
