@@ -100,7 +100,10 @@ def test_every_hybrid_is_a_valid_graph_in_which_its_blocks_and_no_others_are_fp3
 def test_a_bundle_inside_its_budget_has_nothing_to_return(shipped_bundle: Any) -> None:
     found = searched(shipped_bundle("int8"))
     assert (found.verdict, found.returned, found.runs, found.blocks, found.mended) == ("inside", (), 1, BLOCKS, None)
-    assert "within the budget when rounded as a device does, so no block needs FP32;" in bisection_lines(found)[-2]
+    assert (
+        "within the budget over 32 images when rounded as a device does, so no block needs FP32;"
+        in bisection_lines(found)[-2]
+    )
 
 
 @pytest.mark.parametrize(

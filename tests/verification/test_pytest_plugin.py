@@ -19,7 +19,6 @@ from PIL import Image
 from rounding import needs_rounding
 from spoilt import answer_nan
 
-from exporter import ExportPlan, export
 from exporter.verification.pytest_plugin import pytest_addoption
 
 pytest_plugins = ["pytester"]
@@ -178,7 +177,7 @@ def test_the_accuracy_needs_labels_and_gets_them_from_data(run: Run, exported: P
     own = run(
         f"--resnet-bundle={shipped_bundle('int8').folder}", "--resnet-backend=onnxruntime", "-k", "accuracy", "-rs"
     )
-    own.assert_outcomes(skipped=1, deselected=5)
+    own.assert_outcomes(skipped=1, deselected=4)
     own.stdout.fnmatch_lines(["*max_accuracy_drop needs pictures with labels*"])
     asked = (
         f"--resnet-bundle={exported}",
@@ -228,10 +227,8 @@ def test_answers_that_are_not_finite_fail_and_leave_nothing_else_to_measure(
     shown.stdout.fnmatch_lines(["*min_agreement has no meaning: *not finite*"])
 
 
-def test_what_is_said_of_classes_does_not_apply_to_features(run: Run, tmp_path: Path) -> None:
-    bundle = export(
-        ExportPlan("resnet20", tmp_path / "pool", weights="random", features="pool", precision="fp16")
-    ).folder
+def test_what_is_said_of_classes_does_not_apply_to_features(run: Run, shipped_bundle: Any) -> None:
+    bundle = shipped_bundle("fp16", "pool").folder
     shown = run(f"--resnet-bundle={bundle}", "--resnet-backend=onnxruntime", "-rs")
     shown.assert_outcomes(passed=3, skipped=1)
     shown.stdout.fnmatch_lines(["*min_agreement is about classes, and this model gives features"])
@@ -373,7 +370,7 @@ def test_the_fixtures_fail_for_a_backend_that_was_named_and_is_not_here(
 ) -> None:
     pytester.makepyfile(USER)
     shown = run(f"--resnet-bundle={exported}", "--resnet-backend=tensorrt", "-k", "test_logits")
-    shown.assert_outcomes(errors=1, deselected=5)
+    shown.assert_outcomes(errors=1, deselected=4)
 
 
 def test_the_fixtures_skip_where_no_bundle_is_named(run: Run, pytester: pytest.Pytester) -> None:

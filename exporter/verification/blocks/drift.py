@@ -13,7 +13,7 @@ from exporter.graph.blocks import blocks
 from exporter.graph.mixed import with_exact_block_inputs
 from exporter.graph.probe import inner_tensors, rounded_names
 from exporter.verification.blocks.both_sides import BothSides, both_sides_of, reference_inputs
-from exporter.verification.blocks.findings import Deviation, Drift, Stage
+from exporter.verification.blocks.findings import Deviation, Drift, Stage, budget_of_one_block
 from exporter.verification.blocks.program import REMEDY, match_blocks, program_values
 from runtimes.bundle import Bundle
 from runtimes.errors import PlanError
@@ -64,7 +64,8 @@ def drift_between(both: BothSides, inputs: NDArray[Any], program_inputs: NDArray
             expected = list(inner_tensors(both.corrected, tensors, inputs).values())
         found = inner_tensors(model, tensors, inputs).values()
         each = tuple(_deviation(*values) for values in zip(nodes, expected, found, strict=True))
-        beyond = next((block for block, one in zip(names, each, strict=True) if _is_beyond(one, budget)), None)
+        held = budget_of_one_block(budget) if name == ALONE else budget
+        beyond = next((block for block, one in zip(names, each, strict=True) if _is_beyond(one, held)), None)
         stages.append(Stage(name, each, beyond))
     alone = stages[-1]
     noisiest, worst = min(zip(names, alone.blocks, strict=True), key=lambda pair: pair[1].sqnr_db)

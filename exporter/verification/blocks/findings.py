@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from runtimes.parity.budget import Budget
 from runtimes.parity.measures import LARGEST_SQNR_DB, Comparison
 from runtimes.printable import count_text
+
+OWN_SQNR_DB = 20.0
+"""An error of a tenth: INT8's rounding alone is well above it, and a network's floor may be lower."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +86,10 @@ class Drift:
     Attributes:
         images: how many were fed.
         blocks: names of the stem, the residual blocks and the head, in order; the head has one for each of its outputs.
-        budget: its `max_relative_error` and `min_sqnr_db` are meant for the outputs; each block is held to them too.
+        budget: its `max_relative_error` and `min_sqnr_db` are meant for the outputs; each block is held to them too,
+            and by itself to `budget_of_one_block`.
         stages: in the order of `Stage.name`.
-        out_of_line: the first block whose own error is beyond what the budget allows the whole network; None where
+        out_of_line: the first block whose own error is beyond `budget_of_one_block`; None where
             there is none, as in a network that is out of budget because many blocks add a little each.
         noisiest: the block whose own signal-to-noise ratio is lowest. There is always one; it need not be at fault.
         noisiest_db: that ratio.
@@ -100,9 +104,16 @@ class Drift:
     noisiest_db: float
 
 
+def budget_of_one_block(budget: Budget) -> Budget:
+    """What a block may cost by itself: the budget of the whole network, and never an SQNR below `OWN_SQNR_DB`."""
+    if budget.min_sqnr_db is None:
+        return budget
+    return replace(budget, min_sqnr_db=max(budget.min_sqnr_db, OWN_SQNR_DB))
+
+
 def drift_remark(drift: Drift) -> str:
     """Which block adds the most noise, and whether one is out of line; without a full stop."""
-    allowed = allowed_text(drift.budget)
+    allowed = allowed_text(budget_of_one_block(drift.budget))
     noisiest = f"{drift.noisiest} adds the most noise, an SQNR of {drift.noisiest_db:.1f} dB by itself"
     if drift.out_of_line is not None:
         return f"{drift.out_of_line} is the first block that alone is beyond {allowed}; {noisiest}"
