@@ -38,6 +38,7 @@ from exporter.pipeline.write_bundle import GOLDEN_IMAGES, Findings, Golden, writ
 from exporter.verification.blocks.both_sides import BothSides
 from exporter.verification.blocks.drift import drift_between
 from exporter.verification.blocks.findings import Drift
+from exporter.verification.report.block_text import returned_text
 from runtimes.backends.pytorch import PyTorchRuntime
 from runtimes.bundle_writing import check_rejected, keep_rejected, staging_folder
 from runtimes.errors import ParityError, PlanError
@@ -128,6 +129,8 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             proof, images, golden = _prove(candidate, images, loaded.preprocess, budget, progress)
             lowering = Lowering(graphs, float_graph, lowered.table, calibration, plan.lowering_request, resize)
             refusal = why_refused(proof, images, lowering, plan.proof_images or MOST_IMAGES)
+            if refusal and mixed is not None:
+                refusal = f"{refusal}; the choice was {returned_text(mixed)}"
         if refusal and not plan.keep_rejected:
             raise ParityError(f"{refusal}; no bundle was written, --keep-rejected keeps it as evidence", proof.report)
         with steps("follow blocks"):
