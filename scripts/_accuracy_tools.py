@@ -19,7 +19,7 @@ from calibration import FEWEST_IMAGES
 from exporter.lowering.lower import lower
 from exporter.lowering.qdq.lint import lint
 from exporter.lowering.ranges import CalibrationSet
-from exporter.lowering.request import CALIBRATOR, LoweringRequest
+from exporter.lowering.request import LoweringRequest
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable
 from runtimes.progress import Steps
@@ -68,14 +68,12 @@ class Measured:
 
 
 def ours(bundle: Bundle, images: Images, calibrators: tuple[str, ...]) -> Iterator[Candidate]:
-    """FP16 and, by each calibrator, INT8, as resnet-export lowers them; the first stands for ours."""
+    """FP16, INT8, and INT8 by each of `calibrators`, as resnet-export lowers them."""
     clean = onnx.load(bundle.file("model.onnx"))
     few = images.source.count < FEWEST_IMAGES
     calibration = CalibrationSet(images.source, bundle.manifest.preprocess, as_pixels=False)
-    requests = [(HALF, LoweringRequest("fp16"))]
-    for name in calibrators:
-        tool = OURS if name == calibrators[0] else OTHERWISE
-        requests.append((tool, LoweringRequest("int8", calibrator=name, allow_few_images=few)))
+    requests = [(HALF, LoweringRequest("fp16")), (OURS, LoweringRequest("int8", allow_few_images=few))]
+    requests += [(OTHERWISE, LoweringRequest("int8", calibrator=name, allow_few_images=few)) for name in calibrators]
     for tool, request in requests:
 
         def make(path: Path, request: LoweringRequest = request) -> None:
@@ -173,6 +171,3 @@ def digest_of(bundle: Bundle, images: Images) -> str:
 def default_pythons() -> dict[str, Path]:
     """onnxruntime is in this interpreter."""
     return {PACKAGES["onnxruntime"]: Path(sys.executable)}
-
-
-DEFAULT_CALIBRATORS = (CALIBRATOR,)

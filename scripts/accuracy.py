@@ -34,7 +34,6 @@ from _accuracy_figures import Marks, figures, logits, paired, right
 from _accuracy_networks import SEED, Images, Network, bundle_of, images_of, networks_from_file
 from _accuracy_page import page_from_measurements, shortcomings
 from _accuracy_tools import (
-    DEFAULT_CALIBRATORS,
     OURS,
     PACKAGES,
     VARIANTS,
@@ -176,7 +175,7 @@ def chosen(files: tuple[Path, ...], only: tuple[str, ...]) -> list[Network]:
     "calibrators",
     multiple=True,
     type=click.Choice(sorted(observers())),
-    help=f"Of ours; the first is held against the others' tools.  [default: {DEFAULT_CALIBRATORS[0]}]",
+    help="Ours with it, too; may be repeated. Ours as it is by default is always measured.",
 )
 @click.option(
     "--tool",
@@ -252,7 +251,7 @@ def settings_of(options: Mapping[str, Any]) -> Settings:
     pythons = {package: python for package, python in pythons.items() if package in map(package_of, tools)}
     return Settings(
         work=options["work"].resolve(),
-        calibrators=options["calibrators"] or DEFAULT_CALIBRATORS,
+        calibrators=options["calibrators"],
         tools=tools,
         pythons=pythons,
         versions=versions_of(pythons),

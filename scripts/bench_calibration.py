@@ -2,7 +2,8 @@
 
     python scripts/bench_calibration.py [--few 64] [--many 512]
 
-Each run is a process of its own, so that its peak memory is its own. Prints seconds, images per second, peak memory and ratios.
+Each run is a process of its own, so that its peak memory is its own. Prints seconds, images per second, peak memory and ratios; and of a
+whole INT8 export what each of its steps takes: the repairs and the sensitivity, together, beside the calibration pass.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any
 import click
 import numpy as np
 
+from calibration import FEWEST_IMAGES
+
 BATCH = 2
-KEPT = 64
-"""How many pictures a calibration hands on to what follows it."""
+CALIBRATE = "calibrate"
+"""The export's step that is the calibration pass."""
 
 
 def prepare_model(folder: Path) -> Path:
@@ -66,16 +69,30 @@ def ours(model: Path, count: int) -> None:
             observer(histogram)
 
 
-def sensitivity(model: Path, count: int) -> None:
-    """The damage of every block, on as many images as an export takes; what it costs does not depend on the ranges."""
-    import onnx
+def whole_export(count: int) -> dict[str, float]:
+    """What each step of an INT8 export takes, in seconds and in order, calibrated on so many built-in images."""
+    from exporter import ExportPlan, export
 
-    from exporter.lowering.precisions import int8
-    from exporter.lowering.sensitivity import measure_sensitivity
+    few = count < FEWEST_IMAGES
+    with tempfile.TemporaryDirectory() as folder:
+        plan = ExportPlan(
+            "resnet50",
+            Path(folder) / "bundle",
+            precision="int8",
+            weights="random",
+            data="built-in",
+            calibration_images=count,
+            allow_few_images=few,
+            reference=False,
+        )
+        return export(plan).seconds
 
-    graph = onnx.load(model)
-    lowered = int8.lower(graph, dict.fromkeys(int8.observed_tensors(graph), 8.0))
-    measure_sensitivity(int8, graph, lowered, np.concatenate(list(batches(count))))
+
+def beside_calibration(seconds: dict[str, float]) -> dict[str, float]:
+    """The steps that lower a simplified graph to INT8, but for the calibration pass: repairs, sensitivity, writing the Q/DQ pairs."""
+    names = list(seconds)
+    between = names[names.index("simplify") + 1 : names.index("save")]
+    return {name: seconds[name] for name in between if name != CALIBRATE}
 
 
 def peer(model: Path, count: int, kind: str) -> None:
@@ -106,17 +123,26 @@ def peak_gb() -> float:
 
 def measure(name: str, model: Path, count: int) -> dict[str, float]:
     """Seconds (without imports) and peak memory of one run in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--run", name, "--model", str(model), "--few", str(count)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, float] = json.loads(run_alone(name, model, count))
     click.echo(
         f"{name:<12} {count:>5} images {result['seconds']:>8.1f} s {count / result['seconds']:>7.1f} images/s   peak {result['peak_gb']:.2f} GB"
     )
     return result
+
+
+def run_alone(name: str, model: Path, count: int) -> str:
+    """Measure one run in a process of its own: the JSON that it prints."""
+    command = [sys.executable, __file__, "--run", name, "--model", str(model), "--few", str(count)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+
+
+def show_steps(seconds: dict[str, float]) -> None:
+    """Each step of lowering beside the calibration pass, and all of them together."""
+    calibration, others = seconds[CALIBRATE], beside_calibration(seconds)
+    for name, taken in {CALIBRATE: calibration, **others}.items():
+        click.echo(f"export, {name:<20} {taken:>8.1f} s {taken / calibration:>8.2f} of the calibration pass")
+    together = sum(others.values())
+    click.echo(f"repairs, sensitivity and lowering / the calibration pass: {together / calibration:.2f}")
 
 
 @click.command(help=__doc__.split("\n", 1)[0])
@@ -130,26 +156,26 @@ def main(few: int, many: int, name: str | None, model: Path | None) -> None:
         import onnxruntime  # noqa: F401  # as above
         import torchvision  # noqa: F401  # as above
 
-        start, work = time.perf_counter(), time.process_time()
-        runs: dict[str, Any] = {"forward": forward, "ours": ours, "sensitivity": sensitivity}
+        if name == "export":
+            click.echo(json.dumps({"steps": whole_export(few)}))
+            return
+        start = time.perf_counter()
+        runs: dict[str, Any] = {"forward": forward, "ours": ours}
         if name in runs:
             runs[name](model, few)
         else:
             peer(model, few, name)
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - work
-        click.echo(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gb": peak_gb()}))
+        click.echo(json.dumps({"seconds": time.perf_counter() - start, "peak_gb": peak_gb()}))
         return
     with tempfile.TemporaryDirectory() as folder:
         path = prepare_model(Path(folder))
         plain, own = measure("forward", path, few), measure("ours", path, few)
         theirs = {kind: measure(kind, path, few) for kind in ("Entropy", "Percentile")}
         plain_many, own_many = measure("forward", path, many), measure("ours", path, many)
-        blocks = measure("sensitivity", path, KEPT)
     for count, mine, bare in ((few, own, plain), (many, own_many, plain_many)):
         click.echo(f"time of ours / a bare forward pass, {count} images: {mine['seconds'] / bare['seconds']:.2f}")
     click.echo(f"peak of ours, {many} / {few} images: {own_many['peak_gb'] / own['peak_gb']:.2f}")
-    share = blocks["cpu_seconds"] / own_many["cpu_seconds"]
-    click.echo(f"processor time of the sensitivity of all blocks / of ours, {many} images: {share:.2f}")
+    show_steps(json.loads(run_alone("export", path, many))["steps"])
     for kind, result in theirs.items():
         ratio, memory = result["seconds"] / own["seconds"], result["peak_gb"] / own["peak_gb"]
         click.echo(
