@@ -1,0 +1,136 @@
+"""Bias correction and the choice among ranges: measured on exact inputs and on the outputs, kept where they help."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from residual_graphs import CHANNELS, INPUTS, conv, graph_of, op, residual
+
+from calibration.collect import collect
+from calibration.table import CalibrationTable, Provenance, table_from_histograms
+from exporter.graph.probe import inner_tensors
+from exporter.lowering.bias_correction import (
+    classifier,
+    find_classifier_correction,
+    find_corrections,
+    mean_errors,
+    subtract_from_biases,
+    with_classifier_correction,
+)
+from exporter.lowering.output_error import output_error, outputs_of
+from exporter.lowering.qdq.pairs import placement, with_pairs
+from exporter.lowering.repairs import Bench, choose_calibrator
+from runtimes.preprocess import Preprocess
+
+BENCH = Bench("tensorrt", INPUTS)
+
+
+def table_of(model: onnx.ModelProto) -> CalibrationTable:
+    histograms = collect(model, placement(model).observed, [INPUTS])
+    provenance = Provenance("0" * 64, Preprocess(6, (6, 6), "bilinear", True, (0.0,), (1.0,)), {})
+    return table_from_histograms(histograms, provenance, images=len(INPUTS), fingerprint="0")
+
+
+@pytest.fixture(name="thresholds", scope="module")
+def thresholds_fixture() -> dict[str, float]:
+    """So small that every tensor is clipped, which shifts what the convolutions give."""
+    return {name: value / 4 for name, value in table_of(residual()).thresholds("minmax").items()}
+
+
+def test_mean_errors_are_those_of_each_convolution_fed_exact_input(thresholds: dict[str, float]) -> None:
+    model = residual()
+    pairs = with_pairs(model, thresholds)
+    found = mean_errors(model, pairs, BENCH)
+    assert set(found) == {"stem", "a", "b"}
+    exact = inner_tensors(model, ["inner.out", "b.out"], INPUTS)
+    scale = {tensor.name: numpy_helper.to_array(tensor) for tensor in pairs.graph.initializer}["inner.out.scale"]
+    rounded = np.rint(exact["inner.out"] / scale).clip(-128, 127) * scale
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in pairs.graph.initializer}
+    weight = weights["Wb.quantized"] * weights["Wb.scale"].reshape(-1, 1, 1, 1)
+    padded = np.pad(rounded, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    got = np.einsum("nchwij,ocij->nohw", windows, weight)
+    assert found["b"] == pytest.approx((got - exact["b.out"]).mean((0, 2, 3)), rel=1e-3, abs=1e-5)
+
+
+def test_corrected_convolutions_give_their_mean_for_exact_input(thresholds: dict[str, float]) -> None:
+    """One without a bias gets one, and a bias that two nodes share is corrected for each."""
+    model = residual()
+    found = mean_errors(model, with_pairs(model, thresholds), BENCH)
+    corrected = subtract_from_biases(model, found)
+    assert [len(node.input) for node in corrected.graph.node if node.op_type == "Conv"] == [3, 3, 3]
+    # The exact inputs are the uncorrected graph's: what is corrected is what the convolutions make of them.
+    again = mean_errors(model, with_pairs(corrected, thresholds), BENCH)
+    for name, values in again.items():
+        assert np.abs(values).max() < 1e-4 * max(1.0, np.abs(found[name]).max()), name
+
+
+def test_corrections_are_kept_where_they_bring_the_outputs_nearer(thresholds: dict[str, float]) -> None:
+    model = residual()
+    expected = outputs_of(model, INPUTS)
+    found, said = find_corrections(model, thresholds, BENCH, expected)
+    before = output_error(with_pairs(model, thresholds), INPUTS, expected)
+    after = output_error(with_pairs(subtract_from_biases(model, found), thresholds), INPUTS, expected)
+    if found:
+        assert after.share < before.share
+        assert said == f"corrected the biases of 3 convolutions: {before.sqnr_db:.1f} -> {after.sqnr_db:.1f} dB"
+    else:
+        assert said == ""
+
+
+def test_corrections_that_harm_are_not_kept(thresholds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = residual()
+    harm = {name: np.full(CHANNELS, 10, np.float32) for name in ("stem", "a", "b")}
+    monkeypatch.setattr("exporter.lowering.bias_correction.mean_errors", lambda *_: harm)
+    assert find_corrections(model, thresholds, BENCH, outputs_of(model, INPUTS)) == ({}, "")
+
+
+def test_the_classifier_absorbs_what_is_the_same_for_every_image(thresholds: dict[str, float]) -> None:
+    model = residual()
+    expected = outputs_of(model, INPUTS)
+    assert classifier(model) == "fc"
+    found = find_classifier_correction(model, thresholds, BENCH, expected)
+    pairs = with_pairs(subtract_from_biases(model, found), thresholds)
+    error = outputs_of(pairs, INPUTS)["logits"] - expected["logits"]
+    assert np.abs(error.mean(0)).max() < 1e-4 * np.abs(expected["logits"]).max()
+    table = replace(table_of(model), calibrator="mse", corrections={"mse": {"fc": [1.0, 2.0, 3.0]}})
+    biased = outputs_of(with_classifier_correction(model, table), INPUTS)["logits"]
+    assert expected["logits"] - biased == pytest.approx(np.tile([1.0, 2.0, 3.0], (len(INPUTS), 1)), abs=1e-3)
+
+
+def test_features_have_no_classifier_to_correct(thresholds: dict[str, float]) -> None:
+    model = graph_of(conv("stem", "input"), op("Relu", "stem.out", output="pool"), outputs=("pool",))
+    assert classifier(model) is None
+    assert find_classifier_correction(model, {"input": 3.0}, BENCH, outputs_of(model, INPUTS)) == {}
+    assert with_classifier_correction(model, None) is model
+
+
+def test_the_calibrator_is_the_one_whose_outputs_are_nearest() -> None:
+    model = residual()
+    table, expected = table_of(model), outputs_of(model, INPUTS)
+    spoilt = {
+        name: replace(tensor, thresholds={kind: value / 50 for kind, value in tensor.thresholds.items()})
+        for name, tensor in table.tensors.items()
+    }
+    for kind in ("entropy", "minmax"):
+        only = {
+            name: replace(one, thresholds={**one.thresholds, kind: table.tensors[name].thresholds[kind]})
+            for name, one in spoilt.items()
+        }
+        name, said = choose_calibrator(model, replace(table, tensors=only), BENCH, expected)
+        assert name == kind
+        assert said.startswith(f"took the ranges of {kind}: ")
+
+
+def test_error_of_logits_leaves_out_what_changes_no_class_and_what_is_the_same_for_every_image() -> None:
+    model = residual()
+    expected = outputs_of(model, INPUTS)
+    shifted = {"logits": expected["logits"] + np.arange(12, dtype=np.float32)[:, None]}
+    shifted["logits"] += np.array([5, 0, -5], np.float32)
+    error = output_error(model, INPUTS, shifted)
+    assert error.share < 1e-9
+    assert error.mean["logits"] == pytest.approx(-(5.5 + np.array([5, 0, -5])), abs=1e-3)
