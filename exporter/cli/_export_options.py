@@ -12,7 +12,6 @@ import click
 from exporter.cli._help import Command, option_group
 from exporter.lowering.opsets import BF16_OPSET, OPSETS
 from exporter.lowering.registry import precision_names
-from exporter.lowering.request import CALIBRATOR
 from exporter.models.registry import PAD, PROJECTION, V1, V1_5
 from exporter.pipeline.plan import CROP, ExportPlan, channels_from_text, check_uint8_input, size_from_text
 from runtimes.errors import PlanError
@@ -104,7 +103,7 @@ OPTIONS = (
         "--calibrator",
         metavar="NAME",
         help="How INT8 ranges are read off the histograms: mse, entropy, minmax, percentile-99.9, -99.99 or -99.999."
-        f"  [default: {CALIBRATOR}]",
+        "  [default: the one whose outputs are nearest to FP32's]",
     ),
     _calibration(
         "--calibration",
