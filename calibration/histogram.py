@@ -54,10 +54,7 @@ class Histogram:
         low, high = float(values.min()), float(values.max())
         largest = max(-low, high)
         if not math.isfinite(largest):
-            raise CalibrationError(
-                f"'{name}' holds NaN or infinite values on the calibration images; check the weights and the "
-                "normalisation"
-            )
+            raise CalibrationError(not_finite_text(name))
         self._grow(exponent_above(largest))
         self.largest = max(self.largest, largest)
         rows = values.reshape(len(values), -1)
@@ -138,6 +135,11 @@ def sampling_step(values: int) -> int:
     of the samples where 3.6 % is fair.
     """
     return next(step for step in itertools.count(max(1, values // SAMPLES)) if math.gcd(step, values) == 1)
+
+
+def not_finite_text(name: str) -> str:
+    """The message about a tensor that has no range."""
+    return f"'{name}' holds NaN or infinite values on the calibration images; check the weights and the normalisation"
 
 
 def exponent_above(value: float) -> int:

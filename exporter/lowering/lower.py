@@ -126,12 +126,12 @@ def _measure(
     bench = Bench(request.target, _spread(inputs))
     repairs = []
     with steps("equalize"):
-        factors, said = find_factors(clean, bench)
+        expected = outputs_of(clean, bench.inputs)
+        factors, said = find_factors(clean, bench, expected)
         repairs.append(said)
     exact = with_factors(clean, factors)
     with steps("calibrate"):
         table = measure_ranges(clean, exact, images, request, steps)
-    expected = outputs_of(exact, bench.inputs)
     calibrator = request.calibrator or ""
     if not calibrator:
         with steps("choose ranges"):

@@ -216,7 +216,8 @@ def _series(place: int) -> tuple[str, str | tuple[float, tuple[float, ...]]]:
 
 def _finish(figure: Figure, axes: Axes) -> None:
     axes.grid(axis="y", linewidth=0.8)
-    figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2, handlelength=2.4, borderaxespad=0.2)
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2, handlelength=2.4, borderaxespad=0.2)
 
 
 def _svg(figure: Figure, caption: Caption) -> str:
