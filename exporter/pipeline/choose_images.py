@@ -71,11 +71,7 @@ def proof_images(loaded: LoadedModel, plan: ExportPlan, budget: Budget, steps: S
     places = _proof_places(source if labels is None else replace(source, labels=labels), plan, most, counts=counts)
     reader = PictureReader(replace(source, labels=labels), loaded.preprocess, plan.uint8_input, steps)
     block = fewest if plan.features else -(-BLOCK // plan.batch.max) * plan.batch.max
-    first = next(reader.blocks(places, min(block, most)), None)
-    if first is None or first.places is None:
-        raise BadInput(f"none of the {len(places)} pictures of {source.name} can be read; give others")
-    rest = places[int(np.flatnonzero(places == first.places[-1])[0]) + 1 :]
-    return ProofImages(first, min(most, len(places)), reader, rest, block, no_accuracy)
+    return replace(ProofImages.reading(reader, places, most, block), no_accuracy=no_accuracy)
 
 
 def _calibration_source(loaded: LoadedModel, plan: ExportPlan) -> ImageSource:

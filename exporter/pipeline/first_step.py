@@ -117,7 +117,7 @@ def first_step_text(lowering: Lowering, proof: Proof, images: ProofImages) -> st
         for words, model in _changes(lowering, names):
             found = measure(model, sample, budget)
             if found.is_within:
-                return f"{text}; what helps, {by}: {words}, {found.text} in place of {now.text}"
+                return f"{text}; what helps, {by}: {words} ({found.text}; now {now.text})"
         text += (
             f"; {by} no other calibrator brings it within, nor do {join_words(names[: RETURNED[-1]])} in FP16: every "
             "block adds a little, which quantization-aware training mends"
@@ -126,7 +126,7 @@ def first_step_text(lowering: Lowering, proof: Proof, images: ProofImages) -> st
         with suppress(LowerError):
             found = measure(_simulated(lowering, wider), sample, load_precision(wider).BUDGET)
             if found.is_within:
-                return f"{text}; --{wider} is within: {found.text}"
+                return f"{text}; --{wider} is within ({found.text}; now {now.text})"
     return f"{text}; take --fp32"
 
 
@@ -142,19 +142,19 @@ def measure(model: onnx.ModelProto, sample: Sample, budget: Budget) -> Measured:
         budget,
     )
     is_within = all(limit.ok for limit in errors_alone(budget).limits(errors))
-    words = [f"an SQNR of {errors.sqnr_db:.1f} dB"]
+    words = [f"SQNR {errors.sqnr_db:.1f} dB"]
     if is_classifier(sample.expected) and all(np.isfinite(values).all() for values in found.values()):
         expected, got = sample.expected[LOGITS], found[LOGITS]
         counted = [flip.image for flip in flips_between(expected, got, budget.own_error) if flip.counted]
         agreement = 1 - float(sample.weights[counted].sum())
         is_within &= budget.min_agreement is None or agreement >= budget.min_agreement
-        words.append(f"{agreement:.1%} agreement")
+        words.append(f"agreement {agreement:.1%}")
         if sample.labels is not None:
             right = [(top_classes(logits) == sample.labels).astype(np.float64) for logits in (expected, got)]
             fall = float(((right[0] - right[1]) * sample.weights).sum())
             is_within &= budget.max_accuracy_drop is None or fall <= budget.max_accuracy_drop
-            words.append(f"a fall of {fall * 100:.1f} points")
-    return Measured(bool(is_within), join_words(words))
+            words.append(f"fall of top-1 {fall:.1%}")
+    return Measured(bool(is_within), ", ".join(words))
 
 
 def _sample(proof: Proof, images: ProofImages) -> Sample:
