@@ -50,6 +50,7 @@ class CalibrationTable:
         versions: of the packages that decode, run and count.
         corrections: by calibrator, what was taken off the classifier's bias (see
             `exporter.lowering.bias_correction.mean_error`); belongs to one run, and is not there in a merged table.
+        float_nodes: names of the nodes that had been returned to float where the corrections were measured.
     """
 
     schema_version: int
@@ -60,6 +61,7 @@ class CalibrationTable:
     versions: dict[str, str]
     tensors: dict[str, TensorRange]
     corrections: dict[str, list[float]] = field(default_factory=dict)
+    float_nodes: list[str] = field(default_factory=list)
 
     def thresholds(self, calibrator: str) -> dict[str, float]:
         """The threshold that `calibrator` chose for every tensor.

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from runtimes.block_precision import MixedPrecision, Sensitivity
 from runtimes.errors import BundleError, PlanError
 from runtimes.parity.budget import Budget
 from runtimes.parity.compare import ParityReport
@@ -87,6 +88,8 @@ class Manifest:
     parity: ParityReport
     accuracy: Accuracy | None = None
     calibration: CalibrationFacts | None = None
+    sensitivity: Sensitivity | None = None
+    mixed: MixedPrecision | None = None
     files: dict[str, FileFacts] = field(default_factory=dict)
 
     @property

@@ -19,6 +19,8 @@ import click
 import numpy as np
 
 BATCH = 2
+KEPT = 64
+"""How many pictures a calibration hands on to what follows it."""
 
 
 def prepare_model(folder: Path) -> Path:
@@ -62,6 +64,18 @@ def ours(model: Path, count: int) -> None:
     for observer in observers().values():
         for histogram in histograms.values():
             observer(histogram)
+
+
+def sensitivity(model: Path, count: int) -> None:
+    """The damage of every block, on as many images as an export takes; what it costs does not depend on the ranges."""
+    import onnx
+
+    from exporter.lowering.precisions import int8
+    from exporter.lowering.sensitivity import measure_sensitivity
+
+    graph = onnx.load(model)
+    lowered = int8.lower(graph, dict.fromkeys(int8.observed_tensors(graph), 8.0))
+    measure_sensitivity(int8, graph, lowered, np.concatenate(list(batches(count))))
 
 
 def peer(model: Path, count: int, kind: str) -> None:
@@ -116,22 +130,26 @@ def main(few: int, many: int, name: str | None, model: Path | None) -> None:
         import onnxruntime  # noqa: F401  # as above
         import torchvision  # noqa: F401  # as above
 
-        start = time.perf_counter()
-        runs: dict[str, Any] = {"forward": forward, "ours": ours}
+        start, work = time.perf_counter(), time.process_time()
+        runs: dict[str, Any] = {"forward": forward, "ours": ours, "sensitivity": sensitivity}
         if name in runs:
             runs[name](model, few)
         else:
             peer(model, few, name)
-        click.echo(json.dumps({"seconds": time.perf_counter() - start, "peak_gb": peak_gb()}))
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - work
+        click.echo(json.dumps({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gb": peak_gb()}))
         return
     with tempfile.TemporaryDirectory() as folder:
         path = prepare_model(Path(folder))
         plain, own = measure("forward", path, few), measure("ours", path, few)
         theirs = {kind: measure(kind, path, few) for kind in ("Entropy", "Percentile")}
         plain_many, own_many = measure("forward", path, many), measure("ours", path, many)
+        blocks = measure("sensitivity", path, KEPT)
     for count, mine, bare in ((few, own, plain), (many, own_many, plain_many)):
         click.echo(f"time of ours / a bare forward pass, {count} images: {mine['seconds'] / bare['seconds']:.2f}")
     click.echo(f"peak of ours, {many} / {few} images: {own_many['peak_gb'] / own['peak_gb']:.2f}")
+    share = blocks["cpu_seconds"] / own_many["cpu_seconds"]
+    click.echo(f"processor time of the sensitivity of all blocks / of ours, {many} images: {share:.2f}")
     for kind, result in theirs.items():
         ratio, memory = result["seconds"] / own["seconds"], result["peak_gb"] / own["peak_gb"]
         click.echo(

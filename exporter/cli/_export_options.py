@@ -120,6 +120,18 @@ OPTIONS = (
         help="Prove with at most N images.  [default: as many as it takes, at most 2000]",
     ),
     _calibration(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="With --int8: return blocks to FP16 until top-1 falls by at most so many points. Needs labelled --data.",
+    ),
+    _calibration(
+        "--min-agreement",
+        type=float,
+        metavar="PCT",
+        help="With --int8: return blocks to FP16 until at least so many percent of --data keep their class.",
+    ),
+    _calibration(
         "--budget",
         multiple=True,
         metavar="NAME=VALUE",
@@ -202,6 +214,8 @@ def plan_from_options(options: dict[str, Any]) -> ExportPlan:
         allow_few_images=options["allow_few_images"],
         proof_images=options["proof_images"],
         budget=budget_from_text(options["budget"]) if options["budget"] else {},
+        max_drop=options["max_drop"],
+        min_agreement=options["min_agreement"],
         keep_rejected=options["keep_rejected"],
         reference=not options["no_reference"],
         force=options["force"],

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from runtimes.manifest import GraphFacts, Manifest
 
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
+ELSEWHERE = "other values in onnxruntime"
+FUSES_ANYWAY = ("left in float", ELSEWHERE)
+"""The findings that keep TensorRT from fusing nothing."""
 
 
 @click.command(cls=GroupedCommand)
@@ -102,6 +105,8 @@ def _qdq_lines(report: QdqReport) -> list[str]:
         verdict = "whether TensorRT takes this graph as it is meant is unknown"
     elif any(finding.kind == "other values" for finding in report.findings):
         verdict = "TensorRT takes this graph, and computes other values than it says"
+    if any(finding.kind == ELSEWHERE for finding in report.findings):
+        verdict += "; a plain session of onnxruntime computes other values"
     (quantized, convolutions), (shortcuts, additions) = report.convolutions, report.shortcuts
     counts = f"{quantized} of {convolutions} convolutions, {shortcuts} of {additions} residual shortcuts"
     lines = [f"{'quantized':<12} {counts}; {verdict}"]
@@ -117,7 +122,7 @@ def _qdq_lines(report: QdqReport) -> list[str]:
 
 
 def _block_verdict(block: BlockReport) -> str:
-    if any(finding.kind != "left in float" for finding in block.findings):
+    if any(finding.kind not in FUSES_ANYWAY for finding in block.findings):
         return "not as it should be:"
     if not block.convolutions[0]:
         return "in float"

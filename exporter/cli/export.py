@@ -125,6 +125,7 @@ def _json(result: Export, seconds: dict[str, float]) -> dict[str, Any]:
 
 
 def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
+    from exporter.verification.report.block_text import search_lines, worst_text
     from exporter.verification.report.lines import accuracy_line, parity_lines
 
     manifest = result.manifest
@@ -138,6 +139,10 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
         lines.append(
             f"{'calibration':<12} {facts.calibrator}, {facts.images} images, fingerprint {facts.fingerprint[:16]}"
         )
+    if manifest.sensitivity is not None:
+        lines.append(f"{'sensitivity':<12} {worst_text(manifest.sensitivity)}")
+    if manifest.mixed is not None:
+        lines += search_lines(manifest.mixed)
     if manifest.accuracy is not None:
         lines.append(accuracy_line(manifest.accuracy))
     elif result.no_accuracy:

@@ -13,6 +13,8 @@ import onnx
 from onnx import TensorProto, helper
 
 FP32, LOWERED = "fp32/", "lowered/"
+EXACT, ALONE = "exact/", "alone/"
+"""Prefixes of the outputs of `with_exact_part_inputs`."""
 ROUNDING = ("Cast", "QuantizeLinear", "DequantizeLinear")
 
 
@@ -78,6 +80,34 @@ def with_exact_block_inputs(
     ]
     outside = [_with_prefix(node, FP32, inputs) for node in original.graph.node]
     return _join(original, lowered, outside + inside, {end: f"{LOWERED}{name}" for name, end in forms.items()})
+
+
+def with_exact_part_inputs(
+    original: onnx.ModelProto, lowered: onnx.ModelProto, tensors: Sequence[str]
+) -> onnx.ModelProto:
+    """Feed each lowered part exact FP32 input, so that each output shows what lowering that part alone costs.
+
+    Here the rounding of a tensor, to INT8 as well, counts for the part that reads it, since it goes when that part
+    returns to float; in `with_exact_block_inputs` it counts for the part that makes it.
+
+    Args:
+        lowered: the lowered graph as its precision simulates it.
+        tensors: those at which one part ends and another begins. Each is returned twice: as the FP32 graph makes it,
+            under `EXACT`, and as the lowered part does, before it is rounded, under `ALONE`.
+    """
+    names = _lowered_names(original.graph, lowered.graph)
+    produced = {name for node in lowered.graph.node for name in node.output}
+    unrounded = {
+        name: f"{names[name]}.exact" if f"{names[name]}.exact" in produced else names[name] for name in tensors
+    }
+    inputs = _shared_names(original.graph)
+    exact = inputs | {unrounded[name]: f"{FP32}{name}" for name in tensors}
+    nodes = [_with_prefix(node, FP32, inputs) for node in original.graph.node]
+    nodes += [_with_prefix(node, LOWERED, exact) for node in lowered.graph.node]
+    outputs = {f"{EXACT}{name}": f"{FP32}{name}" for name in tensors}
+    return _join(
+        original, lowered, nodes, outputs | {f"{ALONE}{name}": f"{LOWERED}{unrounded[name]}" for name in tensors}
+    )
 
 
 def _join(

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import onnx
 from onnx import TensorProto, helper
 
 from calibration.table import CalibrationTable
-from exporter.lowering.bias_correction import lower_with_correction
+from exporter.lowering.bias_correction import lower_with_correction, with_correction
 from exporter.lowering.precisions import Precision
 from exporter.lowering.qdq.fit import TOO_SMALL
 from exporter.lowering.qdq.targets import QdqTarget, left_in_float
-from exporter.lowering.ranges import CalibrationSet, measure_ranges
+from exporter.lowering.ranges import CalibrationSet, MeasuredRanges, measure_ranges
 from exporter.lowering.registry import load_precision, load_target
 from exporter.lowering.request import LoweringRequest
+from exporter.lowering.sensitivity import measure_sensitivity
+from runtimes.block_precision import Sensitivity
 from runtimes.parity.budget import Budget
 from runtimes.progress import Steps
 
@@ -28,11 +31,16 @@ class LoweredGraph:
     Attributes:
         table: the ranges that it was calibrated with; None for a precision that needs none.
         budget: what parity allows it.
+        sensitivity: what each block costs; None for a precision without calibration, and where there were no pictures.
+        with_float_nodes: lowers the same graph again, with the same ranges and these nodes in FP16; None for a
+            precision without calibration.
     """
 
     model: onnx.ModelProto
     table: CalibrationTable | None
     budget: Budget
+    sensitivity: Sensitivity | None = None
+    with_float_nodes: Callable[[Collection[str]], LoweredGraph] | None = None
 
 
 def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringRequest, steps: Steps) -> LoweredGraph:
@@ -58,7 +66,30 @@ def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringReque
     with steps(f"lower to {request.precision}"):
         model, table = lower_with_correction(precision, clean, measured, images, request)
         _report_float_convolutions(clean, model, load_target(request.target), steps)
-    return LoweredGraph(model, table, budget_of(precision, clean))
+    budget = budget_of(precision, clean)
+
+    def lower_again(float_nodes: Collection[str]) -> LoweredGraph:
+        again = lower_with_correction(precision, clean, measured, images, request, float_nodes)
+        return LoweredGraph(again.model, again.table, budget)
+
+    with steps("measure sensitivity"):
+        exact = with_correction(clean, table, request.calibrator_name)
+        sensitivity = _sensitivity(precision, exact, model, measured, images)
+    return LoweredGraph(model, table, budget, sensitivity, lower_again)
+
+
+def _sensitivity(
+    precision: Precision,
+    exact: onnx.ModelProto,
+    lowered: onnx.ModelProto,
+    measured: MeasuredRanges,
+    images: CalibrationSet,
+) -> Sensitivity | None:
+    """What each block costs, on the calibration's pictures; None where a table came without any."""
+    if measured.pictures is None:
+        return None
+    (inputs,) = images.as_inputs([images.preprocess.normalise(measured.pictures)])
+    return measure_sensitivity(precision, exact, lowered, inputs)
 
 
 def budget_of(precision: Precision, clean: onnx.ModelProto) -> Budget:

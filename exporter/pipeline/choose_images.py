@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,10 @@ from calibration.data import ImageSource, Split, built_in, check_channels, open_
 from calibration.order import order_evenly
 from exporter.lowering.ranges import CalibrationSet, chosen_places
 from exporter.models.loaded import LoadedModel
+from exporter.pipeline.loss_target import LossTarget
 from exporter.pipeline.plan import ExportPlan
 from exporter.pipeline.proof_images import PictureReader, ProofImages
-from exporter.pipeline.terms import check_limits_apply
+from exporter.pipeline.terms import check_limits_apply, fewest_to_decide
 from runtimes.errors import BadInput, PlanError
 from runtimes.parity.budget import Budget
 from runtimes.parity.intervals import SMALLEST_LOOK
@@ -70,8 +72,74 @@ def proof_images(loaded: LoadedModel, plan: ExportPlan, budget: Budget, steps: S
     most = plan.proof_images or (MOST_IMAGES if counts or (labels is not None and is_trained) else fewest)
     places = _proof_places(source if labels is None else replace(source, labels=labels), plan, most, counts=counts)
     reader = PictureReader(replace(source, labels=labels), loaded.preprocess, plan.uint8_input, steps)
-    block = fewest if plan.features else -(-BLOCK // plan.batch.max) * plan.batch.max
-    return replace(ProofImages.reading(reader, places, most, block), no_accuracy=no_accuracy)
+    images = ProofImages.reading(reader, places, most, _block_size(plan))
+    return replace(images, no_accuracy=no_accuracy)
+
+
+class PartedImages(NamedTuple):
+    """Two parts of --data that share no image, and share none with the calibration: to choose which blocks return to
+    FP16, and to prove the choice with."""
+
+    choosing: ProofImages
+    proof: ProofImages
+
+
+def parted_images(loaded: LoadedModel, plan: ExportPlan, budget: Budget, steps: Steps) -> PartedImages:
+    """The images to choose blocks with, and to prove the choice with: of all that were not calibrated on, every other
+    one, evenly over the classes.
+
+    How many they are at most in each part, `--proof-images` says; without it, `MOST_IMAGES`, or more where the budget
+    takes more.
+
+    Args:
+        budget: what both are held to.
+
+    Raises:
+        BadInput: the images have other channels than the model, or none can be read.
+        PlanError: there are too few to decide, or their classes are needed and not the model's.
+    """
+    target = plan.loss_target
+    assert target is not None, "expected --max-drop or --min-agreement"
+    source = _proof_source(loaded, plan, steps)
+    labels, no_accuracy = _model_labels(source, loaded, plan)
+    if target.wanted == "max_drop" and labels is None:
+        raise PlanError(
+            f"--max-drop counts right answers, and needs pictures whose classes are the model's"
+            f"{f': {no_accuracy}' if no_accuracy else ', got pictures without classes'}; give such --data, or "
+            "--min-agreement, which needs no classes"
+        )
+    if no_accuracy:
+        steps.left_out(f"accuracy, {no_accuracy}")
+    order = order_evenly(source.count, source.labels, plan.seed)
+    others = order[~np.isin(order, chosen_places(source, plan.lowering_request))]
+    needed = fewest_to_decide(budget, labelled=labels is not None)
+    _check_enough(plan, target, needed, len(others))
+    most = plan.proof_images or max(MOST_IMAGES, 2 * needed)
+    reader = PictureReader(replace(source, labels=labels), loaded.preprocess, plan.uint8_input, steps)
+    choosing, proof = (ProofImages.reading(reader, others[part::2], most, _block_size(plan)) for part in (0, 1))
+    return PartedImages(*(replace(images, no_accuracy=no_accuracy) for images in (choosing, proof)))
+
+
+def _check_enough(plan: ExportPlan, target: LossTarget, needed: int, left: int) -> None:
+    """Refuse parts of --data that are too small to show anything, however good the network."""
+    where = f"{needed} to choose blocks with and {needed} to prove the choice with"
+    so_many = f"so many it takes to show {target.text} where not one image changes its class"
+    if left < 2 * needed:
+        raise PlanError(
+            f"expected {where} besides the images to calibrate on, got {left}; {so_many}: give more --data, or "
+            f"{'a larger --max-drop' if target.wanted == 'max_drop' else 'a smaller --min-agreement'}"
+        )
+    if plan.proof_images is not None and plan.proof_images < needed:
+        raise PlanError(
+            f"expected --proof-images of at least {needed}, got {plan.proof_images}; {so_many}; leave it out"
+        )
+
+
+def _block_size(plan: ExportPlan) -> int:
+    """How many images to hold in memory at a time."""
+    if plan.features:
+        return max(FEWEST_IMAGES, plan.batch.max)
+    return -(-BLOCK // plan.batch.max) * plan.batch.max
 
 
 def _calibration_source(loaded: LoadedModel, plan: ExportPlan) -> ImageSource:

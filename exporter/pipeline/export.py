@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from exporter.models.backbone import output_names, with_features
 from exporter.models.determinism import check_deterministic
 from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
-from exporter.pipeline.choose_images import MOST_IMAGES, calibration_set, proof_images
+from exporter.pipeline.choose_images import MOST_IMAGES, calibration_set, parted_images, proof_images
 from exporter.pipeline.first_step import Lowering
 from exporter.pipeline.images import Candidate, Graphs, Images, Proof
 from exporter.pipeline.plan import FULL, ExportPlan
@@ -32,11 +31,15 @@ from exporter.pipeline.proof_images import ProofImages
 from exporter.pipeline.prove import prove
 from exporter.pipeline.refusal import why_refused
 from exporter.pipeline.resize_proof import images_of_one_colour, resize_to_fitting_size
+from exporter.pipeline.return_blocks import STEP as RETURN_BLOCKS
+from exporter.pipeline.return_blocks import Judge, removed_when_done, return_blocks
 from exporter.pipeline.terms import budget_for, errors_alone
 from exporter.pipeline.write_bundle import GOLDEN_IMAGES, Findings, Golden, write_bundle
 from exporter.verification.blocks.both_sides import BothSides
 from exporter.verification.blocks.drift import drift_between
 from exporter.verification.blocks.findings import Drift
+from exporter.verification.report.block_text import returned_text
+from runtimes.backends.pytorch import PyTorchRuntime
 from runtimes.bundle_writing import check_rejected, keep_rejected, staging_folder
 from runtimes.errors import ParityError, PlanError
 from runtimes.manifest import Manifest
@@ -63,11 +66,15 @@ class Export:
 
 
 class _Loaded(NamedTuple):
-    """A model, the images to calibrate it on and to prove it with, and what it is held to."""
+    """A model, and the images to calibrate it on and to prove it with.
+
+    `choosing` are those to choose blocks with; None where none are to be chosen.
+    """
 
     model: LoadedModel
     calibration: CalibrationSet
     images: ProofImages
+    choosing: ProofImages | None
 
 
 class _Proven(NamedTuple):
@@ -96,9 +103,9 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         find_observer(plan.calibrator)  # refused before the long work
     if plan.keep_rejected:
         check_rejected(plan.output)  # likewise
-    with staging_folder(plan.output, force=plan.force) as folder:
+    with removed_when_done(plan), staging_folder(plan.output, force=plan.force) as folder:
         with steps("weights"):
-            loaded, calibration, images = _load(plan, precision, steps)
+            loaded, calibration, images, choosing = _load(plan, precision, steps)
         with steps("trace"):
             program = _trace(loaded, images.first, plan)
         form = _graph_form(plan, loaded)
@@ -106,15 +113,24 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         lowered = lower(float_graph, calibration, plan.lowering_request, steps)
         budget = budget_for(plan, loaded, lowered.budget)
         resize = partial(with_resize, form=form, preprocess=loaded.preprocess)
+        with steps("save"):
+            save_program(program, folder / PyTorchRuntime.FILE, form.outputs)
+        mixed = None
+        if choosing is not None:
+            with PyTorchRuntime.open(folder / PyTorchRuntime.FILE) as reference, steps(RETURN_BLOCKS):
+                judge = Judge(choosing, reference, budget, plan.batch, precision, resize)
+                lowered, mixed = return_blocks(plan, float_graph, lowered, judge, steps)
         clean, model = resize(float_graph), resize(lowered.model)
         with steps("save"):
-            _save(folder, program, model, plan.precision, form.outputs)
+            _save(folder, model, plan.precision)
         with steps("prove"):
             graphs = Graphs(clean, _simulation(folder, model, precision))
             candidate = Candidate(folder, graphs, plan.batch, precision.RUNS_ON, form.any_size)
             proof, images, golden = _prove(candidate, images, loaded.preprocess, budget, progress)
-            lowering = Lowering(graphs, float_graph, lowered.table, calibration, plan.lowering_request, resize)
+            lowering = Lowering(graphs, float_graph, lowered.table, calibration, plan, resize)
             refusal = why_refused(proof, images, lowering, plan.proof_images or MOST_IMAGES)
+            if refusal and mixed is not None:
+                refusal = f"{refusal}; the choice was {returned_text(mixed)}"
         if refusal and not plan.keep_rejected:
             raise ParityError(f"{refusal}; no bundle was written, --keep-rejected keeps it as evidence", proof.report)
         with steps("follow blocks"):
@@ -122,7 +138,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             both = BothSides(program, clean, exact, model, graphs.simulation, bool(precision.RUNS_ON))
             drift = _drift(both, images.first, budget)
         with steps("write"):
-            found = Findings(lowered.table, images, proof, golden, drift)
+            found = Findings(lowered.table, images, proof, golden, drift, lowered.sensitivity, mixed)
             manifest = write_bundle(folder, plan, loaded, model, found)
         if refusal:
             kept = keep_rejected(folder, plan.output)
@@ -138,9 +154,13 @@ def _load(plan: ExportPlan, precision: Precision, steps: Steps) -> _Loaded:
     if plan.uint8_input == FULL:
         check_resizable(loaded.preprocess)
     calibration = calibration_set(loaded, plan)
-    images = proof_images(loaded, plan, budget_for(plan, loaded, precision.BUDGET), steps)
+    budget, choosing = budget_for(plan, loaded, precision.BUDGET), None
+    if plan.loss_target is None:
+        images = proof_images(loaded, plan, budget, steps)
+    else:
+        choosing, images = parted_images(loaded, plan, budget, steps)
     plain = images_of_one_colour(loaded.preprocess, as_pixels=plan.uint8_input is not None)
-    return _Loaded(loaded, calibration, replace(images, plain=plain))
+    return _Loaded(loaded, calibration, replace(images, plain=plain), choosing)
 
 
 def _trace(loaded: LoadedModel, images: Images, plan: ExportPlan) -> ExportedProgram:
@@ -159,13 +179,10 @@ def _graph_form(plan: ExportPlan, loaded: LoadedModel) -> GraphForm:
     return GraphForm(plan.opset, plan.batch, output_names(loaded.module), takes_pixels, any_size)
 
 
-def _save(
-    folder: Path, program: ExportedProgram, model: onnx.ModelProto, precision: str, outputs: Sequence[str]
-) -> None:
-    """Write `model.onnx` and `reference.pt2`."""
+def _save(folder: Path, model: onnx.ModelProto, precision: str) -> None:
+    """Write `model.onnx`."""
     onnx.helper.set_model_props(model, {"precision": precision})  # for readers who get only the file
     onnx.save(model, folder / "model.onnx")
-    save_program(program, folder / "reference.pt2", outputs)
 
 
 def _simulation(folder: Path, model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto | None:

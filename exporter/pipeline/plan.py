@@ -13,6 +13,7 @@ from exporter.lowering.request import LoweringRequest
 from exporter.models.registry import find_model
 from exporter.models.request import ModelRequest
 from exporter.models.spec import ModelSpec
+from exporter.pipeline.loss_target import LossTarget, loss_target
 from runtimes.errors import PlanError
 from runtimes.kinds import check_kinds
 from runtimes.specs import BatchRange
@@ -52,6 +53,9 @@ class ExportPlan:
         proof_images: how many images to prove with at most; None takes what the proof needs (see
             `exporter.pipeline.choose_images.proof_images`).
         budget: limits of the parity budget by name, in place of the precision's own.
+        max_drop: how many points of top-1 INT8 may cost at most; blocks return to FP16 until it costs no more. Needs
+            `data` whose classes are the model's.
+        min_agreement: on how many percent of the images the class must stay at least; likewise, but needs no classes.
         keep_rejected: write a bundle that its proof refuses beside `output`, under that name with `.rejected`.
         reference: keep `reference.pt2` in the bundle.
         force: replace a bundle that is at `output`.
@@ -86,6 +90,8 @@ class ExportPlan:
     allow_few_images: bool = False
     proof_images: int | None = None
     budget: Mapping[str, float] = field(default_factory=dict)
+    max_drop: float | None = None
+    min_agreement: float | None = None
     keep_rejected: bool = False
     reference: bool = True
     force: bool = False
@@ -107,6 +113,7 @@ class ExportPlan:
             )
         if self.budget:
             self._check_budget()
+        _ = self.limits
 
     def _check_budget(self) -> None:
         """Refuse limits that are none, or that cannot apply to what is planned."""
@@ -132,6 +139,17 @@ class ExportPlan:
     def lowering_request(self) -> LoweringRequest:
         """The part of the plan that is about the precision."""
         return _part_of(self, LoweringRequest)
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """The limits of the parity budget that replace the precision's own: `budget`, and that of the loss target."""
+        target = self.loss_target
+        return self.budget if target is None else {**self.budget, target.limit_name: target.limit}
+
+    @property
+    def loss_target(self) -> LossTarget | None:
+        """What the plan asks for by `max_drop` or `min_agreement`."""
+        return loss_target(self)
 
     @property
     def spec(self) -> ModelSpec:

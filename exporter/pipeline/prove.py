@@ -77,7 +77,7 @@ def prove(candidate: Candidate, images: ProofImages, *, budget: Budget, progress
                 plain.check(name, runtime, simulation)
             count = _ImageCount(images.most, 1 + len(deciding), progress)
             trial = Trial(reference, deciding, _output_names(candidate), candidate.batch, count)
-            answers = _decide(trial, images, budget, simulation)
+            answers = decide(trial, images, budget, simulation)
     answers = {name: plain.mark(name, answer) for name, answer in (answers | beside).items()}
     report = ParityReport(
         ok=all(one.ok for one in answers.values()),
@@ -90,8 +90,8 @@ def prove(candidate: Candidate, images: ProofImages, *, budget: Budget, progress
     return Proof(trial.outputs, answers, report, decisive.accuracy, trial.labels, trial.places)
 
 
-def _decide(
-    trial: Trial, images: ProofImages, budget: Budget, simulation: onnx.ModelProto | None
+def decide(
+    trial: Trial, images: ProofImages, budget: Budget, simulation: onnx.ModelProto | None = None
 ) -> dict[str, BackendParity]:
     """Run the images until they decide, or are at their end; the answers by the runtimes' names.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,11 @@ from exporter.pipeline.plan import ExportPlan
 from runtimes.errors import PlanError
 from runtimes.parity.budget import Budget
 from runtimes.parity.budget_options import changed_budget
+from runtimes.parity.intervals import look_sizes
+from runtimes.parity.limits import Confidence
+
+SMALLEST_ALLOWED = 1e-9
+"""Stands for nothing at all, which no number of images shows."""
 
 
 def budget_for(plan: ExportPlan, loaded: LoadedModel, budget: Budget) -> Budget:
@@ -20,12 +26,33 @@ def budget_for(plan: ExportPlan, loaded: LoadedModel, budget: Budget) -> Budget:
     Random weights are not judged by agreement and accuracy unless the plan says so.
     """
     is_random = loaded.facts.weights.kind == "random"
-    return changed_budget(budget.for_random_weights() if is_random else budget, plan.budget)
+    return changed_budget(budget.for_random_weights() if is_random else budget, plan.limits)
 
 
 def errors_alone(budget: Budget) -> Budget:
     """The budget without the limits that count images, of which a few prove nothing."""
     return replace(budget, min_agreement=None, max_accuracy_drop=None)
+
+
+def fewest_to_decide(budget: Budget, *, labelled: bool) -> int:
+    """How many images it takes to keep the budget's limits on agreement and accuracy, where no image changes its class.
+
+    Then both limits are z²/(n + z²) away from what was measured: Wilson's, of n of n, and Tango's, of none lost and
+    none gained.
+
+    Args:
+        labelled: the images' classes are known, so that accuracy is judged.
+    """
+    falls = [budget.max_accuracy_drop] if labelled and budget.max_accuracy_drop is not None else []
+    allowed = [*falls, *([1 - budget.min_agreement] if budget.min_agreement is not None else [])]
+    if budget.confidence is None or not allowed:
+        return 1
+    images, needed = 0, 1
+    while needed > images:
+        images = needed
+        z = Confidence(budget.confidence, len(look_sizes(images))).z
+        needed = math.ceil(z * z * (1 - min(allowed)) / max(min(allowed), SMALLEST_ALLOWED))
+    return images
 
 
 def check_limits_apply(plan: ExportPlan, loaded: LoadedModel, labels: NDArray[Any] | None, no_accuracy: str) -> None:

@@ -18,6 +18,7 @@ from exporter.pipeline.plan import ExportPlan
 from exporter.pipeline.proof_images import ProofImages
 from exporter.pipeline.report_page import REPORT, page_from_proof
 from exporter.verification.blocks.findings import Drift
+from runtimes.block_precision import MixedPrecision, Sensitivity
 from runtimes.bundle import Bundle
 from runtimes.bundle_writing import files_of, write_manifest
 from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, Manifest
@@ -49,6 +50,8 @@ class Findings:
     Attributes:
         table: the calibrated ranges; None where the precision needs none.
         drift: None for a network whose blocks cannot be told.
+        sensitivity: what INT8 costs in each block; None for another precision.
+        mixed: which blocks are in FP16; None where that was not asked for.
     """
 
     table: CalibrationTable | None
@@ -56,6 +59,8 @@ class Findings:
     proof: Proof
     golden: Golden
     drift: Drift | None
+    sensitivity: Sensitivity | None = None
+    mixed: MixedPrecision | None = None
 
 
 def write_bundle(
@@ -115,4 +120,6 @@ def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, fou
         parity=found.proof.report,
         accuracy=found.proof.accuracy,
         calibration=CalibrationFacts(calibrator, table.images, table.fingerprint) if table else None,
+        sensitivity=found.sensitivity,
+        mixed=found.mixed,
     )

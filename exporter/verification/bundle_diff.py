@@ -11,8 +11,9 @@ import msgspec
 
 from runtimes.bundle import Bundle
 
-LEFT_OUT = ("files", "schema_version")
-"""Files are compared on their own, by name; a bundle of another schema version cannot be opened at all."""
+LEFT_OUT = ("files", "schema_version", "sensitivity", "mixed.curve")
+"""Files are compared on their own, by name; a bundle of another schema version cannot be opened at all. Figures of each
+block, and of choices that were not made, explain the others."""
 TABLE = "calibration.json"
 DIGEST = 16
 """How many characters of a digest are shown."""
@@ -47,8 +48,9 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """The leaves of nested tables, each with its path (`model.weights.kind`); a list is one leaf."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            if path or name not in LEFT_OUT:
-                yield from _flat(inner, f"{path}.{name}" if path else name)
+            whole = f"{path}.{name}" if path else name
+            if whole not in LEFT_OUT:
+                yield from _flat(inner, whole)
     else:
         yield path, _text(value)
 

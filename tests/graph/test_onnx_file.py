@@ -81,6 +81,23 @@ def test_scales_in_a_file_beside_the_model_are_read(inspect: Any, tmp_path: Path
     assert "is not zero" in shown.out
 
 
+def test_what_onnxruntime_alone_gets_wrong_is_told_beside_what_tensorrt_takes(inspect: Any, tmp_path: Path) -> None:
+    model = qdq_graphs.convolved(
+        qdq_graphs.half_pair,
+        qdq_graphs.half_weight,
+        bias=lambda graph: graph.constant(np.full(qdq_graphs.ROWS, 60, np.float16)),
+        behind=lambda graph, output: graph.pair(graph.node("Relu", output), np.float16(1)),
+        takes=qdq_graphs.HALF,
+        gives=qdq_graphs.HALF,
+    )
+    onnx.save(onnx.shape_inference.infer_shapes(model), tmp_path / "model.onnx")
+    shown = inspect(tmp_path / "model.onnx").out
+    assert "TensorRT takes this graph; a plain session of onnxruntime computes other values" in shown
+    assert "1 of 1 convolutions INT8, fuses, but for:" in shown
+    assert f"other values in onnxruntime: Conv of '{model.graph.node[4].output[0]}': a plain session" in shown
+    assert "INT32 with a scale of FP16, and is wrong in 32 of 32 channels; add the bias behind it" in shown
+
+
 @pytest.mark.parametrize("content", ["junk", "empty", "cut", "no graph", "sparse", "folder", "nothing"])
 def test_what_is_no_model_is_told_in_one_line(inspect: Any, tmp_path: Path, content: str) -> None:
     path = tmp_path / "model.onnx"

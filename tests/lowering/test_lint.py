@@ -17,6 +17,7 @@ from exporter.graph.blocks import blocks
 from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module
 from exporter.lowering.precisions import int8
+from exporter.lowering.qdq.biases import with_biases_inside
 from exporter.lowering.qdq.lint import QdqReport, lint
 from exporter.models.loading import load_model
 from runtimes.nvidia.log import log_of
@@ -148,12 +149,17 @@ def test_the_qoperator_format_is_refused(graph: onnx.ModelProto, tmp_path: Path)
     assert any("QLinearConv is not supported" in finding.message for finding in report.findings)
 
 
-def test_a_bias_of_another_type_is_refused_by_its_convolutions_name(graph: onnx.ModelProto) -> None:
+@pytest.mark.parametrize("where", ["inside", "behind"])
+def test_a_bias_of_another_type_is_refused_by_its_nodes_name(graph: onnx.ModelProto, where: str) -> None:
     model = int8.lower(graph, dict.fromkeys(int8.observed_tensors(graph), 4.0))
-    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "layer1.0.conv1.bias")
+    model, name, node = {
+        "inside": (with_biases_inside(model), "layer1.0.conv1.bias_inside", "layer1.0.conv1"),
+        "behind": (model, "layer1.0.conv1.bias_per_channel", "layer1.0.conv1.add_bias"),
+    }[where]
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == name)
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias).astype(np.float32), bias.name))
     report = checked(model)
-    assert [(finding.node, finding.kind) for finding in report.findings] == [("layer1.0.conv1", "refused")]
+    assert [(finding.node, finding.kind) for finding in report.findings] == [(node, "refused")]
     assert "FLOAT and FLOAT16" in report.findings[0].message
 
 

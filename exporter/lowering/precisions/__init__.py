@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from exporter.lowering.qdq.targets import DEFAULT_TARGET
@@ -32,13 +32,18 @@ class Precision(Protocol):
         """
 
     def lower(
-        self, model: onnx.ModelProto, thresholds: Mapping[str, float], target: str = DEFAULT_TARGET
+        self,
+        model: onnx.ModelProto,
+        thresholds: Mapping[str, float],
+        target: str = DEFAULT_TARGET,
+        float_nodes: Collection[str] = (),
     ) -> onnx.ModelProto:
         """The graph in this precision; `model` is not changed.
 
         Args:
             thresholds: observed tensor -> the largest magnitude that it must hold.
             target: where Q/DQ pairs go; means nothing to a precision without them.
+            float_nodes: names of the nodes that read nothing quantized; likewise.
 
         Raises:
             LowerError: the precision cannot hold the model's values.

@@ -5,7 +5,7 @@ Its range is FP32's, its mantissa has 7 bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx
 
@@ -27,7 +27,12 @@ def observed_tensors(model: onnx.ModelProto, target: str = DEFAULT_TARGET) -> tu
     return ()
 
 
-def lower(model: onnx.ModelProto, thresholds: Mapping[str, float], target: str = DEFAULT_TARGET) -> onnx.ModelProto:
+def lower(
+    model: onnx.ModelProto,
+    thresholds: Mapping[str, float],
+    target: str = DEFAULT_TARGET,
+    float_nodes: Collection[str] = (),
+) -> onnx.ModelProto:
     """The graph in BF16 between two casts.
 
     Raises:

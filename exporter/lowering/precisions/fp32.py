@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx
 
@@ -18,7 +18,12 @@ def observed_tensors(model: onnx.ModelProto, target: str = DEFAULT_TARGET) -> tu
     return ()
 
 
-def lower(model: onnx.ModelProto, thresholds: Mapping[str, float], target: str = DEFAULT_TARGET) -> onnx.ModelProto:
+def lower(
+    model: onnx.ModelProto,
+    thresholds: Mapping[str, float],
+    target: str = DEFAULT_TARGET,
+    float_nodes: Collection[str] = (),
+) -> onnx.ModelProto:
     """The graph itself."""
     return model
 

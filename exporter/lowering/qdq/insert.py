@@ -60,6 +60,7 @@ def insert_pairs(model: onnx.ModelProto, placement: Placement, thresholds: Mappi
         nodes += [pair for name in node.output for pair in pairs.get(name, ())]
     read = {name for node in nodes for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    constants = [tensor for tensor in constants if tensor.name in read]  # nothing may be quantized
     result = helper.make_graph(nodes, graph.name, graph.input, graph.output, [*kept, *constants])
     return helper.make_model(
         result, opset_imports=model.opset_import, ir_version=model.ir_version, producer_name=model.producer_name

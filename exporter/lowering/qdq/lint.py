@@ -2,7 +2,8 @@
 
 The rules for what is refused and for what a convolution reads were measured on TensorRT-RTX's parser and builder
 (`exporter.lowering.qdq.refusals`, `exporter.lowering.qdq.reading`); those for what is fused are NVIDIA's placement
-rules (`exporter.lowering.qdq.targets.tensorrt`), since TensorRT-RTX fuses nothing.
+rules (`exporter.lowering.qdq.targets.tensorrt`), since TensorRT-RTX fuses nothing. One more rule is for those who
+open the file in a plain session of onnxruntime (`exporter.lowering.qdq.onnxruntime_biases`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import onnx
 from exporter.graph.blocks import ADDITIONS, Block, blocks, residuals
 from exporter.graph.facts import CONVOLUTIONS, inline_functions
 from exporter.graph.inference import InferredGraph, inferred_graphs
+from exporter.lowering.qdq.onnxruntime_biases import bias_problems
 from exporter.lowering.qdq.reading import Readings
 from exporter.lowering.qdq.refusals import Finding, Problem, refusals
 from exporter.lowering.qdq.targets.tensorrt import places_left_in_float
@@ -53,7 +55,7 @@ class BlockReport:
         convolutions: how many run in INT8, of all, including transposed ones.
         shortcut: whether the shortcut of its addition is INT8; None without an addition.
         findings: everything that is refused, computed otherwise, not fused, left in float, or not known; empty if all
-            of it fuses.
+            of it fuses. `other values in onnxruntime` is none of TensorRT's.
     """
 
     name: str
@@ -156,6 +158,7 @@ class _LintedGraph:
             findings += _findings(block.addition, addition, self._check_addition(addition, side))
         for place, node in nodes:
             findings += _findings(place, node, self._check_other(node))
+            findings += _findings(place, node, bias_problems(self.view, node))
         return BlockReport(
             block.name,
             Int8Count(sum(self.is_int8(node) for _, node in convolutions), len(convolutions)),

@@ -7,6 +7,7 @@ import onnx
 from exporter.graph.counts import multiply_accumulates
 from exporter.graph.facts import initializer_shapes
 from exporter.graph.inference import inferred_graphs
+from exporter.lowering.qdq.biases import bias_additions
 from exporter.lowering.qdq.lint import DEQUANTIZE
 from exporter.lowering.qdq.targets import left_in_float, tensorrt
 from exporter.verification.report.records import GraphLayer
@@ -28,13 +29,17 @@ SHORT = {"FLOAT": "FP32", "FLOAT16": "FP16", "BFLOAT16": "BF16"}
 
 
 def layers_from_model(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
-    """The graph's layers in its order. Biases are not considered: they are float in every precision."""
+    """The graph's layers in its order.
+
+    Biases are left out, also those added behind their convolutions: they are float in every precision.
+    """
     own = inferred_graphs(model)[0]
     types, shapes = own.types, own.shapes
     constants = initializer_shapes(model)
     nodes = model.graph.node
     pairs = {node.output[0]: node for node in nodes if node.op_type == DEQUANTIZE}
     floats = left_in_float(tensorrt, model.graph) if pairs else {}
+    biases = bias_additions(model.graph)
 
     def kind(tensor: str) -> str:
         name = types.get(pairs[tensor].input[0] if tensor in pairs else tensor, "unknown")
@@ -61,6 +66,6 @@ def layers_from_model(model: onnx.ModelProto) -> tuple[GraphLayer, ...]:
             macs=(multiply_accumulates(node, shapes) or 0) // own.images,
             remark=floats.get(node.name, ""),
         )
-        for node in nodes
-        if node.op_type not in NO_LAYERS
+        for place, node in enumerate(nodes)
+        if node.op_type not in NO_LAYERS and place not in biases
     )

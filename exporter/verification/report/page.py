@@ -15,7 +15,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from exporter.verification.report.plots import Caption, drift_svgs, histogram_svg
+from exporter.verification.report.block_text import asked_text, measured_text, returned_text, worst_text
+from exporter.verification.report.plots import Caption, damage_svg, drift_svgs, histogram_svg
 from exporter.verification.report.records import DriftChart, Section
 from exporter.verification.report.sentences import (
     join_words,
@@ -91,6 +92,11 @@ def html_from_sections(sections: Sequence[Section]) -> bytes:
         "histogram_rows": histogram_rows,
         "histogram_plot": _histogram_plot,
         "drift_plots": _drift_plots,
+        "damage_plot": _damage_plot,
+        "worst_text": worst_text,
+        "asked_text": asked_text,
+        "returned_text": returned_text,
+        "measured_text": measured_text,
         "class_name": class_name,
         "precision_text": precision_text,
         "measured_classes": _has_classes,
@@ -176,6 +182,14 @@ def _histogram_plot(section: Section, name: str) -> Markup:
     unit = "the largest logit" if _has_classes(section) else "the output's largest value"
     # ElementTree has escaped what is in it.
     return Markup(histogram_svg(histograms, section.check.budget.max_relative_error, unit, caption))
+
+
+def _damage_plot(section: Section, name: str) -> Markup:
+    sensitivity, mixed = section.manifest.sensitivity, section.manifest.mixed
+    assert sensitivity is not None
+    text = f"A bar each for {len(sensitivity.blocks)} blocks; the figures are in the table below."
+    caption = Caption(f"{name}-damage", "Share of each block in the damage of INT8", text)
+    return Markup(damage_svg(sensitivity, mixed.returned if mixed is not None else (), caption))
 
 
 def _drift_plots(drift: DriftChart, name: str) -> tuple[Markup, Markup]:

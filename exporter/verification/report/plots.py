@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,6 +24,7 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from exporter.verification.report.records import DriftChart
+from runtimes.block_precision import Sensitivity
 from runtimes.parity.evidence import HIGHEST_DECADE, LOWEST_DECADE, ErrorHistogram
 
 INK, FAINT, LIMIT = "#0000b1", "#0000b2", "#0000b3"
@@ -118,6 +119,37 @@ def drift_svgs(drift: DriftChart, error: Caption, sqnr: Caption) -> tuple[str, s
         _draw_lines(axes, drift, [np.array(one.sqnr_db, np.float64) for one in drift.series], "SQNR in dB")
         _finish(figure, axes)
         return first, _svg(figure, sqnr)
+
+
+def damage_svg(sensitivity: Sensitivity, returned: Collection[str], caption: Caption) -> str:
+    """A bar for each block, as high as its share of the damage of INT8, as an SVG element.
+
+    Args:
+        returned: the blocks in FP16; their bars are outlines.
+    """
+    with _figure() as figure:
+        axes = figure.subplots()
+        shares = sensitivity.shares
+        for kind, label, fill in ((False, "in INT8", True), (True, "in FP16: it costs this no more", False)):
+            places = [place for place, name in enumerate(shares) if (name in returned) == kind]
+            heights = [share for name, share in shares.items() if (name in returned) == kind]
+            if places:
+                colour = SERIES[int(kind)]
+                axes.bar(
+                    places,
+                    heights,
+                    color=colour if fill else "none",
+                    edgecolor=colour,
+                    linewidth=1.6,
+                    label=label if returned else None,
+                )
+        every = math.ceil(len(shares) / MOST_TICKS)
+        axes.set_xticks(range(0, len(shares), every), list(map(_tick, list(shares)[::every])), rotation=90)
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%")
+        axes.set_ylabel("share of the damage")
+        _finish(figure, axes)
+        return _svg(figure, caption)
 
 
 def _draw_lines(axes: Axes, drift: DriftChart, lines: Sequence[NDArray[np.float64]], label: str) -> None:

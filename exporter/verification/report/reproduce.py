@@ -50,6 +50,8 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
         words += ["--calibrator", facts.calibrator, "--calibration-images", str(facts.images)]
         words += ["--allow-few-images"] if facts.images < FEWEST_IMAGES else []
         notes.append(f"# and --data, where the pictures of fingerprint {facts.fingerprint} are not the built-in ones")
+    if (mixed := manifest.mixed) is not None:
+        words += ["--max-drop" if mixed.wanted == "max_drop" else "--min-agreement", f"{100 * mixed.limit:.10g}"]
     words += ["--no-reference"] if "reference.pt2" not in manifest.files else []
     return (_command(words), *notes)
 

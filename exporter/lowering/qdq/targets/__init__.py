@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -44,8 +45,12 @@ class Placement:
 class QdqTarget(Protocol):
     """What a target's file defines."""
 
-    def place_pairs(self, model: onnx.ModelProto) -> Placement:
-        """Choose what to quantize in a float graph with folded batch norms and distinct node names."""
+    def place_pairs(self, model: onnx.ModelProto, float_nodes: Collection[str] = ()) -> Placement:
+        """Choose what to quantize in a float graph with folded batch norms and distinct node names.
+
+        Args:
+            float_nodes: names of the nodes that read nothing quantized, since their accuracy is wanted.
+        """
 
     def places_left_in_float(self, graph: onnx.GraphProto) -> dict[int, str]:
         """The convolutions that the target leaves in float: place among the graph's nodes -> reason.

@@ -18,7 +18,7 @@ Everything else (attention, normalisation, gates, resizing, concatenation) stays
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Collection, Set
 
 import onnx
 
@@ -29,12 +29,21 @@ from exporter.lowering.qdq.targets import Edge, Placement
 POOLS = ("GlobalAveragePool", "GlobalMaxPool")
 
 
-def place_pairs(model: onnx.ModelProto) -> Placement:
-    """Choose what to quantize in a float graph with folded batch norms and distinct node names."""
+def place_pairs(model: onnx.ModelProto, float_nodes: Collection[str] = ()) -> Placement:
+    """Choose what to quantize in a float graph with folded batch norms and distinct node names.
+
+    Args:
+        float_nodes: names of the nodes that read nothing quantized. A max pool among them still does where a quantized
+            convolution reads its output: the pool of rounded values is the rounded value of the pool.
+    """
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output}
     floats = places_left_in_float(graph)
-    convolutions = [node for place, node in enumerate(graph.node) if node.op_type == "Conv" and place not in floats]
+    convolutions = [
+        node
+        for place, node in enumerate(graph.node)
+        if node.op_type == "Conv" and place not in floats and node.name not in float_nodes
+    ]
     quantized = {node.name for node in convolutions}
     fed_to_convolution = {node.input[0] for node in convolutions}
     edges = {Edge(node.name, 0) for node in convolutions}
@@ -42,7 +51,7 @@ def place_pairs(model: onnx.ModelProto) -> Placement:
     edges |= {Edge(node.name, 0) for node in pools}
     for residual in residuals(graph):
         main = producers.get(residual.addition.input[1 - residual.shortcut])
-        if main is not None and main.name in quantized:
+        if main is not None and main.name in quantized and residual.addition.name not in float_nodes:
             edges.add(Edge(residual.addition.name, residual.shortcut))
     tensors = {
         node.input[place] for node in graph.node for place in range(len(node.input)) if (node.name, place) in edges

@@ -1,0 +1,149 @@
+"""Measure what a plain session of each onnxruntime makes of our INT8 bundles, and print the table of docs/measured.md.
+
+    python scripts/plain_sessions.py BUNDLE... --python VENV/bin/python ...
+
+Each interpreter needs onnxruntime and numpy alone. The figures are the SQNR in dB of the golden images' outputs against FP32. Exit code 4 where an
+onnxruntime that rounds FP16 (1.30 and newer) loses more than 0.3 dB in a plain session against the simulation.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from exporter.lowering.precisions import int8
+from exporter.lowering.qdq.biases import with_biases_inside
+from runtimes import Bundle
+from runtimes.backends.onnxruntime import FP16_ROUNDS, OnnxRuntime
+from runtimes.errors import BackendUnavailable, BadInput, ResnetExportError
+from runtimes.parity.golden import golden_arrays
+from runtimes.parity.measures import sqnr_db
+
+MOST_LOST_DB = 0.3
+FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+"""What integer kernels of CPUs differ by."""
+FORMS = ("as written", "plain", "plain, biases inside")
+RUN = """
+import sys, numpy as np, onnxruntime as ort
+model, inputs, outputs, level = sys.argv[1:]
+options = ort.SessionOptions()
+options.log_severity_level = 3
+options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+np.save(outputs, session.run(None, {session.get_inputs()[0].name: np.load(inputs)})[0])
+print(ort.__version__)
+"""
+
+Version = tuple[int, ...]
+
+
+class Measured:
+    """An INT8 bundle's file in both forms, its golden images, and what FP32 and the simulation make of them.
+
+    Raises:
+        BadInput: the bundle is of another precision, or has several outputs.
+    """
+
+    def __init__(self, bundle: Bundle, folder: Path) -> None:
+        manifest = bundle.manifest
+        if manifest.precision != "int8" or len(manifest.outputs) > 1:
+            raise BadInput(
+                f"expected an int8 bundle of one output, got {manifest.precision} of {len(manifest.outputs)}: "
+                f"{bundle.folder}; export one with --int8, without --features stages"
+            )
+        inputs, outputs = golden_arrays(bundle)
+        (self.reference,) = outputs.values()
+        self.name = f"{manifest.model.name} ({manifest.model.weights.kind} weights, {len(inputs)} images)"
+        self.folder = folder
+        np.save(folder / "inputs.npy", inputs)
+        model = onnx.load(bundle.file("model.onnx"))
+        onnx.save(model, folder / "behind.onnx")
+        onnx.save(with_biases_inside(model), folder / "inside.onnx")
+        with OnnxRuntime.from_bytes(int8.simulation(model).SerializeToString()) as runtime:
+            (simulated,) = runtime.run({runtime.inputs[0].name: inputs}).values()
+        self.simulated_db = sqnr_db(self.reference, simulated)
+
+    def measure(self, python: Path) -> tuple[Version, list[float]]:
+        """The version of an interpreter's onnxruntime, and the SQNR of `FORMS`.
+
+        Raises:
+            BackendUnavailable: it does not run there; with its last words.
+        """
+        found, version = [], ""
+        for file, level in (
+            ("behind", "ORT_DISABLE_ALL"),
+            ("behind", "ORT_ENABLE_ALL"),
+            ("inside", "ORT_ENABLE_ALL"),
+        ):
+            given = [self.folder / f"{file}.onnx", self.folder / "inputs.npy", self.folder / "outputs.npy"]
+            done = subprocess.run([python, "-c", RUN, *given, level], capture_output=True, text=True, check=False)
+            if done.returncode:
+                last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                raise BackendUnavailable(f"{python}: {last}; expected an interpreter with onnxruntime and numpy")
+            version = done.stdout.split()[-1]
+            outputs: NDArray[np.float32] = np.load(self.folder / "outputs.npy")
+            found.append(sqnr_db(self.reference, outputs))
+        return tuple(int(part) for part in version.split(".")), found
+
+
+def machine() -> str:
+    """The processor, and those of its instructions that integer kernels differ by."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
+    return (
+        f"{platform.machine()}, {name or 'unknown CPU'} ({', '.join(flag for flag in FLAGS if flag in text.split())})"
+    )
+
+
+def print_table(bundles: Sequence[Measured], pythons: Sequence[Path]) -> bool:
+    """Print the table; whether every onnxruntime that rounds FP16 keeps to `MOST_LOST_DB`."""
+    click.echo(f"| onnxruntime | {' | '.join(f'{one.name.split()[0]}, {form}' for one in bundles for form in FORMS)} |")
+    click.echo(f"| --- |{' ---: |' * len(bundles) * len(FORMS)}")
+    keeps = True
+    for python in pythons:
+        rows = [bundle.measure(python) for bundle in bundles]
+        version = rows[0][0]
+        cells = " | ".join(f"{one:.1f}" for _, row in rows for one in row)
+        click.echo(f"| {'.'.join(map(str, version))} | {cells} |")
+        if version >= FP16_ROUNDS:
+            keeps &= all(row[1] > one.simulated_db - MOST_LOST_DB for one, (_, row) in zip(bundles, rows, strict=True))
+    click.echo(f"\nMeasured {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d} on {machine()}.")
+    click.echo("; ".join(f"{one.name}: the simulation has {one.simulated_db:.1f} dB" for one in bundles))
+    return keeps
+
+
+@click.command(help=__doc__.split("\n", 1)[0])
+@click.argument("folders", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--python",
+    "pythons",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="An interpreter with onnxruntime and numpy; may be given again.  [default: this one]",
+)
+def main(folders: tuple[Path, ...], pythons: tuple[Path, ...]) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            bundles = []
+            for place, folder in enumerate(folders):
+                (Path(temporary) / str(place)).mkdir()
+                bundles.append(Measured(Bundle.open(folder), Path(temporary) / str(place)))
+            keeps = print_table(bundles, pythons or (Path(sys.executable),))
+        except ResnetExportError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(error.exit_code)
+    sys.exit(0 if keeps else 4)
+
+
+if __name__ == "__main__":
+    main()
