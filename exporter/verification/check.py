@@ -18,7 +18,7 @@ from exporter.verification.bundle_diff import changes
 from exporter.verification.inputs import CheckInputs, bundle_outputs, gather_inputs
 from exporter.verification.own_process import Verdict, run_in_own_process
 from exporter.verification.plan import CheckPlan
-from exporter.verification.verdicts import BackendCheck, BundleCheck, remarks_on
+from exporter.verification.verdicts import BackendCheck, BundleCheck, check_from_answer, remarks_on, verdict_on
 from runtimes._plugins import needed_for
 from runtimes.bundle import Bundle
 from runtimes.errors import ResnetExportError
@@ -84,13 +84,12 @@ def check_bundle(plan: CheckPlan, say: Progress = silent, inputs: CheckInputs | 
         image_names=pictures.names if pictures is not None else (),
         left_out=pictures.left_out if pictures is not None else (),
         no_accuracy=pictures.no_accuracy if pictures is not None else "",
-        remarks=remarks_on(bundle.manifest, budget),
         changes=changes(plan.against, bundle) if plan.against is not None else (),
         asked=plan.asked,
         drift=drift,
         bisection=bisection,
     )
-    return CheckResult(check, evidence)
+    return CheckResult(replace(check, remarks=remarks_on(check, bundle.manifest)), evidence)
 
 
 def failed_check(plan: CheckPlan, error: ResnetExportError) -> CheckResult:
@@ -123,9 +122,10 @@ def _check_backend(task: _Task, timeout_s: float | None) -> BackendCheck:
     """Run a backend in a process of its own, and say what became of it."""
     start = time.perf_counter()
     verdict, reason, answer = run_in_own_process(_run_backend, task, timeout_s=timeout_s)
+    seconds = round(time.perf_counter() - start, 3)
     if answer is not None:
-        reason = ", ".join(limit.text for limit in answer.failing)
-    return BackendCheck(task.backend, verdict, reason, answer, round(time.perf_counter() - start, 3))
+        return check_from_answer(task.backend, answer, seconds)
+    return BackendCheck(task.backend, verdict, reason, answer, seconds)
 
 
 def _run_backend(task: _Task) -> tuple[Verdict, BackendParity]:
@@ -141,9 +141,7 @@ def _run_backend(task: _Task) -> tuple[Verdict, BackendParity]:
     with open_runtime(task.bundle, task.backend, trust_engine=task.trust_engines) as model:
         fed = evidence_for(model, evidence, task.bundle)
         answer = compare_backend(fed, task.backend, model, task.budget, task.bundle.manifest.batch)
-    if answer.ok:
-        return "ok", answer
-    return "undecided" if answer.verdict == "undecided" else "out of budget", answer
+    return verdict_on(answer), answer
 
 
 def _follow_blocks(

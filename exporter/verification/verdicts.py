@@ -117,10 +117,31 @@ def distinct_names(names: Sequence[str]) -> list[str]:
     ]
 
 
-def remarks_on(manifest: Manifest, budget: Budget) -> tuple[str, ...]:
-    """What a reader of a verdict on this bundle, held to `budget`, has to know beside it."""
-    judged_alike = budget.min_agreement is not None or budget.max_accuracy_drop is not None
-    return (RANDOM_WEIGHTS,) if manifest.model.weights.kind == "random" and not judged_alike else ()
+def verdict_on(answer: BackendParity) -> Verdict:
+    """The verdict on a backend that answered."""
+    if answer.ok:
+        return "ok"
+    return "undecided" if answer.verdict == "undecided" else "out of budget"
+
+
+def check_from_answer(backend: str, answer: BackendParity, seconds: float = 0.0) -> BackendCheck:
+    """The verdict on a backend that answered, with its reason."""
+    reason = "; ".join(limit.text for limit in answer.failing)
+    return BackendCheck(backend, verdict_on(answer), reason, answer, seconds)
+
+
+def remarks_on(check: BundleCheck, manifest: Manifest) -> tuple[str, ...]:
+    """What a reader of the verdict on a bundle has to know beside it, each in one line."""
+    budget, answers = check.budget, [one.answer for one in check.backends if one.answer is not None]
+    found = []
+    if any(answer.ok and answer.verdict == "undecided" for answer in answers):
+        found.append("golden inputs need not decide that; to have it decided, give pictures with --data")
+    is_known = check.no_accuracy or any(answer.accuracy is not None for answer in answers)
+    if budget.max_accuracy_drop is not None and answers and not is_known:
+        found.append("the limit on accuracy was not judged: that takes pictures with labels")
+    if manifest.model.weights.kind == "random" and budget.min_agreement is None and budget.max_accuracy_drop is None:
+        found.append(RANDOM_WEIGHTS)
+    return tuple(found)
 
 
 def how_to_decide(answer: BackendParity) -> str:

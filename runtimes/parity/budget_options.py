@@ -9,8 +9,8 @@ from dataclasses import fields, replace
 from runtimes.errors import PlanError, UnknownName
 from runtimes.parity.budget import Budget
 
-UP_TO_ONE = ("min_agreement", "min_cosine", "max_accuracy_drop")
-"""The limits that are shares of images, or a cosine."""
+RANGES = {"min_agreement": (0.0, 1.0), "max_accuracy_drop": (0.0, 1.0), "min_cosine": (-1.0, 1.0)}
+"""The limits that are shares of images, and the cosine; others are 0 or more."""
 
 
 def changed_budget(budget: Budget, given: Mapping[str, float]) -> Budget:
@@ -33,9 +33,10 @@ def changed_budget(budget: Budget, given: Mapping[str, float]) -> Budget:
                     "0 judges agreement and accuracy by the figures measured"
                 )
             continue
-        largest = 1.0 if name in UP_TO_ONE else math.inf
-        if not 0 <= value <= largest or math.isinf(value):
-            raise PlanError(f"expected {name} {'from 0 to 1' if largest == 1 else 'of at least 0'}, got {value:g}")
+        least, most = RANGES.get(name, (0.0, math.inf))
+        if not least <= value <= most or math.isinf(value):
+            expected = f"from {least:g} to {most:g}" if name in RANGES else "of at least 0"
+            raise PlanError(f"expected {name} {expected}, got {value:g}")
     limits: dict[str, float | None] = {**given}
     if given.get("confidence") == 0:
         limits["confidence"] = None

@@ -28,7 +28,8 @@ def golden_arrays(bundle: Bundle) -> tuple[NDArray[Any], dict[str, NDArray[Any]]
 
 
 def golden_evidence(bundle: Bundle) -> Evidence:
-    """A bundle's golden inputs and outputs. They have no labels: so few images say nothing of accuracy.
+    """A bundle's golden inputs and outputs. They have no labels, and need not decide: so few images say nothing of
+    accuracy, and little of agreement.
 
     Raises:
         BundleError: as above.

@@ -125,7 +125,7 @@ def test_a_broken_budget_ends_with_4_and_annotations(act: Act, exported: Path) -
     annotations = [
         line for line in shown.out.splitlines() if line.startswith("::error title=resnet20-fp16 on onnxruntime::")
     ]
-    assert [line.split("::")[2].split(",")[0][:12] for line in annotations] == ["largest rela", "SQNR in dB 7"]
+    assert [line.split("::")[2].split(",")[0][:6] for line in annotations] == ["larges", "SQNR 7"]
 
 
 def test_paths_with_spaces_several_bundles_and_files_of_bundles(act: Act, exported: Path, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_annotations_leave_json_alone(
         "check", exported, "--backend", "onnxruntime", "--budget", "min_sqnr_db=190", "--github", "--json", "--quiet"
     )
     assert (shown.code, shown.json["ok"]) == (4, False)
-    assert "::error title=resnet20-fp16 on onnxruntime::SQNR in dB" in shown.err
+    assert "::error title=resnet20-fp16 on onnxruntime::SQNR 7" in shown.err
 
 
 def test_a_name_ends_neither_an_annotation_nor_a_table(
@@ -210,7 +210,7 @@ def test_a_name_ends_neither_an_annotation_nor_a_table(
     shown = deploy(
         "check", bundle, "--backend", "onnxruntime", "--budget", "min_sqnr_db=190", "--github", "--json", "--quiet"
     )
-    assert "::error title=a%2C b%3A c|d<b>%25 on onnxruntime::SQNR in dB" in shown.err
+    assert "::error title=a%2C b%3A c|d<b>%25 on onnxruntime::SQNR 7" in shown.err
     assert "### ❌ a, b: c\\|d&lt;b>%\n" in (tmp_path / "summary.md").read_text()
 
 

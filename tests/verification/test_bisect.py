@@ -166,7 +166,7 @@ def test_a_fault_that_is_not_in_the_precision_is_said_to_be_elsewhere(shipped_bu
     assert found.mended is not None
     assert not found.mended.ok
     assert (
-        "all 11 blocks in FP32 are out of budget too (largest relative error 3.33e-01, budget <= 1.00e-02)"
+        "all 11 blocks in FP32 are out of budget too (largest relative error 3.33e-01, budget <= 0.01)"
         in bisection_lines(found)[-2]
     )
 

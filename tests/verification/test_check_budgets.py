@@ -15,6 +15,7 @@ from own_bundle import bundle_fixture, run_fixture  # noqa: F401  # pytest finds
 from rounding import needs_rounding
 
 from exporter.verification.inputs import gather_inputs
+from exporter.verification.verdicts import why_not_judged
 from runtimes import Accuracy, Budget, compare
 from runtimes.errors import PlanError
 from runtimes.parity.budget_options import budget_from_text, changed_budget
@@ -26,6 +27,7 @@ from runtimes.specs import BatchRange
     [
         ("min_agrement=0.9", "unknown budget 'min_agrement'; did you mean min_agreement?"),
         ("min_agreement=1.5", "expected min_agreement from 0 to 1, got 1.5"),
+        ("min_cosine=-1.1", "expected min_cosine from -1 to 1, got -1.1"),
         ("max_relative_error=-1", "expected max_relative_error of at least 0, got -1"),
         ("max_relative_error=nan", "expected max_relative_error of at least 0, got nan"),
         ("max_relative_error", "expected --budget as NAME=VALUE, got 'max_relative_error'"),
@@ -46,6 +48,14 @@ def test_a_limit_broken_by_less_than_is_shown_is_told_with_more_digits() -> None
     assert measured.worst_cosine is not None
     assert 0.999999 < measured.worst_cosine < 1
     assert said == f"worst cosine {measured.worst_cosine!r}, budget >= 1"
+
+
+def test_why_accuracy_is_not_judged_goes_with_the_limit(good: Made) -> None:
+    answer = good[0].backends[0].answer
+    assert answer is not None
+    assert why_not_judged("max_accuracy_drop", answer) == "max_accuracy_drop needs pictures with labels"
+    said = why_not_judged("max_accuracy_drop", answer, "expected the model's 10 classes, got 2")
+    assert said == "max_accuracy_drop needs pictures with labels: expected the model's 10 classes, got 2"
 
 
 def test_several_limits_may_stand_in_one_text() -> None:
@@ -87,7 +97,7 @@ def test_pictures_that_are_too_few_to_decide_are_told_how_many_are_needed(
     assert shown.code == 4
     limit = "top-1 agreement 100.00% of 40 images, at least 93.66% (95% confidence), budget >= 99.5%: undecided"
     assert f"error: resnet20-fp16 is undecided on onnxruntime: {limit}, some 539 images would decide it; " in shown.err
-    assert shown.error.endswith("give 499 more pictures, with --images 539")
+    assert shown.err.strip().endswith("give 499 more pictures, with --images 539")
     assert "UNDECIDED" in shown.out
     assert "OUT OF BUDGET" not in shown.out
     assert limit in shown.out
@@ -123,7 +133,7 @@ def test_golden_inputs_need_not_decide_and_say_so(
     assert shown.code == 0
     limit = "top-1 agreement 100.00% of 32 images, at least 92.20% (95% confidence), budget >= 99.5%: undecided"
     assert limit in shown.out
-    assert "so few images need not decide; pictures do: --data SOURCE" in shown.out
+    assert "golden inputs need not decide that; to have it decided, give pictures with --data" in shown.out
     assert "::" not in shown.out
     skipped = cases(tmp_path / "junit.xml")["resnet20-fp16.onnxruntime.min_agreement"].find("skipped")
     assert skipped is not None

@@ -44,10 +44,8 @@ def test_the_fall_is_shown_with_its_paired_interval(run: Any, bundle: Path, othe
     assert alike["other_top1"] == top1["share"]
     worse = with_answers(other, tmp_path / "worse.jsonl", wrong=20)
     gained = run(bundle, *DATA, "--against", worse, "--json").json["paired"]
-    first = (
-        json.loads(other.read_bytes().splitlines()[1])["rows"] + json.loads(other.read_bytes().splitlines()[2])["rows"]
-    )
-    right = sum(row[1] == row[2] for row in first if row[0] < 20)
+    rows = [row for line in other.read_bytes().splitlines()[1:] for row in json.loads(line)["rows"]]
+    right = sum(row[1] == row[2] for row in rows if row[0] < 20)
     assert (gained["lost"], gained["gained"], gained["fall"]) == (0, right, -right / 100)
     low, high = tango_interval(0, right, 100)
     assert (

@@ -118,7 +118,7 @@ def test_a_bundle_within_budget_passes_where_there_are_no_other_tests(run: Run, 
     shown.assert_outcomes(passed=4)
     assert outcomes(tmp_path / "junit.xml") == {f"resnet20-fp16.onnxruntime.{limit}": "passed" for limit in LIMITS}
     measured = [one.get("value") or "" for one in ElementTree.parse(tmp_path / "junit.xml").iter("property")]
-    assert measured[2] == "top-1 agreement 100.00%, budget >= 99.50%"
+    assert measured[2] == "top-1 agreement 100.00%, budget >= 99.5%"
 
 
 def test_a_reference_program_runs_once_for_all_backends(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
@@ -142,6 +142,18 @@ def test_a_reference_program_runs_once_for_all_backends(run: Run, exported: Path
     assert (pytester.path / "asked.txt").read_text().split() == ["_run_reference", "_run_backend", "_run_backend"]
 
 
+def test_an_undecided_limit_is_skipped_on_golden_inputs_and_fails_on_pictures(run: Run, exported: Path) -> None:
+    """99.5 % takes 539 images without a flip, and `check` takes 512 of the pictures."""
+    options = (f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-budget=confidence=0.95", "-rs")
+    shown = run(*options)
+    shown.assert_outcomes(passed=3, skipped=1)
+    shown.stdout.fnmatch_lines(["SKIPPED * top-1 agreement 100.00% of 32 images,*: undecided, some 539 images would *"])
+    shown = run(*options, "--resnet-data=built-in")
+    shown.assert_outcomes(passed=3, failed=1)
+    shown.stdout.fnmatch_lines(["top-1 agreement * of 512 images,*: undecided, some * images would decide it"])
+    shown.stdout.fnmatch_lines(["onnxruntime * UNDECIDED"])
+
+
 def test_a_broken_limit_fails_with_the_table_and_no_traceback(run: Run, exported: Path) -> None:
     shown = run(
         f"--resnet-bundle={exported}", "--resnet-backend=onnxruntime", "--resnet-budget=max_relative_error=1e-9"
@@ -151,7 +163,7 @@ def test_a_broken_limit_fails_with_the_table_and_no_traceback(run: Run, exported
     shown.stdout.fnmatch_lines(
         [
             "*_ resnet20-fp16 on onnxruntime: max_relative_error _*",
-            "largest relative error *, budget <= 1.00e-09",
+            "largest relative error *, budget <= 1e-09",
             "parity * max error *",
             "onnxruntime * OUT OF BUDGET",
             "FAILED *resnet20-fp16::onnxruntime::max_relative_error - *largest*",

@@ -88,7 +88,7 @@ def _row(one: BackendCheck) -> Sequence[str]:
     errors = (
         (f"{measured.max_relative_error:.2e}", cosine, f"{measured.sqnr_db:.1f}") if measured.finite else ("", "", "")
     )
-    why = one.reason or ", ".join(limit.text for limit in one.answer.limits if limit.verdict == "undecided")
+    why = one.reason or "; ".join(limit.text for limit in one.answer.limits if limit.verdict == "undecided")
     return (one.backend, one.verdict, *errors, agreement, flips, why)
 
 

@@ -111,22 +111,10 @@ def check_lines(check: BundleCheck) -> list[str]:
     lines += bisection_lines(check.bisection) if check.bisection is not None else []
     lines += [f"{'left out':<12} {problem}" for problem in check.left_out]
     lines += [f"{'accuracy':<12} not measured: {check.no_accuracy}"] if check.no_accuracy else []
-    lines += [f"{'':<12} {said}" for said in (*_open_text(check), *check.remarks)]
+    lines += [f"{'':<12} {said}" for said in check.remarks]
     for change in check.changes:
         lines.append(f"{'changed':<12} {change.what}: {change.old or 'nothing'} -> {change.new or 'nothing'}")
     return lines
-
-
-def _open_text(check: BundleCheck) -> list[str]:
-    """What this evidence is too little for, though the budget has a limit for it; and what would be enough."""
-    answers = [one.answer for one in check.backends if one.answer is not None]
-    found = []
-    if any(answer.ok and answer.verdict == "undecided" for answer in answers):
-        found.append("so few images need not decide; pictures do: --data SOURCE")
-    has_labels = any(answer.accuracy is not None for answer in answers)
-    if check.budget.max_accuracy_drop is not None and answers and not has_labels and not check.no_accuracy:
-        found.append("the limit on accuracy was not judged: that takes pictures with labels")
-    return found
 
 
 def _flip_lines(check: BundleCheck, one: BackendCheck) -> list[str]:

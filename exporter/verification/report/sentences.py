@@ -45,14 +45,15 @@ def verdict_sentences(check: BundleCheck) -> tuple[str, ...]:
     }
     found = []
     for one in (*by["out of budget"], *by["undecided"]):
-        parts = filter(None, (join_words(_failing_limits(one)), _flips_text([one], check.images)))
+        why = join_words(_broken_limits(one)) or f"{_too_few_text(one, check.images)} would"
+        parts = filter(None, (why, _flips_text([one], check.images)))
         found.append(f"{check.name} is {one.verdict} on {one.backend}: {'; '.join(parts)}.")
     if by["ok"]:
         found.append(_kept_text(by["ok"], check, after=bool(found)))
     found += [
-        f"{count_text(check.images)} cannot decide everything on {one.backend}, and need not: {join_words(texts)}."
+        f"On {one.backend} {_too_few_text(one, check.images)} would, but such a check need not."
         for one in by["ok"]
-        if (texts := _undecided_limits(one))
+        if _undecided_limits(one)
     ]
     found += [f"On {one.backend} it {one.verdict}: {one.reason}." for one in (*by["failed"], *by["crashed"])]
     missing = [one.backend for one in by["not here"]]
@@ -134,24 +135,27 @@ def _measures(one: BackendCheck) -> Sequence[Comparison]:
     return list(one.answer.report.backends.values()) if one.answer is not None else []
 
 
-def _failing_limits(one: BackendCheck) -> list[str]:
-    return [_limit_text(limit) for limit in one.answer.failing] if one.answer is not None else []
-
-
-def _undecided_limits(one: BackendCheck) -> list[str]:
+def _broken_limits(one: BackendCheck) -> list[str]:
     limits = one.answer.limits if one.answer is not None else ()
-    return [_limit_text(limit) for limit in limits if limit.verdict == "undecided"]
+    return [_limit_text(limit) for limit in limits if limit.verdict == "broken"]
 
 
 def _limit_text(limit: Limit) -> str:
     if limit.name == "finite":
         return limit.text
     allowed = limit.allowed.replace("<=", "at most").replace(">=", "at least")
-    said = f"{limit.what} is {limit.measured} where {allowed} is asked"
-    if limit.verdict != "undecided":
-        return said
-    enough = f"some {count_text(limit.images_needed)}" if limit.images_needed else "no number of images like these"
-    return f"{said}, which {enough} would decide"
+    return f"{limit.what} is {limit.measured} where {allowed} is asked"
+
+
+def _undecided_limits(one: BackendCheck) -> list[str]:
+    limits = one.answer.limits if one.answer is not None else ()
+    return [limit.what for limit in limits if limit.verdict == "undecided"]
+
+
+def _too_few_text(one: BackendCheck, images: int) -> str:
+    needed = one.answer.images_needed if one.answer is not None else None
+    few = f"{count_text(images)} {'is' if images == 1 else 'are'} too few to decide on the"
+    return f"{few} {join_words(_undecided_limits(one))}, which {f'some {needed}' if needed else 'no number of them'}"
 
 
 def _number(count: int) -> str:
