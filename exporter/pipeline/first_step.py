@@ -34,7 +34,7 @@ from runtimes.parity.compare import LOGITS, compare_outputs, is_classifier
 from runtimes.parity.flips import flips_between, top_classes
 from runtimes.progress import Steps
 
-FIRST, FLIPPED, NOISE = 32, 16, 8
+FIRST, FLIPPED, NOISE = 32, 32, 8
 """How many images a change is measured on, of the first ones and of those whose class changed; how many blocks are."""
 BATCH = 32
 RETURNED = (1, 2, 4)
@@ -162,7 +162,7 @@ def measure(model: onnx.ModelProto, sample: Sample, budget: Budget) -> Measured:
 def _sample(proof: Proof, images: ProofImages) -> Sample:
     """The first images, and some of those whose class changed: each kind stands for all images of its kind."""
     count, flips = proof.report.images, next(iter(proof.answers.values())).flips
-    flipped = np.array(sorted(flip.image for flip in flips if flip.counted), np.int64)
+    flipped = np.array(sorted(flip.image for flip in flips), np.int64)
     first = min(FIRST, len(images.first.fed))
     others = flipped[flipped >= first][:FLIPPED]
     rows = np.concatenate([np.arange(first), others])
