@@ -96,10 +96,10 @@ def open_runtime(
     return runtime.open_model(model, provider=provider, trusted=trusted)
 
 
-def open_as_evidence(bundle: Bundle, backend: str, *, trust_engine: str | Collection[str] = ()) -> Runtime:
+def open_as_evidence(bundle: Bundle, backend: str) -> Runtime:
     """Open a bundle as `open_runtime` does, also one that its export rejected: to find out what is wrong with it.
 
     Raises:
-        UnknownName, BackendUnavailable, BundleError, BadInput: as `open_runtime`.
+        UnknownName, BackendUnavailable, BundleError: as `open_runtime`.
     """
-    return backend_class(backend).open_model(bundle, trusted=trusted_engines(trust_engine))
+    return backend_class(backend).open_model(bundle)

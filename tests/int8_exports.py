@@ -11,16 +11,18 @@ from calibration.data import built_in
 from exporter.cli import export as export_cli
 
 BATCH = ("--batch", "1:4:16")
+PICTURES = 300
+"""Enough to decide that INT8 loses no point of accuracy."""
 
 
 @pytest.fixture(name="pictures", scope="module")
 def pictures_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An archive of 160 labelled pictures."""
-    source = built_in("train").subset(np.arange(160))
+    """An archive of `PICTURES` labelled pictures."""
+    source = built_in("train").subset(np.arange(PICTURES))
     path = tmp_path_factory.mktemp("data") / "pictures.npz"
     np.savez(
         path,
-        images=np.stack([np.asarray(source.image(place)) for place in range(160)]),
+        images=np.stack([np.asarray(source.image(place)) for place in range(PICTURES)]),
         labels=np.asarray(source.labels),
     )
     return path

@@ -116,7 +116,7 @@ OPTIONS = (
         "--proof-images",
         type=int,
         metavar="N",
-        help="Prove with at most N images.  [default: as many as decide the budget, at most 2000]",
+        help="Prove with at most N images.  [default: as many as it takes, at most 2000]",
     ),
     _calibration(
         "--max-drop",

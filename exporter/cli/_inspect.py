@@ -41,12 +41,13 @@ def inspect(path: Path, as_json: bool) -> None:
         return _inspect_onnx(path, as_json=as_json)
     from runtimes import Bundle
 
-    manifest = Bundle.open(path).manifest
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
     if as_json:
         import msgspec
 
         return echo_json({"bundle": str(path), **msgspec.to_builtins(manifest)})
-    echo_lines(_bundle_lines(path, manifest))
+    echo_lines(_bundle_lines(path, manifest, bundle.rejection))
 
 
 def _inspect_engine(path: Path, *, as_json: bool) -> None:
@@ -128,7 +129,7 @@ def _block_verdict(block: BlockReport) -> str:
     return "fuses, but for:" if block.findings else "fuses"
 
 
-def _bundle_lines(path: Path, manifest: Manifest) -> list[str]:
+def _bundle_lines(path: Path, manifest: Manifest, rejection: str) -> list[str]:
     model = manifest.model
     lines = [
         f"{'bundle':<12} {path}",
@@ -145,6 +146,8 @@ def _bundle_lines(path: Path, manifest: Manifest) -> list[str]:
     )
     lines += _graph_lines(manifest.graph)
     lines += parity_lines(manifest.parity)
+    if rejection:
+        lines.append(f"{'rejected':<12} by its export, and kept as evidence: {rejection}")
     if manifest.accuracy is not None:
         lines.append(accuracy_line(manifest.accuracy))
     lines.append(

@@ -32,7 +32,7 @@ Examples:
 
 \b
 Exit codes: 0 done and within budget, 1 failed, 2 wrong usage,
-            3 something needed is missing, 4 out of the parity budget."""
+            3 something needed is missing, 4 out of budget or undecided."""
 
 
 @click.command(cls=GroupedCommand, epilog=EPILOG, no_args_is_help=True)
@@ -101,15 +101,19 @@ def _describe(plan: ExportPlan, *, as_json: bool) -> None:
         "batch": str(plan.batch),
         "opset": plan.opset,
         "target": plan.target,
+        "budget": dict(plan.budget),
+        "proof_images": plan.proof_images,
         "output": str(plan.output),
         "files": files,
     }
     if as_json:
         return echo_json(facts)
     for key, value in facts.items():
-        click.echo(f"{key:<10} {', '.join(value) if isinstance(value, list) else value}")
+        shown = ", ".join(f"{name}={limit:g}" for name, limit in value.items()) if isinstance(value, dict) else value
+        if shown:  # what is not asked for is as usual
+            click.echo(f"{key:<12} {', '.join(shown) if isinstance(shown, list) else shown}")
     if plan.labels is None and not plan.features:
-        click.echo(f"{'':<10} labels.txt, if class names come with the weights")
+        click.echo(f"{'':<12} labels.txt, if class names come with the weights")
     click.echo("nothing was written (--dry-run)")
 
 

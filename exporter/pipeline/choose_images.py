@@ -72,7 +72,8 @@ def proof_images(loaded: LoadedModel, plan: ExportPlan, budget: Budget, steps: S
     most = plan.proof_images or (MOST_IMAGES if counts or (labels is not None and is_trained) else fewest)
     places = _proof_places(source if labels is None else replace(source, labels=labels), plan, most, counts=counts)
     reader = PictureReader(replace(source, labels=labels), loaded.preprocess, plan.uint8_input, steps)
-    return _opened(reader, places, most, _block_size(plan), no_accuracy)
+    images = ProofImages.reading(reader, places, most, _block_size(plan))
+    return replace(images, no_accuracy=no_accuracy)
 
 
 class PartedImages(NamedTuple):
@@ -115,8 +116,8 @@ def parted_images(loaded: LoadedModel, plan: ExportPlan, budget: Budget, steps: 
     _check_enough(plan, target, needed, len(others))
     most = plan.proof_images or max(MOST_IMAGES, 2 * needed)
     reader = PictureReader(replace(source, labels=labels), loaded.preprocess, plan.uint8_input, steps)
-    choosing, proof = (_opened(reader, others[part::2], most, _block_size(plan), no_accuracy) for part in (0, 1))
-    return PartedImages(choosing, proof)
+    choosing, proof = (ProofImages.reading(reader, others[part::2], most, _block_size(plan)) for part in (0, 1))
+    return PartedImages(*(replace(images, no_accuracy=no_accuracy) for images in (choosing, proof)))
 
 
 def _check_enough(plan: ExportPlan, target: LossTarget, needed: int, left: int) -> None:
@@ -139,19 +140,6 @@ def _block_size(plan: ExportPlan) -> int:
     if plan.features:
         return max(FEWEST_IMAGES, plan.batch.max)
     return -(-BLOCK // plan.batch.max) * plan.batch.max
-
-
-def _opened(reader: PictureReader, places: NDArray[np.int64], most: int, block: int, no_accuracy: str) -> ProofImages:
-    """The pictures at these places, at most `most`, of which the first block is read.
-
-    Raises:
-        BadInput: none can be read.
-    """
-    first = next(reader.blocks(places, min(block, most)), None)
-    if first is None or first.places is None:
-        raise BadInput(f"none of the {len(places)} pictures of {reader.source.name} can be read; give others")
-    rest = places[int(np.flatnonzero(places == first.places[-1])[0]) + 1 :]
-    return ProofImages(first, min(most, len(places)), reader, rest, block, no_accuracy)
 
 
 def _calibration_source(loaded: LoadedModel, plan: ExportPlan) -> ImageSource:

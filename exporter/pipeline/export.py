@@ -127,7 +127,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             graphs = Graphs(clean, _simulation(folder, model, precision))
             candidate = Candidate(folder, graphs, plan.batch, precision.RUNS_ON, form.any_size)
             proof, images, golden = _prove(candidate, images, loaded.preprocess, budget, progress)
-            lowering = Lowering(graphs, float_graph, lowered.table, calibration, plan.lowering_request, resize)
+            lowering = Lowering(graphs, float_graph, lowered.table, calibration, plan, resize)
             refusal = why_refused(proof, images, lowering, plan.proof_images or MOST_IMAGES)
             if refusal and mixed is not None:
                 refusal = f"{refusal}; the choice was {returned_text(mixed)}"

@@ -23,6 +23,7 @@ from exporter.lowering.ranges import CalibrationSet
 from exporter.lowering.registry import load_precision
 from exporter.lowering.request import LoweringRequest
 from exporter.pipeline.images import Graphs, Outputs, Proof
+from exporter.pipeline.plan import ExportPlan
 from exporter.pipeline.proof_images import ProofImages
 from exporter.pipeline.terms import errors_alone
 from exporter.pipeline.trial import joined, outputs_at
@@ -33,7 +34,7 @@ from runtimes.parity.compare import LOGITS, compare_outputs, is_classifier
 from runtimes.parity.flips import flips_between, top_classes
 from runtimes.progress import Steps
 
-FIRST, FLIPPED, NOISE = 32, 16, 8
+FIRST, FLIPPED, NOISE = 32, 32, 8
 """How many images a change is measured on, of the first ones and of those whose class changed; how many blocks are."""
 BATCH = 32
 RETURNED = (1, 2, 4)
@@ -59,7 +60,7 @@ class Lowering:
     clean: onnx.ModelProto
     table: CalibrationTable | None
     calibration: CalibrationSet
-    request: LoweringRequest
+    plan: ExportPlan
     resize: Callable[[onnx.ModelProto], onnx.ModelProto]
 
 
@@ -101,7 +102,7 @@ def first_step_text(lowering: Lowering, proof: Proof, images: ProofImages) -> st
 
     The end of an error message, from its semicolon on; empty where the precision is not what is wrong.
     """
-    simulation, precision = lowering.graphs.simulation, lowering.request.precision
+    simulation, precision = lowering.graphs.simulation, lowering.plan.precision
     broken = {limit.name for one in proof.answers.values() for limit in one.limits if limit.verdict == "broken"}
     if simulation is None or not broken.issubset(DECIDED_HERE):
         return ""
@@ -112,12 +113,13 @@ def first_step_text(lowering: Lowering, proof: Proof, images: ProofImages) -> st
     by = f"by {len(sample.weights)} images"
     if now.is_within:
         return f"{text}; rounded as a device rounds it is within {by}, so that the precision may not be what is wrong"
-    if lowering.request.is_calibrated:
+    if lowering.plan.lowering_request.is_calibrated:
         names = [one.block for one in noises]
         for words, model in _changes(lowering, names):
             found = measure(model, sample, budget)
             if found.is_within:
-                return f"{text}; what helps, {by}: {words}, {found.text} in place of {now.text}"
+                option = "" if words.startswith("--") else _returning_option(lowering.plan, budget, sample)
+                return f"{text}; what helps, {by}: {words} ({found.text}; now {now.text}){option}"
         text += (
             f"; {by} no other calibrator brings it within, nor do {join_words(names[: RETURNED[-1]])} in FP16: every "
             "block adds a little, which quantization-aware training mends"
@@ -126,7 +128,7 @@ def first_step_text(lowering: Lowering, proof: Proof, images: ProofImages) -> st
         with suppress(LowerError):
             found = measure(_simulated(lowering, wider), sample, load_precision(wider).BUDGET)
             if found.is_within:
-                return f"{text}; --{wider} is within: {found.text}"
+                return f"{text}; --{wider} is within ({found.text}; now {now.text})"
     return f"{text}; take --fp32"
 
 
@@ -142,25 +144,25 @@ def measure(model: onnx.ModelProto, sample: Sample, budget: Budget) -> Measured:
         budget,
     )
     is_within = all(limit.ok for limit in errors_alone(budget).limits(errors))
-    words = [f"an SQNR of {errors.sqnr_db:.1f} dB"]
+    words = [f"SQNR {errors.sqnr_db:.1f} dB"]
     if is_classifier(sample.expected) and all(np.isfinite(values).all() for values in found.values()):
         expected, got = sample.expected[LOGITS], found[LOGITS]
         counted = [flip.image for flip in flips_between(expected, got, budget.own_error) if flip.counted]
         agreement = 1 - float(sample.weights[counted].sum())
         is_within &= budget.min_agreement is None or agreement >= budget.min_agreement
-        words.append(f"{agreement:.1%} agreement")
+        words.append(f"agreement {agreement:.1%}")
         if sample.labels is not None:
             right = [(top_classes(logits) == sample.labels).astype(np.float64) for logits in (expected, got)]
             fall = float(((right[0] - right[1]) * sample.weights).sum())
             is_within &= budget.max_accuracy_drop is None or fall <= budget.max_accuracy_drop
-            words.append(f"a fall of {fall * 100:.1f} points")
-    return Measured(bool(is_within), join_words(words))
+            words.append(f"fall of top-1 {fall:.1%}")
+    return Measured(bool(is_within), ", ".join(words))
 
 
 def _sample(proof: Proof, images: ProofImages) -> Sample:
     """The first images, and some of those whose class changed: each kind stands for all images of its kind."""
     count, flips = proof.report.images, next(iter(proof.answers.values())).flips
-    flipped = np.array(sorted(flip.image for flip in flips if flip.counted), np.int64)
+    flipped = np.array(sorted(flip.image for flip in flips), np.int64)
     first = min(FIRST, len(images.first.fed))
     others = flipped[flipped >= first][:FLIPPED]
     rows = np.concatenate([np.arange(first), others])
@@ -178,7 +180,7 @@ def _sample(proof: Proof, images: ProofImages) -> Sample:
 
 def _changes(lowering: Lowering, noisiest: Sequence[str]) -> Iterator[Change]:
     """The changes to try on a calibrated graph, the cheapest at run time first."""
-    request, graphs = lowering.request, lowering.graphs
+    request, graphs = lowering.plan.lowering_request, lowering.graphs
     for name in observers():
         if lowering.table is None or name != lowering.table.calibrator:
             with suppress(LowerError):
@@ -196,6 +198,19 @@ def _changes(lowering: Lowering, noisiest: Sequence[str]) -> Iterator[Change]:
             yield Change(f"{join_words(returned)} in FP16", with_fp32_nodes(graphs.original, graphs.simulation, nodes))
 
 
+def _returning_option(plan: ExportPlan, budget: Budget, sample: Sample) -> str:
+    """The option that chooses which blocks return, as the end of a sentence; empty where it was given or means
+    nothing."""
+    if plan.loss_target is not None or plan.features is not None or plan.weights == "random":
+        return ""
+    limits = {"--max-drop": budget.max_accuracy_drop if sample.labels is not None else None}
+    limits["--min-agreement"] = None if budget.min_agreement == 1 else budget.min_agreement
+    option = next((f"{name} {limit * 100:g}" for name, limit in limits.items() if limit), "")
+    return (
+        f"; {option}{' and --data' if plan.data is None else ''} chooses such blocks and proves them" if option else ""
+    )
+
+
 def _simulated(lowering: Lowering, precision: str, calibrator: str | None = None) -> onnx.ModelProto:
     """The graph lowered in another way, with the ranges that were measured, as a CPU simulates it.
 
@@ -207,7 +222,7 @@ def _simulated(lowering: Lowering, precision: str, calibrator: str | None = None
         if lowering.table is not None and calibrator is not None:
             table = Path(folder) / "calibration.json"
             table.write_bytes(lowering.table.json())
-        request = LoweringRequest(precision, lowering.request.target, calibrator, calibration=table)
+        request = LoweringRequest(precision, lowering.plan.target, calibrator, calibration=table)
         model = lower(lowering.clean, replace(lowering.calibration, source=None), request, Steps()).model
     found = lowering.resize(model)
     return load_precision(precision).simulation(found) or found

@@ -113,7 +113,8 @@ class ExportPlan:
             )
         if self.budget:
             self._check_budget()
-        _ = self.limits
+        if (target := self.loss_target) is not None:
+            self._check_target(target)
 
     def _check_budget(self) -> None:
         """Refuse limits that are none, or that cannot apply to what is planned."""
@@ -129,6 +130,27 @@ class ExportPlan:
                 f"max_batch_difference is about several batch sizes, and --batch {self.batch} is one; "
                 "leave the limit out"
             )
+
+    def _check_target(self, target: LossTarget) -> None:
+        """Refuse a target that means nothing for what is planned."""
+        option = target.option
+        if not self.lowering_request.is_calibrated:
+            raise PlanError(f"{option} returns blocks from INT8 to FP16, and {self.precision} has none; add --int8")
+        if self.features is not None:
+            raise PlanError(f"{option} is about classes, and --features gives none; leave it out")
+        if self.weights == "random":
+            raise PlanError(
+                f"{option} is about a network's answers, and random weights have learned none; leave it out, or give "
+                "--weights a checkpoint"
+            )
+        if self.data is None:
+            folders = ", with a subfolder for each class" if target.wanted == "max_drop" else ""
+            raise PlanError(
+                f"{option} needs --data: it chooses blocks and proves the choice on pictures like those the model will "
+                f"see; give a folder of them{folders}"
+            )
+        if target.limit_name in self.budget:
+            raise PlanError(f"{option} sets the limit {target.limit_name}, and so does --budget; give one of them")
 
     @property
     def model_request(self) -> ModelRequest:
@@ -149,7 +171,7 @@ class ExportPlan:
     @property
     def loss_target(self) -> LossTarget | None:
         """What the plan asks for by `max_drop` or `min_agreement`."""
-        return loss_target(self)
+        return loss_target(self.max_drop, self.min_agreement)
 
     @property
     def spec(self) -> ModelSpec:

@@ -103,6 +103,19 @@ class ProofImages:
     no_accuracy: str = ""
     plain: Images | None = None
 
+    @classmethod
+    def reading(cls, reader: PictureReader, places: NDArray[np.int64], most: int, block: int) -> ProofImages:
+        """Of the images at these places, in order, at most `most`; the first block is read.
+
+        Raises:
+            BadInput: none can be read.
+        """
+        first = next(reader.blocks(places, min(block, most)), None)
+        if first is None or first.places is None:
+            raise BadInput(f"none of the {len(places)} pictures of {reader.source.name} can be read; give others")
+        rest = places[int(np.flatnonzero(places == first.places[-1])[0]) + 1 :]
+        return cls(first, min(most, len(places)), reader, rest, block)
+
     @property
     def available(self) -> int:
         """How many there are, readable or not, whether or not `most` lets them be used."""

@@ -161,10 +161,10 @@ class _FiniteCheck:
             self.expected = [np.isfinite(values) for values in outputs_at(reference, images.inputs, self.size).values()]
 
     def check(self, name: str, runtime: Runtime, simulation: onnx.ModelProto | None) -> None:
-        """Is every value finite that is finite in the reference?
+        """Note the backend where a value is not finite that is finite in the reference.
 
         Raises:
-            LowerError: it is not in the simulation either; names the first tensor that is not finite.
+            LowerError: it is the simulation; names its first tensor that is not finite.
         """
         if self.images is None:
             return

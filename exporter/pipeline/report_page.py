@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from exporter.pipeline.images import Proof
 from exporter.pipeline.proof_images import ProofImages
 from exporter.verification.blocks.findings import Drift
+from exporter.verification.own_process import Verdict
 from exporter.verification.plan import CheckPlan
 from exporter.verification.report.page import html_from_sections
 from exporter.verification.report.sections import section_from_check
@@ -42,5 +43,5 @@ def page_from_proof(bundle: Bundle, images: ProofImages, proof: Proof, drift: Dr
 
 
 def _backend_check(name: str, answer: BackendParity) -> BackendCheck:
-    said = ", ".join(limit.text for limit in answer.failing)
-    return BackendCheck(name, "ok" if answer.ok else "out of budget", said, answer, 0.0)
+    verdict: Verdict = "ok" if answer.ok else "undecided" if answer.verdict == "undecided" else "out of budget"
+    return BackendCheck(name, verdict, "; ".join(limit.text for limit in answer.failing), answer, 0.0)

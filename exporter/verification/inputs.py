@@ -8,6 +8,7 @@ from typing import Any
 from exporter.verification.own_process import Verdict, run_in_own_process
 from exporter.verification.pictures import Pictures, inputs_from_pictures, open_pictures
 from exporter.verification.plan import CheckPlan
+from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, PlanError
 from runtimes.manifest import Manifest
@@ -55,11 +56,14 @@ def bundle_outputs(
     bundle: Bundle, backend: str, evidence: Evidence, trust_engines: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """The outputs by name of a bundle on a backend, for the inputs of `evidence`."""
-    from runtimes._open import open_as_evidence
+    from runtimes._open import open_runtime
 
-    with open_as_evidence(bundle, backend, trust_engine=trust_engines) as model:
-        fed = evidence_for(model, evidence, bundle)
-        return model.run({model.inputs[0].name: fed.inputs})
+    with open_runtime(bundle, backend, trust_engine=trust_engines) as model:
+        return _outputs(model, bundle, evidence)
+
+
+def _outputs(model: Runtime, bundle: Bundle, evidence: Evidence) -> dict[str, Any]:
+    return model.run({model.inputs[0].name: evidence_for(model, evidence, bundle).inputs})
 
 
 def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress) -> Evidence:
@@ -81,7 +85,10 @@ def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress) -> Evid
 
 def _run_reference(bundle: Bundle, evidence: Evidence) -> tuple[Verdict, dict[str, Any]]:
     """In a process of its own: the reference program's outputs."""
-    return "ok", bundle_outputs(bundle, REFERENCE, evidence)
+    from runtimes._open import open_as_evidence
+
+    with open_as_evidence(bundle, REFERENCE) as model:
+        return "ok", _outputs(model, bundle, evidence)
 
 
 def _old_evidence(old: Bundle, plan: CheckPlan, evidence: Evidence, pictures: Pictures | None) -> Evidence:

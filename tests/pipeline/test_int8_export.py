@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from int8_exports import BATCH, bundle_fixture, pictures_fixture  # noqa: F401  # pytest finds them by their names
+from int8_exports import BATCH, PICTURES, bundle_fixture, pictures_fixture  # noqa: F401  # pytest finds them by their names
 from onnx import helper
 
 from calibration.collect import collect
@@ -45,10 +45,10 @@ def test_a_bundle_holds_the_table_and_its_manifest_says_what_was_measured(bundle
     assert manifest.calibration is not None
     assert (manifest.calibration.calibrator, manifest.calibration.images, manifest.calibration.fingerprint) == (
         CALIBRATOR,
-        160,
+        PICTURES,
         table.fingerprint,
     )
-    assert (table.images, table.preprocess) == (160, manifest.preprocess)
+    assert (table.images, table.preprocess) == (PICTURES, manifest.preprocess)
     assert {name: table.versions[name] for name in ("numpy", "pillow", "onnxruntime")} == {
         name: manifest.versions[name] for name in ("numpy", "pillow", "onnxruntime")
     }
@@ -64,7 +64,7 @@ def test_a_bundle_holds_the_table_and_its_manifest_says_what_was_measured(bundle
     assert manifest.files["model.onnx"].bytes < 0.35 * 4 * manifest.graph.parameters
     assert manifest.parity.ok
     assert manifest.accuracy is not None
-    assert manifest.accuracy.images == 160
+    assert manifest.accuracy.images == PICTURES
     assert manifest.accuracy.reference_top1 - manifest.accuracy.top1 <= 0.01
     assert manifest.accuracy.reference_top1 > 0.9
 
@@ -318,7 +318,7 @@ def test_out_of_budget_ends_with_4_the_worst_block_and_what_to_try(
     assert ran.code == 4
     assert "OUT OF BUDGET" in ran.err
     assert re.search(
-        r"; layer2\.1 adds the most noise, an SQNR of \d\.\d dB by itself; try another --calibrator, more --data like .*, or",
+        r"; layer2\.1 adds the most noise, an SQNR of \d\.\d dB by itself; what helps, by \d\d images: --calibrator \S+ \(SQNR 3\d\.\d dB, ",
         ran.error,
     )
     assert [path.name for path in tmp_path.iterdir()] == ["table.json"]

@@ -141,7 +141,7 @@ def damage_svg(sensitivity: Sensitivity, returned: Collection[str], caption: Cap
                     color=colour if fill else "none",
                     edgecolor=colour,
                     linewidth=1.6,
-                    label=label if returned else None,
+                    label=label,
                 )
         every = math.ceil(len(shares) / MOST_TICKS)
         axes.set_xticks(range(0, len(shares), every), list(map(_tick, list(shares)[::every])), rotation=90)
