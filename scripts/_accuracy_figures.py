@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from exporter.lowering.registry import load_precision
 from runtimes.parity.intervals import tango_interval
-from runtimes.parity.measures import sqnr_db
+from runtimes.parity.measures import LARGEST_SQNR_DB, sqnr_db
 
 RUN_BATCH = 16
 ERRORS_ONLY = 3
@@ -84,11 +84,16 @@ def paired(first: Marks, second: Marks) -> dict[str, int]:
 
 
 def figures(outputs: Floats, reference: Floats, labels: NDArray[np.int64] | None) -> dict[str, Any]:
-    """How a lowering's logits differ from FP32's; counts of images, SQNR in dB of logits without their mean."""
+    """How a lowering's logits differ from FP32's; counts of images, SQNR in dB of logits without their mean.
+
+    Logits that are not finite (an overflow in FP16) have the lowest SQNR there is, and a probability that is wholly wrong.
+    """
+    finite = bool(np.isfinite(outputs).all())
+    error = np.abs(probabilities(outputs) - probabilities(reference)).mean() if finite else 1.0
     found: dict[str, Any] = {
-        "sqnr_db": round(sqnr_db(centred(reference), centred(outputs)), 2),
+        "sqnr_db": round(sqnr_db(centred(reference), centred(outputs)), 2) if finite else -LARGEST_SQNR_DB,
         "agree": int((outputs.argmax(1) == reference.argmax(1)).sum()),
-        "probability_error": float(f"{np.abs(probabilities(outputs) - probabilities(reference)).mean():.3g}"),
+        "probability_error": float(f"{error:.3g}"),
     }
     if labels is not None:
         marks = right(outputs, labels)

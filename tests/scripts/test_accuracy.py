@@ -123,6 +123,14 @@ def test_figures_ignore_what_softmax_ignores(script: Callable[[str], ModuleType]
     assert found["fp32_and_it"] == {"first": 0, "second": 0}
 
 
+def test_logits_that_are_not_finite_are_the_worst_there_are(script: Callable[[str], ModuleType]) -> None:
+    reference = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+    outputs = np.where(np.arange(8)[:, None] == 3, np.float32("nan"), reference)
+    found = script("_accuracy_figures").figures(outputs, reference, None)
+    assert (found["sqnr_db"], found["probability_error"]) == (-200, 1)
+    json.dumps(found, allow_nan=False)
+
+
 @pytest.fixture(name="run", scope="module")
 def run_fixture(
     script: Callable[[str], ModuleType], tmp_path_factory: pytest.TempPathFactory
