@@ -101,7 +101,7 @@ class Manifest:
     def budget(self) -> Budget:
         """The limits that the model is held to: those in `parity`, without those that random weights say nothing of."""
         budget = self.parity.budget
-        return budget.for_random_weights() if self.model.weights.kind == "random" else budget
+        return budget.errors_alone() if self.model.weights.kind == "random" else budget
 
 
 def json_from_manifest(manifest: Manifest) -> bytes:

@@ -127,6 +127,7 @@ def _json(result: Export, seconds: dict[str, float]) -> dict[str, Any]:
 def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
     from exporter.verification.report.block_text import search_lines, worst_text
     from exporter.verification.report.lines import accuracy_line, parity_lines
+    from runtimes.parity.budget import RANDOM_WEIGHTS
 
     manifest = result.manifest
     lines = [
@@ -148,6 +149,9 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
         lines.append(accuracy_line(manifest.accuracy))
     elif result.no_accuracy:
         lines.append(f"{'accuracy':<12} not measured: {result.no_accuracy}")
+    budget = manifest.parity.budget
+    if manifest.model.weights.kind == "random" and budget == budget.errors_alone():
+        lines.append(f"{'':<12} {RANDOM_WEIGHTS}")
     sizes = ", ".join(f"{name} {size_text(file.bytes)}" for name, file in manifest.files.items())
     steps = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     return [*lines, f"{'size':<12} {sizes}", f"{'seconds':<12} {sum(seconds.values()):.1f}: {steps}"]

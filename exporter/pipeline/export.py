@@ -33,7 +33,7 @@ from exporter.pipeline.refusal import why_refused
 from exporter.pipeline.resize_proof import images_of_one_colour, resize_to_fitting_size
 from exporter.pipeline.return_blocks import STEP as RETURN_BLOCKS
 from exporter.pipeline.return_blocks import Judge, removed_when_done, return_blocks
-from exporter.pipeline.terms import budget_for, errors_alone
+from exporter.pipeline.terms import budget_for
 from exporter.pipeline.write_bundle import GOLDEN_IMAGES, Findings, Golden, write_bundle
 from exporter.verification.blocks.both_sides import BothSides
 from exporter.verification.blocks.drift import drift_between
@@ -210,7 +210,7 @@ def _prove(
     if resized is images.first:
         return proven
     again = ProofImages(resized, len(resized.fed), no_accuracy=images.no_accuracy)
-    other = prove(candidate, again, budget=errors_alone(budget), progress=progress)
+    other = prove(candidate, again, budget=budget.errors_alone(), progress=progress)
     golden = Golden(resized, other.outputs)
     return _Proven(proof, images, golden) if other.report.ok else _Proven(other, again, golden)
 

@@ -25,7 +25,6 @@ from exporter.lowering.request import LoweringRequest
 from exporter.pipeline.images import Graphs, Outputs, Proof
 from exporter.pipeline.plan import ExportPlan
 from exporter.pipeline.proof_images import ProofImages
-from exporter.pipeline.terms import errors_alone
 from exporter.pipeline.trial import joined, outputs_at
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import LowerError
@@ -143,7 +142,7 @@ def measure(model: onnx.ModelProto, sample: Sample, budget: Budget) -> Measured:
         {name: values[first] for name, values in found.items()},
         budget,
     )
-    is_within = all(limit.ok for limit in errors_alone(budget).limits(errors))
+    is_within = all(limit.ok for limit in budget.errors_alone().limits(errors))
     words = [f"SQNR {errors.sqnr_db:.1f} dB"]
     if is_classifier(sample.expected) and all(np.isfinite(values).all() for values in found.values()):
         expected, got = sample.expected[LOGITS], found[LOGITS]

@@ -15,7 +15,6 @@ from exporter.graph.probe import inner_tensors
 from exporter.lowering.precisions._cast import wider_precisions
 from exporter.pipeline.images import Candidate, Images, Proof
 from exporter.pipeline.proof_images import ProofImages
-from exporter.pipeline.terms import errors_alone
 from exporter.pipeline.trial import Trial, outputs_at
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
@@ -132,7 +131,7 @@ def _run_simulation(
         trial = Trial(reference, {SIMULATION: runtime}, names, BatchRange(size, size, size))
         if len(trial.run(replace(few, labels=None))):
             _name_overflow(simulation, few.fed)
-    return trial.judge(Terms(errors_alone(budget)))
+    return trial.judge(Terms(budget.errors_alone()))
 
 
 class _ImageCount:

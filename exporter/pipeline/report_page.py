@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,12 @@ from numpy.typing import NDArray
 from exporter.pipeline.images import Proof
 from exporter.pipeline.proof_images import ProofImages
 from exporter.verification.blocks.findings import Drift
-from exporter.verification.own_process import Verdict
 from exporter.verification.plan import CheckPlan
 from exporter.verification.report.page import html_from_sections
 from exporter.verification.report.sections import section_from_check
-from exporter.verification.verdicts import BackendCheck, BundleCheck
+from exporter.verification.verdicts import BundleCheck, check_from_answer, remarks_on
 from runtimes.bundle import Bundle
-from runtimes.parity.evidence import BackendParity, Evidence
+from runtimes.parity.evidence import Evidence
 
 REPORT = "report.html"
 
@@ -30,7 +30,7 @@ def page_from_proof(bundle: Bundle, images: ProofImages, proof: Proof, drift: Dr
         evidence="the pictures that the export proves itself with",
         images=proof.report.images,
         reference="FP32 PyTorch",
-        backends=tuple(_backend_check(name, answer) for name, answer in proof.answers.items()),
+        backends=tuple(check_from_answer(name, answer) for name, answer in proof.answers.items()),
         no_accuracy=images.no_accuracy,
         drift=drift,
     )
@@ -38,10 +38,6 @@ def page_from_proof(bundle: Bundle, images: ProofImages, proof: Proof, drift: Dr
     def read(numbers: list[int]) -> list[NDArray[Any]]:
         return list(images.at(proof.places[numbers]).fed)
 
+    check = replace(check, remarks=remarks_on(check, bundle.manifest))
     section = section_from_check(check, CheckPlan(bundle, ()), Evidence(np.zeros(0), {}, proof.labels), read)
     return bytes(html_from_sections([section]))
-
-
-def _backend_check(name: str, answer: BackendParity) -> BackendCheck:
-    verdict: Verdict = "ok" if answer.ok else "undecided" if answer.verdict == "undecided" else "out of budget"
-    return BackendCheck(name, verdict, "; ".join(limit.text for limit in answer.failing), answer, 0.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -26,12 +25,7 @@ def budget_for(plan: ExportPlan, loaded: LoadedModel, budget: Budget) -> Budget:
     Random weights are not judged by agreement and accuracy unless the plan says so.
     """
     is_random = loaded.facts.weights.kind == "random"
-    return changed_budget(budget.for_random_weights() if is_random else budget, plan.limits)
-
-
-def errors_alone(budget: Budget) -> Budget:
-    """The budget without the limits that count images, of which a few prove nothing."""
-    return replace(budget, min_agreement=None, max_accuracy_drop=None)
+    return changed_budget(budget.errors_alone() if is_random else budget, plan.limits)
 
 
 def fewest_to_decide(budget: Budget, *, labelled: bool) -> int:

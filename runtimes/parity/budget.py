@@ -51,9 +51,9 @@ class Budget:
         limits = (self.min_agreement, self.max_accuracy_drop)
         return self.confidence is not None and any(limit is not None for limit in limits)
 
-    def for_random_weights(self) -> Budget:
-        """The budget without the limits on agreement and accuracy, which say nothing of a network that was not
-        trained."""
+    def errors_alone(self) -> Budget:
+        """The budget without the limits on agreement and accuracy, of which a few images, or a network that was not
+        trained, prove nothing."""
         return replace(self, min_agreement=None, max_accuracy_drop=None)
 
     def violations(self, measured: Comparison) -> tuple[str, ...]:

@@ -194,7 +194,7 @@ def test_own_error_and_confidence_are_no_limits_but_say_how_the_limits_are_meant
 
 
 def test_random_weights_are_not_held_to_agreement_and_accuracy() -> None:
-    free = dataclasses.replace(BUDGET, min_sqnr_db=10.0).for_random_weights()
+    free = dataclasses.replace(BUDGET, min_sqnr_db=10.0).errors_alone()
     assert free.limit_names == ("finite", "min_sqnr_db")
     assert BUDGET.takes_confidence
     assert not free.takes_confidence
