@@ -65,7 +65,7 @@ class Tried:
         images: how many decided it.
         measured: the fall of top-1 or the agreement with the reference, 0..1, whichever was limited.
         limits: one-sided confidence limits of `measured`, low and high, each of the budget's confidence.
-        problems: the limits of the budget that are not kept, in words.
+        problems: the limits of the budget that are broken or, where none is, those that are undecided, in words.
         int8_share: of the convolutions' multiply-accumulates that are INT8 with every block, how much still is, 0..1.
         bytes: size of the ONNX file.
     """

@@ -166,7 +166,7 @@ class _Search:
             images=answer.report.images,
             measured=measured,
             limits=limits,
-            problems=tuple(limit.text for limit in answer.limits if not limit.ok),
+            problems=tuple(one.text for one in answer.limits if one.verdict == answer.verdict != "ok"),
             int8_share=inside / sum(self.price.values()),
             bytes=model.ByteSize(),
         )

@@ -79,7 +79,8 @@ def test_the_two_bad_blocks_return_and_nothing_else(bundle: Bundle) -> None:
     assert 0.7 < found.chosen.int8_share < 0.8
     assert found.curve[0].returned == ()
     assert found.curve[0].verdict == "broken"
-    assert found.curve[0].problems[0].startswith("top-1 agreement") or "fall of top-1" in found.curve[0].problems[0]
+    assert found.curve[0].problems
+    assert not any("undecided" in problem for problem in found.curve[0].problems)
     assert len(found.curve) <= most_evaluations(found.blocks)
     sizes = {one.returned: one.bytes for one in found.curve}
     assert sizes[()] < sizes[BAD] < max(sizes.values())
