@@ -205,9 +205,9 @@ def _returning_option(plan: ExportPlan, budget: Budget, sample: Sample) -> str:
     limits = {"--max-drop": budget.max_accuracy_drop if sample.labels is not None else None}
     limits["--min-agreement"] = None if budget.min_agreement == 1 else budget.min_agreement
     option = next((f"{name} {limit * 100:g}" for name, limit in limits.items() if limit), "")
-    return (
-        f"; {option}{' and --data' if plan.data is None else ''} chooses such blocks and proves them" if option else ""
-    )
+    if not option:
+        return ""
+    return f"; {option}{', with --data,' if plan.data is None else ''} chooses such blocks and proves them"
 
 
 def _simulated(lowering: Lowering, precision: str, calibrator: str | None = None) -> onnx.ModelProto:
