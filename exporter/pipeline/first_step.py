@@ -18,6 +18,7 @@ from calibration.table import CalibrationTable
 from exporter.graph.blocks import blocks
 from exporter.graph.mixed import with_fp32_nodes
 from exporter.graph.probe import noisiest_blocks
+from exporter.lowering.bias_correction import with_classifier_correction
 from exporter.lowering.lower import lower
 from exporter.lowering.ranges import CalibrationSet
 from exporter.lowering.registry import load_precision
@@ -106,7 +107,9 @@ def first_step_text(lowering: Lowering, proof: Proof, images: ProofImages) -> st
     if simulation is None or not broken.issubset(DECIDED_HERE):
         return ""
     sample, budget = _sample(proof, images), proof.report.budget
-    noises = noisiest_blocks(lowering.graphs.original, simulation, sample.parts[0][:NOISE])
+    noises = noisiest_blocks(
+        with_classifier_correction(lowering.graphs.original, lowering.table), simulation, sample.parts[0][:NOISE]
+    )
     worst, now = noises[0], measure(simulation, sample, budget)
     text = f"; {worst.block} adds the most noise, an SQNR of {worst.sqnr_db:.1f} dB by itself"
     by = f"by {len(sample.weights)} images"
