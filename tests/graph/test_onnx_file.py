@@ -94,7 +94,7 @@ def test_what_onnxruntime_alone_gets_wrong_is_told_beside_what_tensorrt_takes(in
     shown = inspect(tmp_path / "model.onnx").out
     assert "TensorRT takes this graph; a plain session of onnxruntime computes other values" in shown
     assert "1 of 1 convolutions INT8, fuses, but for:" in shown
-    assert f"other values in onnxruntime: Conv of '{model.graph.node[4].output[0]}': a plain session" in shown
+    assert f"other values in onnxruntime: Conv of '{model.graph.node[3].output[0]}': a plain session" in shown
     assert "INT32 with a scale of FP16, and is wrong in 32 of 32 channels; add the bias behind it" in shown
 
 

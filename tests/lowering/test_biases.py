@@ -344,6 +344,8 @@ TOLD = {name: name not in ("behind another activation", "in FP32", "read twice")
 
 @pytest.mark.parametrize("case", STRANGERS)
 def test_the_linter_counts_the_channels_that_a_plain_session_gets_wrong(case: str) -> None:
+    if case.endswith("per channel") and ort.__version__.startswith("1.23."):
+        pytest.skip("onnxruntime 1.23 leaves this bias alone; 1.24 does not")
     model = strangers(**STRANGERS[case])
     report = lint(model)
     assert report is not None

@@ -7,8 +7,8 @@ product has few digits left or none, and the bias divided by it overflows: a Res
 SQNR as it is written, and 9.5 dB in a plain session. Only a bias that is an input of its convolution is turned so.
 Behind it, as a constant for each channel, it stays what it is.
 
-TensorRT fuses such an addition into its convolution as it does a batch norm: it is among the patterns of NVIDIA's
-ModelOpt 0.47 (`get_fusible_backbone`: Relu, BiasAdd, Conv), and TensorRT-RTX 1.7 builds the same kernels of both forms.
+NVIDIA's ModelOpt 0.47 counts such an addition among what TensorRT fuses into a convolution, as it does a batch norm
+(`get_fusible_backbone`: Relu, BiasAdd, Conv), and TensorRT-RTX 1.7 builds the same kernels of both forms.
 """
 
 from __future__ import annotations
