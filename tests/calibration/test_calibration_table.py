@@ -217,7 +217,7 @@ def test_a_table_that_is_missing_or_of_another_schema_is_refused(table: Calibrat
         table_from_file(tmp_path / "gone.json")
     path = tmp_path / "new.json"
     path.write_bytes(replace(table, schema_version=99).json())
-    with pytest.raises(BadInput, match="expected schema_version 1, got 99; calibrate again with this version"):
+    with pytest.raises(BadInput, match="expected schema_version 2, got 99; calibrate again with this version"):
         table_from_file(path)
 
 

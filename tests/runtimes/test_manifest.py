@@ -31,6 +31,7 @@ FREE_KEYS = {
 OPTIONAL = {
     "$.accuracy",
     "$.calibration",
+    "$.calibration.repairs",
     "$.files",
     "$.parity.budget",
     "$.parity.backends[...].outputs",
