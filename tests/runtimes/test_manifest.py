@@ -32,6 +32,8 @@ OPTIONAL = {
     "$.accuracy",
     "$.calibration",
     "$.calibration.repairs",
+    "$.sensitivity",
+    "$.mixed",
     "$.files",
     "$.parity.budget",
     "$.parity.backends[...].outputs",
