@@ -180,8 +180,6 @@ def plan_from_options(options: dict[str, Any]) -> ExportPlan:
         PlanError: they contradict each other, or one is out of range.
         UnknownName: a name that is in no table; lists the nearest.
     """
-    from runtimes.parity.budget_options import budget_from_text  # here: it loads numpy, and `--help` may not
-
     check_uint8_input(options["uint8_input"])  # first: it may have taken the MODEL for its own
     if options["model"] is None:
         raise PlanError("expected a MODEL, got none; see resnet-export --list")
@@ -212,7 +210,7 @@ def plan_from_options(options: dict[str, Any]) -> ExportPlan:
         calibration=options["calibration"],
         allow_few_images=options["allow_few_images"],
         proof_images=options["proof_images"],
-        budget=budget_from_text(options["budget"]) if options["budget"] else {},
+        budget=_limits(options["budget"]),
         max_drop=options["max_drop"],
         min_agreement=options["min_agreement"],
         keep_rejected=options["keep_rejected"],
@@ -223,3 +221,11 @@ def plan_from_options(options: dict[str, Any]) -> ExportPlan:
         variant=options["variant"] or options["shortcut"],
     )
     return plan if options["output"] else replace(plan, output=Path(plan.name))
+
+
+def _limits(given: tuple[str, ...]) -> dict[str, float]:
+    if not given:
+        return {}
+    from runtimes.parity.budget_options import budget_from_text  # here: it loads numpy, and a dry run may not
+
+    return budget_from_text(given)

@@ -41,6 +41,24 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 REFUSED = [
     (["resnet20", "--std", "0"], 2, "expected --std above 0, got 0"),
+    (["resnet20", "--proof-images", "0"], 2, "expected --proof-images of at least 1, got 0"),
+    (["resnet20", "--proof-images", "-5"], 2, "expected --proof-images of at least 1, got -5"),
+    (["resnet20", "--features", "pool", "--proof-images", "9"], 2, "--proof-images is about classes"),
+    (["resnet20", "--budget", "min_cosin=0.9"], 2, "unknown budget 'min_cosin'; did you mean min_cosine?"),
+    (["resnet20", "--budget", "min_agreement=2"], 2, "expected min_agreement from 0 to 1, got 2"),
+    (["resnet20", "--budget", "min_agreement"], 2, "expected --budget as NAME=VALUE, got 'min_agreement'"),
+    (["resnet20", "--features", "pool", "--budget", "min_agreement=0.9"], 2, "min_agreement is about classes"),
+    (["resnet20", "--batch", "4", "--budget", "max_batch_difference=0.1"], 2, "is about several batch sizes"),
+    (
+        ["resnet18", "--weights", "random", "--budget", "max_accuracy_drop=0.1"],
+        2,
+        "max_accuracy_drop needs pictures whose classes are the model's; give such --data",
+    ),
+    (
+        ["resnet20", "--weights", "random", "--num-classes", "1", "--budget", "min_cosine=0.9"],
+        2,
+        "min_cosine is about the direction of several values",
+    ),
     (["resnet20", "--int8", "--calibration-images", "10"], 2, "expected --calibration-images of at least 64, got 10;"),
     (
         ["resnet18", "--shortcut", "pad", "--weights", "random"],
@@ -310,6 +328,10 @@ def test_dry_run_and_list_say_what_there_is_and_load_nothing_heavy(run: Any, tmp
     planned = run("resnet50", "--fp16", "--dry-run", "--json")
     assert planned.json["output"] == "resnet50-fp16"
     assert "nothing was written" in run("resnet50", "--dry-run").out
+    limited = run(
+        "resnet50", "--int8", "--budget", "min_agreement=0.99", "--proof-images", "500", "--dry-run", "--json"
+    )
+    assert (limited.json["budget"], limited.json["proof_images"]) == ({"min_agreement": 0.99}, 500)
     assert {name: run("resnet50", f"--{name}", "--dry-run", "--json").json["opset"] for name in precision_names()} == {
         "bf16": 22,
         "fp16": 20,
@@ -353,7 +375,7 @@ def test_help_names_every_precision_and_exit_code(run: Any) -> None:
     helped = run("--help")
     assert helped.code == 0
     assert all(f"--{name}" in helped.out for name in precision_names())
-    assert "4 out of the parity budget" in helped.out
+    assert "4 out of budget or undecided" in helped.out
     assert "resnet-export, version" not in helped.out
     assert "version" in run("--version").out
 
