@@ -45,8 +45,10 @@ def find_factors(model: onnx.ModelProto, bench: Bench, expected: Outputs) -> tup
     if not found:
         return {}, ""
     observed = placement(model, bench.target).observed
-    tensors = dict.fromkeys((*(name for stream in found for name in stream.tensors), *observed))
-    largest = largest_by_channel(model, list(tensors), bench.inputs)
+    wanted = {*(name for stream in found for name in stream.tensors), *observed}
+    made = (name for node in model.graph.node for name in node.output)
+    tensors = [name for name in (*(value.name for value in model.graph.input), *made) if name in wanted]
+    largest = largest_by_channel(model, tensors, bench.inputs)
     infinite = next((name for name, values in largest.items() if not np.isfinite(values).all()), None)
     if infinite is not None:
         raise CalibrationError(not_finite_text(infinite))

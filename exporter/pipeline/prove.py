@@ -30,8 +30,8 @@ from runtimes.specs import BatchRange
 
 REFERENCE, SIMULATION = "pytorch", "simulation"
 SIMULATED_IMAGES = 32
-"""Of a simulation beside a backend, which takes twice the time of a plain run. A CPU computes in FP32 what a device does
-in FP16, so that it is the simulation alone which finds a value beyond FP16's range."""
+"""Of a simulation beside a backend, which takes twice the time of a plain run. A CPU computes in FP32 what a device
+does in FP16, so that the simulation alone finds a value beyond the range of FP16."""
 NOT_FINITE = (
     "gives a picture of one colour an answer that is no number, where the reference gives one; "
     "look for a division by zero in the network"

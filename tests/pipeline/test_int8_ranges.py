@@ -25,13 +25,14 @@ from exporter.graph.probe import noisiest_blocks
 from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module
 from exporter.lowering.precisions import int8
-from exporter.lowering.ranges import given_table
+from exporter.lowering.ranges import given_table, measure_ranges
 from exporter.lowering.request import CALIBRATOR
 from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
 from exporter.pipeline.choose_images import calibration_set
 from runtimes import Bundle
 from runtimes.errors import BadInput, CalibrationError
+from runtimes.progress import Steps
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,10 @@ def shipped(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> tuple[Loa
 
 
 def reuse(loaded: LoadedModel, graph: onnx.ModelProto, plan: ExportPlan) -> object:
-    return given_table(graph, int8.observed_tensors(graph), calibration_set(loaded, plan), plan.lowering_request)
+    images, request = calibration_set(loaded, plan), plan.lowering_request
+    if request.calibration is None:
+        return measure_ranges(graph, graph, images, request, Steps())
+    return given_table(graph, int8.observed_tensors(graph), images, request)
 
 
 def changed_table(bundle: Path, folder: Path, **changes: Any) -> Path:

@@ -370,7 +370,7 @@ def test_the_fixtures_fail_for_a_backend_that_was_named_and_is_not_here(
 ) -> None:
     pytester.makepyfile(USER)
     shown = run(f"--resnet-bundle={exported}", "--resnet-backend=tensorrt", "-k", "test_logits")
-    shown.assert_outcomes(errors=1, deselected=4)
+    shown.assert_outcomes(errors=1, deselected=5)  # four limits, and the test of no bundle
 
 
 def test_the_fixtures_skip_where_no_bundle_is_named(run: Run, pytester: pytest.Pytester) -> None:
