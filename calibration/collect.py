@@ -43,12 +43,19 @@ def collect(
     return histograms
 
 
+def with_free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a graph that takes any batch size; what is declared of its inner tensors is left out."""
+    free = onnx.ModelProto()
+    free.CopyFrom(model)
+    for value in (*free.graph.input, *free.graph.output):
+        if value.type.tensor_type.shape.dim:
+            value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    del free.graph.value_info[:]
+    return free
+
+
 def _session_with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> ort.InferenceSession:
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(model)
-    for value in (*exposed.graph.input, *exposed.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    del exposed.graph.value_info[:]
+    exposed = with_free_batch(model)
     known = {value.name for value in (*exposed.graph.input, *exposed.graph.output)}
     exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
     options = ort.SessionOptions()

@@ -1,4 +1,4 @@
-"""An order of pictures of which every beginning stands for the whole."""
+"""Orders and choices of pictures that stand for the whole."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def order_evenly(count: int, labels: NDArray[np.int64] | None, seed: int) -> NDA
     for label in np.unique(classes):
         turn[classes == label] = np.arange((classes == label).sum())
     return order[np.argsort(turn, kind="stable")]
+
+
+def spread_places(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of the places 0 to `count` - 1, evenly from the first to the last: int64, ascending."""
+    return np.linspace(0, count - 1, min(most, count)).astype(np.int64)

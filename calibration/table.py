@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from calibration.histogram import Histogram, exponent_above
 from calibration.observers import find_observer, observers
@@ -207,6 +209,16 @@ def table_from_file(path: Path) -> CalibrationTable:
             "version"
         )
     return table
+
+
+def lists_from_arrays(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, list[float]]:
+    """Arrays of float32 as a table holds them, in nine digits: as many as it takes to read back the same."""
+    return {name: [_nine_digits(value) for value in values] for name, values in arrays.items()}
+
+
+def arrays_from_lists(lists: Mapping[str, Sequence[float]]) -> dict[str, NDArray[np.float32]]:
+    """The reverse of `lists_from_arrays`."""
+    return {name: np.array(values, np.float32) for name, values in lists.items()}
 
 
 def _nine_digits(value: float) -> float:

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from calibration.collect import with_free_batch
 from exporter.graph.blocks import blocks
 from exporter.graph.mixed import with_exact_block_inputs
 from runtimes.backends.onnxruntime import OnnxRuntime
@@ -27,20 +28,12 @@ class BlockNoise(NamedTuple):
 def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
     """A session of onnxruntime on the CPU for any batch size, which runs Q/DQ pairs as they are written and gives its
     memory back after each run."""
-    free = onnx.ModelProto()
-    free.CopyFrom(model)
-    for value in free.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    for value in free.graph.output:
-        if value.type.tensor_type.shape.dim:
-            value.type.tensor_type.shape.dim[0].dim_param = "batch"
-    del free.graph.value_info[:]
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return ort.InferenceSession(free.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(with_free_batch(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def run_session(session: ort.InferenceSession, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

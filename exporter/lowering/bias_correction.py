@@ -13,16 +13,16 @@ ResNet-20 3 dB less than none at all.)
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from calibration.table import CalibrationTable
+from calibration.table import CalibrationTable, arrays_from_lists
 from exporter.graph.mixed import with_mean_errors
-from exporter.graph.probe import open_session, run_session
-from exporter.lowering.output_error import RUN_BATCH, Outputs, output_error
+from exporter.lowering.output_error import RUN_BATCH, run_in_batches
 from exporter.lowering.qdq.pairs import with_pairs
 from exporter.lowering.repairs import Bench, decibels
 from runtimes.parity.compare import is_classifier
@@ -33,29 +33,20 @@ Corrections = Mapping[str, NDArray[np.float32]]
 
 
 def find_corrections(
-    model: onnx.ModelProto, thresholds: Mapping[str, float], bench: Bench, expected: Outputs
-) -> tuple[Corrections, str]:
-    """The corrections of all quantized convolutions, none where they do not help; and what they bring, in words.
-
-    Args:
-        expected: what the float graph `model` gives for the bench's inputs.
-    """
-    pairs = with_pairs(model, thresholds, bench.target)
-    found = mean_errors(model, pairs, bench)
-    corrected = with_pairs(subtract_from_biases(model, found), thresholds, bench.target)
-    before, after = (output_error(one, bench.inputs, expected).share for one in (pairs, corrected))
+    model: onnx.ModelProto, thresholds: Mapping[str, float], bench: Bench
+) -> tuple[dict[str, NDArray[np.float32]], str]:
+    """The corrections of all quantized convolutions of a float graph, none where they do not help; and what they bring,
+    in words."""
+    found = mean_errors(model, with_pairs(model, thresholds, bench.target), bench.inputs)
+    before, after = (bench.error(one, thresholds).share for one in (model, subtract_from_biases(model, found)))
     if not after < before:
         return {}, ""
     return found, f"corrected the biases of {len(found)} convolutions: {decibels(before, after)}"
 
 
 def find_classifier_correction(
-    model: onnx.ModelProto,
-    thresholds: Mapping[str, float],
-    bench: Bench,
-    expected: Outputs,
-    float_nodes: Collection[str] = (),
-) -> Corrections:
+    model: onnx.ModelProto, thresholds: Mapping[str, float], bench: Bench, float_nodes: Collection[str] = ()
+) -> dict[str, NDArray[np.float32]]:
     """The correction of the classifier for all that is left of the mean error; none for a graph without one.
 
     Args:
@@ -65,12 +56,11 @@ def find_classifier_correction(
     head = classifier(model)
     if head is None:
         return {}
-    pairs = with_pairs(model, thresholds, bench.target, float_nodes)
-    mean = output_error(pairs, bench.inputs, expected).mean
+    mean = bench.error(model, thresholds, float_nodes).mean
     return {head: _rounded(next(iter(mean.values())))} if mean else {}
 
 
-def mean_errors(model: onnx.ModelProto, pairs: onnx.ModelProto, bench: Bench) -> dict[str, NDArray[np.float32]]:
+def mean_errors(model: onnx.ModelProto, pairs: onnx.ModelProto, inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:
     """The mean error of what each quantized convolution gives for exact inputs, by its name: float32 (channels,).
 
     Args:
@@ -79,13 +69,11 @@ def mean_errors(model: onnx.ModelProto, pairs: onnx.ModelProto, bench: Bench) ->
     dequantized = {name for node in pairs.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     quantized = {node.name for node in pairs.graph.node if node.op_type == "Conv" and node.input[1] in dequantized}
     tensors = {node.output[0]: node.name for node in model.graph.node if node.name in quantized}
-    session = open_session(with_mean_errors(model, pairs, list(tensors)))
-    source, inputs = session.get_inputs()[0].name, bench.inputs
     sums: dict[str, NDArray[np.float64]] = {}
-    for start in range(0, len(inputs), RUN_BATCH):
-        batch = inputs[start : start + RUN_BATCH]
-        for name, values in run_session(session, {source: batch}).items():
-            sums[name] = sums.get(name, 0) + values.astype(np.float64) * len(batch)
+    batches = run_in_batches(with_mean_errors(model, pairs, list(tensors)), inputs)
+    for start, batch in zip(range(0, len(inputs), RUN_BATCH), batches, strict=True):
+        for name, values in batch.items():
+            sums[name] = sums.get(name, 0) + values.astype(np.float64) * min(RUN_BATCH, len(inputs) - start)
     return {node: _rounded(sums[name] / len(inputs)) for name, node in tensors.items()}
 
 
@@ -121,7 +109,7 @@ def with_classifier_correction(graph: onnx.ModelProto, table: CalibrationTable |
     there is none."""
     head = classifier(graph)
     found = table.corrections.get(table.calibrator, {}).get(head or "") if table is not None else None
-    return graph if found is None else subtract_from_biases(graph, {str(head): np.array(found, np.float32)})
+    return graph if found is None else subtract_from_biases(graph, arrays_from_lists({str(head): found}))
 
 
 def _rounded(values: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from calibration.table import CalibrationTable
+from calibration.table import CalibrationTable, arrays_from_lists, lists_from_arrays
 from exporter.lowering.bias_correction import (
     classifier,
     find_classifier_correction,
@@ -20,13 +20,12 @@ from exporter.lowering.bias_correction import (
     with_classifier_correction,
 )
 from exporter.lowering.equalize import factors_of_tensors, with_factors
-from exporter.lowering.output_error import Outputs, outputs_of
 from exporter.lowering.precisions import Precision
 from exporter.lowering.qdq.fit import TOO_SMALL
 from exporter.lowering.qdq.targets import QdqTarget, left_in_float
 from exporter.lowering.ranges import CalibrationSet, few_inputs, given_table, measure_ranges
 from exporter.lowering.registry import load_precision, load_target
-from exporter.lowering.repairs import REPAIR_PICTURES, Bench, choose_calibrator, find_factors
+from exporter.lowering.repairs import Bench, choose_calibrator, find_factors
 from exporter.lowering.request import CALIBRATOR, LoweringRequest
 from exporter.lowering.sensitivity import measure_sensitivity
 from runtimes.block_precision import Sensitivity
@@ -60,8 +59,7 @@ class LoweredGraph:
     @property
     def factors(self) -> dict[str, NDArray[np.float32]]:
         """What the channels of tensors of `exact` are divided by: tensor -> float32 (channels,)."""
-        found = {} if self.table is None else self.table.factors
-        return factors_of_tensors(self.exact, {name: np.array(each, np.float32) for name, each in found.items()})
+        return {} if self.table is None else factors_of_tensors(self.exact, arrays_from_lists(self.table.factors))
 
 
 @dataclass(frozen=True)
@@ -71,16 +69,15 @@ class _Calibrated:
     Attributes:
         exact: the float graph, its channels equalized.
         corrections: what is taken off the biases, by node; the classifier's only where a given table has it.
-        expected: what `exact` gives for the inputs of the bench; None where there are no pictures.
+        bench: to measure with; None where there are no pictures.
     """
 
-    precision: Precision
+    request: LoweringRequest
     exact: onnx.ModelProto
     table: CalibrationTable
     calibrator: str
     corrections: Mapping[str, NDArray[np.float32]]
-    bench: Bench
-    expected: Outputs | None
+    bench: Bench | None
 
 
 def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringRequest, steps: Steps) -> LoweredGraph:
@@ -122,12 +119,10 @@ def _measure(
     clean: onnx.ModelProto, images: CalibrationSet, request: LoweringRequest, inputs: NDArray[Any], steps: Steps
 ) -> _Calibrated:
     """Equalize the channels, measure all ranges, and choose among them and correct the biases by the outputs' error."""
-    precision = load_precision(request.precision)
-    bench = Bench(request.target, _spread(inputs))
     repairs = []
     with steps("equalize"):
-        expected = outputs_of(clean, bench.inputs)
-        factors, said = find_factors(clean, bench, expected)
+        bench = Bench.of(clean, request.target, inputs)
+        factors, said = find_factors(clean, bench)
         repairs.append(said)
     exact = with_factors(clean, factors)
     with steps("calibrate"):
@@ -135,65 +130,52 @@ def _measure(
     calibrator = request.calibrator or ""
     if not calibrator:
         with steps("choose ranges"):
-            calibrator, said = choose_calibrator(exact, table, bench, expected)
+            calibrator, said = choose_calibrator(exact, table, bench)
             repairs.append(said)
     with steps("correct biases"):
-        corrections, said = find_corrections(exact, table.thresholds(calibrator), bench, expected)
+        corrections, said = find_corrections(exact, table.thresholds(calibrator), bench)
         repairs.append(said)
-    table = replace(
-        table,
-        factors={name: [float(f"{value:.9g}") for value in each] for name, each in factors.items()},
-        repairs=[one for one in repairs if one],
-    )
-    return _Calibrated(precision, exact, table, calibrator, corrections, bench, expected)
+    table = replace(table, factors=lists_from_arrays(factors), repairs=[one for one in repairs if one])
+    return _Calibrated(request, exact, table, calibrator, corrections, bench)
 
 
 def _from_table(
     clean: onnx.ModelProto, images: CalibrationSet, request: LoweringRequest, inputs: NDArray[Any] | None
 ) -> _Calibrated:
     """All of it as a given table has it; what it has not is measured, if there are pictures."""
-    precision = load_precision(request.precision)
-    table = given_table(clean, precision.observed_tensors(clean, request.target), images, request)
-    exact = with_factors(clean, {name: np.array(each, np.float32) for name, each in table.factors.items()})
+    tensors = load_precision(request.precision).observed_tensors(clean, request.target)
+    table = given_table(clean, tensors, images, request)
+    exact = with_factors(clean, arrays_from_lists(table.factors))
     calibrator = request.calibrator or table.calibrator or CALIBRATOR
-    known = {name: np.array(each, np.float32) for name, each in table.corrections.get(calibrator, {}).items()}
-    bench = Bench(request.target, np.zeros(0) if inputs is None else _spread(inputs))
-    expected = None if inputs is None else outputs_of(exact, bench.inputs)
-    if calibrator not in table.corrections and expected is not None:
-        known = dict(find_corrections(exact, table.thresholds(calibrator), bench, expected)[0])
-    return _Calibrated(precision, exact, table, calibrator, known, bench, expected)
+    known = arrays_from_lists(table.corrections.get(calibrator, {}))
+    bench = None if inputs is None else Bench.of(exact, request.target, inputs)
+    if calibrator not in table.corrections and bench is not None:
+        known, _ = find_corrections(exact, table.thresholds(calibrator), bench)
+    return _Calibrated(request, exact, table, calibrator, known, bench)
 
 
 def _lower(known: _Calibrated, budget: Budget, float_nodes: Collection[str] = ()) -> LoweredGraph:
     """Lower the graph with these nodes in float; the classifier's correction is for the errors of the others, so it is
     measured again."""
-    thresholds, bench, head = known.table.thresholds(known.calibrator), known.bench, classifier(known.exact)
+    request, thresholds, head = known.request, known.table.thresholds(known.calibrator), classifier(known.exact)
     kept = {name: each for name, each in known.corrections.items() if name not in float_nodes}
-    if known.expected is not None and (head not in kept or set(float_nodes) != set(known.table.float_nodes)):
+    if known.bench is not None and (head not in kept or set(float_nodes) != set(known.table.float_nodes)):
         kept.pop(head or "", None)
         corrected = subtract_from_biases(known.exact, kept)
-        kept |= find_classifier_correction(corrected, thresholds, bench, known.expected, float_nodes)
+        kept |= find_classifier_correction(corrected, thresholds, known.bench, float_nodes)
     table = replace(
         known.table,
         calibrator=known.calibrator,
-        corrections={
-            **known.table.corrections,
-            known.calibrator: {name: [float(f"{value:.9g}") for value in each] for name, each in kept.items()},
-        },
+        corrections={**known.table.corrections, known.calibrator: lists_from_arrays(kept)},
         float_nodes=sorted(float_nodes),
     )
     corrected = subtract_from_biases(known.exact, kept)
-    model = known.precision.lower(corrected, thresholds, bench.target, float_nodes)
+    model = load_precision(request.precision).lower(corrected, thresholds, request.target, float_nodes)
 
     def lower_again(nodes: Collection[str]) -> LoweredGraph:
         return _lower(known, budget, nodes)
 
     return LoweredGraph(model, known.exact, table, budget, with_float_nodes=lower_again)
-
-
-def _spread(inputs: NDArray[Any]) -> NDArray[Any]:
-    """At most `REPAIR_PICTURES` of them, evenly over all."""
-    return inputs[np.linspace(0, len(inputs) - 1, min(REPAIR_PICTURES, len(inputs))).astype(np.int64)]
 
 
 def budget_of(precision: Precision, clean: onnx.ModelProto) -> Budget:

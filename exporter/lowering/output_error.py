@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from exporter.graph.probe import open_session, run_session
 from runtimes.parity.compare import is_classifier
+from runtimes.parity.evidence import joined
 from runtimes.parity.flips import centred
 
 RUN_BATCH = 8
@@ -39,12 +40,15 @@ class OutputError:
 
 def outputs_of(model: onnx.ModelProto, inputs: NDArray[Any]) -> Outputs:
     """The outputs by name, each (pictures, ...), for inputs as the graph takes them, (pictures, ...)."""
+    return joined(list(run_in_batches(model, inputs)))
+
+
+def run_in_batches(model: onnx.ModelProto, inputs: NDArray[Any]) -> Iterator[Outputs]:
+    """The outputs by name for `RUN_BATCH` inputs after the other; the last batch may be smaller."""
     session = open_session(model)
     source = session.get_inputs()[0].name
-    parts = [
-        run_session(session, {source: inputs[start : start + RUN_BATCH]}) for start in range(0, len(inputs), RUN_BATCH)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    for start in range(0, len(inputs), RUN_BATCH):
+        yield run_session(session, {source: inputs[start : start + RUN_BATCH]})
 
 
 def output_error(model: onnx.ModelProto, inputs: NDArray[Any], expected: Outputs) -> OutputError:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from calibration.collect import BATCH, collect
 from calibration.data import ImageSource, check_channels, choose_evenly
+from calibration.order import spread_places
 from calibration.reading import Unreadable, check_readable, read_ahead
 from calibration.sample import Sample
 from calibration.table import CalibrationTable, Provenance, table_from_file, table_from_histograms
@@ -99,7 +100,7 @@ def few_inputs(images: CalibrationSet, request: LoweringRequest) -> NDArray[Any]
         return None
     check_channels(images.source, images.preprocess)
     chosen = chosen_places(images.source, request)
-    places = chosen[np.linspace(0, len(chosen) - 1, min(FEW_PICTURES, len(chosen))).astype(np.int64)]
+    places = chosen[spread_places(len(chosen), FEW_PICTURES)]
     read = read_ahead(images.source, map(int, places), images.preprocess.pixels, ahead=DECODED_AHEAD)
     pixels, unreadable = [], []
     for one in read:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,10 @@ from onnx import helper
 
 from calibration.histogram import not_finite_text
 from calibration.observers import observers
+from calibration.order import spread_places
 from calibration.table import CalibrationTable
-from exporter.graph.probe import open_session, run_session
 from exporter.lowering.equalize import Factors, factors_from, factors_of_tensors, streams, with_factors
-from exporter.lowering.output_error import RUN_BATCH, Outputs, output_error
+from exporter.lowering.output_error import OutputError, Outputs, output_error, outputs_of, run_in_batches
 from exporter.lowering.qdq.pairs import placement, with_pairs
 from exporter.lowering.request import CALIBRATOR
 from runtimes.errors import CalibrationError
@@ -26,20 +27,41 @@ REPAIR_PICTURES = 32
 
 @dataclass(frozen=True)
 class Bench:
-    """What repairs are measured with: where pairs go, and inputs as the graph takes them, (pictures, ...)."""
+    """What repairs are measured with.
+
+    Attributes:
+        target: where pairs go.
+        inputs: as the graph takes them, (pictures, ...).
+        expected: what the float graph gives for them, by name, each (pictures, ...).
+    """
 
     target: str
     inputs: NDArray[Any]
+    expected: Outputs
+
+    @classmethod
+    def of(cls, model: onnx.ModelProto, target: str, inputs: NDArray[Any]) -> Bench:
+        """The bench of a float graph, which is run; of the inputs at most `REPAIR_PICTURES` are taken, evenly."""
+        few = inputs[spread_places(len(inputs), REPAIR_PICTURES)]
+        return cls(target, few, outputs_of(model, few))
+
+    def error(
+        self, model: onnx.ModelProto, thresholds: Mapping[str, float], float_nodes: Collection[str] = ()
+    ) -> OutputError:
+        """The outputs' error of a float graph, repaired or not, with these ranges and with some nodes in float."""
+        return output_error(with_pairs(model, thresholds, self.target, float_nodes), self.inputs, self.expected)
+
+    @property
+    def half(self) -> Bench:
+        """Every second picture."""
+        return Bench(self.target, self.inputs[::2], {name: values[::2] for name, values in self.expected.items()})
 
 
-def find_factors(model: onnx.ModelProto, bench: Bench, expected: Outputs) -> tuple[Factors, str]:
+def find_factors(model: onnx.ModelProto, bench: Bench) -> tuple[Factors, str]:
     """The factors that equalize the channels of a float graph, none where that does not help; and what they bring, in
     words, empty where there is nothing to equalize.
 
     Whether they help is measured with the largest values as ranges: they are known without another pass.
-
-    Args:
-        expected: what the graph gives for the bench's inputs.
     """
     found = streams(model)
     if not found:
@@ -55,32 +77,24 @@ def find_factors(model: onnx.ModelProto, bench: Bench, expected: Outputs) -> tup
     factors = factors_from(model, found, largest)
     equalized = with_factors(model, factors)
     divided = factors_of_tensors(equalized, factors)
-    before, after = (
-        output_error(with_pairs(graph, thresholds, bench.target), bench.inputs, expected).share
-        for graph, thresholds in (
-            (model, {name: float(largest[name].max()) for name in observed}),
-            (equalized, {name: float((largest[name] / divided.get(name, 1)).max()) for name in observed}),
-        )
-    )
+    before = bench.error(model, {name: float(largest[name].max()) for name in observed}).share
+    ranges = {name: float((largest[name] / divided.get(name, 1)).max()) for name in observed}
+    after = bench.error(equalized, ranges).share
     if not after < before:
         return {}, ""
     return factors, f"equalized the channels of {len(found)} streams: {decibels(before, after)}"
 
 
-def choose_calibrator(
-    model: onnx.ModelProto, table: CalibrationTable, bench: Bench, expected: Outputs
-) -> tuple[str, str]:
+def choose_calibrator(model: onnx.ModelProto, table: CalibrationTable, bench: Bench) -> tuple[str, str]:
     """The calibrator whose ranges, taken for all tensors, put the outputs nearest to FP32's; and that in words.
 
     It is the error of the outputs that decides: chosen tensor by tensor by the error behind the next convolution,
     ranges came out too small, since clipping harms more further on than rounding does (measured on a ResNet-20: 36.4 dB
     so, 36.7 with `mse` everywhere). Every second picture is enough to tell them apart.
     """
-    inputs, every = bench.inputs[::2], {name: values[::2] for name, values in expected.items()}
-    thresholds = {name: table.thresholds(name) for name in (CALIBRATOR, *observers())}
+    half = bench.half
     errors = {
-        name: output_error(with_pairs(model, each, bench.target), inputs, every).share
-        for name, each in thresholds.items()
+        name: half.error(model, table.thresholds(name)).share for name in dict.fromkeys((CALIBRATOR, *observers()))
     }
     best = min(errors, key=lambda name: errors[name])
     if best == CALIBRATOR:
@@ -107,11 +121,9 @@ def largest_by_channel(
             )
         )
         reduced.graph.output.append(onnx.ValueInfoProto(name=most))
-    session = open_session(reduced)
-    source = session.get_inputs()[0].name
     found: dict[str, NDArray[np.float32]] = {}
-    for start in range(0, len(inputs), RUN_BATCH):
-        for name, values in run_session(session, {source: inputs[start : start + RUN_BATCH]}).items():
+    for batch in run_in_batches(reduced, inputs):
+        for name, values in batch.items():
             found[name] = np.maximum(found.get(name, values), values)
     return {name: found[f"{name}.equalize_max"] for name in tensors}
 

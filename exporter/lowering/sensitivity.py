@@ -24,6 +24,7 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.collect import BATCH
+from calibration.order import spread_places
 from exporter.graph.counts import multiply_accumulates
 from exporter.graph.inference import inferred_graphs
 from exporter.graph.mixed import ALONE, EXACT, with_exact_part_inputs
@@ -66,7 +67,7 @@ def measure_sensitivity(
     cut = parts(exact)
     macs = _int8_macs(exact, lowered, cut)
     count = image_count(exact, cut)
-    places = np.linspace(0, len(inputs) - 1, min(count, len(inputs))).astype(np.int64)
+    places = spread_places(len(inputs), count)
     names = [name for part in cut for name in part.makes]
     joint = open_session(with_exact_part_inputs(exact, simulation, names))
     chain = _Chain(cut)

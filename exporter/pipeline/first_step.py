@@ -26,11 +26,12 @@ from exporter.lowering.request import LoweringRequest
 from exporter.pipeline.images import Graphs, Outputs, Proof
 from exporter.pipeline.plan import ExportPlan
 from exporter.pipeline.proof_images import ProofImages
-from exporter.pipeline.trial import joined, outputs_at
+from exporter.verification.report.sentences import join_words
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import LowerError
 from runtimes.parity.budget import Budget
 from runtimes.parity.compare import LOGITS, compare_outputs, is_classifier
+from runtimes.parity.evidence import joined, outputs_at
 from runtimes.parity.flips import flips_between, top_classes
 from runtimes.progress import Steps
 
@@ -228,8 +229,3 @@ def _simulated(lowering: Lowering, precision: str, calibrator: str | None = None
         model = lower(lowering.clean, replace(lowering.calibration, source=None), request, Steps()).model
     found = lowering.resize(model)
     return load_precision(precision).simulation(found) or found
-
-
-def join_words(words: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -15,14 +15,14 @@ from exporter.graph.probe import inner_tensors
 from exporter.lowering.precisions._cast import wider_precisions
 from exporter.pipeline.images import Candidate, Images, Proof
 from exporter.pipeline.proof_images import ProofImages
-from exporter.pipeline.trial import Trial, outputs_at
+from exporter.pipeline.trial import Trial
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.base import Runtime
 from runtimes.errors import LowerError
 from runtimes.parity.budget import Budget
 from runtimes.parity.compare import ParityReport, is_classifier
-from runtimes.parity.evidence import BackendParity, Terms
+from runtimes.parity.evidence import BackendParity, Terms, outputs_at
 from runtimes.parity.intervals import look_sizes
 from runtimes.parity.limits import limit_of_finite
 from runtimes.progress import Progress, silent

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from exporter.pipeline.images import Images, Outputs
 from runtimes.base import Runtime
 from runtimes.parity.compare import OtherBatch
-from runtimes.parity.evidence import Answers, BackendParity, Terms, judge
+from runtimes.parity.evidence import Answers, BackendParity, Terms, joined, judge, outputs_at
 from runtimes.specs import BatchRange
 
 
@@ -96,25 +95,6 @@ class Trial:
             )
             for name, parts in self._found.items()
         }
-
-
-def outputs_at(
-    runtime: Runtime, inputs: NDArray[Any], size: int, on_rows: Callable[[int], None] = lambda rows: None
-) -> Outputs:
-    """The outputs by name for all inputs, fed `size` at a time; the last batch is filled up with inputs from the
-    start."""
-    source, parts = runtime.inputs[0].name, []
-    for start in range(0, len(inputs), size):
-        left = min(size, len(inputs) - start)
-        outputs = runtime.run({source: inputs[np.arange(start, start + size) % len(inputs)]})
-        parts.append({name: values[:left] for name, values in outputs.items()})
-        on_rows(left)
-    return joined(parts)
-
-
-def joined(parts: Sequence[Outputs]) -> Outputs:
-    """The outputs of several blocks of images as those of one."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _finite_rows(outputs: Outputs) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,10 +149,9 @@ def compare_backend(
     count = len(evidence.inputs)
     *smaller, largest = batch.proof_sizes
     again = [
-        OtherBatch(np.arange(min(size, count)), _outputs_at(evidence, runtime, size, min(size, count)))
-        for size in smaller
+        OtherBatch(np.arange(min(size, count)), outputs_at(runtime, evidence.inputs[:size], size)) for size in smaller
     ]
-    answers = Answers(_outputs_at(evidence, runtime, largest, count), batch.proof_sizes, again)
+    answers = Answers(outputs_at(runtime, evidence.inputs, largest), batch.proof_sizes, again)
     terms = Terms(budget, must_decide=evidence.must_decide)
     return judge(evidence.outputs, name, answers, terms, evidence.labels)
 
@@ -202,12 +201,20 @@ def error_histogram(reference: Mapping[str, NDArray[Any]], outputs: Mapping[str,
     return ErrorHistogram(tuple(map(float, edges)), tuple(map(int, counts)), exact)
 
 
-def _outputs_at(evidence: Evidence, runtime: Runtime, size: int, count: int) -> dict[str, NDArray[Any]]:
-    """Outputs for the first `count` images, in batches of `size`; the last batch is filled up with images from the
+def outputs_at(
+    runtime: Runtime, inputs: NDArray[Any], size: int, on_rows: Callable[[int], None] = lambda rows: None
+) -> dict[str, NDArray[Any]]:
+    """The outputs by name for all inputs, fed `size` at a time; the last batch is filled up with inputs from the
     start."""
-    parts = []
-    for start in range(0, count, size):
-        rows = np.arange(start, start + size) % len(evidence.inputs)
-        outputs = runtime.run({runtime.inputs[0].name: evidence.inputs[rows]})
-        parts.append({name: outputs[name][: min(size, count - start)] for name in evidence.outputs})
-    return {name: np.concatenate([part[name] for part in parts]) for name in evidence.outputs}
+    source, parts = runtime.inputs[0].name, []
+    for start in range(0, len(inputs), size):
+        left = min(size, len(inputs) - start)
+        outputs = runtime.run({source: inputs[np.arange(start, start + size) % len(inputs)]})
+        parts.append({name: values[:left] for name, values in outputs.items()})
+        on_rows(left)
+    return joined(parts)
+
+
+def joined(parts: Sequence[dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
+    """The outputs of several blocks of images as those of one."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

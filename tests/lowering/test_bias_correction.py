@@ -26,7 +26,7 @@ from exporter.lowering.qdq.pairs import placement, with_pairs
 from exporter.lowering.repairs import Bench, choose_calibrator
 from runtimes.preprocess import Preprocess
 
-BENCH = Bench("tensorrt", INPUTS)
+BENCH = Bench.of(residual(), "tensorrt", INPUTS)
 
 
 def table_of(model: onnx.ModelProto) -> CalibrationTable:
@@ -44,7 +44,7 @@ def thresholds_fixture() -> dict[str, float]:
 def test_mean_errors_are_those_of_each_convolution_fed_exact_input(thresholds: dict[str, float]) -> None:
     model = residual()
     pairs = with_pairs(model, thresholds)
-    found = mean_errors(model, pairs, BENCH)
+    found = mean_errors(model, pairs, INPUTS)
     assert set(found) == {"stem", "a", "b"}
     exact = inner_tensors(model, ["inner.out", "b.out"], INPUTS)
     scale = {tensor.name: numpy_helper.to_array(tensor) for tensor in pairs.graph.initializer}["inner.out.scale"]
@@ -60,19 +60,23 @@ def test_mean_errors_are_those_of_each_convolution_fed_exact_input(thresholds: d
 def test_corrected_convolutions_give_their_mean_for_exact_input(thresholds: dict[str, float]) -> None:
     """One without a bias gets one, and a bias that two nodes share is corrected for each."""
     model = residual()
-    found = mean_errors(model, with_pairs(model, thresholds), BENCH)
+    found = mean_errors(model, with_pairs(model, thresholds), INPUTS)
     corrected = subtract_from_biases(model, found)
     assert [len(node.input) for node in corrected.graph.node if node.op_type == "Conv"] == [3, 3, 3]
     # The exact inputs are the uncorrected graph's: what is corrected is what the convolutions make of them.
-    again = mean_errors(model, with_pairs(corrected, thresholds), BENCH)
+    again = mean_errors(model, with_pairs(corrected, thresholds), INPUTS)
     for name, values in again.items():
         assert np.abs(values).max() < 1e-4 * max(1.0, np.abs(found[name]).max()), name
 
 
-def test_corrections_are_kept_where_they_bring_the_outputs_nearer(thresholds: dict[str, float]) -> None:
+@pytest.mark.parametrize(("share", "is_kept"), [(1, True), (4, False)])
+def test_corrections_are_kept_where_they_bring_the_outputs_nearer(share: int, is_kept: bool) -> None:
+    """With ranges that hold every value they do; clipped to a quarter, the errors are no shift alone."""
     model = residual()
     expected = outputs_of(model, INPUTS)
-    found, said = find_corrections(model, thresholds, BENCH, expected)
+    thresholds = {name: value / share for name, value in table_of(model).thresholds("minmax").items()}
+    found, said = find_corrections(model, thresholds, BENCH)
+    assert bool(found) == is_kept
     before = output_error(with_pairs(model, thresholds), INPUTS, expected)
     after = output_error(with_pairs(subtract_from_biases(model, found), thresholds), INPUTS, expected)
     if found:
@@ -86,14 +90,14 @@ def test_corrections_that_harm_are_not_kept(thresholds: dict[str, float], monkey
     model = residual()
     harm = {name: np.full(CHANNELS, 10, np.float32) for name in ("stem", "a", "b")}
     monkeypatch.setattr("exporter.lowering.bias_correction.mean_errors", lambda *_: harm)
-    assert find_corrections(model, thresholds, BENCH, outputs_of(model, INPUTS)) == ({}, "")
+    assert find_corrections(model, thresholds, BENCH) == ({}, "")
 
 
 def test_the_classifier_absorbs_what_is_the_same_for_every_image(thresholds: dict[str, float]) -> None:
     model = residual()
     expected = outputs_of(model, INPUTS)
     assert classifier(model) == "fc"
-    found = find_classifier_correction(model, thresholds, BENCH, expected)
+    found = find_classifier_correction(model, thresholds, BENCH)
     pairs = with_pairs(subtract_from_biases(model, found), thresholds)
     error = outputs_of(pairs, INPUTS)["logits"] - expected["logits"]
     assert np.abs(error.mean(0)).max() < 1e-4 * np.abs(expected["logits"]).max()
@@ -105,13 +109,13 @@ def test_the_classifier_absorbs_what_is_the_same_for_every_image(thresholds: dic
 def test_features_have_no_classifier_to_correct(thresholds: dict[str, float]) -> None:
     model = graph_of(conv("stem", "input"), op("Relu", "stem.out", output="pool"), outputs=("pool",))
     assert classifier(model) is None
-    assert find_classifier_correction(model, {"input": 3.0}, BENCH, outputs_of(model, INPUTS)) == {}
+    assert find_classifier_correction(model, {"input": 3.0}, Bench.of(model, "tensorrt", INPUTS)) == {}
     assert with_classifier_correction(model, None) is model
 
 
 def test_the_calibrator_is_the_one_whose_outputs_are_nearest() -> None:
     model = residual()
-    table, expected = table_of(model), outputs_of(model, INPUTS)
+    table = table_of(model)
     spoilt = {
         name: replace(tensor, thresholds={kind: value / 50 for kind, value in tensor.thresholds.items()})
         for name, tensor in table.tensors.items()
@@ -121,7 +125,7 @@ def test_the_calibrator_is_the_one_whose_outputs_are_nearest() -> None:
             name: replace(one, thresholds={**one.thresholds, kind: table.tensors[name].thresholds[kind]})
             for name, one in spoilt.items()
         }
-        name, said = choose_calibrator(model, replace(table, tensors=only), BENCH, expected)
+        name, said = choose_calibrator(model, replace(table, tensors=only), BENCH)
         assert name == kind
         assert said.startswith(f"took the ranges of {kind}: ")
 

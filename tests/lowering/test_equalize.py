@@ -137,7 +137,7 @@ def test_largest_values_by_channel_are_those_of_all_images() -> None:
 def test_equalization_is_kept_where_it_helps_and_said() -> None:
     model = residual()
     rescaled = with_factors(model, random_factors(model, reach=100))
-    factors, said = find_factors(rescaled, Bench("tensorrt", INPUTS), outputs_of(rescaled, INPUTS))
+    factors, said = find_factors(rescaled, Bench.of(rescaled, "tensorrt", INPUTS))
     assert set(factors) == {"stem.out", "a.out"}
     before, after = (float(text.split()[0]) for text in said.removesuffix(" dB").split(": ")[1].split(" -> "))
     assert after > before + 6

@@ -23,7 +23,6 @@ from exporter.graph.facts import tensor_specs
 from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
 from exporter.lowering.bias_correction import find_classifier_correction, subtract_from_biases
-from exporter.lowering.output_error import outputs_of
 from exporter.lowering.precisions import int8
 from exporter.lowering.registry import load_precision, precision_names
 from exporter.lowering.repairs import Bench
@@ -117,9 +116,8 @@ def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_as
     graph = traced.in_opset(opset)
     lowered = precision.lower(graph, traced.thresholds)
     if name == "int8":
-        bench = Bench("tensorrt", np.concatenate(traced.calibration))
-        expected = outputs_of(graph, bench.inputs)
-        correction = find_classifier_correction(graph, traced.thresholds, bench, expected)
+        bench = Bench.of(graph, "tensorrt", np.concatenate(traced.calibration))
+        correction = find_classifier_correction(graph, traced.thresholds, bench)
         assert correction
         lowered = int8.lower(subtract_from_biases(graph, correction), traced.thresholds)
     onnx.checker.check_model(lowered, full_check=True)

@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
-from calibration.table import table_from_file
+from calibration.table import arrays_from_lists, table_from_file
 from exporter.graph.build import GraphForm, clean_graph, with_resize
 from exporter.graph.simplify import SIMPLIFY_IMAGES
 from exporter.lowering.bias_correction import with_classifier_correction
@@ -76,7 +76,7 @@ def both_sides_of(bundle: Bundle, inputs: NDArray[Any]) -> BothSides:
     if manifest.calibration is None:
         return BothSides(program, graph, graph, lowered, simulation, runs)
     table = table_from_file(bundle.file("calibration.json"))
-    factors = {name: np.array(values, np.float32) for name, values in table.factors.items()}
+    factors = arrays_from_lists(table.factors)
     equalized = with_factors(graph, factors)
     corrected = with_classifier_correction(equalized, table)
     divided = factors_of_tensors(equalized, factors)
