@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 import numpy as np
@@ -75,6 +75,10 @@ class ImageSource:
             BadInput: it cannot be read.
         """
         return self.image(place) if self.any_channels is None else self.any_channels(place)
+
+    def name_of(self, place: int) -> str:
+        """What a user would call the picture at a place: its path below the folder, or `pictures.npz 17`."""
+        return f"{PurePath(self.name).name} {place}" if self.names is None else self.names[place]
 
     def subset(self, places: NDArray[np.int64]) -> ImageSource:
         """The pictures at these places, in their order."""

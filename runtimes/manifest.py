@@ -67,6 +67,21 @@ class CalibrationFacts:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What an export was asked for that nothing else in the manifest shows.
+
+    Attributes:
+        seed: of random weights, and of which images are chosen.
+        proof_images: how many images it may be proven with at most; None is what the proof needs.
+        budget: limits by name in place of the precision's own.
+    """
+
+    seed: int = 0
+    proof_images: int | None = None
+    budget: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class FileFacts:
     """One file of the bundle: its content's sha256 (hex) and size."""
 
@@ -95,6 +110,7 @@ class Manifest:
     calibration: CalibrationFacts | None = None
     sensitivity: Sensitivity | None = None
     mixed: MixedPrecision | None = None
+    asked: Asked = field(default_factory=Asked)
     files: dict[str, FileFacts] = field(default_factory=dict)
 
     @property

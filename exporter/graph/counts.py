@@ -79,6 +79,14 @@ def multiply_accumulates(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> i
     return _product([*output, source[0 if transposed else -1]])
 
 
+def macs_by_node(model: onnx.ModelProto) -> dict[str, int]:
+    """Multiply-accumulates for one image of every node, by its name; 0 where they are not known."""
+    inferred = inferred_graphs(model)[0]
+    return {
+        node.name: (multiply_accumulates(node, inferred.shapes) or 0) // inferred.images for node in model.graph.node
+    }
+
+
 def _product(sizes: Sequence[int | None]) -> int | None:
     known = [size for size in sizes if size is not None]
     return math.prod(known) if len(known) == len(sizes) else None

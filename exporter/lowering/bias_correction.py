@@ -12,7 +12,7 @@ ResNet-20 3 dB less than none at all.)
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from onnx import numpy_helper
 
 from calibration.table import CalibrationTable, arrays_from_lists
 from exporter.graph.mixed import with_mean_errors
-from exporter.lowering.output_error import RUN_BATCH, run_in_batches
+from exporter.lowering.output_error import RUN_BATCH, OutputError, run_in_batches
 from exporter.lowering.qdq.pairs import with_pairs
 from exporter.lowering.repairs import Bench, decibels
 from runtimes.parity.compare import is_classifier
@@ -33,31 +33,28 @@ Corrections = Mapping[str, NDArray[np.float32]]
 
 
 def find_corrections(
-    model: onnx.ModelProto, thresholds: Mapping[str, float], bench: Bench
+    model: onnx.ModelProto, thresholds: Mapping[str, float], bench: Bench, before: OutputError | None = None
 ) -> tuple[dict[str, NDArray[np.float32]], str]:
-    """The corrections of all quantized convolutions of a float graph, none where they do not help; and what they bring,
-    in words."""
-    found = mean_errors(model, with_pairs(model, thresholds, bench.target), bench.inputs)
-    before, after = (bench.error(one, thresholds).share for one in (model, subtract_from_biases(model, found)))
-    if not after < before:
-        return {}, ""
-    return found, f"corrected the biases of {len(found)} convolutions: {decibels(before, after)}"
-
-
-def find_classifier_correction(
-    model: onnx.ModelProto, thresholds: Mapping[str, float], bench: Bench, float_nodes: Collection[str] = ()
-) -> dict[str, NDArray[np.float32]]:
-    """The correction of the classifier for all that is left of the mean error; none for a graph without one.
+    """The corrections of all quantized convolutions of a float graph, none where they do not help, and of the
+    classifier for what is left; and what those of the convolutions bring, in words.
 
     Args:
-        model: a float graph, corrected so far.
-        float_nodes: names of the nodes that stay in float.
+        before: the error of the graph without them, where it is known.
     """
+    before = before or bench.error(model, thresholds)
+    found = mean_errors(model, with_pairs(model, thresholds, bench.target), bench.inputs)
+    after = bench.error(subtract_from_biases(model, found), thresholds)
+    if not after.share < before.share:
+        return classifier_correction(model, before), ""
+    said = f"corrected the biases of {len(found)} convolutions: {decibels(before.share, after.share)}"
+    return {**found, **classifier_correction(model, after)}, said
+
+
+def classifier_correction(model: onnx.ModelProto, error: OutputError) -> dict[str, NDArray[np.float32]]:
+    """The correction of the classifier of a float graph for the mean error; none for a graph without one, and where the
+    error is not finite."""
     head = classifier(model)
-    if head is None:
-        return {}
-    mean = bench.error(model, thresholds, float_nodes).mean
-    return {head: _rounded(next(iter(mean.values())))} if mean else {}
+    return {head: _rounded(next(iter(error.mean.values())))} if head is not None and error.mean else {}
 
 
 def mean_errors(model: onnx.ModelProto, pairs: onnx.ModelProto, inputs: NDArray[Any]) -> dict[str, NDArray[np.float32]]:

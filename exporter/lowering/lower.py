@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from calibration.table import CalibrationTable, arrays_from_lists, lists_from_arrays
 from exporter.lowering.bias_correction import (
     classifier,
-    find_classifier_correction,
+    classifier_correction,
     find_corrections,
     subtract_from_biases,
     with_classifier_correction,
@@ -68,7 +68,7 @@ class _Calibrated:
 
     Attributes:
         exact: the float graph, its channels equalized.
-        corrections: what is taken off the biases, by node; the classifier's only where a given table has it.
+        corrections: what is taken off the biases, by node.
         bench: to measure with; None where there are no pictures.
     """
 
@@ -127,13 +127,13 @@ def _measure(
     exact = with_factors(clean, factors)
     with steps("calibrate"):
         table = measure_ranges(clean, exact, images, request, steps)
-    calibrator = request.calibrator or ""
-    if not calibrator:
+    calibrator, error = request.calibrator, None
+    if calibrator is None:
         with steps("choose ranges"):
-            calibrator, said = choose_calibrator(exact, table, bench)
+            calibrator, said, error = choose_calibrator(exact, table, bench)
             repairs.append(said)
     with steps("correct biases"):
-        corrections, said = find_corrections(exact, table.thresholds(calibrator), bench)
+        corrections, said = find_corrections(exact, table.thresholds(calibrator), bench, error)
         repairs.append(said)
     table = replace(table, factors=lists_from_arrays(factors), repairs=[one for one in repairs if one])
     return _Calibrated(request, exact, table, calibrator, corrections, bench)
@@ -159,10 +159,11 @@ def _lower(known: _Calibrated, budget: Budget, float_nodes: Collection[str] = ()
     measured again."""
     request, thresholds, head = known.request, known.table.thresholds(known.calibrator), classifier(known.exact)
     kept = {name: each for name, each in known.corrections.items() if name not in float_nodes}
-    if known.bench is not None and (head not in kept or set(float_nodes) != set(known.table.float_nodes)):
-        kept.pop(head or "", None)
+    is_measured = head in kept and set(float_nodes) == set(known.table.float_nodes)
+    if known.bench is not None and head is not None and not is_measured:
+        kept.pop(head, None)
         corrected = subtract_from_biases(known.exact, kept)
-        kept |= find_classifier_correction(corrected, thresholds, known.bench, float_nodes)
+        kept |= classifier_correction(corrected, known.bench.error(corrected, thresholds, float_nodes))
     table = replace(
         known.table,
         calibrator=known.calibrator,

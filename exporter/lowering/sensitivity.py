@@ -25,21 +25,16 @@ from numpy.typing import NDArray
 
 from calibration.collect import BATCH
 from calibration.order import spread_places
-from exporter.graph.counts import multiply_accumulates
-from exporter.graph.inference import inferred_graphs
+from exporter.graph.counts import macs_by_node
 from exporter.graph.mixed import ALONE, EXACT, with_exact_part_inputs
 from exporter.graph.parts import Part, parts
 from exporter.graph.probe import open_session, run_session
+from exporter.lowering.picture_count import affordable_pictures
 from exporter.lowering.precisions import Precision
 from runtimes.block_precision import BlockDamage, Sensitivity
 from runtimes.parity.compare import is_classifier
 from runtimes.parity.measures import LARGEST_ERROR
 
-FEWEST_IMAGES, MOST_IMAGES = 16, 128
-MOST_FORWARDS = 400
-"""In forward passes of the FP32 graph, what the images may cost together: a third of a calibration on 512 images."""
-MOST_MACS = 5 * 10**11
-"""In multiply-accumulates, what they may cost in any case: seconds."""
 LOWERED_FORWARDS = 4
 """In forward passes of the FP32 graph, what one image costs before the rest of the network: the FP32 graph and the
 simulation of the lowered one."""
@@ -66,8 +61,7 @@ def measure_sensitivity(
     assert simulation is not None, "a calibrated precision rounds differently from a CPU"
     cut = parts(exact)
     macs = _int8_macs(exact, lowered, cut)
-    count = image_count(exact, cut)
-    places = spread_places(len(inputs), count)
+    places = spread_places(len(inputs), image_count(exact, cut))
     names = [name for part in cut for name in part.makes]
     joint = open_session(with_exact_part_inputs(exact, simulation, names))
     chain = _Chain(cut)
@@ -90,32 +84,21 @@ def measure_sensitivity(
 
 
 def image_count(model: onnx.ModelProto, cut: Sequence[Part]) -> int:
-    """How many images to measure on: `MOST_IMAGES`, or fewer for a network of many blocks and much work."""
-    work = _macs_by_node(model)
+    """How many images to measure on: the most, or fewer for a network of many blocks and much work."""
+    work = macs_by_node(model)
     each = [sum(work[model.graph.node[place].name] for place in part.block.nodes) for part in cut]
-    total = max(1, sum(each))
-    forwards = LOWERED_FORWARDS + sum(place * macs for place, macs in enumerate(each)) / total
-    affordable = max(MOST_FORWARDS / forwards, MOST_MACS / (forwards * total))
-    return int(min(MOST_IMAGES, max(FEWEST_IMAGES, affordable)))
+    return affordable_pictures(LOWERED_FORWARDS * sum(each) + sum(place * macs for place, macs in enumerate(each)))
 
 
 def _int8_macs(model: onnx.ModelProto, lowered: onnx.ModelProto, cut: Sequence[Part]) -> list[int]:
     """For each block the multiply-accumulates for one image of those of its convolutions that are INT8 in `lowered`."""
-    work = _macs_by_node(model)
+    work = macs_by_node(model)
     quantized = {name for node in lowered.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     inside = {node.name for node in lowered.graph.node if node.op_type == "Conv" and node.input[1] in quantized}
     return [
         sum(work[name] for place in part.block.nodes if (name := model.graph.node[place].name) in inside)
         for part in cut
     ]
-
-
-def _macs_by_node(model: onnx.ModelProto) -> dict[str, int]:
-    """Multiply-accumulates of every node for one image; 0 where they are not known."""
-    inferred = inferred_graphs(model)[0]
-    return {
-        node.name: (multiply_accumulates(node, inferred.shapes) or 0) // inferred.images for node in model.graph.node
-    }
 
 
 class _Chain:

@@ -133,6 +133,10 @@ class ProofImages:
             if left <= 0:
                 return
 
+    def names(self, places: NDArray[np.int64]) -> tuple[str, ...]:
+        """What a user would call the images that `blocks` gave; empty where they were not read from a source."""
+        return () if self.reader is None else tuple(self.reader.source.name_of(int(place)) for place in places)
+
     def at(self, places: NDArray[np.int64]) -> Images:
         """Images that `blocks` gave, by their places, again.
 

@@ -31,6 +31,7 @@ def page_from_proof(bundle: Bundle, images: ProofImages, proof: Proof, drift: Dr
         images=proof.report.images,
         reference="FP32 PyTorch",
         backends=tuple(check_from_answer(name, answer) for name, answer in proof.answers.items()),
+        image_names=images.names(proof.places),
         no_accuracy=images.no_accuracy,
         drift=drift,
     )

@@ -21,7 +21,7 @@ from exporter.verification.blocks.findings import Drift
 from runtimes.block_precision import MixedPrecision, Sensitivity
 from runtimes.bundle import Bundle
 from runtimes.bundle_writing import files_of, write_manifest
-from runtimes.manifest import SCHEMA_VERSION, CalibrationFacts, Manifest
+from runtimes.manifest import SCHEMA_VERSION, Asked, CalibrationFacts, Manifest
 
 if TYPE_CHECKING:
     import onnx
@@ -122,6 +122,7 @@ def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, fou
         calibration=_calibration_facts(table) if table else None,
         sensitivity=found.sensitivity,
         mixed=found.mixed,
+        asked=Asked(plan.seed, plan.proof_images, dict(plan.budget)),
     )
 
 

@@ -26,7 +26,7 @@ class Pictures:
     """Pictures of a source, decoded as they are iterated over.
 
     Attributes:
-        names: their paths below the folder, or their places in the source.
+        names: see `ImageSource.name_of`.
         labels: the bundle's class indices, int64 (pictures,); None where they are not known.
         left_out: what is wrong with each one that could not be read, and what else of the source is not taken.
         no_accuracy: why accuracy is not measured on pictures that have classes; empty where it is.
@@ -66,8 +66,7 @@ def open_pictures(bundle: Bundle, data: str, count: int) -> Pictures:
             good.append(place)
     check_readable(left_out, len(places))
     chosen = source.subset(np.array(good, np.int64))
-    names = chosen.names or tuple(f"{source.name} {place}" for place in good)
-    return Pictures(chosen, names, chosen.labels, (*source.left_out, *left_out), no_accuracy)
+    return Pictures(chosen, tuple(map(source.name_of, good)), chosen.labels, (*source.left_out, *left_out), no_accuracy)
 
 
 def inputs_from_pictures(bundle: Bundle, pictures: Pictures) -> NDArray[Any]:

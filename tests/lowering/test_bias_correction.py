@@ -12,18 +12,20 @@ from residual_graphs import CHANNELS, INPUTS, conv, graph_of, op, residual
 
 from calibration.collect import collect
 from calibration.table import CalibrationTable, Provenance, table_from_histograms
+from exporter.graph.counts import macs_by_node
 from exporter.graph.probe import inner_tensors
 from exporter.lowering.bias_correction import (
     classifier,
-    find_classifier_correction,
+    classifier_correction,
     find_corrections,
     mean_errors,
     subtract_from_biases,
     with_classifier_correction,
 )
 from exporter.lowering.output_error import output_error, outputs_of
+from exporter.lowering.picture_count import FEWEST_PICTURES, MOST_PICTURES, affordable_pictures
 from exporter.lowering.qdq.pairs import placement, with_pairs
-from exporter.lowering.repairs import Bench, choose_calibrator
+from exporter.lowering.repairs import REPAIR_FORWARDS, Bench, choose_calibrator
 from runtimes.preprocess import Preprocess
 
 BENCH = Bench.of(residual(), "tensorrt", INPUTS)
@@ -76,10 +78,11 @@ def test_corrections_are_kept_where_they_bring_the_outputs_nearer(share: int, is
     expected = outputs_of(model, INPUTS)
     thresholds = {name: value / share for name, value in table_of(model).thresholds("minmax").items()}
     found, said = find_corrections(model, thresholds, BENCH)
-    assert bool(found) == is_kept
+    assert set(found) == ({"stem", "a", "b", "fc"} if is_kept else {"fc"})
     before = output_error(with_pairs(model, thresholds), INPUTS, expected)
     after = output_error(with_pairs(subtract_from_biases(model, found), thresholds), INPUTS, expected)
-    if found:
+    assert np.abs(after.mean["logits"]).max() < 1e-4 * np.abs(expected["logits"]).max()
+    if is_kept:
         assert after.share < before.share
         assert said == f"corrected the biases of 3 convolutions: {before.sqnr_db:.1f} -> {after.sqnr_db:.1f} dB"
     else:
@@ -90,14 +93,36 @@ def test_corrections_that_harm_are_not_kept(thresholds: dict[str, float], monkey
     model = residual()
     harm = {name: np.full(CHANNELS, 10, np.float32) for name in ("stem", "a", "b")}
     monkeypatch.setattr("exporter.lowering.bias_correction.mean_errors", lambda *_: harm)
-    assert find_corrections(model, thresholds, BENCH) == ({}, "")
+    found, said = find_corrections(model, thresholds, BENCH)
+    assert (set(found), said) == ({"fc"}, "")
+
+
+def test_an_error_that_is_known_is_not_measured_again(thresholds: dict[str, float]) -> None:
+    model = residual()
+    known = BENCH.error(model, thresholds)
+    found = find_corrections(model, thresholds, BENCH)
+    assert str(find_corrections(model, thresholds, BENCH, known)) == str(found)
+    perfect = replace(known, share=0.0)  # nothing is better
+    assert set(find_corrections(model, thresholds, BENCH, perfect)[0]) == {"fc"}
+
+
+def test_a_small_network_is_measured_on_more_pictures_than_a_large_one() -> None:
+    """Of 6 x 6 pixels, and of 1,500 x 1,500: 60 thousand and 4 thousand million multiply-accumulates a picture."""
+    small, large = residual(), residual()
+    large.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 1500
+    large.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 1500
+    del large.graph.value_info[:]
+    macs = [sum(macs_by_node(one).values()) for one in (small, large)]
+    counts = [affordable_pictures(REPAIR_FORWARDS * one) for one in macs]
+    assert counts == [MOST_PICTURES, FEWEST_PICTURES]
+    assert len(Bench.of(small, "tensorrt", np.concatenate([INPUTS] * 20)).inputs) == MOST_PICTURES
 
 
 def test_the_classifier_absorbs_what_is_the_same_for_every_image(thresholds: dict[str, float]) -> None:
     model = residual()
     expected = outputs_of(model, INPUTS)
     assert classifier(model) == "fc"
-    found = find_classifier_correction(model, thresholds, BENCH)
+    found = classifier_correction(model, BENCH.error(model, thresholds))
     pairs = with_pairs(subtract_from_biases(model, found), thresholds)
     error = outputs_of(pairs, INPUTS)["logits"] - expected["logits"]
     assert np.abs(error.mean(0)).max() < 1e-4 * np.abs(expected["logits"]).max()
@@ -109,7 +134,8 @@ def test_the_classifier_absorbs_what_is_the_same_for_every_image(thresholds: dic
 def test_features_have_no_classifier_to_correct(thresholds: dict[str, float]) -> None:
     model = graph_of(conv("stem", "input"), op("Relu", "stem.out", output="pool"), outputs=("pool",))
     assert classifier(model) is None
-    assert find_classifier_correction(model, {"input": 3.0}, Bench.of(model, "tensorrt", INPUTS)) == {}
+    bench = Bench.of(model, "tensorrt", INPUTS)
+    assert classifier_correction(model, bench.error(model, {"input": 3.0})) == {}
     assert with_classifier_correction(model, None) is model
 
 
@@ -125,9 +151,11 @@ def test_the_calibrator_is_the_one_whose_outputs_are_nearest() -> None:
             name: replace(one, thresholds={**one.thresholds, kind: table.tensors[name].thresholds[kind]})
             for name, one in spoilt.items()
         }
-        name, said = choose_calibrator(model, replace(table, tensors=only), BENCH)
+        spoilt_table = replace(table, tensors=only)
+        name, said, error = choose_calibrator(model, spoilt_table, BENCH)
         assert name == kind
         assert said.startswith(f"took the ranges of {kind}: ")
+        assert error.share == BENCH.error(model, spoilt_table.thresholds(kind)).share
 
 
 def test_error_of_logits_leaves_out_what_changes_no_class_and_what_is_the_same_for_every_image() -> None:

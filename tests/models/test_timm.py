@@ -28,7 +28,7 @@ from exporter.engines.layers import check_precision, layer_facts
 from exporter.graph.facts import tensor_specs
 from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
-from exporter.lowering.bias_correction import find_classifier_correction, subtract_from_biases
+from exporter.lowering.bias_correction import classifier_correction, subtract_from_biases
 from exporter.lowering.precisions import int8
 from exporter.lowering.qdq.lint import lint
 from exporter.lowering.qdq.targets import left_in_float, tensorrt
@@ -110,7 +110,7 @@ def with_pairs(graph: onnx.ModelProto, batches: list[Any]) -> onnx.ModelProto:
         name: mse(histogram) for name, histogram in collect(graph, int8.observed_tensors(graph), batches).items()
     }
     bench = Bench.of(graph, "tensorrt", np.concatenate(batches))
-    correction = find_classifier_correction(graph, thresholds, bench)
+    correction = classifier_correction(graph, bench.error(graph, thresholds))
     return int8.lower(subtract_from_biases(graph, correction), thresholds)
 
 

@@ -22,7 +22,7 @@ from exporter.graph.counts import graph_facts
 from exporter.graph.facts import tensor_specs
 from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
-from exporter.lowering.bias_correction import find_classifier_correction, subtract_from_biases
+from exporter.lowering.bias_correction import classifier_correction, subtract_from_biases
 from exporter.lowering.precisions import int8
 from exporter.lowering.registry import load_precision, precision_names
 from exporter.lowering.repairs import Bench
@@ -117,7 +117,7 @@ def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_as
     lowered = precision.lower(graph, traced.thresholds)
     if name == "int8":
         bench = Bench.of(graph, "tensorrt", np.concatenate(traced.calibration))
-        correction = find_classifier_correction(graph, traced.thresholds, bench)
+        correction = classifier_correction(graph, bench.error(graph, traced.thresholds))
         assert correction
         lowered = int8.lower(subtract_from_biases(graph, correction), traced.thresholds)
     onnx.checker.check_model(lowered, full_check=True)

@@ -25,6 +25,8 @@ from exporter.pipeline.images import Candidate, Graphs, Images, Proof
 from exporter.pipeline.proof_images import PictureReader, ProofImages
 from exporter.pipeline.prove import prove
 from exporter.pipeline.refusal import images_needed
+from exporter.pipeline.report_page import page_from_proof
+from runtimes import Bundle
 from runtimes.errors import BadInput, LowerError
 from runtimes.parity.budget import Budget
 from runtimes.parity.flips import top_classes
@@ -105,6 +107,16 @@ def test_what_is_broken_is_broken_at_the_first_look(wrong: Path, answers: NDArra
     proof = proof_of(wrong, images_of(source_of(2000, labels=answers)), COUNTED)
     (answer,) = proof.answers.values()
     assert (proof.report.ok, proof.report.images, answer.verdict) == (False, 256, "broken")
+
+
+def test_the_page_calls_a_flipped_picture_by_its_name(wrong: Path, exported: Path) -> None:
+    images = images_of(replace(source_of(40), names=tuple(f"shoes/{place}.png" for place in range(40))))
+    proof = proof_of(wrong, images, Budget(own_error=0.0))
+    bundle = Bundle(wrong, replace(Bundle.open(exported).manifest, files={}))
+    page = page_from_proof(bundle, images, proof, None).decode()
+    assert "shoes/39.png" in page
+    assert "golden image" not in page
+    assert source_of(1).name_of(0) == "noise 0"
 
 
 def test_limits_of_one_figure_are_judged_once_over_all_images(tiny_model: Path) -> None:

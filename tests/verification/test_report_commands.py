@@ -18,7 +18,7 @@ from exporter.pipeline.plan import channels_from_text
 from exporter.verification.report.page import html_from_sections
 from exporter.verification.report.reproduce import check_line, export_lines
 from runtimes import Manifest, TensorSpec
-from runtimes.manifest import CalibrationFacts
+from runtimes.manifest import Asked, CalibrationFacts
 from runtimes.parity.budget import Budget
 from runtimes.parity.budget_options import budget_from_text
 
@@ -57,6 +57,21 @@ def test_the_export_s_command_line_is_one(run: Any, manifest: Manifest, kind: An
     assert told["weights"] == ("random" if kind == "random" else "default")
     assert told["outputs"] == ("logits" if outputs == "logits" else "features (stages)")
     assert told["input"].startswith("uint8" if uint8 else "float32")
+
+
+def test_what_an_export_was_asked_for_is_in_its_command_line(run: Any, manifest: Manifest) -> None:
+    limits = {"min_agreement": 0.9, "min_sqnr_db": 1 / 3}
+    made = replace(
+        manifest,
+        precision="int8",
+        model=replace(manifest.model, name="resnet20", source="cifar", variant="projection"),
+        asked=Asked(seed=3, proof_images=700, budget=limits),
+    )
+    words = shlex.split(export_lines(made)[0].replace("\\\n", ""))
+    told = run(*words[1:], "--dry-run", "--json").json
+    assert (told["budget"], told["proof_images"]) == (limits, 700)
+    assert words[words.index("--seed") + 1] == "3"
+    assert not {"--seed", "--proof-images", "--budget"} & set(shlex.split(export_lines(manifest)[0]))
 
 
 def test_what_the_manifest_knows_by_sha256_alone_is_a_comment(manifest: Manifest) -> None:

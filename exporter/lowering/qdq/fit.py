@@ -31,6 +31,8 @@ ENOUGH_WEIGHT_SCALE = 4 * SMALLEST_WEIGHT_SCALE
 their loss is below a quarter of the step with which the layer's output is quantized, as for a dead channel."""
 ROOMY_WEIGHT_SCALE = 64 * SMALLEST_WEIGHT_SCALE
 """Scale to which weights are moved, so that their smaller channels keep all levels too."""
+MOST_DOUBLINGS = 15
+"""Of an input: FP16 holds the factor 2**15, and no 2**16."""
 ROUNDS_TO_ZERO = float(np.finfo(np.float16).smallest_subnormal) / 2
 """FP16 rounds smaller magnitudes to zero."""
 TOO_SMALL = "FP16 holds no INT8 scales for numbers as small as its weight's and its input's"
@@ -92,7 +94,8 @@ def _power_of_two(threshold: float, weight: NDArray[np.float32]) -> int | None:
     most = threshold * float(np.abs(weight).reshape(len(weight), -1).sum(1, dtype=np.float64).max())
     if most < ROUNDS_TO_ZERO or (own >= ENOUGH_WEIGHT_SCALE and other >= SMALLEST_SCALE):
         return 0
-    fewest, highest = math.ceil(math.log2(ENOUGH_WEIGHT_SCALE / own)), math.floor(math.log2(other / SMALLEST_SCALE))
+    fewest = max(-MOST_DOUBLINGS, math.ceil(math.log2(ENOUGH_WEIGHT_SCALE / own)))
+    highest = math.floor(math.log2(other / SMALLEST_SCALE))
     if fewest > highest:
         return None
     return highest if other < SMALLEST_SCALE else min(math.ceil(math.log2(ROOMY_WEIGHT_SCALE / own)), highest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from calibration import FEWEST_IMAGES
 from exporter.verification.plan import CheckPlan
@@ -26,7 +26,7 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
         notes.append(f"# FILE: the checkpoint of sha256 {model.weights.sha256}")
     if model.weights.kind == "random":
         words += ["--weights", "random", *(["--num-classes", str(model.classes)] if is_classifier(outputs) else [])]
-        notes.append(f"# and the --seed that gives weights of sha256 {model.weights.sha256}")
+        notes.append(f"# the weights are then of sha256 {model.weights.sha256}")
     if model.source == "cifar":
         words += ["--shortcut", model.variant]
     elif model.variant in ("v1", "v1.5"):
@@ -52,6 +52,10 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
         notes.append(f"# and --data, where the pictures of fingerprint {facts.fingerprint} are not the built-in ones")
     if (mixed := manifest.mixed) is not None:
         words += ["--max-drop" if mixed.wanted == "max_drop" else "--min-agreement", f"{100 * mixed.limit:.10g}"]
+    asked = manifest.asked
+    words += ["--seed", str(asked.seed)] if asked.seed else []
+    words += ["--proof-images", str(asked.proof_images)] if asked.proof_images is not None else []
+    words += _budget_words(asked.budget)
     words += ["--no-reference"] if "reference.pt2" not in manifest.files else []
     return (_command(words), *notes)
 
@@ -63,12 +67,15 @@ def check_line(plan: CheckPlan) -> str:
         words += [word for backend in plan.backends for word in ("--backend", backend)]
     if plan.data is not None:
         words += ["--data", plan.data, "--images", str(plan.images)]
-    for name, value in plan.budget.items():
-        words += ["--budget", f"{name}={number_text(value)}"]
+    words += _budget_words(plan.budget)
     if plan.against is not None:
         words += ["--against", str(plan.against.folder)]
     words += [option for option, given in (("--blocks", plan.blocks), ("--bisect", plan.bisect)) if given]
     return _command(words)
+
+
+def _budget_words(limits: Mapping[str, float]) -> list[str]:
+    return [word for name, value in limits.items() for word in ("--budget", f"{name}={number_text(value)}")]
 
 
 def _command(words: Sequence[str]) -> str:
