@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import msgspec
 
 from runtimes.block_precision import MixedPrecision, Sensitivity
 from runtimes.errors import BundleError, PlanError
-from runtimes.parity.budget import Budget
+from runtimes.parity.budget import CLASS_LIMITS, Budget
 from runtimes.parity.compare import ParityReport
 from runtimes.parity.measures import Accuracy
 from runtimes.preprocess import Preprocess
@@ -72,11 +72,15 @@ class Asked:
 
     Attributes:
         seed: of random weights, and of which images are chosen.
+        calibrator: by name; None tries all, and takes the best.
+        calibration_images: how many; None takes the usual number, or all.
         proof_images: how many images it may be proven with at most; None is what the proof needs.
         budget: limits by name in place of the precision's own.
     """
 
     seed: int = 0
+    calibrator: str | None = None
+    calibration_images: int | None = None
     proof_images: int | None = None
     budget: dict[str, float] = field(default_factory=dict)
 
@@ -115,9 +119,13 @@ class Manifest:
 
     @property
     def budget(self) -> Budget:
-        """The limits that the model is held to: those in `parity`, without those that random weights say nothing of."""
+        """The limits that the model is held to: those in `parity`, without those that random weights say nothing of and
+        that nobody asked for."""
         budget = self.parity.budget
-        return budget.errors_alone() if self.model.weights.kind == "random" else budget
+        if self.model.weights.kind != "random":
+            return budget
+        kept = budget.errors_alone()
+        return replace(kept, **{name: getattr(budget, name) for name in CLASS_LIMITS if name in self.asked.budget})
 
 
 def json_from_manifest(manifest: Manifest) -> bytes:

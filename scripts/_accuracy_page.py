@@ -13,10 +13,11 @@ Row = dict[str, Any]
 EXPLANATION = """\
 # INT8 accuracy
 
-Written by `scripts/accuracy.py`; do not edit. Everyone is calibrated on the same images and judged on the same other ones.
+Written by `scripts/accuracy.py`; do not edit. Everyone is calibrated on the same images and judged on the same other ones. How
+each network is made stands in `scripts/accuracy.toml`; of one that is not there, in [Measured](measured.md#int8-accuracy).
 
 - **SQNR** is signal to quantization noise in dB, of the logits without their mean over classes, which softmax ignores.
-- **Fall** is how many points of top-1 are lost against FP32, with Tango's 95 % interval for images that both were asked about.
+- **Fall** is how many points of top-1 are lost against FP32, with Tango's 95 % interval of the paired difference.
 - **Exact** runs the graph as it is written: every Q/DQ pair, and every FP16 tensor rounded. **Plain** is a plain session of ONNX
   Runtime on the CPU, which fuses pairs into its own kernels.
 - † marks a graph that TensorRT refuses (asymmetric, unsigned, or with quantized biases), by the rules of

@@ -95,15 +95,18 @@ def table_from_measurements(measured: dict[str, Any], gpu: dict[str, Any] | None
         "# Parity of every model, precision and backend",
         "",
         "Written by `scripts/parity_matrix.py`, whose figures `make test-all` measures again; do not edit. The largest error relative to the",
-        "largest FP32 PyTorch logit (INT8: SQNR in dB of all logits) and the top-1 agreement, over 32 images (resnet20: 2,000) at batch 1, 8 and 32;",
+        "largest FP32 PyTorch logit (INT8: SQNR in dB of the logits without their mean over classes) and the top-1 agreement, over 32 images",
+        "(resnet20: as many as decide, at most 2,000) at batch 1, 8 and 32;",
         '"simulated" rounds every tensor as a device does.',
         'Weights are random (seed 0) but for resnet20\'s. "Builds" means that every convolution kernel reads the type asked for, on sm86 and sm120.',
-        f"Measured {measured['date']} on {measured['machine']}: {versions}.",
+        f"Measured on {measured['machine']}: {versions}.",
         "",
         f"GPU columns: {gpu_text(gpu)}.",
     ]
     for precision in precision_names():
-        lines += ["", f"## {precision.upper()}", "", *_table(measured["cells"], precision, gpu)]
+        dates = sorted({cells[precision]["date"] for cells in measured["cells"].values() if precision in cells})
+        when = f"Measured {' to '.join(dict.fromkeys([dates[0], dates[-1]]))}." if dates else "Not measured."
+        lines += ["", f"## {precision.upper()}", "", when, "", *_table(measured["cells"], precision, gpu)]
     return "\n".join(lines) + "\n"
 
 
@@ -151,18 +154,17 @@ def _text(found: dict[str, Any] | None, precision: str, missing: str = "cannot r
 
 
 def newest_gpu_result() -> dict[str, Any] | None:
-    """The last of scripts/gpu_checks.py's, by the date in its name."""
-    found = sorted(path for path in MEASURED.parent.glob("*.json") if path != MEASURED)
+    """The last of scripts/gpu_checks.py's, whose names begin with their dates."""
+    found = sorted(MEASURED.parent.glob("[0-9]*.json"))
     result: dict[str, Any] | None = json.loads(found[-1].read_text()) if found else None
     return result
 
 
 def environment() -> dict[str, Any]:
-    """When, where and with what."""
+    """Where and with what."""
     packages = ("torch", "torchvision", "onnx", "onnxruntime", "tensorrt-rtx-cu13")
     versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    return {"date": today, "machine": f"{processor()}, {os.cpu_count()} cores, no GPU", "versions": versions}
+    return {"machine": f"{processor()}, {os.cpu_count()} cores, no GPU", "versions": versions}
 
 
 def processor() -> str:
@@ -179,7 +181,7 @@ def measure(models: Sequence[str], precisions: Sequence[str], known: dict[str, A
     for model in models:
         for precision in precisions:
             click.echo(f"{model} {precision}", err=True)
-            found = cell(model, precision)
+            found = {"date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(), **cell(model, precision)}
             good &= found["ok"]
             cells.setdefault(model, {})[precision] = found
             MEASURED.parent.mkdir(exist_ok=True)

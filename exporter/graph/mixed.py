@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 FP32, LOWERED = "fp32/", "lowered/"
 EXACT, ALONE = "exact/", "alone/"
 """Prefixes of the outputs of `with_exact_part_inputs`."""
-ERROR, PIXELS = "error/", "error.pixels"
+ERROR, FLAT, PIXELS = "error/", "error.flat", "error.pixels"
 ROUNDING = ("Cast", "QuantizeLinear", "DequantizeLinear")
 
 
@@ -116,18 +116,21 @@ def with_mean_errors(original: onnx.ModelProto, lowered: onnx.ModelProto, tensor
 
     Args:
         lowered: a graph of the original's nodes and tensors, with Q/DQ pairs in between.
-        tensors: some of the original's, (images, channels, height, width). The result's outputs have their names, and
-            are float32 (channels,): the mean over the batch and all pixels of the lowered value minus the exact one.
+        tensors: some of the original's, (images, channels, ...). The result's outputs have their names, and are
+            float32 (channels,): the mean over the batch and all pixels of the lowered value minus the exact one.
     """
     names = _lowered_names(original.graph, lowered.graph)
     inputs = _shared_names(original.graph)
     exact = inputs | {names[name]: f"{FP32}{name}" for node in original.graph.node for name in node.output if name}
     nodes = [_with_prefix(node, FP32, inputs) for node in original.graph.node]
     nodes += [_with_prefix(node, LOWERED, exact) for node in lowered.graph.node]
-    nodes.append(helper.make_node("Constant", [], [PIXELS], value_ints=[0, 2, 3]))
+    nodes.append(helper.make_node("Constant", [], [FLAT], value_ints=[0, 0, -1]))
+    nodes.append(helper.make_node("Constant", [], [PIXELS], value_ints=[0, 2]))
     for name in tensors:
-        nodes.append(helper.make_node("Sub", [f"{LOWERED}{names[name]}", f"{FP32}{name}"], [f"{ERROR}{name}"]))
-        nodes.append(helper.make_node("ReduceMean", [f"{ERROR}{name}", PIXELS], [f"{ERROR}{name}.mean"], keepdims=0))
+        error, flat = f"{ERROR}{name}", f"{ERROR}{name}.flat"
+        nodes.append(helper.make_node("Sub", [f"{LOWERED}{names[name]}", f"{FP32}{name}"], [error]))
+        nodes.append(helper.make_node("Reshape", [error, FLAT], [flat]))
+        nodes.append(helper.make_node("ReduceMean", [flat, PIXELS], [f"{error}.mean"], keepdims=0))
     return _join(original, lowered, nodes, {name: f"{ERROR}{name}.mean" for name in tensors})
 
 

@@ -29,6 +29,7 @@ from exporter.lowering.repairs import Bench, choose_calibrator, find_factors
 from exporter.lowering.request import CALIBRATOR, LoweringRequest
 from exporter.lowering.sensitivity import measure_sensitivity
 from runtimes.block_precision import Sensitivity
+from runtimes.errors import PlanError
 from runtimes.parity.budget import Budget
 from runtimes.progress import Steps
 
@@ -47,6 +48,7 @@ class LoweredGraph:
         sensitivity: what each block costs; None for a precision without calibration, and where there were no pictures.
         with_float_nodes: lowers the same graph again, with the same ranges and these nodes in FP16; None for a
             precision without calibration.
+        with_calibrator: lowers the same graph again, with the ranges of the calibrator of that name; likewise.
     """
 
     model: onnx.ModelProto
@@ -55,6 +57,7 @@ class LoweredGraph:
     budget: Budget
     sensitivity: Sensitivity | None = None
     with_float_nodes: Callable[[Collection[str]], LoweredGraph] | None = None
+    with_calibrator: Callable[[str], LoweredGraph] | None = None
 
     @property
     def factors(self) -> dict[str, NDArray[np.float32]]:
@@ -91,13 +94,14 @@ def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringReque
         CalibrationError: the images, or a given table, do not fit.
         BadInput: a picture or the table cannot be read.
         LowerError: the precision cannot hold the model's values.
-        PlanError: there is nothing to quantize.
+        PlanError: there is nothing to quantize, or what is to be quantized is in half precision itself.
     """
     precision = load_precision(request.precision)
     budget = budget_of(precision, clean)
     if not precision.observed_tensors(clean, request.target):
         with steps(f"lower to {request.precision}"):
             return LoweredGraph(precision.lower(clean, {}), clean, None, budget)
+    check_float_weights(clean, request.target)
     inputs = few_inputs(images, request)
     if request.calibration is not None:
         with steps("calibrate"):
@@ -146,12 +150,19 @@ def _from_table(
     tensors = load_precision(request.precision).observed_tensors(clean, request.target)
     table = given_table(clean, tensors, images, request)
     exact = with_factors(clean, arrays_from_lists(table.factors))
-    calibrator = request.calibrator or table.calibrator or CALIBRATOR
-    known = arrays_from_lists(table.corrections.get(calibrator, {}))
     bench = None if inputs is None else Bench.of(exact, request.target, inputs)
-    if calibrator not in table.corrections and bench is not None:
-        known, _ = find_corrections(exact, table.thresholds(calibrator), bench)
-    return _Calibrated(request, exact, table, calibrator, known, bench)
+    calibrator = request.calibrator or table.calibrator
+    if not calibrator:
+        calibrator = CALIBRATOR if bench is None else choose_calibrator(exact, table, bench).calibrator
+    return _with_calibrator(_Calibrated(request, exact, table, calibrator, {}, bench), calibrator)
+
+
+def _with_calibrator(known: _Calibrated, calibrator: str) -> _Calibrated:
+    """The same with another calibrator, and the corrections for it: the table's, or measured if there are pictures."""
+    corrections = arrays_from_lists(known.table.corrections.get(calibrator, {}))
+    if calibrator not in known.table.corrections and known.bench is not None:
+        corrections, _ = find_corrections(known.exact, known.table.thresholds(calibrator), known.bench)
+    return replace(known, calibrator=calibrator, corrections=corrections)
 
 
 def _lower(known: _Calibrated, budget: Budget, float_nodes: Collection[str] = ()) -> LoweredGraph:
@@ -167,16 +178,19 @@ def _lower(known: _Calibrated, budget: Budget, float_nodes: Collection[str] = ()
     table = replace(
         known.table,
         calibrator=known.calibrator,
-        corrections={**known.table.corrections, known.calibrator: lists_from_arrays(kept)},
+        corrections={**known.table.corrections, known.calibrator: lists_from_arrays({**known.corrections, **kept})},
         float_nodes=sorted(float_nodes),
     )
     corrected = subtract_from_biases(known.exact, kept)
     model = load_precision(request.precision).lower(corrected, thresholds, request.target, float_nodes)
 
-    def lower_again(nodes: Collection[str]) -> LoweredGraph:
+    def with_float_nodes(nodes: Collection[str]) -> LoweredGraph:
         return _lower(known, budget, nodes)
 
-    return LoweredGraph(model, known.exact, table, budget, with_float_nodes=lower_again)
+    def with_calibrator(name: str) -> LoweredGraph:
+        return _lower(_with_calibrator(known, name), budget, float_nodes)
+
+    return LoweredGraph(model, known.exact, table, budget, None, with_float_nodes, with_calibrator)
 
 
 def budget_of(precision: Precision, clean: onnx.ModelProto) -> Budget:
@@ -185,6 +199,22 @@ def budget_of(precision: Precision, clean: onnx.ModelProto) -> Budget:
     types |= {tensor.data_type for tensor in clean.graph.initializer}
     own = [load_precision(name).BUDGET for kind, name in HALVES.items() if kind in types]
     return max([precision.BUDGET, *own], key=lambda budget: budget.own_error)
+
+
+def check_float_weights(clean: onnx.ModelProto, target: str) -> None:
+    """Refuse a network that computes convolutions in half precision itself: ranges and scales are those of FP32.
+
+    Raises:
+        PlanError: names the first.
+    """
+    weights = set(load_target(target).place_pairs(clean).weights)
+    types = {tensor.name: tensor.data_type for tensor in clean.graph.initializer}
+    for node in clean.graph.node:
+        if node.name in weights and types.get(node.input[1], TensorProto.FLOAT) != TensorProto.FLOAT:
+            raise PlanError(
+                f"--int8 takes networks that compute in FP32, and the weight of '{node.name}' is in half precision; "
+                "call .float() on the network"
+            )
 
 
 def _report_float_convolutions(

@@ -161,9 +161,10 @@ def given_table(
     for _ in sample.batches(BATCH):
         pass
     if sample.fingerprint != table.fingerprint:
+        so_many = f"give --calibration-images {table.images}, or " if sample.images != table.images else ""
         raise CalibrationError(
             f"{path} was measured on other images than {images.data}: fingerprint {table.fingerprint[:16]}..., "
-            f"expected {sample.fingerprint[:16]}...; leave --calibration out to measure again"
+            f"expected {sample.fingerprint[:16]}...; {so_many}leave --calibration out to measure again"
         )
     return table
 

@@ -138,14 +138,18 @@ class _Chain:
 
 def _change(expected: NDArray[Any], found: NDArray[Any], *, is_logits: bool) -> _Change:
     """Of float (images, ...) and (blocks, images, ...)."""
-    exact, changed = expected.astype(np.float64), found.astype(np.float64)
+    exact, order = expected.astype(np.float64), None
     if is_logits and exact.shape[1] > 1:
         order = np.argsort(-exact, axis=1, kind="stable")[:, :2]
         exact = np.diff(np.take_along_axis(exact, order, 1), axis=1)
-        changed = np.diff(np.take_along_axis(changed, np.broadcast_to(order, (len(changed), *order.shape)), 2), axis=2)
-    difference = (changed - exact).reshape(*changed.shape[:2], -1)
+    squares = np.empty(found.shape[:2])
     with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.nan_to_num((difference**2).sum(2), nan=LARGEST_ERROR, posinf=LARGEST_ERROR)
+        for row, one in zip(squares, found, strict=True):  # a stage of features is millions of values a block
+            changed = one.astype(np.float64)
+            if order is not None:
+                changed = np.diff(np.take_along_axis(changed, order, 1), axis=1)
+            row[:] = ((changed - exact) ** 2).reshape(len(exact), -1).sum(1)
+    squares = np.nan_to_num(squares, nan=LARGEST_ERROR, posinf=LARGEST_ERROR)
     return _Change(squares, (exact.reshape(len(exact), -1) ** 2).sum(1))
 
 

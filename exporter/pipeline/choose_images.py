@@ -70,7 +70,9 @@ def proof_images(loaded: LoadedModel, plan: ExportPlan, budget: Budget, steps: S
     is_trained = loaded.facts.weights.kind != "random"
     fewest = max(FEWEST_IMAGES, plan.batch.max)
     most = plan.proof_images or (MOST_IMAGES if counts or (labels is not None and is_trained) else fewest)
-    places = _proof_places(source if labels is None else replace(source, labels=labels), plan, most, counts=counts)
+    if counts:  # the calibration's are left out only where the others can decide
+        fewest = max(SMALLEST_LOOK, fewest_to_decide(budget, labelled=labels is not None))
+    places = _proof_places(source if labels is None else replace(source, labels=labels), plan, min(most, fewest))
     reader = PictureReader(replace(source, labels=labels), loaded.preprocess, plan.uint8_input, steps)
     images = ProofImages.reading(reader, places, most, _block_size(plan))
     return replace(images, no_accuracy=no_accuracy)
@@ -117,7 +119,7 @@ def parted_images(loaded: LoadedModel, plan: ExportPlan, budget: Budget, steps: 
     most = plan.proof_images or max(MOST_IMAGES, 2 * needed)
     reader = PictureReader(replace(source, labels=labels), loaded.preprocess, plan.uint8_input, steps)
     choosing, proof = (ProofImages.reading(reader, others[part::2], most, _block_size(plan)) for part in (0, 1))
-    return PartedImages(*(replace(images, no_accuracy=no_accuracy) for images in (choosing, proof)))
+    return PartedImages(*(replace(images, no_accuracy=no_accuracy, parts=2) for images in (choosing, proof)))
 
 
 def _check_enough(plan: ExportPlan, target: LossTarget, needed: int, left: int) -> None:
@@ -201,13 +203,10 @@ def _model_labels(source: ImageSource, loaded: LoadedModel, plan: ExportPlan) ->
     return labels, reason if plan.data is not None else ""
 
 
-def _proof_places(source: ImageSource, plan: ExportPlan, most: int, *, counts: bool) -> NDArray[np.int64]:
+def _proof_places(source: ImageSource, plan: ExportPlan, enough: int) -> NDArray[np.int64]:
     """The places of the images to prove with, in the order to take them in: of --data, evenly over the classes.
 
     Those that were calibrated on are left out if enough others are there.
-
-    Args:
-        counts: the proof counts images until they decide.
     """
     if plan.data is None:
         return np.arange(source.count)
@@ -215,5 +214,4 @@ def _proof_places(source: ImageSource, plan: ExportPlan, most: int, *, counts: b
     if not plan.lowering_request.is_calibrated:
         return order
     others = order[~np.isin(order, chosen_places(source, plan.lowering_request))]
-    enough = min(most, SMALLEST_LOOK if counts else max(FEWEST_IMAGES, plan.batch.max))
     return others if len(others) >= enough else order

@@ -23,7 +23,7 @@ from exporter.models.backbone import output_names, with_features
 from exporter.models.determinism import check_deterministic
 from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
-from exporter.pipeline.choose_images import MOST_IMAGES, calibration_set, parted_images, proof_images
+from exporter.pipeline.choose_images import calibration_set, parted_images, proof_images
 from exporter.pipeline.first_step import Lowering
 from exporter.pipeline.images import Candidate, Graphs, Images, Proof
 from exporter.pipeline.plan import FULL, ExportPlan
@@ -127,8 +127,9 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             graphs = Graphs(clean, _simulation(folder, model, precision))
             candidate = Candidate(folder, graphs, plan.batch, precision.RUNS_ON, form.any_size)
             proof, images, golden = _prove(candidate, images, loaded.preprocess, budget, progress)
-            lowering = Lowering(graphs, float_graph, lowered.table, calibration, plan, resize)
-            refusal = why_refused(proof, images, lowering, plan.proof_images or MOST_IMAGES)
+            held_to = partial(budget_for, plan, loaded)
+            lowering = Lowering(graphs, float_graph, lowered, calibration, plan, resize, held_to)
+            refusal = why_refused(proof, images, lowering)
             if refusal and mixed is not None:
                 refusal = f"{refusal}; the choice was {returned_text(mixed)}"
         if refusal and not plan.keep_rejected:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +12,11 @@ import onnx
 from numpy.typing import NDArray
 
 from calibration.observers import observers
-from calibration.table import CalibrationTable
 from exporter.graph.blocks import blocks
 from exporter.graph.mixed import with_fp32_nodes
 from exporter.graph.probe import noisiest_blocks
 from exporter.lowering.bias_correction import with_classifier_correction
-from exporter.lowering.lower import lower
+from exporter.lowering.lower import LoweredGraph, lower
 from exporter.lowering.ranges import CalibrationSet
 from exporter.lowering.registry import load_precision
 from exporter.lowering.request import LoweringRequest
@@ -52,17 +49,18 @@ class Lowering:
 
     Attributes:
         clean: the FP32 graph that was lowered.
-        table: the ranges that were measured; None where the precision needs none.
-        calibration: what they were measured on.
+        calibration: what the ranges were measured on.
         resize: puts the resizing in front of a graph, where the model takes images of any size.
+        held_to: what the plan holds a precision to, of what that may cost.
     """
 
     graphs: Graphs
     clean: onnx.ModelProto
-    table: CalibrationTable | None
+    lowered: LoweredGraph
     calibration: CalibrationSet
     plan: ExportPlan
     resize: Callable[[onnx.ModelProto], onnx.ModelProto]
+    held_to: Callable[[Budget], Budget]
 
 
 class Change(NamedTuple):
@@ -109,7 +107,9 @@ def first_step_text(lowering: Lowering, proof: Proof, images: ProofImages) -> st
         return ""
     sample, budget = _sample(proof, images), proof.report.budget
     noises = noisiest_blocks(
-        with_classifier_correction(lowering.graphs.original, lowering.table), simulation, sample.parts[0][:NOISE]
+        with_classifier_correction(lowering.graphs.original, lowering.lowered.table),
+        simulation,
+        sample.parts[0][:NOISE],
     )
     worst, now = noises[0], measure(simulation, sample, budget)
     text = f"; {worst.block} adds the most noise, an SQNR of {worst.sqnr_db:.1f} dB by itself"
@@ -129,7 +129,7 @@ def first_step_text(lowering: Lowering, proof: Proof, images: ProofImages) -> st
         )
     for wider in WIDER.get(precision, ()):
         with suppress(LowerError):
-            found = measure(_simulated(lowering, wider), sample, load_precision(wider).BUDGET)
+            found = measure(_in_precision(lowering, wider), sample, lowering.held_to(load_precision(wider).BUDGET))
             if found.is_within:
                 return f"{text}; --{wider} is within ({found.text}; now {now.text})"
     return f"{text}; take --fp32"
@@ -183,11 +183,12 @@ def _sample(proof: Proof, images: ProofImages) -> Sample:
 
 def _changes(lowering: Lowering, noisiest: Sequence[str]) -> Iterator[Change]:
     """The changes to try on a calibrated graph, the cheapest at run time first."""
-    request, graphs = lowering.plan.lowering_request, lowering.graphs
+    graphs, lowered = lowering.graphs, lowering.lowered
     for name in observers():
-        if lowering.table is None or name != lowering.table.calibrator:
+        if lowered.with_calibrator is not None and lowered.table is not None and name != lowered.table.calibrator:
             with suppress(LowerError):
-                yield Change(f"--calibrator {name}", _simulated(lowering, request.precision, calibrator=name))
+                model = lowering.resize(lowered.with_calibrator(name).model)
+                yield Change(f"--calibrator {name}", _simulation(model, lowering.plan.precision))
     assert graphs.simulation is not None
     for count in RETURNED:
         returned = [one for one in noisiest[:count] if count < len(noisiest)]
@@ -214,18 +215,16 @@ def _returning_option(plan: ExportPlan, budget: Budget, sample: Sample) -> str:
     return f"; {option}{', with --data,' if plan.data is None else ''} chooses such blocks and proves them"
 
 
-def _simulated(lowering: Lowering, precision: str, calibrator: str | None = None) -> onnx.ModelProto:
-    """The graph lowered in another way, with the ranges that were measured, as a CPU simulates it.
+def _in_precision(lowering: Lowering, precision: str) -> onnx.ModelProto:
+    """The graph lowered to a precision that needs no ranges, as a CPU simulates it.
 
     Raises:
         LowerError: it cannot be lowered so.
     """
-    with TemporaryDirectory() as folder:
-        table = None
-        if lowering.table is not None and calibrator is not None:
-            table = Path(folder) / "calibration.json"
-            table.write_bytes(lowering.table.json())
-        request = LoweringRequest(precision, lowering.plan.target, calibrator, calibration=table)
-        model = lower(lowering.clean, replace(lowering.calibration, source=None), request, Steps()).model
-    found = lowering.resize(model)
-    return load_precision(precision).simulation(found) or found
+    request = LoweringRequest(precision, lowering.plan.target)
+    model = lower(lowering.clean, lowering.calibration, request, Steps()).model
+    return _simulation(lowering.resize(model), precision)
+
+
+def _simulation(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    return load_precision(precision).simulation(model) or model

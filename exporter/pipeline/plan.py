@@ -45,8 +45,8 @@ class ExportPlan:
         seed: for random weights and for which images are chosen.
         data: images to prove with, and for int8 to calibrate on (see `calibration.data.open_source`); None takes the
             built-in ones.
-        calibrator: the observer that int8 thresholds are read with (see `calibration.observers`); None takes the
-            usual one.
+        calibrator: the observer that int8 thresholds are read with (see `calibration.observers`); None tries all, and
+            takes the best.
         calibration_images: how many images to calibrate on; None takes 512, or all where there are fewer.
         calibration: a table to use in place of measuring.
         allow_few_images: calibrate even on fewer than 64 images.

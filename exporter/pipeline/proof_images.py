@@ -88,6 +88,8 @@ class ProofImages:
     Attributes:
         first: the first block; all of them, where there is no `reader`.
         most: how many to prove with at most.
+        wanted: how many that would be, were there so many.
+        parts: into how many parts of this size the pictures that are not calibrated on were divided.
         rest: the places of the others in the reader's source, in order.
         block: how many to read at a time.
         no_accuracy: why accuracy is not measured on images that have classes; empty where it is.
@@ -97,6 +99,8 @@ class ProofImages:
 
     first: Images
     most: int
+    wanted: int = 0
+    parts: int = 1
     reader: PictureReader | None = None
     rest: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     block: int = 1
@@ -114,7 +118,7 @@ class ProofImages:
         if first is None or first.places is None:
             raise BadInput(f"none of the {len(places)} pictures of {reader.source.name} can be read; give others")
         rest = places[int(np.flatnonzero(places == first.places[-1])[0]) + 1 :]
-        return cls(first, min(most, len(places)), reader, rest, block)
+        return cls(first, min(most, len(places)), most, reader=reader, rest=rest, block=block)
 
     @property
     def available(self) -> int:

@@ -180,7 +180,8 @@ class _FiniteCheck:
         if name not in self.not_finite:
             return answer
         limit = limit_of_finite(problem=f"it {NOT_FINITE}")
-        measured = replace(answer.report.backends[name], ok=False, violations=(limit.text,))
+        measured = answer.report.backends[name]
+        measured = replace(measured, ok=False, violations=(limit.text, *measured.violations))
         report = replace(answer.report, ok=False, backends={name: measured})
         return replace(answer, report=report, limits=(limit, *answer.limits[1:]))
 

@@ -10,12 +10,8 @@ from runtimes.parity.intervals import look_sizes
 from runtimes.printable import count_text
 
 
-def why_refused(proof: Proof, images: ProofImages, lowering: Lowering, most: int) -> str:
-    """Why a proof refuses a bundle, and what would help; empty where it does not.
-
-    Args:
-        most: how many images the proof might have taken, had there been so many.
-    """
+def why_refused(proof: Proof, images: ProofImages, lowering: Lowering) -> str:
+    """Why a proof refuses a bundle, and what would help; empty where it does not."""
     refusing = {name: one for name, one in proof.answers.items() if not one.ok}
     if not refusing:
         return ""
@@ -29,17 +25,17 @@ def why_refused(proof: Proof, images: ProofImages, lowering: Lowering, most: int
     head = f"parity is {'out of budget' if is_broken else 'undecided'} over {proof.report.images} images, {said}"
     if is_broken:
         return head + first_step_text(lowering, proof, images)
-    return head + _more_images_text(next(iter(refusing.values())), images.available, most)
+    return head + _more_images_text(next(iter(refusing.values())), images)
 
 
-def _more_images_text(answer: BackendParity, available: int, most: int) -> str:
+def _more_images_text(answer: BackendParity, images: ProofImages) -> str:
     """Which options give the images that would decide, or what to do where no number would and there are no others."""
-    used = answer.report.images
+    used, available = answer.report.images, images.available
     needed = images_needed(answer) or max(used, available)  # what no number decides now, others may
     how = []
     if needed > available:
-        how.append(f"--data with some {count_text(needed)}")
-    if needed > most:
+        how.append(f"--data with some {count_text(images.parts * (needed - available), 'more picture')}")
+    if needed > images.wanted:
         how.append(f"--proof-images {needed}")
     if not how:
         return "; set another limit, or judge the figures measured with --budget confidence=0"

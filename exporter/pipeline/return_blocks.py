@@ -25,7 +25,7 @@ from exporter.verification.report.block_text import measured_text, tried_text
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.base import Runtime
 from runtimes.block_precision import BlockDamage, MixedPrecision, Tried
-from runtimes.errors import AccuracyError, ParityError
+from runtimes.errors import AccuracyError, ParityError, PlanError
 from runtimes.parity.budget import Budget
 from runtimes.parity.evidence import BackendParity
 from runtimes.parity.intervals import look_sizes, tango_interval, wilson_interval
@@ -86,13 +86,15 @@ def return_blocks(plan: ExportPlan, graph: onnx.ModelProto, lowered: LoweredGrap
         steps: told beforehand how many choices are tried at most, and of each that is done.
 
     Raises:
-        PlanError: there is another file where the journal is to be.
+        PlanError: there is another file where the journal is to be, or no block of the network is in INT8.
         AccuracyError: no choice keeps the limit, or none that leaves enough in INT8; carries the best in words.
     """
     target = plan.loss_target
     assert target is not None
     assert lowered.sensitivity is not None, "a target needs images, and these are measured on"
     ranked = candidates(lowered.sensitivity.blocks)
+    if not ranked:
+        raise PlanError(f"{target.option} returns blocks from INT8 to FP16, and none is in INT8 here; leave it out")
     journal = Journal(_journal_path(plan), _digest(plan, graph, lowered, judge), steps.progress)
     search = _Search(graph, lowered, judge, target, journal, ranked)
     count, most = most_evaluations(len(ranked)), judge.images.most
@@ -184,11 +186,17 @@ class _Search:
             f"no choice of blocks shows {self.target.text}: with all {len(self.price)} in FP16, "
             f"{'; '.join(every.problems)}; best found: {tried_text(self.best, self.target.wanted)}; "
             + (
-                "give more --data"
+                f"give {self._more}"
                 if every.verdict == "undecided"
                 else f"INT8 is not what costs it: allow more by {self.target.option}, or try --fp32"
             )
         )
+
+    @property
+    def _more(self) -> str:
+        """The option that gives more images to choose with."""
+        images = self.judge.images
+        return "more --data" if images.available < images.wanted else "a larger --proof-images"
 
     def diffuse_text(self, chosen: Tried) -> str:
         """Why the choice is none: nearly everything would have to return."""

@@ -22,10 +22,11 @@ SMALLEST_ALLOWED = 1e-9
 def budget_for(plan: ExportPlan, loaded: LoadedModel, budget: Budget) -> Budget:
     """What a model is held to, made from what its precision may cost: the limits of the plan replace the others.
 
-    Random weights are not judged by agreement and accuracy unless the plan says so.
+    Random weights are not judged by agreement and accuracy unless the plan says so. A loss target stands in place of
+    both of the precision's limits on these: who allows 5 points of accuracy is not held to an agreement of 98 %.
     """
     is_random = loaded.facts.weights.kind == "random"
-    return changed_budget(budget.errors_alone() if is_random else budget, plan.limits)
+    return changed_budget(budget.errors_alone() if is_random or plan.loss_target else budget, plan.limits)
 
 
 def fewest_to_decide(budget: Budget, *, labelled: bool) -> int:

@@ -122,7 +122,7 @@ def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, fou
         calibration=_calibration_facts(table) if table else None,
         sensitivity=found.sensitivity,
         mixed=found.mixed,
-        asked=Asked(plan.seed, plan.proof_images, dict(plan.budget)),
+        asked=Asked(plan.seed, plan.calibrator, plan.calibration_images, plan.proof_images, dict(plan.budget)),
     )
 
 

@@ -11,6 +11,8 @@ from runtimes.parity.measures import Accuracy, Comparison
 
 NO_LIMITS = ("own_error", "confidence")
 """Fields of a budget that say how its limits are meant."""
+CLASS_LIMITS = ("min_agreement", "max_accuracy_drop")
+"""Limits that count images by their classes, of which a network that was not trained proves nothing."""
 RANDOM_WEIGHTS = "random weights prove the arithmetic: agreement and accuracy are reported, not judged"
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from residual_graphs import CHANNELS, INPUTS, conv, graph_of, op, residual
 
 from calibration.collect import collect
@@ -22,10 +22,12 @@ from exporter.lowering.bias_correction import (
     subtract_from_biases,
     with_classifier_correction,
 )
+from exporter.lowering.lower import check_float_weights
 from exporter.lowering.output_error import output_error, outputs_of
 from exporter.lowering.picture_count import FEWEST_PICTURES, MOST_PICTURES, affordable_pictures
 from exporter.lowering.qdq.pairs import placement, with_pairs
 from exporter.lowering.repairs import REPAIR_FORWARDS, Bench, choose_calibrator
+from runtimes.errors import PlanError
 from runtimes.preprocess import Preprocess
 
 BENCH = Bench.of(residual(), "tensorrt", INPUTS)
@@ -57,6 +59,33 @@ def test_mean_errors_are_those_of_each_convolution_fed_exact_input(thresholds: d
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
     got = np.einsum("nchwij,ocij->nohw", windows, weight)
     assert found["b"] == pytest.approx((got - exact["b.out"]).mean((0, 2, 3)), rel=1e-3, abs=1e-5)
+
+
+def test_convolutions_along_one_axis_have_mean_errors_too() -> None:
+    random = np.random.default_rng(1)
+    weight = numpy_helper.from_array(random.normal(size=(4, 4, 3)).astype(np.float32), "W")
+    shapes: tuple[list[int | str | None], ...] = (["batch", 4, 20], ["batch", 4, 18])
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["input", "W"], ["features"], name="only")],
+        "graph",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, shapes[0])],
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, shapes[1])],
+        [weight],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    inputs = random.normal(size=(6, 4, 20)).astype(np.float32)
+    pairs = with_pairs(model, {"input": 1.0})
+    error = outputs_of(pairs, inputs)["features"] - outputs_of(model, inputs)["features"]
+    assert mean_errors(model, pairs, inputs)["only"] == pytest.approx(error.mean((0, 2)), rel=1e-3, abs=1e-5)
+
+
+def test_a_convolution_in_half_precision_is_refused_by_name() -> None:
+    model = residual()
+    tensor = next(one for one in model.graph.initializer if one.name == "Wa")
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), "Wa"))
+    with pytest.raises(PlanError, match="the weight of 'a' is in half precision; call .float"):
+        check_float_weights(model, "tensorrt")
+    check_float_weights(residual(), "tensorrt")
 
 
 def test_corrected_convolutions_give_their_mean_for_exact_input(thresholds: dict[str, float]) -> None:

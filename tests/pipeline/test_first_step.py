@@ -16,11 +16,12 @@ from calibration.table import CalibrationTable, TensorRange, table_from_file
 from exporter import ExportPlan
 from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module
+from exporter.lowering.lower import lower
 from exporter.lowering.opsets import BF16_OPSET
 from exporter.lowering.precisions import Precision
 from exporter.lowering.ranges import CalibrationSet
 from exporter.lowering.registry import load_precision
-from exporter.lowering.request import CALIBRATOR
+from exporter.lowering.request import CALIBRATOR, LoweringRequest
 from exporter.models.loading import load_model
 from exporter.models.request import ModelRequest
 from exporter.pipeline.first_step import Lowering, first_step_text
@@ -28,6 +29,8 @@ from exporter.pipeline.images import Candidate, Graphs, Images, Proof
 from exporter.pipeline.proof_images import ProofImages
 from exporter.pipeline.prove import prove
 from runtimes import Bundle
+from runtimes.parity.budget import Budget
+from runtimes.progress import Steps
 from runtimes.specs import BatchRange
 
 BATCH = BatchRange(1, 4, 16)
@@ -52,6 +55,7 @@ def refused(
     change: Change,
     precision: str = "int8",
     spoil: Callable[[onnx.ModelProto], onnx.ModelProto] = lambda model: model,
+    held_to: Callable[[Budget], Budget] = lambda budget: budget,
 ) -> tuple[str, Proof]:
     """What is said of a lowering with ranges that were changed, and its proof on the golden images, by the simulation.
 
@@ -61,22 +65,27 @@ def refused(
     bundle, graph, table = network
     table = replace(table, tensors={name: change(name, one) for name, one in table.tensors.items()})
     rules: Precision = load_precision(precision)
-    calibrated = precision == "int8"
+    folder.mkdir(exist_ok=True)
+    path = folder / "calibration.json"
+    path.write_bytes(table.json())
+    request = LoweringRequest(precision)
+    if precision == "int8":
+        request = LoweringRequest(precision, calibrator=CALIBRATOR, calibration=path)
     if precision == "bf16":
         older, graph = graph, onnx.ModelProto()
         graph.CopyFrom(older)
         graph.opset_import[0].version = BF16_OPSET  # whose operators compute the same
-    model = spoil(rules.lower(graph, table.thresholds(CALIBRATOR) if calibrated else {}))
-    folder.mkdir(exist_ok=True)
+    calibration = CalibrationSet(None, bundle.manifest.preprocess, as_pixels=False)
+    lowered = lower(graph, calibration, request, Steps())
+    model = spoil(lowered.model)
     onnx.save(model, folder / "model.onnx")
     (folder / "reference.pt2").symlink_to(bundle.file("reference.pt2"))
     golden = np.load(bundle.file("golden.npz"))
     images = ProofImages(Images(golden["inputs"], None), len(golden["inputs"]))
-    graphs = Graphs(graph, rules.simulation(model))
+    graphs = Graphs(lowered.exact, rules.simulation(model))
     proof = prove(Candidate(folder, graphs, BATCH, ()), images, budget=replace(rules.BUDGET, confidence=None))
     plan = ExportPlan("resnet20", folder, precision=precision)
-    calibration = CalibrationSet(None, bundle.manifest.preprocess, as_pixels=False)
-    lowering = Lowering(graphs, graph, table if calibrated else None, calibration, plan, lambda found: found)
+    lowering = Lowering(graphs, graph, lowered, calibration, plan, lambda found: found, held_to)
     return first_step_text(lowering, proof, images), proof
 
 
@@ -146,6 +155,16 @@ def test_a_precision_that_needs_no_ranges_is_replaced_by_one_with_more_digits(
     said, proof = refused(network, tmp_path / "b", lambda name, one: one, precision, larger_bias)
     assert not proof.report.ok
     assert re.fullmatch(rf"; head adds the most noise, an SQNR of \d+\.\d dB by itself{end}", said), said
+
+
+def test_another_precision_is_held_to_what_the_plan_holds_it_to(
+    network: tuple[Bundle, onnx.ModelProto, CalibrationTable], tmp_path: Path
+) -> None:
+    """FP16 has an error of some 2e-3 here; its own budget allows 1e-2."""
+    said, _ = refused(
+        network, tmp_path / "b", divided("", 12), held_to=lambda budget: replace(budget, max_relative_error=1e-4)
+    )
+    assert said.endswith("which quantization-aware training mends; take --fp32")
 
 
 def test_nothing_is_tried_where_the_precision_is_not_what_is_wrong(

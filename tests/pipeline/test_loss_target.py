@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,18 @@ from bad_blocks import fashion_fixture, write_pictures  # noqa: F401  # pytest f
 from commands import Ran, run_main
 
 from exporter.cli import export as export_cli
+from exporter.lowering.lower import LoweredGraph
+from exporter.lowering.precisions import int8
+from exporter.models.loading import load_model
 from exporter.pipeline.plan import ExportPlan
-from exporter.pipeline.terms import fewest_to_decide
-from runtimes.parity.budget import Budget
+from exporter.pipeline.return_blocks import return_blocks
+from exporter.pipeline.terms import budget_for, fewest_to_decide
+from runtimes.block_precision import BlockDamage, Sensitivity
+from runtimes.errors import PlanError
+from runtimes.parity.budget import CLASS_LIMITS, Budget
 from runtimes.parity.intervals import look_sizes
 from runtimes.parity.limits import Confidence, limit_of_agreement, limit_of_fall
+from runtimes.progress import Steps
 
 Run = Callable[..., Ran]
 
@@ -115,3 +124,25 @@ def test_a_plan_holds_the_proof_to_what_was_asked_for(tmp_path: Path) -> None:
     assert plan.limits == {"max_accuracy_drop": 0.005}
     plan = ExportPlan("resnet20", tmp_path / "out", precision="int8", data="built-in", min_agreement=99)
     assert plan.limits == {"min_agreement": 0.99}
+
+
+@pytest.mark.parametrize(("target", "kept"), [("max_drop", "max_accuracy_drop"), ("min_agreement", "min_agreement")])
+def test_a_target_stands_in_place_of_both_limits_on_classes(tmp_path: Path, target: str, kept: str) -> None:
+    """Who allows 5 points of accuracy is not held to an agreement of 98 %, but to one that is asked for."""
+    other = next(name for name in CLASS_LIMITS if name != kept)
+    options: dict[str, Any] = {target: 5 if target == "max_drop" else 95}
+    plan = ExportPlan("resnet20", tmp_path / "out", precision="int8", data="built-in", **options)
+    loaded = load_model(plan.model_request)
+    held = budget_for(plan, loaded, int8.BUDGET)
+    assert getattr(held, kept) == pytest.approx(0.05 if target == "max_drop" else 0.95)
+    assert getattr(held, other) is None
+    assert held.min_sqnr_db == int8.BUDGET.min_sqnr_db
+    assert getattr(budget_for(replace(plan, budget={other: 0.5}), loaded, int8.BUDGET), other) == 0.5
+
+
+def test_a_target_means_nothing_where_no_block_is_in_int8(tmp_path: Path) -> None:
+    plan = ExportPlan("resnet20", tmp_path / "out", precision="int8", data="built-in", max_drop=1)
+    nothing: Any = None
+    lowered = LoweredGraph(nothing, nothing, None, int8.BUDGET, Sensitivity(16, (BlockDamage("stem", 0.0, 0),)))
+    with pytest.raises(PlanError, match="--max-drop returns blocks from INT8 to FP16, and none is in INT8 here"):
+        return_blocks(plan, nothing, lowered, nothing, Steps())

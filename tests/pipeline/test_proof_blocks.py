@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,7 +25,7 @@ from exporter.pipeline.choose_images import proof_images
 from exporter.pipeline.images import Candidate, Graphs, Images, Proof
 from exporter.pipeline.proof_images import PictureReader, ProofImages
 from exporter.pipeline.prove import prove
-from exporter.pipeline.refusal import images_needed
+from exporter.pipeline.refusal import images_needed, why_refused
 from exporter.pipeline.report_page import page_from_proof
 from runtimes import Bundle
 from runtimes.errors import BadInput, LowerError
@@ -134,6 +135,24 @@ def test_too_few_images_leave_it_undecided_and_say_how_many_decide(tiny_model: P
     assert proof_of(tiny_model, images_of(source_of(2000), most=133), COUNTED).report.ok
 
 
+@pytest.mark.parametrize(
+    ("parts", "wanted", "says"),
+    [
+        (1, 2000, "--data with some 33 more pictures"),
+        (2, 2000, "--data with some 66 more pictures"),
+        (1, 100, "--data with some 33 more pictures and --proof-images 133"),
+    ],
+)
+def test_an_undecided_export_asks_for_so_many_more_pictures_as_its_proof_is_short_of(
+    tiny_model: Path, parts: int, wanted: int, says: str
+) -> None:
+    """Pictures that were calibrated on are no proof, and of those that choose blocks as many are put aside."""
+    images = replace(images_of(source_of(100)), parts=parts, wanted=wanted)
+    proof = proof_of(tiny_model, images, COUNTED)
+    lowering: Any = None  # not asked where nothing is broken
+    assert why_refused(proof, images, lowering).endswith(f"would decide it; give {says}")
+
+
 def test_more_images_that_are_looked_at_more_often_have_to_be_more(tiny_model: Path) -> None:
     """99.6 % takes 674 images in one look; of so many there are two."""
     budget = replace(COUNTED, min_agreement=0.996)
@@ -184,8 +203,9 @@ def chosen(plan: ExportPlan) -> list[Images]:
     return list(proof_images(loaded, plan, int8.BUDGET, Steps()).blocks())
 
 
-@pytest.mark.parametrize(("calibrated", "left"), [(512, 488), (750, 250), (751, 1000)])
-def test_calibration_pictures_are_no_proof_where_enough_others_are(calibrated: int, left: int) -> None:
+@pytest.mark.parametrize(("calibrated", "left"), [(512, 488), (732, 268), (733, 1000)])
+def test_calibration_pictures_are_no_proof_where_others_can_decide(calibrated: int, left: int) -> None:
+    """268 show that no point of accuracy is lost, where none is."""
     plan = ExportPlan("resnet20", Path("b"), precision="int8", data="built-in", calibration_images=calibrated)
     blocks = chosen(plan)
     places = np.concatenate([block.places for block in blocks if block.places is not None])

@@ -21,7 +21,7 @@ from exporter.lowering.lower import LoweredGraph, lower
 from exporter.lowering.output_error import output_error, outputs_of
 from exporter.lowering.precisions import int8
 from exporter.lowering.ranges import CalibrationSet
-from exporter.lowering.request import LoweringRequest
+from exporter.lowering.request import CALIBRATOR, LoweringRequest
 from exporter.models.loading import load_model
 from exporter.pipeline.plan import ExportPlan
 from runtimes.errors import BadInput, CalibrationError
@@ -101,6 +101,41 @@ def test_a_table_repeats_every_repair_without_pictures(
     assert again.table == repaired.table
     assert again.model.SerializeToString(deterministic=True) == repaired.model.SerializeToString(deterministic=True)
     assert again.sensitivity is None
+
+
+def test_a_table_keeps_the_corrections_of_blocks_that_returned_to_float(repaired: LoweredGraph) -> None:
+    """Else they would be gone for an export of all of it in INT8."""
+    assert repaired.with_calibrator is not None
+    whole = repaired.with_calibrator("minmax")  # whose corrections help
+    assert whole.with_float_nodes is not None
+    mixed = whole.with_float_nodes({"layer2.1.conv1", "layer2.1.conv2"})
+    assert whole.table is not None
+    assert mixed.table is not None
+    assert "layer2.1.conv1" in whole.table.corrections["minmax"]
+    assert set(mixed.table.corrections["minmax"]) == set(whole.table.corrections["minmax"])
+    assert mixed.table.float_nodes == ["layer2.1.conv1", "layer2.1.conv2"]
+
+
+def test_another_calibrator_gets_corrections_of_its_own(rescaled: Rescaled, repaired: LoweredGraph) -> None:
+    assert repaired.with_calibrator is not None
+    other = repaired.with_calibrator("minmax")
+    same = lowered(rescaled, LoweringRequest("int8", calibrator="minmax", calibration_images=256))
+    assert other.model.SerializeToString(deterministic=True) == same.model.SerializeToString(deterministic=True)
+    assert other.table is not None
+    assert len(other.table.corrections["minmax"]) > 20
+
+
+def test_a_merged_table_is_tried_with_every_calibrator_where_there_are_pictures(
+    rescaled: Rescaled, repaired: LoweredGraph, tmp_path: Path
+) -> None:
+    table, path = repaired.table, tmp_path / "calibration.json"
+    assert table is not None
+    assert table.calibrator != CALIBRATOR
+    path.write_bytes(replace(table, calibrator="", corrections={}, repairs=[]).json())
+    again = lowered(rescaled, LoweringRequest("int8", calibration=path, calibration_images=256))
+    assert again.model.SerializeToString(deterministic=True) == repaired.model.SerializeToString(deterministic=True)
+    with pytest.raises(CalibrationError, match="give --calibration-images 256, or leave --calibration out"):
+        lowered(rescaled, LoweringRequest("int8", calibration=path))
 
 
 def test_a_table_with_factors_or_corrections_of_another_size_is_refused(

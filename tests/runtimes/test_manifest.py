@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from small_bundles import bundle_fixture  # noqa: F401  # pytest finds the fixtu
 
 from runtimes.bundle import MANIFEST, Bundle
 from runtimes.errors import BundleError
-from runtimes.manifest import Manifest, json_from_manifest, manifest_from_json
+from runtimes.manifest import Asked, Manifest, json_from_manifest, manifest_from_json
 from runtimes.parity.budget import Budget
 
 FREE_KEYS = {
@@ -26,6 +27,7 @@ FREE_KEYS = {
     "$.parity.backends",
     "$.parity.backends[...].outputs",
     "$.files",
+    "$.asked.budget",
 }
 """Objects of the manifest whose keys are data, not field names."""
 OPTIONAL = {
@@ -34,6 +36,8 @@ OPTIONAL = {
     "$.calibration.repairs",
     "$.sensitivity",
     "$.mixed",
+    "$.asked",
+    *(f"$.asked.{name}" for name in Asked.__dataclass_fields__),
     "$.files",
     "$.parity.budget",
     "$.parity.backends[...].outputs",
@@ -46,7 +50,8 @@ OPTIONAL = {
     *(f"$.parity.budget.{name}" for name in Budget.__dataclass_fields__ if name != "own_error"),
 }
 TEXTS_AND_OUTPUTS = {f"$.parity.backends[...].{name}" for name in ("violations", "undecided", "kept", "outputs")}
-NULLABLE = (OPTIONAL - {"$.files", "$.parity.budget"} - TEXTS_AND_OUTPUTS) | {
+NOT_NULL = {"$.files", "$.parity.budget", "$.asked", "$.asked.seed", "$.asked.budget"}
+NULLABLE = (OPTIONAL - NOT_NULL - TEXTS_AND_OUTPUTS) | {
     "$.preprocess.resize",
     "$.graph.macs",  # unknown for free sizes
     # What features do not have, and a single logit.
@@ -66,6 +71,22 @@ def test_a_manifest_without_what_is_optional_is_read(manifest: Manifest) -> None
     del document["accuracy"], document["calibration"], document["files"]
     read = manifest_from_json(json.dumps(document).encode(), where="here")
     assert (read.accuracy, read.calibration, read.files) == (None, None, {})
+
+
+def test_random_weights_are_held_to_the_limits_on_classes_that_were_asked_for_and_no_others(manifest: Manifest) -> None:
+    budget = Budget(own_error=0.01, min_agreement=0.9, max_accuracy_drop=0.01, min_sqnr_db=10)
+    trained, random = (
+        replace(
+            manifest,
+            parity=replace(manifest.parity, budget=budget),
+            model=replace(manifest.model, weights=replace(manifest.model.weights, kind=kind)),
+        )
+        for kind in ("file", "random")
+    )
+    asked = replace(random, asked=Asked(budget={"min_agreement": 0.9, "min_sqnr_db": 10}))
+    assert trained.budget == budget
+    assert random.budget == budget.errors_alone()
+    assert asked.budget == replace(budget, max_accuracy_drop=None)
 
 
 def test_fields_that_a_later_writer_added_are_left_alone(bundle: Path) -> None:
@@ -156,7 +177,7 @@ def wrong_values(path: str, value: object) -> list[object]:
     taken = {type(value)}
     if isinstance(value, float):
         taken.add(int)  # 1 is a float in JSON
-    if isinstance(value, dict) and path not in FREE_KEYS:
+    if isinstance(value, dict) and path not in FREE_KEYS | {"$.asked"}:
         taken.discard(dict)  # an empty object lacks the fields
     if path in NULLABLE:
         taken.add(type(None))
@@ -166,7 +187,8 @@ def wrong_values(path: str, value: object) -> list[object]:
 
 
 def test_a_wrong_type_in_any_field_is_named_by_its_path(manifest: Manifest) -> None:
-    document = json.loads(json_from_manifest(manifest))
+    asked = Asked(3, "mse", 512, 700, {"min_agreement": 0.9})
+    document = json.loads(json_from_manifest(replace(manifest, asked=asked)))
     tried, failures = 0, []
     for keys, path, value in places(document):
         for wrong in wrong_values(path, value):

@@ -110,6 +110,15 @@ def test_a_list_that_is_none_is_refused_in_one_line(
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="its list is TOML, which Python 3.10 cannot read")
+def test_the_page_is_what_was_measured_and_nobody_is_ahead(script: Callable[[str], ModuleType]) -> None:
+    main, page = script("accuracy"), script("_accuracy_page")
+    found = json.loads(main.MEASURED.read_text())
+    assert main.PAGE.read_text() == page.page_from_measurements(found)
+    assert page.shortcomings(found) == []
+    shipped = {network.name for network in script("_accuracy_networks").networks_from_file(main.NETWORKS)}
+    assert shipped <= set(found["networks"])
+
+
 def test_the_list_that_is_shipped_is_one(script: Callable[[str], ModuleType]) -> None:
     names = [one.name for one in script("_accuracy_networks").networks_from_file(SCRIPTS / "accuracy.toml")]
     assert len(names) == len(set(names)) >= 5

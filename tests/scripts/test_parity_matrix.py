@@ -57,6 +57,27 @@ def test_a_cell_measured_again_is_the_one_that_was_written(matrix: ModuleType, m
     assert found["backends"][matrix.BUILT]["convolutions"] == written["backends"][matrix.BUILT]["convolutions"]
 
 
+def test_each_precision_says_when_it_was_measured(matrix: ModuleType, measured: Any) -> None:
+    cells = {
+        name: {**found, "fp16": {**found["fp16"], "date": "2026-01-01"}} for name, found in measured["cells"].items()
+    }
+    cells["resnet20"]["fp16"]["date"] = "2026-02-03"
+    lines = matrix.table_from_measurements({**measured, "cells": cells}, None).splitlines()
+    assert lines[lines.index("## FP16") + 2] == "Measured 2026-01-01 to 2026-02-03."
+
+
+def test_another_script_s_measurements_are_no_gpu_s(
+    matrix: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matrix, "MEASURED", tmp_path / "parity-matrix.json")
+    for name in ("parity-matrix", "accuracy"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    assert matrix.newest_gpu_result() is None
+    for date in ("2026-01-01", "2026-02-01"):
+        (tmp_path / f"{date}-a-GPU.json").write_text(json.dumps({"date": date}))
+    assert matrix.newest_gpu_result() == {"date": "2026-02-01"}
+
+
 def test_gpu_figures_take_the_place_of_not_verified(matrix: ModuleType, measured: Any) -> None:
     without = matrix.table_from_measurements(measured, None)
     assert "GPU columns: not verified" in without

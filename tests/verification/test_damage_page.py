@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from xml.etree import ElementTree
 
@@ -54,7 +55,7 @@ def test_the_manifest_keeps_both_and_reads_without_them(manifest: Manifest) -> N
     full = replace(manifest, sensitivity=SENSITIVITY, mixed=MIXED)
     assert manifest_from_json(json_from_manifest(full), where="here") == full
     assert manifest_from_json(json_from_manifest(manifest), where="here").mixed is None
-    old = json_from_manifest(manifest).replace(b'  "sensitivity": null,\n  "mixed": null,\n', b"")
-    old = old.replace(b'  "asked": {\n    "seed": 0,\n    "proof_images": null,\n    "budget": {}\n  },\n', b"")
-    assert not [name for name in (b"sensitivity", b"asked") if name in old]
-    assert manifest_from_json(old, where="here") == manifest
+    old = json.loads(json_from_manifest(manifest))
+    for name in ("sensitivity", "mixed", "asked"):
+        del old[name]
+    assert manifest_from_json(json.dumps(old).encode(), where="here") == manifest

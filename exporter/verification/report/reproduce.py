@@ -17,7 +17,7 @@ WIDTH = 76
 
 def export_lines(manifest: Manifest) -> tuple[str, ...]:
     """`resnet-export ...`, and in comments the files that it needs and the manifest knows only by their sha256."""
-    model, preprocess = manifest.model, manifest.preprocess
+    model, preprocess, asked = manifest.model, manifest.preprocess, manifest.asked
     outputs = [spec.name for spec in manifest.outputs]
     words = ["resnet-export", model.name, f"--{manifest.precision}", "--target", manifest.target]
     notes = []
@@ -47,12 +47,12 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
     words += ["--batch", str(manifest.batch), "--opset", str(manifest.opset)]
     if manifest.calibration is not None:
         facts = manifest.calibration
-        words += ["--calibrator", facts.calibrator, "--calibration-images", str(facts.images)]
+        words += ["--calibrator", asked.calibrator] if asked.calibrator else []
+        words += ["--calibration-images", str(asked.calibration_images)] if asked.calibration_images else []
         words += ["--allow-few-images"] if facts.images < FEWEST_IMAGES else []
         notes.append(f"# and --data, where the pictures of fingerprint {facts.fingerprint} are not the built-in ones")
     if (mixed := manifest.mixed) is not None:
         words += ["--max-drop" if mixed.wanted == "max_drop" else "--min-agreement", f"{100 * mixed.limit:.10g}"]
-    asked = manifest.asked
     words += ["--seed", str(asked.seed)] if asked.seed else []
     words += ["--proof-images", str(asked.proof_images)] if asked.proof_images is not None else []
     words += _budget_words(asked.budget)
