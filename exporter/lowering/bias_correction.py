@@ -20,6 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from calibration.order import spread_places
 from calibration.table import CalibrationTable, arrays_from_lists
 from exporter.graph.mixed import with_mean_errors
 from exporter.lowering.output_error import RUN_BATCH, OutputError, run_in_batches
@@ -42,7 +43,8 @@ def find_corrections(
         before: the error of the graph without them, where it is known.
     """
     before = before or bench.error(model, thresholds)
-    found = mean_errors(model, with_pairs(model, thresholds, bench.target), bench.inputs)
+    few = bench.fitting[spread_places(len(bench.fitting), len(bench.inputs))]
+    found = mean_errors(model, with_pairs(model, thresholds, bench.target), few)
     after = bench.error(subtract_from_biases(model, found), thresholds)
     if not after.share < before.share:
         return classifier_correction(model, before), ""

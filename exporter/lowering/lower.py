@@ -150,7 +150,7 @@ def _from_table(
     tensors = load_precision(request.precision).observed_tensors(clean, request.target)
     table = given_table(clean, tensors, images, request)
     exact = with_factors(clean, arrays_from_lists(table.factors))
-    bench = None if inputs is None else Bench.of(exact, request.target, inputs)
+    bench = None if inputs is None else Bench.of(clean, request.target, inputs)
     calibrator = request.calibrator or table.calibrator
     if not calibrator:
         calibrator = CALIBRATOR if bench is None else choose_calibrator(exact, table, bench).calibrator

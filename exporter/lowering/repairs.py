@@ -1,4 +1,8 @@
-"""Repairs of a network's quantization that cost nothing at run time, each measured, and kept only where it helps."""
+"""Repairs of a network's quantization that cost nothing at run time, each measured, and kept only where it helps.
+
+They are fitted to some pictures, and others decide. On one and the same 32 pictures a ResNet-50's channels looked
+equalized by 2 dB, with factors for channels that were dead in these pictures alone; on others it fell from 28 dB to 4.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from exporter.lowering.request import CALIBRATOR
 from runtimes.errors import CalibrationError
 
 REPAIR_FORWARDS = 16
-"""In forward passes of the FP32 graph, what all repairs together cost a picture."""
+"""In forward passes of the FP32 graph, what all repairs together cost a picture that decides."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +37,24 @@ class Bench:
 
     Attributes:
         target: where pairs go.
-        inputs: as the graph takes them, (pictures, ...).
-        expected: what the float graph gives for them, by name, each (pictures, ...).
+        fitting: the inputs that repairs are fitted to, as the graph takes them, (pictures, ...).
+        inputs: others, that decide, likewise.
+        expected: what the float graph gives for those that decide, by name, each (pictures, ...).
     """
 
     target: str
+    fitting: NDArray[Any]
     inputs: NDArray[Any]
     expected: Outputs
 
     @classmethod
     def of(cls, model: onnx.ModelProto, target: str, inputs: NDArray[Any]) -> Bench:
-        """The bench of a float graph, which is run; some of the inputs are taken, evenly: all or, of a network whose
-        passes cost much, fewer."""
+        """The bench of a float graph, which is run. Every second input is to fit to, of the others all decide or, of a
+        network whose passes cost much, fewer; a single input does both."""
         count = affordable_pictures(REPAIR_FORWARDS * sum(macs_by_node(model).values()))
-        few = inputs[spread_places(len(inputs), count)]
-        return cls(target, few, outputs_of(model, few))
+        others = inputs[1::2] if len(inputs) > 1 else inputs
+        deciding = others[spread_places(len(others), count)]
+        return cls(target, inputs[::2], deciding, outputs_of(model, deciding))
 
     def error(
         self, model: onnx.ModelProto, thresholds: Mapping[str, float], float_nodes: Collection[str] = ()
@@ -69,7 +76,7 @@ def find_factors(model: onnx.ModelProto, bench: Bench) -> tuple[Factors, str]:
     wanted = {*(name for stream in found for name in stream.tensors), *observed}
     made = (name for node in model.graph.node for name in node.output)
     tensors = [name for name in (*(value.name for value in model.graph.input), *made) if name in wanted]
-    largest = largest_by_channel(model, tensors, bench.inputs)
+    largest = largest_by_channel(model, tensors, bench.fitting)
     infinite = next((name for name, values in largest.items() if not np.isfinite(values).all()), None)
     if infinite is not None:
         raise CalibrationError(not_finite_text(infinite))

@@ -101,15 +101,16 @@ def test_corrected_convolutions_give_their_mean_for_exact_input(thresholds: dict
 
 
 @pytest.mark.parametrize(("share", "is_kept"), [(1, True), (4, False)])
-def test_corrections_are_kept_where_they_bring_the_outputs_nearer(share: int, is_kept: bool) -> None:
+def test_corrections_are_kept_where_they_bring_the_outputs_of_other_pictures_nearer(share: int, is_kept: bool) -> None:
     """With ranges that hold every value they do; clipped to a quarter, the errors are no shift alone."""
     model = residual()
-    expected = outputs_of(model, INPUTS)
     thresholds = {name: value / share for name, value in table_of(model).thresholds("minmax").items()}
     found, said = find_corrections(model, thresholds, BENCH)
     assert set(found) == ({"stem", "a", "b", "fc"} if is_kept else {"fc"})
-    before = output_error(with_pairs(model, thresholds), INPUTS, expected)
-    after = output_error(with_pairs(subtract_from_biases(model, found), thresholds), INPUTS, expected)
+    inputs, expected = BENCH.inputs, BENCH.expected
+    assert not np.isin(inputs, BENCH.fitting).any()
+    before = output_error(with_pairs(model, thresholds), inputs, expected)
+    after = output_error(with_pairs(subtract_from_biases(model, found), thresholds), inputs, expected)
     assert np.abs(after.mean["logits"]).max() < 1e-4 * np.abs(expected["logits"]).max()
     if is_kept:
         assert after.share < before.share
@@ -144,7 +145,10 @@ def test_a_small_network_is_measured_on_more_pictures_than_a_large_one() -> None
     macs = [sum(macs_by_node(one).values()) for one in (small, large)]
     counts = [affordable_pictures(REPAIR_FORWARDS * one) for one in macs]
     assert counts == [MOST_PICTURES, FEWEST_PICTURES]
-    assert len(Bench.of(small, "tensorrt", np.concatenate([INPUTS] * 20)).inputs) == MOST_PICTURES
+    bench = Bench.of(small, "tensorrt", np.concatenate([INPUTS] * 20))
+    assert (len(bench.fitting), len(bench.inputs)) == (120, 120)
+    alone = Bench.of(small, "tensorrt", INPUTS[:1])
+    assert (len(alone.fitting), len(alone.inputs)) == (1, 1)
 
 
 def test_the_classifier_absorbs_what_is_the_same_for_every_image(thresholds: dict[str, float]) -> None:
@@ -153,7 +157,7 @@ def test_the_classifier_absorbs_what_is_the_same_for_every_image(thresholds: dic
     assert classifier(model) == "fc"
     found = classifier_correction(model, BENCH.error(model, thresholds))
     pairs = with_pairs(subtract_from_biases(model, found), thresholds)
-    error = outputs_of(pairs, INPUTS)["logits"] - expected["logits"]
+    error = outputs_of(pairs, BENCH.inputs)["logits"] - BENCH.expected["logits"]
     assert np.abs(error.mean(0)).max() < 1e-4 * np.abs(expected["logits"]).max()
     table = replace(table_of(model), calibrator="mse", corrections={"mse": {"fc": [1.0, 2.0, 3.0]}})
     biased = outputs_of(with_classifier_correction(model, table), INPUTS)["logits"]

@@ -144,5 +144,25 @@ def test_equalization_is_kept_where_it_helps_and_said() -> None:
     assert said.startswith("equalized the channels of 2 streams: ")
 
 
+def test_factors_that_help_the_pictures_they_are_fitted_to_alone_are_not_kept() -> None:
+    """A channel between two convolutions is dead in every second picture, and large in the others."""
+    model = residual()
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, size in (("Wstem", 1.0), ("Wa", 10.0)):
+        weight = numpy_helper.to_array(tensors[name]).copy()
+        weight[0] = 0
+        weight[0, 0, 1, 1] = size
+        tensors[name].CopyFrom(numpy_helper.from_array(weight, name))
+    for name, value in (("Bstem", 0.0), ("Ba", -1.0)):
+        bias = numpy_helper.to_array(tensors[name]).copy()
+        bias[0] = value
+        tensors[name].CopyFrom(numpy_helper.from_array(bias, name))
+    inputs = INPUTS.copy()
+    inputs[::2, 0], inputs[1::2, 0] = -1, 3
+    assert find_factors(model, Bench.of(model, "tensorrt", inputs)) == ({}, "")
+    fitted = Bench("tensorrt", inputs[::2], inputs[::2], outputs_of(model, inputs[::2]))
+    assert find_factors(model, fitted)[0]
+
+
 def test_sizes_of_biases_are_those_of_the_weights() -> None:
     assert bias_sizes(residual()) == {"stem": CHANNELS, "a": CHANNELS, "b": CHANNELS, "fc": 3}

@@ -44,7 +44,7 @@ def networks_fixture(tmp_path_factory: pytest.TempPathFactory) -> Networks:
     folder = tmp_path_factory.mktemp("networks")
     return Networks(
         write_checkpoint(folder / "two.pth", BAD, pairs=16),
-        write_checkpoint(folder / "every.pth", BLOCKS),
+        write_checkpoint(folder / "every.pth", BLOCKS, pairs=16),
     )
 
 

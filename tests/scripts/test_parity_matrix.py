@@ -57,13 +57,15 @@ def test_a_cell_measured_again_is_the_one_that_was_written(matrix: ModuleType, m
     assert found["backends"][matrix.BUILT]["convolutions"] == written["backends"][matrix.BUILT]["convolutions"]
 
 
-def test_each_precision_says_when_it_was_measured(matrix: ModuleType, measured: Any) -> None:
+def test_each_row_says_when_it_was_measured(matrix: ModuleType, measured: Any) -> None:
     cells = {
         name: {**found, "fp16": {**found["fp16"], "date": "2026-01-01"}} for name, found in measured["cells"].items()
     }
     cells["resnet20"]["fp16"]["date"] = "2026-02-03"
     lines = matrix.table_from_measurements({**measured, "cells": cells}, None).splitlines()
-    assert lines[lines.index("## FP16") + 2] == "Measured 2026-01-01 to 2026-02-03."
+    rows = lines[lines.index("## FP16") + 4 :][: len(MODELS)]
+    assert rows[list(MODELS).index("resnet20")].startswith("| resnet20 | 2026-02-03 | ")
+    assert sum(" | 2026-01-01 | " in row for row in rows) == len(MODELS) - 1
 
 
 def test_another_script_s_measurements_are_no_gpu_s(
