@@ -43,7 +43,7 @@ def find_corrections(
         before: the error of the graph without them, where it is known.
     """
     before = before or bench.error(model, thresholds)
-    few = bench.fitting[spread_places(len(bench.fitting), len(bench.inputs))]
+    few = bench.fitting[spread_places(len(bench.fitting), len(bench.deciding))]
     found = mean_errors(model, with_pairs(model, thresholds, bench.target), few)
     after = bench.error(subtract_from_biases(model, found), thresholds)
     if not after.share < before.share:

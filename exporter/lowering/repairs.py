@@ -38,13 +38,13 @@ class Bench:
     Attributes:
         target: where pairs go.
         fitting: the inputs that repairs are fitted to, as the graph takes them, (pictures, ...).
-        inputs: others, that decide, likewise.
+        deciding: others, which decide, likewise.
         expected: what the float graph gives for those that decide, by name, each (pictures, ...).
     """
 
     target: str
     fitting: NDArray[Any]
-    inputs: NDArray[Any]
+    deciding: NDArray[Any]
     expected: Outputs
 
     @classmethod
@@ -60,7 +60,7 @@ class Bench:
         self, model: onnx.ModelProto, thresholds: Mapping[str, float], float_nodes: Collection[str] = ()
     ) -> OutputError:
         """The outputs' error of a float graph, repaired or not, with these ranges and with some nodes in float."""
-        return output_error(with_pairs(model, thresholds, self.target, float_nodes), self.inputs, self.expected)
+        return output_error(with_pairs(model, thresholds, self.target, float_nodes), self.deciding, self.expected)
 
 
 def find_factors(model: onnx.ModelProto, bench: Bench) -> tuple[Factors, str]:

@@ -107,7 +107,7 @@ def test_corrections_are_kept_where_they_bring_the_outputs_of_other_pictures_nea
     thresholds = {name: value / share for name, value in table_of(model).thresholds("minmax").items()}
     found, said = find_corrections(model, thresholds, BENCH)
     assert set(found) == ({"stem", "a", "b", "fc"} if is_kept else {"fc"})
-    inputs, expected = BENCH.inputs, BENCH.expected
+    inputs, expected = BENCH.deciding, BENCH.expected
     assert not np.isin(inputs, BENCH.fitting).any()
     before = output_error(with_pairs(model, thresholds), inputs, expected)
     after = output_error(with_pairs(subtract_from_biases(model, found), thresholds), inputs, expected)
@@ -146,9 +146,9 @@ def test_a_small_network_is_measured_on_more_pictures_than_a_large_one() -> None
     counts = [affordable_pictures(REPAIR_FORWARDS * one) for one in macs]
     assert counts == [MOST_PICTURES, FEWEST_PICTURES]
     bench = Bench.of(small, "tensorrt", np.concatenate([INPUTS] * 20))
-    assert (len(bench.fitting), len(bench.inputs)) == (120, 120)
+    assert (len(bench.fitting), len(bench.deciding)) == (120, 120)
     alone = Bench.of(small, "tensorrt", INPUTS[:1])
-    assert (len(alone.fitting), len(alone.inputs)) == (1, 1)
+    assert (len(alone.fitting), len(alone.deciding)) == (1, 1)
 
 
 def test_the_classifier_absorbs_what_is_the_same_for_every_image(thresholds: dict[str, float]) -> None:
@@ -157,7 +157,7 @@ def test_the_classifier_absorbs_what_is_the_same_for_every_image(thresholds: dic
     assert classifier(model) == "fc"
     found = classifier_correction(model, BENCH.error(model, thresholds))
     pairs = with_pairs(subtract_from_biases(model, found), thresholds)
-    error = outputs_of(pairs, BENCH.inputs)["logits"] - BENCH.expected["logits"]
+    error = outputs_of(pairs, BENCH.deciding)["logits"] - BENCH.expected["logits"]
     assert np.abs(error.mean(0)).max() < 1e-4 * np.abs(expected["logits"]).max()
     table = replace(table_of(model), calibrator="mse", corrections={"mse": {"fc": [1.0, 2.0, 3.0]}})
     biased = outputs_of(with_classifier_correction(model, table), INPUTS)["logits"]
