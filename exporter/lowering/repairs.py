@@ -27,6 +27,8 @@ from exporter.lowering.qdq.pairs import placement, with_pairs
 from exporter.lowering.request import CALIBRATOR
 from runtimes.errors import CalibrationError
 
+FEWEST_DECIDING = 16
+"""Pictures, however large the network."""
 REPAIR_FORWARDS = 16
 """In forward passes of the FP32 graph, what all repairs together cost a picture that decides."""
 
@@ -51,7 +53,7 @@ class Bench:
     def of(cls, model: onnx.ModelProto, target: str, inputs: NDArray[Any]) -> Bench:
         """The bench of a float graph, which is run. Every second input is to fit to, of the others all decide or, of a
         network whose passes cost much, fewer; a single input does both."""
-        count = affordable_pictures(REPAIR_FORWARDS * sum(macs_by_node(model).values()))
+        count = affordable_pictures(REPAIR_FORWARDS * sum(macs_by_node(model).values()), FEWEST_DECIDING)
         others = inputs[1::2] if len(inputs) > 1 else inputs
         deciding = others[spread_places(len(others), count)]
         return cls(target, inputs[::2], deciding, outputs_of(model, deciding))
@@ -128,7 +130,7 @@ def largest_by_channel(
                 helper.make_node("Abs", [name], [absolute]),
                 helper.make_node("Constant", [], [f"{rows}_shape"], value_ints=[0, 0, -1]),
                 helper.make_node("Reshape", [absolute, f"{rows}_shape"], [rows]),
-                helper.make_node("Constant", [], [f"{most}_axes"], value_ints=[0, 2]),
+                helper.make_node("Constant", [], [f"{most}_axes"], value_ints=[2]),
                 helper.make_node("ReduceMax", [rows, f"{most}_axes"], [most], keepdims=0),
             )
         )
@@ -136,7 +138,7 @@ def largest_by_channel(
     found: dict[str, NDArray[np.float32]] = {}
     for batch in run_in_batches(reduced, inputs):
         for name, values in batch.items():
-            found[name] = np.maximum(found.get(name, values), values)
+            found[name] = np.maximum(found.get(name, values[0]), values.max(0))
     return {name: found[f"{name}.equalize_max"] for name in tensors}
 
 

@@ -35,6 +35,8 @@ from runtimes.block_precision import BlockDamage, Sensitivity
 from runtimes.parity.compare import is_classifier
 from runtimes.parity.measures import LARGEST_ERROR
 
+FEWEST_IMAGES = 12
+"""However large and deep the network."""
 LOWERED_FORWARDS = 4
 """In forward passes of the FP32 graph, what one image costs before the rest of the network: the FP32 graph and the
 simulation of the lowered one."""
@@ -87,7 +89,8 @@ def image_count(model: onnx.ModelProto, cut: Sequence[Part]) -> int:
     """How many images to measure on: the most, or fewer for a network of many blocks and much work."""
     work = macs_by_node(model)
     each = [sum(work[model.graph.node[place].name] for place in part.block.nodes) for part in cut]
-    return affordable_pictures(LOWERED_FORWARDS * sum(each) + sum(place * macs for place, macs in enumerate(each)))
+    cost = LOWERED_FORWARDS * sum(each) + sum(place * macs for place, macs in enumerate(each))
+    return affordable_pictures(cost, FEWEST_IMAGES)
 
 
 def _int8_macs(model: onnx.ModelProto, lowered: onnx.ModelProto, cut: Sequence[Part]) -> list[int]:

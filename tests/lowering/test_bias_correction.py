@@ -24,9 +24,9 @@ from exporter.lowering.bias_correction import (
 )
 from exporter.lowering.lower import check_float_weights
 from exporter.lowering.output_error import output_error, outputs_of
-from exporter.lowering.picture_count import FEWEST_PICTURES, MOST_PICTURES, affordable_pictures
+from exporter.lowering.picture_count import MOST_PICTURES, affordable_pictures
 from exporter.lowering.qdq.pairs import placement, with_pairs
-from exporter.lowering.repairs import REPAIR_FORWARDS, Bench, choose_calibrator
+from exporter.lowering.repairs import FEWEST_DECIDING, REPAIR_FORWARDS, Bench, choose_calibrator
 from runtimes.errors import PlanError
 from runtimes.preprocess import Preprocess
 
@@ -143,8 +143,8 @@ def test_a_small_network_is_measured_on_more_pictures_than_a_large_one() -> None
     large.graph.input[0].type.tensor_type.shape.dim[3].dim_value = 1500
     del large.graph.value_info[:]
     macs = [sum(macs_by_node(one).values()) for one in (small, large)]
-    counts = [affordable_pictures(REPAIR_FORWARDS * one) for one in macs]
-    assert counts == [MOST_PICTURES, FEWEST_PICTURES]
+    counts = [affordable_pictures(REPAIR_FORWARDS * one, FEWEST_DECIDING) for one in macs]
+    assert counts == [MOST_PICTURES, FEWEST_DECIDING]
     bench = Bench.of(small, "tensorrt", np.concatenate([INPUTS] * 20))
     assert (len(bench.fitting), len(bench.deciding)) == (120, 120)
     alone = Bench.of(small, "tensorrt", INPUTS[:1])

@@ -17,9 +17,9 @@ from exporter.graph.mixed import with_fp32_nodes
 from exporter.graph.parts import parts
 from exporter.graph.probe import inner_tensors
 from exporter.graph.trace import program_from_module
-from exporter.lowering.picture_count import FEWEST_PICTURES, MOST_PICTURES
+from exporter.lowering.picture_count import MOST_PICTURES
 from exporter.lowering.precisions import int8
-from exporter.lowering.sensitivity import image_count, measure_sensitivity
+from exporter.lowering.sensitivity import FEWEST_IMAGES, image_count, measure_sensitivity
 from exporter.models.loading import load_model
 from exporter.models.request import ModelRequest
 from runtimes.block_precision import Sensitivity
@@ -159,7 +159,7 @@ def test_networks_of_many_blocks_are_measured_on_fewer_images() -> None:
 
     small, deep = chain(4, 16), chain(90, 512)
     assert image_count(small, parts(small)) == MOST_PICTURES
-    assert image_count(deep, parts(deep)) == FEWEST_PICTURES
+    assert image_count(deep, parts(deep)) == FEWEST_IMAGES
 
 
 def test_blocks_that_share_a_name_are_told_apart() -> None:
