@@ -130,7 +130,7 @@ def largest_by_channel(
                 helper.make_node("Abs", [name], [absolute]),
                 helper.make_node("Constant", [], [f"{rows}_shape"], value_ints=[0, 0, -1]),
                 helper.make_node("Reshape", [absolute, f"{rows}_shape"], [rows]),
-                helper.make_node("Constant", [], [f"{most}_axes"], value_ints=[2]),
+                helper.make_node("Constant", [], [f"{most}_axes"], value_ints=[0, 2]),
                 helper.make_node("ReduceMax", [rows, f"{most}_axes"], [most], keepdims=0),
             )
         )
@@ -138,7 +138,7 @@ def largest_by_channel(
     found: dict[str, NDArray[np.float32]] = {}
     for batch in run_in_batches(reduced, inputs):
         for name, values in batch.items():
-            found[name] = np.maximum(found.get(name, values[0]), values.max(0))
+            found[name] = np.maximum(found.get(name, values), values)
     return {name: found[f"{name}.equalize_max"] for name in tensors}
 
 

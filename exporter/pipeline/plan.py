@@ -13,7 +13,7 @@ from exporter.lowering.request import LoweringRequest
 from exporter.models.registry import find_model
 from exporter.models.request import ModelRequest
 from exporter.models.spec import ModelSpec
-from exporter.pipeline.loss_target import LossTarget, loss_target
+from exporter.pipeline.loss_target import LIMITS, LossTarget, loss_target
 from runtimes.errors import PlanError
 from runtimes.kinds import check_kinds
 from runtimes.specs import BatchRange
@@ -21,7 +21,7 @@ from runtimes.specs import BatchRange
 Request = TypeVar("Request", ModelRequest, LoweringRequest)
 CROP, FULL = UINT8_INPUTS = ("crop", "full")
 DEFAULT_BATCH = BatchRange(1, 8, 32)
-ABOUT_CLASSES = ("min_agreement", "max_accuracy_drop", "confidence")
+ABOUT_CLASSES = (*LIMITS.values(), "confidence")
 """The limits of a budget that count images by their classes."""
 
 

@@ -249,8 +249,7 @@ def test_pictures_of_one_colour_are_asked_for_too(tiny: Tiny, batch: BatchRange)
 
     assert proof(simulation, with_plain).report.ok
     assert proof(with_a_spread(simulation), images).report.ok
-    failed = proof(with_a_spread(simulation), with_plain)
-    said = broken(failed)
+    said = broken(proof(with_a_spread(simulation), with_plain))
     assert "gives a picture of one colour an answer that is no number, where the reference gives one" in said
     strict = replace(bf16.BUDGET, max_relative_error=1e-9)
     candidate = Candidate(tiny.folder, Graphs(tiny.original, with_a_spread(simulation)), batch, ())
