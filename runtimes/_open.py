@@ -12,6 +12,7 @@ from runtimes.base import Runtime
 from runtimes.bundle import Bundle, path_from_given
 from runtimes.errors import BackendUnavailable, BadInput, UnknownName
 from runtimes.nvidia.trust import trusted_engines
+from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 REMEDIES = {
     "tensorrt": "on a Jetson use JetPack's own, in a venv made with --system-site-packages; "
@@ -63,6 +64,7 @@ def open_runtime(
     *,
     provider: str | None = None,
     trust_engine: str | Collection[str] = (),
+    tuning: Tuning = DEFAULT_TUNING,
 ) -> Runtime:
     """Open a bundle, or a single model file, on a backend.
 
@@ -72,6 +74,7 @@ def open_runtime(
         provider: where it runs, for example `cpu` or `cuda`; None is the backend's default.
         trust_engine: the sha256 of an engine, or of several, that may be loaded though this machine did not build it.
             Engines are code.
+        tuning: how many threads it may use, and whether latency or throughput counts.
 
     Raises:
         UnknownName, BackendUnavailable: the backend or provider is not there.
@@ -88,12 +91,12 @@ def open_runtime(
     if not isinstance(model, Bundle):
         path = path_from_given(model, "a bundle folder or a model file")
         if os.path.isfile(path):
-            return runtime.open_model(path, provider=provider, trusted=trusted)
+            return runtime.open_model(path, provider=provider, trusted=trusted, tuning=tuning)
         if not os.path.exists(path):  # a name that no file can have, too
             raise BadInput(f"{path} does not exist; give a bundle folder or a model file")
         model = Bundle.open(path)
     model.check_accepted()
-    return runtime.open_model(model, provider=provider, trusted=trusted)
+    return runtime.open_model(model, provider=provider, trusted=trusted, tuning=tuning)
 
 
 def open_as_evidence(bundle: Bundle, backend: str) -> Runtime:

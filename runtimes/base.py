@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from runtimes.errors import BackendUnavailable
 from runtimes.specs import BatchRange, TensorSpec, check_feeds
+from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
@@ -45,7 +46,14 @@ class Runtime(ABC):
 
     @classmethod
     @abstractmethod
-    def open(cls, path: Path, *, provider: str | None = None, batch: BatchRange | None = None) -> Self:
+    def open(
+        cls,
+        path: Path,
+        *,
+        provider: str | None = None,
+        batch: BatchRange | None = None,
+        tuning: Tuning = DEFAULT_TUNING,
+    ) -> Self:
         """Load the model file at `path` onto `provider` (None: the backend's default, always the CPU where it has one).
 
         Raises:
@@ -68,16 +76,23 @@ class Runtime(ABC):
         return bundle.file(cls.FILE)
 
     @classmethod
-    def open_model(cls, model: Path | Bundle, *, provider: str | None = None, trusted: Collection[str] = ()) -> Self:
+    def open_model(
+        cls,
+        model: Path | Bundle,
+        *,
+        provider: str | None = None,
+        trusted: Collection[str] = (),
+        tuning: Tuning = DEFAULT_TUNING,
+    ) -> Self:
         """Open what `open_runtime` was given: a model file, or this backend's file of a bundle.
 
         `trusted` names engines, by sha256, that may be loaded though this machine did not build them; other backends
         ignore it. Raises as `open`, `file_of` and `check_bundle` do.
         """
         if isinstance(model, Path):
-            return cls.open(model, provider=provider)
+            return cls.open(model, provider=provider, tuning=tuning)
         cls.check_bundle(model.manifest, provider)
-        return cls.open(cls.file_of(model), provider=provider, batch=model.manifest.batch)
+        return cls.open(cls.file_of(model), provider=provider, batch=model.manifest.batch, tuning=tuning)
 
     @classmethod  # noqa: B027  (not abstract: a package that can be imported is mostly all that is needed)
     def check_here(cls) -> None:

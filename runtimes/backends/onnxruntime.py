@@ -15,6 +15,7 @@ from runtimes.errors import BackendUnavailable, BadInput
 from runtimes.manifest import Manifest
 from runtimes.preprocess import takes_any_size
 from runtimes.specs import BatchRange, TensorSpec
+from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 # TF32 is off: it keeps ten bits of mantissa, so a "float32" answer would differ from the reference in the third digit.
 PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
@@ -76,7 +77,14 @@ class OnnxRuntime(Runtime):
         self._buffers: dict[tuple[str, tuple[int, ...]], ort.OrtValue] = {}
 
     @classmethod
-    def open(cls, path: Path, *, provider: str | None = None, batch: BatchRange | None = None) -> OnnxRuntime:
+    def open(
+        cls,
+        path: Path,
+        *,
+        provider: str | None = None,
+        batch: BatchRange | None = None,
+        tuning: Tuning = DEFAULT_TUNING,
+    ) -> OnnxRuntime:
         return cls._open_session(path, str(path), provider or "cpu", batch)
 
     @classmethod

@@ -17,6 +17,7 @@ from runtimes.base import Runtime
 from runtimes.errors import BackendUnavailable, BadInput
 from runtimes.reference_scan import plain_program
 from runtimes.specs import BatchRange, TensorSpec
+from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 INPUT, OUTPUT = "input", "logits"
 OUTPUTS_FILE = "outputs"
@@ -42,7 +43,14 @@ class PyTorchRuntime(Runtime):
         self._provider = provider
 
     @classmethod
-    def open(cls, path: Path, *, provider: str | None = None, batch: BatchRange | None = None) -> PyTorchRuntime:
+    def open(
+        cls,
+        path: Path,
+        *,
+        provider: str | None = None,
+        batch: BatchRange | None = None,
+        tuning: Tuning = DEFAULT_TUNING,
+    ) -> PyTorchRuntime:
         device = provider or "cpu"
         if device not in ("cpu", "cuda"):
             raise BackendUnavailable(f"pytorch has no provider '{device}' here; choose from cpu, cuda")

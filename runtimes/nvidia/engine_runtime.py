@@ -39,6 +39,7 @@ from runtimes.nvidia.log import log_of
 from runtimes.nvidia.shapes import Shapes, batch_range, check_sizes, engine_specs, largest_shape, placeholder, rows_of
 from runtimes.preprocess import takes_any_size
 from runtimes.specs import BatchRange, check_feeds
+from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -87,11 +88,18 @@ class EngineRuntime(Runtime):
             self._owned = owned.pop_all()
 
     @classmethod
-    def open(cls, path: Path, *, provider: str | None = None, batch: BatchRange | None = None) -> Self:
+    def open(
+        cls,
+        path: Path,
+        *,
+        provider: str | None = None,
+        batch: BatchRange | None = None,
+        tuning: Tuning = DEFAULT_TUNING,
+    ) -> Self:
         """Load the engine at `path`, if this machine built it, for this library and GPU, and its sidecar has its
         sha256.
 
-        The batch range is the engine's own; `batch` is ignored.
+        The batch range is the engine's own; `batch` and `tuning` are ignored.
 
         Raises:
             BackendUnavailable: no driver, or an engine for another library, version, platform or GPU.
@@ -100,7 +108,14 @@ class EngineRuntime(Runtime):
         return cls.open_model(path, provider=provider)
 
     @classmethod
-    def open_model(cls, model: Path | Bundle, *, provider: str | None = None, trusted: Collection[str] = ()) -> Self:
+    def open_model(
+        cls,
+        model: Path | Bundle,
+        *,
+        provider: str | None = None,
+        trusted: Collection[str] = (),
+        tuning: Tuning = DEFAULT_TUNING,
+    ) -> Self:
         if provider not in (None, "cuda"):
             raise BackendUnavailable(
                 f"{cls.BACKEND} runs on an NVIDIA GPU alone, got provider '{provider}'; leave --provider out"

@@ -17,6 +17,7 @@ from runtimes.parity.flips import Flip, Flips
 from runtimes.parity.intervals import wilson_interval
 from runtimes.parity.measures import LARGEST_ERROR, Accuracy
 from runtimes.specs import BatchRange, TensorSpec
+from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 Wrong = Callable[[NDArray[Any], int], NDArray[Any]]
 BATCH = BatchRange(1, 8, 32)
@@ -39,7 +40,14 @@ class Echo(Runtime):
         self.sizes: list[int] = []
 
     @classmethod
-    def open(cls, path: Path, *, provider: str | None = None, batch: BatchRange | None = None) -> Echo:
+    def open(
+        cls,
+        path: Path,
+        *,
+        provider: str | None = None,
+        batch: BatchRange | None = None,
+        tuning: Tuning = DEFAULT_TUNING,
+    ) -> Echo:
         raise NotImplementedError
 
     @property
