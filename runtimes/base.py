@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes.errors import BackendUnavailable
+from runtimes.errors import BackendUnavailable, BadInput
 from runtimes.specs import BatchRange, TensorSpec, check_feeds
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
@@ -119,6 +119,15 @@ class Runtime(ABC):
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one batch of checked, contiguous inputs, of a size within the range; returns new arrays."""
 
+    def _prepared(self, feeds: dict[str, NDArray[Any]]) -> Callable[[], None]:
+        """A call that runs these checked, contiguous inputs, of a size within the range. A backend whose device has
+        memory of its own copies them there once."""
+
+        def call() -> None:
+            self._run(feeds)
+
+        return call
+
     @abstractmethod
     def _close(self) -> None:
         """Free the model."""
@@ -134,12 +143,35 @@ class Runtime(ABC):
         """
         self._check_usable()
         count = check_feeds(self._fed, feeds)
-        # Backends read raw memory: one run of it, in this machine's byte order.
-        contiguous = {name: np.ascontiguousarray(array, array.dtype.newbyteorder("=")) for name, array in feeds.items()}
+        contiguous = _contiguous(feeds)
         if self.batch is None or self.batch.min <= count <= self.batch.max:
             return self._run(contiguous)
         parts = [self._run_rows(contiguous, start, stop, self.batch.min) for start, stop in self.batch.chunks(count)]
         return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.outputs}
+
+    @final
+    def prepared(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
+        """A call that computes the outputs for one batch, whose inputs are copied to the device now, once: for
+        measuring what the device alone takes.
+
+        The call returns when the outputs are computed; they stay on the device, and nobody reads them. It works until
+        the runtime is closed, whatever is run in between.
+
+        Raises:
+            BadInput: as `run`, or the batch is outside of the range: it is neither split nor padded.
+            BackendUnavailable, ValueError: as `run`.
+        """
+        self._check_usable()
+        count = check_feeds(self._fed, feeds)
+        if self.batch is not None and not self.batch.min <= count <= self.batch.max:
+            raise BadInput(f"expected a batch from {self.batch.min} to {self.batch.max}, got {count}")
+        call = self._prepared(_contiguous(feeds))
+
+        def checked() -> None:
+            self._check_usable()
+            call()
+
+        return checked
 
     @final
     def _check_usable(self) -> None:
@@ -187,6 +219,11 @@ class Runtime(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _contiguous(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays as one run of memory in this machine's byte order: backends read raw memory."""
+    return {name: np.ascontiguousarray(array, array.dtype.newbyteorder("=")) for name, array in feeds.items()}
 
 
 def _with_free_batch(spec: TensorSpec) -> TensorSpec:

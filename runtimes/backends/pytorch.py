@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -71,6 +71,17 @@ class PyTorchRuntime(Runtime):
             result = self._module(*tensors)
         outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
         return {spec.name: np.array(value.cpu().numpy()) for spec, value in zip(self.outputs, outputs, strict=True)}
+
+    def _prepared(self, feeds: dict[str, NDArray[Any]]) -> Callable[[], None]:
+        tensors = [torch.from_numpy(_writable(feeds[spec.name])).to(self._provider) for spec in self.inputs]
+
+        def call() -> None:
+            with torch.inference_mode(), _true_fp32():
+                self._module(*tensors)
+            if self._provider == "cuda":
+                torch.cuda.synchronize()
+
+        return call
 
     def _close(self) -> None:
         del self._module
