@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,11 +9,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from calibration.data import ImageSource
+from runtimes.cores import usable_cores
 from runtimes.errors import BadInput, CalibrationError
 from runtimes.picture_file import Picture
 
 LARGEST_UNREADABLE_SHARE = 0.01
-DECODERS = min(8, max(2, os.cpu_count() or 2))
+MOST_DECODERS = 8
 
 Prepared = TypeVar("Prepared")
 
@@ -44,7 +44,7 @@ def read_ahead(
             name = source.names[place] if source.names is not None else f"{source.name} {place}"
             return Unreadable(f"cannot prepare the picture {name}: there is not enough memory for it")
 
-    with ThreadPoolExecutor(DECODERS) as pool:
+    with ThreadPoolExecutor(min(MOST_DECODERS, max(2, usable_cores()))) as pool:
         waiting: deque[Future[Prepared | Unreadable]] = deque()
         try:
             for place in places:

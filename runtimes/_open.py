@@ -99,10 +99,10 @@ def open_runtime(
     return runtime.open_model(model, provider=provider, trusted=trusted, tuning=tuning)
 
 
-def open_as_evidence(bundle: Bundle, backend: str) -> Runtime:
+def open_as_evidence(bundle: Bundle, backend: str, *, tuning: Tuning = DEFAULT_TUNING) -> Runtime:
     """Open a bundle as `open_runtime` does, also one that its export rejected: to find out what is wrong with it.
 
     Raises:
         UnknownName, BackendUnavailable, BundleError: as `open_runtime`.
     """
-    return backend_class(backend).open_model(bundle)
+    return backend_class(backend).open_model(bundle, tuning=tuning)

@@ -86,7 +86,7 @@ class OnnxRuntime(Runtime):
         batch: BatchRange | None = None,
         tuning: Tuning = DEFAULT_TUNING,
     ) -> OnnxRuntime:
-        return cls._open_session(path, str(path), provider or "cpu", batch)
+        return cls._open_session(path, str(path), provider or "cpu", batch, tuning)
 
     @classmethod
     def check_bundle(cls, manifest: Manifest, provider: str | None) -> None:
@@ -108,15 +108,18 @@ class OnnxRuntime(Runtime):
     @classmethod
     def from_bytes(cls, model: bytes) -> OnnxRuntime:
         """Open a serialised graph from memory, on the CPU."""
-        return cls._open_session(model, "the graph", "cpu", None)
+        return cls._open_session(model, "the graph", "cpu", None, DEFAULT_TUNING)
 
     @classmethod
-    def _open_session(cls, model: Path | bytes, where: str, wanted: str, batch: BatchRange | None) -> OnnxRuntime:
+    def _open_session(
+        cls, model: Path | bytes, where: str, wanted: str, batch: BatchRange | None, tuning: Tuning
+    ) -> OnnxRuntime:
         if wanted not in PROVIDERS:
             raise BackendUnavailable(f"onnxruntime has no provider '{wanted}'; choose from {', '.join(PROVIDERS)}")
         name, _ = PROVIDERS[wanted]
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
+        options.intra_op_num_threads, options.inter_op_num_threads = tuning.cores, 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Q/DQ pairs are run as they are written. Our INT8 files need this no more (measured: 130 dB between the two),
         # older ones and those of others do: onnxruntime turns biases inside of convolutions into INT32 with a scale of
