@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.errors import BackendUnavailable, BadInput, UnknownName
+from runtimes.kernels import KernelCount
 from runtimes.specs import BatchRange, TensorSpec, check_feeds
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
@@ -35,6 +36,8 @@ class Runtime(ABC):
 
     FILE: ClassVar[str]
     """The file of a bundle that this backend runs."""
+    VARIANTS: ClassVar[tuple[str, ...]] = ()
+    """Other ways to run the model, faster or less exact, that a benchmark measures too: names that `use` takes."""
 
     def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batch: BatchRange | None) -> None:
         self.inputs = tuple(inputs)
@@ -114,6 +117,25 @@ class Runtime(ABC):
     @abstractmethod
     def provider(self) -> str:
         """Where the model runs, for example `cpu` or `cuda`."""
+
+    @property
+    def details(self) -> dict[str, str]:
+        """What else is to be known about how it runs, in words by name, for example `precision`: `bf16, as the budget
+        allows`. Empty where there is nothing to say."""
+        return {}
+
+    def kernels(self) -> KernelCount | None:
+        """How many convolutions and additions run on integers; None where the backend does not tell."""
+        return None
+
+    def use(self, variant: str) -> None:
+        """Run as one of `VARIANTS` from now on.
+
+        Raises:
+            BackendUnavailable: this machine cannot.
+            UnknownName: there is no such variant.
+        """
+        raise UnknownName("variant", variant, self.VARIANTS)
 
     @abstractmethod
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
