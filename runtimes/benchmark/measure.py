@@ -120,7 +120,8 @@ class Measurement:
 
     def warm_up(self, job: Job, calls: int | None) -> WarmUp:
         """Run until the time of a call has settled, or `calls` times."""
-        call, taken = self._call(job), []
+        call = self._call(job)
+        taken: list[float] = []
         most_s = max(5.0, 20 * job.seconds)
         while len(taken) < calls if calls is not None else not _settled(taken) and sum(taken) < most_s:
             start = time.perf_counter()
@@ -135,7 +136,8 @@ class Measurement:
         A call of the line `files` is one stream of pictures; it is as long as the measurement should be, since starting
         to overlap takes time.
         """
-        call, taken, images = self._call(job), [], 0
+        call, images = self._call(job), 0
+        taken: list[float] = []
         gc.collect()
         gc.disable()  # as timeit does
         try:
