@@ -105,6 +105,11 @@ class Runtime(ABC):
             BackendUnavailable: it cannot: a driver is missing, for example.
         """
 
+    @classmethod
+    def providers(cls) -> tuple[str, ...]:
+        """The providers that may be here, where a backend has several; empty where it has one."""
+        return ()
+
     @classmethod  # noqa: B027  (not abstract: most backends run every bundle)
     def check_bundle(cls, manifest: Manifest, provider: str | None) -> None:
         """Check, before a bundle's file is opened, that the installed version of this backend runs it rightly.

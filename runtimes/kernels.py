@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+INTEGER_TARGETS = ("cpu", "cpu-safe")
+"""The targets of exports whose INT8 graphs processors run on integers; those for TensorRT are run as they are
+written."""
+
 
 @dataclass(frozen=True)
 class KernelCount:
@@ -14,6 +18,15 @@ class KernelCount:
     integer_convolutions: int
     additions: int
     integer_additions: int
+
+    def shortfall(self, promised: KernelCount) -> str:
+        """What is missing to what a bundle promises, in words; empty where nothing is."""
+        if (
+            self.integer_convolutions >= promised.integer_convolutions
+            and self.integer_additions >= promised.integer_additions
+        ):
+            return ""
+        return f"the bundle promises {promised}; this machine runs {self}"
 
     def __str__(self) -> str:
         return (

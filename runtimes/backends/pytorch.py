@@ -68,6 +68,10 @@ class PyTorchRuntime(Runtime):
         program, names = program_from_file(path)
         return cls(program, names, device, batch)
 
+    @classmethod
+    def providers(cls) -> tuple[str, ...]:
+        return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
     @property
     def provider(self) -> str:
         return self._provider

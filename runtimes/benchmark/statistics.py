@@ -146,3 +146,9 @@ def _rounds_needed(first: Sequence[float], second: Sequence[float], confidence: 
 def _exp(found: Interval) -> Interval:
     low, high = (None if one is None else math.exp(one) for one in (found.low, found.high))
     return Interval(math.exp(found.median), low, high)
+
+
+def percentiles(values: Sequence[float]) -> list[float]:
+    """101 values, from the smallest (0) to the largest (100): the nearest ranks, each a value that was measured."""
+    ordered = sorted(values)
+    return [ordered[max(0, math.ceil(place / 100 * len(ordered)) - 1)] for place in range(101)]
