@@ -13,7 +13,9 @@ from runtimes.backends import _tensorrt_provider as tensorrt_provider
 from runtimes.base import Runtime
 from runtimes.errors import BackendUnavailable, BadInput
 from runtimes.manifest import Manifest
+from runtimes.onnx_metadata import metadata_of
 from runtimes.preprocess import takes_any_size
+from runtimes.processor import processor
 from runtimes.specs import BatchRange, TensorSpec
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
@@ -34,6 +36,8 @@ NUMPY_FROM_ORT = {
     "tensor(bool)": "bool",
 }
 ERRORS_ONLY = 3
+INTEGER_TARGETS = ("cpu", "cpu-safe")
+"""The targets whose INT8 graphs integer kernels run; those for TensorRT are run as they are written."""
 FP16_ROUNDS = (1, 30)
 """The first version whose CPU kernel rounds when it quantizes FP16; those before it truncate (onnxruntime pull request
 32452)."""
@@ -120,10 +124,16 @@ class OnnxRuntime(Runtime):
         options.log_severity_level = ERRORS_ONLY
         options.intra_op_num_threads, options.inter_op_num_threads = tuning.cores, 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Q/DQ pairs are run as they are written. Our INT8 files need this no more (measured: 130 dB between the two),
-        # older ones and those of others do: onnxruntime turns biases inside of convolutions into INT32 with a scale of
-        # FP16, which overflows, and its fusions of pairs change the answer (measured: by up to 5 dB of SQNR).
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if wanted == "cpu" and metadata_of(model).get("target") in INTEGER_TARGETS:
+            if not processor().has_int8_dot:
+                # Integer kernels would add two products in 16 bits, and saturate.
+                options.add_session_config_entry("session.x64quantprecision", "1")
+        else:
+            # Q/DQ pairs are run as they are written. Our INT8 files need this no more (measured: 130 dB between the
+            # two), older ones and those of others do: onnxruntime turns biases inside of convolutions into INT32 with a
+            # scale of FP16, which overflows, and its fusions of pairs change the answer (measured: by up to 5 dB of
+            # SQNR).
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if wanted != "cpu":
             # Otherwise nodes without a kernel move to the CPU with no more than a log line (onnxruntime#23372).
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
