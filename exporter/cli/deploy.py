@@ -67,7 +67,6 @@ def run(bundle: Path, images: tuple[Path, ...], **options: Any) -> None:
     """
     from runtimes import Bundle, open_runtime
     from runtimes.classify import check_classifier, classify
-    from runtimes.picture_file import open_picture
 
     opened = Bundle.open(bundle)
     check_classifier(opened.manifest.outputs)
@@ -77,8 +76,7 @@ def run(bundle: Path, images: tuple[Path, ...], **options: Any) -> None:
     backend, provider, tuning = options["backend"], options["provider"], options["tuning"]
     trusted = options["trust_engines"]
     with open_runtime(opened, backend, provider=provider, trust_engine=trusted, tuning=tuning) as runtime:
-        pictures = map(open_picture, images)
-        found = classify(runtime, opened.manifest.preprocess, pictures, labels=opened.labels, top=options["top"])
+        found = classify(runtime, opened.manifest.preprocess, images, labels=opened.labels, top=options["top"])
     if options["as_json"]:
         answers = zip(images, found, strict=True)
         return echo_json({str(path): [asdict(one) for one in predictions] for path, predictions in answers})
