@@ -9,6 +9,7 @@ from calibration import FEWEST_IMAGES
 from exporter.lowering.qdq.targets import DEFAULT_TARGET
 from exporter.lowering.registry import precision_names, target_names
 from runtimes.errors import BadInput, PlanError, UnknownName
+from runtimes.kernels import INTEGER_TARGETS
 
 CALIBRATED = ("int8",)
 """The precisions that need ranges of activations."""
@@ -39,6 +40,8 @@ class LoweringRequest:
             raise UnknownName("precision", self.precision, precision_names())
         if self.target not in target_names():
             raise UnknownName("target", self.target, target_names())
+        if self.target != DEFAULT_TARGET and not self.is_calibrated:
+            raise PlanError(f"--target {self.target} needs --int8: {self.precision} is the same for every target")
         given = {
             "--calibrator": self.calibrator,
             "--calibration-images": self.calibration_images,
@@ -68,3 +71,8 @@ class LoweringRequest:
     def is_calibrated(self) -> bool:
         """Whether the precision needs ranges of activations."""
         return self.precision in CALIBRATED
+
+    @property
+    def runs_on_integers(self) -> bool:
+        """Whether a processor runs the graph on integers, as it is promised by its target."""
+        return self.is_calibrated and self.target in INTEGER_TARGETS

@@ -10,12 +10,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from runtimes.backends import _tensorrt_provider as tensorrt_provider
+from runtimes.backends._integer_kernels import count_kernels, set_quantization
 from runtimes.base import Runtime
 from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.kernels import KernelCount
 from runtimes.manifest import Manifest
-from runtimes.onnx_metadata import metadata_of
 from runtimes.preprocess import takes_any_size
-from runtimes.processor import processor
 from runtimes.specs import BatchRange, TensorSpec
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
@@ -36,8 +36,6 @@ NUMPY_FROM_ORT = {
     "tensor(bool)": "bool",
 }
 ERRORS_ONLY = 3
-INTEGER_TARGETS = ("cpu", "cpu-safe")
-"""The targets whose INT8 graphs integer kernels run; those for TensorRT are run as they are written."""
 FP16_ROUNDS = (1, 30)
 """The first version whose CPU kernel rounds when it quantizes FP16; those before it truncate (onnxruntime pull request
 32452)."""
@@ -81,12 +79,16 @@ class OnnxRuntime(Runtime):
 
     FILE = "model.onnx"
 
-    def __init__(self, session: ort.InferenceSession, provider: str, batch: BatchRange | None) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, provider: str, batch: BatchRange | None, model: Path | bytes
+    ) -> None:
         super().__init__(
             [_spec(value) for value in session.get_inputs()], [_spec(value) for value in session.get_outputs()], batch
         )
         self._session = session
         self._provider = provider
+        self._details: dict[str, str] = {}
+        self._path = model if isinstance(model, Path) else None
         self._buffers: dict[tuple[str, tuple[int, ...]], ort.OrtValue] = {}
 
     @classmethod
@@ -133,16 +135,11 @@ class OnnxRuntime(Runtime):
         options.log_severity_level = ERRORS_ONLY
         options.intra_op_num_threads, options.inter_op_num_threads = tuning.cores, 1
         options.add_session_config_entry(*SPINNING)
-        if wanted == "cpu" and metadata_of(model).get("target") in INTEGER_TARGETS:
-            if not processor().has_int8_dot:
-                # Integer kernels would add two products in 16 bits, and saturate.
-                options.add_session_config_entry("session.x64quantprecision", "1")
+        if wanted == "cpu":
+            int8 = set_quantization(options, model)
         else:
-            # Q/DQ pairs are run as they are written. Our INT8 files need this no more (measured: 130 dB between the
-            # two), older ones and those of others do: onnxruntime turns biases inside of convolutions into INT32 with a
-            # scale of FP16, which overflows, and its fusions of pairs change the answer (measured: by up to 5 dB of
-            # SQNR).
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
+            int8 = ""
+            options.add_session_config_entry("session.disable_quant_qdq", "1")  # for the same reasons
         if wanted != "cpu":
             # Otherwise nodes without a kernel move to the CPU with no more than a log line (onnxruntime#23372).
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -164,11 +161,22 @@ class OnnxRuntime(Runtime):
             raise BackendUnavailable(
                 f"expected onnxruntime to run on {name}, got {active}; its CUDA and cuDNN libraries did not load"
             )
-        return cls(session, wanted, batch)
+        opened = cls(session, wanted, batch, model)
+        opened._details = {"int8": int8} if int8 else {}
+        return opened
 
     @property
     def provider(self) -> str:
         return self._provider
+
+    @property
+    def details(self) -> dict[str, str]:
+        return dict(self._details)
+
+    def kernels(self) -> KernelCount | None:
+        if self._provider != "cpu" or self._path is None:
+            return None
+        return count_kernels(self._path, self.inputs, self.batch.min if self.batch else 1)
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         if self._provider == "cpu":
