@@ -11,7 +11,7 @@ import click
 
 from exporter.cli._common import echo_json, echo_lines, status
 from exporter.cli._help import GroupedCommand, option_group
-from exporter.cli._options import backend_group, json_option, output_group, quiet_option, trust_option
+from exporter.cli._options import backend_group, json_option, output_group, quiet_option, threads_option, trust_option
 from exporter.verification.report.lines import check_lines
 from runtimes.errors import BadInput, ParityError, PlanError, ResnetExportError
 from runtimes.printable import printable
@@ -53,6 +53,7 @@ _images, _diagnosis = map(option_group, ("Images and limits", "Diagnosis"))
     metavar="SECONDS",
     help="Longest time that a backend may take.  [default: no limit]",
 )
+@threads_option
 @trust_option
 @_images(
     "--data",
@@ -115,7 +116,7 @@ def check(bundles: tuple[Path, ...], **options: Any) -> None:
     summary = summary_file() if options["github"] else None
     page = load_page() if html is not None else None
     plans = [
-        replace(plan_from_entry(entry), trust_engines=trusted)
+        replace(plan_from_entry(entry), trust_engines=trusted, tuning=options["tuning"])
         for entry in entries_to_check(bundles, options["config"], _settings(options))
     ]
     if options["blocks"] or options["bisect"]:

@@ -14,7 +14,14 @@ from exporter.cli._common import echo_json, echo_lines, run_command
 from exporter.cli._eval import evaluate
 from exporter.cli._help import GroupedCommand
 from exporter.cli._inspect import inspect
-from exporter.cli._options import backend_group, json_option, output_group, provider_option, trust_option
+from exporter.cli._options import (
+    backend_group,
+    json_option,
+    output_group,
+    provider_option,
+    threads_option,
+    trust_option,
+)
 from runtimes.errors import BadInput
 
 EPILOG = """\b
@@ -47,6 +54,7 @@ command.add_command(inspect)
     "--backend", default="onnxruntime", show_default=True, metavar="NAME", help="Backend that runs the model."
 )
 @provider_option
+@threads_option
 @trust_option
 @output_group(
     "--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Classes to show per image."
@@ -59,17 +67,16 @@ def run(bundle: Path, images: tuple[Path, ...], **options: Any) -> None:
     """
     from runtimes import Bundle, open_runtime
     from runtimes.classify import check_classifier, classify
-    from runtimes.picture_file import open_picture
 
     opened = Bundle.open(bundle)
     check_classifier(opened.manifest.outputs)
     for path in images:
         if not path.exists():  # refused before the model is loaded; the images themselves are read one by one
             raise BadInput(f"cannot read the picture {path}: there is no such file")
-    backend, provider, trusted = options["backend"], options["provider"], options["trust_engines"]
-    with open_runtime(opened, backend, provider=provider, trust_engine=trusted) as runtime:
-        pictures = map(open_picture, images)
-        found = classify(runtime, opened.manifest.preprocess, pictures, labels=opened.labels, top=options["top"])
+    backend, provider, tuning = options["backend"], options["provider"], options["tuning"]
+    trusted = options["trust_engines"]
+    with open_runtime(opened, backend, provider=provider, trust_engine=trusted, tuning=tuning) as runtime:
+        found = classify(runtime, opened.manifest.preprocess, images, labels=opened.labels, top=options["top"])
     if options["as_json"]:
         answers = zip(images, found, strict=True)
         return echo_json({str(path): [asdict(one) for one in predictions] for path, predictions in answers})

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
@@ -31,7 +30,14 @@ class PyTorchRuntime(Runtime):
 
     FILE = "reference.pt2"
 
-    def __init__(self, program: ExportedProgram, names: Sequence[str], provider: str, batch: BatchRange | None) -> None:
+    def __init__(
+        self,
+        program: ExportedProgram,
+        names: Sequence[str],
+        provider: str,
+        batch: BatchRange | None,
+        threads: int,
+    ) -> None:
         inputs, outputs = _values(program)
         super().__init__(
             [_spec(INPUT, inputs[0])], [_spec(name, value) for name, value in zip(names, outputs, strict=True)], batch
@@ -41,6 +47,7 @@ class PyTorchRuntime(Runtime):
             if parameter.ndim == 4:  # channels last is what convolutions on CPUs and GPUs are fastest in
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self._provider = provider
+        self._threads = threads
 
     @classmethod
     def open(
@@ -59,7 +66,7 @@ class PyTorchRuntime(Runtime):
                 "pytorch sees no CUDA device; use --provider cpu, or install a driver for this build of torch"
             )
         program, names = program_from_file(path)
-        return cls(program, names, device, batch)
+        return cls(program, names, device, batch, tuning.cores)
 
     @property
     def provider(self) -> str:
@@ -67,10 +74,13 @@ class PyTorchRuntime(Runtime):
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         tensors = [torch.from_numpy(_writable(feeds[spec.name])).to(self._provider) for spec in self.inputs]
-        with torch.inference_mode(), _true_fp32():
+        with torch.inference_mode(), _true_fp32(), _threads(self._threads):
             result = self._module(*tensors)
         outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-        return {spec.name: np.array(value.cpu().numpy()) for spec, value in zip(self.outputs, outputs, strict=True)}
+        # A copy on the CPU too, where an output may lie in the same memory as an input.
+        return {
+            spec.name: value.to("cpu", copy=True).numpy() for spec, value in zip(self.outputs, outputs, strict=True)
+        }
 
     def _close(self) -> None:
         del self._module
@@ -118,6 +128,18 @@ def _true_fp32() -> Iterator[None]:
     """Turn off TF32, which cuDNN's convolutions use by default; matrix products do not since torch 1.12."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute on `count` threads. PyTorch has one number for all of a process, so it is put back: that takes less than
+    a microsecond."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _writable(array: NDArray[Any]) -> NDArray[Any]:
