@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from exporter.cli._bench import bench
 from exporter.cli._build import build
 from exporter.cli._check import check
 from exporter.cli._common import echo_json, echo_lines, run_command
@@ -27,7 +28,8 @@ from runtimes.errors import BadInput
 EPILOG = """\b
 Exit codes: 0 done and within budget, 1 failed, 2 wrong usage,
             3 something needed is missing, 4 out of the parity budget,
-            undecided, or less accurate than --min-top1."""
+            undecided, less accurate than --min-top1, or slower than
+            --min-speedup."""
 
 
 @click.group(epilog=EPILOG)
@@ -41,6 +43,7 @@ def main() -> None:
     run_command(command)
 
 
+command.add_command(bench)
 command.add_command(build)
 command.add_command(check)
 command.add_command(evaluate)

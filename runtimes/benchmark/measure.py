@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import math
 import re
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from runtimes.tuning import Tuning
 
 WINDOW, STEADY = 3, 0.05
 """Warmed up: the median time of the last three calls is that of the three before it, but for 5 %."""
+LEAST_BATCHES = 4
+"""Of a stream: of fewer, filling and emptying it would be most of the time."""
 STATUS = Path("/proc/self/status")
 
 
@@ -127,7 +131,8 @@ class Measurement:
             start = time.perf_counter()
             call()
             taken.append(time.perf_counter() - start)
-        self._per_call[job.line, job.batch] = statistics.median(taken[-WINDOW:])
+        batches = LEAST_BATCHES if job.line == "files" else 1
+        self._per_call[job.line, job.batch] = statistics.median(taken[-WINDOW:]) / batches
         return WarmUp(len(taken), sum(taken), _settled(taken))
 
     def measure(self, job: Job) -> tuple[float, tuple[float, ...]]:
@@ -205,7 +210,16 @@ class Measurement:
         return call
 
     def _stream_call(self, job: Job) -> Callable[[], int]:
-        raise NotImplementedError
+        """A stream of as many pictures as the measurement needs, by what one batch took in the warm-up."""
+        batches = max(LEAST_BATCHES, math.ceil(job.seconds / self._per_call.get((job.line, job.batch), job.seconds)))
+        pictures = list(islice(cycle(self._task.pictures), batches * job.batch))
+
+        def call() -> int:
+            for _ in self._opened.stream(pictures, batch=job.batch):
+                pass
+            return len(pictures)
+
+        return call
 
 
 def repeated(inputs: NDArray[Any], count: int) -> NDArray[Any]:

@@ -1,0 +1,69 @@
+"""How many times as fast as another bundle the first one runs, both measured in the same rounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from runtimes.benchmark.results import BundleFacts, Entry, Result, Timing
+from runtimes.benchmark.statistics import Interval, fewest_rounds, paired_ratio
+from runtimes.errors import BackendUnavailable, SpeedError
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """The fastest way to run each of two bundles, and how many times as many images a second the first runs."""
+
+    first: str
+    second: str
+    ratio: Interval
+    rounds: int
+
+
+def speedup_of(result: Result) -> Speedup:
+    """Compare the first two bundles of a result: each by the contender and batch size with the most images a second.
+
+    Raises:
+        BackendUnavailable: for one of them nothing was measured whose answers are within its budget.
+    """
+    sides = [_best(result, bundle) for bundle in result.bundles[:2]]
+    (one, fast), (other, slow) = sides
+    return Speedup(one, other, paired_ratio(fast.images_per_s, slow.images_per_s), len(fast.images_per_s))
+
+
+def check_speedup(found: Speedup, least: float) -> None:
+    """Hold a speed-up to what was asked for, by its lower limit.
+
+    Raises:
+        SpeedError: it is lower, or undecided.
+    """
+    ratio = found.ratio
+    what = f"{found.first} runs {ratio.median:.2f} times as many images a second as {found.second}"
+    if ratio.low is None or ratio.high is None:
+        raise SpeedError(
+            f"expected at least {least:g} times, got too few rounds to tell ({what}); give --rounds {fewest_rounds()} "
+            "or more"
+        )
+    if ratio.low >= least:
+        return
+    limits = f"95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
+    if ratio.high >= least:
+        raise SpeedError(
+            f"expected at least {least:g} times, undecided: {what} ({limits}); give more --rounds, on an idle machine"
+        )
+    raise SpeedError(f"expected at least {least:g} times, got fewer: {what} ({limits})")
+
+
+def _best(result: Result, bundle: BundleFacts) -> tuple[str, Timing]:
+    able = [one for one in result.entries_of(bundle) if one.can_win and not _is_reference(one)]
+    if not able:
+        raise BackendUnavailable(
+            f"expected a backend that runs {bundle.folder} within its budget, got none; see what the table says"
+        )
+    best = max(able, key=lambda one: one.fastest().interval.median)
+    timing = best.fastest()
+    return f"{bundle.name} ({best.contender.name}, batch {timing.batch})", timing
+
+
+def _is_reference(entry: Entry) -> bool:
+    """PyTorch runs the FP32 reference of each bundle, which says nothing of the bundle's own graph."""
+    return entry.contender.backend == "pytorch"
