@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
 
     from runtimes.bundle import Bundle
+    from runtimes.choice import Choice
     from runtimes.manifest import Manifest
 
 
@@ -36,6 +37,8 @@ class Runtime(ABC):
 
     FILE: ClassVar[str]
     """The file of a bundle that this backend runs."""
+    choice: Choice | None = None
+    """How `auto` came to this backend; None where it was named."""
     VARIANTS: ClassVar[tuple[str, ...]] = ()
     """Other ways to run the model, faster or less exact, that a benchmark measures too: names that `use` takes."""
 

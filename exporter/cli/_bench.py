@@ -19,7 +19,7 @@ from exporter.cli._options import (
     trust_option,
 )
 from exporter.verification.report.bench_lines import bench_lines, compare_lines
-from runtimes.errors import BackendUnavailable, PlanError, ResnetExportError
+from runtimes.errors import BackendUnavailable, PlanError, ResnetExportErrorfrom runtimes.printable import printable
 
 if TYPE_CHECKING:
     from exporter.verification.bench.plan import BenchPlan
@@ -127,6 +127,7 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
     from exporter.verification.bench.run import bench as measure
     from exporter.verification.report import load_page
     from runtimes.benchmark.results import json_from_result
+    from runtimes.benchmark.winners import keep_rankings
 
     html = options["html"]
     if html is not None:
@@ -143,6 +144,9 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
     else:
         echo_lines(bench_lines(result))
     _check_measured(result)
+    problem = keep_rankings(result)
+    if problem and not options["quiet"]:
+        click.echo(f"not kept for --backend auto: {printable(problem)}", err=True)
     if options["min_speedup"] is not None:
         _check_speedup(result, options["min_speedup"])
 

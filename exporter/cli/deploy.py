@@ -24,6 +24,7 @@ from exporter.cli._options import (
     trust_option,
 )
 from runtimes.errors import BadInput
+from runtimes.printable import printable
 
 EPILOG = """\b
 Exit codes: 0 done and within budget, 1 failed, 2 wrong usage,
@@ -54,7 +55,11 @@ command.add_command(inspect)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @backend_group(
-    "--backend", default="onnxruntime", show_default=True, metavar="NAME", help="Backend that runs the model."
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    metavar="NAME|auto",
+    help="Backend that runs the model; auto takes the fastest that bench measured.",
 )
 @provider_option
 @threads_option
@@ -80,6 +85,8 @@ def run(bundle: Path, images: tuple[Path, ...], **options: Any) -> None:
     backend, provider, tuning = options["backend"], options["provider"], options["tuning"]
     trusted = options["trust_engines"]
     with open_runtime(opened, backend, provider=provider, trust_engine=trusted, tuning=tuning) as runtime:
+        if runtime.choice is not None:
+            click.echo(f"auto chose {printable(str(runtime.choice))}", err=True)
         pictures = map(open_picture, images)
         found = classify(runtime, opened.manifest.preprocess, pictures, labels=opened.labels, top=options["top"])
     if options["as_json"]:

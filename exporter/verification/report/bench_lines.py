@@ -106,11 +106,11 @@ def _bundle_lines(result: Result, bundle: BundleFacts) -> Iterator[str]:
     for one in entries:
         if not one.ok:
             yield f"{one.verdict:<12} {one.contender.name}: {one.reason}"
-    for said, names in _remarks(measured).items():
+    for said, names in remarks_of(measured).items():
         yield f"{'':<12} {', '.join(names)}: {said}"
 
 
-def _remarks(entries: Sequence[Entry]) -> dict[str, list[str]]:
+def remarks_of(entries: Sequence[Entry]) -> dict[str, list[str]]:
     """Each remark once, with those that it is about."""
     found: dict[str, list[str]] = {}
     for one in entries:
