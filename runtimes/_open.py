@@ -128,7 +128,7 @@ def _open_fastest(
             found = open_runtime(
                 model, choice.backend, provider=choice.provider or provider, trust_engine=trusted, tuning=tuning
             )
-        except BackendUnavailable as error:
+        except (BackendUnavailable, UnknownName) as error:  # a plug-in that was measured may be gone
             skipped.append(f"{choice.backend}: {error}")
             continue
         found.choice = replace(choice, provider=found.provider, skipped=tuple(skipped))

@@ -19,7 +19,8 @@ from exporter.cli._options import (
     trust_option,
 )
 from exporter.verification.report.bench_lines import bench_lines, compare_lines
-from runtimes.errors import BackendUnavailable, PlanError, ResnetExportErrorfrom runtimes.printable import printable
+from runtimes.errors import BackendUnavailable, PlanError, ResnetExportError
+from runtimes.printable import printable
 
 if TYPE_CHECKING:
     from exporter.verification.bench.plan import BenchPlan
