@@ -82,7 +82,7 @@ def bench(plan: BenchPlan, say: Progress = silent) -> Result:
         ),
         bundles=bundles,
         entries=(*entries, *missing),
-        winners=tuple(winner for bundle in bundles for winner in _winners(bundle, entries)),
+        winners=tuple(winner for bundle in bundles for winner in winners_of(bundle, entries)),
         roofs=tuple(roofs),
         variation=statistics.median(map(variation, series)) if series else 0.0,
         drift=drift(series),
@@ -164,7 +164,7 @@ def _multiply(library: str, provider: str, threads: int) -> tuple[Verdict, tuple
     return "ok", measure_roofs(library, provider, threads)
 
 
-def _winners(bundle: BundleFacts, entries: Sequence[Entry]) -> Iterator[Winner]:
+def winners_of(bundle: BundleFacts, entries: Sequence[Entry]) -> Iterator[Winner]:
     """The fastest at the smallest batch that all have, and with the most images a second; with copies."""
     able = [one for one in entries if one.contender.bundle == bundle.folder and one.can_win and one.of_line("copies")]
     if len(able) < 2:
