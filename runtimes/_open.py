@@ -98,12 +98,12 @@ def open_runtime(
     if not isinstance(model, Bundle):
         path = path_from_given(model, "a bundle folder or a model file")
         if os.path.isfile(path):
-            return runtime.open_model(path, provider=provider, trusted=trusted, tuning=tuning)
+            return _opened(runtime, path, provider, trusted, tuning)
         if not os.path.exists(path):  # a name that no file can have, too
             raise BadInput(f"{path} does not exist; give a bundle folder or a model file")
         model = Bundle.open(path)
     model.check_accepted()
-    return runtime.open_model(model, provider=provider, trusted=trusted, tuning=tuning)
+    return _opened(runtime, model, provider, trusted, tuning)
 
 
 def _open_fastest(
@@ -142,4 +142,15 @@ def open_as_evidence(bundle: Bundle, backend: str, *, tuning: Tuning = DEFAULT_T
     Raises:
         UnknownName, BackendUnavailable, BundleError: as `open_runtime`.
     """
-    return backend_class(backend).open_model(bundle, tuning=tuning)
+    return _opened(backend_class(backend), bundle, None, (), tuning)
+
+
+def _opened(
+    kind: type[Runtime], model: Path | Bundle, provider: str | None, trusted: Collection[str], tuning: Tuning
+) -> Runtime:
+    """The model on a backend, which is told how it is used and, where it is known, how pictures are prepared for it."""
+    runtime = kind.open_model(model, provider=provider, trusted=trusted, tuning=tuning)
+    runtime.tuning = tuning
+    if isinstance(model, Bundle):
+        runtime.preprocess = model.manifest.preprocess
+    return runtime

@@ -75,7 +75,6 @@ def run(bundle: Path, images: tuple[Path, ...], **options: Any) -> None:
     """
     from runtimes import Bundle, open_runtime
     from runtimes.classify import check_classifier, classify
-    from runtimes.picture_file import open_picture
 
     opened = Bundle.open(bundle)
     check_classifier(opened.manifest.outputs)
@@ -87,8 +86,7 @@ def run(bundle: Path, images: tuple[Path, ...], **options: Any) -> None:
     with open_runtime(opened, backend, provider=provider, trust_engine=trusted, tuning=tuning) as runtime:
         if runtime.choice is not None:
             click.echo(f"auto chose {printable(str(runtime.choice))}", err=True)
-        pictures = map(open_picture, images)
-        found = classify(runtime, opened.manifest.preprocess, pictures, labels=opened.labels, top=options["top"])
+        found = classify(runtime, opened.manifest.preprocess, images, labels=opened.labels, top=options["top"])
     if options["as_json"]:
         answers = zip(images, found, strict=True)
         return echo_json({str(path): [asdict(one) for one in predictions] for path, predictions in answers})
