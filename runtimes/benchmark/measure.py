@@ -8,8 +8,8 @@ import re
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import cycle, islice
+from dataclasses import dataclass, field, replace
+from itertools import cycle, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from runtimes._open import backend_class, open_runtime
 from runtimes.base import Runtime
-from runtimes.benchmark.results import Answers, Contender, Line
+from runtimes.benchmark.results import THROUGHPUT, Answers, Contender, Line
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable
 from runtimes.parity.evidence import compare_backend
@@ -87,7 +87,7 @@ class Measurement:
         self._task = task
         self._runtime: Runtime | None = None
         self._calls: dict[tuple[Line, int], Callable[[], int]] = {}
-        self._per_call: dict[tuple[Line, int], float] = {}
+        self._per_batch: dict[tuple[Line, int], float] = {}
 
     def open(self) -> Opened:
         """Open the runtime, and hold its answers to the golden inputs against the reference's.
@@ -105,10 +105,10 @@ class Measurement:
             contender.backend,
             provider=contender.provider,
             trust_engine=self._task.trust_engines,
-            tuning=self._task.tuning,
+            tuning=replace(self._task.tuning, hint="throughput") if self._many else self._task.tuning,
         )
         self._runtime = runtime
-        if contender.variant:
+        if contender.variant and not self._many:
             runtime.use(contender.variant)
         loaded = time.perf_counter()
         answers, after = self._answers(), _free_device_memory(contender.provider)
@@ -131,15 +131,14 @@ class Measurement:
             start = time.perf_counter()
             call()
             taken.append(time.perf_counter() - start)
-        batches = LEAST_BATCHES if job.line == "files" else 1
-        self._per_call[job.line, job.batch] = statistics.median(taken[-WINDOW:]) / batches
+        if self._is_stream(job):
+            self._per_batch[job.line, job.batch] = statistics.median(taken[-WINDOW:]) / LEAST_BATCHES
         return WarmUp(len(taken), sum(taken), _settled(taken))
 
     def measure(self, job: Job) -> tuple[float, tuple[float, ...]]:
         """Images a second, and the seconds of each call.
 
-        A call of the line `files` is one stream of pictures; it is as long as the measurement should be, since starting
-        to overlap takes time.
+        A stream is one call, as long as the measurement should be: starting to overlap takes time.
         """
         call, images = self._call(job), 0
         taken: list[float] = []
@@ -150,7 +149,7 @@ class Measurement:
                 start = time.perf_counter()
                 images += call()
                 taken.append(time.perf_counter() - start)
-                if job.line == "files":
+                if self._is_stream(job):
                     break
         finally:
             gc.enable()
@@ -185,19 +184,27 @@ class Measurement:
         assert self._runtime is not None, "open it first"
         return self._runtime
 
+    def _is_stream(self, job: Job) -> bool:
+        return job.line == "files" or (job.line == "copies" and self._many)
+
+    @property
+    def _many(self) -> bool:
+        """Does it take several batches at a time?"""
+        return self._task.contender.variant == THROUGHPUT
+
     def _call(self, job: Job) -> Callable[[], int]:
         """What is timed: it returns how many images it ran."""
         if job.line == "files":
             return self._stream_call(job)
+        if job.line == "copies" and self._many:
+            return self._many_call(job)
         key = (job.line, job.batch)
         if key not in self._calls:
             self._calls[key] = self._array_call(job)
         return self._calls[key]
 
     def _array_call(self, job: Job) -> Callable[[], int]:
-        runtime, bundle = self._opened, self._task.bundle
-        inputs = evidence_for(runtime, golden_evidence(bundle), bundle).inputs
-        feeds = {runtime.inputs[0].name: repeated(inputs, job.batch)}
+        runtime, feeds = self._opened, self._feeds(job.batch)
         prepared = runtime.prepared(feeds) if job.line == "device" else None
 
         def call() -> int:
@@ -209,10 +216,28 @@ class Measurement:
 
         return call
 
+    def _feeds(self, batch: int) -> dict[str, NDArray[Any]]:
+        runtime, bundle = self._opened, self._task.bundle
+        inputs = evidence_for(runtime, golden_evidence(bundle), bundle).inputs
+        return {runtime.inputs[0].name: repeated(inputs, batch)}
+
+    def _batches(self, job: Job) -> int:
+        """How many batches a stream needs to take as long as the measurement should, by those of the warm-up."""
+        taken = self._per_batch.get((job.line, job.batch), job.seconds)
+        return max(LEAST_BATCHES, math.ceil(job.seconds / taken))
+
+    def _many_call(self, job: Job) -> Callable[[], int]:
+        runtime, feeds, count = self._opened, self._feeds(job.batch), self._batches(job)
+
+        def call() -> int:
+            for _ in runtime._run_each(repeat(feeds, count)):
+                pass
+            return count * job.batch
+
+        return call
+
     def _stream_call(self, job: Job) -> Callable[[], int]:
-        """A stream of as many pictures as the measurement needs, by what one batch took in the warm-up."""
-        batches = max(LEAST_BATCHES, math.ceil(job.seconds / self._per_call.get((job.line, job.batch), job.seconds)))
-        pictures = list(islice(cycle(self._task.pictures), batches * job.batch))
+        pictures = list(islice(cycle(self._task.pictures), self._batches(job) * job.batch))
 
         def call() -> int:
             for _ in self._opened.stream(pictures, batch=job.batch):

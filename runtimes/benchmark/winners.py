@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from runtimes.benchmark.results import BundleFacts, Contender, Entry, Result, Winner
+from runtimes.benchmark.results import THROUGHPUT, BundleFacts, Contender, Entry, Result, Winner
 from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import BackendUnavailable
 from runtimes.private import home_folder, private_folder, read_regular
@@ -104,10 +104,6 @@ def _ordered(entries: list[Entry], winner: Winner | None) -> tuple[tuple[str, st
 
     chosen = [one for one in entries if one.contender.variant in ("", THROUGHPUT)]
     return tuple(dict.fromkeys((one.contender.backend, one.contender.provider) for one in sorted(chosen, key=place)))
-
-
-THROUGHPUT = "throughput"
-"""The variant that is `Tuning(hint="throughput")`, which `open_runtime` takes."""
 
 
 def _documented_place(contender: Contender) -> int:

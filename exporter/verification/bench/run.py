@@ -170,10 +170,12 @@ def winners_of(bundle: BundleFacts, entries: Sequence[Entry]) -> Iterator[Winner
     if len(able) < 2:
         return
     common = set.intersection(*({one.batch for one in entry.of_line("copies")} for entry in able))
-    if common:
+    if common and sum(one.latency is not None for one in able) > 1:
         at = min(common)
         rates = {
-            one.contender.name: next(t.images_per_s for t in one.of_line("copies") if t.batch == at) for one in able
+            one.contender.name: next(timing.images_per_s for timing in one.of_line("copies") if timing.batch == at)
+            for one in able
+            if one.latency is not None
         }
         yield Winner(bundle.folder, "latency", decide(rates))
     yield Winner(bundle.folder, "throughput", decide({one.contender.name: one.fastest().images_per_s for one in able}))
