@@ -73,7 +73,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Calls before anything counts, and whether their time had settled."""
+    """Calls before anything counts, and whether their time had settled, or as many were asked for."""
 
     calls: int
     seconds: float
@@ -133,7 +133,7 @@ class Measurement:
             taken.append(time.perf_counter() - start)
         if self._is_stream(job):
             self._per_batch[job.line, job.batch] = statistics.median(taken[-WINDOW:]) / LEAST_BATCHES
-        return WarmUp(len(taken), sum(taken), _settled(taken))
+        return WarmUp(len(taken), sum(taken), calls is not None or _settled(taken))
 
     def measure(self, job: Job) -> tuple[float, tuple[float, ...]]:
         """Images a second, and the seconds of each call.
