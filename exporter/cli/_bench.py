@@ -126,6 +126,7 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
         return _compare(bundles, options)
     plan = _plan(bundles, options)
     from exporter.verification.bench.run import bench as measure
+    from exporter.verification.bench.speedup import check_speedup, speedup_of
     from exporter.verification.report import load_page
     from runtimes.benchmark.results import json_from_result
     from runtimes.benchmark.winners import keep_rankings
@@ -148,8 +149,12 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
     problem = keep_rankings(result)
     if problem and not options["quiet"]:
         click.echo(f"not kept for --backend auto: {printable(problem)}", err=True)
-    if options["min_speedup"] is not None:
-        _check_speedup(result, options["min_speedup"])
+    if options["against"] is not None:
+        speedup = speedup_of(result)
+        if not options["as_json"]:
+            echo_lines([f"{'speed-up':<12} {speedup.text}"])
+        if options["min_speedup"] is not None:
+            check_speedup(speedup, options["min_speedup"])
 
 
 def _plan(bundles: tuple[Path, ...], options: dict[str, Any]) -> BenchPlan:
@@ -219,10 +224,3 @@ def _check_measured(result: Result) -> None:
     if all(one.verdict == "not here" for one in result.entries):
         raise BackendUnavailable(f"expected a backend that can run it, got none: {said}")
     raise ResnetExportError(f"no backend could be measured: {said}")
-
-
-def _check_speedup(result: Result, least: float) -> None:
-    from exporter.verification.bench.speedup import check_speedup, speedup_of
-
-    found = speedup_of(result)
-    check_speedup(found, least)

@@ -26,7 +26,7 @@ from exporter.verification.own_process import OwnProcess
 from exporter.verification.report.bench_lines import bench_lines, winner_text
 from exporter.verification.report.bench_page import html_from_result
 from runtimes import Bundle, Manifest
-from runtimes.benchmark.results import json_from_result, result_from_file
+from runtimes.benchmark.results import Roof, json_from_result, result_from_file
 from runtimes.errors import BackendUnavailable, PlanError, SpeedError
 from runtimes.processor import Processor
 
@@ -254,7 +254,7 @@ def test_a_speedup_is_held_to_its_lower_limit() -> None:
     turns = (0.9, 1.1, 0.95, 1.05, 1.0, 1.1, 0.9, 1.0, 1.05, 0.95)
     with pytest.raises(SpeedError, match="undecided: .* give more --rounds, on an idle machine"):
         check_speedup(against(1.5, turns=turns), 1.5)
-    with pytest.raises(SpeedError, match="got too few rounds to tell .* give --rounds 6 or more"):
+    with pytest.raises(SpeedError, match="got too few rounds to tell: .* give --rounds 6 or more"):
         check_speedup(against(9.0, rounds=5), 1.5)
     assert SpeedError.exit_code == 4
 
@@ -274,6 +274,19 @@ def test_the_command_measures_both_bundles_in_the_same_rounds(deploy: Any, bundl
     assert done.code == 4
     assert "expected at least 1000 times, got fewer: tiny-fp32" in done.err
     assert [len(one["timings"][0]["images_per_s"]) for one in json.loads(done.out)["entries"]] == [6, 6]
+
+
+def test_the_speedup_is_shown_where_it_is_enough(deploy: Any, bundle: Path, copy: Path) -> None:
+    asked = ("--against", copy, "--min-speedup", "0.001", "--backend", "onnxruntime", "--batch", "8", "--rounds", "6")
+    done = deploy("bench", bundle, *asked, *QUICK[2:])
+    assert done.code == 0
+    assert "speed-up     tiny-fp32 (onnxruntime cpu, batch 8) runs" in done.out
+
+
+def test_the_highest_roof_of_each_type_counts() -> None:
+    low, high = (Roof("fp32", "cpu", rate, "numpy", 2048) for rate in (1e9, 2e9))
+    other = Roof("fp32", "cuda", 9e9, "pytorch", 8192)
+    assert bench_run.highest((high, other, low)) == (high, other)
 
 
 # --- what is said ---

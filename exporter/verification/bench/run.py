@@ -62,11 +62,10 @@ def bench(plan: BenchPlan, say: Progress = silent) -> Result:
             say(f"open {station.task.contender.name} for {station.task.bundle.manifest.name}")
             station.open(tuple(_jobs(plan, station.task.bundle)))
             station.warm_up(plan.warm_up)
+        before = _roofs(stations, plan.tuning.cores, say)
         _rounds(plan, stations, say)
+        after = _roofs(stations, plan.tuning.cores, say)
         entries = [remarks_on(station.finish(), station.task.bundle.manifest) for station in stations]
-    say("multiply matrices for the machine's own peak")
-    providers = sorted({"cpu" if one.contender.provider == "cpu" else "cuda" for one in entries if one.ok})
-    roofs = [roof for provider in providers for roof in _roofs(provider, plan.tuning.cores)]
     bundles = tuple(map(bundle_facts, plan.bundles))
     series = [timing.images_per_s for one in entries for timing in one.timings]
     return Result(
@@ -83,7 +82,7 @@ def bench(plan: BenchPlan, say: Progress = silent) -> Result:
         bundles=bundles,
         entries=(*entries, *missing),
         winners=tuple(winner for bundle in bundles for winner in winners_of(bundle, entries)),
-        roofs=tuple(roofs),
+        roofs=highest((*before, *after)),
         variation=statistics.median(map(variation, series)) if series else 0.0,
         drift=drift(series),
     )
@@ -149,15 +148,24 @@ def _rounds(plan: BenchPlan, stations: Sequence[Station], say: Progress) -> None
                 station.measure(job)
 
 
-def _roofs(provider: str, threads: int) -> list[Roof]:
-    """The best rate of each type, of all libraries that are here."""
-    best: dict[str, Roof] = {}
-    for library in library_names():
-        found = run_in_own_process(_multiply, library, provider, threads)
-        for roof in found.value or ():
-            if roof.dtype not in best or roof.macs_per_s > best[roof.dtype].macs_per_s:
-                best[roof.dtype] = roof
-    return list(best.values())
+def _roofs(stations: Sequence[Station], threads: int, say: Progress) -> tuple[Roof, ...]:
+    """What every library that is here reaches, on each kind of device that something runs on."""
+    say("multiply matrices for the machine's own peak")
+    here = {"cpu" if one.entry.contender.provider == "cpu" else "cuda" for one in stations if one.ok}
+    return tuple(
+        roof
+        for provider in sorted(here)
+        for library in library_names()
+        for roof in run_in_own_process(_multiply, library, provider, threads).value or ()
+    )
+
+
+def highest(roofs: Sequence[Roof]) -> tuple[Roof, ...]:
+    """The best of each type and device. It is measured before and after the rounds, since a machine drifts."""
+    best: dict[tuple[str, str], Roof] = {}
+    for roof in sorted(roofs, key=lambda one: one.macs_per_s):
+        best[roof.provider, roof.dtype] = roof
+    return tuple(best[key] for key in sorted(best))
 
 
 def _multiply(library: str, provider: str, threads: int) -> tuple[Verdict, tuple[Roof, ...]]:

@@ -18,6 +18,13 @@ class Speedup:
     ratio: Interval
     rounds: int
 
+    @property
+    def text(self) -> str:
+        """`A runs 2.00 times as many images a second as B (95 % interval 1.90 to 2.10)`."""
+        low, high = self.ratio.low, self.ratio.high
+        limits = "too few rounds for an interval" if low is None else f"95 % interval {low:.2f} to {high:.2f}"
+        return f"{self.first} runs {self.ratio.median:.2f} times as many images a second as {self.second} ({limits})"
+
 
 def speedup_of(result: Result) -> Speedup:
     """Compare the first two bundles of a result: each by the contender and batch size with the most images a second.
@@ -36,21 +43,18 @@ def check_speedup(found: Speedup, least: float) -> None:
     Raises:
         SpeedError: it is lower, or undecided.
     """
-    ratio = found.ratio
-    what = f"{found.first} runs {ratio.median:.2f} times as many images a second as {found.second}"
-    if ratio.low is None or ratio.high is None:
+    low, high = found.ratio.low, found.ratio.high
+    if low is None or high is None:
         raise SpeedError(
-            f"expected at least {least:g} times, got too few rounds to tell ({what}); give --rounds {fewest_rounds()} "
-            "or more"
+            f"expected at least {least:g} times, got too few rounds to tell: {found.text}; give --rounds "
+            f"{fewest_rounds()} or more"
         )
-    if ratio.low >= least:
-        return
-    limits = f"95 % interval {ratio.low:.2f} to {ratio.high:.2f}"
-    if ratio.high >= least:
+    if high < least:
+        raise SpeedError(f"expected at least {least:g} times, got fewer: {found.text}")
+    if low < least:
         raise SpeedError(
-            f"expected at least {least:g} times, undecided: {what} ({limits}); give more --rounds, on an idle machine"
+            f"expected at least {least:g} times, undecided: {found.text}; give more --rounds, on an idle machine"
         )
-    raise SpeedError(f"expected at least {least:g} times, got fewer: {what} ({limits})")
 
 
 def _best(result: Result, bundle: BundleFacts) -> tuple[str, Timing]:
