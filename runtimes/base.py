@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ from weakref import WeakSet
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.errors import BackendUnavailable, BadInput, UnknownName
 from runtimes.kernels import KernelCount
 from runtimes.specs import BatchRange, TensorSpec, check_feeds
 from runtimes.tuning import DEFAULT_TUNING, Tuning
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
 
     from runtimes.bundle import Bundle
+    from runtimes.choice import Choice
     from runtimes.manifest import Manifest
     from runtimes.preprocess import Preprocess
     from runtimes.stream import AnyPicture, OutputStream
@@ -43,6 +44,10 @@ class Runtime(ABC):
     """How it was opened."""
     preprocess: Preprocess | None = None
     """The preprocessing of the bundle that it was opened from; None for a single model file."""
+    choice: Choice | None = None
+    """How `auto` came to this backend; None where it was named."""
+    VARIANTS: ClassVar[tuple[str, ...]] = ()
+    """Other ways to run the model, faster or less exact, that a benchmark measures too: names that `use` takes."""
 
     def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batch: BatchRange | None) -> None:
         self.inputs = tuple(inputs)
@@ -111,6 +116,11 @@ class Runtime(ABC):
             BackendUnavailable: it cannot: a driver is missing, for example.
         """
 
+    @classmethod
+    def providers(cls) -> tuple[str, ...]:
+        """The providers that may be here, where a backend has several; empty where it has one."""
+        return ()
+
     @classmethod  # noqa: B027  (not abstract: most backends run every bundle)
     def check_bundle(cls, manifest: Manifest, provider: str | None) -> None:
         """Check, before a bundle's file is opened, that the installed version of this backend runs it rightly.
@@ -134,9 +144,27 @@ class Runtime(ABC):
         """How many convolutions and additions run on integers; None where the backend does not tell."""
         return None
 
+    def use(self, variant: str) -> None:
+        """Run as one of `VARIANTS` from now on.
+
+        Raises:
+            BackendUnavailable: this machine cannot.
+            UnknownName: there is no such variant.
+        """
+        raise UnknownName("variant", variant, self.VARIANTS)
+
     @abstractmethod
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one batch of checked, contiguous inputs, of a size within the range; returns new arrays."""
+
+    def _prepared(self, feeds: dict[str, NDArray[Any]]) -> Callable[[], None]:
+        """A call that runs these checked, contiguous inputs, of a size within the range. A backend whose device has
+        memory of its own copies them there once."""
+
+        def call() -> None:
+            self._run(feeds)
+
+        return call
 
     @abstractmethod
     def _close(self) -> None:
@@ -153,12 +181,35 @@ class Runtime(ABC):
         """
         self._check_usable()
         count = check_feeds(self._fed, feeds)
-        # Backends read raw memory: one run of it, in this machine's byte order.
-        contiguous = {name: np.ascontiguousarray(array, array.dtype.newbyteorder("=")) for name, array in feeds.items()}
+        contiguous = _contiguous(feeds)
         if self.batch is None or self.batch.min <= count <= self.batch.max:
             return self._run(contiguous)
         parts = [self._run_rows(contiguous, start, stop, self.batch.min) for start, stop in self.batch.chunks(count)]
         return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.outputs}
+
+    @final
+    def prepared(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
+        """A call that computes the outputs for one batch, whose inputs are copied to the device now, once: for
+        measuring what the device alone takes.
+
+        The call returns when the outputs are computed; they stay on the device, and nobody reads them. It works until
+        the runtime is closed, whatever is run in between.
+
+        Raises:
+            BadInput: as `run`, or the batch is outside of the range: it is neither split nor padded.
+            BackendUnavailable, ValueError: as `run`.
+        """
+        self._check_usable()
+        count = check_feeds(self._fed, feeds)
+        if self.batch is not None and not self.batch.min <= count <= self.batch.max:
+            raise BadInput(f"expected a batch from {self.batch.min} to {self.batch.max}, got {count}")
+        call = self._prepared(_contiguous(feeds))
+
+        def checked() -> None:
+            self._check_usable()
+            call()
+
+        return checked
 
     @final
     def stream(
@@ -262,6 +313,11 @@ class Runtime(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _contiguous(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays as one run of memory in this machine's byte order: backends read raw memory."""
+    return {name: np.ascontiguousarray(array, array.dtype.newbyteorder("=")) for name, array in feeds.items()}
 
 
 def _with_free_batch(spec: TensorSpec) -> TensorSpec:

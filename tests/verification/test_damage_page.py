@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from exporter.verification.report.block_text import asked_text, returned_text, search_lines, worst_text
-from exporter.verification.report.plots import Caption, damage_svg
+from exporter.verification.report.drawing import Caption
+from exporter.verification.report.plots import damage_svg
 from runtimes.block_precision import BlockDamage, MixedPrecision, Sensitivity, Tried, limit_text
 from runtimes.manifest import Manifest, json_from_manifest, manifest_from_json
 
