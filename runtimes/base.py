@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.errors import BackendUnavailable
+from runtimes.kernels import KernelCount
 from runtimes.specs import BatchRange, TensorSpec, check_feeds
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
@@ -114,6 +115,16 @@ class Runtime(ABC):
     @abstractmethod
     def provider(self) -> str:
         """Where the model runs, for example `cpu` or `cuda`."""
+
+    @property
+    def details(self) -> dict[str, str]:
+        """What else is to be known about how it runs, in words by name, for example `precision`: `bf16, as the budget
+        allows`. Empty where there is nothing to say."""
+        return {}
+
+    def kernels(self) -> KernelCount | None:
+        """How many convolutions and additions run on integers; None where the backend does not tell."""
+        return None
 
     @abstractmethod
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -9,6 +9,7 @@ from calibration import FEWEST_IMAGES
 from exporter.lowering.qdq.targets import DEFAULT_TARGET
 from exporter.lowering.registry import precision_names, target_names
 from runtimes.errors import BadInput, PlanError, UnknownName
+from runtimes.kernels import INTEGER_TARGETS
 
 CALIBRATED = ("int8",)
 """The precisions that need ranges of activations."""
@@ -68,3 +69,8 @@ class LoweringRequest:
     def is_calibrated(self) -> bool:
         """Whether the precision needs ranges of activations."""
         return self.precision in CALIBRATED
+
+    @property
+    def runs_on_integers(self) -> bool:
+        """Whether a processor runs the graph on integers, as it is promised by its target."""
+        return self.is_calibrated and self.target in INTEGER_TARGETS

@@ -122,10 +122,10 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
                 lowered, mixed = return_blocks(plan, float_graph, lowered, judge, steps)
         clean, model = resize(lowered.exact), resize(lowered.model)
         with steps("save"):
-            _save(folder, model, plan.precision)
+            _save(folder, model, plan)
         with steps("prove"):
             graphs = Graphs(clean, _simulation(folder, model, precision))
-            candidate = Candidate(folder, graphs, plan.batch, precision.RUNS_ON, form.any_size)
+            candidate = Candidate(folder, graphs, plan.batch, precision.runs_on(model), form.any_size)
             proof, images, golden = _prove(candidate, images, loaded.preprocess, budget, progress)
             held_to = partial(budget_for, plan, loaded)
             lowering = Lowering(graphs, float_graph, lowered, calibration, plan, resize, held_to)
@@ -137,7 +137,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         with steps("follow blocks"):
             exact = with_classifier_correction(clean, lowered.table)
             factors = lowered.factors
-            both = BothSides(program, clean, exact, model, graphs.simulation, bool(precision.RUNS_ON), factors)
+            both = BothSides(program, clean, exact, model, graphs.simulation, bool(candidate.backends), factors)
             drift = _drift(both, images.first, budget)
         with steps("write"):
             found = Findings(lowered.table, images, proof, golden, drift, lowered.sensitivity, mixed)
@@ -181,9 +181,10 @@ def _graph_form(plan: ExportPlan, loaded: LoadedModel) -> GraphForm:
     return GraphForm(plan.opset, plan.batch, output_names(loaded.module), takes_pixels, any_size)
 
 
-def _save(folder: Path, model: onnx.ModelProto, precision: str) -> None:
-    """Write `model.onnx`."""
-    onnx.helper.set_model_props(model, {"precision": precision})  # for readers who get only the file
+def _save(folder: Path, model: onnx.ModelProto, plan: ExportPlan) -> None:
+    """Write `model.onnx`, with its precision and its target for readers who get only the file."""
+    target = {"target": plan.target} if plan.lowering_request.is_calibrated else {}
+    onnx.helper.set_model_props(model, {"precision": plan.precision, **target})
     onnx.save(model, folder / "model.onnx")
 
 
@@ -192,7 +193,7 @@ def _simulation(folder: Path, model: onnx.ModelProto, precision: Precision) -> o
 
     A file that no backend here runs is read back, so that the simulation is of what was written.
     """
-    return precision.simulation(model if precision.RUNS_ON else onnx.load(folder / "model.onnx"))
+    return precision.simulation(model if precision.runs_on(model) else onnx.load(folder / "model.onnx"))
 
 
 def _prove(

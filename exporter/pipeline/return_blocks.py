@@ -66,7 +66,7 @@ class Judge:
 
     def __call__(self, model: onnx.ModelProto) -> BackendParity:
         """Run a whole graph, or its simulation where no backend runs it, until the budget is decided."""
-        run = model if self.precision.RUNS_ON else self.precision.simulation(model)
+        run = model if self.precision.runs_on(model) else self.precision.simulation(model)
         assert run is not None
         largest = BatchRange(self.batch.max, self.batch.max, self.batch.max)
         with OnnxRuntime.from_bytes(run.SerializeToString()) as runtime:

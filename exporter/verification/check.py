@@ -22,6 +22,7 @@ from exporter.verification.verdicts import BackendCheck, BundleCheck, check_from
 from runtimes._plugins import needed_for
 from runtimes.bundle import Bundle
 from runtimes.errors import ResnetExportError
+from runtimes.kernels import KernelCount
 from runtimes.parity.budget import Budget
 from runtimes.parity.budget_options import changed_budget
 from runtimes.parity.evidence import BackendParity, Evidence, compare_backend
@@ -121,14 +122,18 @@ def check_can_follow_blocks() -> None:
 def _check_backend(task: _Task, timeout_s: float | None) -> BackendCheck:
     """Run a backend in a process of its own, and say what became of it."""
     start = time.perf_counter()
-    verdict, reason, answer = run_in_own_process(_run_backend, task, timeout_s=timeout_s)
+    verdict, reason, ran = run_in_own_process(_run_backend, task, timeout_s=timeout_s)
     seconds = round(time.perf_counter() - start, 3)
-    if answer is not None:
-        return check_from_answer(task.backend, answer, seconds)
-    return BackendCheck(task.backend, verdict, reason, answer, seconds)
+    if ran is None:
+        return BackendCheck(task.backend, verdict, reason, None, seconds)
+    answer, kernels = ran
+    found = replace(check_from_answer(task.backend, answer, seconds), kernels=kernels)
+    promised = task.bundle.manifest.kernels
+    missing = kernels.shortfall(promised) if kernels is not None and promised is not None else ""
+    return replace(found, verdict="failed", reason=missing) if missing and found.verdict == "ok" else found
 
 
-def _run_backend(task: _Task) -> tuple[Verdict, BackendParity]:
+def _run_backend(task: _Task) -> tuple[Verdict, tuple[BackendParity, KernelCount | None]]:
     """In the backend's own process: open the runtime, feed it, and compare its answers with the reference's."""
     from runtimes._open import backend_class, open_runtime
 
@@ -141,7 +146,8 @@ def _run_backend(task: _Task) -> tuple[Verdict, BackendParity]:
     with open_runtime(task.bundle, task.backend, trust_engine=task.trust_engines) as model:
         fed = evidence_for(model, evidence, task.bundle)
         answer = compare_backend(fed, task.backend, model, task.budget, task.bundle.manifest.batch)
-    return verdict_on(answer), answer
+        kernels = model.kernels() if task.bundle.manifest.kernels is not None else None
+    return verdict_on(answer), (answer, kernels)
 
 
 def _follow_blocks(

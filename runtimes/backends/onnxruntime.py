@@ -10,8 +10,10 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from runtimes.backends import _tensorrt_provider as tensorrt_provider
+from runtimes.backends._integer_kernels import count_kernels, set_quantization
 from runtimes.base import Runtime
 from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.kernels import KernelCount
 from runtimes.manifest import Manifest
 from runtimes.preprocess import takes_any_size
 from runtimes.specs import BatchRange, TensorSpec
@@ -68,12 +70,15 @@ class OnnxRuntime(Runtime):
 
     FILE = "model.onnx"
 
-    def __init__(self, session: ort.InferenceSession, provider: str, batch: BatchRange | None) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, provider: str, batch: BatchRange | None, model: Path | bytes
+    ) -> None:
         super().__init__(
             [_spec(value) for value in session.get_inputs()], [_spec(value) for value in session.get_outputs()], batch
         )
         self._session = session
         self._provider = provider
+        self._path = model if isinstance(model, Path) else None
         self._buffers: dict[tuple[str, tuple[int, ...]], ort.OrtValue] = {}
 
     @classmethod
@@ -117,10 +122,10 @@ class OnnxRuntime(Runtime):
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Q/DQ pairs are run as they are written. Our INT8 files need this no more (measured: 130 dB between the two),
-        # older ones and those of others do: onnxruntime turns biases inside of convolutions into INT32 with a scale of
-        # FP16, which overflows, and its fusions of pairs change the answer (measured: by up to 5 dB of SQNR).
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if wanted == "cpu":
+            set_quantization(options, model)
+        else:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")  # for the same reasons
         if wanted != "cpu":
             # Otherwise nodes without a kernel move to the CPU with no more than a log line (onnxruntime#23372).
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -142,11 +147,16 @@ class OnnxRuntime(Runtime):
             raise BackendUnavailable(
                 f"expected onnxruntime to run on {name}, got {active}; its CUDA and cuDNN libraries did not load"
             )
-        return cls(session, wanted, batch)
+        return cls(session, wanted, batch, model)
 
     @property
     def provider(self) -> str:
         return self._provider
+
+    def kernels(self) -> KernelCount | None:
+        if self._provider != "cpu" or self._path is None:
+            return None
+        return count_kernels(self._path, self.inputs, self.batch.min if self.batch else 1)
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         if self._provider == "cpu":

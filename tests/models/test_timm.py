@@ -86,7 +86,7 @@ def test_a_model_is_in_budget_and_tensorrt_builds_it(name: str, tmp_path: Path) 
         onnx.checker.check_model(lowered, full_check=True)
         onnx.save(lowered, tmp_path / "model.onnx")
         graphs = Graphs(graph, precision.simulation(lowered))
-        candidate = Candidate(tmp_path, graphs, BATCH, precision.RUNS_ON)
+        candidate = Candidate(tmp_path, graphs, BATCH, precision.runs_on(lowered))
         assert prove(candidate, images, budget=precision.BUDGET.errors_alone()).report.ok
         job = Job(
             (tmp_path / "model.onnx").read_bytes(),
