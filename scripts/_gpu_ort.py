@@ -37,7 +37,7 @@ def speed(job: Job, record: Record) -> None:
     """For FP16 bundles at each batch: milliseconds of every setting and of PyTorch, device alone, and the ratio of the best two."""
     models, batches, side = (("resnet18",), (1, 2), 32) if job.small else (pytorch.MODELS, pytorch.BATCHES, 224)
     for model in models:
-        path = Path(job.bundles) / f"{model}-fp16" / "model.onnx"
+        path = Path(job.bundles) / f"{'resnet20' if job.small else model}-fp16" / "model.onnx"
         for rows in batches:
             names = ("onnxruntime", model, str(rows))
             if not path.exists():

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from runtimes.backends import _cuda_provider as cuda_provider
 from runtimes.backends import _tensorrt_provider as tensorrt_provider
 from runtimes.backends._integer_kernels import count_kernels, set_quantization
 from runtimes.base import Runtime
@@ -19,10 +20,11 @@ from runtimes.preprocess import takes_any_size
 from runtimes.specs import BatchRange, TensorSpec
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
-# TF32 is off: it keeps ten bits of mantissa, so a "float32" answer would differ from the reference in the third digit.
 PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     "cpu": ("CPUExecutionProvider", {}),
-    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}),
+    "cuda": (cuda_provider.NAME, cuda_provider.EXACT),
+    "cuda-nhwc": (cuda_provider.NAME, cuda_provider.NHWC),
+    "cuda-graph": (cuda_provider.NAME, cuda_provider.GRAPH),
     "tensorrt": (tensorrt_provider.NAME, {}),
 }
 NUMPY_FROM_ORT = {
@@ -79,6 +81,7 @@ class OnnxRuntime(Runtime):
         self._session = session
         self._provider = provider
         self._path = model if isinstance(model, Path) else None
+        self._graphs = cuda_provider.GraphCalls(session, self.outputs) if provider == "cuda-graph" else None
         self._buffers: dict[tuple[str, tuple[int, ...]], ort.OrtValue] = {}
 
     @classmethod
@@ -133,6 +136,8 @@ class OnnxRuntime(Runtime):
             raise BackendUnavailable(
                 f"this onnxruntime was built without {name}; uninstall onnxruntime and install resnet-export[gpu]"
             )
+        if wanted != "cpu":
+            cuda_provider.load_libraries()
         try:
             session = ort.InferenceSession(
                 _path_or_content(model), options, providers=_providers(wanted, model, batch), enable_fallback=0
@@ -162,7 +167,7 @@ class OnnxRuntime(Runtime):
         if self._provider == "cpu":
             names = [spec.name for spec in self.outputs]
             return dict(zip(names, self._session.run(names, feeds), strict=True))
-        return self._run_bound(feeds, "cuda")
+        return self._run_bound(feeds, "cuda") if self._graphs is None else self._graphs.run(feeds)
 
     def _run_bound(self, feeds: dict[str, NDArray[Any]], device: str) -> dict[str, NDArray[Any]]:
         """Run through device buffers that are kept for each input shape, so that a call allocates only its outputs on
@@ -188,6 +193,7 @@ class OnnxRuntime(Runtime):
 
     def _close(self) -> None:
         self._buffers.clear()
+        self._graphs = None
         del self._session
 
 
