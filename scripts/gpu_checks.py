@@ -66,8 +66,10 @@ class CannotRunError(Exception):
 class Checks:
     """A part's run: its steps' processes, and the result that grows with them."""
 
-    def __init__(self, part: int, result: dict[str, Any], output: Path, settings: dict[str, Any], end: float) -> None:
-        self.part, self.result, self.output, self.settings, self.end = part, result, output, settings, end
+    def __init__(
+        self, part: int, result: dict[str, Any], output: Path | None, settings: dict[str, Any], end: float
+    ) -> None:
+        self.part, self.result, self._output, self.settings, self.end = part, result, output, settings, end
         self.scratch = Path(settings.pop("scratch"))
         self.environment: dict[str, str] = settings.pop("environment")
         self.making: tuple[Step, subprocess.Popen[bytes], float] | None = None
@@ -149,6 +151,13 @@ class Checks:
         lines = (self.scratch / f"{step.name}.log").read_text(errors="replace").strip().splitlines()
         return lines[-1][:300] if lines else "no word"
 
+    @property
+    def output(self) -> Path:
+        if self._output is not None:
+            return self._output
+        name = self.result["device"]["name"].replace(" ", "-")
+        return ROOT / "docs" / "measurements" / f"{self.result['date']}-{name}.json"
+
     def write(self) -> None:
         self.output.parent.mkdir(parents=True, exist_ok=True)
         beside = self.output.with_name(f"{self.output.name}.writing")
@@ -197,7 +206,6 @@ def run_part(part: int, options: dict[str, Any]) -> int:
     after: Path | None = options["after"]
     result: dict[str, Any] = json.loads(after.read_text()) if after else {"schema_version": SCHEMA_VERSION}
     result["date"] = today
-    output: Path = options["output"] or ROOT / "docs" / "measurements" / f"{today}-gpu.json"
     with packages_of(options["wheels"]) as environment, tempfile.TemporaryDirectory() as scratch:
         bundles = options["bundles"] or Path(scratch) / "bundles"
         bundles.mkdir(parents=True, exist_ok=True)
@@ -208,12 +216,13 @@ def run_part(part: int, options: dict[str, Any]) -> int:
             "scratch": scratch,
             "environment": environment,
         }
+        checks = Checks(part, result, options["output"], settings, end)
         try:
-            Checks(part, result, output, settings, end).run()
+            checks.run()
         except CannotRunError as error:
             click.echo(f"error: {error}", err=True)
             return 3
-    click.echo(str(output))
+        click.echo(str(checks.output))
     return 0 if all(step["outcome"] == "done" for step in result["steps"].values()) else 1
 
 
@@ -235,7 +244,7 @@ def run_part(part: int, options: dict[str, Any]) -> int:
 @click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="The result.  [default: docs/measurements/DATE-gpu.json]",
+    help="The result.  [default: docs/measurements/DATE-GPU.json]",
 )
 @click.option(
     "--after", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The other part's result, to add to."
