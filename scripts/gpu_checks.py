@@ -37,6 +37,8 @@ ROOT = SCRIPTS.parent
 SCHEMA_VERSION = 1
 SECONDS = 280
 SECONDS_TO_STOP = 5.0
+SLOWER_ON_CPU = 10
+"""How many times its share of the time a step gets where it is only tried out."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Checks:
 
     def _start(self, step: Step) -> tuple[Step, subprocess.Popen[bytes], float]:
         now = time.time()
-        deadline = min(now + step.seconds, self.end)
+        deadline = min(now + self._seconds(step), self.end)
         job = {
             "step": step.name,
             "part": self.part,
@@ -123,7 +125,7 @@ class Checks:
 
     def _finish(self, step: Step, process: subprocess.Popen[bytes], start: float, *, wait: bool = True) -> None:
         """Wait for a step until it should have ended by itself, and keep what it found and how it ended."""
-        deadline = min(start + step.seconds, self.end) + SECONDS_TO_STOP
+        deadline = min(start + self._seconds(step), self.end) + SECONDS_TO_STOP
         try:
             code = process.wait(max(deadline - time.time(), 0.1) if wait else 0.1)
             outcome = "done" if code == 0 else f"failed: exit code {code}: {self._last_words(step)}"
@@ -143,6 +145,9 @@ class Checks:
         if step.name != "facts":  # before it is known what device this is, nothing is
             self.write()
         click.echo(f"{step.name}: {outcome}", err=True)
+
+    def _seconds(self, step: Step) -> float:
+        return step.seconds * (SLOWER_ON_CPU if self.settings["device"] == "cpu" else 1)
 
     def _record(self, step: Step) -> Path:
         return self.scratch / f"{step.name}.json"

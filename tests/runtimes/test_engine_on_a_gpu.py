@@ -9,19 +9,19 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from product_engine import (
+from folding_engine import (
     BATCH,
     INPUT,
     OUTPUT,
     WIDTHS,
     Context,
-    ProductRuntime,
+    FoldingRuntime,
     StandinContext,
     TorchContext,
     answer,
     opened,
 )
+from numpy.typing import NDArray
 from torch.utils.dlpack import from_dlpack as torch_from_dlpack
 
 from runtimes.nvidia import cuda as _cuda
@@ -38,7 +38,7 @@ def context_fixture(request: pytest.FixtureRequest) -> Context:
 
 
 @pytest.fixture(name="runtime")
-def runtime_fixture(context: Context) -> Iterator[ProductRuntime]:
+def runtime_fixture(context: Context) -> Iterator[FoldingRuntime]:
     with opened(context) as runtime:
         yield runtime
 
@@ -53,7 +53,7 @@ def assert_right(got: NDArray[np.float32], given: NDArray[np.float32], *, times:
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * float(np.abs(expected).max()))
 
 
-def test_batches_of_every_size_are_answered_and_captured(runtime: ProductRuntime) -> None:
+def test_batches_of_every_size_are_answered_and_captured(runtime: FoldingRuntime) -> None:
     """A batch of one is filled up, one of seven is split; the second and later calls of a size replay a graph."""
     for seed in range(3):
         for rows in (1, 2, 3, 4, 7):
@@ -62,13 +62,13 @@ def test_batches_of_every_size_are_answered_and_captured(runtime: ProductRuntime
     assert sorted(runtime._graphs) == [2, 3, 4]
 
 
-def test_answers_are_the_caller_s(runtime: ProductRuntime) -> None:
+def test_answers_are_the_caller_s(runtime: FoldingRuntime) -> None:
     first = runtime.run({INPUT: inputs(3, 1)})[OUTPUT]
     runtime.run({INPUT: inputs(3, 2)})
     assert_right(first, inputs(3, 1))
 
 
-def test_siblings_run_in_threads_of_their_own(runtime: ProductRuntime) -> None:
+def test_siblings_run_in_threads_of_their_own(runtime: FoldingRuntime) -> None:
     failed: list[BaseException] = []
 
     def work(seed: int) -> None:

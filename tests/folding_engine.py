@@ -1,6 +1,6 @@
-"""An engine that multiplies two matrices: what `EngineRuntime` asks of TensorRT, and no more, over the stand-in for CUDA or, by PyTorch,
-over CUDA itself. It needs no TensorRT. Its kernels use memory that is there before they are queued, as an engine's do, so that they can be
-captured."""
+"""An engine of a few kernels: what `EngineRuntime` asks of TensorRT, and no more, over the stand-in for CUDA or, by PyTorch, over CUDA
+itself. It needs no TensorRT. Its kernels use memory that is there before they are queued, as an engine's do, so that they can be captured;
+products would not, since cuBLAS allocates."""
 
 from __future__ import annotations
 
@@ -21,21 +21,19 @@ from runtimes.specs import BatchRange
 BATCH = BatchRange(2, 3, 4)
 INPUT, OUTPUT = "input", "output"
 WIDTHS = {INPUT: 64, OUTPUT: 32}
-HIDDEN = 48
 
 
 def weights() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    random = np.random.default_rng(0)
-    return (
-        random.standard_normal((WIDTHS[INPUT], HIDDEN), np.float32),
-        random.standard_normal((HIDDEN, WIDTHS[OUTPUT]), np.float32),
-    )
+    """A factor and a summand for each place of the input."""
+    factors, summands = np.random.default_rng(0).standard_normal((2, WIDTHS[INPUT]), np.float32)
+    return factors, summands
 
 
 def answer(inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(rows, 64) -> (rows, 32)."""
-    first, second = weights()
-    result: NDArray[np.float32] = np.maximum(inputs @ first, 0) @ second
+    """(rows, 64) -> (rows, 32): the halves of a scaled, shifted and rectified row, added."""
+    factors, summands = weights()
+    left, right = np.split(np.maximum(inputs * factors + summands, 0), 2, axis=1)
+    result: NDArray[np.float32] = left + right
     return result
 
 
@@ -50,15 +48,15 @@ class Api:
         """The base of loggers."""
 
 
-class ProductRuntime(EngineRuntime):
-    BACKEND = "product"
+class FoldingRuntime(EngineRuntime):
+    BACKEND = "folding"
     API: ClassVar[Any] = Api
 
 
 Context = Callable[[], Any]
 
 
-def opened(make_context: Context) -> ProductRuntime:
+def opened(make_context: Context) -> FoldingRuntime:
     engine = SimpleNamespace(
         num_io_tensors=2,
         get_tensor_name=lambda place: [*WIDTHS][place],
@@ -71,7 +69,7 @@ def opened(make_context: Context) -> ProductRuntime:
         create_execution_context=make_context,
     )
     facts: Any = None
-    return ProductRuntime(LoadedEngine(SimpleNamespace(), engine, facts, Path("product")))  # type: ignore[arg-type]  # in TensorRT's place
+    return FoldingRuntime(LoadedEngine(SimpleNamespace(), engine, facts, Path("folding")))  # type: ignore[arg-type]  # in TensorRT's place
 
 
 class _Context:
@@ -119,8 +117,8 @@ class TorchContext(_Context):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = (torch.from_numpy(each).cuda() for each in weights())
-        self.hidden = torch.empty(BATCH.max, HIDDEN, device="cuda")
+        self.factors, self.summands = (torch.from_numpy(each).cuda() for each in weights())
+        self.hidden = torch.empty(BATCH.max, WIDTHS[INPUT], device="cuda")
         self.memory: dict[str, torch.Tensor] = {}
         torch.cuda.synchronize()  # they were copied in another stream
 
@@ -133,7 +131,8 @@ class TorchContext(_Context):
         stream = torch.cuda.ExternalStream(stream_handle)  # type: ignore[no-untyped-call]  # of torch
         with torch.inference_mode(), torch.cuda.stream(stream):
             hidden = self.hidden[: self.rows]
-            torch.mm(self.memory[INPUT][: self.rows], self.first, out=hidden)
-            hidden.relu_()
-            torch.mm(hidden, self.second, out=self.memory[OUTPUT][: self.rows])
+            torch.mul(self.memory[INPUT][: self.rows], self.factors, out=hidden)
+            hidden.add_(self.summands).relu_()
+            width = WIDTHS[OUTPUT]
+            torch.add(hidden[:, :width], hidden[:, width:], out=self.memory[OUTPUT][: self.rows])
         return True
