@@ -40,6 +40,8 @@ class LoweringRequest:
             raise UnknownName("precision", self.precision, precision_names())
         if self.target not in target_names():
             raise UnknownName("target", self.target, target_names())
+        if self.target != DEFAULT_TARGET and not self.is_calibrated:
+            raise PlanError(f"--target {self.target} needs --int8: {self.precision} is the same for every target")
         given = {
             "--calibrator": self.calibrator,
             "--calibration-images": self.calibration_images,

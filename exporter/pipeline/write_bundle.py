@@ -52,7 +52,7 @@ class Findings:
         table: the calibrated ranges; None where the precision needs none.
         drift: None for a network whose blocks cannot be told.
         sensitivity: what INT8 costs in each block; None for another precision.
-        mixed: which blocks are in FP16; None where that was not asked for.
+        mixed: which blocks are in float; None where that was not asked for.
     """
 
     table: CalibrationTable | None

@@ -80,6 +80,7 @@ class OnnxRuntime(Runtime):
         )
         self._session = session
         self._provider = provider
+        self._details: dict[str, str] = {}
         self._path = model if isinstance(model, Path) else None
         self._graphs = cuda_provider.GraphCalls(session, self.outputs) if provider == "cuda-graph" else None
         self._buffers: dict[tuple[str, tuple[int, ...]], ort.OrtValue] = {}
@@ -126,8 +127,9 @@ class OnnxRuntime(Runtime):
         options.log_severity_level = ERRORS_ONLY
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if wanted == "cpu":
-            set_quantization(options, model)
+            int8 = set_quantization(options, model)
         else:
+            int8 = ""
             options.add_session_config_entry("session.disable_quant_qdq", "1")  # for the same reasons
         if wanted != "cpu":
             # Otherwise nodes without a kernel move to the CPU with no more than a log line (onnxruntime#23372).
@@ -152,11 +154,17 @@ class OnnxRuntime(Runtime):
             raise BackendUnavailable(
                 f"expected onnxruntime to run on {name}, got {active}; its CUDA and cuDNN libraries did not load"
             )
-        return cls(session, wanted, batch, model)
+        opened = cls(session, wanted, batch, model)
+        opened._details = {"int8": int8} if int8 else {}
+        return opened
 
     @property
     def provider(self) -> str:
         return self._provider
+
+    @property
+    def details(self) -> dict[str, str]:
+        return dict(self._details)
 
     def kernels(self) -> KernelCount | None:
         if self._provider != "cpu" or self._path is None:

@@ -68,9 +68,8 @@ class _LintedGraph:
             yield "left in float", self.left_in_float[place]
             return
         pairs = [self.view.producer(name) for name in node.input[:2]]
-        for name, pair in zip(
-            ("input", "weight") if node.op_type == "Conv" else ("first input", "second input"), pairs
-        ):
+        names = ("input", "weight") if node.op_type == "Conv" else ("first input", "second input")
+        for name, pair in zip(names, pairs, strict=True):
             if pair is None or pair.op_type != DEQUANTIZE:
                 yield "runs in float", f"its {name} is not quantized; quantize it"
             elif self.view.type(pair.input[1]) != "FLOAT":

@@ -125,12 +125,12 @@ def damage_svg(sensitivity: Sensitivity, returned: Collection[str], caption: Cap
     """A bar for each block, as high as its share of the damage of INT8, as an SVG element.
 
     Args:
-        returned: the blocks in FP16; their bars are outlines.
+        returned: the blocks in float; their bars are outlines.
     """
     with _figure() as figure:
         axes = figure.subplots()
         shares = sensitivity.shares
-        for kind, label, fill in ((False, "in INT8", True), (True, "in FP16: it costs this no more", False)):
+        for kind, label, fill in ((False, "in INT8", True), (True, "in float: it costs this no more", False)):
             places = [place for place, name in enumerate(shares) if (name in returned) == kind]
             heights = [share for name, share in shares.items() if (name in returned) == kind]
             if places:
