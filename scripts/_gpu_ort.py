@@ -56,6 +56,9 @@ def _compared(path: Path, model: str, rows: int, side: int, job: Job) -> dict[st
         for name in PEERS if compiles and model == pytorch.MODELS[0] else PEERS[:1]:
             _add(calls, failed, f"PyTorch, {name}", partial(_pytorch_call, model, rows, name, side, job.device))
         for name, options in OPTIONS.items():
+            if job.seconds_left < SECONDS_AT_LEAST:
+                failed[name] = "not measured: no time was left"
+                continue
             _add(calls, failed, name, partial(session_call, path, rows, options, job.device))
         times = interleaved_ms(calls, rounds=3 if job.small else 9, repeats=2 if job.small else max(5, 64 // rows))
     ours = {name: ms for name, ms in times.items() if not name.startswith("PyTorch")}
