@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -37,7 +38,7 @@ NUMPY_FROM_ORT = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
-ERRORS_ONLY = 3
+ERRORS_ONLY, FATAL_ONLY = 3, 4
 FP16_ROUNDS = (1, 30)
 """The first version whose CPU kernel rounds when it quantizes FP16; those before it truncate (onnxruntime pull request
 32452)."""
@@ -146,14 +147,10 @@ class OnnxRuntime(Runtime):
             )
         except Exception as error:  # onnxruntime's own errors share no base class below this one
             if wanted != "cpu":
+                _check_loaded(name, _providers_of_a_session_with_fallback(model, wanted, batch))
                 raise BackendUnavailable(f"onnxruntime cannot run {where} on {name}: {_first_line(error)}") from error
             raise BadInput(f"onnxruntime cannot run {where}: {_first_line(error)}") from error
-        active = session.get_providers()[0]
-        if active != name:
-            # A provider whose libraries fail to load is dropped silently (onnxruntime#25145).
-            raise BackendUnavailable(
-                f"expected onnxruntime to run on {name}, got {active}; its CUDA and cuDNN libraries did not load"
-            )
+        _check_loaded(name, session.get_providers())
         opened = cls(session, wanted, batch, model)
         opened._details = {"int8": int8} if int8 else {}
         return opened
@@ -218,6 +215,35 @@ def _providers(wanted: str, model: Path | bytes, batch: BatchRange | None) -> li
         return [PROVIDERS[wanted]]
     assert isinstance(model, Path)
     return [(tensorrt_provider.NAME, tensorrt_provider.tensorrt_settings(model, batch)), PROVIDERS["cuda"]]
+
+
+def _check_loaded(name: str, active: Sequence[str]) -> None:
+    """Check that a session's first provider is the one that was asked for: one whose libraries fail to load is dropped
+    silently (onnxruntime#25145).
+
+    Raises:
+        BackendUnavailable: it is another.
+    """
+    if active[0] != name:
+        raise BackendUnavailable(
+            f"expected onnxruntime to run on {name}, got {active[0]}; its CUDA and cuDNN libraries did not load: check "
+            "that nvidia-smi lists a GPU, and pip install 'onnxruntime-gpu[cuda,cudnn]', or PyTorch for the same CUDA"
+        )
+
+
+def _providers_of_a_session_with_fallback(model: Path | bytes, wanted: str, batch: BatchRange | None) -> list[str]:
+    """The providers that are left where the CPU may take their place, whose refusal else hides that one is missing; the
+    one asked for where no session can be made at all."""
+    options = ort.SessionOptions()
+    options.log_severity_level = FATAL_ONLY
+    try:
+        session = ort.InferenceSession(
+            _path_or_content(model), options, providers=_providers(wanted, model, batch), enable_fallback=0
+        )
+    except Exception:  # whatever it is, the first session's error says it
+        return [PROVIDERS[wanted][0]]
+    found: list[str] = session.get_providers()
+    return found
 
 
 def _spec(value: Any) -> TensorSpec:

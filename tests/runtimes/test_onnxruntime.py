@@ -105,8 +105,28 @@ def test_cuda_is_told_to_be_exact_once_its_libraries_are_loaded(
     with pytest.raises(BackendUnavailable, match="on CUDAExecutionProvider: no CUDA"):
         OnnxRuntime.open(tiny_model / "model.onnx", provider=provider)
     exact = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
-    assert told == ["the libraries", [("CUDAExecutionProvider", exact | more)]]
+    asked = [("CUDAExecutionProvider", exact | more)]
+    assert told == ["the libraries", asked, asked]
     assert capsys.readouterr().out == ""
+
+
+def test_libraries_that_do_not_load_are_named_and_not_the_fallback_that_hides_them(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As onnxruntime-gpu 1.31 does without cuBLAS: it drops the provider, and then says that the CPU was not allowed."""
+    real = onnxruntime.InferenceSession
+
+    def session(model: object, options: onnxruntime.SessionOptions, **_: object) -> object:
+        try:
+            options.get_session_config_entry("session.disable_cpu_ep_fallback")
+        except RuntimeError:  # it is not set
+            return real(model, options, providers=["CPUExecutionProvider"])
+        raise RuntimeError("fallback to CPU EP has been explicitly disabled by the user")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(BackendUnavailable, match="got CPUExecutionProvider; its CUDA and cuDNN libraries did not load"):
+        OnnxRuntime.open(tiny_model / "model.onnx", provider="cuda")
 
 
 def test_a_graph_that_lies_in_memory_runs_as_its_file_does(tiny_model: Path) -> None:
