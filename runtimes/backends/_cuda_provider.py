@@ -37,7 +37,7 @@ def load_libraries() -> None:
 
 
 @dataclass(frozen=True)
-class _Call:
+class BoundCall:
     """A binding to memory of one shape, which stays at its place as a graph needs it."""
 
     binding: Any
@@ -64,10 +64,17 @@ class GraphCalls:
         self._session = session
         self._outputs = outputs
         self._device = device
-        self._calls: dict[tuple[tuple[int, ...], ...], _Call] = {}
+        self._calls: dict[tuple[tuple[int, ...], ...], BoundCall] = {}
 
     def run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Outputs by name, as new arrays."""
+        call = self.placed(feeds)
+        self.launch(call)
+        # np.array copies: on the CPU `numpy` may hand out the very memory.
+        return {name: np.array(value.numpy()) for name, value in call.outputs.items()}
+
+    def placed(self, feeds: dict[str, NDArray[Any]]) -> BoundCall:
+        """The call for inputs of these shapes, with these inputs copied to their places on the device."""
         shapes = tuple(array.shape for array in feeds.values())
         call = self._calls.get(shapes)
         if call is not None:
@@ -78,12 +85,14 @@ class GraphCalls:
         else:
             call = self._call(feeds, NO_GRAPH)
         call.binding.synchronize_inputs()  # the copies run on another stream than the session (onnxruntime#32673)
+        return call
+
+    def launch(self, call: BoundCall) -> None:
+        """Run a call, and wait for it."""
         self._session.run_with_iobinding(call.binding, call.options)
         call.binding.synchronize_outputs()
-        # np.array copies: on the CPU `numpy` may hand out the very memory.
-        return {name: np.array(value.numpy()) for name, value in call.outputs.items()}
 
-    def _call(self, feeds: dict[str, NDArray[Any]], annotation: str) -> _Call:
+    def _call(self, feeds: dict[str, NDArray[Any]], annotation: str) -> BoundCall:
         binding, options = self._session.io_binding(), ort.RunOptions()
         options.add_run_config_entry("gpu_graph_annotation_id", annotation)
         # A copy: on the CPU the value is the very memory that it is made from.
@@ -101,4 +110,4 @@ class GraphCalls:
             binding.bind_ortvalue_input(name, value)
         for name, value in outputs.items():
             binding.bind_ortvalue_output(name, value)
-        return _Call(binding, inputs, outputs, options)
+        return BoundCall(binding, inputs, outputs, options)
