@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -217,6 +218,8 @@ class OnnxRuntime(Runtime):
         }
 
     def _prepared(self, feeds: dict[str, NDArray[Any]]) -> Callable[[], None]:
+        if self._graphs is not None:
+            return partial(self._graphs.launch, self._graphs.placed(feeds))
         return super()._prepared(feeds) if self._provider == "cpu" else self._prepared_bound(feeds, "cuda")
 
     def _prepared_bound(self, feeds: dict[str, NDArray[Any]], device: str) -> Callable[[], None]:
