@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, final
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
 
     from runtimes.bundle import Bundle
+    from runtimes.choice import Choice
     from runtimes.manifest import Manifest
+    from runtimes.preprocess import Preprocess
+    from runtimes.stream import AnyPicture, OutputStream
 
 
 class Runtime(ABC):
@@ -36,6 +40,12 @@ class Runtime(ABC):
 
     FILE: ClassVar[str]
     """The file of a bundle that this backend runs."""
+    tuning: Tuning = DEFAULT_TUNING
+    """How it was opened."""
+    preprocess: Preprocess | None = None
+    """The preprocessing of the bundle that it was opened from; None for a single model file."""
+    choice: Choice | None = None
+    """How `auto` came to this backend; None where it was named."""
     VARIANTS: ClassVar[tuple[str, ...]] = ()
     """Other ways to run the model, faster or less exact, that a benchmark measures too: names that `use` takes."""
 
@@ -45,6 +55,7 @@ class Runtime(ABC):
         self.batch = batch if batch is not None else _declared_batch(inputs)
         self._fed = tuple(_with_free_batch(spec) for spec in inputs)
         self._closed = False
+        self._streams: WeakSet[OutputStream] = WeakSet()
         self._process = os.getpid()
 
     @classmethod
@@ -201,7 +212,61 @@ class Runtime(ABC):
         return checked
 
     @final
+    def stream(
+        self, pictures: Iterable[AnyPicture], preprocess: Preprocess | None = None, *, batch: int | None = None
+    ) -> OutputStream:
+        """Run the model over pictures: the outputs by name of one batch after another, in the pictures' order.
+
+        Pictures are read and preprocessed in threads while the model runs, in bounded memory: two batches, and one
+        picture for each thread, are ready or on their way. The last batch may be smaller. Of pictures that a model
+        takes in any size, neighbours of equal size share a batch.
+
+        Args:
+            pictures: paths, pictures that Pillow opened, or arrays of uint8 (height, width, channels).
+            preprocess: None takes `self.preprocess`.
+            batch: how many pictures to run at once. None takes what the model is tuned for, up to 32; one where
+                pictures come in any size.
+
+        Raises:
+            BadInput: the model has no preprocessing and none is given, or takes more than pictures; `batch` is no
+                number of pictures. While it is iterated over, after the outputs of what came before: a picture cannot
+                be read, or is not for this model (named).
+            BackendUnavailable, ValueError: as `run`.
+        """
+        from runtimes.stream import OutputStream, batch_size, outputs_of_pictures
+
+        self._check_usable()
+        steps = self.preprocess if preprocess is None else preprocess
+        if steps is None:
+            raise BadInput(
+                "expected a model that knows its preprocessing, got a single file; open the bundle, or give preprocess"
+            )
+        if len(self.inputs) != 1:
+            raise BadInput(
+                f"expected a model with one input, of pictures, got {len(self.inputs)}; prepare arrays and use run"
+            )
+        if batch is not None and (type(batch) is not int or batch < 1):
+            raise BadInput(f"expected a batch of at least 1 picture, got {batch!r}; leave it out for the model's own")
+        found = OutputStream(self, outputs_of_pictures(self, pictures, steps, batch or batch_size(self)))
+        self._streams.add(found)
+        return found
+
+    def _run_each(self, batches: Iterator[dict[str, NDArray[Any]]]) -> Iterator[dict[str, NDArray[Any]]]:
+        """Run one batch after another, each of any number of rows, and yield the outputs in order.
+
+        A backend that can run several at a time overrides it; `batches` never raises, but blocks while pictures are
+        read.
+        """
+        return map(self.run, batches)
+
+    @final
     def _check_usable(self) -> None:
+        """Check that the model can be run.
+
+        Raises:
+            BackendUnavailable: another process opened it, of which this one is a fork.
+            ValueError: the runtime is closed.
+        """
         if self._closed:
             raise ValueError("the runtime is closed; open it again")
         if self._process != os.getpid():
@@ -227,6 +292,8 @@ class Runtime(ABC):
         parent."""
         if not self._closed:
             self._closed = True
+            for stream in list(self._streams):
+                stream.close()
             if self._process == os.getpid():
                 self._close()
 

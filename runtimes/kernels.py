@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-INTEGER_TARGETS = ("cpu", "cpu-safe")
-"""The targets of exports whose INT8 graphs processors run on integers; those for TensorRT are run as they are
-written."""
+MARK = {"kernels": "integers"}
+"""What an export writes into the metadata of a graph whose Q/DQ pairs a processor is to run on integers; others are run
+as they are written."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,16 @@ class KernelCount:
             and self.integer_additions >= promised.integer_additions
         ):
             return ""
-        return f"the bundle promises {promised}; this machine runs {self}"
+        ran = self.beside(promised)
+        return (
+            f"the bundle promises {promised}; {ran.integer_convolutions} convolutions and {ran.integer_additions} "
+            "additions ran there"
+        )
+
+    def beside(self, promised: KernelCount) -> KernelCount:
+        """What ran on integers, of the convolutions and additions that a bundle counts: a backend may count others as
+        additions, such as those of batch norms."""
+        return replace(self, convolutions=promised.convolutions, additions=promised.additions)
 
     def __str__(self) -> str:
         return (

@@ -63,7 +63,11 @@ _data = option_group("Data")
     help="Number of images, spread evenly over the classes.  [default: all]",
 )
 @backend_group(
-    "--backend", default="onnxruntime", show_default=True, metavar="NAME", help="Backend that runs the model."
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    metavar="NAME|auto",
+    help="Backend that runs the model; auto takes the fastest that bench measured.",
 )
 @provider_option
 @threads_option
@@ -131,6 +135,9 @@ def evaluate(bundle: Path, **options: Any) -> None:
         trusted = options["trust_engines"]
         with open_runtime(opened, backend, provider=provider, trust_engine=trusted, tuning=tuning) as runtime:
             provider = runtime.provider
+            if runtime.choice is not None:
+                backend = runtime.choice.backend
+                progress(f"auto chose {runtime.choice}")
             opening = _opening(resume, opened, backend, runtime, source)
             found = _evaluate(opened, runtime, source, opening, progress, pairs)
     paired = pairs.comparison() if pairs is not None else None

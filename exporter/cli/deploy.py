@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from exporter.cli._bench import bench
 from exporter.cli._build import build
 from exporter.cli._check import check
 from exporter.cli._common import echo_json, echo_lines, run_command
@@ -23,11 +24,13 @@ from exporter.cli._options import (
     trust_option,
 )
 from runtimes.errors import BadInput
+from runtimes.printable import printable
 
 EPILOG = """\b
 Exit codes: 0 done and within budget, 1 failed, 2 wrong usage,
             3 something needed is missing, 4 out of the parity budget,
-            undecided, or less accurate than --min-top1."""
+            undecided, less accurate than --min-top1, or slower than
+            --min-speedup."""
 
 
 @click.group(epilog=EPILOG)
@@ -41,6 +44,7 @@ def main() -> None:
     run_command(command)
 
 
+command.add_command(bench)
 command.add_command(build)
 command.add_command(check)
 command.add_command(evaluate)
@@ -51,7 +55,11 @@ command.add_command(inspect)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @backend_group(
-    "--backend", default="onnxruntime", show_default=True, metavar="NAME", help="Backend that runs the model."
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    metavar="NAME|auto",
+    help="Backend that runs the model; auto takes the fastest that bench measured.",
 )
 @provider_option
 @threads_option
@@ -67,7 +75,6 @@ def run(bundle: Path, images: tuple[Path, ...], **options: Any) -> None:
     """
     from runtimes import Bundle, open_runtime
     from runtimes.classify import check_classifier, classify
-    from runtimes.picture_file import open_picture
 
     opened = Bundle.open(bundle)
     check_classifier(opened.manifest.outputs)
@@ -77,8 +84,9 @@ def run(bundle: Path, images: tuple[Path, ...], **options: Any) -> None:
     backend, provider, tuning = options["backend"], options["provider"], options["tuning"]
     trusted = options["trust_engines"]
     with open_runtime(opened, backend, provider=provider, trust_engine=trusted, tuning=tuning) as runtime:
-        pictures = map(open_picture, images)
-        found = classify(runtime, opened.manifest.preprocess, pictures, labels=opened.labels, top=options["top"])
+        if runtime.choice is not None:
+            click.echo(f"auto chose {printable(str(runtime.choice))}", err=True)
+        found = classify(runtime, opened.manifest.preprocess, images, labels=opened.labels, top=options["top"])
     if options["as_json"]:
         answers = zip(images, found, strict=True)
         return echo_json({str(path): [asdict(one) for one in predictions] for path, predictions in answers})

@@ -52,7 +52,7 @@ class Findings:
         table: the calibrated ranges; None where the precision needs none.
         drift: None for a network whose blocks cannot be told.
         sensitivity: what INT8 costs in each block; None for another precision.
-        mixed: which blocks are in FP16; None where that was not asked for.
+        mixed: which blocks are in float; None where that was not asked for.
     """
 
     table: CalibrationTable | None
@@ -123,7 +123,7 @@ def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, fou
         calibration=_calibration_facts(table) if table else None,
         sensitivity=found.sensitivity,
         mixed=found.mixed,
-        kernels=kernel_count(model) if plan.lowering_request.runs_on_integers else None,
+        kernels=kernel_count(model) if plan.lowering_request.promises_integers else None,
         asked=Asked(plan.seed, plan.calibrator, plan.calibration_images, plan.proof_images, dict(plan.budget)),
     )
 

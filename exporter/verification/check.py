@@ -124,9 +124,11 @@ def _check_backend(task: _Task, timeout_s: float | None) -> BackendCheck:
     if ran is None:
         return BackendCheck(task.backend, verdict, reason, None, seconds)
     answer, kernels = ran
-    found = replace(check_from_answer(task.backend, answer, seconds), kernels=kernels)
-    promised = task.plan.bundle.manifest.kernels
-    missing = kernels.shortfall(promised) if kernels is not None and promised is not None else ""
+    found, promised = check_from_answer(task.backend, answer, seconds), task.plan.bundle.manifest.kernels
+    if kernels is None or promised is None:
+        return found
+    missing = kernels.shortfall(promised)
+    found = replace(found, kernels=kernels.beside(promised))
     return replace(found, verdict="failed", reason=missing) if missing and found.verdict == "ok" else found
 
 

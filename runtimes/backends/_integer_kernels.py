@@ -9,19 +9,20 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from runtimes.kernels import INTEGER_TARGETS, KernelCount
+from runtimes.kernels import MARK, KernelCount
 from runtimes.onnx_metadata import metadata_of
 from runtimes.processor import processor
 from runtimes.specs import PICTURE_SIDES, TensorSpec
 
 CONVOLUTIONS = ("Conv", "FusedConv", "NhwcFusedConv")
 INTEGER_CONVOLUTIONS, INTEGER_ADDITIONS = ("QLinearConv", "ConvInteger"), ("QLinearAdd",)
+SIMULATED = "simulated as a GPU computes it, for TensorRT; --target cpu runs on integers"
 KERNEL = "_kernel_time"
 """End of the names of a profile's events that are runs of kernels."""
 
 
-def set_quantization(options: ort.SessionOptions, model: Path | bytes) -> bool:
-    """Set how a session on the CPU runs Q/DQ pairs; returns whether on integers.
+def set_quantization(options: ort.SessionOptions, model: Path | bytes) -> str:
+    """Set how a session on the CPU runs Q/DQ pairs; says it in words, where the file says what it was exported for.
 
     The pairs of a graph for processors become integer kernels. Where these would add two products in 16 bits, and
     saturate, they are told to be exact, at some cost in time (`session.x64quantprecision`, which changes nothing
@@ -31,12 +32,14 @@ def set_quantization(options: ort.SessionOptions, model: Path | bytes) -> bool:
     two), older ones and those of others do: onnxruntime turns biases inside of convolutions into INT32 with a scale of
     FP16, which overflows, and its fusions of pairs change the answer (measured: by up to 5 dB of SQNR).
     """
-    on_integers = metadata_of(model).get("target") in INTEGER_TARGETS
-    if on_integers and not processor().has_int8_dot:
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    if not on_integers:
+    metadata = metadata_of(model)
+    if not MARK.items() <= metadata.items():
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    return on_integers
+        return SIMULATED if metadata.get("precision") == "int8" else ""
+    if processor().has_int8_dot:
+        return "on integers"
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    return "on integers, by kernels that do not overflow without VNNI"
 
 
 def count_kernels(model: Path, inputs: tuple[TensorSpec, ...], rows: int) -> KernelCount:

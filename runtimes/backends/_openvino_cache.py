@@ -30,12 +30,12 @@ class Compiled:
 
     Attributes:
         memory: what the model reads its weights from, so it must live as long; None where it has memory of its own.
-        said: where it is kept, or why it is not, in words.
+        not_kept: why it is not, in words; empty where it is.
     """
 
     model: ov.CompiledModel
     memory: NDArray[np.uint8] | None
-    said: str
+    not_kept: str = ""
 
 
 def model_from_onnx(path: Path) -> ov.Model:
@@ -73,7 +73,7 @@ def compile_cached(
     try:
         folder = private_folder(home_folder("XDG_CACHE_HOME", ".cache"), *FOLDERS, sha256_of_file(path), remedy=REMEDY)
     except BackendUnavailable as error:
-        return Compiled(core.compile_model(model_from_onnx(path), device, dict(settings)), None, f"none: {error}")
+        return Compiled(core.compile_model(model_from_onnx(path), device, dict(settings)), None, str(error))
     kept = folder / _name(core, device, graph)
     loaded = _load(core, kept, device, settings)
     if loaded is not None:
@@ -82,10 +82,10 @@ def compile_cached(
     try:
         _write(kept, bytes(model.export_model().getbuffer()))
     except OSError as error:
-        return Compiled(model, None, f"none: cannot write {kept}: {error.strerror}; {REMEDY}")
+        return Compiled(model, None, f"cannot write {kept}: {error.strerror}; {REMEDY}")
     except RuntimeError:
-        return Compiled(model, None, f"none: {device} cannot export models")
-    return Compiled(model, None, str(kept))
+        return Compiled(model, None, f"{device} cannot export models")
+    return Compiled(model, None)
 
 
 def _name(core: ov.Core, device: str, graph: Mapping[str, Any]) -> str:
@@ -107,7 +107,7 @@ def _load(core: ov.Core, kept: Path, device: str, settings: Mapping[str, Any]) -
         blob, digest = mapped[:-DIGEST_BYTES], mapped[-DIGEST_BYTES:].tobytes()
         if hashlib.sha256(blob.data).digest() != digest:
             return None
-        return Compiled(core.import_model(ov.Tensor(blob, shared_memory=True), device, dict(settings)), blob, str(kept))
+        return Compiled(core.import_model(ov.Tensor(blob, shared_memory=True), device, dict(settings)), blob)
     except (OSError, ValueError, RuntimeError):  # missing, empty, or not this OpenVINO's
         return None
 

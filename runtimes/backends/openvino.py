@@ -15,7 +15,7 @@ from runtimes.backends._openvino_package import ov
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput
-from runtimes.kernels import INTEGER_TARGETS, KernelCount
+from runtimes.kernels import MARK, KernelCount
 from runtimes.onnx_metadata import metadata_of
 from runtimes.parity.budget import Budget
 from runtimes.processor import processor
@@ -42,7 +42,7 @@ class OpenVinoRuntime(Runtime):
         super().__init__([_spec(port) for port in model.inputs], [_spec(port) for port in model.outputs], batch)
         self._request, self._model, self._memory = model.create_infer_request(), model, compiled.memory
         self._names = [spec.name for spec in self.outputs]
-        self._path, self._plan, self._kept = path, plan, compiled.said
+        self._path, self._plan, self._not_kept = path, plan, compiled.not_kept
 
     @classmethod
     def open(
@@ -111,7 +111,7 @@ class OpenVinoRuntime(Runtime):
             "precision": self._plan.said,
             "convolutions": ", ".join(f"{count} in {name}" for name, count in sorted(types.items())),
             **{name: str(self._model.get_property(key)) for name, key in told.items()},
-            "cache": self._kept,
+            **({"cache": f"none: {self._not_kept}"} if self._not_kept else {}),
         }
 
     def kernels(self) -> KernelCount | None:
@@ -217,7 +217,7 @@ def _plan(device: str, capabilities: Collection[str], metadata: Mapping[str, str
     SQNR in place of 36.9, with AVX-512 and AVX2).
     """
     precision, has_bf16 = metadata.get("precision", ""), "BF16" in capabilities
-    saturates = device == "CPU" and not processor().has_int8_dot and metadata.get("target") not in INTEGER_TARGETS
+    saturates = device == "CPU" and not processor().has_int8_dot and not MARK.items() <= metadata.items()
     bf16 = has_bf16 and precision != "int8" and budget is not None and _allows_bf16(budget)
     said = {
         "fp16": "f32, from weights in FP16",

@@ -10,7 +10,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
@@ -36,7 +35,14 @@ class PyTorchRuntime(Runtime):
     VARIANTS = ("bf16", "compile", "compile-bf16")
     """By PyTorch's autocast in BF16, by torch.compile (TorchInductor, which needs a C++ compiler), and by both."""
 
-    def __init__(self, program: ExportedProgram, names: Sequence[str], provider: str, batch: BatchRange | None) -> None:
+    def __init__(
+        self,
+        program: ExportedProgram,
+        names: Sequence[str],
+        provider: str,
+        batch: BatchRange | None,
+        threads: int,
+    ) -> None:
         inputs, outputs = _values(program)
         super().__init__(
             [_spec(INPUT, inputs[0])], [_spec(name, value) for name, value in zip(names, outputs, strict=True)], batch
@@ -48,6 +54,7 @@ class PyTorchRuntime(Runtime):
         self._provider = provider
         self._call: Callable[..., Any] = self._module
         self._variant = ""
+        self._threads = threads
 
     @classmethod
     def open(
@@ -66,7 +73,7 @@ class PyTorchRuntime(Runtime):
                 "pytorch sees no CUDA device; use --provider cpu, or install a driver for this build of torch"
             )
         program, names = program_from_file(path)
-        return cls(program, names, device, batch)
+        return cls(program, names, device, batch, tuning.cores)
 
     @classmethod
     def providers(cls) -> tuple[str, ...]:
@@ -81,8 +88,10 @@ class PyTorchRuntime(Runtime):
         with self._settings():
             result = self._call(*tensors)
         outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
+        # A copy on the CPU too, where an output may lie in the same memory as an input.
         return {
-            spec.name: np.array(value.float().cpu().numpy()) for spec, value in zip(self.outputs, outputs, strict=True)
+            spec.name: value.float().to("cpu", copy=True).numpy()
+            for spec, value in zip(self.outputs, outputs, strict=True)
         }
 
     def _prepared(self, feeds: dict[str, NDArray[Any]]) -> Callable[[], None]:
@@ -113,6 +122,7 @@ class PyTorchRuntime(Runtime):
         with (
             torch.inference_mode(),
             _true_fp32(),
+            _threads(self._threads),
             torch.autocast(self._provider, torch.bfloat16) if bf16 else nullcontext(),
         ):
             yield
@@ -160,9 +170,26 @@ def _silent_loader() -> Iterator[None]:
 
 @contextmanager
 def _true_fp32() -> Iterator[None]:
-    """Turn off TF32, which cuDNN's convolutions use by default; matrix products do not since torch 1.12."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    """Turn off TF32, which cuDNN's convolutions use by default, and matrix products where a program asked for it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute on `count` threads. PyTorch has one number for all of a process, so it is put back: that takes less than
+    a microsecond."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
         yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _has_bf16(provider: str) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import math
 import re
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import cycle, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from runtimes._open import backend_class, open_runtime
 from runtimes.base import Runtime
-from runtimes.benchmark.results import Answers, Contender, Line
+from runtimes.benchmark.results import THROUGHPUT, Answers, Contender, Line
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable
 from runtimes.parity.evidence import compare_backend
@@ -26,6 +28,8 @@ from runtimes.tuning import Tuning
 
 WINDOW, STEADY = 3, 0.05
 """Warmed up: the median time of the last three calls is that of the three before it, but for 5 %."""
+LEAST_BATCHES = 4
+"""Of a stream: of fewer, filling and emptying it would be most of the time."""
 STATUS = Path("/proc/self/status")
 
 
@@ -69,7 +73,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Calls before anything counts, and whether their time had settled."""
+    """Calls before anything counts, and whether their time had settled, or as many were asked for."""
 
     calls: int
     seconds: float
@@ -83,7 +87,7 @@ class Measurement:
         self._task = task
         self._runtime: Runtime | None = None
         self._calls: dict[tuple[Line, int], Callable[[], int]] = {}
-        self._per_call: dict[tuple[Line, int], float] = {}
+        self._per_batch: dict[tuple[Line, int], float] = {}
 
     def open(self) -> Opened:
         """Open the runtime, and hold its answers to the golden inputs against the reference's.
@@ -101,10 +105,10 @@ class Measurement:
             contender.backend,
             provider=contender.provider,
             trust_engine=self._task.trust_engines,
-            tuning=self._task.tuning,
+            tuning=replace(self._task.tuning, hint="throughput") if self._many else self._task.tuning,
         )
         self._runtime = runtime
-        if contender.variant:
+        if contender.variant and not self._many:
             runtime.use(contender.variant)
         loaded = time.perf_counter()
         answers, after = self._answers(), _free_device_memory(contender.provider)
@@ -127,14 +131,14 @@ class Measurement:
             start = time.perf_counter()
             call()
             taken.append(time.perf_counter() - start)
-        self._per_call[job.line, job.batch] = statistics.median(taken[-WINDOW:])
-        return WarmUp(len(taken), sum(taken), _settled(taken))
+        if self._is_stream(job):
+            self._per_batch[job.line, job.batch] = statistics.median(taken[-WINDOW:]) / LEAST_BATCHES
+        return WarmUp(len(taken), sum(taken), calls is not None or _settled(taken))
 
     def measure(self, job: Job) -> tuple[float, tuple[float, ...]]:
         """Images a second, and the seconds of each call.
 
-        A call of the line `files` is one stream of pictures; it is as long as the measurement should be, since starting
-        to overlap takes time.
+        A stream is one call, as long as the measurement should be: starting to overlap takes time.
         """
         call, images = self._call(job), 0
         taken: list[float] = []
@@ -145,7 +149,7 @@ class Measurement:
                 start = time.perf_counter()
                 images += call()
                 taken.append(time.perf_counter() - start)
-                if job.line == "files":
+                if self._is_stream(job):
                     break
         finally:
             gc.enable()
@@ -180,19 +184,27 @@ class Measurement:
         assert self._runtime is not None, "open it first"
         return self._runtime
 
+    def _is_stream(self, job: Job) -> bool:
+        return job.line == "files" or (job.line == "copies" and self._many)
+
+    @property
+    def _many(self) -> bool:
+        """Does it take several batches at a time?"""
+        return self._task.contender.variant == THROUGHPUT
+
     def _call(self, job: Job) -> Callable[[], int]:
         """What is timed: it returns how many images it ran."""
         if job.line == "files":
             return self._stream_call(job)
+        if job.line == "copies" and self._many:
+            return self._many_call(job)
         key = (job.line, job.batch)
         if key not in self._calls:
             self._calls[key] = self._array_call(job)
         return self._calls[key]
 
     def _array_call(self, job: Job) -> Callable[[], int]:
-        runtime, bundle = self._opened, self._task.bundle
-        inputs = evidence_for(runtime, golden_evidence(bundle), bundle).inputs
-        feeds = {runtime.inputs[0].name: repeated(inputs, job.batch)}
+        runtime, feeds = self._opened, self._feeds(job.batch)
         prepared = runtime.prepared(feeds) if job.line == "device" else None
 
         def call() -> int:
@@ -204,8 +216,35 @@ class Measurement:
 
         return call
 
+    def _feeds(self, batch: int) -> dict[str, NDArray[Any]]:
+        runtime, bundle = self._opened, self._task.bundle
+        inputs = evidence_for(runtime, golden_evidence(bundle), bundle).inputs
+        return {runtime.inputs[0].name: repeated(inputs, batch)}
+
+    def _batches(self, job: Job) -> int:
+        """How many batches a stream needs to take as long as the measurement should, by those of the warm-up."""
+        taken = self._per_batch.get((job.line, job.batch), job.seconds)
+        return max(LEAST_BATCHES, math.ceil(job.seconds / taken))
+
+    def _many_call(self, job: Job) -> Callable[[], int]:
+        runtime, feeds, count = self._opened, self._feeds(job.batch), self._batches(job)
+
+        def call() -> int:
+            for _ in runtime._run_each(repeat(feeds, count)):
+                pass
+            return count * job.batch
+
+        return call
+
     def _stream_call(self, job: Job) -> Callable[[], int]:
-        raise NotImplementedError
+        pictures = list(islice(cycle(self._task.pictures), self._batches(job) * job.batch))
+
+        def call() -> int:
+            for _ in self._opened.stream(pictures, batch=job.batch):
+                pass
+            return len(pictures)
+
+        return call
 
 
 def repeated(inputs: NDArray[Any], count: int) -> NDArray[Any]:

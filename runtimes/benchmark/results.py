@@ -20,6 +20,8 @@ from runtimes.tuning import Hint
 SCHEMA_VERSION = 1
 LARGEST_FILE = 64 << 20
 Line = Literal["device", "copies", "files"]
+THROUGHPUT = "throughput"
+"""The variant of a backend that takes several batches at a time: `open_runtime` with Tuning(hint="throughput")."""
 LINES: dict[Line, str] = {
     "device": "device alone: inputs and outputs stay where the model runs",
     "copies": "with copies: arrays in, arrays out (Runtime.run)",

@@ -246,7 +246,8 @@ def test_the_command_says_which_convolutions_stay_in_fp16_and_inspect_says_so_bl
     assert ran.code == 0
     said = " ".join(ran.err.split())  # a terminal's width breaks lines
     assert (
-        "left out: 16 of 36 convolutions stay in FP16, layer1.0.se.fc1 the first: its input is one pooled pixel" in said
+        "left out: 16 of 36 convolutions stay in float, layer1.0.se.fc1 the first: its input is one pooled pixel"
+        in said
     )
     assert json.loads(Path("out/manifest.json").read_text(encoding="utf-8"))["versions"]["timm"] == timm.__version__
     shown = run_main(deploy_cli.main, ["inspect", "out/model.onnx"], capsys, monkeypatch)

@@ -62,11 +62,10 @@ def bench(plan: BenchPlan, say: Progress = silent) -> Result:
             say(f"open {station.task.contender.name} for {station.task.bundle.manifest.name}")
             station.open(tuple(_jobs(plan, station.task.bundle)))
             station.warm_up(plan.warm_up)
+        before = _roofs(stations, plan.tuning.cores, say)
         _rounds(plan, stations, say)
+        after = _roofs(stations, plan.tuning.cores, say)
         entries = [remarks_on(station.finish(), station.task.bundle.manifest) for station in stations]
-    say("multiply matrices for the machine's own peak")
-    providers = sorted({"cpu" if one.contender.provider == "cpu" else "cuda" for one in entries if one.ok})
-    roofs = [roof for provider in providers for roof in _roofs(provider, plan.tuning.cores)]
     bundles = tuple(map(bundle_facts, plan.bundles))
     series = [timing.images_per_s for one in entries for timing in one.timings]
     return Result(
@@ -82,8 +81,8 @@ def bench(plan: BenchPlan, say: Progress = silent) -> Result:
         ),
         bundles=bundles,
         entries=(*entries, *missing),
-        winners=tuple(winner for bundle in bundles for winner in _winners(bundle, entries)),
-        roofs=tuple(roofs),
+        winners=tuple(winner for bundle in bundles for winner in winners_of(bundle, entries)),
+        roofs=highest((*before, *after)),
         variation=statistics.median(map(variation, series)) if series else 0.0,
         drift=drift(series),
     )
@@ -149,31 +148,42 @@ def _rounds(plan: BenchPlan, stations: Sequence[Station], say: Progress) -> None
                 station.measure(job)
 
 
-def _roofs(provider: str, threads: int) -> list[Roof]:
-    """The best rate of each type, of all libraries that are here."""
-    best: dict[str, Roof] = {}
-    for library in library_names():
-        found = run_in_own_process(_multiply, library, provider, threads)
-        for roof in found.value or ():
-            if roof.dtype not in best or roof.macs_per_s > best[roof.dtype].macs_per_s:
-                best[roof.dtype] = roof
-    return list(best.values())
+def _roofs(stations: Sequence[Station], threads: int, say: Progress) -> tuple[Roof, ...]:
+    """What every library that is here reaches, on each kind of device that something runs on."""
+    say("multiply matrices for the machine's own peak")
+    here = {"cpu" if one.entry.contender.provider == "cpu" else "cuda" for one in stations if one.ok}
+    return tuple(
+        roof
+        for provider in sorted(here)
+        for library in library_names()
+        for roof in run_in_own_process(_multiply, library, provider, threads).value or ()
+    )
+
+
+def highest(roofs: Sequence[Roof]) -> tuple[Roof, ...]:
+    """The best of each type and device. It is measured before and after the rounds, since a machine drifts."""
+    best: dict[tuple[str, str], Roof] = {}
+    for roof in sorted(roofs, key=lambda one: one.macs_per_s):
+        best[roof.provider, roof.dtype] = roof
+    return tuple(best[key] for key in sorted(best))
 
 
 def _multiply(library: str, provider: str, threads: int) -> tuple[Verdict, tuple[Roof, ...]]:
     return "ok", measure_roofs(library, provider, threads)
 
 
-def _winners(bundle: BundleFacts, entries: Sequence[Entry]) -> Iterator[Winner]:
+def winners_of(bundle: BundleFacts, entries: Sequence[Entry]) -> Iterator[Winner]:
     """The fastest at the smallest batch that all have, and with the most images a second; with copies."""
     able = [one for one in entries if one.contender.bundle == bundle.folder and one.can_win and one.of_line("copies")]
     if len(able) < 2:
         return
     common = set.intersection(*({one.batch for one in entry.of_line("copies")} for entry in able))
-    if common:
+    if common and sum(one.latency is not None for one in able) > 1:
         at = min(common)
         rates = {
-            one.contender.name: next(t.images_per_s for t in one.of_line("copies") if t.batch == at) for one in able
+            one.contender.name: next(timing.images_per_s for timing in one.of_line("copies") if timing.batch == at)
+            for one in able
+            if one.latency is not None
         }
         yield Winner(bundle.folder, "latency", decide(rates))
     yield Winner(bundle.folder, "throughput", decide({one.contender.name: one.fastest().images_per_s for one in able}))

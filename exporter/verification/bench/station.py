@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from exporter.verification.own_process import Outcome, OwnProcess
 from runtimes.benchmark.measure import Job, Measurement, Opened, Task, WarmUp
-from runtimes.benchmark.results import Contender, Entry, Latency, Line, Timing
+from runtimes.benchmark.results import THROUGHPUT, Contender, Entry, Latency, Line, Timing
 from runtimes.benchmark.statistics import percentiles
 
 
@@ -106,7 +106,7 @@ class Station:
 
     def _latency(self, batch: int) -> Latency | None:
         calls = self.calls.get(("copies", batch))
-        if not calls:
+        if not calls or self.task.contender.variant == THROUGHPUT:  # of which each batch may wait for others
             return None
         return Latency(batch, len(calls), tuple(round(1e3 * one, 5) for one in percentiles(calls)))
 
@@ -128,9 +128,12 @@ def contenders_of(bundle: str, backend: str, provider: str | None, *, variants: 
         BackendUnavailable: it is not here.
     """
     from runtimes._open import backend_class
+    from runtimes.base import Runtime
 
     kind = backend_class(backend)
     kind.check_here()
     providers = (provider,) if provider is not None else kind.providers() or (None,)
-    names = ("", *(kind.VARIANTS if variants else ()))
+    names = ["", *(kind.VARIANTS if variants else ())]
+    if kind._run_each is not Runtime._run_each:  # it can run several batches at a time
+        names.append(THROUGHPUT)
     return [Contender(bundle, backend, where, name) for where in providers for name in names]
