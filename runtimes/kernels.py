@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-INTEGER_TARGETS = ("cpu", "cpu-safe")
-"""The targets of exports whose INT8 graphs processors run on integers; those for TensorRT are run as they are
-written."""
+MARK = {"kernels": "integers"}
+"""What an export writes into the metadata of a graph whose Q/DQ pairs a processor is to run on integers; others are run
+as they are written."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from calibration.collect import collect
 from calibration.observers import find_observer
 from exporter.lowering.precisions import int8
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.kernels import KernelCount
+from runtimes.kernels import MARK, KernelCount
 
 
 def lowered(model: onnx.ModelProto, target: str = "cpu", float_nodes: Sequence[str] = ()) -> onnx.ModelProto:
@@ -26,7 +26,7 @@ def lowered(model: onnx.ModelProto, target: str = "cpu", float_nodes: Sequence[s
 
 def run_file(model: onnx.ModelProto, folder: Path, target: str = "cpu") -> tuple[dict[str, NDArray[Any]], KernelCount]:
     """What onnxruntime gives for `INPUTS`, of a file that says what it is for, and what it ran on integers."""
-    onnx.helper.set_model_props(model, {"target": target})
+    onnx.helper.set_model_props(model, {"precision": "int8", **(MARK if target == "cpu" else {})})
     onnx.save(model, folder / "model.onnx")
     with OnnxRuntime.open(folder / "model.onnx") as runtime:
         kernels = runtime.kernels()

@@ -16,7 +16,6 @@ from exporter.lowering.qdq.targets import DEFAULT_TARGET
 from exporter.verification.report.lines import accuracy_line, parity_lines
 from runtimes._plugins import needed_for
 from runtimes.errors import ResnetExportError
-from runtimes.kernels import INTEGER_TARGETS
 
 if TYPE_CHECKING:
     from exporter.lowering.qdq.lint import BlockReport, QdqReport
@@ -85,8 +84,7 @@ def _inspect_onnx(path: Path, target: str | None, *, as_json: bool) -> None:
         from exporter.lowering.registry import load_target
     model = model_from_file(path)
     target = target or next((one.value for one in model.metadata_props if one.key == "target"), DEFAULT_TARGET)
-    load_target(target)
-    on_processor = target in INTEGER_TARGETS
+    on_processor = load_target(target).ON_INTEGERS
     facts, report = graph_facts(model), lint_for_processors(model) if on_processor else lint(model)
     opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     if as_json:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from calibration import FEWEST_IMAGES
 from exporter.lowering.qdq.targets import DEFAULT_TARGET
-from exporter.lowering.registry import precision_names, target_names
+from exporter.lowering.registry import load_target, precision_names, target_names
 from runtimes.errors import BadInput, PlanError, UnknownName
-from runtimes.kernels import INTEGER_TARGETS
 
 CALIBRATED = ("int8",)
 """The precisions that need ranges of activations."""
@@ -73,6 +72,10 @@ class LoweringRequest:
         return self.precision in CALIBRATED
 
     @property
-    def runs_on_integers(self) -> bool:
-        """Whether a processor runs the graph on integers, as it is promised by its target."""
-        return self.is_calibrated and self.target in INTEGER_TARGETS
+    def promises_integers(self) -> bool:
+        """Whether a processor is to run the graph on integers.
+
+        Raises:
+            BackendUnavailable: a package that the target needs is missing.
+        """
+        return self.is_calibrated and load_target(self.target).ON_INTEGERS

@@ -44,6 +44,7 @@ from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.backends.pytorch import PyTorchRuntime
 from runtimes.bundle_writing import check_rejected, keep_rejected, staging_folder
 from runtimes.errors import LowerError, ParityError, PlanError
+from runtimes.kernels import MARK
 from runtimes.manifest import Manifest
 from runtimes.parity.budget import Budget
 from runtimes.preprocess import Preprocess
@@ -129,7 +130,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             graphs = Graphs(clean, _simulation(folder, model, precision))
             candidate = Candidate(folder, graphs, plan.batch, precision.runs_on(model), form.any_size)
             proof, images, golden = _prove(candidate, images, loaded.preprocess, budget, progress)
-            if plan.lowering_request.runs_on_integers:
+            if plan.lowering_request.promises_integers:
                 _check_kernels(folder, model)
             held_to = partial(budget_for, plan, loaded)
             lowering = Lowering(graphs, float_graph, lowered, calibration, plan, resize, held_to)
@@ -186,9 +187,11 @@ def _graph_form(plan: ExportPlan, loaded: LoadedModel) -> GraphForm:
 
 
 def _save(folder: Path, model: onnx.ModelProto, plan: ExportPlan) -> None:
-    """Write `model.onnx`, with its precision and its target for readers who get only the file."""
-    target = {"target": plan.target} if plan.lowering_request.is_calibrated else {}
-    onnx.helper.set_model_props(model, {"precision": plan.precision, **target})
+    """Write `model.onnx`, with what a reader has to know who gets only the file."""
+    props = {"precision": plan.precision}
+    if plan.lowering_request.is_calibrated:
+        props |= {"target": plan.target} | (MARK if plan.lowering_request.promises_integers else {})
+    onnx.helper.set_model_props(model, props)
     onnx.save(model, folder / "model.onnx")
 
 

@@ -123,7 +123,7 @@ def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, fou
         calibration=_calibration_facts(table) if table else None,
         sensitivity=found.sensitivity,
         mixed=found.mixed,
-        kernels=kernel_count(model) if plan.lowering_request.runs_on_integers else None,
+        kernels=kernel_count(model) if plan.lowering_request.promises_integers else None,
         asked=Asked(plan.seed, plan.calibrator, plan.calibration_images, plan.proof_images, dict(plan.budget)),
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from runtimes.kernels import INTEGER_TARGETS, KernelCount
+from runtimes.kernels import MARK, KernelCount
 from runtimes.onnx_metadata import metadata_of
 from runtimes.processor import processor
 from runtimes.specs import PICTURE_SIDES, TensorSpec
@@ -32,10 +32,10 @@ def set_quantization(options: ort.SessionOptions, model: Path | bytes) -> str:
     two), older ones and those of others do: onnxruntime turns biases inside of convolutions into INT32 with a scale of
     FP16, which overflows, and its fusions of pairs change the answer (measured: by up to 5 dB of SQNR).
     """
-    target = metadata_of(model).get("target")
-    if target not in INTEGER_TARGETS:
+    metadata = metadata_of(model)
+    if not MARK.items() <= metadata.items():
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-        return SIMULATED if target else ""
+        return SIMULATED if metadata.get("precision") == "int8" else ""
     if processor().has_int8_dot:
         return "on integers"
     options.add_session_config_entry("session.x64quantprecision", "1")

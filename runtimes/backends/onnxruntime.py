@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from runtimes.backends import _cuda_provider as cuda_provider
 from runtimes.backends import _tensorrt_provider as tensorrt_provider
 from runtimes.backends._integer_kernels import count_kernels, set_quantization
 from runtimes.base import Runtime
@@ -20,10 +21,11 @@ from runtimes.preprocess import takes_any_size
 from runtimes.specs import BatchRange, TensorSpec
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
-# TF32 is off: it keeps ten bits of mantissa, so a "float32" answer would differ from the reference in the third digit.
 PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     "cpu": ("CPUExecutionProvider", {}),
-    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}),
+    "cuda": (cuda_provider.NAME, cuda_provider.EXACT),
+    "cuda-nhwc": (cuda_provider.NAME, cuda_provider.NHWC),
+    "cuda-graph": (cuda_provider.NAME, cuda_provider.GRAPH),
     "tensorrt": (tensorrt_provider.NAME, {}),
 }
 NUMPY_FROM_ORT = {
@@ -36,15 +38,18 @@ NUMPY_FROM_ORT = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
-ERRORS_ONLY = 3
+ERRORS_ONLY, FATAL_ONLY = 3, 4
 FP16_ROUNDS = (1, 30)
 """The first version whose CPU kernel rounds when it quantizes FP16; those before it truncate (onnxruntime pull request
 32452)."""
 
 
-VERSION = tuple(int(part) for part in ort.__version__.split(".")[:2])
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in ort.__version__.split(".")[:2])
+
+
 SPINNING = (
-    ("session.intra_op.spin_duration_us", "50") if VERSION >= (1, 26) else ("session.intra_op.allow_spinning", "0")
+    ("session.intra_op.spin_duration_us", "50") if _version() >= (1, 26) else ("session.intra_op.allow_spinning", "0")
 )
 """How long a thread without work looks for some before it sleeps. 50 us last from one operator to the next: as fast as
 onnxruntime's own wait, which is a hundred times longer, where nothing else runs (measured: 2 % faster than none), and
@@ -57,7 +62,7 @@ def rounds_fp16() -> bool:
     If not, it is wrong by up to one step at every Q/DQ pair (measured on a ResNet-20: 18.9 dB of SQNR instead of 36.9).
     Graphs with FP32 scales, as in a simulation, run rightly in any version.
     """
-    return VERSION >= FP16_ROUNDS
+    return _version() >= FP16_ROUNDS
 
 
 def check_rounding() -> None:
@@ -90,6 +95,7 @@ class OnnxRuntime(Runtime):
         self._provider = provider
         self._details: dict[str, str] = {}
         self._path = model if isinstance(model, Path) else None
+        self._graphs = cuda_provider.GraphCalls(session, self.outputs) if provider == "cuda-graph" else None
         self._buffers: dict[tuple[str, tuple[int, ...]], ort.OrtValue] = {}
 
     @classmethod
@@ -148,20 +154,18 @@ class OnnxRuntime(Runtime):
             raise BackendUnavailable(
                 f"this onnxruntime was built without {name}; uninstall onnxruntime and install resnet-export[gpu]"
             )
+        if wanted != "cpu":
+            cuda_provider.load_libraries()
         try:
             session = ort.InferenceSession(
                 _path_or_content(model), options, providers=_providers(wanted, model, batch), enable_fallback=0
             )
         except Exception as error:  # onnxruntime's own errors share no base class below this one
             if wanted != "cpu":
+                _check_loaded(name, _providers_of_a_session_with_fallback(model, wanted, batch))
                 raise BackendUnavailable(f"onnxruntime cannot run {where} on {name}: {_first_line(error)}") from error
             raise BadInput(f"onnxruntime cannot run {where}: {_first_line(error)}") from error
-        active = session.get_providers()[0]
-        if active != name:
-            # A provider whose libraries fail to load is dropped silently (onnxruntime#25145).
-            raise BackendUnavailable(
-                f"expected onnxruntime to run on {name}, got {active}; its CUDA and cuDNN libraries did not load"
-            )
+        _check_loaded(name, session.get_providers())
         opened = cls(session, wanted, batch, model)
         opened._details = {"int8": int8} if int8 else {}
         return opened
@@ -188,7 +192,7 @@ class OnnxRuntime(Runtime):
         if self._provider == "cpu":
             names = [spec.name for spec in self.outputs]
             return dict(zip(names, self._session.run(names, feeds), strict=True))
-        return self._run_bound(feeds, "cuda")
+        return self._run_bound(feeds, "cuda") if self._graphs is None else self._graphs.run(feeds)
 
     def _run_bound(self, feeds: dict[str, NDArray[Any]], device: str) -> dict[str, NDArray[Any]]:
         """Run through device buffers that are kept for each input shape, so that a call allocates only its outputs on
@@ -233,6 +237,7 @@ class OnnxRuntime(Runtime):
 
     def _close(self) -> None:
         self._buffers.clear()
+        self._graphs = None
         del self._session
 
 
@@ -249,6 +254,35 @@ def _providers(wanted: str, model: Path | bytes, batch: BatchRange | None) -> li
         return [PROVIDERS[wanted]]
     assert isinstance(model, Path)
     return [(tensorrt_provider.NAME, tensorrt_provider.tensorrt_settings(model, batch)), PROVIDERS["cuda"]]
+
+
+def _check_loaded(name: str, active: Sequence[str]) -> None:
+    """Check that a session's first provider is the one that was asked for: one whose libraries fail to load is dropped
+    silently (onnxruntime#25145).
+
+    Raises:
+        BackendUnavailable: it is another.
+    """
+    if active[0] != name:
+        raise BackendUnavailable(
+            f"expected onnxruntime to run on {name}, got {active[0]}; its CUDA and cuDNN libraries did not load: check "
+            "that nvidia-smi lists a GPU, and pip install 'onnxruntime-gpu[cuda,cudnn]', or PyTorch for the same CUDA"
+        )
+
+
+def _providers_of_a_session_with_fallback(model: Path | bytes, wanted: str, batch: BatchRange | None) -> list[str]:
+    """The providers that are left where the CPU may take their place, whose refusal else hides that one is missing; the
+    one asked for where no session can be made at all."""
+    options = ort.SessionOptions()
+    options.log_severity_level = FATAL_ONLY
+    try:
+        session = ort.InferenceSession(
+            _path_or_content(model), options, providers=_providers(wanted, model, batch), enable_fallback=0
+        )
+    except Exception:  # whatever it is, the first session's error says it
+        return [PROVIDERS[wanted][0]]
+    found: list[str] = session.get_providers()
+    return found
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -170,9 +170,14 @@ def _silent_loader() -> Iterator[None]:
 
 @contextmanager
 def _true_fp32() -> Iterator[None]:
-    """Turn off TF32, which cuDNN's convolutions use by default; matrix products do not since torch 1.12."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-        yield
+    """Turn off TF32, which cuDNN's convolutions use by default, and matrix products where a program asked for it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ def test_the_bundle_promises_integers_and_is_proven_by_the_kernels_that_run_them
     assert list(manifest.parity.backends) == ["onnxruntime", "simulation"]
     assert min(one.sqnr_db for one in manifest.parity.backends.values()) > 33
     assert manifest.graph.types["QuantizeLinear"] == {"FLOAT": 31}
-    assert metadata_of(bundle / "model.onnx") == {"precision": "int8", "target": "cpu"}
+    assert metadata_of(bundle / "model.onnx") == {"precision": "int8", "target": "cpu", "kernels": "integers"}
     with open_runtime(bundle) as runtime:
         assert runtime.kernels() == PROMISED
         assert runtime.details["int8"].startswith("on integers")

@@ -64,6 +64,10 @@ class Placement:
 class QdqTarget(Protocol):
     """What a target's file defines."""
 
+    @property
+    def ON_INTEGERS(self) -> bool:  # a constant of the file
+        """Whether processors run its graphs on integers, which is then counted; else they are simulated there."""
+
     def place_pairs(self, model: onnx.ModelProto, float_nodes: Collection[str] = ()) -> Placement:
         """Choose what to quantize in a float graph with folded batch norms and distinct node names.
 

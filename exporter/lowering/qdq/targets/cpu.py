@@ -35,6 +35,8 @@ ACTIVATIONS = ("Relu", "Clip")
 SPATIAL_POOLS = ("MaxPool", "AveragePool")
 UNSIGNED, CENTRED = Stored("uint8", 0, 255), Stored("uint8", 128, 127)
 
+ON_INTEGERS = True
+
 
 def place_pairs(model: onnx.ModelProto, float_nodes: Collection[str] = ()) -> Placement:
     """Choose what to quantize in a float graph with folded batch norms and distinct node names.
@@ -110,4 +112,4 @@ def _first_convolutions(graph: onnx.GraphProto) -> Iterator[str]:
             convolved.update(node.output)
 
 
-__all__ = ["place_pairs", "places_left_in_float"]
+__all__ = ["ON_INTEGERS", "place_pairs", "places_left_in_float"]

@@ -14,6 +14,8 @@ import onnx
 from exporter.lowering.qdq.targets import Placement, cpu
 from exporter.lowering.qdq.targets._float import places_left_in_float
 
+ON_INTEGERS = True
+
 
 def place_pairs(model: onnx.ModelProto, float_nodes: Collection[str] = ()) -> Placement:
     """As `exporter.lowering.qdq.targets.cpu.place_pairs`."""
@@ -21,4 +23,4 @@ def place_pairs(model: onnx.ModelProto, float_nodes: Collection[str] = ()) -> Pl
     return replace(found, narrow=frozenset(found.weights))
 
 
-__all__ = ["place_pairs", "places_left_in_float"]
+__all__ = ["ON_INTEGERS", "place_pairs", "places_left_in_float"]

@@ -26,6 +26,8 @@ from exporter.graph.blocks import residuals
 from exporter.lowering.qdq.targets import Edge, Placement
 from exporter.lowering.qdq.targets._float import places_left_in_float
 
+ON_INTEGERS = False
+
 
 def place_pairs(model: onnx.ModelProto, float_nodes: Collection[str] = ()) -> Placement:
     """Choose what to quantize in a float graph with folded batch norms and distinct node names.
@@ -62,4 +64,4 @@ def place_pairs(model: onnx.ModelProto, float_nodes: Collection[str] = ()) -> Pl
     return Placement(frozenset(edges), tuple(ordered), ranges, tuple(node.name for node in convolutions))
 
 
-__all__ = ["place_pairs", "places_left_in_float"]
+__all__ = ["ON_INTEGERS", "place_pairs", "places_left_in_float"]
