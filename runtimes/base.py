@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from runtimes.errors import BackendUnavailable, BadInput, UnknownName
 from runtimes.kernels import KernelCount
 from runtimes.specs import BatchRange, TensorSpec, check_feeds
+from runtimes.stream import AnyPicture, OutputStream, outputs_of_pictures, stream_plan
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from runtimes.choice import Choice
     from runtimes.manifest import Manifest
     from runtimes.preprocess import Preprocess
-    from runtimes.stream import AnyPicture, OutputStream
 
 
 class Runtime(ABC):
@@ -233,21 +233,10 @@ class Runtime(ABC):
                 be read, or is not for this model (named).
             BackendUnavailable, ValueError: as `run`.
         """
-        from runtimes.stream import OutputStream, batch_size, outputs_of_pictures
-
         self._check_usable()
-        steps = self.preprocess if preprocess is None else preprocess
-        if steps is None:
-            raise BadInput(
-                "expected a model that knows its preprocessing, got a single file; open the bundle, or give preprocess"
-            )
-        if len(self.inputs) != 1:
-            raise BadInput(
-                f"expected a model with one input, of pictures, got {len(self.inputs)}; prepare arrays and use run"
-            )
-        if batch is not None and (type(batch) is not int or batch < 1):
-            raise BadInput(f"expected a batch of at least 1 picture, got {batch!r}; leave it out for the model's own")
-        found = OutputStream(self, outputs_of_pictures(self, pictures, steps, batch or batch_size(self)))
+        plan = stream_plan(self.inputs, self.batch, preprocess or self.preprocess, batch)
+        outputs = outputs_of_pictures(pictures, plan, self._run_each, self.tuning.cores)
+        found = OutputStream(outputs, self._check_usable)
         self._streams.add(found)
         return found
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +17,15 @@ from runtimes.ahead import map_ahead
 from runtimes.errors import BadInput
 from runtimes.picture_file import Picture, open_picture, picture_from_array
 from runtimes.preprocess import PIXELS, Preprocess, takes_any_size
-from runtimes.specs import TensorSpec
-
-if TYPE_CHECKING:
-    from runtimes.base import Runtime
+from runtimes.specs import BatchRange, TensorSpec
 
 AnyPicture = str | os.PathLike[str] | Picture
 """A picture as callers have it: the path of its file, one that Pillow opened, or pixels of uint8 (height, width,
 channels)."""
 AT_ONCE = 32
 """The largest batch that is chosen where none is asked for."""
-Outputs = dict[str, NDArray[Any]]
-Given = TypeVar("Given")
+Arrays = dict[str, NDArray[Any]]
+"""A batch's inputs or outputs by name."""
 
 
 def preparer(preprocess: Preprocess, source: TensorSpec) -> Callable[[Picture], NDArray[Any]]:
@@ -41,47 +39,70 @@ def preparer(preprocess: Preprocess, source: TensorSpec) -> Callable[[Picture], 
     return preprocess.pixels if source.dtype == PIXELS else preprocess
 
 
-def batch_size(runtime: Runtime) -> int:
-    """How many pictures to run at once where nobody says: what the model is tuned for, up to AT_ONCE; one where they
-    come in any size."""
-    if takes_any_size(runtime.inputs[0]):
-        return 1
-    return min(runtime.batch.opt, AT_ONCE) if runtime.batch is not None else AT_ONCE
+@dataclass(frozen=True)
+class StreamPlan:
+    """How pictures are fed to a model: the name of its input, what prepares a picture for it, and how many share a
+    batch."""
+
+    input: str
+    prepare: Callable[[Picture], NDArray[Any]]
+    batch: int
+
+
+def stream_plan(
+    inputs: Sequence[TensorSpec], tuned_for: BatchRange | None, preprocess: Preprocess | None, batch: int | None
+) -> StreamPlan:
+    """Plan a stream for a model with these inputs, `tuned_for` these batches; see `Runtime.stream`.
+
+    Raises:
+        BadInput: no preprocessing, a model with several inputs, or a `batch` that is no number of pictures.
+    """
+    if preprocess is None:
+        raise BadInput(
+            "expected a model that knows its preprocessing, got a single file; open the bundle, or give preprocess"
+        )
+    if len(inputs) != 1:
+        raise BadInput(f"expected a model with one input, of pictures, got {len(inputs)}; prepare arrays and use run")
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise BadInput(f"expected a batch of at least 1 picture, got {batch!r}; leave it out for the model's own")
+    (source,) = inputs
+    own = 1 if takes_any_size(source) else min(tuned_for.opt, AT_ONCE) if tuned_for is not None else AT_ONCE
+    return StreamPlan(source.name, preparer(preprocess, source), batch or own)
 
 
 def outputs_of_pictures(
-    runtime: Runtime, pictures: Iterable[AnyPicture], preprocess: Preprocess, batch: int
-) -> Generator[Outputs, None, None]:
-    """The outputs for each batch of pictures, in order. See `Runtime.stream`."""
-    name, prepare = runtime.inputs[0].name, preparer(preprocess, runtime.inputs[0])
-    threads = runtime.tuning.cores
+    pictures: Iterable[AnyPicture],
+    plan: StreamPlan,
+    run_each: Callable[[Iterator[Arrays]], Iterator[Arrays]],
+    threads: int,
+) -> Generator[Arrays, None, None]:
+    """The outputs for each batch of pictures, in order; `run_each` gives those for inputs."""
+    ahead = 2 * plan.batch + threads
     failed: list[BadInput] = []
 
     def rows() -> Generator[NDArray[Any], None, None]:
         """The inputs up to the first picture that cannot be read."""
-        numbered = enumerate(pictures)
-        with closing(
-            map_ahead(lambda one: _row(*one, prepare), numbered, ahead=2 * batch + threads, threads=threads)
-        ) as found:
+        read = map_ahead(lambda one: _row(*one, plan.prepare), enumerate(pictures), ahead=ahead, threads=threads)
+        with closing(read):
             try:
-                yield from found
+                yield from read
             except BadInput as error:
                 failed.append(error)
 
     with closing(rows()) as found:
-        yield from runtime._run_each({name: np.stack(part)} for part in _equal_parts(found, batch))
+        yield from run_each({plan.input: np.stack(part)} for part in _equal_parts(found, plan.batch))
     if failed:  # what came before it was run first
         raise failed[0]
 
 
-class OutputStream(Iterator[Outputs]):
-    """The outputs of a stream of pictures. Closing it, or its runtime, ends its threads."""
+class OutputStream(Iterator[Arrays]):
+    """The outputs of a stream of pictures, batch by batch. Closing it, or its runtime, ends its threads."""
 
-    def __init__(self, runtime: Runtime, outputs: Generator[Outputs, None, None]) -> None:
-        self._runtime, self._outputs = runtime, outputs
+    def __init__(self, outputs: Generator[Arrays, None, None], check_usable: Callable[[], None]) -> None:
+        self._outputs, self._check_usable = outputs, check_usable
 
-    def __next__(self) -> Outputs:
-        self._runtime._check_usable()
+    def __next__(self) -> Arrays:
+        self._check_usable()
         return next(self._outputs)
 
     def close(self) -> None:
@@ -93,10 +114,13 @@ def _equal_parts(rows: Iterable[NDArray[Any]], most: int) -> Iterator[list[NDArr
     """Neighbours of equal shape, at most `most` at a time."""
     held: list[NDArray[Any]] = []
     for row in rows:
-        if held and (len(held) == most or row.shape != held[0].shape):
+        if held and row.shape != held[0].shape:
             yield held
             held = []
         held.append(row)
+        if len(held) == most:
+            yield held
+            held = []
     if held:
         yield held
 
