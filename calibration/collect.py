@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from calibration.histogram import Histogram
+from runtimes.cores import usable_cores
 
 BATCH = 2
 """Always this size, whatever the shard: kernels may sum in another order for another batch."""
@@ -31,7 +31,7 @@ def collect(
     source = session.get_inputs()[0].name
     histograms = {name: Histogram() for name in tensors}
     inner = [name for name in tensors if name != source]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # counting releases the interpreter's lock
+    with ThreadPoolExecutor(usable_cores()) as pool:  # counting releases the interpreter's lock
         for batch in (piece for given in batches for piece in np.split(given, range(BATCH, len(given), BATCH))):
             count = len(batch)
             full = batch if count == BATCH else np.concatenate([batch, np.repeat(batch[-1:], BATCH - count, axis=0)])
@@ -60,6 +60,7 @@ def _session_with_outputs(model: onnx.ModelProto, tensors: Sequence[str]) -> ort
     exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in tensors if name not in known)
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = usable_cores()
     options.enable_cpu_mem_arena = False
     options.enable_mem_pattern = False  # a pattern keeps the buffers of a run alive for the next
     return ort.InferenceSession(exposed.SerializeToString(), options, providers=["CPUExecutionProvider"])

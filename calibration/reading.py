@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 from calibration.data import ImageSource
+from runtimes.ahead import map_ahead
 from runtimes.errors import BadInput, CalibrationError
 from runtimes.picture_file import Picture
 
 LARGEST_UNREADABLE_SHARE = 0.01
-DECODERS = min(8, max(2, os.cpu_count() or 2))
 
 Prepared = TypeVar("Prepared")
 
@@ -44,18 +41,7 @@ def read_ahead(
             name = source.names[place] if source.names is not None else f"{source.name} {place}"
             return Unreadable(f"cannot prepare the picture {name}: there is not enough memory for it")
 
-    with ThreadPoolExecutor(DECODERS) as pool:
-        waiting: deque[Future[Prepared | Unreadable]] = deque()
-        try:
-            for place in places:
-                waiting.append(pool.submit(read, place))
-                if len(waiting) >= ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    return map_ahead(read, places, ahead=ahead)
 
 
 def check_readable(unreadable: Sequence[str], count: int) -> None:

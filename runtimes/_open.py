@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import runtimes.backends as backends
@@ -14,6 +15,8 @@ from runtimes.errors import BackendUnavailable, BadInput, UnknownName
 from runtimes.nvidia.trust import trusted_engines
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
+AUTO = "auto"
+"""In place of a backend's name: the fastest that is here."""
 REMEDIES = {
     "tensorrt": "on a Jetson use JetPack's own, in a venv made with --system-site-packages; "
     "elsewhere pip install 'resnet-export[tensorrt]'",
@@ -70,7 +73,9 @@ def open_runtime(
 
     Args:
         model: a bundle (its folder, verified file by file first) or a model file of the backend's own kind.
-        backend: a name from `backend_names()`.
+        backend: a name from `backend_names()`; or `auto`, for a bundle: the fastest that `resnet-deploy bench` measured
+            here, or the first that can run it of tensorrt, tensorrt-rtx, onnxruntime on cuda, openvino, onnxruntime on
+            the cpu, and pytorch. The runtime's `choice` says which, why, and what was skipped.
         provider: where it runs, for example `cpu` or `cuda`; None is the backend's default.
         trust_engine: the sha256 of an engine, or of several, that may be loaded though this machine did not build it.
             Engines are code.
@@ -87,22 +92,65 @@ def open_runtime(
     if provider is not None and not provider.strip():
         raise BadInput("expected a provider, got nothing; leave it out, or name one, as cpu or cuda")
     trusted = trusted_engines(trust_engine)
+    if backend == AUTO:
+        return _open_fastest(model, provider, trusted, tuning)
     runtime = backend_class(backend)
     if not isinstance(model, Bundle):
         path = path_from_given(model, "a bundle folder or a model file")
         if os.path.isfile(path):
-            return runtime.open_model(path, provider=provider, trusted=trusted, tuning=tuning)
+            return _opened(runtime, path, provider, trusted, tuning)
         if not os.path.exists(path):  # a name that no file can have, too
             raise BadInput(f"{path} does not exist; give a bundle folder or a model file")
         model = Bundle.open(path)
     model.check_accepted()
-    return runtime.open_model(model, provider=provider, trusted=trusted, tuning=tuning)
+    return _opened(runtime, model, provider, trusted, tuning)
 
 
-def open_as_evidence(bundle: Bundle, backend: str) -> Runtime:
+def _open_fastest(
+    model: str | Path | Bundle, provider: str | None, trusted: Collection[str], tuning: Tuning
+) -> Runtime:
+    """Open a bundle on the first backend that can run it, of those that `runtimes.choice` names.
+
+    Raises:
+        BackendUnavailable: none can; gives each one's reason.
+    """
+    from runtimes.choice import candidates
+
+    if not isinstance(model, Bundle):
+        path = path_from_given(model, "a bundle folder")
+        if os.path.isfile(path):
+            raise BadInput(f"expected a bundle for the backend auto, got the file {path}; name a backend")
+        model = Bundle.open(path)
+    skipped: list[str] = []
+    for choice in candidates(model, tuning.hint, provider):
+        try:
+            backend_class(choice.backend).check_here()
+            found = open_runtime(
+                model, choice.backend, provider=choice.provider or provider, trust_engine=trusted, tuning=tuning
+            )
+        except (BackendUnavailable, UnknownName) as error:  # a plug-in that was measured may be gone
+            skipped.append(f"{choice.backend}: {error}")
+            continue
+        found.choice = replace(choice, provider=found.provider, skipped=tuple(skipped))
+        return found
+    raise BackendUnavailable(f"no backend can run {model.folder} here: {'; '.join(skipped)}")
+
+
+def open_as_evidence(bundle: Bundle, backend: str, *, tuning: Tuning = DEFAULT_TUNING) -> Runtime:
     """Open a bundle as `open_runtime` does, also one that its export rejected: to find out what is wrong with it.
 
     Raises:
         UnknownName, BackendUnavailable, BundleError: as `open_runtime`.
     """
-    return backend_class(backend).open_model(bundle)
+    return _opened(backend_class(backend), bundle, None, (), tuning)
+
+
+def _opened(
+    kind: type[Runtime], model: Path | Bundle, provider: str | None, trusted: Collection[str], tuning: Tuning
+) -> Runtime:
+    """The model on a backend, which is told how it is used and, where it is known, how pictures are prepared for it."""
+    runtime = kind.open_model(model, provider=provider, trusted=trusted, tuning=tuning)
+    runtime.tuning = tuning
+    if isinstance(model, Bundle):
+        runtime.preprocess = model.manifest.preprocess
+    return runtime

@@ -5,16 +5,18 @@ from __future__ import annotations
 import ctypes
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, final
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtimes.errors import BackendUnavailable
+from runtimes.errors import BackendUnavailable, BadInput, UnknownName
+from runtimes.kernels import KernelCount
 from runtimes.specs import BatchRange, TensorSpec, check_feeds
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
 
     from runtimes.bundle import Bundle
+    from runtimes.choice import Choice
     from runtimes.manifest import Manifest
+    from runtimes.preprocess import Preprocess
+    from runtimes.stream import AnyPicture, OutputStream
 
 
 class Runtime(ABC):
@@ -35,6 +40,14 @@ class Runtime(ABC):
 
     FILE: ClassVar[str]
     """The file of a bundle that this backend runs."""
+    tuning: Tuning = DEFAULT_TUNING
+    """How it was opened."""
+    preprocess: Preprocess | None = None
+    """The preprocessing of the bundle that it was opened from; None for a single model file."""
+    choice: Choice | None = None
+    """How `auto` came to this backend; None where it was named."""
+    VARIANTS: ClassVar[tuple[str, ...]] = ()
+    """Other ways to run the model, faster or less exact, that a benchmark measures too: names that `use` takes."""
 
     def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batch: BatchRange | None) -> None:
         self.inputs = tuple(inputs)
@@ -42,6 +55,7 @@ class Runtime(ABC):
         self.batch = batch if batch is not None else _declared_batch(inputs)
         self._fed = tuple(_with_free_batch(spec) for spec in inputs)
         self._closed = False
+        self._streams: WeakSet[OutputStream] = WeakSet()
         self._process = os.getpid()
 
     @classmethod
@@ -102,6 +116,11 @@ class Runtime(ABC):
             BackendUnavailable: it cannot: a driver is missing, for example.
         """
 
+    @classmethod
+    def providers(cls) -> tuple[str, ...]:
+        """The providers that may be here, where a backend has several; empty where it has one."""
+        return ()
+
     @classmethod  # noqa: B027  (not abstract: most backends run every bundle)
     def check_bundle(cls, manifest: Manifest, provider: str | None) -> None:
         """Check, before a bundle's file is opened, that the installed version of this backend runs it rightly.
@@ -115,9 +134,37 @@ class Runtime(ABC):
     def provider(self) -> str:
         """Where the model runs, for example `cpu` or `cuda`."""
 
+    @property
+    def details(self) -> dict[str, str]:
+        """What else is to be known about how it runs, in words by name, for example `precision`: `bf16, as the budget
+        allows`. Empty where there is nothing to say."""
+        return {}
+
+    def kernels(self) -> KernelCount | None:
+        """How many convolutions and additions run on integers; None where the backend does not tell."""
+        return None
+
+    def use(self, variant: str) -> None:
+        """Run as one of `VARIANTS` from now on.
+
+        Raises:
+            BackendUnavailable: this machine cannot.
+            UnknownName: there is no such variant.
+        """
+        raise UnknownName("variant", variant, self.VARIANTS)
+
     @abstractmethod
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run one batch of checked, contiguous inputs, of a size within the range; returns new arrays."""
+
+    def _prepared(self, feeds: dict[str, NDArray[Any]]) -> Callable[[], None]:
+        """A call that runs these checked, contiguous inputs, of a size within the range. A backend whose device has
+        memory of its own copies them there once."""
+
+        def call() -> None:
+            self._run(feeds)
+
+        return call
 
     @abstractmethod
     def _close(self) -> None:
@@ -134,15 +181,92 @@ class Runtime(ABC):
         """
         self._check_usable()
         count = check_feeds(self._fed, feeds)
-        # Backends read raw memory: one run of it, in this machine's byte order.
-        contiguous = {name: np.ascontiguousarray(array, array.dtype.newbyteorder("=")) for name, array in feeds.items()}
+        contiguous = _contiguous(feeds)
         if self.batch is None or self.batch.min <= count <= self.batch.max:
             return self._run(contiguous)
         parts = [self._run_rows(contiguous, start, stop, self.batch.min) for start, stop in self.batch.chunks(count)]
         return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.outputs}
 
     @final
+    def prepared(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
+        """A call that computes the outputs for one batch, whose inputs are copied to the device now, once: for
+        measuring what the device alone takes.
+
+        The call returns when the outputs are computed; they stay on the device, and nobody reads them. It works until
+        the runtime is closed, whatever is run in between.
+
+        Raises:
+            BadInput: as `run`, or the batch is outside of the range: it is neither split nor padded.
+            BackendUnavailable, ValueError: as `run`.
+        """
+        self._check_usable()
+        count = check_feeds(self._fed, feeds)
+        if self.batch is not None and not self.batch.min <= count <= self.batch.max:
+            raise BadInput(f"expected a batch from {self.batch.min} to {self.batch.max}, got {count}")
+        call = self._prepared(_contiguous(feeds))
+
+        def checked() -> None:
+            self._check_usable()
+            call()
+
+        return checked
+
+    @final
+    def stream(
+        self, pictures: Iterable[AnyPicture], preprocess: Preprocess | None = None, *, batch: int | None = None
+    ) -> OutputStream:
+        """Run the model over pictures: the outputs by name of one batch after another, in the pictures' order.
+
+        Pictures are read and preprocessed in threads while the model runs, in bounded memory: two batches, and one
+        picture for each thread, are ready or on their way. The last batch may be smaller. Of pictures that a model
+        takes in any size, neighbours of equal size share a batch.
+
+        Args:
+            pictures: paths, pictures that Pillow opened, or arrays of uint8 (height, width, channels).
+            preprocess: None takes `self.preprocess`.
+            batch: how many pictures to run at once. None takes what the model is tuned for, up to 32; one where
+                pictures come in any size.
+
+        Raises:
+            BadInput: the model has no preprocessing and none is given, or takes more than pictures; `batch` is no
+                number of pictures. While it is iterated over, after the outputs of what came before: a picture cannot
+                be read, or is not for this model (named).
+            BackendUnavailable, ValueError: as `run`.
+        """
+        from runtimes.stream import OutputStream, batch_size, outputs_of_pictures
+
+        self._check_usable()
+        steps = self.preprocess if preprocess is None else preprocess
+        if steps is None:
+            raise BadInput(
+                "expected a model that knows its preprocessing, got a single file; open the bundle, or give preprocess"
+            )
+        if len(self.inputs) != 1:
+            raise BadInput(
+                f"expected a model with one input, of pictures, got {len(self.inputs)}; prepare arrays and use run"
+            )
+        if batch is not None and (type(batch) is not int or batch < 1):
+            raise BadInput(f"expected a batch of at least 1 picture, got {batch!r}; leave it out for the model's own")
+        found = OutputStream(self, outputs_of_pictures(self, pictures, steps, batch or batch_size(self)))
+        self._streams.add(found)
+        return found
+
+    def _run_each(self, batches: Iterator[dict[str, NDArray[Any]]]) -> Iterator[dict[str, NDArray[Any]]]:
+        """Run one batch after another, each of any number of rows, and yield the outputs in order.
+
+        A backend that can run several at a time overrides it; `batches` never raises, but blocks while pictures are
+        read.
+        """
+        return map(self.run, batches)
+
+    @final
     def _check_usable(self) -> None:
+        """Check that the model can be run.
+
+        Raises:
+            BackendUnavailable: another process opened it, of which this one is a fork.
+            ValueError: the runtime is closed.
+        """
         if self._closed:
             raise ValueError("the runtime is closed; open it again")
         if self._process != os.getpid():
@@ -168,6 +292,8 @@ class Runtime(ABC):
         parent."""
         if not self._closed:
             self._closed = True
+            for stream in list(self._streams):
+                stream.close()
             if self._process == os.getpid():
                 self._close()
 
@@ -187,6 +313,11 @@ class Runtime(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _contiguous(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The arrays as one run of memory in this machine's byte order: backends read raw memory."""
+    return {name: np.ascontiguousarray(array, array.dtype.newbyteorder("=")) for name, array in feeds.items()}
 
 
 def _with_free_batch(spec: TensorSpec) -> TensorSpec:

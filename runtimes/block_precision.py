@@ -1,4 +1,7 @@
-"""What a manifest says of a network's blocks: what INT8 costs in each of them, and which were returned to FP16."""
+"""What a manifest says of a network's blocks: what INT8 costs in each of them, and which were returned to float.
+
+Float is FP16, or FP32 for a processor.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ class BlockDamage:
         damage: of a classifier, the mean over images of the squared change of the gap between the reference's class and
             its runner-up, relative to the squared gap; of features, of the squared change of the outputs, relative to
             their square (see `exporter.lowering.sensitivity`).
-        macs: multiply-accumulates of its INT8 convolutions for one image: what it costs to return it to FP16.
+        macs: multiply-accumulates of its INT8 convolutions for one image: what it costs to return it to float.
     """
 
     name: str
@@ -57,10 +60,10 @@ class Sensitivity:
 
 @dataclass(frozen=True)
 class Tried:
-    """One choice of blocks in FP16, and what the images that were set aside for choosing say of it.
+    """One choice of blocks in float, and what the images that were set aside for choosing say of it.
 
     Attributes:
-        returned: the blocks in FP16, in the graph's order.
+        returned: the blocks in float, in the graph's order.
         verdict: of the budget, as a proof's.
         images: how many decided it.
         measured: the fall of top-1 or the agreement with the reference, 0..1, whichever was limited.
@@ -82,12 +85,12 @@ class Tried:
 
 @dataclass(frozen=True)
 class MixedPrecision:
-    """Which blocks of an INT8 network are in FP16, and how they were chosen.
+    """Which blocks of an INT8 network are in float, and how they were chosen.
 
     Attributes:
         wanted: what was asked for: at most a fall of top-1 (--max-drop), or at least an agreement (--min-agreement).
         limit: that fall or agreement, 0..1.
-        returned: the blocks in FP16, in the graph's order.
+        returned: the blocks in float, in the graph's order.
         blocks: how many might have been returned.
         choosing_images: how many images were set aside for choosing, other ones than those of calibration and proof.
         curve: all choices that were tried, in their order.

@@ -9,6 +9,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from runtimes.ahead import map_ahead
 from runtimes.errors import BadInput, BundleError
 from runtimes.manifest import FileFacts, Manifest, manifest_from_json
 from runtimes.textfile import lines_from_text
@@ -35,14 +36,9 @@ class Bundle:
         """
         folder = path_from_given(folder, "the folder of a bundle")
         manifest = read_manifest(folder)
-        for name, facts in manifest.files.items():
-            try:
-                _verify(folder, name, facts)
-            except (OSError, ValueError, RuntimeError) as error:
-                # unreadable, a name that no file can have, links in a circle
-                raise BundleError(
-                    f"{folder}: cannot read {name!r} ({error}); export or copy the bundle again"
-                ) from error
+        files = sorted(manifest.files, key=lambda name: -manifest.files[name].bytes)  # so that threads end together
+        for _ in map_ahead(lambda name: _verify(folder, name, manifest.files[name]), files, ahead=len(files)):
+            pass
         return cls(folder, manifest)
 
     @property
@@ -139,20 +135,25 @@ def _verify(folder: Path, name: str, facts: FileFacts) -> None:
     """Check one file that the manifest names. Names must stay below the folder; links may lead out of it, as in a model
     hub's cache, since the sha256 fixes the content."""
     pure = PurePosixPath(name)
-    path = folder / name
     if pure.is_absolute() or ".." in pure.parts:
         raise BundleError(f"{folder}: {name} lies outside the bundle; do not use this bundle")
+    try:
+        problem = _problem(folder / name, facts)
+    except (OSError, ValueError, RuntimeError) as error:
+        # unreadable, a name that no file can have, links in a circle
+        raise BundleError(f"{folder}: cannot read {name!r} ({error}); export or copy the bundle again") from error
+    if problem:
+        raise BundleError(f"{folder}: {name} {problem}; export or copy the bundle again")
+
+
+def _problem(path: Path, facts: FileFacts) -> str:
+    """What is wrong with a file; empty if it is the one of the manifest."""
     if not path.is_file():
-        raise BundleError(f"{folder}: {name} is missing; export or copy the bundle again")
+        return "is missing"
     size = path.stat().st_size
     if size != facts.bytes:
-        raise BundleError(
-            f"{folder}: {name} was changed: expected {facts.bytes} bytes, got {size}; export or copy the bundle again"
-        )
-    if sha256_of_file(path) != facts.sha256:
-        raise BundleError(
-            f"{folder}: {name} was changed: its sha256 is not the manifest's; export or copy the bundle again"
-        )
+        return f"was changed: expected {facts.bytes} bytes, got {size}"
+    return "" if sha256_of_file(path) == facts.sha256 else "was changed: its sha256 is not the manifest's"
 
 
 def sha256_of_file(path: Path) -> str:

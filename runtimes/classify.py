@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,9 @@ from numpy.typing import NDArray
 from runtimes.base import Runtime
 from runtimes.errors import BadInput, ExportError
 from runtimes.parity.compare import LOGITS, is_classifier
-from runtimes.picture_file import Picture
-from runtimes.preprocess import PIXELS, Preprocess, takes_any_size
+from runtimes.preprocess import Preprocess
 from runtimes.specs import TensorSpec
-
-AT_ONCE = 32
+from runtimes.stream import AnyPicture
 
 
 @dataclass(frozen=True)
@@ -32,32 +29,25 @@ class Prediction:
 def classify(
     runtime: Runtime,
     preprocess: Preprocess,
-    images: Iterable[Picture],
+    images: Iterable[AnyPicture],
     *,
     labels: Sequence[str] | None = None,
     top: int = 5,
 ) -> list[list[Prediction]]:
     """The `top` most likely classes of each picture, most likely first.
 
-    Pictures are read a batch at a time, so that an iterator over files never has more than a batch in memory. A model
-    that takes uint8 has its preprocessing inside and gets pixels; one that takes any size gets the pictures as they
-    are, one by one.
+    Pictures are read ahead in threads, a few at a time (see `Runtime.stream`). A model that takes uint8 has its
+    preprocessing inside and gets pixels; one that takes any size gets the pictures as they are.
 
     Raises:
-        BadInput: the model gives features, not classes; or takes other channels than a picture has.
+        BadInput: the model gives features, not classes; a picture cannot be read, or has other channels (named).
         ExportError: it gives logits that are not finite.
     """
     check_classifier(runtime.outputs)
-    source = runtime.inputs[0]
-    any_size = takes_any_size(source)
-    size = 1 if any_size else min(runtime.batch.opt, AT_ONCE) if runtime.batch is not None else AT_ONCE
-    prepared = map(preprocess.picture if any_size else preprocess.pixels, images)
     found: list[list[Prediction]] = []
-    while batch := list(islice(prepared, size)):
-        pixels = np.stack(batch)
-        logits = runtime.run({source.name: pixels if source.dtype == PIXELS else preprocess.normalise(pixels)})[LOGITS]
-        check_finite(logits)
-        found += [_predictions(row, labels, top) for row in softmax(logits)]
+    for outputs in runtime.stream(images, preprocess):
+        check_finite(outputs[LOGITS])
+        found += [_predictions(row, labels, top) for row in softmax(outputs[LOGITS])]
     return found
 
 

@@ -15,6 +15,7 @@
         WeightsUnavailable          3   pretrained weights could not be fetched
         ParityError                 4   measured, and out of budget; carries the report
         AccuracyError               4   measured, and less accurate than was asked for
+        SpeedError                  4   measured, and slower than was asked for, or undecided
 
 Messages read: expected X, got Y; do Z. Programming mistakes stay TypeError and AssertionError.
 """
@@ -116,5 +117,11 @@ class ParityError(ResnetExportError):
 
 class AccuracyError(ResnetExportError):
     """A model is less accurate on the data than was asked for."""
+
+    exit_code = 4
+
+
+class SpeedError(ResnetExportError):
+    """A model is slower than was asked for, or the rounds do not decide whether it is."""
 
     exit_code = 4

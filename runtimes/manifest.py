@@ -9,6 +9,7 @@ import msgspec
 
 from runtimes.block_precision import MixedPrecision, Sensitivity
 from runtimes.errors import BundleError, PlanError
+from runtimes.kernels import KernelCount
 from runtimes.parity.budget import CLASS_LIMITS, Budget
 from runtimes.parity.compare import ParityReport
 from runtimes.parity.measures import Accuracy
@@ -95,7 +96,10 @@ class FileFacts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that a reader needs to run the model and to trust it. Field names are fixed: other tools read them too."""
+    """All that a reader needs to run the model and to trust it. Field names are fixed: other tools read them too.
+
+    `kernels` is what a processor must run on integers; None for a target that promises nothing of that.
+    """
 
     schema_version: int
     name: str
@@ -114,6 +118,7 @@ class Manifest:
     calibration: CalibrationFacts | None = None
     sensitivity: Sensitivity | None = None
     mixed: MixedPrecision | None = None
+    kernels: KernelCount | None = None
     asked: Asked = field(default_factory=Asked)
     files: dict[str, FileFacts] = field(default_factory=dict)
 

@@ -122,12 +122,11 @@ def open_image(path: Path) -> Image.Image:
 
 
 def _decode(path: Path) -> Image.Image:
-    formats = _formats()
     _silence_warnings()
     with path.open("rb") as file:
         is_jpeg = file.read(len(JPEG_START)) == JPEG_START
     # Pillow looks for further pictures behind a JPEG (MPO), and fails where what tells of them is damaged.
-    with JpegImagePlugin.JpegImageFile(path) if is_jpeg else Image.open(path, formats=formats) as opened:
+    with JpegImagePlugin.JpegImageFile(path) if is_jpeg else Image.open(path, formats=_formats()) as opened:
         if opened.width * opened.height > MOST_PIXELS:
             raise ValueError(
                 f"it has {opened.width}x{opened.height} pixels, and more than {MOST_PIXELS:,} are not read; make it "

@@ -119,9 +119,12 @@ class Preprocess:
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Scale and normalise pixels (..., height, width, channels): float32 (..., channels, height, width)."""
-        planes = np.moveaxis(pixels.astype(np.float32) / np.float32(LEVELS), -1, -3)
+        planes = np.ascontiguousarray(np.moveaxis(pixels, -1, -3), np.float32)  # and then in place: a tenth of the time
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
-        return np.ascontiguousarray((planes - mean) / std)
+        planes /= np.float32(LEVELS)
+        planes -= mean
+        planes /= std
+        return planes
 
     def pixels_from_inputs(self, inputs: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The inverse of `normalise`, exact to the last bit: uint8 (..., height, width, channels)."""

@@ -28,13 +28,15 @@ class Tuning:
     hint: Hint = "latency"
 
     def __post_init__(self) -> None:
-        cores = usable_cores()
-        if self.threads is not None and not 1 <= self.threads <= cores:
-            raise PlanError(
-                f"expected --threads from 1 to {cores}, the cores that this process may use, got {self.threads}"
-            )
+        if self.threads is not None:
+            cores = usable_cores()
+            if type(self.threads) is not int or not 1 <= self.threads <= cores:
+                raise PlanError(
+                    f"expected --threads from 1 to {cores}, the cores that this process may use, got {self.threads!r}; "
+                    "leave it out for all of them"
+                )
         if self.hint not in get_args(Hint):
-            raise PlanError(f"expected a hint of {' or '.join(get_args(Hint))}, got '{self.hint}'")
+            raise PlanError(f"expected a hint of {' or '.join(get_args(Hint))}, got {self.hint!r}; choose one")
 
     @property
     def cores(self) -> int:

@@ -12,7 +12,8 @@ import importlib.metadata
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,31 @@ def onnxruntime_for_tensorrt(model: Path, images: Floats, variant: str, output: 
     onnxruntime(model, images, variant, output, per_channel=True, op_types_to_quantize=kinds, extra_options=extra)
 
 
+def onnxruntime_on_cpu(model: Path, images: Floats, variant: str, output: Path, form: str) -> None:
+    """For onnxruntime's own kernels on a CPU, as its documents advise: the graph pre-processed, weights per channel."""
+    from onnxruntime.quantization import QuantFormat, QuantType
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    with tempfile.TemporaryDirectory() as folder:
+        ready = Path(folder) / "ready.onnx"
+        quant_pre_process(str(model), str(ready))
+        activation = QuantType.QInt8 if form == "S8S8" else QuantType.QUInt8
+        written = QuantFormat.QOperator if form == "QOperator" else QuantFormat.QDQ
+        options = {"per_channel": True, "activation_type": activation, "weight_type": QuantType.QInt8}
+        onnxruntime(ready, images, variant, output, quant_format=written, **options)
+
+
+def nncf_for_openvino(model: Path, images: Floats, variant: str, output: Path) -> None:
+    """`nncf.quantize` of OpenVINO's own model, saved as OpenVINO's IR (`output`, an .xml)."""
+    import nncf as package
+    import openvino
+
+    loaded = openvino.Core().read_model(model)
+    data = package.Dataset([image[None] for image in images])
+    preset = package.QuantizationPreset(variant)
+    openvino.save_model(package.quantize(loaded, data, preset=preset, subset_size=len(images)), output)
+
+
 def modelopt(model: Path, images: Floats, variant: str, output: Path) -> None:
     """`modelopt.onnx.quantization.quantize` in INT8 on the CPU; `variant` names its calibrator."""
     from modelopt.onnx.quantization import quantize
@@ -135,13 +161,15 @@ def _per_channel_config() -> str:
     return str(Path(quantsim_config.__file__).with_name("default_config_per_channel.json"))
 
 
-QUANTIZERS = {
+QUANTIZERS: dict[str, Callable[[Path, Floats, str, Path], None]] = {
     "onnxruntime": onnxruntime,
     "onnxruntime for TensorRT": onnxruntime_for_tensorrt,
     "ModelOpt": modelopt,
     "NNCF": nncf,
     "AIMET": aimet,
     "AIMET for TensorRT": aimet_for_tensorrt,
+    "NNCF for OpenVINO": nncf_for_openvino,
+    **{f"onnxruntime {form}": partial(onnxruntime_on_cpu, form=form) for form in ("U8S8", "S8S8", "QOperator")},
 }
 
 

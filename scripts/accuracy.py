@@ -52,13 +52,12 @@ from exporter.lowering.ranges import CALIBRATION_IMAGES
 from runtimes.bundle import Bundle
 from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import BadInput, ResnetExportError
+from runtimes.processor import processor
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED, PAGE = ROOT / "docs" / "measurements" / "accuracy.json", ROOT / "docs" / "accuracy.md"
 NETWORKS = ROOT / "scripts" / "accuracy.toml"
 WORK = ROOT / "build" / "accuracy"
-CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
-"""Those that decide which INT8 kernels ONNX Runtime has."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +125,10 @@ def environment(versions: Mapping[str, str]) -> dict[str, Any]:
     """When, where and with what."""
     packages = ("numpy", "onnx", "onnxruntime", "torch")
     mine = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
-    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    lines = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in cpuinfo.splitlines())}
-    flags = [name for name in CPU_FLAGS if name in lines.get("flags", lines.get("Features", "")).split()]
     return {
         "date": today(),
-        "machine": f"{lines.get('model name', platform.machine())}, {os.cpu_count()} cores",
-        "cpu_flags": flags,
+        "machine": f"{processor().name}, {os.cpu_count()} cores",
+        "cpu_flags": list(processor().flags),
         "seed": SEED,
         "versions": mine | dict(versions),
     }

@@ -1,171 +1,267 @@
-"""Run every check that needs an NVIDIA GPU, and write what was found to docs/measurements/.
+"""Run what needs an NVIDIA GPU, in two parts of five and seven minutes, and write what was found to docs/measurements/.
 
-    python scripts/gpu_checks.py [--output FILE]
+    python scripts/gpu_checks.py part1 [--bundles FOLDER] [--wheels FOLDER] [--seconds N] [--output FILE] [--after FILE]
+    python scripts/gpu_checks.py part2 ...          # the same with onnxruntime-gpu, and TensorRT where it is installed
 
-Runs the tests marked `gpu`; proves bundles on every backend and provider that runs here, by their golden inputs; and tries once whether a
-TensorRT-RTX engine loads. Each part is recorded as it came out, failures too. Without a GPU: exit code 3.
+Part 1 needs PyTorch alone beside the project: the tests marked `gpu` (CUDA streams, graphs, pinned memory, DLPack, a stand-in engine over
+the real CUDA), the parity of FP32 bundles on PyTorch, the machine's roof, and how near PyTorch comes to it. Part 2 proves bundles of every
+precision on ONNX Runtime's CUDA provider, and compares its speed in FP16 with PyTorch's best.
+
+Each step is a process of its own with a share of the time, and what it found is written as soon as it is there, failures too.
+Bundles that are not in --bundles yet are exported meanwhile, on the CPU. --wheels takes packages that are not installed out of wheels that
+lie in a folder. `docs/measured.md` says how to read the result. Exit code 1: a step failed; 3: there is no GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import importlib.metadata
 import json
-import platform
+import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
-import numpy as np
 
-from exporter import ExportPlan, export
-from exporter.engines.build import BuildPlan, build_engine
-from exporter.engines.builders import BuildOptions
-from runtimes import Bundle, Runtime, open_runtime
-from runtimes.errors import ResnetExportError
-from runtimes.nvidia.cuda import Device, device
-from runtimes.parity.golden import golden_arrays, golden_report
-
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = (
-    "torch",
-    "onnxruntime-gpu",
-    "onnxruntime",
-    "tensorrt",
-    "tensorrt-rtx-cu13",
-    "cuda-bindings",
-    "numpy",
-    "onnx",
-)
-RUNS = (
-    ("onnxruntime", "cuda"),
-    ("onnxruntime", "tensorrt"),
-    ("pytorch", "cuda"),
-    ("tensorrt", None),
-    ("tensorrt-rtx", None),
-)
-MODELS = (("resnet20", "default"), ("resnet50", "random"))
-PRECISIONS = ("fp32", "fp16", "int8")
-WARM_UP, TIMED = 10, 50
+SCRIPTS = Path(__file__).resolve().parent
+ROOT = SCRIPTS.parent
+SCHEMA_VERSION = 1
+SECONDS = {1: 280, 2: 420}
+SECONDS_TO_STOP = 5.0
+SLOWER_ON_CPU = 10
+"""How many times its share of the time a step gets where it is only tried out."""
 
 
-def versions() -> dict[str, str]:
-    """Of what is installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
+@dataclass(frozen=True)
+class Step:
+    """One process: it may take `seconds` at most; `needs_bundles` waits until they are made."""
+
+    name: str
+    seconds: float
+    needs_bundles: bool = False
+
+
+PARTS = {
+    1: (Step("tests", 70), Step("roofline", 30), Step("parity", 60, needs_bundles=True), Step("pytorch", 400)),
+    2: (
+        Step("onnxruntime", 180, needs_bundles=True),
+        Step("parity", 150, needs_bundles=True),
+        Step("foreign", 20, needs_bundles=True),
+    ),
+}
+"""In this order; each ends earlier where the time of all is over."""
+SECONDS_FOR_BUNDLES = 130
+
+
+class CannotRunError(Exception):
+    """There is no GPU, another one than before, or a package is missing that all needs."""
+
+
+class Checks:
+    """A part's run: its steps' processes, and the result that grows with them."""
+
+    def __init__(
+        self, part: int, result: dict[str, Any], output: Path | None, settings: dict[str, Any], end: float
+    ) -> None:
+        self.part, self.result, self._output, self.settings, self.end = part, result, output, settings, end
+        self.scratch = Path(settings.pop("scratch"))
+        self.environment: dict[str, str] = settings.pop("environment")
+        self.making: tuple[Step, subprocess.Popen[bytes], float] | None = None
+
+    def run(self) -> None:
+        """All steps; whatever happens, no process is left and what was found is written."""
         try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+            self._check_device()
+            self.making = self._start(Step("bundles", SECONDS_FOR_BUNDLES))
+            for step in PARTS[self.part]:
+                if step.needs_bundles and self.making is not None:
+                    making, self.making = self.making, None
+                    self._finish(*making)
+                self._finish(*self._start(step))
+        finally:
+            if self.making is not None:
+                self._finish(*self.making, wait=False)
+
+    def _check_device(self) -> None:
+        before = self.result.get("device", {}).get("name")
+        self._finish(*self._start(Step("facts", 60)))
+        outcome = self.result["steps"][f"part {self.part}, facts"]["outcome"]
+        if outcome != "done":
+            raise CannotRunError(f"expected an NVIDIA GPU, got {outcome}; try the steps out with --device cpu")
+        name = self.result["device"]["name"]
+        if before not in (None, name):
+            raise CannotRunError(f"expected {before}, of which --after's figures are, got {name}; leave --after out")
+
+    def _start(self, step: Step) -> tuple[Step, subprocess.Popen[bytes], float]:
+        now = time.time()
+        deadline = min(now + self._seconds(step), self.end)
+        job = {
+            "step": step.name,
+            "part": self.part,
+            "record": str(self._record(step)),
+            "deadline": deadline,
+            **self.settings,
+        }
+        click.echo(f"{step.name}: {max(deadline - now, 0):.0f} s at most", err=True)
+        log = self.scratch / f"{step.name}.log"
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [sys.executable, str(SCRIPTS / "_gpu_steps.py"), json.dumps(job)],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return step, process, now
+
+    def _finish(self, step: Step, process: subprocess.Popen[bytes], start: float, *, wait: bool = True) -> None:
+        """Wait for a step until it should have ended by itself, and keep what it found and how it ended."""
+        deadline = min(start + self._seconds(step), self.end) + SECONDS_TO_STOP
+        try:
+            code = process.wait(max(deadline - time.time(), 0.1) if wait else 0.1)
+            outcome = "done" if code == 0 else f"failed: exit code {code}: {self._last_words(step)}"
+        except subprocess.TimeoutExpired:
+            outcome = "stopped: its time was over"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what it started, too
+            process.wait()
+        record = self._record(step)
+        if record.exists():
+            _merge(self.result, json.loads(record.read_text()))
+        self.result.setdefault("steps", {})[f"part {self.part}, {step.name}"] = {
+            "outcome": outcome,
+            "seconds": round(time.time() - start, 1),
+        }
+        if step.name != "facts":  # before it is known what device this is, nothing is
+            self.write()
+        click.echo(f"{step.name}: {outcome}", err=True)
+
+    def _seconds(self, step: Step) -> float:
+        return step.seconds * (SLOWER_ON_CPU if self.settings["device"] == "cpu" else 1)
+
+    def _record(self, step: Step) -> Path:
+        return self.scratch / f"{step.name}.json"
+
+    def _last_words(self, step: Step) -> str:
+        lines = (self.scratch / f"{step.name}.log").read_text(errors="replace").strip().splitlines()
+        return lines[-1][:300] if lines else "no word"
+
+    @property
+    def output(self) -> Path:
+        if self._output is not None:
+            return self._output
+        name = self.result["device"]["name"].replace(" ", "-")
+        return ROOT / "docs" / "measurements" / f"{self.result['date']}-{name}.json"
+
+    def write(self) -> None:
+        self.output.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.output.with_name(f"{self.output.name}.writing")
+        beside.write_text(json.dumps(self.result, indent=2) + "\n")
+        os.replace(beside, self.output)
 
 
-def tests(folder: Path) -> dict[str, Any]:
-    """The tests marked `gpu`: how many passed, and what became of the others."""
-    report = folder / "gpu.xml"
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", f"--junitxml={report}", str(ROOT / "tests")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if not report.exists():
-        return {"error": done.stdout[-2000:]}
-    cases = list(ElementTree.parse(report).iter("testcase"))
-    problems = {
-        f"{case.get('classname')}::{case.get('name')}": f"{outcome.tag}: {(outcome.get('message') or '').splitlines()[0][:300]}"
-        for case in cases
-        for outcome in case
-        if outcome.tag in ("failure", "error", "skipped")
-    }
-    return {"ran": len(cases), "passed": len(cases) - len(problems), "others": problems}
+def _merge(into: dict[str, Any], found: dict[str, Any]) -> None:
+    """Add what was found, name by name; what is there in both is the later's."""
+    for name, value in found.items():
+        if isinstance(value, dict) and isinstance(into.get(name), dict):
+            _merge(into[name], value)
+        else:
+            into[name] = value
 
 
-def attempt(work: Callable[[], Any]) -> Any:
-    """What `work` gives, or in which words it failed."""
-    try:
-        return work()
-    except ResnetExportError as error:
-        return {"failed": f"{type(error).__name__}: {error}"}
+@contextlib.contextmanager
+def packages_of(wheels: Path | None) -> Iterator[dict[str, str]]:
+    """The environment of a process that also finds the packages in a folder's wheels, which are unpacked meanwhile: a wheel is an archive
+    of what is to lie in site-packages (PyPA's binary distribution format)."""
+    found = sorted(wheels.glob("*.whl")) if wheels else []
+    if wheels and not found:
+        raise click.BadParameter(f"expected wheels in {wheels}, got none; leave --wheels out, or put them there")
+    with tempfile.TemporaryDirectory() as site:
+        for wheel in found:
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(site)
+        _describe_project(Path(site))
+        paths = [site, str(ROOT), os.environ.get("PYTHONPATH", "")]
+        yield {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
-def prove(bundle: Bundle, backend: str, provider: str | None) -> dict[str, Any]:
-    """The comparison with the golden logits, and the median latency at batch 1 and at the largest, copies included, in milliseconds."""
-    if backend.startswith("tensorrt"):
-        build_engine(BuildPlan(bundle, backend), lambda step, done=0, total=0: None)
-    with open_runtime(bundle, backend, provider=provider) as runtime:
-        report = golden_report(bundle, backend, runtime)
-        inputs, _ = golden_arrays(bundle)
-        latency_ms = {str(rows): median_ms(runtime, inputs, rows) for rows in (1, bundle.manifest.batch.max)}
-    return {"parity": msgspec.to_builtins(report.backends[backend]), "median_latency_ms": latency_ms}
+def _describe_project(site: Path) -> None:
+    """A bundle names the version that wrote it, which Python knows of installed packages alone."""
+    found = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert found is not None
+    folder = site / f"resnet_export-{found[1]}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: resnet-export\nVersion: {found[1]}\n")
 
 
-def median_ms(runtime: Runtime, inputs: Any, rows: int) -> float:
-    """Of TIMED calls, after WARM_UP ones."""
-    feeds = {runtime.inputs[0].name: inputs[np.resize(np.arange(len(inputs)), rows)]}
-    seconds = []
-    for _ in range(WARM_UP + TIMED):
-        start = time.perf_counter()
-        runtime.run(feeds)
-        seconds.append(time.perf_counter() - start)
-    return round(float(np.median(seconds[WARM_UP:])) * 1e3, 3)
-
-
-def bundles(folder: Path) -> dict[str, Any]:
-    """Every model, precision, backend and provider."""
-    found: dict[str, Any] = {}
-    for model, weights in MODELS:
-        for precision in PRECISIONS:
-            plan = ExportPlan(model, folder / f"{model}-{precision}", precision=precision, weights=weights)
-            bundle = Bundle.open(export(plan).folder)
-            for backend, provider in RUNS:
-                name = backend if provider is None else f"{backend} ({provider})"
-                click.echo(f"{model} {precision} {name}", err=True)
-                found.setdefault(f"{model}-{precision}", {})[name] = attempt(partial(prove, bundle, backend, provider))
-    return found
-
-
-def foreign_engine(folder: Path) -> Any:
-    """What TensorRT-RTX says of an engine built for sm80 on this GPU, whatever it is."""
-    plan = ExportPlan("resnet20", folder / "foreign", precision="fp16")
-    bundle = Bundle.open(export(plan).folder)
-    engine = build_engine(
-        BuildPlan(bundle, "tensorrt-rtx", BuildOptions(targets=("sm80",))), lambda step, done=0, total=0: None
-    )
-    return attempt(lambda: open_runtime(engine.path, "tensorrt-rtx").close() or "it loads")
+def run_part(part: int, options: dict[str, Any]) -> int:
+    """Run a part, write the result; returns the exit code."""
+    end = time.time() + (options["seconds"] or SECONDS[part])
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    after: Path | None = options["after"]
+    result: dict[str, Any] = json.loads(after.read_text()) if after else {"schema_version": SCHEMA_VERSION}
+    result["date"] = today
+    with packages_of(options["wheels"]) as environment, tempfile.TemporaryDirectory() as scratch:
+        bundles = options["bundles"] or Path(scratch) / "bundles"
+        bundles.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "device": options["device"],
+            "small": options["device"] == "cpu",
+            "bundles": str(bundles.resolve()),
+            "scratch": scratch,
+            "environment": environment,
+        }
+        checks = Checks(part, result, options["output"], settings, end)
+        try:
+            checks.run()
+        except CannotRunError as error:
+            click.echo(f"error: {error}", err=True)
+            return 3
+        click.echo(str(checks.output))
+    return 0 if all(step["outcome"] == "done" for step in result["steps"].values()) else 1
 
 
 @click.command(help=__doc__.split("\n", 1)[0])
+@click.argument("part", type=click.Choice(["part1", "part2"]))
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="The result file.  [default: docs/measurements/DATE-GPU.json]"
+    "--bundles",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where bundles are, or are made.  [default: made, and dropped]",
 )
-def main(output: Path | None) -> None:
-    try:
-        gpu: Device = device()
-    except ResnetExportError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        result = {
-            "date": today,
-            "device": asdict(gpu),
-            "platform": platform.platform(),
-            "versions": versions(),
-            "tests": tests(folder),
-            "bundles": bundles(folder),
-            "tensorrt-rtx engine for sm80": attempt(lambda: foreign_engine(folder)),
-        }
-    path = output or ROOT / "docs" / "measurements" / f"{today}-{gpu.name.replace(' ', '-')}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    click.echo(str(path))
+@click.option(
+    "--wheels",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Packages that are not installed, as wheels.",
+)
+@click.option("--seconds", type=click.FloatRange(min=1), help="How long all may take.  [default: 280 and 420]")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The result.  [default: docs/measurements/DATE-GPU.json]",
+)
+@click.option(
+    "--after", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The other part's result, to add to."
+)
+@click.option(
+    "--device",
+    type=click.Choice(["cuda", "cpu"]),
+    default="cuda",
+    show_default=True,
+    help="cpu tries the steps out, in tiny sizes.",
+)
+def main(part: str, **options: Any) -> None:
+    sys.exit(run_part(int(part[-1]), options))
 
 
 if __name__ == "__main__":

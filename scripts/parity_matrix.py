@@ -33,6 +33,7 @@ from runtimes import Bundle, available_backends
 from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import ResnetExportError
 from runtimes.parity.measures import Comparison
+from runtimes.processor import processor
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED, TABLE = ROOT / "docs" / "measurements" / "parity-matrix.json", ROOT / "docs" / "parity.md"
@@ -164,14 +165,7 @@ def environment() -> dict[str, Any]:
     """Where and with what."""
     packages = ("torch", "torchvision", "onnx", "onnxruntime", "tensorrt-rtx-cu13")
     versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
-    return {"machine": f"{processor()}, {os.cpu_count()} cores, no GPU", "versions": versions}
-
-
-def processor() -> str:
-    """What the processor calls itself, where Linux says so."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return {"machine": f"{processor().name}, {os.cpu_count()} cores, no GPU", "versions": versions}
 
 
 def measure(models: Sequence[str], precisions: Sequence[str], known: dict[str, Any]) -> bool:

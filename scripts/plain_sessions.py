@@ -9,7 +9,6 @@ plain session is more than 0.3 dB off what the same onnxruntime makes of the fil
 from __future__ import annotations
 
 import datetime
-import platform
 import subprocess
 import sys
 import tempfile
@@ -29,9 +28,9 @@ from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import BackendUnavailable, BadInput, ResnetExportError
 from runtimes.parity.golden import golden_arrays
 from runtimes.parity.measures import sqnr_db
+from runtimes.processor import processor
 
 MOST_OFF_DB = 0.3
-FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 """What integer kernels of CPUs differ by."""
 OFF, DEFAULT = "ORT_DISABLE_ALL", "ORT_ENABLE_ALL"
 FORMS = ("as written", "plain", "plain, biases inside")
@@ -99,15 +98,6 @@ class Measured:
         return Row(version, tuple(found))
 
 
-def machine() -> str:
-    """The processor, and those of its instructions that integer kernels differ by."""
-    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    name = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "")
-    return (
-        f"{platform.machine()}, {name or 'unknown CPU'} ({', '.join(flag for flag in FLAGS if flag in text.split())})"
-    )
-
-
 def print_table(bundles: Sequence[Measured], pythons: Sequence[Path]) -> bool:
     """Print the table; whether every plain session keeps to `MOST_OFF_DB`."""
     click.echo(f"| onnxruntime | {' | '.join(f'{one.name.split()[0]}, {form}' for one in bundles for form in FORMS)} |")
@@ -118,7 +108,7 @@ def print_table(bundles: Sequence[Measured], pythons: Sequence[Path]) -> bool:
         cells = " | ".join(f"{one:.1f}" for row in rows for one in row.decibels)
         click.echo(f"| {rows[0].version} | {cells} |")
         keeps &= all(abs(row.decibels[1] - row.decibels[0]) <= MOST_OFF_DB for row in rows)
-    click.echo(f"\nMeasured {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d} on {machine()}.")
+    click.echo(f"\nMeasured {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d} on {processor()}.")
     click.echo("; ".join(f"{one.name}: the simulation has {one.simulated_db:.1f} dB" for one in bundles))
     return keeps
 

@@ -13,6 +13,7 @@ from runtimes import Runtime, backend_names
 from runtimes._open import backend_class
 from runtimes.errors import BackendUnavailable
 from runtimes.specs import BatchRange
+from runtimes.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Backend:
     provider: str | None
 
     def open(self, batch: BatchRange | None = None) -> Runtime:
-        return self.kind.open(self.path, provider=self.provider, batch=batch)
+        # On a busy machine more threads wait for each other longer than so small a model computes.
+        return self.kind.open(self.path, provider=self.provider, batch=batch, tuning=Tuning(1))
 
 
 def opened_or_skipped(name: str, provider: str | None, folder: Path) -> Backend:

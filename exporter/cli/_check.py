@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from exporter.cli._common import echo_json, echo_lines, status
+from exporter.cli._files import check_output_files, write_output
 from exporter.cli._help import GroupedCommand, option_group
-from exporter.cli._options import backend_group, json_option, output_group, quiet_option, trust_option
+from exporter.cli._options import backend_group, json_option, output_group, quiet_option, threads_option, trust_option
 from exporter.verification.report.lines import check_lines
-from runtimes.errors import BadInput, ParityError, PlanError, ResnetExportError
+from runtimes.errors import ParityError, ResnetExportError
 from runtimes.printable import printable
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ _images, _diagnosis = map(option_group, ("Images and limits", "Diagnosis"))
     metavar="SECONDS",
     help="Longest time that a backend may take.  [default: no limit]",
 )
+@threads_option
 @trust_option
 @_images(
     "--data",
@@ -115,21 +116,22 @@ def check(bundles: tuple[Path, ...], **options: Any) -> None:
     summary = summary_file() if options["github"] else None
     page = load_page() if html is not None else None
     plans = [
-        replace(plan_from_entry(entry), trust_engines=trusted)
+        replace(plan_from_entry(entry), trust_engines=trusted, tuning=options["tuning"])
         for entry in entries_to_check(bundles, options["config"], _settings(options))
     ]
     if options["blocks"] or options["bisect"]:
         check_can_follow_blocks()
         plans = [replace(plan, blocks=options["blocks"], bisect=options["bisect"]) for plan in plans]
-    _check_writable({"--junit": junit, "--html": html}, plans)
+    opened = [one.folder for plan in plans for one in (plan.bundle, plan.against) if one is not None]
+    check_output_files({"--junit": junit, "--html": html}, opened)
     with status(quiet=options["quiet"]) as progress:
         done = [_check_one(plan, progress) for plan in plans]
     checks = [one.check for one in done]
     if junit is not None:
-        _write(junit, xml_from_checks(checks), "--junit")
+        write_output(junit, xml_from_checks(checks), "--junit")
     if html is not None and page is not None:
         sections = [section_from_check(one.check, plan, one.evidence) for one, plan in zip(done, plans, strict=True)]
-        _write(html, page.html_from_sections(sections), "--html")
+        write_output(html, page.html_from_sections(sections), "--html")
     if summary is not None:
         write_summary(summary, checks)
     if as_json:
@@ -180,38 +182,3 @@ def _settings(options: dict[str, Any]) -> Settings:
         against=options["against"],
         timeout_s=options["timeout"],
     )
-
-
-def _check_writable(outputs: Mapping[str, Path | None], plans: Sequence[CheckPlan]) -> None:
-    """Refuse output files that could not be written once the long work is done.
-
-    Raises:
-        BadInput: a file has no name, or its folder does not exist.
-        PlanError: a file lies in a bundle, which holds no files but those of its manifest, or two outputs are one file.
-    """
-    given = {option: path for option, path in outputs.items() if path is not None}
-    for option, path in given.items():
-        if not path.name:
-            raise BadInput(f"expected a file for {option}, got '{path}'; name one")
-        if not path.absolute().parent.is_dir():
-            raise BadInput(
-                f"cannot write {path}: there is no folder {path.parent}; make it first, or give another {option}"
-            )
-        for plan in plans:
-            for opened in filter(None, (plan.bundle, plan.against)):
-                if path.resolve().is_relative_to(opened.folder.resolve()):
-                    raise PlanError(
-                        f"{path} lies in the bundle {opened.folder}, whose files are those of its manifest;"
-                        f" give another {option}"
-                    )
-    if len({path.resolve() for path in given.values()}) < len(given):
-        raise PlanError(f"expected a file each for {' and '.join(given)}, got one for both")
-
-
-def _write(path: Path, data: bytes, option: str) -> None:
-    from runtimes.bundle_writing import write_in_one_step
-
-    try:
-        write_in_one_step(path, data)
-    except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}; give another {option}") from error

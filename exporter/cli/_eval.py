@@ -12,7 +12,14 @@ import click
 
 from exporter.cli._common import echo_json, echo_lines, status
 from exporter.cli._help import GroupedCommand, option_group
-from exporter.cli._options import backend_group, output_group, provider_option, quiet_option, trust_option
+from exporter.cli._options import (
+    backend_group,
+    output_group,
+    provider_option,
+    quiet_option,
+    threads_option,
+    trust_option,
+)
 from runtimes.errors import AccuracyError, BadInput, PlanError
 from runtimes.printable import count_text
 
@@ -56,9 +63,14 @@ _data = option_group("Data")
     help="Number of images, spread evenly over the classes.  [default: all]",
 )
 @backend_group(
-    "--backend", default="onnxruntime", show_default=True, metavar="NAME", help="Backend that runs the model."
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    metavar="NAME|auto",
+    help="Backend that runs the model; auto takes the fastest that bench measured.",
 )
 @provider_option
+@threads_option
 @trust_option
 @output_group(
     "--min-top1",
@@ -119,9 +131,13 @@ def evaluate(bundle: Path, **options: Any) -> None:
         for problem in source.left_out:
             progress(f"left out {problem}")
         pairs = PairedCount(against, source) if against is not None else None
-        backend, trusted = options["backend"], options["trust_engines"]
-        with open_runtime(opened, backend, provider=options["provider"], trust_engine=trusted) as runtime:
+        backend, provider, tuning = options["backend"], options["provider"], options["tuning"]
+        trusted = options["trust_engines"]
+        with open_runtime(opened, backend, provider=provider, trust_engine=trusted, tuning=tuning) as runtime:
             provider = runtime.provider
+            if runtime.choice is not None:
+                backend = runtime.choice.backend
+                progress(f"auto chose {runtime.choice}")
             opening = _opening(resume, opened, backend, runtime, source)
             found = _evaluate(opened, runtime, source, opening, progress, pairs)
     paired = pairs.comparison() if pairs is not None else None

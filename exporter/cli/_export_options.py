@@ -82,7 +82,13 @@ OPTIONS = (
         default="tensorrt",
         show_default=True,
         metavar="NAME",
-        help="Runtime that --int8 places its Q/DQ pairs for; only tensorrt so far.",
+        help="What --int8 is for: tensorrt, or cpu, where ONNX Runtime and OpenVINO run it on integers.",
+    ),
+    _precision(
+        "--cpu-safe",
+        "target",
+        flag_value="cpu-safe",
+        help="As --target cpu, with 7-bit weights: for OpenVINO on x86 processors without VNNI.",
     ),
     _precision(
         "--opset",
@@ -122,13 +128,13 @@ OPTIONS = (
         "--max-drop",
         type=float,
         metavar="POINTS",
-        help="With --int8: return blocks to FP16 until top-1 falls by at most so many points. Needs labelled --data.",
+        help="With --int8: return blocks to float until top-1 falls by at most so many points. Needs labelled --data.",
     ),
     _calibration(
         "--min-agreement",
         type=float,
         metavar="PCT",
-        help="With --int8: return blocks to FP16 until at least so many percent of --data keep their class.",
+        help="With --int8: return blocks to float until at least so many percent of --data keep their class.",
     ),
     _calibration(
         "--budget",

@@ -12,6 +12,7 @@ from exporter.cli._build import engine_lines
 from exporter.cli._common import echo_json, echo_lines, gives_text, size_text
 from exporter.cli._help import GroupedCommand
 from exporter.cli._options import json_option
+from exporter.lowering.qdq.targets import DEFAULT_TARGET
 from exporter.verification.report.lines import accuracy_line, parity_lines
 from runtimes._plugins import needed_for
 from runtimes.errors import ResnetExportError
@@ -28,8 +29,13 @@ FUSES_ANYWAY = ("left in float", ELSEWHERE)
 
 @click.command(cls=GroupedCommand)
 @click.argument("path", metavar="BUNDLE|ONNX|ENGINE", type=click.Path(path_type=Path))
+@click.option(
+    "--target",
+    metavar="NAME",
+    help="Judge a quantized ONNX file for tensorrt or cpu.  [default: what it was exported for, or tensorrt]",
+)
 @json_option
-def inspect(path: Path, as_json: bool) -> None:
+def inspect(path: Path, target: str | None, as_json: bool) -> None:
     """Show what a bundle, an ONNX file or an engine holds.
 
     Operators, types, parameters, multiply-accumulates and sizes; of a bundle also what was proven, of a quantized ONNX
@@ -38,7 +44,7 @@ def inspect(path: Path, as_json: bool) -> None:
     if path.suffix in ENGINE_SUFFIXES:
         return _inspect_engine(path, as_json=as_json)
     if path.is_file():
-        return _inspect_onnx(path, as_json=as_json)
+        return _inspect_onnx(path, target, as_json=as_json)
     from runtimes import Bundle
 
     bundle = Bundle.open(path)
@@ -69,13 +75,17 @@ def _inspect_engine(path: Path, *, as_json: bool) -> None:
     echo_lines([*engine_lines(path, facts), *whose])
 
 
-def _inspect_onnx(path: Path, *, as_json: bool) -> None:
+def _inspect_onnx(path: Path, target: str | None, *, as_json: bool) -> None:
     with needed_for("inspecting an ONNX file", "pip install 'resnet-export[export]'"):
         from exporter.graph.counts import graph_facts
         from exporter.graph.onnx_file import model_from_file
         from exporter.lowering.qdq.lint import lint
+        from exporter.lowering.qdq.lint_cpu import lint_for_processors
+        from exporter.lowering.registry import load_target
     model = model_from_file(path)
-    facts, report = graph_facts(model), lint(model)
+    target = target or next((one.value for one in model.metadata_props if one.key == "target"), DEFAULT_TARGET)
+    on_processor = load_target(target).ON_INTEGERS
+    facts, report = graph_facts(model), lint_for_processors(model) if on_processor else lint(model)
     opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     if as_json:
         return echo_json(
@@ -85,6 +95,7 @@ def _inspect_onnx(path: Path, *, as_json: bool) -> None:
                 "ir_version": model.ir_version,
                 "opset": opset,
                 "graph": asdict(facts),
+                "target": target,
                 "qdq": asdict(report) if report else None,
             }
         )
@@ -93,11 +104,39 @@ def _inspect_onnx(path: Path, *, as_json: bool) -> None:
         f"{'file':<12} {path}, {size_text(path.stat().st_size)}",
         f"{'format':<12} IR {model.ir_version}, opset {opsets}",
     ]
-    echo_lines([*lines, *_graph_lines(facts), *(_qdq_lines(report) if report else [])])
+    echo_lines([*lines, *_graph_lines(facts), *(_qdq_lines(report, on_processor=on_processor) if report else [])])
 
 
-def _qdq_lines(report: QdqReport) -> list[str]:
-    """Whether TensorRT takes the graph, and a line for each block with what keeps it from fusing below it."""
+def _qdq_lines(report: QdqReport, *, on_processor: bool) -> list[str]:
+    """What runs in INT8, and a line for each block with what keeps it from that below it."""
+    (quantized, convolutions), (shortcuts, additions) = report.convolutions, report.shortcuts
+    counts = f"{quantized} of {convolutions} convolutions, {shortcuts} of {additions} "
+    if on_processor:
+        counts += "additions; for processors"
+        second, verdict = ("addition", {True: "INT8", False: "float"}), _processor_verdict
+    else:
+        counts += f"residual shortcuts; {_tensorrt_verdict(report)}"
+        second, verdict = ("shortcut", {True: "INT8", False: "float"}), _block_verdict
+    lines = [f"{'quantized':<12} {counts}"]
+    for block in report.blocks:
+        quantized, convolutions = block.convolutions
+        parts = [f"{quantized} of {convolutions} convolutions INT8" if convolutions else "no convolution"]
+        if block.shortcut is not None:
+            parts.append(f"{second[0]} {second[1][block.shortcut]}")
+        parts.append(verdict(block))
+        lines.append(f"{'':<12} {block.name:<20} {', '.join(parts)}")
+        lines += [f"{'':<15}{finding.kind}: {finding.node}: {finding.message}" for finding in block.findings]
+    return lines
+
+
+def _processor_verdict(block: BlockReport) -> str:
+    if block.findings:
+        return "not all of it on integers:" if any(one.kind == "runs in float" for one in block.findings) else "but:"
+    return "on integers" if block.convolutions.total else "in float"
+
+
+def _tensorrt_verdict(report: QdqReport) -> str:
+    """Whether TensorRT takes a graph."""
     verdict = "TensorRT takes this graph"
     if report.refused:
         verdict = "TensorRT refuses this graph"
@@ -107,18 +146,7 @@ def _qdq_lines(report: QdqReport) -> list[str]:
         verdict = "TensorRT takes this graph, and computes other values than it says"
     if any(finding.kind == ELSEWHERE for finding in report.findings):
         verdict += "; a plain session of onnxruntime computes other values"
-    (quantized, convolutions), (shortcuts, additions) = report.convolutions, report.shortcuts
-    counts = f"{quantized} of {convolutions} convolutions, {shortcuts} of {additions} residual shortcuts"
-    lines = [f"{'quantized':<12} {counts}; {verdict}"]
-    for block in report.blocks:
-        quantized, convolutions = block.convolutions
-        parts = [f"{quantized} of {convolutions} convolutions INT8" if convolutions else "no convolution"]
-        if block.shortcut is not None:
-            parts.append(f"shortcut {'INT8' if block.shortcut else 'float'}")
-        parts.append(_block_verdict(block))
-        lines.append(f"{'':<12} {block.name:<20} {', '.join(parts)}")
-        lines += [f"{'':<15}{finding.kind}: {finding.node}: {finding.message}" for finding in block.findings]
-    return lines
+    return verdict
 
 
 def _block_verdict(block: BlockReport) -> str:

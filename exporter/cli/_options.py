@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import click
+
 from exporter.cli._help import option_group
+from runtimes.tuning import Tuning
 
 backend_group, output_group = map(option_group, ("Backend", "Output"))
 
@@ -17,6 +20,21 @@ provider_option = backend_group(
     "--provider",
     metavar="NAME",
     help="Device to run on: cpu, cuda, or ONNX Runtime's tensorrt.  [default: the backend's choice]",
+)
+
+
+def _tuning(_context: click.Context, _option: click.Parameter, threads: int | None) -> Tuning:
+    """The setting of `--threads`; refuses a number that is out of range before anything is read."""
+    return Tuning(threads)
+
+
+threads_option = backend_group(
+    "--threads",
+    "tuning",
+    type=int,
+    callback=_tuning,
+    metavar="N",
+    help="Threads of the processor that a backend uses.  [default: the cores that this process may use]",
 )
 json_option = output_group("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 quiet_option = output_group("--quiet", is_flag=True, help="Show no progress; errors alone go to stderr.")

@@ -8,19 +8,29 @@ from typing import Any
 
 import click
 
+from exporter.cli._bench import bench
 from exporter.cli._build import build
 from exporter.cli._check import check
 from exporter.cli._common import echo_json, echo_lines, run_command
 from exporter.cli._eval import evaluate
 from exporter.cli._help import GroupedCommand
 from exporter.cli._inspect import inspect
-from exporter.cli._options import backend_group, json_option, output_group, provider_option, trust_option
+from exporter.cli._options import (
+    backend_group,
+    json_option,
+    output_group,
+    provider_option,
+    threads_option,
+    trust_option,
+)
 from runtimes.errors import BadInput
+from runtimes.printable import printable
 
 EPILOG = """\b
 Exit codes: 0 done and within budget, 1 failed, 2 wrong usage,
             3 something needed is missing, 4 out of the parity budget,
-            undecided, or less accurate than --min-top1."""
+            undecided, less accurate than --min-top1, or slower than
+            --min-speedup."""
 
 
 @click.group(epilog=EPILOG)
@@ -34,6 +44,7 @@ def main() -> None:
     run_command(command)
 
 
+command.add_command(bench)
 command.add_command(build)
 command.add_command(check)
 command.add_command(evaluate)
@@ -44,9 +55,14 @@ command.add_command(inspect)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @backend_group(
-    "--backend", default="onnxruntime", show_default=True, metavar="NAME", help="Backend that runs the model."
+    "--backend",
+    default="onnxruntime",
+    show_default=True,
+    metavar="NAME|auto",
+    help="Backend that runs the model; auto takes the fastest that bench measured.",
 )
 @provider_option
+@threads_option
 @trust_option
 @output_group(
     "--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Classes to show per image."
@@ -59,17 +75,18 @@ def run(bundle: Path, images: tuple[Path, ...], **options: Any) -> None:
     """
     from runtimes import Bundle, open_runtime
     from runtimes.classify import check_classifier, classify
-    from runtimes.picture_file import open_picture
 
     opened = Bundle.open(bundle)
     check_classifier(opened.manifest.outputs)
     for path in images:
         if not path.exists():  # refused before the model is loaded; the images themselves are read one by one
             raise BadInput(f"cannot read the picture {path}: there is no such file")
-    backend, provider, trusted = options["backend"], options["provider"], options["trust_engines"]
-    with open_runtime(opened, backend, provider=provider, trust_engine=trusted) as runtime:
-        pictures = map(open_picture, images)
-        found = classify(runtime, opened.manifest.preprocess, pictures, labels=opened.labels, top=options["top"])
+    backend, provider, tuning = options["backend"], options["provider"], options["tuning"]
+    trusted = options["trust_engines"]
+    with open_runtime(opened, backend, provider=provider, trust_engine=trusted, tuning=tuning) as runtime:
+        if runtime.choice is not None:
+            click.echo(f"auto chose {printable(str(runtime.choice))}", err=True)
+        found = classify(runtime, opened.manifest.preprocess, images, labels=opened.labels, top=options["top"])
     if options["as_json"]:
         answers = zip(images, found, strict=True)
         return echo_json({str(path): [asdict(one) for one in predictions] for path, predictions in answers})

@@ -145,6 +145,8 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
             f"{'calibration':<12} {facts.calibrator}, {facts.images} images, fingerprint {facts.fingerprint[:16]}"
         )
         lines += [f"{'repairs' if not place else '':<12} {said}" for place, said in enumerate(facts.repairs)]
+    if manifest.kernels is not None:
+        lines.append(f"{'kernels':<12} {manifest.kernels}")
     if manifest.sensitivity is not None:
         lines.append(f"{'sensitivity':<12} {worst_text(manifest.sensitivity)}")
     if manifest.mixed is not None:

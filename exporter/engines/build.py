@@ -79,6 +79,11 @@ class BuildPlan:
     def __post_init__(self) -> None:
         self.bundle.check_accepted()
         manifest, options = self.bundle.manifest, self.options
+        if manifest.kernels is not None:
+            raise PlanError(
+                f"the bundle is for {manifest.target}, and TensorRT refuses its unsigned numbers; export it again with "
+                "--target tensorrt"
+            )
         if options.strip_weights and manifest.precision == "int8":
             raise PlanError(
                 "--strip-weights does not go with int8: "

@@ -14,6 +14,7 @@ from calibration.collect import with_free_batch
 from exporter.graph.blocks import blocks
 from exporter.graph.mixed import ALONE, EXACT, with_exact_block_inputs
 from runtimes.backends.onnxruntime import OnnxRuntime
+from runtimes.cores import usable_cores
 from runtimes.parity.compare import tensor_sqnr_db
 from runtimes.parity.measures import LARGEST_SQNR_DB
 
@@ -30,6 +31,7 @@ def open_session(model: onnx.ModelProto) -> ort.InferenceSession:
     memory back after each run."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = usable_cores()
     options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.disable_quant_qdq", "1")

@@ -227,4 +227,4 @@ def _report_float_convolutions(
     convolutions = sum(node.op_type == "Conv" for node in clean.graph.node)
     for reason in dict.fromkeys(reasons.values()):
         names = [name for name, one in reasons.items() if one == reason]
-        steps.left_out(f"{len(names)} of {convolutions} convolutions stay in FP16, {names[0]} the first: {reason}")
+        steps.left_out(f"{len(names)} of {convolutions} convolutions stay in float, {names[0]} the first: {reason}")

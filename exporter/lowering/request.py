@@ -7,7 +7,7 @@ from pathlib import Path
 
 from calibration import FEWEST_IMAGES
 from exporter.lowering.qdq.targets import DEFAULT_TARGET
-from exporter.lowering.registry import precision_names, target_names
+from exporter.lowering.registry import load_target, precision_names, target_names
 from runtimes.errors import BadInput, PlanError, UnknownName
 
 CALIBRATED = ("int8",)
@@ -39,6 +39,8 @@ class LoweringRequest:
             raise UnknownName("precision", self.precision, precision_names())
         if self.target not in target_names():
             raise UnknownName("target", self.target, target_names())
+        if self.target != DEFAULT_TARGET and not self.is_calibrated:
+            raise PlanError(f"--target {self.target} needs --int8: {self.precision} is the same for every target")
         given = {
             "--calibrator": self.calibrator,
             "--calibration-images": self.calibration_images,
@@ -68,3 +70,12 @@ class LoweringRequest:
     def is_calibrated(self) -> bool:
         """Whether the precision needs ranges of activations."""
         return self.precision in CALIBRATED
+
+    @property
+    def promises_integers(self) -> bool:
+        """Whether a processor is to run the graph on integers.
+
+        Raises:
+            BackendUnavailable: a package that the target needs is missing.
+        """
+        return self.is_calibrated and load_target(self.target).ON_INTEGERS

@@ -17,6 +17,7 @@ from exporter.graph.trace import program_from_module, save_program
 from exporter.lowering.bias_correction import with_classifier_correction
 from exporter.lowering.lower import lower
 from exporter.lowering.precisions import Precision
+from exporter.lowering.qdq.integer_nodes import kernel_count
 from exporter.lowering.ranges import CalibrationSet
 from exporter.lowering.registry import load_precision
 from exporter.models.backbone import output_names, with_features
@@ -40,9 +41,11 @@ from exporter.verification.blocks.both_sides import BothSides
 from exporter.verification.blocks.drift import drift_between
 from exporter.verification.blocks.findings import Drift
 from exporter.verification.report.block_text import returned_text
+from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.backends.pytorch import PyTorchRuntime
 from runtimes.bundle_writing import check_rejected, keep_rejected, staging_folder
-from runtimes.errors import ParityError, PlanError
+from runtimes.errors import LowerError, ParityError, PlanError
+from runtimes.kernels import MARK
 from runtimes.manifest import Manifest
 from runtimes.parity.budget import Budget
 from runtimes.preprocess import Preprocess
@@ -123,11 +126,13 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
                 lowered, mixed = return_blocks(plan, float_graph, lowered, judge, steps)
         clean, model = resize(lowered.exact), resize(lowered.model)
         with steps("save"):
-            _save(folder, model, plan.precision)
+            _save(folder, model, plan)
         with steps("prove"):
             graphs = Graphs(clean, _simulation(folder, model, precision))
-            candidate = Candidate(folder, graphs, plan.batch, precision.RUNS_ON, form.any_size)
+            candidate = Candidate(folder, graphs, plan.batch, precision.runs_on(model), form.any_size)
             proof, images, golden = _prove(candidate, images, loaded.preprocess, budget, progress)
+            if plan.lowering_request.promises_integers:
+                _check_kernels(folder, model)
             held_to = partial(budget_for, plan, loaded)
             lowering = Lowering(graphs, float_graph, lowered, calibration, plan, resize, held_to)
             refusal = why_refused(proof, images, lowering)
@@ -139,7 +144,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         if plan.report:
             with steps("follow blocks"):
                 exact, factors = with_classifier_correction(clean, lowered.table), lowered.factors
-                both = BothSides(program, clean, exact, model, graphs.simulation, bool(precision.RUNS_ON), factors)
+                both = BothSides(program, clean, exact, model, graphs.simulation, bool(candidate.backends), factors)
                 drift = _drift(both, images.first, budget)
         with steps("write"):
             found = Findings(lowered.table, images, proof, golden, drift, lowered.sensitivity, mixed)
@@ -183,10 +188,26 @@ def _graph_form(plan: ExportPlan, loaded: LoadedModel) -> GraphForm:
     return GraphForm(plan.opset, plan.batch, output_names(loaded.module), takes_pixels, any_size)
 
 
-def _save(folder: Path, model: onnx.ModelProto, precision: str) -> None:
-    """Write `model.onnx`."""
-    onnx.helper.set_model_props(model, {"precision": precision})  # for readers who get only the file
+def _save(folder: Path, model: onnx.ModelProto, plan: ExportPlan) -> None:
+    """Write `model.onnx`, with what a reader has to know who gets only the file."""
+    props = {"precision": plan.precision}
+    if plan.lowering_request.is_calibrated:
+        props |= {"target": plan.target} | (MARK if plan.lowering_request.promises_integers else {})
+    onnx.helper.set_model_props(model, props)
     onnx.save(model, folder / "model.onnx")
+
+
+def _check_kernels(folder: Path, model: onnx.ModelProto) -> None:
+    """Check that as much runs on integers as the graph lets run.
+
+    Raises:
+        LowerError: it does not.
+    """
+    with OnnxRuntime.open(folder / OnnxRuntime.FILE) as runtime:
+        ran = runtime.kernels()
+    missing = ran.shortfall(kernel_count(model)) if ran is not None else ""
+    if missing:
+        raise LowerError(f"onnxruntime does not run the graph on integers: {missing}; update onnxruntime")
 
 
 def _simulation(folder: Path, model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto | None:
@@ -194,7 +215,7 @@ def _simulation(folder: Path, model: onnx.ModelProto, precision: Precision) -> o
 
     A file that no backend here runs is read back, so that the simulation is of what was written.
     """
-    return precision.simulation(model if precision.RUNS_ON else onnx.load(folder / "model.onnx"))
+    return precision.simulation(model if precision.runs_on(model) else onnx.load(folder / "model.onnx"))
 
 
 def _prove(

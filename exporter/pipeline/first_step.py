@@ -36,7 +36,7 @@ FIRST, FLIPPED, NOISE = 32, 32, 8
 """How many images a change is measured on, of the first ones and of those whose class changed; how many blocks are."""
 BATCH = 32
 RETURNED = (1, 2, 4)
-"""How many of the noisiest blocks to return to FP16 together."""
+"""How many of the noisiest blocks to return to float together."""
 DECIDED_HERE = ("max_relative_error", "min_cosine", "min_sqnr_db", "min_agreement", "max_accuracy_drop")
 """The limits that a change can be measured against."""
 WIDER = {"int8": ("fp16",), "bf16": ("fp16",)}
@@ -124,7 +124,7 @@ def first_step_text(lowering: Lowering, proof: Proof, images: ProofImages) -> st
                 option = "" if words.startswith("--") else _returning_option(lowering.plan, budget, sample)
                 return f"{text}; what helps, {by}: {words} ({found.text}; now {now.text}){option}"
         text += (
-            f"; {by} no other calibrator brings it within, nor do {join_words(names[: RETURNED[-1]])} in FP16: every "
+            f"; {by} no other calibrator brings it within, nor do {join_words(names[: RETURNED[-1]])} in float: every "
             "block adds a little, which quantization-aware training mends"
         )
     for wider in WIDER.get(precision, ()):
@@ -199,7 +199,7 @@ def _changes(lowering: Lowering, noisiest: Sequence[str]) -> Iterator[Change]:
             for place in block.nodes
         }
         if nodes:
-            yield Change(f"{join_words(returned)} in FP16", with_fp32_nodes(graphs.original, graphs.simulation, nodes))
+            yield Change(f"{join_words(returned)} in float", with_fp32_nodes(graphs.original, graphs.simulation, nodes))
 
 
 def _returning_option(plan: ExportPlan, budget: Budget, sample: Sample) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from exporter.lowering.opsets import choose_opset
+from exporter.lowering.qdq.targets import DEFAULT_TARGET
 from exporter.lowering.request import LoweringRequest
 from exporter.models.registry import find_model
 from exporter.models.request import ModelRequest
@@ -53,7 +54,7 @@ class ExportPlan:
         proof_images: how many images to prove with at most; None takes what the proof needs (see
             `exporter.pipeline.choose_images.proof_images`).
         budget: limits of the parity budget by name, in place of the precision's own.
-        max_drop: how many points of top-1 INT8 may cost at most; blocks return to FP16 until it costs no more. Needs
+        max_drop: how many points of top-1 INT8 may cost at most; blocks return to float until it costs no more. Needs
             `data` whose classes are the model's.
         min_agreement: on how many percent of the images the class must stay at least; likewise, but needs no classes.
         keep_rejected: write a bundle that its proof refuses beside `output`, under that name with `.rejected`.
@@ -142,7 +143,7 @@ class ExportPlan:
         """Refuse a target that means nothing for what is planned."""
         option = target.option
         if not self.lowering_request.is_calibrated:
-            raise PlanError(f"{option} returns blocks from INT8 to FP16, and {self.precision} has none; add --int8")
+            raise PlanError(f"{option} returns blocks from INT8 to float, and {self.precision} has none; add --int8")
         if self.features is not None:
             raise PlanError(f"{option} is about classes, and --features gives none; leave it out")
         if self.weights == "random":
@@ -190,7 +191,10 @@ class ExportPlan:
         """The bundle's name, such as `resnet50-v1-pool-uint8-int8`; what is the usual is left out of it."""
         chosen = None if self.spec.variant == self.spec.variants[0] else self.spec.variant
         pixels = {None: None, CROP: "uint8", FULL: "uint8full"}[self.uint8_input]
-        return "-".join(part for part in (self.spec.stem, chosen, self.features, pixels, self.precision) if part)
+        target = None if self.target == DEFAULT_TARGET else self.target
+        return "-".join(
+            part for part in (self.spec.stem, chosen, self.features, pixels, self.precision, target) if part
+        )
 
 
 def _part_of(plan: ExportPlan, kind: type[Request]) -> Request:

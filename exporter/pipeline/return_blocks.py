@@ -1,4 +1,4 @@
-"""Return blocks of an INT8 network to FP16 until it keeps a limit, and as few as do: what `--max-drop` asks for."""
+"""Return blocks of an INT8 network to float until it keeps a limit, and as few as do: what `--max-drop` asks for."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from runtimes.specs import BatchRange
 
 STEP = "return blocks"
 LEAST_SHARE = 0.1
-"""Of the INT8 work, what must stay: with less of it, a network is in FP16 but for a few convolutions."""
+"""Of the INT8 work, what must stay: with less of it, a network is in float but for a few convolutions."""
 
 
 class Mixed(NamedTuple):
-    """The network with some blocks in FP16, and how they were chosen."""
+    """The network with some blocks in float, and how they were chosen."""
 
     lowered: LoweredGraph
     found: MixedPrecision
@@ -65,7 +65,7 @@ class Judge:
 
     def __call__(self, model: onnx.ModelProto) -> BackendParity:
         """Run a whole graph, or its simulation where no backend runs it, until the budget is decided."""
-        run = model if self.precision.RUNS_ON else self.precision.simulation(model)
+        run = model if self.precision.runs_on(model) else self.precision.simulation(model)
         assert run is not None
         largest = BatchRange(self.batch.max, self.batch.max, self.batch.max)
         with OnnxRuntime.from_bytes(run.SerializeToString()) as runtime:
@@ -75,7 +75,7 @@ class Judge:
 
 
 def return_blocks(plan: ExportPlan, graph: onnx.ModelProto, lowered: LoweredGraph, judge: Judge, steps: Steps) -> Mixed:
-    """Choose which blocks return to FP16.
+    """Choose which blocks return to float: FP16, or FP32 for a processor.
 
     What was tried is kept beside the bundle, so that an interrupted search goes on from there.
 
@@ -93,7 +93,7 @@ def return_blocks(plan: ExportPlan, graph: onnx.ModelProto, lowered: LoweredGrap
     assert lowered.sensitivity is not None, "a target needs images, and these are measured on"
     ranked = candidates(lowered.sensitivity.blocks)
     if not ranked:
-        raise PlanError(f"{target.option} returns blocks from INT8 to FP16, and none is in INT8 here; leave it out")
+        raise PlanError(f"{target.option} returns blocks from INT8 to float, and none is in INT8 here; leave it out")
     journal = Journal(_journal_path(plan), _digest(plan, graph, lowered, judge), steps.progress)
     search = _Search(graph, lowered, judge, target, journal, ranked)
     count, most = most_evaluations(len(ranked)), judge.images.most
@@ -151,7 +151,7 @@ class _Search:
         return self.curve[returned]
 
     def lowered_with(self, returned: Returned) -> LoweredGraph:
-        """The network with these blocks in FP16."""
+        """The network with these blocks in float."""
         if not returned or self.lowered.with_float_nodes is None:
             return self.lowered
         return self.lowered.with_float_nodes(set().union(*(self.nodes[name] for name in returned)))
@@ -182,7 +182,7 @@ class _Search:
         """Why no choice keeps the limit."""
         every = self.tried(frozenset(self.price))
         return (
-            f"no choice of blocks shows {self.target.text}: with all {len(self.price)} in FP16, "
+            f"no choice of blocks shows {self.target.text}: with all {len(self.price)} in float, "
             f"{'; '.join(every.problems)}; best found: {tried_text(self.best, self.target.wanted)}; "
             + (
                 f"give {self._more}"
@@ -203,7 +203,7 @@ class _Search:
         blocks, left = f"{len(chosen.returned)} of {len(self.price)} blocks", 100 * chosen.int8_share
         return (
             f"the loss of INT8 is spread over the network: to keep {self.target.text}, {blocks} would have to return "
-            f"to FP16, which leaves {left:.1f}% of the work in INT8 (all of it in INT8: "
+            f"to float, which leaves {left:.1f}% of the work in INT8 (all of it in INT8: "
             f"{measured_text(every, self.target.wanted)}); take --fp16, train the network with quantization (QAT), or "
             f"allow more by {self.target.option}"
         )

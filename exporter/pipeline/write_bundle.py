@@ -12,6 +12,7 @@ import numpy as np
 
 from exporter.graph.counts import graph_facts
 from exporter.graph.facts import tensor_specs
+from exporter.lowering.qdq.integer_nodes import kernel_count
 from exporter.models.loaded import LoadedModel
 from exporter.pipeline.images import Images, Outputs, Proof
 from exporter.pipeline.plan import ExportPlan
@@ -50,7 +51,7 @@ class Findings:
         table: the calibrated ranges; None where the precision needs none.
         drift: None for a network whose blocks cannot be told, and where there is no report.
         sensitivity: what INT8 costs in each block; None for another precision.
-        mixed: which blocks are in FP16; None where that was not asked for.
+        mixed: which blocks are in float; None where that was not asked for.
     """
 
     table: CalibrationTable | None
@@ -124,6 +125,7 @@ def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, fou
         calibration=_calibration_facts(table) if table else None,
         sensitivity=found.sensitivity,
         mixed=found.mixed,
+        kernels=kernel_count(model) if plan.lowering_request.promises_integers else None,
         asked=Asked(plan.seed, plan.calibrator, plan.calibration_images, plan.proof_images, dict(plan.budget)),
     )
 

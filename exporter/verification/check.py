@@ -20,8 +20,8 @@ from exporter.verification.own_process import Verdict, run_in_own_process
 from exporter.verification.plan import CheckPlan
 from exporter.verification.verdicts import BackendCheck, BundleCheck, check_from_answer, remarks_on, verdict_on
 from runtimes._plugins import needed_for
-from runtimes.bundle import Bundle
 from runtimes.errors import ResnetExportError
+from runtimes.kernels import KernelCount
 from runtimes.parity.budget import Budget
 from runtimes.parity.budget_options import changed_budget
 from runtimes.parity.evidence import BackendParity, Evidence, compare_backend
@@ -41,15 +41,13 @@ class CheckResult(NamedTuple):
 
 @dataclass(frozen=True)
 class _Task:
-    """What a backend's process is sent; `old` is the bundle that is the reference, where there is one."""
+    """What a backend's process is sent; `old_evidence` is of the bundle that is the reference, where there is one."""
 
-    bundle: Bundle
+    plan: CheckPlan
     backend: str
     budget: Budget
     evidence: Evidence
-    old: Bundle | None
     old_evidence: Evidence | None
-    trust_engines: tuple[str, ...]
 
 
 def check_bundle(plan: CheckPlan, say: Progress = silent, inputs: CheckInputs | None = None) -> CheckResult:
@@ -71,7 +69,7 @@ def check_bundle(plan: CheckPlan, say: Progress = silent, inputs: CheckInputs | 
     found = []
     for backend in plan.backends:
         say(f"check {bundle.manifest.name} on {backend}")
-        task = _Task(bundle, backend, budget, evidence, plan.against, inputs.old_evidence, plan.trust_engines)
+        task = _Task(plan, backend, budget, evidence, inputs.old_evidence)
         found.append(_check_backend(task, plan.timeout_s))
     check = BundleCheck(
         bundle=str(bundle.folder),
@@ -121,27 +119,32 @@ def check_can_follow_blocks() -> None:
 def _check_backend(task: _Task, timeout_s: float | None) -> BackendCheck:
     """Run a backend in a process of its own, and say what became of it."""
     start = time.perf_counter()
-    verdict, reason, answer = run_in_own_process(_run_backend, task, timeout_s=timeout_s)
+    verdict, reason, ran = run_in_own_process(_run_backend, task, timeout_s=timeout_s)
     seconds = round(time.perf_counter() - start, 3)
-    if answer is not None:
-        return check_from_answer(task.backend, answer, seconds)
-    return BackendCheck(task.backend, verdict, reason, answer, seconds)
+    if ran is None:
+        return BackendCheck(task.backend, verdict, reason, None, seconds)
+    answer, kernels = ran
+    found, promised = check_from_answer(task.backend, answer, seconds), task.plan.bundle.manifest.kernels
+    if kernels is None or promised is None:
+        return found
+    missing = kernels.shortfall(promised)
+    found = replace(found, kernels=kernels.beside(promised))
+    return replace(found, verdict="failed", reason=missing) if missing and found.verdict == "ok" else found
 
 
-def _run_backend(task: _Task) -> tuple[Verdict, BackendParity]:
+def _run_backend(task: _Task) -> tuple[Verdict, tuple[BackendParity, KernelCount | None]]:
     """In the backend's own process: open the runtime, feed it, and compare its answers with the reference's."""
     from runtimes._open import backend_class, open_runtime
 
     backend_class(task.backend).check_here()
-    evidence = task.evidence
-    if task.old is not None and task.old_evidence is not None:
-        evidence = replace(
-            evidence, outputs=bundle_outputs(task.old, task.backend, task.old_evidence, task.trust_engines)
-        )
-    with open_runtime(task.bundle, task.backend, trust_engine=task.trust_engines) as model:
-        fed = evidence_for(model, evidence, task.bundle)
-        answer = compare_backend(fed, task.backend, model, task.budget, task.bundle.manifest.batch)
-    return verdict_on(answer), answer
+    plan, evidence = task.plan, task.evidence
+    if plan.against is not None and task.old_evidence is not None:
+        evidence = replace(evidence, outputs=bundle_outputs(plan.against, task.backend, task.old_evidence, plan))
+    with open_runtime(plan.bundle, task.backend, trust_engine=plan.trust_engines, tuning=plan.tuning) as model:
+        fed = evidence_for(model, evidence, plan.bundle)
+        answer = compare_backend(fed, task.backend, model, task.budget, plan.bundle.manifest.batch)
+        kernels = model.kernels() if plan.bundle.manifest.kernels is not None else None
+    return verdict_on(answer), (answer, kernels)
 
 
 def _follow_blocks(

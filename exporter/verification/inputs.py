@@ -52,13 +52,11 @@ def gather_inputs(plan: CheckPlan, say: Progress = silent) -> CheckInputs:
     return CheckInputs(evidence, pictures, old_evidence)
 
 
-def bundle_outputs(
-    bundle: Bundle, backend: str, evidence: Evidence, trust_engines: tuple[str, ...] = ()
-) -> dict[str, Any]:
-    """The outputs by name of a bundle on a backend, for the inputs of `evidence`."""
+def bundle_outputs(bundle: Bundle, backend: str, evidence: Evidence, plan: CheckPlan) -> dict[str, Any]:
+    """The outputs by name of a bundle on a backend, for the inputs of `evidence`, opened as `plan` says."""
     from runtimes._open import open_runtime
 
-    with open_runtime(bundle, backend, trust_engine=trust_engines) as model:
+    with open_runtime(bundle, backend, trust_engine=plan.trust_engines, tuning=plan.tuning) as model:
         return _outputs(model, bundle, evidence)
 
 
@@ -75,7 +73,7 @@ def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress) -> Evid
     if plan.against is not None:
         return evidence  # the other bundle's answers are the reference
     say(f"run {REFERENCE} on {count_text(len(inputs))}")
-    verdict, reason, outputs = run_in_own_process(_run_reference, plan.bundle, evidence, timeout_s=plan.timeout_s)
+    verdict, reason, outputs = run_in_own_process(_run_reference, plan, evidence, timeout_s=plan.timeout_s)
     if verdict == "not here":
         raise BackendUnavailable(f"--data is held against the bundle's reference program: {reason}")
     if verdict != "ok":
@@ -83,12 +81,12 @@ def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress) -> Evid
     return replace(evidence, outputs=outputs)
 
 
-def _run_reference(bundle: Bundle, evidence: Evidence) -> tuple[Verdict, dict[str, Any]]:
+def _run_reference(plan: CheckPlan, evidence: Evidence) -> tuple[Verdict, dict[str, Any]]:
     """In a process of its own: the reference program's outputs."""
     from runtimes._open import open_as_evidence
 
-    with open_as_evidence(bundle, REFERENCE) as model:
-        return "ok", _outputs(model, bundle, evidence)
+    with open_as_evidence(plan.bundle, REFERENCE, tuning=plan.tuning) as model:
+        return "ok", _outputs(model, plan.bundle, evidence)
 
 
 def _old_evidence(old: Bundle, plan: CheckPlan, evidence: Evidence, pictures: Pictures | None) -> Evidence:

@@ -7,9 +7,12 @@ import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from runtimes.errors import BackendUnavailable, ResnetExportError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
 
 Verdict = Literal["ok", "out of budget", "undecided", "not here", "failed", "crashed"]
 HOW_TO_SEE = "with --backend to see what it prints"
@@ -28,63 +31,117 @@ class Outcome(NamedTuple):
     value: Any
 
 
+class OwnProcess:
+    """A new interpreter, which does one piece of work after another until it is closed."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would take CUDA and its locks along
+        self._ours, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def ask(
+        self, work: Callable[..., tuple[Verdict, Any]] | str, *arguments: object, timeout_s: float | None = None
+    ) -> Outcome:
+        """Run `work(*arguments)` there, and wait for it.
+
+        The verdict is the one that `work` returns; `not here` where it raises BackendUnavailable, `failed` where it
+        raises another error of this package or takes longer than `timeout_s`, `crashed` where the process ends without
+        an answer, after which it answers nothing more.
+
+        Args:
+            work: a function of a module, which the new interpreter imports. It imports the running script too, which
+                therefore needs the usual `if __name__ == "__main__"`. Or the name of a method of what `keep` made.
+            timeout_s: None sets no limit: a backend may compile kernels for minutes.
+        """
+        return self._exchange(work, arguments, timeout_s)
+
+    def keep(self, make: type, *arguments: object) -> Outcome:
+        """Make `make(*arguments)` there, which stays there, for `ask` to call its methods by their names. These return
+        any value, and whatever they raise is a failure: the process lives on."""
+        return self._exchange(make, arguments, None)
+
+    def _exchange(self, work: object, arguments: tuple[object, ...], timeout_s: float | None) -> Outcome:
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            self._process.kill()
+
+        seconds = threading.TIMEOUT_MAX if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
+        timer = threading.Timer(seconds, give_up)
+        timer.start()
+        try:
+            # Not as the process's own arguments: one that dies before it has read them all is waited for without end.
+            self._ours.send((work, arguments))
+            return Outcome(*self._ours.recv())
+        except (EOFError, OSError):  # it died before, or in the middle of, reading or answering
+            self._process.join()
+            if late.is_set():
+                reason = f"no answer within {timeout_s:g} s; give a longer --timeout, or run it alone {HOW_TO_SEE}"
+                return Outcome("failed", reason, None)
+            return Outcome("crashed", _exit_text(self._process.exitcode), None)
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        """End the process. A second call does nothing."""
+        self._ours.close()  # nothing more is asked of it
+        self._process.join(timeout=10)  # closing a runtime takes a moment
+        self._process.kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def run_in_own_process(
     work: Callable[..., tuple[Verdict, Any]], *arguments: object, timeout_s: float | None = None
 ) -> Outcome:
-    """Run `work(*arguments)` in a new interpreter.
-
-    The verdict is the one that `work` returns; `not here` where it raises BackendUnavailable, `failed` where it raises
-    another error of this package or takes longer than `timeout_s`, `crashed` where its process ends without an answer.
-
-    Args:
-        work: a function of a module, which the new interpreter imports. It imports the running script too, which
-            therefore needs the usual `if __name__ == "__main__"`.
-        timeout_s: None sets no limit: a backend may compile kernels for minutes.
-    """
-    context = multiprocessing.get_context("spawn")  # a fork would take CUDA and its locks along
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()
-    late = threading.Event()
-
-    def give_up() -> None:
-        late.set()
-        process.kill()
-
-    seconds = threading.TIMEOUT_MAX if timeout_s is None else min(timeout_s, threading.TIMEOUT_MAX)
-    timer = threading.Timer(seconds, give_up)
-    timer.start()
-    verdict: Verdict
-    try:
-        # Not as the process's own arguments: one that dies before it has read them all is waited for without end.
-        ours.send((work, arguments))
-        verdict, reason, value = ours.recv()
-    except (EOFError, OSError):  # it died before, or in the middle of, reading or answering
-        process.join()
-        verdict, reason, value = "crashed", _exit_text(process.exitcode), None
-        if late.is_set():
-            reason = f"no answer within {timeout_s:g} s; give a longer --timeout, or run it alone {HOW_TO_SEE}"
-            verdict = "failed"
-    finally:
-        timer.cancel()
-        if process.is_alive():
-            process.join(timeout=10)  # closing a runtime takes a moment
-            process.kill()
-        ours.close()
-    return Outcome(verdict, reason, value)
+    """Run `work(*arguments)` in a new interpreter that ends with it: see `OwnProcess.ask`."""
+    with OwnProcess() as process:
+        return process.ask(work, *arguments, timeout_s=timeout_s)
 
 
 def _serve(connection: Connection) -> None:
-    """In the new process: receive the work, do it, and send its outcome."""
-    work, arguments = connection.recv()
+    """In the new process: receive work, do it, and send its outcome, again and again."""
+    kept: object = None
+    while True:
+        try:
+            work, arguments = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            if isinstance(work, type):
+                kept = work(*arguments)
+                connection.send(("ok", "", None))
+            elif isinstance(work, str):
+                connection.send(("ok", "", _called(kept, work, arguments)))
+            else:
+                verdict, value = work(*arguments)
+                connection.send((verdict, "", value))
+        except BackendUnavailable as error:
+            connection.send(("not here", str(error), None))
+        except ResnetExportError as error:
+            connection.send(("failed", str(error), None))
+
+
+def _called(kept: object, name: str, arguments: tuple[object, ...]) -> Any:
+    """Call a method of what is kept.
+
+    Raises:
+        ResnetExportError: in place of whatever a library raises.
+    """
     try:
-        verdict, value = work(*arguments)
-        connection.send((verdict, "", value))
-    except BackendUnavailable as error:
-        connection.send(("not here", str(error), None))
-    except ResnetExportError as error:
-        connection.send(("failed", str(error), None))
+        return getattr(kept, name)(*arguments)
+    except ResnetExportError:
+        raise
+    except Exception as error:
+        said = str(error).strip().splitlines()
+        raise ResnetExportError(f"{type(error).__name__}: {said[0] if said else 'it says no more'}") from error
 
 
 def _exit_text(code: int | None) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from runtimes.bundle import Bundle
 from runtimes.errors import PlanError
 from runtimes.kinds import check_kinds
+from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class CheckPlan:
         bisect: also find the blocks whose return to FP32 mends a broken budget (see
             `exporter.verification.blocks.bisect`).
         trust_engines: sha256 of engines that may be loaded though this machine did not build them.
+        tuning: how many threads each backend, and the reference, may use.
 
     Raises:
         PlanError: the parts contradict each other, or one is out of range.
@@ -43,6 +45,7 @@ class CheckPlan:
     blocks: bool = False
     bisect: bool = False
     trust_engines: tuple[str, ...] = ()
+    tuning: Tuning = DEFAULT_TUNING
 
     def __post_init__(self) -> None:
         check_kinds(self)

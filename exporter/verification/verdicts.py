@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from exporter.verification.bundle_diff import Change
 from exporter.verification.own_process import Verdict
 from runtimes.errors import BackendUnavailable, ExportError, ParityError, ResnetExportError
+from runtimes.kernels import KernelCount
 from runtimes.manifest import Manifest
 from runtimes.parity.budget import RANDOM_WEIGHTS, Budget
 from runtimes.parity.compare import ParityReport
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from exporter.verification.blocks.findings import Bisection, Drift
 
 
+SIMULATED = (
+    "onnxruntime simulates INT8 for TensorRT on a CPU, as a GPU computes it; to run it fast on a CPU, export with "
+    "--target cpu"
+)
+
+
 @dataclass(frozen=True)
 class BackendCheck:
     """The verdict on one backend.
@@ -27,6 +34,7 @@ class BackendCheck:
         reason: why the verdict is not `ok`, in one line; empty where it is.
         answer: what was measured; None where the backend gave no answer.
         seconds: what the backend's process took.
+        kernels: what ran on integers; None where the bundle promises nothing of that, or the backend does not tell.
     """
 
     backend: str
@@ -34,6 +42,7 @@ class BackendCheck:
     reason: str
     answer: BackendParity | None
     seconds: float
+    kernels: KernelCount | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,9 @@ def remarks_on(check: BundleCheck, manifest: Manifest) -> tuple[str, ...]:
     found = []
     if any(answer.ok and answer.verdict == "undecided" for answer in answers):
         found.append("golden inputs need not decide that; to have it decided, give pictures with --data")
+    ran = {one.backend for one in check.backends if one.answer is not None}
+    if manifest.calibration is not None and manifest.kernels is None and "onnxruntime" in ran:
+        found.append(SIMULATED)
     is_known = check.no_accuracy or any(answer.accuracy is not None for answer in answers)
     if budget.max_accuracy_drop is not None and answers and not is_known:
         found.append("the limit on accuracy was not judged: that takes pictures with labels")

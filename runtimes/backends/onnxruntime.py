@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -9,18 +11,22 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from runtimes.backends import _cuda_provider as cuda_provider
 from runtimes.backends import _tensorrt_provider as tensorrt_provider
+from runtimes.backends._integer_kernels import count_kernels, set_quantization
 from runtimes.base import Runtime
 from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.kernels import KernelCount
 from runtimes.manifest import Manifest
 from runtimes.preprocess import takes_any_size
 from runtimes.specs import BatchRange, TensorSpec
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
-# TF32 is off: it keeps ten bits of mantissa, so a "float32" answer would differ from the reference in the third digit.
 PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     "cpu": ("CPUExecutionProvider", {}),
-    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}),
+    "cuda": (cuda_provider.NAME, cuda_provider.EXACT),
+    "cuda-nhwc": (cuda_provider.NAME, cuda_provider.NHWC),
+    "cuda-graph": (cuda_provider.NAME, cuda_provider.GRAPH),
     "tensorrt": (tensorrt_provider.NAME, {}),
 }
 NUMPY_FROM_ORT = {
@@ -33,10 +39,22 @@ NUMPY_FROM_ORT = {
     "tensor(int64)": "int64",
     "tensor(bool)": "bool",
 }
-ERRORS_ONLY = 3
+ERRORS_ONLY, FATAL_ONLY = 3, 4
 FP16_ROUNDS = (1, 30)
 """The first version whose CPU kernel rounds when it quantizes FP16; those before it truncate (onnxruntime pull request
 32452)."""
+
+
+def _version() -> tuple[int, ...]:
+    return tuple(int(part) for part in ort.__version__.split(".")[:2])
+
+
+SPINNING = (
+    ("session.intra_op.spin_duration_us", "50") if _version() >= (1, 26) else ("session.intra_op.allow_spinning", "0")
+)
+"""How long a thread without work looks for some before it sleeps. 50 us last from one operator to the next: as fast as
+onnxruntime's own wait, which is a hundred times longer, where nothing else runs (measured: 2 % faster than none), and
+1.6 times as fast where another process wants a core. Versions before 1.26 have their own wait or none."""
 
 
 def rounds_fp16() -> bool:
@@ -45,7 +63,7 @@ def rounds_fp16() -> bool:
     If not, it is wrong by up to one step at every Q/DQ pair (measured on a ResNet-20: 18.9 dB of SQNR instead of 36.9).
     Graphs with FP32 scales, as in a simulation, run rightly in any version.
     """
-    return tuple(int(part) for part in ort.__version__.split(".")[:2]) >= FP16_ROUNDS
+    return _version() >= FP16_ROUNDS
 
 
 def check_rounding() -> None:
@@ -68,12 +86,17 @@ class OnnxRuntime(Runtime):
 
     FILE = "model.onnx"
 
-    def __init__(self, session: ort.InferenceSession, provider: str, batch: BatchRange | None) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, provider: str, batch: BatchRange | None, model: Path | bytes
+    ) -> None:
         super().__init__(
             [_spec(value) for value in session.get_inputs()], [_spec(value) for value in session.get_outputs()], batch
         )
         self._session = session
         self._provider = provider
+        self._details: dict[str, str] = {}
+        self._path = model if isinstance(model, Path) else None
+        self._graphs = cuda_provider.GraphCalls(session, self.outputs) if provider == "cuda-graph" else None
         self._buffers: dict[tuple[str, tuple[int, ...]], ort.OrtValue] = {}
 
     @classmethod
@@ -85,7 +108,7 @@ class OnnxRuntime(Runtime):
         batch: BatchRange | None = None,
         tuning: Tuning = DEFAULT_TUNING,
     ) -> OnnxRuntime:
-        return cls._open_session(path, str(path), provider or "cpu", batch)
+        return cls._open_session(path, str(path), provider or "cpu", batch, tuning)
 
     @classmethod
     def check_bundle(cls, manifest: Manifest, provider: str | None) -> None:
@@ -107,20 +130,24 @@ class OnnxRuntime(Runtime):
     @classmethod
     def from_bytes(cls, model: bytes) -> OnnxRuntime:
         """Open a serialised graph from memory, on the CPU."""
-        return cls._open_session(model, "the graph", "cpu", None)
+        return cls._open_session(model, "the graph", "cpu", None, DEFAULT_TUNING)
 
     @classmethod
-    def _open_session(cls, model: Path | bytes, where: str, wanted: str, batch: BatchRange | None) -> OnnxRuntime:
+    def _open_session(
+        cls, model: Path | bytes, where: str, wanted: str, batch: BatchRange | None, tuning: Tuning
+    ) -> OnnxRuntime:
         if wanted not in PROVIDERS:
             raise BackendUnavailable(f"onnxruntime has no provider '{wanted}'; choose from {', '.join(PROVIDERS)}")
         name, _ = PROVIDERS[wanted]
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Q/DQ pairs are run as they are written. Our INT8 files need this no more (measured: 130 dB between the two),
-        # older ones and those of others do: onnxruntime turns biases inside of convolutions into INT32 with a scale of
-        # FP16, which overflows, and its fusions of pairs change the answer (measured: by up to 5 dB of SQNR).
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        options.intra_op_num_threads, options.inter_op_num_threads = tuning.cores, 1
+        options.add_session_config_entry(*SPINNING)
+        if wanted == "cpu":
+            int8 = set_quantization(options, model)
+        else:
+            int8 = ""
+            options.add_session_config_entry("session.disable_quant_qdq", "1")  # for the same reasons
         if wanted != "cpu":
             # Otherwise nodes without a kernel move to the CPU with no more than a log line (onnxruntime#23372).
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -128,31 +155,45 @@ class OnnxRuntime(Runtime):
             raise BackendUnavailable(
                 f"this onnxruntime was built without {name}; uninstall onnxruntime and install resnet-export[gpu]"
             )
+        if wanted != "cpu":
+            cuda_provider.load_libraries()
         try:
             session = ort.InferenceSession(
                 _path_or_content(model), options, providers=_providers(wanted, model, batch), enable_fallback=0
             )
         except Exception as error:  # onnxruntime's own errors share no base class below this one
             if wanted != "cpu":
+                _check_loaded(name, _providers_of_a_session_with_fallback(model, wanted, batch))
                 raise BackendUnavailable(f"onnxruntime cannot run {where} on {name}: {_first_line(error)}") from error
             raise BadInput(f"onnxruntime cannot run {where}: {_first_line(error)}") from error
-        active = session.get_providers()[0]
-        if active != name:
-            # A provider whose libraries fail to load is dropped silently (onnxruntime#25145).
-            raise BackendUnavailable(
-                f"expected onnxruntime to run on {name}, got {active}; its CUDA and cuDNN libraries did not load"
-            )
-        return cls(session, wanted, batch)
+        _check_loaded(name, session.get_providers())
+        opened = cls(session, wanted, batch, model)
+        opened._details = {"int8": int8} if int8 else {}
+        return opened
+
+    @classmethod
+    def providers(cls) -> tuple[str, ...]:
+        here = ort.get_available_providers()
+        return tuple(name for name, (known, _) in PROVIDERS.items() if known in here)
 
     @property
     def provider(self) -> str:
         return self._provider
 
+    @property
+    def details(self) -> dict[str, str]:
+        return dict(self._details)
+
+    def kernels(self) -> KernelCount | None:
+        if self._provider != "cpu" or self._path is None:
+            return None
+        return count_kernels(self._path, self.inputs, self.batch.min if self.batch else 1)
+
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         if self._provider == "cpu":
             names = [spec.name for spec in self.outputs]
             return dict(zip(names, self._session.run(names, feeds), strict=True))
-        return self._run_bound(feeds, "cuda")
+        return self._run_bound(feeds, "cuda") if self._graphs is None else self._graphs.run(feeds)
 
     def _run_bound(self, feeds: dict[str, NDArray[Any]], device: str) -> dict[str, NDArray[Any]]:
         """Run through device buffers that are kept for each input shape, so that a call allocates only its outputs on
@@ -176,8 +217,30 @@ class OnnxRuntime(Runtime):
             spec.name: np.array(value) for spec, value in zip(self.outputs, binding.copy_outputs_to_cpu(), strict=True)
         }
 
+    def _prepared(self, feeds: dict[str, NDArray[Any]]) -> Callable[[], None]:
+        if self._graphs is not None:
+            return partial(self._graphs.launch, self._graphs.placed(feeds))
+        return super()._prepared(feeds) if self._provider == "cpu" else self._prepared_bound(feeds, "cuda")
+
+    def _prepared_bound(self, feeds: dict[str, NDArray[Any]], device: str) -> Callable[[], None]:
+        """A call on inputs and outputs that lie on the device: one binding, made once."""
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            # A copy: on the CPU the value is the very memory that it is made from.
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array.copy(), device, 0))
+        for spec in self.outputs:
+            binding.bind_output(spec.name, device)
+        binding.synchronize_inputs()
+
+        def call() -> None:
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+
+        return call
+
     def _close(self) -> None:
         self._buffers.clear()
+        self._graphs = None
         del self._session
 
 
@@ -194,6 +257,35 @@ def _providers(wanted: str, model: Path | bytes, batch: BatchRange | None) -> li
         return [PROVIDERS[wanted]]
     assert isinstance(model, Path)
     return [(tensorrt_provider.NAME, tensorrt_provider.tensorrt_settings(model, batch)), PROVIDERS["cuda"]]
+
+
+def _check_loaded(name: str, active: Sequence[str]) -> None:
+    """Check that a session's first provider is the one that was asked for: one whose libraries fail to load is dropped
+    silently (onnxruntime#25145).
+
+    Raises:
+        BackendUnavailable: it is another.
+    """
+    if active[0] != name:
+        raise BackendUnavailable(
+            f"expected onnxruntime to run on {name}, got {active[0]}; its CUDA and cuDNN libraries did not load: check "
+            "that nvidia-smi lists a GPU, and pip install 'onnxruntime-gpu[cuda,cudnn]', or PyTorch for the same CUDA"
+        )
+
+
+def _providers_of_a_session_with_fallback(model: Path | bytes, wanted: str, batch: BatchRange | None) -> list[str]:
+    """The providers that are left where the CPU may take their place, whose refusal else hides that one is missing; the
+    one asked for where no session can be made at all."""
+    options = ort.SessionOptions()
+    options.log_severity_level = FATAL_ONLY
+    try:
+        session = ort.InferenceSession(
+            _path_or_content(model), options, providers=_providers(wanted, model, batch), enable_fallback=0
+        )
+    except Exception:  # whatever it is, the first session's error says it
+        return [PROVIDERS[wanted][0]]
+    found: list[str] = session.get_providers()
+    return found
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from runtimes.base import Runtime
 from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.processor import processor
 from runtimes.reference_scan import plain_program
 from runtimes.specs import BatchRange, TensorSpec
 from runtimes.tuning import DEFAULT_TUNING, Tuning
@@ -30,8 +32,17 @@ class PyTorchRuntime(Runtime):
     """A `torch.export` program on the CPU or a GPU, in true FP32: TF32 is off while it runs."""
 
     FILE = "reference.pt2"
+    VARIANTS = ("bf16", "compile", "compile-bf16")
+    """By PyTorch's autocast in BF16, by torch.compile (TorchInductor, which needs a C++ compiler), and by both."""
 
-    def __init__(self, program: ExportedProgram, names: Sequence[str], provider: str, batch: BatchRange | None) -> None:
+    def __init__(
+        self,
+        program: ExportedProgram,
+        names: Sequence[str],
+        provider: str,
+        batch: BatchRange | None,
+        threads: int,
+    ) -> None:
         inputs, outputs = _values(program)
         super().__init__(
             [_spec(INPUT, inputs[0])], [_spec(name, value) for name, value in zip(names, outputs, strict=True)], batch
@@ -41,6 +52,9 @@ class PyTorchRuntime(Runtime):
             if parameter.ndim == 4:  # channels last is what convolutions on CPUs and GPUs are fastest in
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self._provider = provider
+        self._call: Callable[..., Any] = self._module
+        self._variant = ""
+        self._threads = threads
 
     @classmethod
     def open(
@@ -59,7 +73,11 @@ class PyTorchRuntime(Runtime):
                 "pytorch sees no CUDA device; use --provider cpu, or install a driver for this build of torch"
             )
         program, names = program_from_file(path)
-        return cls(program, names, device, batch)
+        return cls(program, names, device, batch, tuning.cores)
+
+    @classmethod
+    def providers(cls) -> tuple[str, ...]:
+        return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
     @property
     def provider(self) -> str:
@@ -67,13 +85,50 @@ class PyTorchRuntime(Runtime):
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         tensors = [torch.from_numpy(_writable(feeds[spec.name])).to(self._provider) for spec in self.inputs]
-        with torch.inference_mode(), _true_fp32():
-            result = self._module(*tensors)
+        with self._settings():
+            result = self._call(*tensors)
         outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
-        return {spec.name: np.array(value.cpu().numpy()) for spec, value in zip(self.outputs, outputs, strict=True)}
+        # A copy on the CPU too, where an output may lie in the same memory as an input.
+        return {
+            spec.name: value.float().to("cpu", copy=True).numpy()
+            for spec, value in zip(self.outputs, outputs, strict=True)
+        }
+
+    def _prepared(self, feeds: dict[str, NDArray[Any]]) -> Callable[[], None]:
+        tensors = [torch.from_numpy(_writable(feeds[spec.name])).to(self._provider) for spec in self.inputs]
+
+        def call() -> None:
+            with self._settings():
+                self._call(*tensors)
+            if self._provider == "cuda":
+                torch.cuda.synchronize()
+
+        return call
+
+    def use(self, variant: str) -> None:
+        if variant not in self.VARIANTS:
+            super().use(variant)
+        if "bf16" in variant and not _has_bf16(self._provider):
+            raise BackendUnavailable(f"expected arithmetic in BF16, got {_device_text(self._provider)}, which has none")
+        if "compile" in variant:
+            if self._provider == "cpu" and shutil.which(os.environ.get("CXX", "g++")) is None:
+                raise BackendUnavailable("torch.compile needs a C++ compiler (g++, or what CXX names); install one")
+            self._call = torch.compile(self._module)
+        self._variant = variant
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        bf16 = "bf16" in self._variant
+        with (
+            torch.inference_mode(),
+            _true_fp32(),
+            _threads(self._threads),
+            torch.autocast(self._provider, torch.bfloat16) if bf16 else nullcontext(),
+        ):
+            yield
 
     def _close(self) -> None:
-        del self._module
+        del self._call, self._module
 
 
 class SavedProgram(NamedTuple):
@@ -115,9 +170,34 @@ def _silent_loader() -> Iterator[None]:
 
 @contextmanager
 def _true_fp32() -> Iterator[None]:
-    """Turn off TF32, which cuDNN's convolutions use by default; matrix products do not since torch 1.12."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    """Turn off TF32, which cuDNN's convolutions use by default, and matrix products where a program asked for it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute on `count` threads. PyTorch has one number for all of a process, so it is put back: that takes less than
+    a microsecond."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
         yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _has_bf16(provider: str) -> bool:
+    return torch.cuda.is_bf16_supported(including_emulation=False) if provider == "cuda" else processor().has_bf16
+
+
+def _device_text(provider: str) -> str:
+    return torch.cuda.get_device_name() if provider == "cuda" else str(processor())
 
 
 def _writable(array: NDArray[Any]) -> NDArray[Any]:

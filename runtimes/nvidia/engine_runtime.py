@@ -8,7 +8,7 @@ engine, as many threads may, but has its own contexts, stream and buffers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -36,6 +36,7 @@ from runtimes.nvidia.engine_choice import Here, engine_for
 from runtimes.nvidia.lane import Lane, is_same
 from runtimes.nvidia.loading import LoadedEngine, load_engine
 from runtimes.nvidia.log import log_of
+from runtimes.nvidia.prepared import prepared_call
 from runtimes.nvidia.shapes import Shapes, batch_range, check_sizes, engine_specs, largest_shape, placeholder, rows_of
 from runtimes.preprocess import takes_any_size
 from runtimes.specs import BatchRange, check_feeds
@@ -165,6 +166,13 @@ class EngineRuntime(Runtime):
         if self.CAPTURES and self.graph_problem is None and len(self._graphs) < MOST_GRAPHS:
             self._capture(shapes, answers)
         return answers
+
+    def _prepared(self, feeds: dict[str, NDArray[Any]]) -> Callable[[], None]:
+        rows = len(next(iter(feeds.values())))
+        shapes = self._shapes(rows, {name: array.shape for name, array in feeds.items()})
+        sizes = {name: self._bytes(name, shape) for name, shape in shapes.items()}
+        graph = self.CAPTURES and self.graph_problem is None
+        return prepared_call(self._lane(shapes), self._stream, feeds, sizes, self._owned, graph=graph)
 
     def run_on_device(self, feeds: Mapping[str, object]) -> dict[str, DeviceArray]:
         """As `run`, for arrays on the GPU, exchanged by DLPack: nothing is copied to the CPU, and nothing waits for the

@@ -16,6 +16,7 @@ from spoilt import spoilt
 from calibration.data import built_in
 from exporter.verification.parity_toml import CONFIG
 from runtimes import Bundle
+from runtimes.cores import usable_cores
 
 
 @pytest.fixture
@@ -93,6 +94,25 @@ def test_an_unknown_backend_or_provider_is_refused(run: Any, bundle: Path, tmp_p
     assert absent.code == 3
     nothing = run("run", bundle, picture, "--provider", "")
     assert (nothing.code, "expected a provider, got nothing" in nothing.error) == (2, True)
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "100000", "two", "1.5"])
+@pytest.mark.parametrize("verb", [("run", "pictures"), ("check",), ("eval", "--data", "pictures")], ids=" ".join)
+def test_threads_that_are_not_there_are_refused_before_anything_is_read(
+    run: Any, tmp_path: Path, verb: tuple[str, ...], threads: str
+) -> None:
+    command, *rest = verb
+    refused = run(command, tmp_path / "no-bundle", *rest, "--threads", threads)
+    assert refused.code == 2
+    number = threads.lstrip("-").isdigit()
+    expected = f"expected --threads from 1 to {usable_cores()}, the cores that this process may use, got {threads}; "
+    assert (expected if number else "'--threads'") in refused.error
+
+
+def test_one_thread_gives_the_same_answer(run: Any, bundle: Path, tmp_path: Path) -> None:
+    built_in("test").image(0).save(tmp_path / "one.png")
+    one, all_of_them = (run("run", bundle, tmp_path / "one.png", *more) for more in (["--threads", "1"], []))
+    assert (one.code, one.out) == (0, all_of_them.out)
 
 
 def test_a_changed_bundle_is_refused_and_the_file_named(run: Any, bundle: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class Tiny:
     folder: Path
 
     def proof(self, simulation: onnx.ModelProto | None, *, budget: Budget = bf16.BUDGET) -> Proof:
-        candidate = Candidate(self.folder, Graphs(self.original, simulation), BATCH, bf16.RUNS_ON)
+        candidate = Candidate(self.folder, Graphs(self.original, simulation), BATCH, ())
         return prove(candidate, ProofImages(Images(INPUTS, None), len(INPUTS)), budget=budget)
 
 
@@ -263,7 +263,7 @@ def test_the_last_images_are_proven_too(tiny: Tiny) -> None:
     budget = Budget(own_error=1.0, max_relative_error=1.0)
     images = ProofImages(Images(inputs, None), len(inputs))
     graphs = Graphs(tiny.original, bf16.simulation(bf16.lower(tiny.original, {})))
-    candidate = Candidate(tiny.folder, graphs, BATCH, bf16.RUNS_ON)
+    candidate = Candidate(tiny.folder, graphs, BATCH, ())
     report = prove(candidate, images, budget=budget).report
     few = prove(candidate, ProofImages(Images(INPUTS, None), len(INPUTS)), budget=budget).report
     assert report.images == 12

@@ -12,6 +12,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from rounding import runs_here
 from rtx_builds import build_in_precision
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from exporter.graph.facts import tensor_specs
 from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
 from exporter.lowering.precisions import fp32
-from exporter.lowering.registry import load_precision, precision_names
+from exporter.lowering.registry import precision_names
 from exporter.models.backbone import Features, output_names, with_features
 from exporter.models.loading import load_model
 from exporter.models.sources.cifar import CifarResNet
@@ -88,7 +89,7 @@ def test_a_bundle_of_features_is_proven_output_by_output_and_runs(bundles: Any, 
     inputs, golden = golden_arrays(bundle)
     assert list(golden) == names
     assert all(values.dtype == np.float32 and values.shape[1:] == SHAPES[kind][name] for name, values in golden.items())
-    if not load_precision(precision).RUNS_ON:
+    if not runs_here(precision):
         return
     with open_runtime(bundle) as runtime:
         found = runtime.run({"input": inputs[:3]})

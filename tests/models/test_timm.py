@@ -86,7 +86,7 @@ def test_a_model_is_in_budget_and_tensorrt_builds_it(name: str, tmp_path: Path) 
         onnx.checker.check_model(lowered, full_check=True)
         onnx.save(lowered, tmp_path / "model.onnx")
         graphs = Graphs(graph, precision.simulation(lowered))
-        candidate = Candidate(tmp_path, graphs, BATCH, precision.RUNS_ON)
+        candidate = Candidate(tmp_path, graphs, BATCH, precision.runs_on(lowered))
         assert prove(candidate, images, budget=precision.BUDGET.errors_alone()).report.ok
         job = Job(
             (tmp_path / "model.onnx").read_bytes(),
@@ -246,7 +246,8 @@ def test_the_command_says_which_convolutions_stay_in_fp16_and_inspect_says_so_bl
     assert ran.code == 0
     said = " ".join(ran.err.split())  # a terminal's width breaks lines
     assert (
-        "left out: 16 of 36 convolutions stay in FP16, layer1.0.se.fc1 the first: its input is one pooled pixel" in said
+        "left out: 16 of 36 convolutions stay in float, layer1.0.se.fc1 the first: its input is one pooled pixel"
+        in said
     )
     assert json.loads(Path("out/manifest.json").read_text(encoding="utf-8"))["versions"]["timm"] == timm.__version__
     shown = run_main(deploy_cli.main, ["inspect", "out/model.onnx"], capsys, monkeypatch)

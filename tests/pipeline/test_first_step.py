@@ -123,7 +123,7 @@ def test_blocks_to_return_are_named_where_no_calibrator_is_enough(
 ) -> None:
     said, _ = refused(network, tmp_path / "b", divided("layer3.2.", 100))
     assert re.search(
-        r"; layer3\.2 adds the most noise, .*; what helps, by 32 images: layer3\.2 in FP16 \(SQNR 3.*\); "
+        r"; layer3\.2 adds the most noise, .*; what helps, by 32 images: layer3\.2 in float \(SQNR 3.*\); "
         r"--min-agreement 98, with --data, chooses such blocks and proves them$",
         said,
     ), said
@@ -134,7 +134,7 @@ def test_where_neither_is_enough_the_loss_is_everywhere(
 ) -> None:
     said, _ = refused(network, tmp_path / "b", divided("", 12))
     assert re.search(
-        r"; by 32 images no other calibrator brings it within, nor do \S+, \S+, \S+ and \S+ in FP16: every block adds a "
+        r"; by 32 images no other calibrator brings it within, nor do \S+, \S+, \S+ and \S+ in float: every block adds a "
         r"little, which quantization-aware training mends; --fp16 is within \(SQNR 6\d\.\d dB, agreement 100\.0%; now ",
         said,
     ), said

@@ -108,7 +108,6 @@ def test_where_onnxruntime_truncates_the_simulation_alone_proves_the_same_file(
 ) -> None:
     """As on Python 3.10, whose last onnxruntime is 1.23."""
     monkeypatch.setattr(onnxruntime, "__version__", "1.23.2")
-    monkeypatch.setattr(int8, "RUNS_ON", ())
     ran = run("resnet20", "--int8", "--data", pictures, "--output", "out", "--json", "--quiet", *BATCH)
     assert ran.code == 0
     assert list(ran.json["parity"]["backends"]) == ["simulation"]

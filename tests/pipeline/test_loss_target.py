@@ -46,8 +46,8 @@ def run_fixture(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPa
         (("--int8", "--min-agreement", "nan"), "expected --min-agreement above 0 and below 100 percent, got nan"),
         (("--int8", "--min-agreement", "101"), "expected --min-agreement above 0 and below 100 percent, got 101"),
         (("--int8", "--min-agreement", "100"), "got 100; no number of images shows that all agree; for example 99"),
-        (("--fp16", "--max-drop", "1"), "--max-drop returns blocks from INT8 to FP16, and fp16 has none; add --int8"),
-        (("--min-agreement", "99"), "--min-agreement returns blocks from INT8 to FP16, and fp32 has none; add --int8"),
+        (("--fp16", "--max-drop", "1"), "--max-drop returns blocks from INT8 to float, and fp16 has none; add --int8"),
+        (("--min-agreement", "99"), "--min-agreement returns blocks from INT8 to float, and fp32 has none; add --int8"),
         (("--int8", "--max-drop", "1", "--min-agreement", "99"), "expected --max-drop or --min-agreement, got both"),
         (("--int8", "--max-drop", "1"), "--max-drop needs --data"),
         (("--int8", "--min-agreement", "99"), "--min-agreement needs --data"),
@@ -144,5 +144,5 @@ def test_a_target_means_nothing_where_no_block_is_in_int8(tmp_path: Path) -> Non
     plan = ExportPlan("resnet20", tmp_path / "out", precision="int8", data="built-in", max_drop=1)
     nothing: Any = None
     lowered = LoweredGraph(nothing, nothing, None, int8.BUDGET, Sensitivity(16, (BlockDamage("stem", 0.0, 0),)))
-    with pytest.raises(PlanError, match="--max-drop returns blocks from INT8 to FP16, and none is in INT8 here"):
+    with pytest.raises(PlanError, match="--max-drop returns blocks from INT8 to float, and none is in INT8 here"):
         return_blocks(plan, nothing, lowered, nothing, Steps())

@@ -122,7 +122,9 @@ def test_a_lowered_model_is_in_budget_and_tensorrt_builds_it_in_the_precision_as
         lowered = int8.lower(subtract_from_biases(graph, correction), traced.thresholds)
     onnx.checker.check_model(lowered, full_check=True)
     onnx.save(lowered, traced.folder / "model.onnx")
-    candidate = Candidate(traced.folder, Graphs(graph, precision.simulation(lowered)), BATCH, precision.RUNS_ON)
+    candidate = Candidate(
+        traced.folder, Graphs(graph, precision.simulation(lowered)), BATCH, precision.runs_on(lowered)
+    )
     images = ProofImages(traced.images, len(traced.images.fed))
     proof = prove(candidate, images, budget=precision.BUDGET.errors_alone())
     assert proof.report.ok

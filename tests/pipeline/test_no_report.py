@@ -47,6 +47,6 @@ def test_a_dry_run_leaves_it_out_and_evidence_without_it_is_refused(run: Callabl
     ran = run("resnet20", "--no-report", "--keep-rejected")
     assert ran.code == 2
     assert ran.error == (
-        "--keep-rejected keeps a refused bundle for what its report shows, and --no-report leaves that out; leave one of "
+        "error: --keep-rejected keeps a refused bundle for what its report shows, and --no-report leaves that out; leave one of "
         "them out"
     )

@@ -116,7 +116,7 @@ def test_tensorrt_runs_exactly_the_convolutions_in_int8_that_the_bundle_says(bun
 def test_the_page_shows_every_block_and_every_choice(bundle: Bundle) -> None:
     page = bundle.file("report.html").read_text(encoding="utf-8")
     assert "What INT8 costs, block by block" in page
-    assert "2 of 10 blocks in FP16: layer2.1, layer3.1" in page
+    assert "2 of 10 blocks in float: layer2.1, layer3.1" in page
     assert page.count("broken</td>") >= 1
     assert "ok, chosen" in page
 
@@ -219,7 +219,7 @@ def test_a_diffuse_loss_is_refused_with_the_best_found_and_what_to_do(
     shown = run("--weights", networks.every, "--data", fashion, "--max-drop", "1")
     assert shown.code == 4
     assert "the loss of INT8 is spread over the network: to keep a fall of top-1 of at most 1 point" in shown.error
-    assert "9 of 10 blocks would have to return to FP16" in shown.error
+    assert "9 of 10 blocks would have to return to float" in shown.error
     assert "train the network with quantization (QAT)" in shown.error
     assert "at most 15 evaluations on 1244 images each, then one proof on others" in shown.err
     assert list(Path().glob("out*")) == []
@@ -230,7 +230,7 @@ def test_what_not_even_fp16_keeps_is_not_int8s(run: Callable[..., Ran], networks
     """An SQNR that FP16 does not reach, either."""
     shown = run("--weights", networks.two, "--data", fashion, "--max-drop", "1", "--budget", "min_sqnr_db=90")
     assert shown.code == 4
-    assert "no choice of blocks shows a fall of top-1 of at most 1 point: with all 10 in FP16, SQNR" in shown.error
+    assert "no choice of blocks shows a fall of top-1 of at most 1 point: with all 10 in float, SQNR" in shown.error
     assert "best found: a fall of" in shown.error
     assert "INT8 is not what costs it" in shown.error
     assert list(Path().glob("out*")) == []
@@ -242,7 +242,7 @@ def test_an_agreement_needs_no_classes(run: Callable[..., Ran], networks: Networ
         np.savez("plain.npz", images=archive["images"])
     shown = run("--weights", networks.two, "--data", "plain.npz", "--min-agreement", "98.5")
     assert shown.code == 0, shown.err
-    assert "2 of 10 blocks in FP16: layer2.1, layer3.1" in shown.out
+    assert "2 of 10 blocks in float: layer2.1, layer3.1" in shown.out
     manifest = Bundle.open(Path("out")).manifest
     assert manifest.parity.budget.min_agreement == 0.985
     assert manifest.accuracy is None

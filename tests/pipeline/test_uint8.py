@@ -15,7 +15,7 @@ from classified import assert_classified_as_by_the_reference
 from commands import Ran, run_main
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from rounding import RUNNABLE
+from rounding import RUNNABLE, runs_here
 from rtx_builds import build_in_precision
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ from exporter.graph.pixel_input import with_uint8_input
 from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
 from exporter.lowering.precisions import fp32
-from exporter.lowering.registry import load_precision, precision_names
+from exporter.lowering.registry import precision_names
 from exporter.models.sources.cifar import CifarResNet
 from exporter.pipeline.images import Candidate, Graphs, Images
 from exporter.pipeline.proof_images import ProofImages
@@ -102,7 +102,7 @@ def test_a_bundle_takes_pixels_and_is_proven_against_preprocessing_outside(bundl
         reference = runtime.run({"input": manifest.preprocess.normalise(inputs)})["logits"]
         assert golden_report(bundle, "pytorch", runtime).ok
     np.testing.assert_allclose(golden["logits"], reference, rtol=1e-4, atol=1e-4)
-    if load_precision(precision).RUNS_ON:
+    if runs_here(precision):
         with open_runtime(bundle) as runtime:
             assert golden_report(bundle, "onnxruntime", runtime).ok
             with pytest.raises(BadInput, match="expected uint8, got float32"):

@@ -13,7 +13,7 @@ from any_size import bundles_fixture, noise  # noqa: F401  # pytest finds it by 
 from classified import assert_classified_as_by_the_reference
 from commands import Ran, run_main
 from PIL import Image
-from rounding import RUNNABLE
+from rounding import RUNNABLE, runs_here
 
 from calibration.data import built_in, open_source
 from calibration.one_size import fitting_size
@@ -23,7 +23,7 @@ from exporter.engines.builders import BuildOptions, Job, tensorrt_rtx
 from exporter.graph.pillow_resize import with_any_size
 from exporter.graph.pixel_input import with_uint8_input
 from exporter.lowering.qdq.lint import lint
-from exporter.lowering.registry import load_precision, precision_names
+from exporter.lowering.registry import precision_names
 from runtimes import Bundle, open_runtime
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import BackendUnavailable, PlanError
@@ -51,7 +51,7 @@ def test_a_bundle_takes_pictures_of_any_size_and_is_proven_against_pillow_outsid
         reference = runtime.run({"input": manifest.preprocess.inputs_from_pixels(inputs, any_size=True)})["logits"]
         assert golden_report(bundle, "pytorch", runtime).ok
     np.testing.assert_allclose(golden["logits"], reference, rtol=1e-4, atol=1e-4)
-    if load_precision(precision).RUNS_ON:
+    if runs_here(precision):
         with open_runtime(bundle) as runtime:
             assert golden_report(bundle, "onnxruntime", runtime).ok
 

@@ -14,6 +14,7 @@ from PIL import Image
 from calibration.data import FASHION_MNIST_CLASSES, built_in
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.classify import classify, softmax
+from runtimes.cores import usable_cores
 from runtimes.preprocess import Preprocess
 from runtimes.specs import BatchRange
 
@@ -91,18 +92,18 @@ def test_pictures_of_any_size_and_colour_go_together(tiny_model: Path) -> None:
         )
 
 
-def test_pictures_are_read_as_they_are_needed_and_none_but_a_batchs_is_kept(tiny_model: Path) -> None:
+def test_pictures_are_read_a_few_ahead_and_none_is_kept(tiny_model: Path) -> None:
     alive: list[weakref.ref[Image.Image]] = []
 
     def read() -> Iterator[Image.Image]:
-        for image in pictures(20):
+        for image in pictures(40):
             copy = image.copy()
             alive.append(weakref.ref(copy))
             yield copy
             del copy
-            assert sum(one() is not None for one in alive) <= 2
+            assert sum(one() is not None for one in alive) <= 2 * 2 + usable_cores() + 1  # with the one just read
 
     with OnnxRuntime.open(tiny_model / "model.onnx", batch=BatchRange(1, 4, 4)) as runtime:
         streamed = classify(runtime, PREPROCESS, read())
-        assert streamed == classify(runtime, PREPROCESS, pictures(20))
-    assert len(alive) == 20
+        assert streamed == classify(runtime, PREPROCESS, pictures(40))
+    assert len(alive) == 40

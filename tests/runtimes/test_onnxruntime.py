@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from tiny_answers import INPUT, OUTPUT, images
 
+from runtimes.backends._cuda_provider import MOST_GRAPHS, GraphCalls
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.errors import BadInput
+from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.specs import TensorSpec
 
 
 @pytest.mark.parametrize("given", [None, "0"], ids=["by itself", "as the user says"])
@@ -48,6 +51,82 @@ def test_running_through_device_buffers_gives_what_a_plain_run_gives(tiny_model:
             np.testing.assert_array_equal(got, runtime.run({INPUT: before})[OUTPUT])
             np.testing.assert_array_equal(batch, before)
             assert got.flags.writeable
+
+
+def test_calls_that_keep_their_memory_give_what_a_plain_run_gives(tiny_model: Path) -> None:
+    """What is captured as a CUDA graph on a GPU, on the CPU's memory: more sizes than get a graph, each used again."""
+    with OnnxRuntime.open(tiny_model / "model.onnx") as runtime:
+        calls = GraphCalls(runtime._session, runtime.outputs, "cpu")
+        batches = [images(rows, seed) for seed in range(3) for rows in range(1, MOST_GRAPHS + 3)]
+        kept = [batch.copy() for batch in batches]
+        answers = [calls.run({INPUT: batch})[OUTPUT] for batch in batches]
+        for batch, before, got in zip(batches, kept, answers, strict=True):
+            np.testing.assert_array_equal(got, runtime.run({INPUT: before})[OUTPUT])
+            np.testing.assert_array_equal(batch, before)
+            assert got.flags.writeable
+        assert len(calls._calls) == MOST_GRAPHS
+
+
+def test_a_cuda_graph_of_an_output_without_a_shape_is_refused(tiny_model: Path) -> None:
+    with OnnxRuntime.open(tiny_model / "model.onnx") as runtime:
+        free = [TensorSpec(OUTPUT, "float32", ("batch", "dim1"))]
+        with pytest.raises(BackendUnavailable, match=f"got '{OUTPUT}' with free dimensions; use --provider cuda"):
+            GraphCalls(runtime._session, free, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("provider", "more"),
+    [
+        ("cuda", {}),
+        ("cuda-nhwc", {"prefer_nhwc": "1"}),
+        ("cuda-graph", {"prefer_nhwc": "1", "enable_cuda_graph": "1"}),
+    ],
+)
+def test_cuda_is_told_to_be_exact_once_its_libraries_are_loaded(
+    provider: str,
+    more: dict[str, str],
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told: list[object] = []
+
+    def preload() -> None:
+        print("Failed to load libcublas.so")  # as onnxruntime does, on stdout, where --json is
+        told.append("the libraries")
+
+    def session(*_: object, providers: object, **others: object) -> None:
+        told.append(providers)
+        raise RuntimeError("no CUDA")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload, raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(BackendUnavailable, match="on CUDAExecutionProvider: no CUDA"):
+        OnnxRuntime.open(tiny_model / "model.onnx", provider=provider)
+    exact = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    asked = [("CUDAExecutionProvider", exact | more)]
+    assert told == ["the libraries", asked, asked]
+    assert capsys.readouterr().out == ""
+
+
+def test_libraries_that_do_not_load_are_named_and_not_the_fallback_that_hides_them(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As onnxruntime-gpu 1.31 does without cuBLAS: it drops the provider, and then says that the CPU was not allowed."""
+    real = onnxruntime.InferenceSession
+
+    def session(model: object, options: onnxruntime.SessionOptions, **_: object) -> object:
+        try:
+            options.get_session_config_entry("session.disable_cpu_ep_fallback")
+        except RuntimeError:  # it is not set
+            return real(model, options, providers=["CPUExecutionProvider"])
+        raise RuntimeError("fallback to CPU EP has been explicitly disabled by the user")
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    with pytest.raises(BackendUnavailable, match="got CPUExecutionProvider; its CUDA and cuDNN libraries did not load"):
+        OnnxRuntime.open(tiny_model / "model.onnx", provider="cuda")
 
 
 def test_a_graph_that_lies_in_memory_runs_as_its_file_does(tiny_model: Path) -> None:

@@ -9,7 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from exporter.verification.report.block_text import asked_text, returned_text, search_lines, worst_text
-from exporter.verification.report.plots import Caption, damage_svg
+from exporter.verification.report.drawing import Caption
+from exporter.verification.report.plots import damage_svg
 from runtimes.block_precision import BlockDamage, MixedPrecision, Sensitivity, Tried, limit_text
 from runtimes.manifest import Manifest, json_from_manifest, manifest_from_json
 
@@ -34,11 +35,11 @@ def test_a_network_that_loses_nothing_has_shares_of_nothing() -> None:
 def test_a_choice_is_said_with_its_limit_and_its_price() -> None:
     assert asked_text(MIXED) == "a fall of top-1 of at most 0.5 points"
     assert limit_text("min_agreement", 99.5) == "an agreement of at least 99.5%"
-    assert returned_text(MIXED) == "1 of 2 blocks in FP16: layer1.0; 11.1% of the work in INT8"
+    assert returned_text(MIXED) == "1 of 2 blocks in float: layer1.0; 11.1% of the work in INT8"
     assert search_lines(MIXED)[1:] == [
-        "  tried      a fall of 3.00 points (at most 5.00) with 0 blocks in FP16, 100.0% of the work in INT8: broken, 250"
+        "  tried      a fall of 3.00 points (at most 5.00) with 0 blocks in float, 100.0% of the work in INT8: broken, 250"
         " images",
-        "             a fall of 0.10 points (at most 0.40) with 1 block in FP16, 11.1% of the work in INT8: ok, 500 images",
+        "             a fall of 0.10 points (at most 0.40) with 1 block in float, 11.1% of the work in INT8: ok, 500 images",
     ]
 
 
@@ -48,7 +49,7 @@ def test_the_plot_has_a_bar_for_each_block_and_says_which_are_in_fp16(returned: 
     texts = {element.text.strip() for element in root.iter("text") if element.text}
     assert {"stem", "layer1.0", "head"} <= texts
     assert ("in INT8" in texts) == (len(returned) < 3)
-    assert any("in FP16" in text for text in texts) == bool(returned)
+    assert any("in float" in text for text in texts) == bool(returned)
 
 
 def test_the_manifest_keeps_both_and_reads_without_them(manifest: Manifest) -> None:

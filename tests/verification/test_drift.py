@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from rounding import needs_rounding
+from rounding import needs_rounding, runs_here
 from spoilt import BLOCKS, spoilt, with_file
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -23,7 +23,6 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from exporter.graph.probe import block_ends, inner_tensors, with_outputs
 from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module, save_program
-from exporter.lowering.precisions import int8
 from exporter.lowering.registry import precision_names
 from exporter.models.registry import PAD
 from exporter.models.sources.cifar import CifarResNet
@@ -46,7 +45,7 @@ STAGES = {
     "fp32": ["onnx fp32", "model.onnx", "alone"],
     "fp16": ["onnx fp32", "model.onnx", "simulation", "alone"],
     "bf16": ["onnx fp32", "simulation", "alone"],
-    "int8": ["onnx fp32", *(["model.onnx"] if int8.RUNS_ON else []), "simulation", "alone"],
+    "int8": ["onnx fp32", *(["model.onnx"] if runs_here("int8") else []), "simulation", "alone"],
 }
 
 

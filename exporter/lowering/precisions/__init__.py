@@ -20,9 +20,8 @@ class Precision(Protocol):
     def BUDGET(self) -> Budget:  # a constant of the file
         """The errors that parity allows."""
 
-    @property
-    def RUNS_ON(self) -> tuple[str, ...]:
-        """The backends that run its file on a CPU, and so prove it; empty if only the simulation can."""
+    def runs_on(self, model: onnx.ModelProto) -> tuple[str, ...]:
+        """The backends that run a lowered graph on a CPU, and so prove it; empty if only the simulation can."""
 
     def observed_tensors(self, model: onnx.ModelProto, target: str = DEFAULT_TARGET) -> tuple[str, ...]:
         """The tensors whose ranges must be measured before lowering; empty for a precision without calibration.

@@ -1,4 +1,4 @@
-"""INT8: convolutions on eight-bit integers between explicit Q/DQ pairs, everything else in FP16."""
+"""INT8: convolutions on eight-bit integers between explicit Q/DQ pairs, the rest in FP16 or, for a CPU, in FP32."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import onnx
 
 from exporter.lowering.precisions._cast import cast_graph, with_rounding
 from exporter.lowering.qdq.biases import with_biases_behind, with_biases_inside
-from exporter.lowering.qdq.pairs import placement, with_pairs
+from exporter.lowering.qdq.insert import insert_pairs
+from exporter.lowering.qdq.pairs import placement
 from exporter.lowering.qdq.targets import DEFAULT_TARGET
 from runtimes.backends.onnxruntime import rounds_fp16
 from runtimes.parity.budget import Budget
@@ -21,8 +22,14 @@ BUDGET = Budget(
     max_batch_difference=0.05,
     confidence=0.95,
 )
-RUNS_ON = ("onnxruntime",) if rounds_fp16() else ()
-"""On Python 3.10, whose last onnxruntime truncates, only the simulation, with scales in FP32, proves the file."""
+
+
+def runs_on(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The backends that run a lowered graph on a CPU, and so prove it.
+
+    On Python 3.10, whose last onnxruntime truncates FP16, only the simulation, with scales in FP32, does.
+    """
+    return ("onnxruntime",) if rounds_fp16() or not _is_half(model) else ()
 
 
 def observed_tensors(model: onnx.ModelProto, target: str = DEFAULT_TARGET) -> tuple[str, ...]:
@@ -40,23 +47,33 @@ def lower(
     target: str = DEFAULT_TARGET,
     float_nodes: Collection[str] = (),
 ) -> onnx.ModelProto:
-    """The graph with Q/DQ pairs where `target` wants them, the rest in FP16 between two casts; weights are INT8.
+    """The graph with Q/DQ pairs where `target` wants them; weights are INT8.
 
-    The biases of quantized convolutions are added behind them, where onnxruntime leaves them as they are. With all
-    convolutions among `float_nodes` it is the graph in FP16.
+    For a target of half precision the rest is in FP16 between two casts, and the biases of quantized convolutions are
+    added behind them, where onnxruntime leaves them as they are; for another it stays in FP32. With all convolutions
+    among `float_nodes` it is the graph in FP16, or the graph as it was.
 
     Raises:
         CalibrationError: `thresholds` lacks a tensor.
         LowerError: a bias or the classifier is beyond the FP16 range; names it.
         PlanError: there is nothing to quantize; says why.
     """
-    pairs = with_pairs(model, thresholds, target, float_nodes)
+    placed = placement(model, target, float_nodes)
+    pairs = insert_pairs(model, placed, thresholds)
+    if not placed.half:
+        return pairs
     return with_biases_behind(cast_graph(pairs, onnx.TensorProto.FLOAT16))
 
 
 def simulation(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A graph for the CPU that rounds everything but INT8 as FP16 arithmetic does.
+    """A graph for the CPU that rounds everything in FP16 as FP16 arithmetic does. It is run as it is written, with no
+    integer kernel, so that its answers are the same on every processor.
 
     A device adds a convolution's bias to its sums before it rounds them, so the biases are put back inside.
     """
     return with_rounding(with_biases_inside(model), onnx.TensorProto.FLOAT16)
+
+
+def _is_half(model: onnx.ModelProto) -> bool:
+    """Whether the graph computes in FP16 but for its integers."""
+    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)

@@ -59,7 +59,13 @@ class ScaleFit:
 def fit_scales(
     graph: onnx.GraphProto, placement: Placement, thresholds: Mapping[str, float], weights: Mapping[str, NDArray[Any]]
 ) -> ScaleFit:
-    """Find the powers of two; a convolution, pool or addition with numbers too small for any of them stays in float."""
+    """Find the powers of two; a convolution, pool or addition with numbers too small for any of them stays in float.
+
+    Scales of FP32 fit as they are.
+    """
+    if not placement.half:
+        unshifted: dict[str, tuple[int, ...]] = dict.fromkeys(placement.tensors, (0,))
+        return ScaleFit(placement.edges, dict.fromkeys(placement.weights, 0), unshifted, thresholds)
     edges, shifts = set(), {}
     shifts_of: dict[str, set[int]] = {name: set() for name in placement.tensors}
     for node in graph.node:

@@ -1,8 +1,9 @@
-"""Insert Q/DQ pairs into a graph: activations per tensor, weights as INT8 constants per channel, all symmetric."""
+"""Insert Q/DQ pairs into a graph: activations per tensor, weights as INT8 constants per channel, symmetric."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -10,11 +11,16 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from exporter.lowering.qdq.fit import LEVELS, SMALLEST_SCALE, SMALLEST_WEIGHT_SCALE, ScaleFit, fit_scales, shifted_name
-from exporter.lowering.qdq.targets import Placement
+from exporter.lowering.qdq.targets import SIGNED, Placement, Stored
 from runtimes.errors import CalibrationError, LowerError
 
 ZERO_POINT = "zero_point"
 LARGEST_SCALE = float(np.finfo(np.float16).max)
+SMALLEST_SINGLE = 2.0**-60
+"""Of scales in FP32: the product of two is still a normal number."""
+MOST_STEPS = 2.0**30
+"""The steps of an INT32 bias: half of what it holds, so that the sums of products have room."""
+NARROW_LEVELS = 63
 CLIPPED_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 """The largest values that a weight's scale is tried for, as shares of the largest weight of its row."""
 
@@ -22,15 +28,16 @@ CLIPPED_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 def insert_pairs(model: onnx.ModelProto, placement: Placement, thresholds: Mapping[str, float]) -> onnx.ModelProto:
     """A copy of a float graph with the Q/DQ pairs of `placement`.
 
-    Scales are FP16 numbers, stored in FP32 like the rest of the graph here: lowering the graph to FP16 then changes
-    none of them, and TensorRT wants one type for scales, weights, biases and activations. Biases stay float; zero
-    points are zero.
-
+    For a target of half precision scales are FP16 numbers, stored in FP32 like the rest of the graph here: lowering the
+    graph to FP16 then changes none of them, and TensorRT wants one type for scales, weights, biases and activations.
     If the scale of a weight or of its input is too small for FP16, a power of two is moved from one to the other, which
     changes nothing but the scales; where none fits, the convolution stays in float (see `exporter.lowering.qdq.fit`).
 
+    Biases stay float. In a graph of FP32 a weight's scales are large enough for ONNX Runtime to hold the bias as INT32
+    in steps of the weight's scale times the input's.
+
     Args:
-        thresholds: observed tensor -> the magnitude that 127 stands for.
+        thresholds: observed tensor -> the largest magnitude to hold.
 
     Raises:
         CalibrationError: a tensor has no threshold, or one that is negative or not finite.
@@ -41,8 +48,10 @@ def insert_pairs(model: onnx.ModelProto, placement: Placement, thresholds: Mappi
     fit = fit_scales(
         graph, placement, {name: _threshold(name, placement, thresholds) for name in placement.tensors}, values
     )
-    constants = [numpy_helper.from_array(np.array(0, np.int8), ZERO_POINT)]
-    pairs = {name: _pairs(name, fit, constants) for name in placement.tensors}
+    used = dict.fromkeys((SIGNED, *placement.stored.values()))
+    constants = [numpy_helper.from_array(np.array(one.zero_point, one.type), _zero_point(one)) for one in used]
+    pairs = {name: _pairs(name, placement, fit, constants) for name in placement.tensors}
+    forms = _weight_forms(graph, placement, fit, values)
     nodes = [node for value in graph.input for node in pairs.get(value.name, ())]
     converted = set()
     for original in graph.node:
@@ -56,7 +65,8 @@ def insert_pairs(model: onnx.ModelProto, placement: Placement, thresholds: Mappi
             name = shifted_name(node.input[1], shift)
             if name not in converted:
                 converted.add(name)
-                nodes.append(_quantize_weight(np.ldexp(values[node.input[1]], shift), name, constants))
+                weight = np.ldexp(values[node.input[1]], shift)
+                nodes.append(_quantize_weight(weight, name, forms[node.input[1]], constants))
             node.input[1] = f"{name}.dequantized"
         nodes.append(node)
         nodes += [pair for name in node.output for pair in pairs.get(name, ())]
@@ -75,7 +85,8 @@ def _threshold(name: str, placement: Placement, thresholds: Mapping[str, float])
         raise CalibrationError(
             f"'{placement.ranges[name]}' has no usable range ({threshold}); calibrate this model again"
         )
-    _check_scale(name, threshold / LEVELS)
+    if placement.half:
+        _check_scale(name, threshold / LEVELS)
     return threshold
 
 
@@ -86,7 +97,11 @@ def _check_scale(name: str, scale: float) -> None:
         )
 
 
-def _pairs(name: str, fit: ScaleFit, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
+def _zero_point(stored: Stored) -> str:
+    return ZERO_POINT if stored == SIGNED else f"{ZERO_POINT}.{stored.zero_point}"
+
+
+def _pairs(name: str, placement: Placement, fit: ScaleFit, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
     """The nodes of a tensor's pairs: one for each power of two that it is divided by, with the division in front."""
     nodes = []
     for shift in fit.shifts_of[name]:
@@ -95,31 +110,69 @@ def _pairs(name: str, fit: ScaleFit, constants: list[onnx.TensorProto]) -> list[
             constants.append(numpy_helper.from_array(np.array(2.0**-shift, np.float32), f"{target}.factor"))
             nodes.append(helper.make_node("Mul", [name, f"{target}.factor"], [target], name=f"{target}.multiply"))
         # No library accepts a scale of zero; a tensor that is always zero quantizes to zero under any other scale.
-        scale = np.float16(max(fit.thresholds[name] / LEVELS * 2.0**-shift, SMALLEST_SCALE))
-        nodes += _pair(target, scale, constants)
+        stored = placement.stored.get(name, SIGNED)
+        scale = fit.thresholds[name] / stored.levels * 2.0**-shift
+        rounded = np.float16(max(scale, SMALLEST_SCALE)) if placement.half else np.float32(max(scale, SMALLEST_SINGLE))
+        nodes += _pair(target, rounded, stored, constants)
     return nodes
 
 
-def _pair(name: str, scale: np.float16, constants: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
+def _pair(
+    name: str, scale: np.float16 | np.float32, stored: Stored, constants: list[onnx.TensorProto]
+) -> list[onnx.NodeProto]:
     constants.append(numpy_helper.from_array(np.array(scale, np.float32), f"{name}.scale"))
+    zero_point = _zero_point(stored)
     return [
         helper.make_node(
-            "QuantizeLinear", [name, f"{name}.scale", ZERO_POINT], [f"{name}.quantized"], name=f"{name}.quantize"
+            "QuantizeLinear", [name, f"{name}.scale", zero_point], [f"{name}.quantized"], name=f"{name}.quantize"
         ),
         helper.make_node(
             "DequantizeLinear",
-            [f"{name}.quantized", f"{name}.scale", ZERO_POINT],
+            [f"{name}.quantized", f"{name}.scale", zero_point],
             [f"{name}.dequantized"],
             name=f"{name}.dequantize",
         ),
     ]
 
 
-def _quantize_weight(weight: NDArray[np.float32], name: str, constants: list[onnx.TensorProto]) -> onnx.NodeProto:
+@dataclass(frozen=True)
+class _WeightForm:
+    """How a weight is held: the steps from zero to its largest value; whether its scales are FP16 numbers; and the
+    least that they may be, float32 (output channels,)."""
+
+    levels: int
+    half: bool
+    least: NDArray[np.float32]
+
+
+def _weight_forms(
+    graph: onnx.GraphProto, placement: Placement, fit: ScaleFit, values: Mapping[str, NDArray[np.float32]]
+) -> dict[str, _WeightForm]:
+    """How each weight is held, so that it suits all convolutions that read it."""
+    forms: dict[str, _WeightForm] = {}
+    for node in graph.node:
+        if node.name not in fit.shifts:
+            continue
+        name, levels = node.input[1], NARROW_LEVELS if node.name in placement.narrow else LEVELS
+        least = np.full(len(values[name]), SMALLEST_WEIGHT_SCALE if placement.half else SMALLEST_SINGLE, np.float32)
+        if not placement.half and len(node.input) > 2 and node.input[2] in values:
+            stored = placement.stored.get(node.input[0], SIGNED)
+            step = max(fit.thresholds[node.input[0]] / stored.levels, SMALLEST_SINGLE)
+            least = np.maximum(least, np.abs(values[node.input[2]]) / np.float32(step * MOST_STEPS))
+        if name in forms:
+            levels, least = min(levels, forms[name].levels), np.maximum(least, forms[name].least)
+        forms[name] = _WeightForm(levels, placement.half, least)
+    return forms
+
+
+def _quantize_weight(
+    weight: NDArray[np.float32], name: str, form: _WeightForm, constants: list[onnx.TensorProto]
+) -> onnx.NodeProto:
     """Add a weight as INT8 with a scale for each output channel to `constants`; the node that makes it float again."""
-    _check_scale(name, float(np.abs(weight).max()) / LEVELS)
-    scales = channel_scales(weight)
-    values = np.rint(weight / scales.reshape(-1, *[1] * (weight.ndim - 1))).clip(-LEVELS, LEVELS).astype(np.int8)
+    if form.half:
+        _check_scale(name, float(np.abs(weight).max()) / LEVELS)
+    scales, most = _channel_scales(weight, form), form.levels
+    values = np.rint(weight / scales.reshape(-1, *[1] * (weight.ndim - 1))).clip(-most, most).astype(np.int8)
     zeros = f"{name}.{ZERO_POINT}"
     constants += [
         numpy_helper.from_array(values, f"{name}.quantized"),
@@ -142,12 +195,16 @@ def channel_scales(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     others more finely (Nagel et al. 2021, arXiv 2106.08295, section 3.1). Measured on a ResNet-50 of half width, that
     brought 0.3 to 0.6 dB at the logits, on a ResNet-20 nothing. A dead channel gets the smallest scale.
     """
+    return _channel_scales(weight, _WeightForm(LEVELS, True, np.full(len(weight), SMALLEST_WEIGHT_SCALE, np.float32)))
+
+
+def _channel_scales(weight: NDArray[np.float32], form: _WeightForm) -> NDArray[np.float32]:
     rows = weight.reshape(len(weight), -1)
-    wanted = np.abs(rows).max(1) / np.float32(LEVELS)
-    scales, errors = _whole_scales(wanted), np.full(len(rows), np.inf, np.float32)
+    wanted = np.abs(rows).max(1) / np.float32(form.levels)
+    scales, errors = _allowed_scales(wanted, form), np.full(len(rows), np.inf, np.float32)
     for share in CLIPPED_SHARES:
-        candidate = _whole_scales(wanted * np.float32(share))
-        quantized = np.rint(rows / candidate[:, None]).clip(-LEVELS, LEVELS)
+        candidate = _allowed_scales(wanted * np.float32(share), form)
+        quantized = np.rint(rows / candidate[:, None]).clip(-form.levels, form.levels)
         quantized *= candidate[:, None]
         quantized -= rows
         error = np.einsum("ij,ij->i", quantized, quantized)
@@ -155,9 +212,12 @@ def channel_scales(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     return scales
 
 
-def _whole_scales(wanted: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The FP16 numbers that are at least these, and at least the smallest scale."""
-    scales = np.maximum(wanted, SMALLEST_WEIGHT_SCALE).astype(np.float16)
+def _allowed_scales(wanted: NDArray[np.float32], form: _WeightForm) -> NDArray[np.float32]:
+    """At least these and the least scales; in half precision the next FP16 numbers."""
+    wanted = np.maximum(wanted, form.least)
+    if not form.half:
+        return wanted
+    scales = wanted.astype(np.float16)
     low = scales.astype(np.float32) < wanted
     scales[low] = np.nextafter(scales[low], np.float16(np.inf))
     return np.asarray(scales, np.float32)

@@ -17,7 +17,16 @@ import onnx
 from exporter.lowering.qdq.reading import Reading, Readings
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, UNKNOWN, View, int_attribute, node_label
 
-Kind = Literal["refused", "other values", "not fused", "left in float", "unknown", "other values in onnxruntime"]
+Kind = Literal[
+    "refused",
+    "other values",
+    "not fused",
+    "left in float",
+    "unknown",
+    "other values in onnxruntime",
+    "runs in float",
+    "may overflow",
+]
 Problem = tuple[Kind, str]
 """The kind of a finding, and its message."""
 
@@ -71,6 +80,7 @@ class Finding:
         kind: `refused`: TensorRT refuses the graph for it; `other values`: it computes other values than ONNX there;
             `not fused`: it leaves something unfused; `left in float`: the node is better left in float; `unknown`: none
             of these can be told. `other values in onnxruntime`: TensorRT is right, a plain session of onnxruntime not.
+            On processors, `runs in float`: it has no integer kernel; `may overflow`: it has one that is wrong on some.
         node: the node's name, or a description of one without.
         message: what is wrong, and what to do.
         place: the node's place in its graph: names may be missing, or the same twice.

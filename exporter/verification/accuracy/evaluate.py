@@ -25,8 +25,7 @@ from runtimes.errors import PlanError
 from runtimes.kinds import check_kinds
 from runtimes.parity.compare import LOGITS
 from runtimes.parity.intervals import wilson_interval
-from runtimes.picture_file import Picture
-from runtimes.preprocess import PIXELS, takes_any_size
+from runtimes.stream import preparer
 
 TOP = 5
 BATCHES_AHEAD = 2
@@ -258,7 +257,9 @@ def _evaluate_rest(bundle: Bundle, runtime: Runtime, source: ImageSource, tally:
         unreadable.clear()
         return batch
 
-    read = read_ahead(source, places, input_preparer(bundle, runtime), ahead=BATCHES_AHEAD * size)
+    read = read_ahead(
+        source, places, preparer(bundle.manifest.preprocess, runtime.inputs[0]), ahead=BATCHES_AHEAD * size
+    )
     for place, picture in zip(places, read, strict=True):
         if isinstance(picture, Unreadable):
             unreadable.append(picture.reason)
@@ -267,18 +268,6 @@ def _evaluate_rest(bundle: Bundle, runtime: Runtime, source: ImageSource, tally:
             fed.append((place, picture))
         if len(fed) == size or place == source.count - 1:
             yield evaluate_batch(place + 1)
-
-
-def input_preparer(bundle: Bundle, runtime: Runtime) -> Callable[[Picture], NDArray[Any]]:
-    """A function that turns a picture into the model's input for it.
-
-    That is uint8 (height, width, channels) for a model with its preprocessing inside, of the picture's own size where
-    it resizes too, and float32 (channels, height, width) for others.
-    """
-    preprocess, source = bundle.manifest.preprocess, runtime.inputs[0]
-    if takes_any_size(source):
-        return preprocess.picture
-    return preprocess.pixels if source.dtype == PIXELS else preprocess
 
 
 def _top_classes(runtime: Runtime, inputs: Sequence[NDArray[Any]]) -> NDArray[np.int64]:

@@ -66,13 +66,13 @@ def both_sides_of(bundle: Bundle, inputs: NDArray[Any]) -> BothSides:
     """
     manifest = bundle.manifest
     precision = load_precision(manifest.precision)
-    if precision.RUNS_ON:
+    lowered = onnx.load(bundle.file(OnnxRuntime.FILE))
+    if precision.runs_on(lowered):
         OnnxRuntime.check_bundle(manifest, None)
     program = _load_program(bundle)
-    lowered = onnx.load(bundle.file(OnnxRuntime.FILE))
     graph = _fp32_graph(bundle, program, inputs)
     _check_same_nodes(bundle, graph, lowered)
-    simulation, runs = precision.simulation(lowered), bool(precision.RUNS_ON)
+    simulation, runs = precision.simulation(lowered), bool(precision.runs_on(lowered))
     if manifest.calibration is None:
         return BothSides(program, graph, graph, lowered, simulation, runs)
     table = table_from_file(bundle.file("calibration.json"))

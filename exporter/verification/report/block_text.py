@@ -1,4 +1,4 @@
-"""What INT8 costs in each block, and which blocks are in FP16 for it, in words."""
+"""What INT8 costs in each block, and which blocks are in float for it, in words."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def asked_text(mixed: MixedPrecision) -> str:
 
 
 def returned_text(mixed: MixedPrecision) -> str:
-    """As `2 of 10 blocks in FP16: stem, layer2.1; 88.0% of the work in INT8`."""
+    """As `2 of 10 blocks in float: stem, layer2.1; 88.0% of the work in INT8`."""
     names = f": {', '.join(mixed.returned)}" if mixed.returned else ""
     share = mixed.chosen.int8_share
-    return f"{len(mixed.returned)} of {mixed.blocks} blocks in FP16{names}; {100 * share:.1f}% of the work in INT8"
+    return f"{len(mixed.returned)} of {mixed.blocks} blocks in float{names}; {100 * share:.1f}% of the work in INT8"
 
 
 def tried_text(one: Tried, wanted: Wanted) -> str:
-    """As `a fall of 0.30 points (at most 0.81) with 2 blocks in FP16, 91.2% of the work in INT8`."""
-    blocks = f"{len(one.returned)} block{'s' * (len(one.returned) != 1)} in FP16"
+    """As `a fall of 0.30 points (at most 0.81) with 2 blocks in float, 91.2% of the work in INT8`."""
+    blocks = f"{len(one.returned)} block{'s' * (len(one.returned) != 1)} in float"
     what = "a fall of" if wanted == "max_drop" else "an agreement of"
     return f"{what} {measured_text(one, wanted)} with {blocks}, {100 * one.int8_share:.1f}% of the work in INT8"
 

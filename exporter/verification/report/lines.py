@@ -104,6 +104,10 @@ def check_lines(check: BundleCheck) -> list[str]:
             continue
         broken = (limit for limit in one.answer.limits if limit.verdict == "broken")
         lines += [f"{'':<12} {one.backend}: {limit.text}" for limit in broken]
+        if one.kernels is not None:
+            lines.append(f"{'kernels':<12} {one.backend}: {one.kernels}")
+        if one.verdict == "failed":
+            lines.append(f"{one.backend:<12} failed: {one.reason}")
         if one.answer.accuracy is not None:
             lines.append(accuracy_line(one.answer.accuracy, one.backend))
         lines += _flip_lines(check, one)

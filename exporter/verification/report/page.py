@@ -7,16 +7,16 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
 from exporter.verification.report.block_text import asked_text, measured_text, returned_text, worst_text
-from exporter.verification.report.plots import Caption, damage_svg, drift_svgs, histogram_svg
+from exporter.verification.report.drawing import Caption
+from exporter.verification.report.environment import page_environment
+from exporter.verification.report.plots import damage_svg, drift_svgs, histogram_svg
 from exporter.verification.report.records import DriftChart, Section
 from exporter.verification.report.sentences import (
     join_words,
@@ -32,7 +32,7 @@ from runtimes.parity.limits import Limit
 from runtimes.parity.measures import LARGEST_ERROR, Accuracy, Comparison
 from runtimes.printable import as_text, count_text
 
-TEMPLATES, PAGE = Path(__file__).parent / "assets", "report.html.j2"
+PAGE = "report.html.j2"
 THUMBNAIL = 96
 """Pixels of the longer side of a flipped image; a smaller one is enlarged by the page, each pixel as a square."""
 MARKS = {
@@ -73,14 +73,7 @@ class MeasureRow:
 
 def html_from_sections(sections: Sequence[Section]) -> bytes:
     """The page as UTF-8, with all that it needs inside; equal sections give equal bytes."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = page_environment()
     environment.filters |= {"join_words": join_words, "share": share_text, "png_uri": _png_uri, "error": _error_text}
     environment.filters["images"] = count_text
     environment.globals |= {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -20,21 +20,40 @@ class Edge(NamedTuple):
     place: int
 
 
+class Stored(NamedTuple):
+    """How a target holds a quantized tensor: numpy's type, the number that stands for 0, and the steps from there to
+    the largest value."""
+
+    type: str
+    zero_point: int
+    levels: int
+
+
+SIGNED = Stored("int8", 0, 127)
+"""From -127 to 127; -128 is not used."""
+
+
 @dataclass(frozen=True)
 class Placement:
-    """What to quantize in a graph.
+    """What to quantize in a graph, and how.
 
     Attributes:
         edges: every input that is fed quantized.
         tensors: the tensors on those edges, in the graph's order; each gets one Q/DQ pair.
         ranges: tensor -> the tensor whose range it takes: itself, except behind a max pool.
         weights: the names of the convolutions whose weights are quantized.
+        stored: how tensors are held; `SIGNED` those that are not named.
+        narrow: the names of the convolutions whose weights take 7 bits, so that sums of two products fit into 16.
+        half: scales are FP16 numbers, and all that is not quantized computes in FP16; else in FP32.
     """
 
     edges: frozenset[Edge]
     tensors: tuple[str, ...]
     ranges: dict[str, str]
     weights: tuple[str, ...]
+    stored: Mapping[str, Stored] = field(default_factory=dict)
+    narrow: frozenset[str] = frozenset()
+    half: bool = True
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -44,6 +63,10 @@ class Placement:
 
 class QdqTarget(Protocol):
     """What a target's file defines."""
+
+    @property
+    def ON_INTEGERS(self) -> bool:  # a constant of the file
+        """Whether processors run its graphs on integers, which is then counted; else they are simulated there."""
 
     def place_pairs(self, model: onnx.ModelProto, float_nodes: Collection[str] = ()) -> Placement:
         """Choose what to quantize in a float graph with folded batch norms and distinct node names.

@@ -18,15 +18,15 @@ Everything else (attention, normalisation, gates, resizing, concatenation) stays
 
 from __future__ import annotations
 
-from collections.abc import Collection, Set
+from collections.abc import Collection
 
 import onnx
 
 from exporter.graph.blocks import residuals
-from exporter.graph.facts import constant_names, reduces_space
 from exporter.lowering.qdq.targets import Edge, Placement
+from exporter.lowering.qdq.targets._float import places_left_in_float
 
-POOLS = ("GlobalAveragePool", "GlobalMaxPool")
+ON_INTEGERS = False
 
 
 def place_pairs(model: onnx.ModelProto, float_nodes: Collection[str] = ()) -> Placement:
@@ -64,28 +64,4 @@ def place_pairs(model: onnx.ModelProto, float_nodes: Collection[str] = ()) -> Pl
     return Placement(frozenset(edges), tuple(ordered), ranges, tuple(node.name for node in convolutions))
 
 
-def places_left_in_float(graph: onnx.GraphProto) -> dict[int, str]:
-    """The convolutions that stay in float: place among the graph's nodes -> reason."""
-    known = constant_names(graph)
-    pooled = _pooled_tensors(graph, known)
-    reasons = {}
-    for place, node in enumerate(graph.node):
-        if node.op_type == "Conv" and node.input[0] in pooled:
-            reasons[place] = "its input is one pooled pixel: little work, and much of the accuracy"
-        elif node.op_type == "Conv" and node.input[1] not in known:
-            reasons[place] = "its weight is computed, so it has no scales of its own"
-    return reasons
-
-
-def _pooled_tensors(graph: onnx.GraphProto, known: Set[str]) -> set[str]:
-    """The tensors computed from globally pooled ones alone: they have one pixel per channel."""
-    values = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant":
-            values.update((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
-    pooled: set[str] = set()
-    for node in graph.node:
-        computed = set(filter(None, node.input)) - known
-        if node.op_type in POOLS or reduces_space(node, values) or (computed and computed <= pooled):
-            pooled.update(node.output)
-    return pooled
+__all__ = ["ON_INTEGERS", "place_pairs", "places_left_in_float"]

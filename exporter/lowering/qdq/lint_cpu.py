@@ -1,0 +1,114 @@
+"""Lint a Q/DQ graph for processors: find what keeps a convolution or an addition from an integer kernel.
+
+The rules are those that `exporter.lowering.qdq.targets.cpu` places pairs by; `tests/lowering/test_lint_cpu.py` holds
+them against the kernels that onnxruntime runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+
+from exporter.graph.blocks import Block, blocks, residuals
+from exporter.graph.facts import inline_functions
+from exporter.graph.inference import inferred_graphs
+from exporter.lowering.qdq.lint import BlockReport, Int8Count, QdqReport
+from exporter.lowering.qdq.refusals import Finding, Problem
+from exporter.lowering.qdq.targets._float import places_left_in_float
+from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, View, node_label
+
+ACTIVATIONS = ("Relu", "Clip")
+BYTES = ("INT8", "UINT8")
+NARROW_LEVELS = 64
+"""Of the weights, whose products with unsigned bytes add up in 16 bits: 2 * 255 * 64 < 2**15."""
+
+
+def lint_for_processors(model: onnx.ModelProto) -> QdqReport | None:
+    """Find how onnxruntime's and OpenVINO's CPU kernels run a quantized graph; None for one without quantization.
+
+    A block's `shortcut` says whether its addition runs on integers. Graphs inside of nodes are not looked at.
+    """
+    model = inline_functions(model)
+    if not any(node.op_type in (QUANTIZE, DEQUANTIZE) for node in model.graph.node):
+        return None
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    linted = _LintedGraph(View(inferred_graphs(model)[0], None, opset))
+    return QdqReport(tuple(linted.report(block) for block in blocks(model.graph)))
+
+
+class _LintedGraph:
+    def __init__(self, view: View) -> None:
+        self.view, graph = view, view.scope.graph
+        self.left_in_float = places_left_in_float(graph)
+        self.additions = {residual.addition.output[0] for residual in residuals(graph)}
+        self.outputs = {value.name for value in graph.output}
+        first = next((node for node in graph.node if node.op_type == "Conv"), None)
+        self.first = first.output[0] if first is not None else ""
+
+    def report(self, block: Block) -> BlockReport:
+        findings, integers, convolutions, addition = [], 0, 0, None
+        for place in block.nodes:
+            node = self.view.nodes[place]
+            is_addition = bool(node.output) and node.output[0] in self.additions
+            if node.op_type != "Conv" and not is_addition:
+                continue
+            problems = list(self._problems(place, node))
+            runs = not any(kind in ("runs in float", "left in float") for kind, _ in problems)
+            if is_addition:
+                addition = runs
+            else:
+                convolutions, integers = convolutions + 1, integers + runs
+            findings += [Finding(kind, node_label(node), message, place) for kind, message in problems]
+        return BlockReport(block.name, Int8Count(integers, convolutions), addition, tuple(findings))
+
+    def _problems(self, place: int, node: onnx.NodeProto) -> Iterator[Problem]:
+        if place in self.left_in_float:
+            yield "left in float", self.left_in_float[place]
+            return
+        pairs = [self.view.producer(name) for name in node.input[:2]]
+        names = ("input", "weight") if node.op_type == "Conv" else ("first input", "second input")
+        for name, pair in zip(names, pairs, strict=True):
+            if pair is None or pair.op_type != DEQUANTIZE:
+                yield "runs in float", f"its {name} is not quantized; quantize it"
+            elif self.view.type(pair.input[1]) != "FLOAT":
+                yield "runs in float", f"the scale of its {name} is {self.view.type(pair.input[1])}; take FLOAT"
+            elif self.view.type(pair.input[0]) not in BYTES:
+                yield "runs in float", f"its {name} is {self.view.type(pair.input[0])}; take UINT8 or INT8"
+        ends = self._ends(node.output[0])
+        if not ends or any(end.op_type != QUANTIZE for end, _ in ends):
+            yield "runs in float", "not all that reads its output reads it quantized; quantize it once, for all"
+            return
+        read = self.view.type(pairs[0].input[0]) if pairs[0] is not None and pairs[0].op_type == DEQUANTIZE else "?"
+        for end, is_activated in ends:
+            made, zero = self.view.quantized_type(end), self._zero_point(end)
+            if read in BYTES and made != read:
+                yield "runs in float", f"it reads {read} and makes {made}; take one type for both"
+            elif is_activated and zero != {"UINT8": 0, "INT8": -128}.get(made):
+                yield "runs in float", f"its ReLU stays, since zero is {zero} in {made}; take UINT8 with zero point 0"
+        if node.op_type == "Conv" and self._is_wide(pairs[1]):
+            where = "x86 processors without VNNI may overflow"
+            if node.output[0] == self.first:
+                yield "may overflow", f"{where}: its input is full-range, and its weights have 8 bits; take 7"
+
+    def _ends(self, tensor: str) -> list[tuple[onnx.NodeProto, bool]]:
+        """What reads a tensor, or what its only reader makes of it, if that is an activation; and whether it is one."""
+        found = self.view.users(tensor)
+        if tensor in self.outputs:
+            return []
+        if len(found) == 1 and found[0].op_type in ACTIVATIONS:
+            return [(node, True) for node, _ in self._ends(found[0].output[0])]
+        return [(node, False) for node in found]
+
+    def _zero_point(self, node: onnx.NodeProto) -> int | None:
+        if len(node.input) < 3 or not node.input[2]:
+            return 0
+        value = self.view.constants.value(node.input[2])
+        return None if value is None or value.size != 1 else int(value.ravel()[0])
+
+    def _is_wide(self, pair: onnx.NodeProto | None) -> bool:
+        value = None if pair is None else self.view.constants.value(pair.input[0])
+        return (
+            value is not None and value.dtype == np.int8 and int(np.abs(value.astype(np.int16)).max()) > NARROW_LEVELS
+        )

@@ -1,0 +1,38 @@
+"""The convolutions that every target leaves in float: those of gates, and those whose weights are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import onnx
+
+from exporter.graph.facts import constant_names, reduces_space
+
+POOLS = ("GlobalAveragePool", "GlobalMaxPool")
+
+
+def places_left_in_float(graph: onnx.GraphProto) -> dict[int, str]:
+    """The convolutions that stay in float: place among the graph's nodes -> reason."""
+    known = constant_names(graph)
+    pooled = _pooled_tensors(graph, known)
+    reasons = {}
+    for place, node in enumerate(graph.node):
+        if node.op_type == "Conv" and node.input[0] in pooled:
+            reasons[place] = "its input is one pooled pixel: little work, and much of the accuracy"
+        elif node.op_type == "Conv" and node.input[1] not in known:
+            reasons[place] = "its weight is computed, so it has no scales of its own"
+    return reasons
+
+
+def _pooled_tensors(graph: onnx.GraphProto, known: Set[str]) -> set[str]:
+    """The tensors computed from globally pooled ones alone: they have one pixel per channel."""
+    values = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            values.update((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
+    pooled: set[str] = set()
+    for node in graph.node:
+        computed = set(filter(None, node.input)) - known
+        if node.op_type in POOLS or reduces_space(node, values) or (computed and computed <= pooled):
+            pooled.update(node.output)
+    return pooled

@@ -1,0 +1,115 @@
+"""Choose the tensors to quantize so that a processor runs a network on integers, in ONNX Runtime and in OpenVINO.
+
+The rules are those of ONNX Runtime's selectors (`qdq_selectors.cc`, `relu_quantizelinear.cc`) and of OpenVINO's and
+NNCF's CPU set-up (`nncf/common/hardware/setups/cpu.py`), and were tried on both:
+
+- an integer kernel reads quantized tensors alone and makes one, so a convolution's output is quantized, behind its
+  ReLU, which the rounding to unsigned numbers then does; so are both inputs and the output of an addition;
+- a tensor is read quantized by all that read it: one float reader is enough for ONNX Runtime to compute its maker in
+  float;
+- a max pool's output has its input's range; an average pool between convolutions is quantized on both sides;
+- tensors without negative values have all 255 steps above zero, the others are unsigned with 128 for zero: kernels for
+  x86 processors multiply unsigned by signed numbers;
+- scales, biases and the remainder are FP32: ONNX Runtime turns biases into INT32, exactly;
+- the weights of the first convolution, whose input fills its range, have 7 bits, as NNCF does it: without the VNNI
+  instructions, x86 processors add two products in 16 bits, where 255 * 127 * 2 does not fit. ONNX Runtime has another
+  way around (`session.x64quantprecision`, see `runtimes.backends.onnxruntime`), OpenVINO has none: `cpu-safe` gives
+  the weights of all convolutions 7 bits.
+
+Global pooling and the classifier stay in float: a thousandth of the work (see `docs/int8.md`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+import onnx
+
+from exporter.graph.blocks import residual_additions
+from exporter.lowering.qdq.targets import Edge, Placement, Stored
+from exporter.lowering.qdq.targets._float import places_left_in_float
+from exporter.lowering.qdq.targets._signs import tensors_without_negatives
+
+ACTIVATIONS = ("Relu", "Clip")
+"""What the rounding behind them does as well."""
+SPATIAL_POOLS = ("MaxPool", "AveragePool")
+UNSIGNED, CENTRED = Stored("uint8", 0, 255), Stored("uint8", 128, 127)
+
+ON_INTEGERS = True
+
+
+def place_pairs(model: onnx.ModelProto, float_nodes: Collection[str] = ()) -> Placement:
+    """Choose what to quantize in a float graph with folded batch norms and distinct node names.
+
+    Args:
+        float_nodes: names of the nodes that read nothing quantized.
+    """
+    graph = model.graph
+    floats = places_left_in_float(graph)
+    convolutions = [
+        node
+        for place, node in enumerate(graph.node)
+        if node.op_type == "Conv" and place not in floats and node.name not in float_nodes
+    ]
+    reader = _Readers(graph)
+    chosen = {node.input[0] for node in convolutions} | {reader.activated(node.output[0]) for node in convolutions}
+    for node in residual_additions(graph):
+        if convolutions and node.name not in float_nodes:
+            chosen |= {*node.input, reader.activated(node.output[0])}
+    ranges = {name: name for name in chosen}
+    for node in reversed(graph.node):
+        if node.op_type in SPATIAL_POOLS and node.output[0] in chosen and node.name not in float_nodes:
+            chosen.add(node.input[0])
+            ranges.setdefault(node.input[0], node.input[0])
+    for node in graph.node:
+        if node.op_type == "MaxPool" and {node.input[0], node.output[0]} <= chosen:
+            ranges[node.output[0]] = ranges[node.input[0]]
+    made = (name for node in graph.node for name in node.output)
+    ordered = [name for name in (*(value.name for value in graph.input), *made) if name in chosen]
+    edges = frozenset(edge for name in ordered for edge in reader.edges(name) if edge.node not in float_nodes)
+    positive = tensors_without_negatives(graph)
+    return Placement(
+        edges,
+        tuple(ordered),
+        {name: ranges[name] for name in ordered},
+        tuple(node.name for node in convolutions),
+        stored={name: UNSIGNED if name in positive else CENTRED for name in ordered},
+        narrow=frozenset(_first_convolutions(graph)),
+        half=False,
+    )
+
+
+class _Readers:
+    """The readers of a graph's tensors."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.outputs = {value.name for value in graph.output}
+        self.readers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+        for node in graph.node:
+            for place, name in enumerate(node.input):
+                self.readers.setdefault(name, []).append((node, place))
+
+    def edges(self, tensor: str) -> Iterator[Edge]:
+        """The inputs that a tensor is fed to."""
+        return (Edge(node.name, place) for node, place in self.readers.get(tensor, ()))
+
+    def activated(self, tensor: str) -> str:
+        """The tensor, or what its only reader makes of it, if that is an activation."""
+        found = self.readers.get(tensor, [])
+        if tensor not in self.outputs and len(found) == 1 and found[0][0].op_type in ACTIVATIONS:
+            return str(found[0][0].output[0])
+        return tensor
+
+
+def _first_convolutions(graph: onnx.GraphProto) -> Iterator[str]:
+    """The names of the convolutions before which there is none."""
+    convolved: set[str] = set()
+    for node in graph.node:
+        is_behind = not convolved.isdisjoint(node.input)
+        if node.op_type == "Conv" and not is_behind:
+            yield node.name
+        if node.op_type == "Conv" or is_behind:
+            convolved.update(node.output)
+
+
+__all__ = ["ON_INTEGERS", "place_pairs", "places_left_in_float"]

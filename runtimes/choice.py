@@ -1,0 +1,57 @@
+"""How `auto` chooses a backend for a bundle: the fastest that was measured here, or the documented order."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from runtimes.benchmark.machine import this_machine
+from runtimes.benchmark.winners import ORDER, kept_ranking
+from runtimes.bundle import MANIFEST, Bundle
+from runtimes.tuning import Hint
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backend that `auto` chose.
+
+    Attributes:
+        why: what it was chosen by, in words.
+        skipped: the backends that came before it, and why each cannot run the bundle here.
+    """
+
+    backend: str
+    provider: str | None
+    why: str
+    skipped: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        where = f" ({self.provider})" if self.provider else ""
+        left = f"; skipped {'; '.join(self.skipped)}" if self.skipped else ""
+        return f"{self.backend}{where}: {self.why}{left}"
+
+
+def candidates(bundle: Bundle, hint: Hint, provider: str | None) -> list[Choice]:
+    """The backends to try, in order: those measured here, the fastest first, and then those of the documented order.
+
+    Args:
+        provider: only those that run on it; None takes any.
+    """
+    sha256 = hashlib.sha256((bundle.folder / MANIFEST).read_bytes()).hexdigest()
+    ranking, problem = kept_ranking(sha256, this_machine().key)
+    measured = ranking.by(hint) if ranking is not None else ()
+    why = "nothing was measured here for this bundle, so by the documented order"
+    if problem:
+        why = f"by the documented order: {problem}"
+    elif ranking is not None:
+        why = "not measured, and by the documented order"
+    best = "" if ranking is None else f"the first in {hint} of those measured here on {ranking.date}"
+    found = [Choice(backend, where, best) for backend, where in measured]
+    found += [Choice(backend, where, why) for backend, where in ORDER if not _is_among(backend, where, measured)]
+    if provider is None:
+        return found
+    return [one for one in found if one.provider in (None, provider)]
+
+
+def _is_among(backend: str, provider: str | None, measured: tuple[tuple[str, str | None], ...]) -> bool:
+    return any(backend == one and provider in (None, where) for one, where in measured)

@@ -1,0 +1,34 @@
+"""Small graphs lowered for processors, and run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+from residual_graphs import INPUTS
+
+from calibration.collect import collect
+from calibration.observers import find_observer
+from exporter.lowering.precisions import int8
+from runtimes.backends.onnxruntime import OnnxRuntime
+from runtimes.kernels import MARK, KernelCount
+
+
+def lowered(model: onnx.ModelProto, target: str = "cpu", float_nodes: Sequence[str] = ()) -> onnx.ModelProto:
+    """The graph in INT8, with the largest values of `INPUTS` as ranges."""
+    histograms = collect(model, int8.observed_tensors(model, target), [INPUTS])
+    ranges = {name: find_observer("minmax")(one) for name, one in histograms.items()}
+    return int8.lower(model, ranges, target, float_nodes)
+
+
+def run_file(model: onnx.ModelProto, folder: Path, target: str = "cpu") -> tuple[dict[str, NDArray[Any]], KernelCount]:
+    """What onnxruntime gives for `INPUTS`, of a file that says what it is for, and what it ran on integers."""
+    onnx.helper.set_model_props(model, {"precision": "int8", **(MARK if target == "cpu" else {})})
+    onnx.save(model, folder / "model.onnx")
+    with OnnxRuntime.open(folder / "model.onnx") as runtime:
+        kernels = runtime.kernels()
+        assert kernels is not None
+        return runtime.run({"input": INPUTS}), kernels

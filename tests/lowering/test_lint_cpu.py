@@ -1,0 +1,80 @@
+"""What `inspect --target cpu` says of a graph, held against the kernels that onnxruntime runs it with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from cpu_graphs import lowered, run_file
+from onnx import TensorProto, helper, numpy_helper
+from residual_graphs import residual
+
+from exporter.lowering.qdq.lint_cpu import lint_for_processors
+
+
+def with_zero_points_of_128(model: onnx.ModelProto) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.name == "zero_point.0":
+            tensor.CopyFrom(numpy_helper.from_array(np.array(128, np.uint8), tensor.name))
+
+
+def with_an_unquantized_shortcut(model: onnx.ModelProto) -> None:
+    addition = next(node for node in model.graph.node if node.name == "sum")
+    addition.input[1] = "pool.out"
+
+
+def with_a_second_reader(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Identity", ["inner.out"], ["seen"], name="seen"))
+    model.graph.output.append(helper.make_tensor_value_info("seen", TensorProto.FLOAT, None))
+
+
+def as_it_is(model: onnx.ModelProto) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "integers", "messages"),
+    [
+        (as_it_is, (3, 1), []),
+        (with_zero_points_of_128, (1, 0), ["its ReLU stays, since zero is 128 in UINT8"] * 3),
+        (with_an_unquantized_shortcut, (3, 0), ["its second input is not quantized"]),
+        (with_a_second_reader, (2, 1), ["not all that reads its output reads it quantized"]),
+    ],
+    ids=["as it is", "zero points", "shortcut", "second reader"],
+)
+def test_what_is_said_to_run_on_integers_does(
+    change: Callable[[onnx.ModelProto], None], integers: tuple[int, int], messages: list[str], tmp_path: Path
+) -> None:
+    model = lowered(residual())
+    change(model)
+    report = lint_for_processors(model)
+    assert report is not None
+    said = [finding.message for finding in report.findings if finding.kind == "runs in float"]
+    assert (report.convolutions.int8, report.shortcuts.int8) == integers
+    assert len(said) == len(messages)
+    assert all(start in found for start, found in zip(messages, said, strict=True))
+    _, kernels = run_file(model, tmp_path)
+    assert (kernels.integer_convolutions, kernels.integer_additions) == integers
+
+
+def test_half_precision_scales_and_eight_bits_of_the_first_weights_are_found() -> None:
+    model = lowered(residual())
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "Wstem.quantized")
+    wide = numpy_helper.to_array(weight).copy()
+    wide.ravel()[0] = 127
+    weight.CopyFrom(numpy_helper.from_array(wide, weight.name))
+    report = lint_for_processors(model)
+    assert report is not None
+    assert [(finding.kind, finding.node) for finding in report.findings] == [("may overflow", "stem")]
+    half = lowered(residual(), "tensorrt")
+    found = lint_for_processors(half)
+    assert found is not None
+    assert found.convolutions.int8 == 0
+    assert any("is FLOAT16; take FLOAT" in finding.message for finding in found.findings)
+
+
+def test_a_float_graph_has_no_report() -> None:
+    assert lint_for_processors(residual()) is None
