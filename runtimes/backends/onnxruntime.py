@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -217,7 +218,11 @@ class OnnxRuntime(Runtime):
         }
 
     def _prepared(self, feeds: dict[str, NDArray[Any]]) -> Callable[[], None]:
-        return super()._prepared(feeds) if self._provider == "cpu" else self._prepared_bound(feeds, "cuda")
+        if self._provider == "cpu":
+            return super()._prepared(feeds)
+        if self._graphs is None:
+            return self._prepared_bound(feeds, "cuda")
+        return partial(self._graphs.launch, self._graphs.placed(feeds))
 
     def _prepared_bound(self, feeds: dict[str, NDArray[Any]], device: str) -> Callable[[], None]:
         """A call on inputs and outputs that lie on the device: one binding, made once."""
