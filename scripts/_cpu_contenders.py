@@ -57,9 +57,9 @@ def _onnxruntime(contender: Contender) -> Call:
 
 
 def _openvino(contender: Contender) -> Call:
-    import openvino
+    from runtimes.backends._openvino_package import ov
 
-    core = openvino.Core()
+    core = ov.Core()
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     request = core.compile_model(core.read_model(contender.path), "CPU", options).create_infer_request()
     return lambda images: np.array(request.infer([images], share_inputs=True)[0])

@@ -14,7 +14,6 @@ near 0.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import platform
@@ -85,8 +84,9 @@ def bare_pytorch(bundle: Bundle, inputs: NDArray[Any]) -> Call:
 
 
 def bare_openvino(bundle: Bundle, inputs: NDArray[Any]) -> Call:
-    openvino = importlib.import_module("openvino")  # which has no types
-    model = openvino.Core().compile_model(bundle.file("model.onnx"), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    from runtimes.backends._openvino_package import ov
+
+    model = ov.Core().compile_model(bundle.file("model.onnx"), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
     request = model.create_infer_request()
     return lambda: request.infer({0: inputs}, share_inputs=True)
 

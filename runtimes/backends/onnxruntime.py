@@ -218,11 +218,9 @@ class OnnxRuntime(Runtime):
         }
 
     def _prepared(self, feeds: dict[str, NDArray[Any]]) -> Callable[[], None]:
-        if self._provider == "cpu":
-            return super()._prepared(feeds)
-        if self._graphs is None:
-            return self._prepared_bound(feeds, "cuda")
-        return partial(self._graphs.launch, self._graphs.placed(feeds))
+        if self._graphs is not None:
+            return partial(self._graphs.launch, self._graphs.placed(feeds))
+        return super()._prepared(feeds) if self._provider == "cpu" else self._prepared_bound(feeds, "cuda")
 
     def _prepared_bound(self, feeds: dict[str, NDArray[Any]], device: str) -> Callable[[], None]:
         """A call on inputs and outputs that lie on the device: one binding, made once."""

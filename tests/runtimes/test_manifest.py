@@ -36,6 +36,7 @@ OPTIONAL = {
     "$.calibration.repairs",
     "$.sensitivity",
     "$.mixed",
+    "$.kernels",
     "$.asked",
     *(f"$.asked.{name}" for name in Asked.__dataclass_fields__),
     "$.files",

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import openvino as ov
-from openvino import opset13 as ops
 
+from runtimes.backends._openvino_package import opset13 as ops
+from runtimes.backends._openvino_package import ov
 from runtimes.processor import processor
 
 
