@@ -1,46 +1,44 @@
-"""Measurements that go wrong in the middle, each on one backend alone; the class is sent to the backend's process."""
+"""Measurements that go wrong in the middle, of one bundle alone; the class is sent to the process that measures it."""
 
 from __future__ import annotations
 
 from crashing import segfaults
 
-from runtimes.benchmark.measure import Job, Measurement, Opened
+from runtimes.benchmark.measure import Job, Measurement, Opened, Task
 
-FAILING = "pytorch"
+FAILING = "failing"
+"""The name of the bundle's folder."""
 
 
-class CrashesInTheThirdRound(Measurement):
+class _Failing(Measurement):
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.fails = task.bundle.folder.name == FAILING
+        self.rounds = 0
+
+
+class CrashesInTheThirdRound(_Failing):
     """The library ends its process."""
-
-    rounds = 0
 
     def measure(self, job: Job) -> tuple[float, tuple[float, ...]]:
         self.rounds += 1
-        if self._task.contender.backend == FAILING and self.rounds > 2:
+        if self.fails and self.rounds > 2:
             segfaults()
         return super().measure(job)
 
 
-class RaisesInTheThirdRound(Measurement):
+class RaisesInTheThirdRound(_Failing):
     """The library raises an error of its own, over several lines."""
-
-    rounds = 0
 
     def measure(self, job: Job) -> tuple[float, tuple[float, ...]]:
         self.rounds += 1
-        if self._task.contender.backend == FAILING and self.rounds > 2:
+        if self.fails and self.rounds > 2:
             raise RuntimeError("out of memory\nat 0x1234")
         return super().measure(job)
 
 
-class CrashesOnOpening(Measurement):
+class CrashesOnOpening(_Failing):
     def open(self) -> Opened:
-        if self._task.contender.backend == FAILING:
+        if self.fails:
             segfaults()
-        return super().open()
-
-
-class CrashesAlways(Measurement):
-    def open(self) -> Opened:
-        segfaults()
         return super().open()
