@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +17,26 @@ from runtimes.errors import BadInput
 from runtimes.picture_file import Picture, open_picture, picture_from_array
 from runtimes.preprocess import PIXELS, Preprocess, takes_any_size
 from runtimes.specs import BatchRange, TensorSpec
+from runtimes.tuning import Tuning
 
 AnyPicture = str | os.PathLike[str] | Picture
 """A picture as callers have it: the path of its file, one that Pillow opened, or pixels of uint8 (height, width,
 channels)."""
 AT_ONCE = 32
 """The largest batch that is chosen where none is asked for."""
-Arrays = dict[str, NDArray[Any]]
-"""A batch's inputs or outputs by name."""
+Outputs = dict[str, NDArray[Any]]
+
+
+class Streams(Protocol):
+    """What a stream needs of a `runtimes.base.Runtime`."""
+
+    inputs: tuple[TensorSpec, ...]
+    batch: BatchRange | None
+    tuning: Tuning
+
+    def _run_each(self, batches: Iterator[Outputs]) -> Iterator[Outputs]: ...
+
+    def _check_usable(self) -> None: ...
 
 
 def preparer(preprocess: Preprocess, source: TensorSpec) -> Callable[[Picture], NDArray[Any]]:
@@ -39,70 +50,68 @@ def preparer(preprocess: Preprocess, source: TensorSpec) -> Callable[[Picture], 
     return preprocess.pixels if source.dtype == PIXELS else preprocess
 
 
-@dataclass(frozen=True)
-class StreamPlan:
-    """How pictures are fed to a model: the name of its input, what prepares a picture for it, and how many share a
-    batch."""
-
-    input: str
-    prepare: Callable[[Picture], NDArray[Any]]
-    batch: int
+def batch_size(runtime: Streams) -> int:
+    """How many pictures to run at once where nobody says: what the model is tuned for, up to AT_ONCE; one where they
+    come in any size."""
+    if takes_any_size(runtime.inputs[0]):
+        return 1
+    return min(runtime.batch.opt, AT_ONCE) if runtime.batch is not None else AT_ONCE
 
 
-def stream_plan(
-    inputs: Sequence[TensorSpec], tuned_for: BatchRange | None, preprocess: Preprocess | None, batch: int | None
-) -> StreamPlan:
-    """Plan a stream for a model with these inputs, `tuned_for` these batches; see `Runtime.stream`.
+def open_stream(
+    runtime: Streams, pictures: Iterable[AnyPicture], preprocess: Preprocess | None, batch: int | None
+) -> OutputStream:
+    """The stream of a runtime's outputs for pictures. See `runtimes.base.Runtime.stream`.
 
     Raises:
-        BadInput: no preprocessing, a model with several inputs, or a `batch` that is no number of pictures.
+        BadInput: there is no preprocessing, the model takes more than pictures, or `batch` is no number of pictures.
     """
     if preprocess is None:
         raise BadInput(
             "expected a model that knows its preprocessing, got a single file; open the bundle, or give preprocess"
         )
-    if len(inputs) != 1:
-        raise BadInput(f"expected a model with one input, of pictures, got {len(inputs)}; prepare arrays and use run")
+    if len(runtime.inputs) != 1:
+        raise BadInput(
+            f"expected a model with one input, of pictures, got {len(runtime.inputs)}; prepare arrays and use run"
+        )
     if batch is not None and (type(batch) is not int or batch < 1):
         raise BadInput(f"expected a batch of at least 1 picture, got {batch!r}; leave it out for the model's own")
-    (source,) = inputs
-    own = 1 if takes_any_size(source) else min(tuned_for.opt, AT_ONCE) if tuned_for is not None else AT_ONCE
-    return StreamPlan(source.name, preparer(preprocess, source), batch or own)
+    return OutputStream(runtime, _outputs_of_pictures(runtime, pictures, preprocess, batch or batch_size(runtime)))
 
 
-def outputs_of_pictures(
-    pictures: Iterable[AnyPicture],
-    plan: StreamPlan,
-    run_each: Callable[[Iterator[Arrays]], Iterator[Arrays]],
-    threads: int,
-) -> Generator[Arrays, None, None]:
-    """The outputs for each batch of pictures, in order; `run_each` gives those for inputs."""
-    ahead = 2 * plan.batch + threads
+def _outputs_of_pictures(
+    runtime: Streams, pictures: Iterable[AnyPicture], preprocess: Preprocess, batch: int
+) -> Generator[Outputs, None, None]:
+    """The outputs for each batch of pictures, in order. See `Runtime.stream`."""
+    name, prepare = runtime.inputs[0].name, preparer(preprocess, runtime.inputs[0])
+    threads = runtime.tuning.cores
     failed: list[BadInput] = []
 
     def rows() -> Generator[NDArray[Any], None, None]:
         """The inputs up to the first picture that cannot be read."""
-        read = map_ahead(lambda one: _row(*one, plan.prepare), enumerate(pictures), ahead=ahead, threads=threads)
-        with closing(read):
+        numbered = enumerate(pictures)
+        with closing(
+            map_ahead(lambda one: _row(*one, prepare), numbered, ahead=2 * batch + threads, threads=threads)
+        ) as found:
             try:
-                yield from read
+                yield from found
             except BadInput as error:
                 failed.append(error)
 
     with closing(rows()) as found:
-        yield from run_each({plan.input: np.stack(part)} for part in _equal_parts(found, plan.batch))
+        yield from runtime._run_each({name: np.stack(part)} for part in _equal_parts(found, batch))
     if failed:  # what came before it was run first
         raise failed[0]
 
 
-class OutputStream(Iterator[Arrays]):
-    """The outputs of a stream of pictures, batch by batch. Closing it, or its runtime, ends its threads."""
+class OutputStream(Iterator[Outputs]):
+    """The outputs of a stream of pictures. Closing it, or its runtime, ends its threads."""
 
-    def __init__(self, outputs: Generator[Arrays, None, None], check_usable: Callable[[], None]) -> None:
-        self._outputs, self._check_usable = outputs, check_usable
+    def __init__(self, runtime: Streams, outputs: Generator[Outputs, None, None]) -> None:
+        self._runtime, self._outputs = runtime, outputs
 
-    def __next__(self) -> Arrays:
-        self._check_usable()
+    def __next__(self) -> Outputs:
+        self._runtime._check_usable()
         return next(self._outputs)
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from exporter.verification.bench import run as bench_run
 from exporter.verification.bench import station
 from exporter.verification.bench.pictures import picture_files
 from exporter.verification.bench.plan import BenchPlan
-from exporter.verification.bench.remarks import SIMULATED, remarks_on
+from exporter.verification.bench.remarks import remarks_on
 from exporter.verification.bench.speedup import check_speedup, speedup_of
 from exporter.verification.own_process import OwnProcess
 from exporter.verification.report.bench_lines import bench_lines, winner_text
@@ -316,22 +316,28 @@ def test_a_machine_that_is_too_noisy_names_no_winner() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "target", "flags", "expected"),
+    ("precision", "flags", "expected"),
     [
-        ("int8", "tensorrt", ("avx2", "avx_vnni"), [SIMULATED]),
-        ("int8", "cpu", ("avx2", "avx_vnni"), []),
-        ("int8", "cpu", ("avx2",), ["INT8 is tuned for a processor with instructions for it"]),
-        ("bf16", "tensorrt", ("avx2",), ["BF16 is fast where the processor multiplies in it"]),
-        ("fp32", "tensorrt", ("avx2",), []),
+        ("int8", ("avx2", "avx_vnni"), []),
+        ("int8", ("avx2",), ["INT8 is tuned for a processor with instructions for it"]),
+        ("bf16", ("avx2",), ["BF16 is fast where the processor multiplies in it"]),
+        ("fp32", ("avx2",), []),
     ],
 )
 def test_a_bundle_on_a_processor_without_its_instructions_is_measured_with_a_remark(
-    manifest: Manifest, precision: str, target: str, flags: tuple[str, ...], expected: list[str]
+    manifest: Manifest, precision: str, flags: tuple[str, ...], expected: list[str]
 ) -> None:
-    made = replace(manifest, precision=precision, target=target)
+    made = replace(manifest, precision=precision)
     found = remarks_on(entry("onnxruntime"), made, Processor("A processor", flags)).remarks
     assert len(found) == len(expected)
     assert all(text in said for text, said in zip(expected, found, strict=True))
+
+
+def test_what_a_backend_says_of_how_it_runs_is_shown() -> None:
+    simulated = replace(entry("onnxruntime"), details={"int8": "simulated as a GPU computes it"})
+    assert any(
+        line.endswith("onnxruntime cpu: int8 simulated as a GPU computes it") for line in bench_lines(result(simulated))
+    )
 
 
 def test_the_page_holds_plots_tables_and_the_machine() -> None:
