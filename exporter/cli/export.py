@@ -62,6 +62,9 @@ def command(**options: Any) -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         with needed_for("exporting", "pip install 'resnet-export[export]'"):
             from exporter.pipeline.export import export
+
+            if plan.report:
+                import exporter.pipeline.report_page  # noqa: F401  # now, and not after the long work
         if plan.spec.source == "custom":
             progress(f"import {plan.model}, which runs its code")
         loading = round(time.perf_counter() - start, 3)
@@ -89,7 +92,8 @@ def _list(*, as_json: bool) -> None:
 
 
 def _describe(plan: ExportPlan, *, as_json: bool) -> None:
-    files = ["manifest.json", "model.onnx", *["reference.pt2"] * plan.reference, "golden.npz", "report.html"]
+    files = ["manifest.json", "model.onnx", *["reference.pt2"] * plan.reference, "golden.npz"]
+    files += ["report.html"] * plan.report
     files += ["calibration.json"] * plan.lowering_request.is_calibrated + ["labels.txt"] * (plan.labels is not None)
     facts = {
         "model": plan.model,

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 FP32, LOWERED = "fp32/", "lowered/"
 EXACT, ALONE = "exact/", "alone/"
-"""Prefixes of the outputs of `with_exact_part_inputs`."""
+"""Prefixes of the outputs of `with_exact_block_inputs` and `with_exact_part_inputs`."""
 ERROR, FLAT, PIXELS = "error/", "error.flat", "error.pixels"
 ROUNDING = ("Cast", "QuantizeLinear", "DequantizeLinear")
 
@@ -63,9 +63,9 @@ def with_exact_block_inputs(
     """Feed each lowered block exact FP32 input, so that each output shows that block's error alone.
 
     Args:
-        ends: the tensors at which one block ends and the next begins; they are the result's outputs. Each is returned
-            as it was rounded, to INT8 as well, so that the error of its range counts for the block that makes it and
-            not for the next one.
+        ends: the tensors at which one block ends and the next begins. Each is returned twice: as the FP32 graph makes
+            it, under `EXACT`, and under `ALONE` as the lowered block does, rounded, to INT8 as well, so that the error
+            of its range counts for the block that makes it and not for the next one.
     """
     names = _lowered_names(original.graph, lowered.graph)
     produced = {name for node in lowered.graph.node for name in node.output}
@@ -80,7 +80,9 @@ def with_exact_block_inputs(
         for node in lowered.graph.node
     ]
     outside = [_with_prefix(node, FP32, inputs) for node in original.graph.node]
-    return _join(original, lowered, outside + inside, {end: f"{LOWERED}{name}" for name, end in forms.items()})
+    outputs = {f"{EXACT}{end}": f"{FP32}{end}" for end in ends}
+    outputs |= {f"{ALONE}{end}": f"{LOWERED}{name}" for name, end in forms.items()}
+    return _join(original, lowered, outside + inside, outputs)
 
 
 def with_exact_part_inputs(
@@ -145,17 +147,18 @@ def _join(
     nodes = [*nodes, *(helper.make_node("Identity", [tensor], [name]) for name, tensor in outputs.items())]
     nodes = _needed_nodes(nodes, outputs)
     read = {name for node in nodes for name in node.input}
-    weights = []
+    declared = {value.name: value for value in original.graph.output}
+    values = [declared.get(name, onnx.ValueInfoProto(name=name)) for name in outputs]
+    graph = helper.make_graph(nodes, "mixed", original.graph.input, values)
+    result = helper.make_model(graph, opset_imports=lowered.opset_import, ir_version=lowered.ir_version)
     for prefix, model in ((FP32, original), (LOWERED, lowered)):
         for tensor in model.graph.initializer:
             if f"{prefix}{tensor.name}" in read:
-                weights.append(TensorProto())
-                weights[-1].CopyFrom(tensor)
-                weights[-1].name = f"{prefix}{tensor.name}"
-    declared = {value.name: value for value in original.graph.output}
-    values = [declared.get(name, onnx.ValueInfoProto(name=name)) for name in outputs]
-    graph = helper.make_graph(nodes, "mixed", original.graph.input, values, weights)
-    return helper.make_model(graph, opset_imports=lowered.opset_import, ir_version=lowered.ir_version)
+                # Straight into the model: each call of a helper copies all weights once more.
+                weight = result.graph.initializer.add()
+                weight.CopyFrom(tensor)
+                weight.name = f"{prefix}{tensor.name}"
+    return result
 
 
 def _lowered_names(original: onnx.GraphProto, lowered: onnx.GraphProto) -> dict[str, str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from calibration.collect import with_free_batch
 from exporter.graph.blocks import blocks
-from exporter.graph.mixed import with_exact_block_inputs
+from exporter.graph.mixed import ALONE, EXACT, with_exact_block_inputs
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.cores import usable_cores
 from runtimes.parity.compare import tensor_sqnr_db
@@ -52,10 +52,12 @@ def inner_tensors(model: onnx.ModelProto, names: Sequence[str], inputs: NDArray[
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of a graph that returns these tensors as well."""
+    """A copy of a graph that returns these tensors as well; the graph itself where it returns them already."""
+    given = {value.name for value in model.graph.output}
+    if given.issuperset(names):
+        return model
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    given = {value.name for value in model.graph.output}
     result.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in given)
     return result
 
@@ -74,11 +76,27 @@ def rounded_names(simulation: onnx.GraphProto, tensors: Sequence[str]) -> list[s
     return [f"{name}.wide" if f"{name}.wide" in produced and name not in given else name for name in tensors]
 
 
+class AloneValues(NamedTuple):
+    """The tensors at the ends of blocks, by name: as the FP32 graph makes them, and as each lowered block makes them
+    from exact FP32 input."""
+
+    exact: dict[str, NDArray[Any]]
+    alone: dict[str, NDArray[Any]]
+
+
+def alone_values(
+    original: onnx.ModelProto, lowered: onnx.ModelProto, ends: Sequence[str], inputs: NDArray[Any]
+) -> AloneValues:
+    """Run each lowered block on exact FP32 input, and the FP32 graph beside it (see `with_exact_block_inputs`)."""
+    model = with_exact_block_inputs(original, lowered, ends)
+    found = inner_tensors(model, [f"{kind}{name}" for kind in (EXACT, ALONE) for name in ends], inputs)
+    return AloneValues(*({name: found[f"{kind}{name}"] for name in ends} for kind in (EXACT, ALONE)))
+
+
 def noisiest_blocks(original: onnx.ModelProto, simulation: onnx.ModelProto, inputs: NDArray[Any]) -> list[BlockNoise]:
     """The blocks, stem and head included, the largest error of its own first: each is fed exact FP32 input."""
     ends = block_ends(original.graph)
-    exact = inner_tensors(original, list(ends), inputs)
-    found = inner_tensors(with_exact_block_inputs(original, simulation, list(ends)), list(ends), inputs)
+    exact, found = alone_values(original, simulation, list(ends), inputs)
     ratios: dict[str, float] = {}
     for end, block in ends.items():
         is_finite = np.isfinite(found[end]).all()

@@ -47,7 +47,8 @@ def load_model(request: ModelRequest) -> LoadedModel:
         if request.weights == "default":
             default = source.pretrained(spec)
             weights = WeightsFacts(default.kind, default.sha256)
-            return _assemble(request, default.module, weights, default.preprocess, default.labels)
+            trial = _try_image(default.module, default.preprocess, request)
+            return _assemble(request, default.module, weights, trial, default.labels)
         return _model_from_checkpoint(source, request)
 
 
@@ -59,7 +60,8 @@ def _model_from_checkpoint(source: ModelSource, request: ModelRequest) -> Loaded
     if config is not None:
         check_config(config, request.spec, path)
     weights = WeightsFacts("file", sha256_of_file(path))
-    loaded = _assemble(request, fitted.module, weights, source.preprocess(request.spec), None)
+    trial = _try_image(fitted.module, source.preprocess(request.spec), request)
+    loaded = _assemble(request, fitted.module, weights, trial, None)
     loaded = replace(loaded, left_out=fitted.left_out)
     if config is None or config.labels is None or request.labels is not None or request.features:
         return loaded
@@ -74,20 +76,21 @@ def _random_model(source: ModelSource, request: ModelRequest) -> LoadedModel:
     channels = len(request.mean) if request.mean and len(request.mean) > 1 else own.channels
     module = source.create(request.spec, request.classes or request.spec.classes, channels)
     # A model that takes no such image is refused before its statistics are set.
-    make_random_behave(module, _try_image(module, own, request).preprocess, request.model)
-    return _assemble(request, module, WeightsFacts("random", sha256_of_state(module.state_dict())), own, None)
+    trial = _try_image(module, own, request)
+    make_random_behave(module, trial.preprocess, request.model)
+    weights = WeightsFacts("random", sha256_of_state(module.state_dict()))
+    return _assemble(request, module, weights, trial, None)
 
 
 def _assemble(
-    request: ModelRequest, module: nn.Module, weights: WeightsFacts, own: Preprocess, labels: tuple[str, ...] | None
+    request: ModelRequest, module: nn.Module, weights: WeightsFacts, trial: _Trial, labels: tuple[str, ...] | None
 ) -> LoadedModel:
     """Check a module against the request, and put its record together.
 
     Args:
-        own: the preprocessing that the model was made for, before --image-size, --mean and --std.
+        trial: of the module, with these weights or others.
         labels: the class names that come with the weights.
     """
-    trial = _try_image(module, own, request)
     classes = 0 if request.features else _classes(module, trial.answer, request)
     if request.classes not in (None, classes):
         where = request.weights if weights.kind == "file" else request.model
@@ -114,6 +117,8 @@ class _Trial(NamedTuple):
 
 def _try_image(module: nn.Module, own: Preprocess, request: ModelRequest) -> _Trial:
     """Show a model a black image, to find out how many channels it takes and what it answers.
+
+    `own` is the preprocessing that the model was made for, before --image-size, --mean and --std.
 
     The numbers of channels to try are, in this order: the number of values of --mean, that of --std, that of the
     model's own preprocessing, 3, the input channels of its first convolution (which may have more: a stem may fold

@@ -35,6 +35,7 @@ from exporter.pipeline.resize_proof import images_of_one_colour, resize_to_fitti
 from exporter.pipeline.return_blocks import STEP as RETURN_BLOCKS
 from exporter.pipeline.return_blocks import Judge, removed_when_done, return_blocks
 from exporter.pipeline.terms import budget_for
+from exporter.pipeline.trial import Reference
 from exporter.pipeline.write_bundle import GOLDEN_IMAGES, Findings, Golden, write_bundle
 from exporter.verification.blocks.both_sides import BothSides
 from exporter.verification.blocks.drift import drift_between
@@ -120,8 +121,8 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             save_program(program, folder / PyTorchRuntime.FILE, form.outputs)
         mixed = None
         if choosing is not None:
-            with PyTorchRuntime.open(folder / PyTorchRuntime.FILE) as reference, steps(RETURN_BLOCKS):
-                judge = Judge(choosing, reference, budget, plan.batch, precision, resize)
+            with PyTorchRuntime.open(folder / PyTorchRuntime.FILE) as runtime, steps(RETURN_BLOCKS):
+                judge = Judge(choosing, Reference(runtime, plan.batch.max), budget, plan.batch, precision, resize)
                 lowered, mixed = return_blocks(plan, float_graph, lowered, judge, steps)
         clean, model = resize(lowered.exact), resize(lowered.model)
         with steps("save"):
@@ -139,11 +140,12 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
                 refusal = f"{refusal}; the choice was {returned_text(mixed)}"
         if refusal and not plan.keep_rejected:
             raise ParityError(f"{refusal}; no bundle was written, --keep-rejected keeps it as evidence", proof.report)
-        with steps("follow blocks"):
-            exact = with_classifier_correction(clean, lowered.table)
-            factors = lowered.factors
-            both = BothSides(program, clean, exact, model, graphs.simulation, bool(candidate.backends), factors)
-            drift = _drift(both, images.first, budget)
+        drift = None
+        if plan.report:
+            with steps("follow blocks"):
+                exact, factors = with_classifier_correction(clean, lowered.table), lowered.factors
+                both = BothSides(program, clean, exact, model, graphs.simulation, bool(candidate.backends), factors)
+                drift = _drift(both, images.first, budget)
         with steps("write"):
             found = Findings(lowered.table, images, proof, golden, drift, lowered.sensitivity, mixed)
             manifest = write_bundle(folder, plan, loaded, model, found)

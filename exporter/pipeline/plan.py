@@ -59,6 +59,7 @@ class ExportPlan:
         min_agreement: on how many percent of the images the class must stay at least; likewise, but needs no classes.
         keep_rejected: write a bundle that its proof refuses beside `output`, under that name with `.rejected`.
         reference: keep `reference.pt2` in the bundle.
+        report: write `report.html` into the bundle, for which the blocks are followed and plots drawn.
         force: replace a bundle that is at `output`.
         features: `pool` or `stages` in place of the logits (see `exporter.models.backbone`); None is the classifier.
         uint8_input: the graph takes uint8 pixels (batch, height, width, channels) and normalises them itself (see
@@ -95,6 +96,7 @@ class ExportPlan:
     min_agreement: float | None = None
     keep_rejected: bool = False
     reference: bool = True
+    report: bool = True
     force: bool = False
     features: str | None = None
     uint8_input: str | None = None
@@ -111,6 +113,11 @@ class ExportPlan:
             raise PlanError(
                 "--proof-images is about classes, which are counted over images; features are compared value by value, "
                 "and a few images have millions; leave it out"
+            )
+        if self.keep_rejected and not self.report:
+            raise PlanError(
+                "--keep-rejected keeps a refused bundle for what its report shows, and --no-report leaves that out; "
+                "leave one of them out"
             )
         if self.budget:
             self._check_budget()

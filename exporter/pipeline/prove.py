@@ -15,7 +15,7 @@ from exporter.graph.probe import inner_tensors
 from exporter.lowering.precisions._cast import wider_precisions
 from exporter.pipeline.images import Candidate, Images, Proof
 from exporter.pipeline.proof_images import ProofImages
-from exporter.pipeline.trial import Trial
+from exporter.pipeline.trial import Reference, Trial
 from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.base import Runtime
@@ -62,8 +62,9 @@ def prove(candidate: Candidate, images: ProofImages, *, budget: Budget, progress
         if simulation is None:
             raise ValueError("expected a backend or a simulation to prove the file with, got neither")
         onnx.checker.check_model(candidate.folder / OnnxRuntime.FILE, full_check=True)
-    with _open(candidate.folder, REFERENCE) as reference:
-        plain = _FiniteCheck(images.plain, reference, candidate.batch)
+    with _open(candidate.folder, REFERENCE) as program:
+        reference = Reference(program, candidate.batch.opt)
+        plain = _FiniteCheck(images.plain, program, candidate.batch)
         beside = {}
         if candidate.backends and simulation is not None:
             beside = _run_simulation(simulation, images.first, reference, plain, budget)
@@ -117,7 +118,7 @@ def decide(
 
 
 def _run_simulation(
-    simulation: onnx.ModelProto, images: Images, reference: Runtime, plain: _FiniteCheck, budget: Budget
+    simulation: onnx.ModelProto, images: Images, reference: Reference, plain: _FiniteCheck, budget: Budget
 ) -> dict[str, BackendParity]:
     """The simulation's answers for the first `SIMULATED_IMAGES`, held to the limits that need no counting.
 
@@ -125,7 +126,7 @@ def _run_simulation(
         LowerError: a tensor is beyond the precision's range; names it.
     """
     few = images.chosen(slice(SIMULATED_IMAGES))
-    size = len(few.fed)
+    size = min(reference.size, len(few.fed))
     with OnnxRuntime.from_bytes(simulation.SerializeToString()) as runtime:
         plain.check(SIMULATION, runtime, simulation)
         names = [spec.name for spec in runtime.outputs]

@@ -20,10 +20,9 @@ from exporter.pipeline.plan import ExportPlan
 from exporter.pipeline.proof_images import ProofImages
 from exporter.pipeline.prove import decide
 from exporter.pipeline.search_journal import SUFFIX, Journal, digest_of
-from exporter.pipeline.trial import Trial
+from exporter.pipeline.trial import Reference, Trial
 from exporter.verification.report.block_text import measured_text, tried_text
 from runtimes.backends.onnxruntime import OnnxRuntime
-from runtimes.base import Runtime
 from runtimes.block_precision import BlockDamage, MixedPrecision, Tried
 from runtimes.errors import AccuracyError, ParityError, PlanError
 from runtimes.parity.budget import Budget
@@ -51,14 +50,14 @@ class Judge:
 
     Attributes:
         images: used for nothing else.
-        reference: the FP32 program.
+        reference: the FP32 program, which runs the images for the first choice alone.
         budget: what a choice must keep.
         batch: the sizes that the network is for; the largest is run.
         resize: puts the resizing in front of a graph, where the model takes images of any size.
     """
 
     images: ProofImages
-    reference: Runtime
+    reference: Reference
     budget: Budget
     batch: BatchRange
     precision: Precision

@@ -14,6 +14,29 @@ from runtimes.parity.evidence import Answers, BackendParity, Terms, joined, judg
 from runtimes.specs import BatchRange
 
 
+class Reference:
+    """The reference's outputs for images that several trials run, the same ones in the same order: each is run once.
+
+    Attributes:
+        size: how many images it runs at a time.
+    """
+
+    def __init__(self, runtime: Runtime, size: int) -> None:
+        self.runtime, self.size = runtime, size
+        self._known: list[Outputs] = []  # none, or those of all images so far
+
+    def outputs(self, images: Images, place: int, on_rows: Callable[[int], None] = lambda rows: None) -> Outputs:
+        """By the reference's own names, each (images, ...), for images that follow `place` others."""
+        count = len(images.inputs)
+        known = sum(len(next(iter(one.values()))) for one in self._known)
+        done = min(max(known - place, 0), count)
+        on_rows(done)
+        if done < count:
+            self._known.append(outputs_at(self.runtime, images.inputs[done:], self.size, on_rows))
+            self._known = [joined(self._known)]
+        return {name: values[place : place + count] for name, values in self._known[0].items()}
+
+
 class Trial:
     """Runtimes, and their outputs for the images that came so far.
 
@@ -25,7 +48,7 @@ class Trial:
 
     def __init__(
         self,
-        reference: Runtime,
+        reference: Reference,
         held: Mapping[str, Runtime],
         names: Sequence[str],
         batch: BatchRange,
@@ -34,9 +57,10 @@ class Trial:
         """Hold runtimes, by name, against a reference.
 
         Args:
+            reference: has run the same images before, or none.
             names: of the outputs, in their order: the reference alone does not know what they are called.
             batch: the sizes to run at. The largest runs all images, the smaller ones the first.
-            on_rows: called with how many images a runtime has run.
+            on_rows: called with how many images a runtime has run, or had run before.
         """
         self.reference, self.held, self.names, self.batch, self.on_rows = reference, held, names, batch, on_rows
         self.images = 0
@@ -67,7 +91,7 @@ class Trial:
         """
         *smaller, largest = self.batch.proof_sizes
         count = len(images.fed)
-        found = outputs_at(self.reference, images.inputs, self.batch.opt, self.on_rows)
+        found = self.reference.outputs(images, self.images, self.on_rows)
         expected = dict(zip(self.names, found.values(), strict=True))
         is_wrong = np.zeros(count, bool)
         for name, runtime in self.held.items():

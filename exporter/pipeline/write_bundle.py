@@ -17,7 +17,6 @@ from exporter.models.loaded import LoadedModel
 from exporter.pipeline.images import Images, Outputs, Proof
 from exporter.pipeline.plan import ExportPlan
 from exporter.pipeline.proof_images import ProofImages
-from exporter.pipeline.report_page import REPORT, page_from_proof
 from exporter.verification.blocks.findings import Drift
 from runtimes.block_precision import MixedPrecision, Sensitivity
 from runtimes.bundle import Bundle
@@ -50,7 +49,7 @@ class Findings:
 
     Attributes:
         table: the calibrated ranges; None where the precision needs none.
-        drift: None for a network whose blocks cannot be told.
+        drift: None for a network whose blocks cannot be told, and where there is no report.
         sensitivity: what INT8 costs in each block; None for another precision.
         mixed: which blocks are in float; None where that was not asked for.
     """
@@ -69,7 +68,7 @@ def write_bundle(
 ) -> Manifest:
     """Write all that is missing beside `model.onnx` and `reference.pt2`, the manifest last; returns it.
 
-    Without `plan.reference`, `reference.pt2` is removed.
+    Without `plan.reference`, `reference.pt2` is removed; without `plan.report`, there is no report.
     """
     if not plan.reference:
         (folder / "reference.pt2").unlink()
@@ -79,8 +78,11 @@ def write_bundle(
     if found.table:
         (folder / "calibration.json").write_bytes(found.table.json())
     manifest = _manifest(plan, loaded, model, found)
-    bundle = Bundle(folder, replace(manifest, files=files_of(folder)))
-    (folder / REPORT).write_bytes(page_from_proof(bundle, found.images, found.proof, found.drift))
+    if plan.report:
+        from exporter.pipeline.report_page import REPORT, page_from_proof  # here: it loads matplotlib
+
+        bundle = Bundle(folder, replace(manifest, files=files_of(folder)))
+        (folder / REPORT).write_bytes(page_from_proof(bundle, found.images, found.proof, found.drift))
     return write_manifest(folder, manifest)
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from exporter.graph.blocks import blocks
-from exporter.graph.mixed import with_exact_block_inputs
-from exporter.graph.probe import inner_tensors, rounded_names
+from exporter.graph.probe import alone_values, inner_tensors, rounded_names
 from exporter.verification.blocks.both_sides import BothSides, both_sides_of, reference_inputs
 from exporter.verification.blocks.findings import Deviation, Drift, Stage, budget_of_one_block
 from exporter.verification.blocks.program import REMEDY, match_blocks, program_values
@@ -57,32 +55,47 @@ def drift_between(both: BothSides, inputs: NDArray[Any], program_inputs: NDArray
     nodes = match_blocks(module, both.graph.graph)
     names = tuple(block.name for block in blocks(both.graph.graph) for _ in block.ends)
     exact = program_values(module, nodes.values(), program_inputs)
-    expected = [_divided(exact[node], both.factors.get(name)) for name, node in nodes.items()]
+    divided = [_divided(exact[node], both.factors.get(name)) for name, node in nodes.items()]
     stages = []
-    for name, (model, tensors) in _graphs_by_stage(both, list(nodes)).items():
-        if name == ALONE:
-            expected = list(inner_tensors(both.corrected, tensors, inputs).values())
-        found = inner_tensors(model, tensors, inputs).values()
+    for name, expected, found in _values_by_stage(both, list(nodes), divided, inputs):
         each = tuple(_deviation(*values) for values in zip(nodes, expected, found, strict=True))
         held = budget_of_one_block(budget) if name == ALONE else budget
         beyond = next((block for block, one in zip(names, each, strict=True) if _is_beyond(one, held)), None)
         stages.append(Stage(name, each, beyond))
-    alone = stages[-1]
+    alone, *others = stages
     noisiest, worst = min(zip(names, alone.blocks, strict=True), key=lambda pair: pair[1].sqnr_db)
-    return Drift(len(inputs), names, budget, tuple(stages), alone.beyond, noisiest, worst.sqnr_db)
+    return Drift(len(inputs), names, budget, (*others, alone), alone.beyond, noisiest, worst.sqnr_db)
 
 
-def _graphs_by_stage(both: BothSides, tensors: list[str]) -> Mapping[str, tuple[onnx.ModelProto, list[str]]]:
-    """For each stage (see `Stage.name`) the graph to run, and its names of the tensors at the ends of the blocks."""
-    stages = {ONNX: (both.graph, tensors)}
+class _StageValues(NamedTuple):
+    """A stage (see `Stage.name`): the values at the ends of the blocks, expected and found."""
+
+    name: str
+    expected: Iterable[NDArray[Any]]
+    found: Iterable[NDArray[Any]]
+
+
+def _values_by_stage(
+    both: BothSides, tensors: Sequence[str], program: Sequence[NDArray[Any]], inputs: NDArray[Any]
+) -> Iterator[_StageValues]:
+    """The blocks alone first: the FP32 graph runs beside them, and is what comes next.
+
+    Args:
+        tensors: at the ends of the blocks.
+        program: their values in the program.
+    """
+    exact, alone = alone_values(both.corrected, both.simulation or both.lowered, tensors, inputs)
+    yield _StageValues(ALONE, exact.values(), alone.values())
+    del alone
+    if both.corrected is not both.graph:
+        exact = inner_tensors(both.graph, tensors, inputs)
+    yield _StageValues(ONNX, program, exact.values())
+    del exact
     if both.runs:
-        stages[FILE] = (both.lowered, tensors)
+        yield _StageValues(FILE, program, inner_tensors(both.lowered, tensors, inputs).values())
     if both.simulation is not None:
-        stages[SIMULATION] = (both.simulation, rounded_names(both.simulation.graph, tensors))
-    return {
-        **stages,
-        ALONE: (with_exact_block_inputs(both.corrected, both.simulation or both.lowered, tensors), tensors),
-    }
+        names = rounded_names(both.simulation.graph, tensors)
+        yield _StageValues(SIMULATION, program, inner_tensors(both.simulation, names, inputs).values())
 
 
 def _divided(values: NDArray[Any], factors: NDArray[Any] | None) -> NDArray[Any]:
