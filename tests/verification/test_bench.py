@@ -88,6 +88,15 @@ def test_the_batch_sizes_that_are_named_are_measured_and_the_table_shows_them(de
     assert "ms, batch 2" in done.out
 
 
+def test_a_backend_that_takes_several_batches_at_a_time_is_measured_so_too(deploy: Any, bundle: Path) -> None:
+    pytest.importorskip("openvino", reason="no other backend here takes several batches at a time")
+    done = deploy("bench", bundle, "--backend", "openvino", "--batch", "1,4", *QUICK, "--json")
+    one, many = json.loads(done.out)["entries"]
+    assert (one["contender"]["variant"], many["contender"]["variant"]) == ("", "throughput")
+    assert {timing["line"] for timing in many["timings"]} == {"copies", "files"}
+    assert (one["latency"] is None, many["latency"] is None) == (False, True)
+
+
 def test_pictures_of_the_users_are_read_from_their_files(bundle: Path, tmp_path: Path) -> None:
     data = tmp_path / "photos"
     data.mkdir()
@@ -312,7 +321,12 @@ def test_a_machine_that_is_too_noisy_names_no_winner() -> None:
     assert "the machine was busy before (load 4.0)" in text
     assert "is the fastest" not in text
     quiet = result(entry("onnxruntime"), entry("openvino", slowed(STEADY, 1.3)))
-    assert "is the fastest, 1.30 (1.30 to 1.30) times openvino cpu" in winner_text(quiet, quiet.winners[0])
+    assert "is the fastest, 1.30 (1.30 to 1.30) times as fast as openvino cpu" in winner_text(quiet, quiet.winners[0])
+
+
+def test_large_rates_keep_their_columns_and_their_digits() -> None:
+    line = next(line for line in bench_lines(result(entry("onnxruntime", [3021.7] * 10))) if "device " in line)
+    assert line.split()[-3:] == ["3022", "12087", "1209%"]
 
 
 @pytest.mark.parametrize(
