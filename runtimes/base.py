@@ -6,7 +6,6 @@ import ctypes
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, final
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from runtimes.errors import BackendUnavailable, BadInput, UnknownName
 from runtimes.kernels import KernelCount
-from runtimes.specs import BatchRange, TensorSpec, check_feeds
+from runtimes.specs import BatchRange, TensorSpec, check_feeds, declared_batch, with_free_batch
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 if TYPE_CHECKING:
@@ -52,8 +51,8 @@ class Runtime(ABC):
     def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], batch: BatchRange | None) -> None:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
-        self.batch = batch if batch is not None else _declared_batch(inputs)
-        self._fed = tuple(_with_free_batch(spec) for spec in inputs)
+        self.batch = batch if batch is not None else declared_batch(inputs)
+        self._fed = tuple(with_free_batch(spec) for spec in inputs)
         self._closed = False
         self._streams: WeakSet[OutputStream] = WeakSet()
         self._process = os.getpid()
@@ -233,21 +232,10 @@ class Runtime(ABC):
                 be read, or is not for this model (named).
             BackendUnavailable, ValueError: as `run`.
         """
-        from runtimes.stream import OutputStream, batch_size, outputs_of_pictures
+        from runtimes.stream import open_stream
 
         self._check_usable()
-        steps = self.preprocess if preprocess is None else preprocess
-        if steps is None:
-            raise BadInput(
-                "expected a model that knows its preprocessing, got a single file; open the bundle, or give preprocess"
-            )
-        if len(self.inputs) != 1:
-            raise BadInput(
-                f"expected a model with one input, of pictures, got {len(self.inputs)}; prepare arrays and use run"
-            )
-        if batch is not None and (type(batch) is not int or batch < 1):
-            raise BadInput(f"expected a batch of at least 1 picture, got {batch!r}; leave it out for the model's own")
-        found = OutputStream(self, outputs_of_pictures(self, pictures, steps, batch or batch_size(self)))
+        found = open_stream(self, pictures, self.preprocess if preprocess is None else preprocess, batch)
         self._streams.add(found)
         return found
 
@@ -318,15 +306,3 @@ class Runtime(ABC):
 def _contiguous(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """The arrays as one run of memory in this machine's byte order: backends read raw memory."""
     return {name: np.ascontiguousarray(array, array.dtype.newbyteorder("=")) for name, array in feeds.items()}
-
-
-def _with_free_batch(spec: TensorSpec) -> TensorSpec:
-    """The input as callers may give it: any number of rows even if the model fixes its batch, since they are split and
-    padded."""
-    return replace(spec, shape=("batch", *spec.shape[1:])) if spec.shape and isinstance(spec.shape[0], int) else spec
-
-
-def _declared_batch(inputs: Sequence[TensorSpec]) -> BatchRange | None:
-    """The batch range of a model whose first dimension is a fixed number: that size alone. Otherwise None."""
-    first = inputs[0].shape[0] if inputs and inputs[0].shape else None
-    return BatchRange(first, first, first) if isinstance(first, int) else None

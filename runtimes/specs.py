@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from runtimes.errors import BadInput, PlanError
@@ -113,3 +113,15 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) 
                 f"{'x'.join(map(str, array.shape)) or 'a scalar'}"
             )
     return int(feeds[specs[0].name].shape[0])
+
+
+def with_free_batch(spec: TensorSpec) -> TensorSpec:
+    """The input as callers may give it: any number of rows even if the model fixes its batch, since they are split and
+    padded."""
+    return replace(spec, shape=("batch", *spec.shape[1:])) if spec.shape and isinstance(spec.shape[0], int) else spec
+
+
+def declared_batch(inputs: Sequence[TensorSpec]) -> BatchRange | None:
+    """The batch range of a model whose first dimension is a fixed number: that size alone. Otherwise None."""
+    first = inputs[0].shape[0] if inputs and inputs[0].shape else None
+    return BatchRange(first, first, first) if isinstance(first, int) else None

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,8 @@ from runtimes.ahead import map_ahead
 from runtimes.errors import BadInput
 from runtimes.picture_file import Picture, open_picture, picture_from_array
 from runtimes.preprocess import PIXELS, Preprocess, takes_any_size
-from runtimes.specs import TensorSpec
-
-if TYPE_CHECKING:
-    from runtimes.base import Runtime
+from runtimes.specs import BatchRange, TensorSpec
+from runtimes.tuning import Tuning
 
 AnyPicture = str | os.PathLike[str] | Picture
 """A picture as callers have it: the path of its file, one that Pillow opened, or pixels of uint8 (height, width,
@@ -27,7 +25,18 @@ channels)."""
 AT_ONCE = 32
 """The largest batch that is chosen where none is asked for."""
 Outputs = dict[str, NDArray[Any]]
-Given = TypeVar("Given")
+
+
+class Streams(Protocol):
+    """What a stream needs of a `runtimes.base.Runtime`."""
+
+    inputs: tuple[TensorSpec, ...]
+    batch: BatchRange | None
+    tuning: Tuning
+
+    def _run_each(self, batches: Iterator[Outputs]) -> Iterator[Outputs]: ...
+
+    def _check_usable(self) -> None: ...
 
 
 def preparer(preprocess: Preprocess, source: TensorSpec) -> Callable[[Picture], NDArray[Any]]:
@@ -41,7 +50,7 @@ def preparer(preprocess: Preprocess, source: TensorSpec) -> Callable[[Picture], 
     return preprocess.pixels if source.dtype == PIXELS else preprocess
 
 
-def batch_size(runtime: Runtime) -> int:
+def batch_size(runtime: Streams) -> int:
     """How many pictures to run at once where nobody says: what the model is tuned for, up to AT_ONCE; one where they
     come in any size."""
     if takes_any_size(runtime.inputs[0]):
@@ -49,8 +58,29 @@ def batch_size(runtime: Runtime) -> int:
     return min(runtime.batch.opt, AT_ONCE) if runtime.batch is not None else AT_ONCE
 
 
-def outputs_of_pictures(
-    runtime: Runtime, pictures: Iterable[AnyPicture], preprocess: Preprocess, batch: int
+def open_stream(
+    runtime: Streams, pictures: Iterable[AnyPicture], preprocess: Preprocess | None, batch: int | None
+) -> OutputStream:
+    """The stream of a runtime's outputs for pictures. See `runtimes.base.Runtime.stream`.
+
+    Raises:
+        BadInput: there is no preprocessing, the model takes more than pictures, or `batch` is no number of pictures.
+    """
+    if preprocess is None:
+        raise BadInput(
+            "expected a model that knows its preprocessing, got a single file; open the bundle, or give preprocess"
+        )
+    if len(runtime.inputs) != 1:
+        raise BadInput(
+            f"expected a model with one input, of pictures, got {len(runtime.inputs)}; prepare arrays and use run"
+        )
+    if batch is not None and (type(batch) is not int or batch < 1):
+        raise BadInput(f"expected a batch of at least 1 picture, got {batch!r}; leave it out for the model's own")
+    return OutputStream(runtime, _outputs_of_pictures(runtime, pictures, preprocess, batch or batch_size(runtime)))
+
+
+def _outputs_of_pictures(
+    runtime: Streams, pictures: Iterable[AnyPicture], preprocess: Preprocess, batch: int
 ) -> Generator[Outputs, None, None]:
     """The outputs for each batch of pictures, in order. See `Runtime.stream`."""
     name, prepare = runtime.inputs[0].name, preparer(preprocess, runtime.inputs[0])
@@ -77,7 +107,7 @@ def outputs_of_pictures(
 class OutputStream(Iterator[Outputs]):
     """The outputs of a stream of pictures. Closing it, or its runtime, ends its threads."""
 
-    def __init__(self, runtime: Runtime, outputs: Generator[Outputs, None, None]) -> None:
+    def __init__(self, runtime: Streams, outputs: Generator[Outputs, None, None]) -> None:
         self._runtime, self._outputs = runtime, outputs
 
     def __next__(self) -> Outputs:
@@ -93,10 +123,13 @@ def _equal_parts(rows: Iterable[NDArray[Any]], most: int) -> Iterator[list[NDArr
     """Neighbours of equal shape, at most `most` at a time."""
     held: list[NDArray[Any]] = []
     for row in rows:
-        if held and (len(held) == most or row.shape != held[0].shape):
+        if held and row.shape != held[0].shape:
             yield held
             held = []
         held.append(row)
+        if len(held) == most:
+            yield held
+            held = []
     if held:
         yield held
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 EPILOG = """\b
 Examples:
   resnet-deploy bench resnet50-int8        # every backend that is installed
-  resnet-deploy bench resnet50-int8 --backend onnxruntime --batch 1,8 --threads 4
+  resnet-deploy bench resnet50-int8 --backend onnxruntime --batch 1,8 --threads 1
   resnet-deploy bench resnet50-int8 --against resnet50-fp32 --min-speedup 1.5
   resnet-deploy bench resnet50-int8 --json > new.json
   resnet-deploy bench --compare old.json new.json

@@ -143,12 +143,9 @@ class OnnxRuntime(Runtime):
         options.log_severity_level = ERRORS_ONLY
         options.intra_op_num_threads, options.inter_op_num_threads = tuning.cores, 1
         options.add_session_config_entry(*SPINNING)
-        if wanted == "cpu":
-            int8 = set_quantization(options, model)
-        else:
-            int8 = ""
-            options.add_session_config_entry("session.disable_quant_qdq", "1")  # for the same reasons
+        int8 = set_quantization(options, model) if wanted == "cpu" else ""
         if wanted != "cpu":
+            options.add_session_config_entry("session.disable_quant_qdq", "1")  # as on the CPU
             # Otherwise nodes without a kernel move to the CPU with no more than a log line (onnxruntime#23372).
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         if name not in ort.get_available_providers():

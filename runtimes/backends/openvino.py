@@ -140,7 +140,10 @@ class OpenVinoRuntime(Runtime):
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         # The inputs are read where they are, and the outputs copied once: the request writes over its own next time.
-        outputs = self._request.infer(feeds, share_inputs=True, share_outputs=False)
+        try:
+            outputs = self._request.infer(feeds, share_inputs=True, share_outputs=False)
+        except RuntimeError as error:  # kernels are chosen when a size is first seen
+            raise self._failed(error) from error
         return dict(zip(self._names, outputs.to_tuple(), strict=True))
 
     def _run_each(self, batches: Iterator[dict[str, NDArray[Any]]]) -> Iterator[dict[str, NDArray[Any]]]:
@@ -173,10 +176,18 @@ class OpenVinoRuntime(Runtime):
         return self.batch is None or self.batch.min <= rows <= self.batch.max
 
     def _finished(self, request: ov.InferRequest) -> dict[str, NDArray[Any]]:
-        request.wait()
+        try:
+            request.wait()
+        except RuntimeError as error:
+            raise self._failed(error) from error
         return {
             name: np.array(request.get_output_tensor(place).data, copy=True) for place, name in enumerate(self._names)
         }
+
+    def _failed(self, error: RuntimeError) -> BackendUnavailable:
+        return BackendUnavailable(
+            f"openvino cannot run {self._path} on {self.provider}: {_reason(error)}; use another backend"
+        )
 
     def _prepared(self, feeds: dict[str, NDArray[Any]]) -> Callable[[], None]:
         request, memory = self._model.create_infer_request(), self._memory

@@ -119,7 +119,7 @@ class Measurement:
             load_s=loaded - imported,
             device_memory_bytes=None if free is None or after is None else max(0, free - after),
             answers=answers,
-            details=dict(getattr(runtime, "details", {})),
+            details=runtime.details,
         )
 
     def warm_up(self, job: Job, calls: int | None) -> WarmUp:

@@ -20,6 +20,7 @@ from runtimes.tuning import Hint
 SCHEMA_VERSION = 1
 LARGEST_FILE = 64 << 20
 Line = Literal["device", "copies", "files"]
+ALONE_OR_COPIED: tuple[Line, ...] = ("device", "copies")
 THROUGHPUT = "throughput"
 """The variant of a backend that takes several batches at a time: `open_runtime` with Tuning(hint="throughput")."""
 LINES: dict[Line, str] = {
@@ -245,11 +246,13 @@ class Result:
         return max(found, key=lambda one: one.macs_per_s, default=None)
 
     def share_of_roof(self, entry: Entry) -> float | None:
-        """The share of the roof that the bundle's multiply-accumulates reach at the best batch, device alone."""
+        """The share of the roof that the bundle's multiply-accumulates reach at the best batch: of the device alone, or
+        with copies where that was not measured."""
         roof, macs = self.roof_of(entry), self.bundle_of(entry).macs
-        if roof is None or macs is None or not entry.of_line("device"):
+        line = next((one for one in ALONE_OR_COPIED if entry.of_line(one)), None)
+        if roof is None or macs is None or line is None:
             return None
-        return macs * entry.fastest("device").interval.median / roof.macs_per_s
+        return macs * entry.fastest(line).interval.median / roof.macs_per_s
 
 
 def json_from_result(result: Result) -> bytes:

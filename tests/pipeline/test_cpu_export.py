@@ -52,6 +52,7 @@ def test_the_bundle_promises_integers_and_is_proven_by_the_kernels_that_run_them
     assert min(one.sqnr_db for one in manifest.parity.backends.values()) > 33
     assert manifest.graph.types["QuantizeLinear"] == {"FLOAT": 31}
     assert metadata_of(bundle / "model.onnx") == {"precision": "int8", "target": "cpu", "kernels": "integers"}
+    assert f"<dt>Kernels</dt><dd>{PROMISED} promised</dd>" in (bundle / "report.html").read_text(encoding="utf-8")
     with open_runtime(bundle) as runtime:
         assert runtime.kernels() == PROMISED
         assert runtime.details["int8"].startswith("on integers")

@@ -14,8 +14,10 @@ from tiny_answers import INPUT, OUTPUT, images
 
 from runtimes.backends._cuda_provider import MOST_GRAPHS, GraphCalls
 from runtimes.backends.onnxruntime import OnnxRuntime
+from runtimes.cores import usable_cores
 from runtimes.errors import BackendUnavailable, BadInput
 from runtimes.specs import TensorSpec
+from runtimes.tuning import Tuning
 
 
 @pytest.mark.parametrize("given", [None, "0"], ids=["by itself", "as the user says"])
@@ -137,3 +139,11 @@ def test_a_graph_that_lies_in_memory_runs_as_its_file_does(tiny_model: Path) -> 
         )
     with pytest.raises(BadInput, match="onnxruntime cannot run the graph"):
         OnnxRuntime.from_bytes(b"junk")
+
+
+def test_threads_are_the_processs_cores_unless_a_number_is_given(tiny_model: Path) -> None:
+    path = tiny_model / "model.onnx"
+    for tuning, expected in ((Tuning(), usable_cores()), (Tuning(1), 1)):
+        with OnnxRuntime.open(path, tuning=tuning) as runtime:
+            options = runtime._session.get_session_options()
+            assert (options.intra_op_num_threads, options.inter_op_num_threads) == (expected, 1)

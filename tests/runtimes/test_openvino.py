@@ -319,3 +319,25 @@ def test_a_graph_that_openvino_cannot_run_is_told_in_one_line(tiny_model: Path, 
         OpenVinoRuntime.open(tmp_path / "model.onnx")
     assert "\n" not in str(caught.value)
     assert "src/" not in str(caught.value)
+
+
+@pytest.mark.skipif(
+    "avx512_bf16" not in processor().flags, reason="kernels in BF16 are taken away, so they must be here"
+)
+def test_a_kernel_that_is_missing_is_told_in_one_line_when_it_is_needed(shipped_bundle: Any) -> None:
+    code = (
+        "import sys, numpy\n"
+        "from runtimes import open_runtime\n"
+        "from runtimes.errors import BackendUnavailable\n"
+        "import runtimes.backends.openvino as module\n"
+        "module._allows_bf16 = lambda budget: True\n"
+        "module.ov.Core.get_property = lambda core, device, name: ('BF16', 'EXPORT_IMPORT')\n"
+        "model = open_runtime(sys.argv[1], 'openvino')\n"
+        "try: model.run({'input': numpy.zeros((1, 1, 28, 28), numpy.float32)})\n"
+        "except BackendUnavailable as error: print(error)"
+    )
+    command = [sys.executable, "-c", code, str(shipped_bundle("fp32").folder)]
+    done = subprocess.run(
+        command, env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}, capture_output=True, text=True, check=True
+    )
+    assert re.fullmatch(r"openvino cannot run .*model\.onnx on cpu: .* node .*; use another backend\n", done.stdout)

@@ -20,6 +20,7 @@ from standin_cuda import StandinCuda
 from standin_tensorrt import NOT_CAPTURABLE, StandinTensorRT
 from tiny_answers import INPUT, OUTPUT, images
 
+from runtimes.backends._cuda_provider import GraphCalls
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import BadInput
 from runtimes.nvidia.engine_runtime import EngineRuntime
@@ -60,6 +61,18 @@ def test_onnxruntime_keeps_the_inputs_on_the_device(tiny_model: Path) -> None:
             cell.cell_contents for cell in call.__closure__ or () if type(cell.cell_contents).__name__ == "IOBinding"
         )
         np.testing.assert_array_equal(binding.copy_outputs_to_cpu()[0], runtime.run({INPUT: images(3)})[OUTPUT])
+
+
+def test_onnxruntime_launches_the_graph_of_a_shape(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with OnnxRuntime.open(tiny_model / "model.onnx") as runtime:
+        graphs = GraphCalls(runtime._session, runtime.outputs, "cpu")
+        monkeypatch.setattr(runtime, "_graphs", graphs)
+        monkeypatch.setattr(runtime, "_provider", "cuda-graph")
+        call = runtime.prepared({INPUT: images(3)})
+        call()
+        (bound,) = graphs._calls.values()
+        np.testing.assert_array_equal(bound.outputs[OUTPUT].numpy(), runtime.run({INPUT: images(3)})[OUTPUT])
+        call()
 
 
 def test_an_engine_runs_on_memory_of_the_calls_own(

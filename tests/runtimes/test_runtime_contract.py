@@ -77,6 +77,20 @@ def test_equal_inputs_give_equal_outputs(runtime: Runtime) -> None:
     np.testing.assert_array_equal(first, second)
 
 
+# --- threads ---
+
+
+def test_one_thread_computes_where_one_is_asked_for(backend: Backend) -> None:
+    fed = {INPUT: images(200)}
+    with backend.open() as runtime:  # for one thread
+        assert runtime.run(fed)[OUTPUT].shape == (200, 10)
+        start, computed = time.perf_counter(), time.process_time()
+        for _ in range(10):
+            runtime.run(fed)
+        computed, elapsed = time.process_time() - computed, time.perf_counter() - start
+    assert computed <= 1.1 * elapsed  # two would compute for up to twice the time that passes
+
+
 # --- outputs belong to the caller, inputs stay the caller's ---
 
 

@@ -208,28 +208,28 @@ def test_pictures_without_end_are_read_a_few_ahead(tiny: Runtime) -> None:
 def test_pictures_are_read_and_prepared_in_threads_while_the_model_runs(
     tiny: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The first run and the reading of the third picture each wait until the other has begun."""
     noise(30, 30, 1).save(tmp_path / "one.png")
-    ready: list[str] = []
-    inner = picture_file.open_image
+    readers: list[str] = []
+    third_is_read, first_runs = threading.Event(), threading.Event()
+    read, run = picture_file.open_image, tiny._run
 
-    def watched(path: Path) -> Any:
-        ready.append(threading.current_thread().name)
-        return inner(path)
+    def watched_read(path: Path) -> Image.Image:
+        readers.append(threading.current_thread().name)
+        if len(readers) == 3:
+            third_is_read.set()
+            assert first_runs.wait(20)
+        return read(path)
 
-    monkeypatch.setattr(picture_file, "open_image", watched)
-    run = tiny._run
-
-    def slow(feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        deadline = time.monotonic() + 20
-        before = len(ready)
-        while len(ready) < min(12, before + 1) and time.monotonic() < deadline:
-            time.sleep(0.001)  # ends only if another picture is read meanwhile
-        assert len(ready) >= min(12, before + 1)
+    def watched_run(feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        first_runs.set()
+        assert third_is_read.wait(20)
         return run(feeds)
 
-    monkeypatch.setattr(tiny, "_run", slow)
+    monkeypatch.setattr(picture_file, "open_image", watched_read)
+    monkeypatch.setattr(tiny, "_run", watched_run)
     assert sum(len(one[OUTPUT]) for one in tiny.stream([tmp_path / "one.png"] * 12, STEPS, batch=2)) == 12
-    assert all(name.startswith("ahead") for name in ready)
+    assert {name.rpartition("_")[0] for name in readers} == {"ahead"}
 
 
 @pytest.mark.parametrize("end", ["closed", "dropped", "broken off"])

@@ -20,7 +20,7 @@ from exporter.verification.bench import run as bench_run
 from exporter.verification.bench import station
 from exporter.verification.bench.pictures import picture_files
 from exporter.verification.bench.plan import BenchPlan
-from exporter.verification.bench.remarks import SIMULATED, remarks_on
+from exporter.verification.bench.remarks import remarks_on
 from exporter.verification.bench.speedup import check_speedup, speedup_of
 from exporter.verification.own_process import OwnProcess
 from exporter.verification.report.bench_lines import bench_lines, winner_text
@@ -86,6 +86,15 @@ def test_the_batch_sizes_that_are_named_are_measured_and_the_table_shows_them(de
     assert "1 thread" in done.out
     assert "images/s        2        3" in done.out
     assert "ms, batch 2" in done.out
+
+
+def test_a_backend_that_takes_several_batches_at_a_time_is_measured_so_too(deploy: Any, bundle: Path) -> None:
+    pytest.importorskip("openvino", reason="no other backend here takes several batches at a time")
+    done = deploy("bench", bundle, "--backend", "openvino", "--batch", "1,4", *QUICK, "--json")
+    one, many = json.loads(done.out)["entries"]
+    assert (one["contender"]["variant"], many["contender"]["variant"]) == ("", "throughput")
+    assert {timing["line"] for timing in many["timings"]} == {"copies", "files"}
+    assert (one["latency"] is None, many["latency"] is None) == (False, True)
 
 
 def test_pictures_of_the_users_are_read_from_their_files(bundle: Path, tmp_path: Path) -> None:
@@ -312,26 +321,37 @@ def test_a_machine_that_is_too_noisy_names_no_winner() -> None:
     assert "the machine was busy before (load 4.0)" in text
     assert "is the fastest" not in text
     quiet = result(entry("onnxruntime"), entry("openvino", slowed(STEADY, 1.3)))
-    assert "is the fastest, 1.30 (1.30 to 1.30) times openvino cpu" in winner_text(quiet, quiet.winners[0])
+    assert "is the fastest, 1.30 (1.30 to 1.30) times as fast as openvino cpu" in winner_text(quiet, quiet.winners[0])
+
+
+def test_large_rates_keep_their_columns_and_their_digits() -> None:
+    line = next(line for line in bench_lines(result(entry("onnxruntime", [3021.7] * 10))) if "device " in line)
+    assert line.split()[-3:] == ["3022", "12087", "1209%"]
 
 
 @pytest.mark.parametrize(
-    ("precision", "target", "flags", "expected"),
+    ("precision", "flags", "expected"),
     [
-        ("int8", "tensorrt", ("avx2", "avx_vnni"), [SIMULATED]),
-        ("int8", "cpu", ("avx2", "avx_vnni"), []),
-        ("int8", "cpu", ("avx2",), ["INT8 is tuned for a processor with instructions for it"]),
-        ("bf16", "tensorrt", ("avx2",), ["BF16 is fast where the processor multiplies in it"]),
-        ("fp32", "tensorrt", ("avx2",), []),
+        ("int8", ("avx2", "avx_vnni"), []),
+        ("int8", ("avx2",), ["INT8 is tuned for a processor with instructions for it"]),
+        ("bf16", ("avx2",), ["BF16 is fast where the processor multiplies in it"]),
+        ("fp32", ("avx2",), []),
     ],
 )
 def test_a_bundle_on_a_processor_without_its_instructions_is_measured_with_a_remark(
-    manifest: Manifest, precision: str, target: str, flags: tuple[str, ...], expected: list[str]
+    manifest: Manifest, precision: str, flags: tuple[str, ...], expected: list[str]
 ) -> None:
-    made = replace(manifest, precision=precision, target=target)
+    made = replace(manifest, precision=precision)
     found = remarks_on(entry("onnxruntime"), made, Processor("A processor", flags)).remarks
     assert len(found) == len(expected)
     assert all(text in said for text, said in zip(expected, found, strict=True))
+
+
+def test_what_a_backend_says_of_how_it_runs_is_shown() -> None:
+    simulated = replace(entry("onnxruntime"), details={"int8": "simulated as a GPU computes it"})
+    assert any(
+        line.endswith("onnxruntime cpu: int8 simulated as a GPU computes it") for line in bench_lines(result(simulated))
+    )
 
 
 def test_the_page_holds_plots_tables_and_the_machine() -> None:

@@ -149,9 +149,9 @@ def test_a_page_into_a_folder_that_is_not_there_is_refused_before_the_work(
 def test_a_missing_package_is_told_before_the_work(
     deploy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    for name in ("exporter.verification.report.page", "exporter.verification.report.plots"):
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr("exporter.verification.report.page")
+    for name in ("page", "plots", "drawing", "environment"):
+        monkeypatch.delitem(sys.modules, f"exporter.verification.report.{name}")
+        monkeypatch.delattr(f"exporter.verification.report.{name}")
     monkeypatch.setitem(sys.modules, package, None)
     shown = deploy("check", tmp_path / "no bundle", "--html", tmp_path / "report.html")
     assert shown.code == 3

@@ -18,15 +18,9 @@ from exporter.lowering.qdq.reading import Reading, Readings
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, UNKNOWN, View, int_attribute, node_label
 
 Kind = Literal[
-    "refused",
-    "other values",
-    "not fused",
-    "left in float",
-    "unknown",
-    "other values in onnxruntime",
-    "runs in float",
-    "may overflow",
-]
+    "refused", "other values", "not fused", "left in float", "unknown", "other values in onnxruntime",
+    "runs in float", "may overflow",
+]  # fmt: skip
 Problem = tuple[Kind, str]
 """The kind of a finding, and its message."""
 

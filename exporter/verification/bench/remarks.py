@@ -8,8 +8,6 @@ from runtimes.benchmark.results import Entry
 from runtimes.manifest import Manifest
 from runtimes.processor import Processor, processor
 
-SIMULATED = "a faithful simulation of TensorRT's INT8, not a fast one: export with --target cpu"
-
 
 def remarks_on(entry: Entry, manifest: Manifest, here: Processor | None = None) -> Entry:
     """The entry with remarks of its own: what it runs instead of what was asked, and why it may be slow.
@@ -24,14 +22,11 @@ def remarks_on(entry: Entry, manifest: Manifest, here: Processor | None = None) 
     reference = entry.contender.backend == "pytorch"
     if reference:
         said.append("it runs the FP32 reference, not the bundle's own graph")
-    if on_cpu and manifest.precision == "int8" and not reference:
-        if manifest.target == "tensorrt":
-            said.append(SIMULATED)
-        if not here.has_int8_dot:
-            said.append(
-                f"INT8 is tuned for a processor with instructions for it (VNNI, AMX, ARM's dot product), which "
-                f"{here} has not"
-            )
+    if on_cpu and manifest.precision == "int8" and not reference and not here.has_int8_dot:
+        said.append(
+            f"INT8 is tuned for a processor with instructions for it (VNNI, AMX, ARM's dot product), which {here} has "
+            "not"
+        )
     if on_cpu and manifest.precision == "bf16" and not reference and not here.has_bf16:
         said.append(f"BF16 is fast where the processor multiplies in it, which {here} does not")
     if entry.answers is not None and not entry.answers.within_budget:

@@ -19,6 +19,7 @@ from runtimes.benchmark.machine import this_machine
 from runtimes.benchmark.measure import Job, Task
 from runtimes.benchmark.results import (
     SCHEMA_VERSION,
+    THROUGHPUT,
     BundleFacts,
     Contender,
     Entry,
@@ -60,7 +61,7 @@ def bench(plan: BenchPlan, say: Progress = silent) -> Result:
             stations.append(Station(task, process))
         for station in stations:
             say(f"open {station.task.contender.name} for {station.task.bundle.manifest.name}")
-            station.open(tuple(_jobs(plan, station.task.bundle)))
+            station.open(tuple(_jobs(plan, station.task)))
             station.warm_up(plan.warm_up)
         before = _roofs(stations, plan.tuning.cores, say)
         _rounds(plan, stations, say)
@@ -128,9 +129,13 @@ def _look(backend: str, provider: str | None, variants: bool) -> tuple[Verdict, 
     return "ok", contenders_of("", backend, provider, variants=variants)
 
 
-def _jobs(plan: BenchPlan, bundle: Bundle) -> Iterator[Job]:
-    sizes = plan.sizes_of(bundle)
+def _jobs(plan: BenchPlan, task: Task) -> Iterator[Job]:
+    """Every line at every batch size. The device alone runs one batch at a time, so it is not measured where a backend
+    takes several."""
+    sizes = plan.sizes_of(task.bundle)
     for line in plan.lines:
+        if line == "device" and task.contender.variant == THROUGHPUT:
+            continue
         for size in sizes:
             times = LATENCY_CALLS if line == "copies" and size == sizes[0] else 1
             yield Job(line, size, plan.seconds, times)

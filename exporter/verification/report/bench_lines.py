@@ -71,7 +71,7 @@ def winner_text(result: Result, winner: Winner) -> str:
     decision, what = winner.decision, MEASURES[winner.measure]
     if decision.decided:
         name, ratio = min(decision.ratios.items(), key=lambda pair: pair[1].median)
-        return f"{what}: {decision.best} is the fastest, {ratio_text(ratio)} times {name}"
+        return f"{what}: {decision.best} is the fastest, {ratio_text(ratio)} times as fast as {name}"
     others = ", ".join(f"{name} ({ratio_text(decision.ratios[name])} times)" for name in decision.tied)
     more = f"--rounds {decision.rounds_needed}" if decision.rounds_needed else "more rounds"
     idle = " on an idle machine" if result.machine.is_busy or result.variation > 0.05 else ""
@@ -131,13 +131,18 @@ def _entry_lines(result: Result, entry: Entry, sizes: Sequence[int], width: int)
     head += f"{times[0]:>14} {times[1]:>7} {times[2]:>7}"
     for place, line in enumerate(dict.fromkeys(timing.line for timing in entry.timings)):
         start = head if place == 0 else f"{'':<{len(head)}}"
-        end = "" if share is None or line != "device" else f" {share:>8.0%}"
+        end = "" if share is None or place else f" {share:>8.0%}"
         yield f"{start}  {LINE_NAMES[line]:<8}" + "".join(_rate(entry, line, size) for size in sizes) + end
 
 
 def _rate(entry: Entry, line: Line, size: int) -> str:
     found = next((one for one in entry.of_line(line) if one.batch == size), None)
-    return f"{'-':>9}" if found is None else f"{found.interval.median:>9.4g}"
+    return f"{'-':>9}" if found is None else f"{rate_text(found.interval.median):>9}"
+
+
+def rate_text(rate: float) -> str:
+    """Four digits, or more where it has them before the point: `9.123`, `853.1`, `10043`."""
+    return f"{rate:.4g}" if rate < 1000 else f"{rate:.0f}"
 
 
 def compare_lines(found: Compared) -> Iterator[str]:
@@ -148,7 +153,7 @@ def compare_lines(found: Compared) -> Iterator[str]:
     yield f"{'':<{width}} {'line':<8} {'batch':>6} {'first':>9} {'second':>9}  second / first"
     for row in found.rows:
         yield (
-            f"{row.name:<{width}} {row.line:<8} {row.batch:>6} {row.first:>9.4g} {row.second:>9.4g}  "
+            f"{row.name:<{width}} {row.line:<8} {row.batch:>6} {rate_text(row.first):>9} {rate_text(row.second):>9}  "
             f"{ratio_text(row.ratio)} {row.verdict}"
         )
     for name in found.alone:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from exporter.verification.report.bench_lines import machine_lines, noise_text, remarks_of, winner_text
+from exporter.verification.report.bench_lines import machine_lines, noise_text, rate_text, remarks_of, winner_text
 from exporter.verification.report.bench_plots import latency_svg, throughput_svg
 from exporter.verification.report.drawing import Caption
 from exporter.verification.report.environment import page_environment
@@ -80,6 +80,7 @@ def _rate(entry: Entry, line: Line, size: int) -> str:
     found = next((one.interval for one in entry.of_line(line) if one.batch == size), None)
     if found is None:
         return "-"
+    middle = rate_text(found.median)
     if found.low is None or found.high is None:
-        return f"{found.median:.4g}"
-    return f"{found.median:.4g} ({found.low:.4g} to {found.high:.4g})"
+        return middle
+    return f"{middle} ({rate_text(found.low)} to {rate_text(found.high)})"

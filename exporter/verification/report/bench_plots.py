@@ -62,7 +62,7 @@ def throughput_svg(entries: Sequence[Entry], roofs: Sequence[Roof], macs: int | 
         axes.set_xlabel("images in a batch")
         axes.set_ylabel("images a second")
         _scale(axes, [*(one.median for rates in points for one in rates), *(levels if macs else ())])
-        drawing.finish(figure, axes)
+        drawing.finish(figure, axes, columns=2)
         return drawing.svg_of(figure, caption)
 
 
@@ -84,7 +84,7 @@ def latency_svg(entries: Sequence[Entry], caption: Caption) -> str:
         axes.set_ylim(0, 101)
         axes.set_xlabel("milliseconds of a call")
         axes.set_ylabel("share of the calls that took no longer")
-        drawing.finish(figure, axes)
+        drawing.finish(figure, axes, columns=2)
         return drawing.svg_of(figure, caption)
 
 

@@ -73,11 +73,11 @@ def series(place: int) -> tuple[str, str | tuple[float, tuple[float, ...]]]:
     return SERIES[place % len(SERIES)], DASHES[place % len(DASHES)]
 
 
-def finish(figure: Figure, axes: Axes) -> None:
-    """Add the grid, and a legend where there are names for it."""
+def finish(figure: Figure, axes: Axes, *, columns: int = 3) -> None:
+    """Add the grid, and a legend where there are names for it, in so many columns."""
     axes.grid(axis="y", linewidth=0.8)
     if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside upper left", ncols=3, columnspacing=1.2, handlelength=2.4, borderaxespad=0.2)
+        figure.legend(loc="outside upper left", ncols=columns, columnspacing=1.2, handlelength=2.4, borderaxespad=0.2)
 
 
 def svg_of(figure: Figure, caption: Caption) -> str:
