@@ -106,10 +106,11 @@ def _runtime(contender: Contender) -> Call:
     return lambda images: runtime.run({"input": images})["logits"]
 
 
-def _serve(connection: Connection, contender: Contender) -> None:
+def _serve(connection: Connection, contender: Contender, first: Floats) -> None:
     """In the process of a contender: answer (images, seconds) by the seconds of each call, (images, None) by logits."""
     try:
         call = open_call(contender)
+        call(first)  # torch.compile compiles then
     except Exception as error:  # whatever a library says: the others are measured all the same
         connection.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
         return
@@ -131,14 +132,17 @@ def _serve(connection: Connection, contender: Contender) -> None:
 class Worker:
     """A contender's process. `problem` says why it cannot be measured; empty where it can."""
 
-    def __init__(self, contender: Contender) -> None:
+    def __init__(self, contender: Contender, first: Floats) -> None:
         self.contender = contender
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, contender), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, contender, first), daemon=True)
         self._process.start()
         theirs.close()
-        self.problem = str(self._ours.recv())
+        try:
+            self.problem = str(self._ours.recv())
+        except EOFError:
+            self.problem = "its process ended"
 
     def seconds(self, images: Floats, at_least_s: float) -> list[float]:
         """The seconds of each call with these images."""
