@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from fast_histogram import histogram1d
 from numpy.typing import NDArray
 
 from runtimes.errors import CalibrationError
@@ -58,9 +57,7 @@ class Histogram:
         self._grow(exponent_above(largest))
         self.largest = max(self.largest, largest)
         rows = values.reshape(len(values), -1)
-        sampled = rows[:, :: sampling_step(rows.shape[1])].ravel()
-        magnitudes = sampled if low >= 0 else np.abs(sampled)
-        self.counts += histogram1d(magnitudes, BINS, (0.0, 2.0**self.exponent)).astype(np.int64)
+        self.counts += _counts(rows[:, :: sampling_step(rows.shape[1])], self.exponent)
 
     def merge(self, other: Histogram) -> Histogram:
         """The histogram of both data together, a new one."""
@@ -124,6 +121,19 @@ class Histogram:
                 f"expected a histogram's exponent from {SMALLEST_EXPONENT} to {LARGEST_EXPONENT}, got {exponent}"
             )
         return cls(exponent, counts, largest)
+
+
+def _counts(values: NDArray[np.floating[Any]], exponent: int) -> NDArray[np.int64]:
+    """How many of the magnitudes are in each of BINS equal bins over [0, 2**exponent), int64 (BINS,).
+
+    Values are turned into numbers of bins by powers of two, which is exact: in two steps, since a single power may be
+    beyond float32. What underflows is in the first bin.
+    """
+    power = BINS.bit_length() - 1 - exponent
+    scaled = (values * np.float32(2.0 ** (power // 2))).ravel()
+    scaled *= np.float32(2.0 ** (power - power // 2))
+    np.abs(scaled, out=scaled)
+    return np.bincount(scaled.astype(np.int32), minlength=BINS)
 
 
 def sampling_step(values: int) -> int:

@@ -11,7 +11,7 @@ import runtimes.backends as backends
 from runtimes._plugins import load_plugin, plugin_names
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle, path_from_given
-from runtimes.errors import BackendUnavailable, BadInput, UnknownName
+from runtimes.errors import BackendUnavailable, BadInput, BundleError, UnknownName
 from runtimes.nvidia.trust import trusted_engines
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
@@ -128,7 +128,8 @@ def _open_fastest(
             found = open_runtime(
                 model, choice.backend, provider=choice.provider or provider, trust_engine=trusted, tuning=tuning
             )
-        except (BackendUnavailable, UnknownName) as error:  # a plug-in that was measured may be gone
+        except (BackendUnavailable, UnknownName, BadInput, BundleError) as error:
+            # a plug-in that was measured may be gone, a library may not take the graph, an engine not be trusted
             skipped.append(f"{choice.backend}: {error}")
             continue
         found.choice = replace(choice, provider=found.provider, skipped=tuple(skipped))

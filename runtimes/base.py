@@ -280,9 +280,9 @@ class Runtime(ABC):
         parent."""
         if not self._closed:
             self._closed = True
-            for stream in list(self._streams):
-                stream.close()
             if self._process == os.getpid():
+                for stream in list(self._streams):
+                    stream.close()
                 self._close()
 
     @final

@@ -28,7 +28,7 @@ def metadata_of(model: Path | bytes) -> dict[str, str]:
                     found[fields.get(1, "")] = fields.get(2, "")
                 else:
                     file.seek(size, io.SEEK_CUR)
-    except OSError:
+    except (OSError, OverflowError, ValueError):  # sizes beyond what a file can have
         pass
     return found
 

@@ -197,7 +197,9 @@ def _plan(bundles: tuple[Path, ...], options: dict[str, Any]) -> BenchPlan:
 
 
 def _compare(bundles: tuple[Path, ...], options: dict[str, Any]) -> None:
-    if bundles or options["against"] is not None or options["min_speedup"] is not None or options["html"] is not None:
+    context = click.get_current_context()
+    given = [name for name in options if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE]
+    if bundles or set(given) - {"compare", "as_json", "quiet"}:
         raise PlanError("expected two results and nothing to measure with --compare; leave the rest out")
     from runtimes.benchmark.compare import compare_results
     from runtimes.benchmark.results import result_from_file

@@ -15,7 +15,7 @@ from exporter.cli._options import json_option
 from exporter.lowering.qdq.targets import DEFAULT_TARGET
 from exporter.verification.report.lines import accuracy_line, parity_lines
 from runtimes._plugins import needed_for
-from runtimes.errors import ResnetExportError
+from runtimes.errors import PlanError, ResnetExportError
 
 if TYPE_CHECKING:
     from exporter.lowering.qdq.lint import BlockReport, QdqReport
@@ -41,6 +41,8 @@ def inspect(path: Path, target: str | None, as_json: bool) -> None:
     Operators, types, parameters, multiply-accumulates and sizes; of a bundle also what was proven, of a quantized ONNX
     file whether TensorRT takes it, of an engine whether this machine trusts it.
     """
+    if target is not None and (path.suffix in ENGINE_SUFFIXES or not path.is_file()):
+        raise PlanError(f"--target is for quantized ONNX files, and {path} is none; leave it out")
     if path.suffix in ENGINE_SUFFIXES:
         return _inspect_engine(path, as_json=as_json)
     if path.is_file():
@@ -81,9 +83,10 @@ def _inspect_onnx(path: Path, target: str | None, *, as_json: bool) -> None:
         from exporter.graph.onnx_file import model_from_file
         from exporter.lowering.qdq.lint import lint
         from exporter.lowering.qdq.lint_cpu import lint_for_processors
-        from exporter.lowering.registry import load_target
+        from exporter.lowering.registry import load_target, target_names
     model = model_from_file(path)
-    target = target or next((one.value for one in model.metadata_props if one.key == "target"), DEFAULT_TARGET)
+    told = next((one.value for one in model.metadata_props if one.key == "target"), DEFAULT_TARGET)
+    target = target or (told if told in target_names() else DEFAULT_TARGET)  # a stranger's may mean anything
     on_processor = load_target(target).ON_INTEGERS
     facts, report = graph_facts(model), lint_for_processors(model) if on_processor else lint(model)
     opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}

@@ -107,7 +107,11 @@ def run_in_own_process(
 
 
 def _serve(connection: Connection) -> None:
-    """In the new process: receive work, do it, and send its outcome, again and again."""
+    """In the new process: receive work, do it, and send its outcome, again and again.
+
+    Ctrl-C goes to all processes of a terminal; it is the parent that ends this one then.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     kept: object = None
     while True:
         try:

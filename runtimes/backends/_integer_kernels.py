@@ -42,7 +42,7 @@ def set_quantization(options: ort.SessionOptions, model: Path | bytes) -> str:
     return "on integers, by kernels that do not overflow without VNNI"
 
 
-def count_kernels(model: Path, inputs: tuple[TensorSpec, ...], rows: int) -> KernelCount:
+def count_kernels(model: Path | bytes, inputs: tuple[TensorSpec, ...], rows: int) -> KernelCount:
     """Run a graph once, on zeros, and count the kernels that ran, from onnxruntime's own profile."""
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -184,7 +184,7 @@ class OnnxRuntime(Runtime):
     def kernels(self) -> KernelCount | None:
         if self._provider != "cpu" or self._path is None:
             return None
-        return count_kernels(self._path, self.inputs, self.batch.min if self.batch else 1)
+        return count_kernels(_path_or_content(self._path), self.inputs, self.batch.min if self.batch else 1)
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         if self._provider == "cpu":

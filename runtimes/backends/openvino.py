@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -19,7 +22,7 @@ from runtimes.kernels import MARK, KernelCount
 from runtimes.onnx_metadata import metadata_of
 from runtimes.parity.budget import Budget
 from runtimes.processor import processor
-from runtimes.specs import PICTURE, BatchRange, TensorSpec
+from runtimes.specs import PICTURE, BatchRange, TensorSpec, check_feeds
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 BF16_ERROR = 5e-2
@@ -156,20 +159,31 @@ class OpenVinoRuntime(Runtime):
         running: deque[ov.InferRequest] = deque()
         try:
             for feeds in batches:
+                check_feeds(self._fed, feeds)
                 fits = self._takes(feeds)
                 while running and not (free and fits):
                     free.append(running.popleft())
                     yield self._finished(free[-1])
                 if fits:
+                    self._start(free[-1], feeds)
                     running.append(free.pop())
-                    running[-1].start_async(feeds, share_inputs=True)
                 else:
                     yield self.run(feeds)
             while running:
                 yield self._finished(running.popleft())
         finally:
-            for request in running:
-                request.wait()
+            if self._process != os.getpid():  # in a fork nobody ends them: they are never let go of
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(running))
+            else:
+                for request in running:
+                    with suppress(RuntimeError):  # what failed first is on its way
+                        request.wait()
+
+    def _start(self, request: ov.InferRequest, feeds: dict[str, NDArray[Any]]) -> None:
+        try:
+            request.start_async(feeds, share_inputs=True)
+        except RuntimeError as error:
+            raise self._failed(error) from error
 
     def _takes(self, feeds: dict[str, NDArray[Any]]) -> bool:
         rows = len(next(iter(feeds.values())))

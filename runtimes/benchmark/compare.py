@@ -53,7 +53,7 @@ def compare_results(first: Result, second: Result) -> Compared:
     """
     rows: list[Row] = []
     alone: list[str] = []
-    for one, other in _pairs(first, second):
+    for one, other in _pairs(first, second, alone):
         _check_same_model(one, other)
         mine, theirs = _by_name(first, one), _by_name(second, other)
         for name in sorted(mine.keys() | theirs.keys()):
@@ -64,11 +64,14 @@ def compare_results(first: Result, second: Result) -> Compared:
     return Compared(_difference_of_machines(first, second), tuple(rows), tuple(alone))
 
 
-def _pairs(first: Result, second: Result) -> list[tuple[BundleFacts, BundleFacts]]:
+def _pairs(first: Result, second: Result, alone: list[str]) -> list[tuple[BundleFacts, BundleFacts]]:
     if len(first.bundles) == len(second.bundles) == 1:
         return [(first.bundles[0], second.bundles[0])]
     others = {one.name: one for one in second.bundles}
     pairs = [(one, others[one.name]) for one in first.bundles if one.name in others]
+    for which, mine, theirs in (("first", first, second), ("second", second, first)):
+        known = {one.name for one in theirs.bundles}
+        alone += [f"{one.name}: only the {which} result has it" for one in mine.bundles if one.name not in known]
     if not pairs:
         names = [", ".join(one.name for one in result.bundles) for result in (first, second)]
         raise BadInput(f"expected two results of the same bundles, got {names[0]} and {names[1]}; measure the same")

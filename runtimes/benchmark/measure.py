@@ -123,11 +123,12 @@ class Measurement:
         )
 
     def warm_up(self, job: Job, calls: int | None) -> WarmUp:
-        """Run until the time of a call has settled, or `calls` times."""
+        """Run until the time of a call has settled, or `calls` times. The first call may compile, and does not count
+        against the longest warm-up."""
         call = self._call(job)
         taken: list[float] = []
         most_s = max(5.0, 20 * job.seconds)
-        while len(taken) < calls if calls is not None else not _settled(taken) and sum(taken) < most_s:
+        while len(taken) < calls if calls is not None else not _settled(taken) and sum(taken[1:]) < most_s:
             start = time.perf_counter()
             call()
             taken.append(time.perf_counter() - start)
@@ -270,7 +271,7 @@ def _settled(taken: list[float]) -> bool:
 
 
 def _free_device_memory(provider: str | None) -> int | None:
-    if provider in (None, "cpu"):
+    if provider == "cpu":
         return None
     try:
         from runtimes.nvidia.cuda import device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from runtimes.tuning import Hint
 
 SCHEMA_VERSION = 1
 LARGEST_FILE = 64 << 20
+PERCENTILES = 101
 Line = Literal["device", "copies", "files"]
 ALONE_OR_COPIED: tuple[Line, ...] = ("device", "copies")
 THROUGHPUT = "throughput"
@@ -39,6 +41,10 @@ class Timing:
     images_per_s: tuple[float, ...]
     calls: int
 
+    def __post_init__(self) -> None:
+        if not self.images_per_s or not all(math.isfinite(one) and one > 0 for one in self.images_per_s):
+            raise ValueError(f"expected rates above 0, got {self.images_per_s}")
+
     @property
     def interval(self) -> Interval:
         """The median over the rounds, with its 95 % interval."""
@@ -57,6 +63,10 @@ class Latency:
     batch: int
     calls: int
     percentiles_ms: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.percentiles_ms) != PERCENTILES:
+            raise ValueError(f"expected {PERCENTILES} percentiles, got {len(self.percentiles_ms)}")
 
     @property
     def p99_ms(self) -> float | None:
@@ -105,7 +115,8 @@ class Entry:
     Attributes:
         verdict: `ok`; or `not here`, `failed` or `crashed`, and why.
         details: what the backend says of how it runs, by name.
-        import_s: importing its package; `load_s` opening the model, compiling included.
+        import_s: importing its package; `load_s` opening the model. What compiles at its first call (torch.compile)
+            does so after that, before the warm-up.
         warm_up_s, warm_up_calls: what was run before the first round; `steady` whether its speed had settled by then.
         memory_bytes: the peak of its process, device memory apart; None where the system does not tell.
         device_memory_bytes: of the GPU, the model's and its library's; None where there is no GPU, or it is not known.
@@ -234,10 +245,11 @@ class Result:
         return tuple(one for one in self.entries if one.contender.bundle == bundle.folder)
 
     def roof_of(self, entry: Entry) -> Roof | None:
-        """The roof of the type that the bundle's convolutions are in. A processor has no arithmetic in FP16 worth the
-        name: there it is FP32's."""
+        """The roof of the type that the convolutions are computed in: FP32 for PyTorch, which runs the reference, but
+        in a variant of BF16, and for INT8 that is simulated. A processor has no arithmetic in FP16 worth the name:
+        there it is FP32's."""
         bundle, provider = self.bundle_of(entry), "cpu" if entry.contender.provider == "cpu" else "cuda"
-        dtype = "fp32" if entry.contender.backend == "pytorch" and not entry.contender.variant else bundle.precision
+        dtype = "fp32" if entry.contender.backend == "pytorch" or _in_float(entry) else bundle.precision
         if "bf16" in entry.contender.variant:
             dtype = "bf16"
         if dtype == "fp16" and provider == "cpu":
@@ -253,6 +265,11 @@ class Result:
         if roof is None or macs is None or line is None:
             return None
         return macs * entry.fastest(line).interval.median / roof.macs_per_s
+
+
+def _in_float(entry: Entry) -> bool:
+    """Whether a backend says that it computes INT8 in floating point."""
+    return any(said.startswith(("simulated", "f32")) for said in entry.details.values())
 
 
 def json_from_result(result: Result) -> bytes:

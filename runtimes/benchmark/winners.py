@@ -83,9 +83,10 @@ def kept_ranking(bundle_sha256: str, machine_key: str) -> tuple[Ranking | None, 
 
 
 def ranking_of(result: Result, bundle: BundleFacts) -> Ranking | None:
-    """The order of a bundle's contenders that `open_runtime` can open, the fastest first; None where there is none."""
+    """The order of a bundle's contenders that `open_runtime` can open, the fastest first; None where fewer than two
+    were measured beside each other: one alone says nothing of the others."""
     able = [one for one in result.entries_of(bundle) if one.can_win and one.of_line("copies")]
-    if not able:
+    if len({(one.contender.backend, one.contender.provider) for one in able}) < 2:
         return None
     each = {winner.measure: winner for winner in result.winners if winner.bundle == bundle.folder}
     latency, throughput = (_ordered(able, each.get(hint)) for hint in ("latency", "throughput"))

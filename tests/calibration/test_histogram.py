@@ -42,11 +42,13 @@ def drawn(kind: str, count: int = 20_000) -> Values:
         "beside the bins' edges": lambda: np.nextafter(
             (chance.integers(1, 2048, count) / 256).astype(np.float32), np.float32(0)
         ),
+        "tiny": lambda: chance.standard_normal(count, np.float32) * np.float32(2.0**-125),  # many are subnormal
+        "huge": lambda: chance.uniform(-1, 1, count).astype(np.float32) * np.finfo(np.float32).max,
     }
     return kinds[kind]()
 
 
-KINDS = ("normal", "relu", "uniform", "heavy", "wide", "on the bins' edges", "beside the bins' edges")
+KINDS = ("normal", "relu", "uniform", "heavy", "wide", "on the bins' edges", "beside the bins' edges", "tiny", "huge")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -158,3 +158,18 @@ def test_a_file_for_a_processor_that_says_so_runs_on_integers_and_others_as_they
     model = lowered(residual())
     assert run_file(model, tmp_path, "cpu")[1].integer_convolutions == 3
     assert run_file(model, tmp_path, "tensorrt")[1].integer_convolutions == 0
+
+
+def test_a_resize_may_make_negative_values() -> None:
+    """A cubic curve overshoots."""
+    graph = graph_of(
+        conv("a", "input"),
+        op("Relu", "a.out", output="relu.out"),
+        op("Resize", "relu.out", output="larger.out", mode="cubic"),
+        conv("b", "larger.out"),
+        op("Flatten", "b.out", output="logits"),
+    )
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "scales"))
+    next(node for node in graph.graph.node if node.op_type == "Resize").input.extend(["", "scales"])
+    assert cpu.place_pairs(graph).stored["relu.out"] == UNSIGNED
+    assert cpu.place_pairs(graph).stored["larger.out"] == CENTRED

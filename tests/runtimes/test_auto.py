@@ -89,15 +89,16 @@ def test_variants_that_open_runtime_does_not_know_and_wrong_answers_are_not_rank
     assert ranking_of(nothing, nothing.bundles[0]) is None
 
 
-def test_a_single_contender_is_ranked(bundle: Bundle, keep: Callable[..., Result]) -> None:
+def test_a_backend_that_was_measured_alone_takes_nobodys_place(bundle: Bundle, keep: Callable[..., Result]) -> None:
+    keep(entry("pytorch", slowed(STEADY, 2)), entry("onnxruntime"))
     keep(entry("pytorch"))
     with open_runtime(bundle, "auto") as runtime:
         assert runtime.choice is not None
-        assert runtime.choice.backend == "pytorch"
+        assert runtime.choice.backend == "onnxruntime"
 
 
 def test_a_ranking_is_of_one_bundle_on_one_machine(bundle: Bundle, keep: Callable[..., Result]) -> None:
-    found = keep(entry("pytorch"))
+    found = keep(entry("pytorch"), entry("onnxruntime"))
     sha256, key = found.bundles[0].sha256, found.machine.key
     assert kept_ranking(sha256, key)[0] is not None
     assert kept_ranking("b" * 64, key) == (None, "")
@@ -120,7 +121,7 @@ def test_a_ranking_is_of_one_bundle_on_one_machine(bundle: Bundle, keep: Callabl
 def test_a_damaged_file_is_ignored_and_said(
     bundle: Bundle, keep: Callable[..., Result], state: Path, data: bytes | None
 ) -> None:
-    keep(entry("pytorch"))
+    keep(entry("pytorch"), entry("onnxruntime"))
     (path,) = (state / "resnet-export" / "bench").iterdir()
     path.unlink()
     path.mkdir() if data is None else path.write_bytes(data)
@@ -132,7 +133,7 @@ def test_a_damaged_file_is_ignored_and_said(
 
 
 def test_a_name_that_is_no_backend_is_skipped_with_its_reason(bundle: Bundle, keep: Callable[..., Result]) -> None:
-    keep(entry("../evil"))
+    keep(entry("../evil"), entry("onnxruntime", slowed(STEADY, 2)))
     with open_runtime(bundle, "auto") as runtime:
         assert runtime.choice is not None
         assert runtime.choice.skipped[0].startswith("../evil: unknown backend '../evil'")
@@ -140,7 +141,7 @@ def test_a_name_that_is_no_backend_is_skipped_with_its_reason(bundle: Bundle, ke
 
 def test_what_cannot_be_kept_is_said(state: Path) -> None:
     state.write_text("a file")
-    assert "cannot make the folder" in keep_rankings(result(entry("pytorch")))
+    assert "cannot make the folder" in keep_rankings(result(entry("pytorch"), entry("onnxruntime")))
 
 
 def test_a_provider_keeps_only_backends_that_may_have_it(bundle: Bundle, state: Path) -> None:
@@ -171,3 +172,20 @@ def test_the_documented_order_names_every_backend() -> None:
         documented.index(name) for name in ("tensorrt,", "tensorrt-rtx", "cuda, openvino", "the cpu, and pytorch")
     ]
     assert places == sorted(places)
+
+
+def test_a_backend_that_does_not_take_the_graph_is_skipped_too(
+    bundle: Bundle, keep: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(entry("pytorch"), entry("onnxruntime", slowed(STEADY, 2)))
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise BadInput("this library has no such operator")
+
+    monkeypatch.setattr("runtimes.backends.pytorch.PyTorchRuntime.open", refuse)
+    with open_runtime(bundle, "auto") as runtime:
+        assert runtime.choice is not None
+        assert (runtime.choice.backend, runtime.choice.skipped) == (
+            "onnxruntime",
+            ("pytorch: this library has no such operator",),
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -132,3 +133,37 @@ def test_several_bundles_are_paired_by_their_names() -> None:
 def test_the_date_can_be_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
     assert today() == "1970-01-01"
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "said"),
+    [
+        (r'"images_per_s": \[[^]]*\]', '"images_per_s": []', "expected rates above 0"),
+        (r'"images_per_s": \[\s*[0-9.]+', '"images_per_s": [0.0', "expected rates above 0"),
+        (r'"percentiles_ms": \[[^]]*\]', '"percentiles_ms": [1.0]', "expected 101 percentiles, got 1"),
+    ],
+)
+def test_figures_that_nothing_can_be_computed_from_are_refused(
+    written: str, instead: str, said: str, tmp_path: Path
+) -> None:
+    path, text = tmp_path / "result.json", json_from_result(result(entry("onnxruntime"))).decode()
+    path.write_text(re.sub(written, instead, text, count=1))
+    with pytest.raises(BadInput, match=said):
+        result_from_file(path)
+
+
+def test_a_share_is_of_the_roof_of_what_really_computes() -> None:
+    found = result(entry("pytorch", variant="compile"), entry("onnxruntime"))
+    compiled, simulated = found.entries
+    simulated = replace(simulated, details={"int8": "simulated as a GPU computes it"})
+    for one in (compiled, simulated):
+        roof = found.roof_of(one)
+        assert roof is not None
+        assert roof.dtype == "fp32"
+
+
+def test_bundles_that_one_result_alone_has_are_said() -> None:
+    two = [facts("a", name="a"), facts("b", name="b")]
+    first = result(entry("onnxruntime", folder="a"), entry("onnxruntime", folder="b"), bundles=two)
+    second = result(entry("onnxruntime", folder="a"), bundles=two[:1])
+    assert "b: only the first result has it" in compare_results(first, second).alone

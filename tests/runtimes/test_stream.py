@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -181,7 +183,36 @@ def test_preprocessing_for_another_model_is_refused(tiny: Runtime) -> None:
     assert threads_left() == []
 
 
+def test_every_backend_refuses_preprocessing_for_another_model(backend: Backend) -> None:
+    with (
+        backend.open(BatchRange(1, 2, 4)) as runtime,
+        pytest.raises(BadInput, match="expected shape batchx1x28x28, got 2x1x14x14"),
+    ):
+        next(runtime.stream(pictures(2), Preprocess(14, (14, 14), "bilinear", True, (0.5,), (0.5,))))
+
+
 # --- in threads, in bounded memory, with an end ---
+
+
+def test_in_a_fork_in_the_middle_of_a_stream_closing_ends(backend: Backend) -> None:
+    code = (
+        "import os, signal, sys, warnings; warnings.simplefilter('ignore')\n"
+        "import numpy; from runtimes import Preprocess, open_runtime\n"
+        "model = open_runtime(sys.argv[1], sys.argv[2])\n"
+        "steps = Preprocess(28, (28, 28), 'bilinear', True, (0.5,), (0.5,))\n"
+        "stream = model.stream((numpy.zeros((28, 28), numpy.uint8) for _ in iter(int, 1)), steps, batch=2)\n"
+        "next(stream)\n"
+        "child = os.fork()\n"
+        "signal.alarm(60 if child else 20)\n"
+        "if child == 0:\n"
+        "    model.close(); del stream, model; os._exit(0)\n"
+        "code = os.waitstatus_to_exitcode(os.wait()[1])\n"
+        "stream.close(); model.close(); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, backend.path, backend.name], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 class Counted:

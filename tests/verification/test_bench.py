@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from exporter.verification.bench import station
 from exporter.verification.bench.pictures import picture_files
 from exporter.verification.bench.plan import BenchPlan
 from exporter.verification.bench.remarks import remarks_on
+from exporter.verification.bench.run import order_of_round
 from exporter.verification.bench.speedup import check_speedup, speedup_of
 from exporter.verification.own_process import OwnProcess
 from exporter.verification.report.bench_lines import bench_lines, winner_text
@@ -432,3 +435,12 @@ def test_a_process_keeps_what_it_made_until_it_dies() -> None:
         process._process.kill()
         assert process.ask("count", 1).verdict == "crashed"
         assert process.ask("count", 1).verdict == "crashed"
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_all_are_first_and_behind_each_other_equally_often(count: int) -> None:
+    orders = [order_of_round(number, count) for number in range(2 * count)]
+    assert Counter(order[0] for order in orders) == dict.fromkeys(range(count), 2)
+    behind = Counter((one, other) for order in orders for one, other in itertools.combinations(order, 2))
+    assert set(behind.values()) == {count}
+    assert order_of_round(0, 0) == []

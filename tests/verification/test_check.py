@@ -23,7 +23,8 @@ from runtimes.parity.golden import golden_arrays
 def test_every_backend_is_listed_and_those_here_are_in_budget(run: Any, bundle: Path, tmp_path: Path) -> None:
     shown = run("check", bundle, "--junit", tmp_path / "junit.xml")
     assert shown.code == 0
-    assert [line.split()[0] for line in shown.out.splitlines()[2:4]] == ["onnxruntime", "pytorch"]
+    here = ("onnxruntime", "openvino", "pytorch")
+    assert tuple(line.split()[0] for line in shown.out.splitlines()[2:5]) == here
     assert "batch 1, 8, 32" in shown.out
     assert "tensorrt     not here: backend 'tensorrt' needs the package 'tensorrt'" in shown.out
     (suite,) = ElementTree.parse(tmp_path / "junit.xml").getroot()
@@ -36,7 +37,7 @@ def test_every_backend_is_listed_and_those_here_are_in_budget(run: Any, bundle: 
     found = cases(tmp_path / "junit.xml")
     assert int(suite.get("tests") or 0) == len(found)
     limits = ("finite", "max_relative_error", "min_agreement", "max_batch_difference")
-    expected = {f"resnet20-fp16.{backend}.{limit}" for backend in ("onnxruntime", "pytorch") for limit in limits}
+    expected = {f"resnet20-fp16.{backend}.{limit}" for backend in here for limit in limits}
     assert set(found) == expected | {"resnet20-fp16.tensorrt.answers", "resnet20-fp16.tensorrt-rtx.answers"}
     assert found["resnet20-fp16.tensorrt.answers"].find("skipped") is not None
     assert set(backend_names()) == {name.split(".")[1] for name in found}

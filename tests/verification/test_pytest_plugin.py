@@ -209,7 +209,7 @@ def test_a_backend_that_is_not_here_is_skipped_unless_it_was_named(run: Run, exp
 
 def test_where_no_backend_is_here_nothing_is_skipped(run: Run, exported: Path, pytester: pytest.Pytester) -> None:
     """As with the base install alone: every backend's package is hidden from the processes that are to answer."""
-    for name in ("onnxruntime", "torch", "tensorrt", "tensorrt_rtx"):
+    for name in ("onnxruntime", "openvino", "torch", "tensorrt", "tensorrt_rtx"):
         pytester.makepyfile(**{name: f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')"})
     shown = run(f"--resnet-bundle={exported}", "-k", "finite", "--resnet-backend=all")
     assert shown.ret == 1

@@ -17,6 +17,7 @@ from exporter.graph.inference import inferred_graphs
 from exporter.lowering.qdq.lint import BlockReport, Int8Count, QdqReport
 from exporter.lowering.qdq.refusals import Finding, Problem
 from exporter.lowering.qdq.targets._float import places_left_in_float
+from exporter.lowering.qdq.targets.cpu import first_convolutions
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, View, node_label
 
 ACTIVATIONS = ("Relu", "Clip")
@@ -44,8 +45,7 @@ class _LintedGraph:
         self.left_in_float = places_left_in_float(graph)
         self.additions = {residual.addition.output[0] for residual in residuals(graph)}
         self.outputs = {value.name for value in graph.output}
-        first = next((node for node in graph.node if node.op_type == "Conv"), None)
-        self.first = first.output[0] if first is not None else ""
+        self.first = {node.output[0] for node in first_convolutions(graph)}
 
     def report(self, block: Block) -> BlockReport:
         findings, integers, convolutions, addition = [], 0, 0, None
@@ -89,7 +89,7 @@ class _LintedGraph:
                 yield "runs in float", f"its ReLU stays, since zero is {zero} in {made}; take UINT8 with zero point 0"
         if node.op_type == "Conv" and self._is_wide(pairs[1]):
             where = "x86 processors without VNNI may overflow"
-            if node.output[0] == self.first:
+            if node.output[0] in self.first:
                 yield "may overflow", f"{where}: its input is full-range, and its weights have 8 bits; take 7"
 
     def _ends(self, tensor: str) -> list[tuple[onnx.NodeProto, bool]]:

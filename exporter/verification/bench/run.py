@@ -142,15 +142,21 @@ def _jobs(plan: BenchPlan, task: Task) -> Iterator[Job]:
 
 
 def _rounds(plan: BenchPlan, stations: Sequence[Station], say: Progress) -> None:
-    """Each job of each round is done by all, one after the other; who begins changes from round to round."""
+    """Each job of each round is done by all, one after the other."""
     jobs = tuple(dict.fromkeys(job for station in stations for job in station.jobs))
     for number in range(plan.rounds):
         say("measure", number, plan.rounds)
-        start = number % max(1, len(stations))
-        order = [*stations[start:], *stations[:start]]
         for job in jobs:
-            for station in order if number % 2 == 0 else reversed(order):
-                station.measure(job)
+            for place in order_of_round(number, len(stations)):
+                stations[place].measure(job)
+
+
+def order_of_round(number: int, count: int) -> list[int]:
+    """Who comes after whom in a round: every second round goes backwards, and each pair of rounds begins with the next
+    one, so that each is first, and behind each other one, equally often."""
+    start = number // 2 % max(1, count)
+    order = [*range(start, count), *range(start)]
+    return order if number % 2 == 0 else order[::-1]
 
 
 def _roofs(stations: Sequence[Station], threads: int, say: Progress) -> tuple[Roof, ...]:

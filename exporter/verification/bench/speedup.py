@@ -61,7 +61,8 @@ def _best(result: Result, bundle: BundleFacts) -> tuple[str, Timing]:
     able = [one for one in result.entries_of(bundle) if one.can_win and not _is_reference(one)]
     if not able:
         raise BackendUnavailable(
-            f"expected a backend that runs {bundle.folder} within its budget, got none; see what the table says"
+            f"expected a backend that runs {bundle.folder} within its budget, got none (PyTorch runs the FP32 "
+            "reference, which does not count); see what the table says"
         )
     best = max(able, key=lambda one: one.fastest().interval.median)
     timing = best.fastest()

@@ -9,9 +9,9 @@ from onnx import TensorProto, numpy_helper
 POSITIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs", "Exp", "Softplus")
 KEPT = (
     "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "Add", "Sum", "Mul", "Concat",
-    "Identity", "Cast", "Reshape", "Flatten", "Transpose", "Resize", "Slice", "Split", "Squeeze", "Unsqueeze",
+    "Identity", "Cast", "Reshape", "Flatten", "Transpose", "Slice", "Split", "Squeeze", "Unsqueeze",
 )  # fmt: skip
-"""Operators that make no negative values of values that are none."""
+"""Operators that make no negative values of values that are none. Not Resize, whose cubic curve overshoots."""
 UNSIGNED = (TensorProto.UINT8, TensorProto.UINT16, TensorProto.BOOL)
 
 

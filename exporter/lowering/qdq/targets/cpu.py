@@ -74,7 +74,7 @@ def place_pairs(model: onnx.ModelProto, float_nodes: Collection[str] = ()) -> Pl
         {name: ranges[name] for name in ordered},
         tuple(node.name for node in convolutions),
         stored={name: UNSIGNED if name in positive else CENTRED for name in ordered},
-        narrow=frozenset(_first_convolutions(graph)),
+        narrow=frozenset(node.name for node in first_convolutions(graph)),
         half=False,
     )
 
@@ -101,15 +101,15 @@ class _Readers:
         return tensor
 
 
-def _first_convolutions(graph: onnx.GraphProto) -> Iterator[str]:
-    """The names of the convolutions before which there is none."""
+def first_convolutions(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The convolutions before which there is none."""
     convolved: set[str] = set()
     for node in graph.node:
         is_behind = not convolved.isdisjoint(node.input)
         if node.op_type == "Conv" and not is_behind:
-            yield node.name
+            yield node
         if node.op_type == "Conv" or is_behind:
             convolved.update(node.output)
 
 
-__all__ = ["ON_INTEGERS", "place_pairs", "places_left_in_float"]
+__all__ = ["ON_INTEGERS", "first_convolutions", "place_pairs", "places_left_in_float"]
