@@ -139,7 +139,11 @@ def _decode(path: Path) -> Image.Image:
             )
         opened.load()
         turn = TURNS.get(_orientation(opened))
-        image = opened.copy() if turn is None else opened.transpose(turn)
+        if turn is not None:
+            image: Image.Image = opened.transpose(turn)
+        else:
+            # Other formats than JPEG may read further frames from the file, which is closed here.
+            image = opened if is_jpeg else opened.copy()
     image.info.clear()  # unused, and Pillow warns of some transparencies on converting
     return image
 

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtimes import Bundle, Preprocess, Runtime, available_backends, open_runtime
+from runtimes import Bundle, Runtime, available_backends, open_runtime
 from runtimes.ahead import map_ahead
 from runtimes.cores import usable_cores
 from runtimes.picture_file import open_image
@@ -48,11 +48,12 @@ import numpy as np, onnxruntime
 from PIL import Image
 model, picture, short, side, mean, std = sys.argv[1], sys.argv[2], *map(eval, sys.argv[3:])
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-image = Image.open(picture).convert("RGB")
+image = Image.open(picture).convert("RGB" if len(mean) == 3 else "L")
 scale = short / min(image.size)
 image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
 left, top = (image.width - side) // 2, (image.height - side) // 2
 pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32) / 255
+pixels = pixels.reshape(side, side, len(mean))
 inputs = ((pixels - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)[None]
 logits = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(inputs)})[0][0]
 chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
@@ -141,8 +142,8 @@ def timed(call: Call) -> float:
 
 def bench_call(bundle: Bundle, rounds: int) -> dict[str, dict[str, float]]:
     """For each backend that is here: one picture through both sides."""
-    pixels = np.random.default_rng(0).integers(0, 256, (1, *bundle.manifest.preprocess.crop, 3), np.uint8)
-    inputs = bundle.manifest.preprocess.normalise(pixels)
+    steps = bundle.manifest.preprocess
+    inputs = steps.normalise(np.random.default_rng(0).integers(0, 256, (1, *steps.crop, steps.channels), np.uint8))
     found = {}
     for backend in sorted(BARE.keys() & set(available_backends())):
         with open_runtime(bundle, backend) as runtime:
@@ -194,18 +195,21 @@ def _run_all(runtime: Runtime, inputs: NDArray[Any], batch: int) -> None:
         runtime.run({runtime.inputs[0].name: inputs[start : start + batch]})
 
 
-def bench_command(bundle: Bundle, picture: Path, rounds: int) -> dict[str, float]:
-    """Seconds from start to end of the process, on both sides, and the median of their difference."""
-    steps: Preprocess = bundle.manifest.preprocess
+def commands(bundle: Bundle, picture: Path) -> tuple[list[str], list[str]]:
+    """The bare script and `resnet-deploy run`, on one picture."""
+    steps = bundle.manifest.preprocess
     size = [json.dumps(value) for value in (steps.resize, steps.crop[0], steps.mean, steps.std)]
     bare = [sys.executable, "-c", BARE_SCRIPT, str(bundle.file("model.onnx")), str(picture), *size]
-    ours = [sys.executable, "-m", "exporter.cli.deploy", "run", str(bundle.folder), str(picture)]
+    return bare, [sys.executable, "-m", "exporter.cli.deploy", "run", str(bundle.folder), str(picture)]
+
+
+def bench_command(bundle: Bundle, picture: Path, rounds: int) -> dict[str, float]:
+    """Seconds from start to end of the process, on both sides, and the median of their difference."""
     seconds: dict[str, list[float]] = {"bare": [], "ours": []}
     others = Others()
     for _ in range(rounds):
-        for name, command in (("bare", bare), ("ours", ours)):
-            run = partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
-            seconds[name].append(timed(run))
+        for name, command in zip(seconds, commands(bundle, picture), strict=True):
+            seconds[name].append(timed(partial(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)))
     differences = [ours - bare for bare, ours in zip(seconds["bare"], seconds["ours"], strict=True)]
     found = {f"{name}_s": round(statistics.median(values), 3) for name, values in seconds.items()}
     return {**found, "difference_s": round(statistics.median(differences), 3), "others": others.share}
@@ -233,7 +237,7 @@ def write_pictures(folder: Path, count: int) -> list[Path]:
     "--part", "parts", multiple=True, type=click.Choice(["call", "stream", "command"]), help="Leave out the others."
 )
 def main(bundles: tuple[Path, ...], pictures: int, rounds: int, parts: tuple[str, ...]) -> None:
-    """Measure bundles of models that take colour pictures as float32, and print JSON."""
+    """Measure bundles of models that take float32 and resize pictures bilinearly by the shorter side; print JSON."""
     wanted = parts or ("call", "stream", "command")
     found: dict[str, Any] = {
         "machine": {

@@ -84,7 +84,7 @@ class PyTorchRuntime(Runtime):
         return self._provider
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        tensors = [torch.from_numpy(_writable(feeds[spec.name])).to(self._provider) for spec in self.inputs]
+        tensors = self._tensors(feeds)
         with self._settings():
             result = self._call(*tensors)
         outputs = (result,) if isinstance(result, torch.Tensor) else tuple(result)
@@ -94,8 +94,16 @@ class PyTorchRuntime(Runtime):
             for spec, value in zip(self.outputs, outputs, strict=True)
         }
 
+    def _tensors(self, feeds: dict[str, NDArray[Any]]) -> list[torch.Tensor]:
+        """The inputs on the device, pictures laid out as the weights are: a convolution would do so at each use."""
+        tensors = [torch.from_numpy(_writable(feeds[spec.name])) for spec in self.inputs]
+        return [
+            one.to(self._provider, memory_format=torch.channels_last if one.ndim == 4 else torch.preserve_format)
+            for one in tensors
+        ]
+
     def _prepared(self, feeds: dict[str, NDArray[Any]]) -> Callable[[], None]:
-        tensors = [torch.from_numpy(_writable(feeds[spec.name])).to(self._provider) for spec in self.inputs]
+        tensors = self._tensors(feeds)
 
         def call() -> None:
             with self._settings():
