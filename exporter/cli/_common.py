@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from runtimes.manifest import Manifest
 
 INTERRUPTED, TERMINATED, WRONG_USE = 130, 143, 2
+COLLECTION = (50_000, 20, 100)
+"""After how many new objects, and collections of younger ones, Python looks for unused ones (`gc.set_threshold`)."""
 
 
 class Terminated(BaseException):
@@ -62,6 +66,33 @@ def run_command(command: click.Command) -> NoReturn:
             _fail(f"{error.filename}: {error.strerror}", 1)
         _fail(f"cannot write the output: {error.strerror or error}; make room for it", 1)
     sys.exit(0)
+
+
+def run_program(main: Callable[[], object]) -> None:
+    """Run `main` as all that this process does: when everything has ended, its memory is left to the system.
+
+    Python would look for unused circles among the objects of PyTorch again and again, and take each apart in the end
+    (measured: 3 of the 22 seconds of an export).
+    """
+    gc.set_threshold(*COLLECTION)
+    process, status = os.getpid(), None
+
+    def end() -> None:
+        if status is None or os.getpid() != process:
+            return
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            return  # Python finds that, too, and says so
+        os._exit(status)
+
+    atexit.register(end)  # what is registered first is run last
+    try:
+        main()
+    except SystemExit as left:
+        status = left.code if isinstance(left.code, int) else None
+        raise
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import click
 from exporter.cli._bench import bench
 from exporter.cli._build import build
 from exporter.cli._check import check
-from exporter.cli._common import echo_json, echo_lines, run_command
+from exporter.cli._common import echo_json, echo_lines, run_command, run_program
 from exporter.cli._eval import evaluate
 from exporter.cli._help import GroupedCommand
 from exporter.cli._inspect import inspect
@@ -37,6 +37,11 @@ Exit codes: 0 done and within budget, 1 failed, 2 wrong usage,
 @click.version_option(package_name="resnet-export")
 def command() -> None:
     """Inspect, check, build and run the bundles that resnet-export writes."""
+
+
+def program() -> None:
+    """`resnet-deploy` as a process of its own."""
+    run_program(main)
 
 
 def main() -> None:
@@ -95,4 +100,4 @@ def run(bundle: Path, images: tuple[Path, ...], **options: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    program()

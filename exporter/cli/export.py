@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli._common import echo_json, echo_lines, gives_text, run_command, size_text, status
+from exporter.cli._common import echo_json, echo_lines, gives_text, run_command, run_program, size_text, status
 from exporter.cli._export_options import export_options, plan_from_options
 from exporter.cli._help import GroupedCommand
 from exporter.models.registry import MODELS
@@ -74,6 +74,11 @@ def command(**options: Any) -> None:
         echo_json(_json(result, seconds))
     else:
         echo_lines(_summary(result, seconds))
+
+
+def program() -> None:
+    """`resnet-export` as a process of its own."""
+    run_program(main)
 
 
 def main() -> None:
@@ -164,4 +169,4 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    program()

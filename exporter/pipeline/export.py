@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -107,22 +108,25 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         find_observer(plan.calibrator)  # refused before the long work
     if plan.keep_rejected:
         check_rejected(plan.output)  # likewise
-    with removed_when_done(plan), staging_folder(plan.output, force=plan.force) as folder:
+    with removed_when_done(plan), staging_folder(plan.output, force=plan.force) as folder, ExitStack() as opened:
         with steps("weights"):
             loaded, calibration, images, choosing = _load(plan, precision, steps)
         with steps("trace"):
             program = _trace(loaded, images.first, plan)
         form = _graph_form(plan, loaded)
+        with steps("save"):
+            save_program(program, folder / PyTorchRuntime.FILE, form.outputs)
+            runtime = opened.enter_context(PyTorchRuntime.open(folder / PyTorchRuntime.FILE))
+        reference = opened.enter_context(Reference(runtime, plan.batch.opt).begun(images.first))
         float_graph = clean_graph(program, form, loaded.preprocess, images.first.inputs, steps)
         lowered = lower(float_graph, calibration, plan.lowering_request, steps)
         budget = budget_for(plan, loaded, lowered.budget)
         resize = partial(with_resize, form=form, preprocess=loaded.preprocess)
-        with steps("save"):
-            save_program(program, folder / PyTorchRuntime.FILE, form.outputs)
         mixed = None
         if choosing is not None:
-            with PyTorchRuntime.open(folder / PyTorchRuntime.FILE) as runtime, steps(RETURN_BLOCKS):
-                judge = Judge(choosing, Reference(runtime, plan.batch.max), budget, plan.batch, precision, resize)
+            with steps(RETURN_BLOCKS):
+                other = Reference(reference.runtime, plan.batch.max)
+                judge = Judge(choosing, other, budget, plan.batch, precision, resize)
                 lowered, mixed = return_blocks(plan, float_graph, lowered, judge, steps)
         clean, model = resize(lowered.exact), resize(lowered.model)
         with steps("save"):
@@ -130,7 +134,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         with steps("prove"):
             graphs = Graphs(clean, _simulation(folder, model, precision))
             candidate = Candidate(folder, graphs, plan.batch, precision.runs_on(model), form.any_size)
-            proof, images, golden = _prove(candidate, images, loaded.preprocess, budget, progress)
+            proof, images, golden = _prove(candidate, images, reference, loaded.preprocess, budget, progress)
             if plan.lowering_request.promises_integers:
                 _check_kernels(folder, model)
             held_to = partial(budget_for, plan, loaded)
@@ -219,14 +223,19 @@ def _simulation(folder: Path, model: onnx.ModelProto, precision: Precision) -> o
 
 
 def _prove(
-    candidate: Candidate, images: ProofImages, preprocess: Preprocess, budget: Budget, progress: Progress
+    candidate: Candidate,
+    images: ProofImages,
+    reference: Reference,
+    preprocess: Preprocess,
+    budget: Budget,
+    progress: Progress,
 ) -> _Proven:
     """Prove the files; the images that travel with the bundle are those of the first block, unless the graph resizes.
 
     Built-in images have the network's size already. For a graph that resizes, they are brought to another size, and the
     files are proven on them as well.
     """
-    proof = prove(candidate, images, budget=budget, progress=progress)
+    proof = prove(candidate, images, budget=budget, progress=progress, reference=reference)
     proven = _Proven(proof, images, Golden(images.first, proof.outputs))
     if not candidate.resizes or not proof.report.ok:
         return proven
@@ -234,7 +243,8 @@ def _prove(
     if resized is images.first:
         return proven
     again = ProofImages(resized, len(resized.fed), no_accuracy=images.no_accuracy)
-    other = prove(candidate, again, budget=budget.errors_alone(), progress=progress)
+    anew = Reference(reference.runtime, reference.size)
+    other = prove(candidate, again, budget=budget.errors_alone(), progress=progress, reference=anew)
     golden = Golden(resized, other.outputs)
     return _Proven(proof, images, golden) if other.report.ok else _Proven(other, again, golden)
 
