@@ -49,7 +49,13 @@ PLAIN_PICKLE = re.compile(
 def plain_program(path: Path) -> io.BytesIO:
     """Check the program at `path`, and pack its checked parts into a new archive for `torch.export.load`.
 
-    Holds the file's content in memory once.
+    Holds the file's content in memory once. Raises as `plain_parts` does.
+    """
+    return _pack(plain_parts(path))
+
+
+def plain_parts(path: Path) -> dict[str, bytes]:
+    """Check the program at `path`: the content of each of its entries, by the entry's name in the archive's folder.
 
     Raises:
         BadInput: the file is no archive, or is cut short.
@@ -78,7 +84,7 @@ def plain_program(path: Path) -> io.BytesIO:
     ) as error:
         said = f"{type(error).__name__}: {error}".splitlines()[0]
         raise BadInput(f"pytorch cannot load {path}: expected a torch.export program (.pt2), got {said}") from error
-    return _pack(parts)
+    return parts
 
 
 def _parts(archive: zipfile.ZipFile, size: int) -> dict[str, bytes]:

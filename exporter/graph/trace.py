@@ -22,7 +22,7 @@ from exporter.models.determinism import plain_fp32
 from exporter.models.failing_layer import first_line, foreign_code, in_its_layer, watch_layers, where_it_failed
 from runtimes.errors import BundleError, TraceError
 from runtimes.parity.compare import LOGITS, is_classifier
-from runtimes.reference_scan import plain_program
+from runtimes.reference_scan import plain_parts
 from runtimes.specs import BatchRange
 
 INPUT, BATCH = "input", "batch"
@@ -115,7 +115,7 @@ def save_program(program: ExportedProgram, path: Path, outputs: Sequence[str] = 
             if inner != ".data/serialization_id":
                 packed.writestr(zipfile.ZipInfo(f"reference/{inner}"), original.read(name))
     try:
-        plain_program(path)
+        plain_parts(path)
     except BundleError as error:
         raise TraceError(
             f"the traced program holds {error.__cause__}, expected operators of ATen alone; compute it from those"
