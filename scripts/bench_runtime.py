@@ -87,7 +87,8 @@ def bare_pytorch(bundle: Bundle, inputs: NDArray[Any]) -> Call:
 def bare_openvino(bundle: Bundle, inputs: NDArray[Any]) -> Call:
     from runtimes.backends._openvino_package import ov
 
-    model = ov.Core().compile_model(bundle.file("model.onnx"), "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}  # else BF16 where the processor can
+    model = ov.Core().compile_model(bundle.file("model.onnx"), "CPU", settings)
     request = model.create_infer_request()
     return lambda: request.infer({0: inputs}, share_inputs=True)
 
