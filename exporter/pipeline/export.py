@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -46,7 +45,7 @@ from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.backends.pytorch import PyTorchRuntime
 from runtimes.bundle_writing import check_rejected, keep_rejected, staging_folder
 from runtimes.errors import LowerError, ParityError, PlanError
-from runtimes.kernels import MARK
+from runtimes.kernels import MARK, KernelCount
 from runtimes.manifest import Manifest
 from runtimes.parity.budget import Budget
 from runtimes.preprocess import Preprocess
@@ -108,25 +107,22 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         find_observer(plan.calibrator)  # refused before the long work
     if plan.keep_rejected:
         check_rejected(plan.output)  # likewise
-    with removed_when_done(plan), staging_folder(plan.output, force=plan.force) as folder, ExitStack() as opened:
+    with removed_when_done(plan), staging_folder(plan.output, force=plan.force) as folder:
         with steps("weights"):
             loaded, calibration, images, choosing = _load(plan, precision, steps)
         with steps("trace"):
             program = _trace(loaded, images.first, plan)
         form = _graph_form(plan, loaded)
-        with steps("save"):
-            save_program(program, folder / PyTorchRuntime.FILE, form.outputs)
-            runtime = opened.enter_context(PyTorchRuntime.open(folder / PyTorchRuntime.FILE))
-        reference = opened.enter_context(Reference(runtime, plan.batch.opt).begun(images.first))
         float_graph = clean_graph(program, form, loaded.preprocess, images.first.inputs, steps)
         lowered = lower(float_graph, calibration, plan.lowering_request, steps)
         budget = budget_for(plan, loaded, lowered.budget)
         resize = partial(with_resize, form=form, preprocess=loaded.preprocess)
+        with steps("save"):
+            save_program(program, folder / PyTorchRuntime.FILE, form.outputs)
         mixed = None
         if choosing is not None:
-            with steps(RETURN_BLOCKS):
-                other = Reference(reference.runtime, plan.batch.max)
-                judge = Judge(choosing, other, budget, plan.batch, precision, resize)
+            with PyTorchRuntime.open(folder / PyTorchRuntime.FILE) as runtime, steps(RETURN_BLOCKS):
+                judge = Judge(choosing, Reference(runtime, plan.batch.max), budget, plan.batch, precision, resize)
                 lowered, mixed = return_blocks(plan, float_graph, lowered, judge, steps)
         clean, model = resize(lowered.exact), resize(lowered.model)
         with steps("save"):
@@ -134,9 +130,8 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         with steps("prove"):
             graphs = Graphs(clean, _simulation(folder, model, precision))
             candidate = Candidate(folder, graphs, plan.batch, precision.runs_on(model), form.any_size)
-            proof, images, golden = _prove(candidate, images, reference, loaded.preprocess, budget, progress)
-            if plan.lowering_request.promises_integers:
-                _check_kernels(folder, model)
+            proof, images, golden = _prove(candidate, images, loaded.preprocess, budget, progress)
+            kernels = _checked_kernels(folder, model) if plan.lowering_request.promises_integers else None
             held_to = partial(budget_for, plan, loaded)
             lowering = Lowering(graphs, float_graph, lowered, calibration, plan, resize, held_to)
             refusal = why_refused(proof, images, lowering)
@@ -151,7 +146,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
                 both = BothSides(program, clean, exact, model, graphs.simulation, bool(candidate.backends), factors)
                 drift = _drift(both, images.first, budget)
         with steps("write"):
-            found = Findings(lowered.table, images, proof, golden, drift, lowered.sensitivity, mixed)
+            found = Findings(lowered.table, images, proof, golden, drift, lowered.sensitivity, mixed, kernels)
             manifest = write_bundle(folder, plan, loaded, model, found)
         if refusal:
             kept = keep_rejected(folder, plan.output)
@@ -201,17 +196,19 @@ def _save(folder: Path, model: onnx.ModelProto, plan: ExportPlan) -> None:
     onnx.save(model, folder / "model.onnx")
 
 
-def _check_kernels(folder: Path, model: onnx.ModelProto) -> None:
-    """Check that as much runs on integers as the graph lets run.
+def _checked_kernels(folder: Path, model: onnx.ModelProto) -> KernelCount:
+    """What the graph lets run on integers, after a check that onnxruntime runs as much.
 
     Raises:
         LowerError: it does not.
     """
     with OnnxRuntime.open(folder / OnnxRuntime.FILE) as runtime:
         ran = runtime.kernels()
-    missing = ran.shortfall(kernel_count(model)) if ran is not None else ""
+    promised = kernel_count(model)
+    missing = ran.shortfall(promised) if ran is not None else ""
     if missing:
         raise LowerError(f"onnxruntime does not run the graph on integers: {missing}; update onnxruntime")
+    return promised
 
 
 def _simulation(folder: Path, model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto | None:
@@ -223,19 +220,14 @@ def _simulation(folder: Path, model: onnx.ModelProto, precision: Precision) -> o
 
 
 def _prove(
-    candidate: Candidate,
-    images: ProofImages,
-    reference: Reference,
-    preprocess: Preprocess,
-    budget: Budget,
-    progress: Progress,
+    candidate: Candidate, images: ProofImages, preprocess: Preprocess, budget: Budget, progress: Progress
 ) -> _Proven:
     """Prove the files; the images that travel with the bundle are those of the first block, unless the graph resizes.
 
     Built-in images have the network's size already. For a graph that resizes, they are brought to another size, and the
     files are proven on them as well.
     """
-    proof = prove(candidate, images, budget=budget, progress=progress, reference=reference)
+    proof = prove(candidate, images, budget=budget, progress=progress)
     proven = _Proven(proof, images, Golden(images.first, proof.outputs))
     if not candidate.resizes or not proof.report.ok:
         return proven
@@ -243,8 +235,7 @@ def _prove(
     if resized is images.first:
         return proven
     again = ProofImages(resized, len(resized.fed), no_accuracy=images.no_accuracy)
-    anew = Reference(reference.runtime, reference.size)
-    other = prove(candidate, again, budget=budget.errors_alone(), progress=progress, reference=anew)
+    other = prove(candidate, again, budget=budget.errors_alone(), progress=progress)
     golden = Golden(resized, other.outputs)
     return _Proven(proof, images, golden) if other.report.ok else _Proven(other, again, golden)
 

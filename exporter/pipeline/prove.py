@@ -38,14 +38,7 @@ NOT_FINITE = (
 )
 
 
-def prove(
-    candidate: Candidate,
-    images: ProofImages,
-    *,
-    budget: Budget,
-    progress: Progress = silent,
-    reference: Reference | None = None,
-) -> Proof:
+def prove(candidate: Candidate, images: ProofImages, *, budget: Budget, progress: Progress = silent) -> Proof:
     """Run `reference.pt2` and, on each backend, its model file, over the same images, and judge the answers.
 
     The images come in blocks, of which only the outputs are kept. Where limits count images, the answers are judged
@@ -58,9 +51,6 @@ def prove(
 
     For images of one colour, every answer must be finite where the reference's is.
 
-    Args:
-        reference: `reference.pt2`, which may have run some of the images; None opens it.
-
     Returns:
         the proof, also where it is out of budget or undecided.
 
@@ -72,23 +62,23 @@ def prove(
         if simulation is None:
             raise ValueError("expected a backend or a simulation to prove the file with, got neither")
         onnx.checker.check_model(candidate.folder / OnnxRuntime.FILE, full_check=True)
-    with ExitStack() as opened:
-        if reference is None:
-            reference = Reference(opened.enter_context(_open(candidate.folder, REFERENCE)), candidate.batch.opt)
-        plain = _FiniteCheck(images.plain, reference.runtime, candidate.batch)
+    with _open(candidate.folder, REFERENCE) as program:
+        reference = Reference(program, candidate.batch.opt)
+        plain = _FiniteCheck(images.plain, program, candidate.batch)
         beside = {}
         if candidate.backends and simulation is not None:
             beside = _run_simulation(simulation, images.first, reference, plain, budget)
-        deciding: dict[str, Runtime] = {
-            name: opened.enter_context(_open(candidate.folder, name)) for name in candidate.backends
-        }
-        if not deciding and simulation is not None:
-            deciding[SIMULATION] = opened.enter_context(OnnxRuntime.from_bytes(simulation.SerializeToString()))
-        for name, runtime in deciding.items():
-            plain.check(name, runtime, simulation)
-        count = _ImageCount(images.most, 1 + len(deciding), progress)
-        trial = Trial(reference, deciding, _output_names(candidate), candidate.batch, count)
-        answers = decide(trial, images, budget, simulation)
+        with ExitStack() as opened:
+            deciding: dict[str, Runtime] = {
+                name: opened.enter_context(_open(candidate.folder, name)) for name in candidate.backends
+            }
+            if not deciding and simulation is not None:
+                deciding[SIMULATION] = opened.enter_context(OnnxRuntime.from_bytes(simulation.SerializeToString()))
+            for name, runtime in deciding.items():
+                plain.check(name, runtime, simulation)
+            count = _ImageCount(images.most, 1 + len(deciding), progress)
+            trial = Trial(reference, deciding, _output_names(candidate), candidate.batch, count)
+            answers = decide(trial, images, budget, simulation)
     answers = {name: plain.mark(name, answer) for name, answer in (answers | beside).items()}
     report = ParityReport(
         ok=all(one.ok for one in answers.values()),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,39 +15,24 @@ from runtimes.specs import BatchRange
 
 
 class Reference:
-    """The reference's outputs for images that several trials run, the same ones in the same order: each is run once."""
+    """The reference's outputs for images that several trials run, the same ones in the same order: each is run once.
+
+    Attributes:
+        size: how many images it runs at a time.
+    """
 
     def __init__(self, runtime: Runtime, size: int) -> None:
-        """Run `size` images at a time."""
-        self.size, self._runtime = size, runtime
+        self.runtime, self.size = runtime, size
         self._known: list[Outputs] = []  # none, or those of all images so far
-        self._begun: Future[Outputs] | None = None
-
-    @contextmanager
-    def begun(self, images: Images) -> Iterator[Reference]:
-        """Run the first images in a thread while the caller does something else, which has to wait for them at the end.
-
-        What a graph is made with runs on one core and mostly in Python, and the reference on all of them.
-        """
-        with ThreadPoolExecutor(1, thread_name_prefix="reference") as pool:
-            self._begun = pool.submit(outputs_at, self._runtime, images.inputs, self.size)
-            yield self
-
-    @property
-    def runtime(self) -> Runtime:
-        """The reference itself, which does nothing else at the moment."""
-        if self._begun is not None:
-            self._known, self._begun = [self._begun.result()], None
-        return self._runtime
 
     def outputs(self, images: Images, place: int, on_rows: Callable[[int], None] = lambda rows: None) -> Outputs:
         """By the reference's own names, each (images, ...), for images that follow `place` others."""
-        runtime, count = self.runtime, len(images.inputs)
+        count = len(images.inputs)
         known = sum(len(next(iter(one.values()))) for one in self._known)
         done = min(max(known - place, 0), count)
         on_rows(done)
         if done < count:
-            self._known.append(outputs_at(runtime, images.inputs[done:], self.size, on_rows))
+            self._known.append(outputs_at(self.runtime, images.inputs[done:], self.size, on_rows))
             self._known = [joined(self._known)]
         return {name: values[place : place + count] for name, values in self._known[0].items()}
 
