@@ -43,7 +43,8 @@ def _begun(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iter
     """A future for each item, and one for the error with which `items` ends, if it does."""
     try:
         for item in items:
-            yield pool.submit(work, item)
+            # In a box that the work empties: a thread keeps what it was given until after the result can be taken.
+            yield pool.submit(lambda box: work(box.pop()), [item])
     except Exception as error:
         failed: Future[Result] = Future()
         failed.set_exception(error)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from runtimes.benchmark.machine import this_machine
 from runtimes.benchmark.winners import ORDER, kept_ranking
-from runtimes.bundle import MANIFEST, Bundle
+from runtimes.bundle import MANIFEST, Bundle, sha256_of_file
 from runtimes.tuning import Hint
 
 
@@ -37,8 +36,7 @@ def candidates(bundle: Bundle, hint: Hint, provider: str | None) -> list[Choice]
     Args:
         provider: only those that run on it; None takes any.
     """
-    sha256 = hashlib.sha256((bundle.folder / MANIFEST).read_bytes()).hexdigest()
-    ranking, problem = kept_ranking(sha256, this_machine().key)
+    ranking, problem = kept_ranking(sha256_of_file(bundle.folder / MANIFEST), this_machine().key)
     measured = ranking.by(hint) if ranking is not None else ()
     why = "nothing was measured here for this bundle, so by the documented order"
     if problem:

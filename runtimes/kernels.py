@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 MARK = {"kernels": "integers"}
 """What an export writes into the metadata of a graph whose Q/DQ pairs a processor is to run on integers; others are run
 as they are written."""
+
+
+def promises_integers(metadata: Mapping[str, str]) -> bool:
+    """Whether an ONNX file's metadata has `MARK`."""
+    return MARK.items() <= metadata.items()
 
 
 @dataclass(frozen=True)

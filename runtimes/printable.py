@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 
 
@@ -27,3 +28,8 @@ def as_text(name: str) -> str:
     with suppress(UnicodeEncodeError):  # a surrogate that stands for none
         return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return name
+
+
+def is_utf8(path: os.PathLike[str]) -> bool:
+    """Whether a path is UTF-8: Python stands in for other bytes by surrogates, which libraries cannot open."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in os.fspath(path))

@@ -11,6 +11,8 @@ from typing import BinaryIO
 from runtimes.errors import BackendUnavailable
 
 OTHERS_MAY_WRITE, OTHERS_MAY = 0o022, 0o077
+CACHE_VARIABLE = "XDG_CACHE_HOME"
+CACHE_REMEDY = f"set {CACHE_VARIABLE} to a folder that you alone may write to"
 
 
 def home_folder(variable: str, default: str) -> Path:
@@ -57,6 +59,20 @@ def private_folder(base: Path, *names: str, remedy: str) -> Path:
     except OSError as error:
         raise BackendUnavailable(f"cannot make the folder {folder}: {error.strerror}; {remedy}") from error
     return folder
+
+
+def private_cache(*names: str) -> Path:
+    """A private folder below `$XDG_CACHE_HOME`, by default `~/.cache`, for compiled models: they are code.
+
+    Raises:
+        BackendUnavailable: as `home_folder` and `private_folder` do.
+    """
+    return private_folder(cache_base(), *names, remedy=CACHE_REMEDY)
+
+
+def cache_base() -> Path:
+    """`$XDG_CACHE_HOME`, by default `~/.cache`. Raises as `home_folder` does."""
+    return home_folder(CACHE_VARIABLE, ".cache")
 
 
 def _problem(state: os.stat_result) -> str | None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.verification.own_process import OwnProcess
+
 Floats = NDArray[np.float32]
 Call = Callable[[Floats], Floats]
+AT_ONCE = 8
 Kind = Literal["onnxruntime", "openvino", "torch", "torch best", "runtime"]
 
 
@@ -106,59 +107,54 @@ def _runtime(contender: Contender) -> Call:
     return lambda images: runtime.run({"input": images})["logits"]
 
 
-def _serve(connection: Connection, contender: Contender, first: Floats) -> None:
-    """In the process of a contender: answer (images, seconds) by the seconds of each call, (images, None) by logits."""
-    try:
-        call = open_call(contender)
-        call(first)  # torch.compile compiles then
-    except Exception as error:  # whatever a library says: the others are measured all the same
-        connection.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-        return
-    connection.send("")
-    while (asked := connection.recv()) is not None:
-        images, seconds = asked
-        if seconds is None:
-            connection.send(np.concatenate([call(images[start : start + 8]) for start in range(0, len(images), 8)]))
-            continue
-        taken: list[float] = []
-        gc.collect()
-        while sum(taken) < seconds:
-            start_s = time.perf_counter()
-            call(images)
-            taken.append(time.perf_counter() - start_s)
-        connection.send(taken)
+class Measured:
+    """A contender, opened in the process that it is measured in (see `exporter.verification.own_process`)."""
 
+    def __init__(self, contender: Contender) -> None:
+        self._contender = contender
 
-class Worker:
-    """A contender's process. `problem` says why it cannot be measured; empty where it can."""
-
-    def __init__(self, contender: Contender, first: Floats) -> None:
-        self.contender = contender
-        context = multiprocessing.get_context("spawn")
-        self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, contender, first), daemon=True)
-        self._process.start()
-        theirs.close()
-        try:
-            self.problem = str(self._ours.recv())
-        except EOFError:
-            self.problem = "its process ended"
+    def open(self, first: Floats) -> None:
+        """Open it, and run the first pictures: torch.compile compiles then."""
+        self._call = open_call(self._contender)
+        self._call(first)
 
     def seconds(self, images: Floats, at_least_s: float) -> list[float]:
         """The seconds of each call with these images."""
-        self._ours.send((images, at_least_s))
-        taken: list[float] = self._ours.recv()
+        taken: list[float] = []
+        gc.collect()
+        while sum(taken) < at_least_s:
+            start = time.perf_counter()
+            self._call(images)
+            taken.append(time.perf_counter() - start)
         return taken
 
     def logits(self, images: Floats) -> Floats:
-        self._ours.send((images, None))
-        return np.asarray(self._ours.recv())
+        return np.concatenate([self._call(images[start : start + AT_ONCE]) for start in range(0, len(images), AT_ONCE)])
+
+
+class Worker:
+    """A contender's process. `problem` says why it cannot be measured any more; empty where it can."""
+
+    def __init__(self, contender: Contender, first: Floats) -> None:
+        self.contender, self.problem, self._process = contender, "", OwnProcess()
+        self._process.keep(Measured, contender)
+        self._ask("open", first)
+
+    def seconds(self, images: Floats, at_least_s: float) -> list[float]:
+        """The seconds of each call with these images; none where it failed."""
+        return self._ask("seconds", images, at_least_s) or []
+
+    def logits(self, images: Floats) -> Floats:
+        return np.asarray(self._ask("logits", images))
 
     def close(self) -> None:
-        if not self.problem:
-            self._ours.send(None)
-        self._process.join(timeout=20)
-        self._process.kill()
+        self._process.close()
+
+    def _ask(self, method: str, *arguments: object) -> Any:
+        verdict, reason, value = self._process.ask(method, *arguments)
+        if verdict != "ok":
+            self.problem = reason
+        return value
 
 
 def contenders(model: str, files: dict[str, Path]) -> list[Contender]:

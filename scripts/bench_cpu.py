@@ -27,15 +27,14 @@ from _quantize_elsewhere import QUANTIZERS
 
 from calibration.data import inputs_from_source, open_source
 from calibration.order import spread_places
-from exporter.verification.bench.run import order_of_round
+from exporter.verification.bench.run import highest, order_of_round, roofs_of
 from runtimes.benchmark.machine import this_machine
-from runtimes.benchmark.roof import library_names, measure_roofs
 from runtimes.benchmark.statistics import Interval, median_interval, paired_ratio
 from runtimes.bundle import Bundle
 from runtimes.cores import usable_cores
-from runtimes.errors import BackendUnavailable
 from runtimes.parity.flips import centred
 from runtimes.parity.intervals import tango_interval
+from runtimes.parity.measures import sqnr_db
 
 BATCHES = (1, 8, 32)
 CALIBRATION, JUDGED = 128, 32
@@ -118,10 +117,10 @@ def rounds_of(workers: list[Worker], inputs: Floats, rounds: int, seconds: float
         for which in order_of_round(place, len(workers)):
             worker = workers[which]
             for size in BATCHES:
-                taken = worker.seconds(inputs[:size], seconds)
-                rates[worker.contender.name][size].append(size / float(np.median(taken)))
+                taken = [] if worker.problem else worker.seconds(inputs[:size], seconds)
+                rates[worker.contender.name][size] += [size / float(np.median(taken))] if taken else []
         click.echo(f"round {place + 1} of {rounds}", err=True)
-    return rates
+    return {one.contender.name: rates[one.contender.name] for one in workers if not one.problem}
 
 
 def best_batch(rates: dict[int, list[float]]) -> int:
@@ -146,10 +145,8 @@ def row_of(
     }
 
 
-def sqnr_db(found: Floats, reference: Floats) -> float:
-    expected, got = centred(reference.astype(np.float64)), centred(found.astype(np.float64))
-    noise = float(((got - expected) ** 2).sum())
-    return float(10 * np.log10((expected**2).sum() / noise)) if noise else 200.0
+def logits_sqnr_db(found: Floats, reference: Floats) -> float:
+    return sqnr_db(*(centred(one.astype(np.float64)) for one in (reference, found)))
 
 
 def verdicts(rates: dict[str, dict[int, list[float]]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -212,18 +209,18 @@ def measure_model(model: str, files: dict[str, Path], judged: str, rounds: int, 
     chosen = source.subset(spread_places(source.count, JUDGED))
     inputs = inputs_from_source(chosen, bundle.manifest.preprocess, JUDGED)
     workers = [Worker(one, inputs[:1]) for one in contenders(model, files)]
+    rates = rounds_of([one for one in workers if not one.problem], inputs, rounds, seconds)
     running = [one for one in workers if not one.problem]
-    rates = rounds_of(running, inputs, rounds, seconds)
     answers = {one.contender.name: one.logits(inputs) for one in running}
     for worker in workers:
         worker.close()
-    roofs = measured_roofs()
+    roofs = {one.dtype: one.macs_per_s for one in highest(roofs_of(["cpu"], usable_cores()))}
     reference = answers["onnxruntime, FP32"]
     rows = []
     for worker in running:
         name = worker.contender.name
         # torchvision's own random weights are others than the bundle's
-        ratio = None if worker.contender.kind.startswith("torch") else sqnr_db(answers[name], reference)
+        ratio = None if worker.contender.kind.startswith("torch") else logits_sqnr_db(answers[name], reference)
         rows.append(row_of(worker.contender, rates[name], ratio, bundle.manifest.graph.macs or 0, roofs))
     return {
         "model": model,
@@ -232,18 +229,6 @@ def measure_model(model: str, files: dict[str, Path], judged: str, rounds: int, 
         "roofs_macs_per_s": roofs,
         "wanted": verdicts(rates, rows),
     }
-
-
-def measured_roofs() -> dict[str, float]:
-    """The best rate of each type, in multiply-accumulates a second, by any library that is here."""
-    found: dict[str, float] = {}
-    for library in library_names():
-        try:
-            for roof in measure_roofs(library, "cpu", usable_cores()):
-                found[roof.dtype] = max(found.get(roof.dtype, 0.0), roof.macs_per_s)
-        except BackendUnavailable:
-            continue
-    return found
 
 
 def judge_fashion(folder: Path, work: Path, nncf_python: Path | None) -> dict[str, Any]:
@@ -266,7 +251,7 @@ def judge_fashion(folder: Path, work: Path, nncf_python: Path | None) -> dict[st
         logits[name] = worker.logits(inputs)
         worker.close()
         right[name] = logits[name].argmax(1) == labels
-        ratios[name] = sqnr_db(logits[name], logits["FP32"])
+        ratios[name] = logits_sqnr_db(logits[name], logits["FP32"])
     found: dict[str, Any] = {
         "images": count,
         "top1": {name: float(one.mean()) for name, one in right.items()},

@@ -12,7 +12,6 @@ import numpy as np
 
 from exporter.graph.counts import graph_facts
 from exporter.graph.facts import tensor_specs
-from exporter.lowering.qdq.integer_nodes import kernel_count
 from exporter.models.loaded import LoadedModel
 from exporter.pipeline.images import Images, Outputs, Proof
 from exporter.pipeline.plan import ExportPlan
@@ -21,6 +20,7 @@ from exporter.verification.blocks.findings import Drift
 from runtimes.block_precision import MixedPrecision, Sensitivity
 from runtimes.bundle import Bundle
 from runtimes.bundle_writing import files_of, write_manifest
+from runtimes.kernels import KernelCount
 from runtimes.manifest import SCHEMA_VERSION, Asked, CalibrationFacts, Manifest
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Findings:
         drift: None for a network whose blocks cannot be told, and where there is no report.
         sensitivity: what INT8 costs in each block; None for another precision.
         mixed: which blocks are in float; None where that was not asked for.
+        kernels: what a processor must run on integers; None for a target that promises nothing of that.
     """
 
     table: CalibrationTable | None
@@ -61,6 +62,7 @@ class Findings:
     drift: Drift | None
     sensitivity: Sensitivity | None = None
     mixed: MixedPrecision | None = None
+    kernels: KernelCount | None = None
 
 
 def write_bundle(
@@ -125,7 +127,7 @@ def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, fou
         calibration=_calibration_facts(table) if table else None,
         sensitivity=found.sensitivity,
         mixed=found.mixed,
-        kernels=kernel_count(model) if plan.lowering_request.promises_integers else None,
+        kernels=found.kernels,
         asked=Asked(plan.seed, plan.calibrator, plan.calibration_images, plan.proof_images, dict(plan.budget)),
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from runtimes.kernels import MARK, KernelCount
+from runtimes.kernels import KernelCount, promises_integers
 from runtimes.onnx_metadata import metadata_of
 from runtimes.processor import processor
 from runtimes.specs import PICTURE_SIDES, TensorSpec
@@ -33,7 +33,7 @@ def set_quantization(options: ort.SessionOptions, model: Path | bytes) -> str:
     FP16, which overflows, and its fusions of pairs change the answer (measured: by up to 5 dB of SQNR).
     """
     metadata = metadata_of(model)
-    if not MARK.items() <= metadata.items():
+    if not promises_integers(metadata):
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         return SIMULATED if metadata.get("precision") == "int8" else ""
     if processor().has_int8_dot:

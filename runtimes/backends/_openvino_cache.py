@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,13 @@ from numpy.typing import NDArray
 
 from runtimes.backends._openvino_package import FrontEndManager, ov
 from runtimes.bundle import sha256_of_file
+from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import BackendUnavailable
-from runtimes.private import home_folder, private_folder
+from runtimes.printable import is_utf8
+from runtimes.private import CACHE_REMEDY, private_cache
 from runtimes.processor import processor
 
 FOLDERS = ("resnet-export", "openvino")
-REMEDY = "set XDG_CACHE_HOME to a folder that you alone may write to"
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -46,8 +46,7 @@ def model_from_onnx(path: Path) -> ov.Model:
         RuntimeError: OpenVINO cannot read it.
     """
     reader = FrontEndManager().load_by_framework("onnx")
-    is_text = not any("\ud800" <= letter <= "\udfff" for letter in str(path))
-    model = reader.convert(reader.load(str(path) if is_text else io.BytesIO(path.read_bytes())))
+    model = reader.convert(reader.load(str(path) if is_utf8(path) else io.BytesIO(path.read_bytes())))
     if not model.inputs or not model.outputs:
         raise ValueError("expected a graph with inputs and outputs, got none")
     return model
@@ -71,7 +70,7 @@ def compile_cached(
         RuntimeError: OpenVINO cannot compile the model.
     """
     try:
-        folder = private_folder(home_folder("XDG_CACHE_HOME", ".cache"), *FOLDERS, sha256_of_file(path), remedy=REMEDY)
+        folder = private_cache(*FOLDERS, sha256_of_file(path))
     except BackendUnavailable as error:
         return Compiled(core.compile_model(model_from_onnx(path), device, dict(settings)), None, str(error))
     kept = folder / _name(core, device, graph)
@@ -80,9 +79,10 @@ def compile_cached(
         return loaded
     model = core.compile_model(model_from_onnx(path), device, dict(settings))
     try:
-        _write(kept, bytes(model.export_model().getbuffer()))
+        blob = model.export_model().getbuffer()
+        write_in_one_step(kept, b"".join((blob, hashlib.sha256(blob).digest())))
     except OSError as error:
-        return Compiled(model, None, f"cannot write {kept}: {error.strerror}; {REMEDY}")
+        return Compiled(model, None, f"cannot write {kept}: {error.strerror}; {CACHE_REMEDY}")
     except RuntimeError:
         return Compiled(model, None, f"{device} cannot export models")
     return Compiled(model, None)
@@ -110,14 +110,3 @@ def _load(core: ov.Core, kept: Path, device: str, settings: Mapping[str, Any]) -
         return Compiled(core.import_model(ov.Tensor(blob, shared_memory=True), device, dict(settings)), blob)
     except (OSError, ValueError, RuntimeError):  # missing, empty, or not this OpenVINO's
         return None
-
-
-def _write(kept: Path, blob: bytes) -> None:
-    beside = kept.with_name(f"{kept.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(blob)
-            file.write(hashlib.sha256(blob).digest())
-        beside.replace(kept)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from runtimes.bundle import sha256_of_file
-from runtimes.private import home_folder, private_folder
+from runtimes.private import cache_base, private_cache
 from runtimes.specs import BatchRange
 
 NAME = "TensorrtExecutionProvider"
@@ -25,8 +25,7 @@ def tensorrt_settings(model: Path, batch: BatchRange | None) -> dict[str, str]:
     Raises:
         BackendUnavailable: the folder cannot be made, or others may write to it.
     """
-    remedy = "set XDG_CACHE_HOME to a folder that you alone may write to"
-    folder = private_folder(cache_base(), *FOLDERS, sha256_of_file(model)[:16], remedy=remedy)  # engines are executable
+    folder = private_cache(*FOLDERS, sha256_of_file(model)[:16])
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     described = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -50,7 +49,3 @@ def tensorrt_settings(model: Path, batch: BatchRange | None) -> dict[str, str]:
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/resnet-export/tensorrt`, by default under `~/.cache`. Raises as `home_folder` does."""
     return cache_base().joinpath(*FOLDERS)
-
-
-def cache_base() -> Path:
-    return home_folder("XDG_CACHE_HOME", ".cache")

@@ -19,6 +19,7 @@ from runtimes.errors import BackendUnavailable, BadInput
 from runtimes.kernels import KernelCount
 from runtimes.manifest import Manifest
 from runtimes.preprocess import takes_any_size
+from runtimes.printable import is_utf8
 from runtimes.specs import BatchRange, TensorSpec
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
@@ -87,15 +88,14 @@ class OnnxRuntime(Runtime):
     FILE = "model.onnx"
 
     def __init__(
-        self, session: ort.InferenceSession, provider: str, batch: BatchRange | None, model: Path | bytes
+        self, session: ort.InferenceSession, provider: str, batch: BatchRange | None, path: Path | None, int8: str
     ) -> None:
         super().__init__(
             [_spec(value) for value in session.get_inputs()], [_spec(value) for value in session.get_outputs()], batch
         )
         self._session = session
         self._provider = provider
-        self._details: dict[str, str] = {}
-        self._path = model if isinstance(model, Path) else None
+        self._path, self._int8 = path, int8
         self._graphs = cuda_provider.GraphCalls(session, self.outputs) if provider == "cuda-graph" else None
         self._buffers: dict[tuple[str, tuple[int, ...]], ort.OrtValue] = {}
 
@@ -164,9 +164,7 @@ class OnnxRuntime(Runtime):
                 raise BackendUnavailable(f"onnxruntime cannot run {where} on {name}: {_first_line(error)}") from error
             raise BadInput(f"onnxruntime cannot run {where}: {_first_line(error)}") from error
         _check_loaded(name, session.get_providers())
-        opened = cls(session, wanted, batch, model)
-        opened._details = {"int8": int8} if int8 else {}
-        return opened
+        return cls(session, wanted, batch, model if isinstance(model, Path) else None, int8)
 
     @classmethod
     def providers(cls) -> tuple[str, ...]:
@@ -179,7 +177,7 @@ class OnnxRuntime(Runtime):
 
     @property
     def details(self) -> dict[str, str]:
-        return dict(self._details)
+        return {"int8": self._int8} if self._int8 else {}
 
     def kernels(self) -> KernelCount | None:
         if self._provider != "cpu" or self._path is None:
@@ -243,9 +241,7 @@ class OnnxRuntime(Runtime):
 
 def _path_or_content(model: Path | bytes) -> Path | bytes:
     """The path, or the file's content where the path is not UTF-8, which onnxruntime cannot open."""
-    if isinstance(model, bytes) or not any("\ud800" <= letter <= "\udfff" for letter in str(model)):
-        return model
-    return model.read_bytes()
+    return model if isinstance(model, bytes) or is_utf8(model) else model.read_bytes()
 
 
 def _providers(wanted: str, model: Path | bytes, batch: BatchRange | None) -> list[tuple[str, dict[str, str]]]:

@@ -18,7 +18,7 @@ from runtimes.backends._openvino_package import ov
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput
-from runtimes.kernels import MARK, KernelCount
+from runtimes.kernels import KernelCount, promises_integers
 from runtimes.onnx_metadata import metadata_of
 from runtimes.parity.budget import Budget
 from runtimes.processor import processor
@@ -242,7 +242,7 @@ def _plan(device: str, capabilities: Collection[str], metadata: Mapping[str, str
     SQNR in place of 36.9, with AVX-512 and AVX2).
     """
     precision, has_bf16 = metadata.get("precision", ""), "BF16" in capabilities
-    saturates = device == "CPU" and not processor().has_int8_dot and not MARK.items() <= metadata.items()
+    saturates = device == "CPU" and not processor().has_int8_dot and not promises_integers(metadata)
     bf16 = has_bf16 and precision != "int8" and budget is not None and _allows_bf16(budget)
     said = {
         "fp16": "f32, from weights in FP16",

@@ -107,6 +107,11 @@ class Contender:
         """`onnxruntime cpu`, `pytorch compile cpu`."""
         return " ".join(filter(None, (self.backend, self.variant, self.provider)))
 
+    @property
+    def runs_reference(self) -> bool:
+        """PyTorch runs the FP32 reference of a bundle, which says nothing of the bundle's own graph."""
+        return self.backend == "pytorch"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -249,7 +254,7 @@ class Result:
         in a variant of BF16, and for INT8 that is simulated. A processor has no arithmetic in FP16 worth the name:
         there it is FP32's."""
         bundle, provider = self.bundle_of(entry), "cpu" if entry.contender.provider == "cpu" else "cuda"
-        dtype = "fp32" if entry.contender.backend == "pytorch" or _in_float(entry) else bundle.precision
+        dtype = "fp32" if entry.contender.runs_reference or _in_float(entry) else bundle.precision
         if "bf16" in entry.contender.variant:
             dtype = "bf16"
         if dtype == "fp16" and provider == "cpu":

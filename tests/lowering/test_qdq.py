@@ -20,7 +20,7 @@ from exporter.graph.simplify import simplify
 from exporter.graph.trace import onnx_from_program, program_from_module
 from exporter.lowering.precisions import int8
 from exporter.lowering.qdq.fit import SMALLEST_WEIGHT_SCALE
-from exporter.lowering.qdq.insert import CLIPPED_SHARES, channel_scales, insert_pairs
+from exporter.lowering.qdq.insert import CLIPPED_SHARES, WeightForm, channel_scales, insert_pairs
 from exporter.lowering.qdq.targets import Edge, Placement
 from exporter.lowering.qdq.targets.tensorrt import place_pairs
 from exporter.models.loading import load_model
@@ -271,11 +271,15 @@ def test_weights_come_back_within_half_a_scale_but_for_the_largest_that_are_clip
         assert (np.abs(share[:, None] - CLIPPED_SHARES) <= digits[wide, None]).any(1).all(), name
 
 
+def in_half(weight: NDArray[Any]) -> WeightForm:
+    return WeightForm(127, half=True, least=np.full(len(weight), SMALLEST_WEIGHT_SCALE, np.float32))
+
+
 @pytest.mark.parametrize("factor", [0.0, 1e-9, 1e-4, 1.0, 1e3, 1e6])
 def test_channel_scales_are_positive_finite_fp16_numbers_of_least_squared_error(factor: float) -> None:
     weight = (np.random.default_rng(0).standard_normal((64, 3, 3, 3)) * factor).astype(np.float32)
     weight[5] = 0
-    scales = channel_scales(weight)
+    scales = channel_scales(weight, in_half(weight))
     assert scales.dtype == np.float32
     assert (scales == scales.astype(np.float16)).all()
     assert np.isfinite(scales).all()
@@ -297,7 +301,7 @@ def test_a_row_with_one_large_weight_among_many_is_clipped() -> None:
     weight = np.random.default_rng(0).standard_normal((2, 512, 3, 3)).astype(np.float32)
     weight[0, 0, 0, 0] = 1.2 * np.abs(weight[0]).max()
     weight[1] = np.sign(weight[1])
-    scales = channel_scales(weight)
+    scales = channel_scales(weight, in_half(weight))
     assert scales[0] < np.abs(weight[0]).max() / 127 * 0.97
     assert scales[1] == pytest.approx(1 / 127, rel=1e-3)
 

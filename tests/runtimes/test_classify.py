@@ -103,7 +103,7 @@ def test_pictures_are_read_a_few_ahead_and_none_is_kept(tiny_model: Path) -> Non
             del copy
             assert sum(one() is not None for one in alive) <= 2 * 2 + usable_cores() + 1  # with the one just read
 
-    with OnnxRuntime.open(tiny_model / "model.onnx", batch=BatchRange(1, 4, 4)) as runtime:
+    with OnnxRuntime.open(tiny_model / "model.onnx", batch=BatchRange(1, 2, 2)) as runtime:
         streamed = classify(runtime, PREPROCESS, read())
         assert streamed == classify(runtime, PREPROCESS, pictures(40))
     assert len(alive) == 40

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from script_modules import script_module
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_calibration.py"
 SECONDS = {
@@ -22,12 +22,7 @@ SECONDS |= {"measure sensitivity": 0.25, "save": 9.0, "prove": 9.0}
 
 @pytest.fixture(name="bench", scope="module")
 def bench_fixture() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_calibration", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module("bench_calibration")
 
 
 def test_what_lowers_the_graph_is_beside_the_calibration_pass_whatever_its_steps_are_called(

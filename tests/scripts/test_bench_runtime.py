@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from PIL import Image
+from script_modules import script_module
 
 from runtimes import Bundle, available_backends
 
@@ -20,21 +19,23 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_runtime.py"
 
 @pytest.fixture(name="bench", scope="module")
 def bench_fixture() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_runtime", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module("bench_runtime")
 
 
-def test_the_ratio_is_of_both_sides_taken_in_turn(bench: ModuleType) -> None:
+def test_the_ratio_is_of_both_sides_taken_in_turn(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
 
     def call(name: str, seconds: float) -> object:
         calls.append(name)
-        time.sleep(seconds)
+        sleep(seconds)
         return None
+
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: now, sleep=sleep))
 
     found = bench.compare_calls(lambda: call("bare", 0.01), lambda: call("ours", 0.03), 4)
     assert 2 < found["ratio"] < 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -14,20 +14,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from script_modules import script_module
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 TINY = {"step": "", "part": 1, "device": "cpu", "bundles": "", "record": "", "deadline": 0.0, "small": True}
-
-
-def loaded(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(name="beside", autouse=True)
@@ -38,7 +29,7 @@ def beside_fixture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(name="checks")
 def checks_fixture() -> ModuleType:
-    return loaded("gpu_checks")
+    return script_module("gpu_checks")
 
 
 STEPS = """
@@ -111,7 +102,7 @@ def test_the_second_part_adds_to_the_first_and_the_table_reads_both(played: Any,
     found = json.loads(second.read_text())
     assert found["schema_version"] == 1
     assert {"part 1, pytorch", "part 2, onnxruntime"} <= found["steps"].keys()
-    matrix = loaded("parity_matrix")
+    matrix = script_module("parity_matrix")
     measured = json.loads(matrix.MEASURED.read_text())
     table = matrix.table_from_measurements(measured, found)
     assert f"GPU columns: a GPU, {found['date']}" in table
@@ -193,12 +184,12 @@ def test_the_files_of_tests_for_gpus_are_all_of_them() -> None:
         for path in (ROOT / "tests").rglob("test_*.py")
         if ("mark.gpu" in (text := path.read_text()) or "backend_fixtures" in text) and path.name != Path(__file__).name
     }
-    assert marked == set(loaded("_gpu_steps").GPU_TESTS)
+    assert marked == set(script_module("_gpu_steps").GPU_TESTS)
 
 
 def test_the_roof_is_that_of_operations_or_of_bytes() -> None:
     """torchvision gives 1.814 GFLOP (multiplications) for a ResNet-18 at 224 pixels, and 11,689,512 parameters."""
-    roof = loaded("_gpu_torch")._roof_ms
+    roof = script_module("_gpu_torch")._roof_ms
     assert roof("resnet18", 1, 1.0, 1e9, 224) == pytest.approx(2 * 1.814, rel=0.01)
     assert roof("resnet18", 4, 1.0, 1e9, 224) == pytest.approx(8 * 1.814, rel=0.01)
     by_bytes = roof("resnet18", 1, 1e9, 1.0, 224)
@@ -206,7 +197,7 @@ def test_the_roof_is_that_of_operations_or_of_bytes() -> None:
 
 
 def test_what_does_not_fit_in_the_time_is_not_begun(tmp_path: Path) -> None:
-    pytorch, timing = loaded("_gpu_torch"), sys.modules["_gpu_timing"]
+    pytorch, timing = script_module("_gpu_torch"), sys.modules["_gpu_timing"]
     record = timing.Record(tmp_path / "record.json")
     pytorch.speed(timing.Job(**{**TINY, "record": str(tmp_path / "record.json")}), record)
     measured = json.loads((tmp_path / "record.json").read_text())["pytorch"]["resnet18"]

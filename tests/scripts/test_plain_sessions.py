@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
 from int8_exports import bundle_fixture, pictures_fixture  # noqa: F401  # pytest finds them by their names
+from script_modules import script_module
 
 from runtimes.bundle_writing import write_manifest
 from runtimes.manifest import Manifest
@@ -20,13 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(name="script", scope="module")
 def script_fixture() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("plain_sessions", ROOT / "scripts" / "plain_sessions.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_module("plain_sessions")
 
 
 @pytest.mark.slow

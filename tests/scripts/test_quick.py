@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
+from script_modules import script_module
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
 TESTS = {
@@ -19,12 +19,7 @@ TESTS = {
 
 @pytest.fixture(scope="module")
 def quick() -> Any:
-    spec = importlib.util.spec_from_file_location("quick", ROOT / "scripts" / "quick.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script_module("quick")
 
 
 @pytest.mark.parametrize(

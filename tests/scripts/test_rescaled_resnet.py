@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from script_modules import script_module
 
 from calibration.data import FASHION_MNIST_CLASSES
 from exporter.models.sources.cifar import ASSETS, CifarResNet
@@ -20,15 +20,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "rescaled_resnet.py"
 
 @pytest.fixture(name="rescaled", scope="module")
 def rescaled_fixture() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("rescaled_resnet", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script_module("rescaled_resnet")
 
 
 def logits(state: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:

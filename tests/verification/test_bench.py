@@ -414,7 +414,7 @@ def test_a_folder_for_what_was_measured_that_cannot_be_written_is_said(
     (tmp_path / "state").write_text("a file")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     loud = [one for one in QUICK if one != "--quiet"]
-    done = deploy("bench", bundle, "--backend", "onnxruntime", "--batch", "1", *loud)
+    done = deploy("bench", bundle, "--backend", "onnxruntime", "--backend", "pytorch", "--batch", "1", *loud)
     assert done.code == 0
     assert "not kept for --backend auto: cannot make the folder" in done.err
     assert "set XDG_STATE_HOME to another folder" in done.err

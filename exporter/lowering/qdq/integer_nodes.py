@@ -5,11 +5,9 @@ from __future__ import annotations
 import onnx
 
 from exporter.graph.blocks import residual_additions
+from exporter.lowering.qdq.targets.cpu import ACTIVATIONS
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE
 from runtimes.kernels import KernelCount
-
-ACTIVATIONS = ("Relu", "Clip")
-"""What integer kernels do as they round."""
 
 
 def kernel_count(model: onnx.ModelProto) -> KernelCount:

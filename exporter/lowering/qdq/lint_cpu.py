@@ -17,12 +17,11 @@ from exporter.graph.inference import inferred_graphs
 from exporter.lowering.qdq.lint import BlockReport, Int8Count, QdqReport
 from exporter.lowering.qdq.refusals import Finding, Problem
 from exporter.lowering.qdq.targets._float import places_left_in_float
-from exporter.lowering.qdq.targets.cpu import first_convolutions
+from exporter.lowering.qdq.targets.cpu import ACTIVATIONS, first_convolutions
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, View, node_label
 
-ACTIVATIONS = ("Relu", "Clip")
 BYTES = ("INT8", "UINT8")
-NARROW_LEVELS = 64
+LARGEST_SAFE = 64
 """Of the weights, whose products with unsigned bytes add up in 16 bits: 2 * 255 * 64 < 2**15."""
 
 
@@ -109,6 +108,4 @@ class _LintedGraph:
 
     def _is_wide(self, pair: onnx.NodeProto | None) -> bool:
         value = None if pair is None else self.view.constants.value(pair.input[0])
-        return (
-            value is not None and value.dtype == np.int8 and int(np.abs(value.astype(np.int16)).max()) > NARROW_LEVELS
-        )
+        return value is not None and value.dtype == np.int8 and int(np.abs(value.astype(np.int16)).max()) > LARGEST_SAFE

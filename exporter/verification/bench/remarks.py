@@ -19,7 +19,7 @@ def remarks_on(entry: Entry, manifest: Manifest, here: Processor | None = None) 
         return entry
     here, said = here or processor(), list(entry.remarks)
     on_cpu = entry.contender.provider == "cpu"
-    reference = entry.contender.backend == "pytorch"
+    reference = entry.contender.runs_reference
     if reference:
         said.append("it runs the FP32 reference, not the bundle's own graph")
     if on_cpu and manifest.precision == "int8" and not reference and not here.has_int8_dot:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ from runtimes.benchmark.results import (
 )
 from runtimes.benchmark.roof import library_names, measure_roofs
 from runtimes.benchmark.statistics import decide, drift, variation
-from runtimes.bundle import MANIFEST, Bundle
+from runtimes.bundle import MANIFEST, Bundle, sha256_of_file
 from runtimes.progress import Progress, silent
 
 
@@ -95,7 +94,7 @@ def bundle_facts(bundle: Bundle) -> BundleFacts:
     return BundleFacts(
         folder=str(bundle.folder),
         name=manifest.name,
-        sha256=hashlib.sha256((bundle.folder / MANIFEST).read_bytes()).hexdigest(),
+        sha256=sha256_of_file(bundle.folder / MANIFEST),
         precision=manifest.precision,
         target=manifest.target,
         model=manifest.model,
@@ -160,12 +159,17 @@ def order_of_round(number: int, count: int) -> list[int]:
 
 
 def _roofs(stations: Sequence[Station], threads: int, say: Progress) -> tuple[Roof, ...]:
-    """What every library that is here reaches, on each kind of device that something runs on."""
+    """Those of each kind of device that something runs on."""
     say("multiply matrices for the machine's own peak")
     here = {"cpu" if one.entry.contender.provider == "cpu" else "cuda" for one in stations if one.ok}
+    return roofs_of(sorted(here), threads)
+
+
+def roofs_of(providers: Sequence[str], threads: int) -> tuple[Roof, ...]:
+    """What every library that is here reaches, each in a process of its own."""
     return tuple(
         roof
-        for provider in sorted(here)
+        for provider in providers
         for library in library_names()
         for roof in run_in_own_process(_multiply, library, provider, threads).value or ()
     )

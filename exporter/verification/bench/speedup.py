@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runtimes.benchmark.results import BundleFacts, Entry, Result, Timing
+from runtimes.benchmark.results import BundleFacts, Result, Timing
 from runtimes.benchmark.statistics import Interval, fewest_rounds, paired_ratio
 from runtimes.errors import BackendUnavailable, SpeedError
 
@@ -58,7 +58,7 @@ def check_speedup(found: Speedup, least: float) -> None:
 
 
 def _best(result: Result, bundle: BundleFacts) -> tuple[str, Timing]:
-    able = [one for one in result.entries_of(bundle) if one.can_win and not _is_reference(one)]
+    able = [one for one in result.entries_of(bundle) if one.can_win and not one.contender.runs_reference]
     if not able:
         raise BackendUnavailable(
             f"expected a backend that runs {bundle.folder} within its budget, got none (PyTorch runs the FP32 "
@@ -67,8 +67,3 @@ def _best(result: Result, bundle: BundleFacts) -> tuple[str, Timing]:
     best = max(able, key=lambda one: one.fastest().interval.median)
     timing = best.fastest()
     return f"{bundle.name} ({best.contender.name}, batch {timing.batch})", timing
-
-
-def _is_reference(entry: Entry) -> bool:
-    """PyTorch runs the FP32 reference of each bundle, which says nothing of the bundle's own graph."""
-    return entry.contender.backend == "pytorch"

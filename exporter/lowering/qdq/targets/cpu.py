@@ -31,7 +31,7 @@ from exporter.lowering.qdq.targets._float import places_left_in_float
 from exporter.lowering.qdq.targets._signs import tensors_without_negatives
 
 ACTIVATIONS = ("Relu", "Clip")
-"""What the rounding behind them does as well."""
+"""What integer kernels do as they round."""
 SPATIAL_POOLS = ("MaxPool", "AveragePool")
 UNSIGNED, CENTRED = Stored("uint8", 0, 255), Stored("uint8", 128, 127)
 
@@ -112,4 +112,4 @@ def first_convolutions(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
             convolved.update(node.output)
 
 
-__all__ = ["ON_INTEGERS", "first_convolutions", "place_pairs", "places_left_in_float"]
+__all__ = ["ACTIVATIONS", "ON_INTEGERS", "first_convolutions", "place_pairs", "places_left_in_float"]
