@@ -122,7 +122,7 @@ def _open_fastest(
             raise BadInput(f"expected a bundle for the backend auto, got the file {path}; name a backend")
         model = Bundle.open(path)
     skipped: list[str] = []
-    for choice in candidates(model, tuning.hint, provider):
+    for choice in candidates(model, tuning, provider):
         try:
             backend_class(choice.backend).check_here()
             found = open_runtime(

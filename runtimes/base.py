@@ -242,8 +242,8 @@ class Runtime(ABC):
     def _run_each(self, batches: Iterator[dict[str, NDArray[Any]]]) -> Iterator[dict[str, NDArray[Any]]]:
         """Run one batch after another, each of any number of rows, and yield the outputs in order.
 
-        A backend that can run several at a time overrides it; `batches` never raises, but blocks while pictures are
-        read.
+        A backend that can run several at a time overrides it. The next of `batches` waits while pictures are read, and
+        raises what the caller's own iterator of pictures raises.
         """
         return map(self.run, batches)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from runtimes.benchmark.machine import this_machine
 from runtimes.benchmark.winners import ORDER, kept_ranking
 from runtimes.bundle import MANIFEST, Bundle, sha256_of_file
-from runtimes.tuning import Hint
+from runtimes.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,20 @@ class Choice:
         return f"{self.backend}{where}: {self.why}{left}"
 
 
-def candidates(bundle: Bundle, hint: Hint, provider: str | None) -> list[Choice]:
+def candidates(bundle: Bundle, tuning: Tuning, provider: str | None) -> list[Choice]:
     """The backends to try, in order: those measured here, the fastest first, and then those of the documented order.
 
     Args:
         provider: only those that run on it; None takes any.
     """
-    ranking, problem = kept_ranking(sha256_of_file(bundle.folder / MANIFEST), this_machine().key)
-    measured = ranking.by(hint) if ranking is not None else ()
+    ranking, problem = kept_ranking(sha256_of_file(bundle.folder / MANIFEST), this_machine().key, tuning.cores)
+    measured = ranking.by(tuning.hint) if ranking is not None else ()
     why = "nothing was measured here for this bundle, so by the documented order"
     if problem:
         why = f"by the documented order: {problem}"
     elif ranking is not None:
         why = "not measured, and by the documented order"
-    best = "" if ranking is None else f"the first in {hint} of those measured here on {ranking.date}"
+    best = "" if ranking is None else f"the first in {tuning.hint} of those measured here on {ranking.date}"
     found = [Choice(backend, where, best) for backend, where in measured]
     found += [Choice(backend, where, why) for backend, where in ORDER if not _is_among(backend, where, measured)]
     if provider is None:

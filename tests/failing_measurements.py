@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from crashing import segfaults
 
 from runtimes.benchmark.measure import Job, Measurement, Opened, Task
@@ -41,4 +43,11 @@ class CrashesOnOpening(_Failing):
     def open(self) -> Opened:
         if self.fails:
             segfaults()
+        return super().open()
+
+
+class HangsOnOpening(_Failing):
+    def open(self) -> Opened:
+        if self.fails:
+            time.sleep(600)
         return super().open()

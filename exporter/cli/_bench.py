@@ -16,6 +16,7 @@ from exporter.cli._options import (
     provider_option,
     quiet_option,
     threads_option,
+    timeout_option,
     trust_option,
 )
 from exporter.verification.report.bench_lines import bench_lines, compare_lines
@@ -61,6 +62,7 @@ def _sizes(_context: click.Context, _option: click.Parameter, text: str | None) 
     help="Backend to measure; repeatable.  [default: every installed backend]",
 )
 @provider_option
+@timeout_option
 @threads_option
 @trust_option
 @_measuring(
@@ -126,9 +128,9 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
         return _compare(bundles, options)
     plan = _plan(bundles, options)
     from exporter.verification.bench.run import bench as measure
-    from exporter.verification.bench.speedup import check_speedup, speedup_of
+    from exporter.verification.bench.speedup import check_speedup
     from exporter.verification.report import load_page
-    from runtimes.benchmark.results import json_from_result
+    from runtimes.benchmark.result_file import json_from_result
     from runtimes.benchmark.winners import keep_rankings
 
     html = options["html"]
@@ -150,11 +152,7 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
     if problem and not options["quiet"]:
         click.echo(f"not kept for --backend auto: {printable(problem)}", err=True)
     if options["against"] is not None:
-        speedup = speedup_of(result)
-        if not options["as_json"]:
-            echo_lines([f"{'speed-up':<12} {speedup.text}"])
-        if options["min_speedup"] is not None:
-            check_speedup(speedup, options["min_speedup"])
+        check_speedup(result, options["min_speedup"])
 
 
 def _plan(bundles: tuple[Path, ...], options: dict[str, Any]) -> BenchPlan:
@@ -193,6 +191,7 @@ def _plan(bundles: tuple[Path, ...], options: dict[str, Any]) -> BenchPlan:
         data=options["data"],
         variants=options["variants"],
         trust_engines=tuple(sorted(trusted_engines(options["trust_engines"]))),
+        timeout_s=options["timeout"],
     )
 
 
@@ -202,7 +201,7 @@ def _compare(bundles: tuple[Path, ...], options: dict[str, Any]) -> None:
     if bundles or set(given) - {"compare", "as_json", "quiet"}:
         raise PlanError("expected two results and nothing to measure with --compare; leave the rest out")
     from runtimes.benchmark.compare import compare_results
-    from runtimes.benchmark.results import result_from_file
+    from runtimes.benchmark.result_file import result_from_file
 
     found = compare_results(*map(result_from_file, options["compare"]))
     if options["as_json"]:

@@ -11,7 +11,15 @@ import click
 from exporter.cli._common import echo_json, echo_lines, status
 from exporter.cli._files import check_output_files, write_output
 from exporter.cli._help import GroupedCommand, option_group
-from exporter.cli._options import backend_group, json_option, output_group, quiet_option, threads_option, trust_option
+from exporter.cli._options import (
+    backend_group,
+    json_option,
+    output_group,
+    quiet_option,
+    threads_option,
+    timeout_option,
+    trust_option,
+)
 from exporter.verification.report.lines import check_lines
 from runtimes.errors import ParityError, ResnetExportError
 from runtimes.printable import printable
@@ -47,12 +55,7 @@ _images, _diagnosis = map(option_group, ("Images and limits", "Diagnosis"))
     metavar="NAME|all",
     help="Backend to run; repeatable.  [default: every installed backend]",
 )
-@backend_group(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="Longest time that a backend may take.  [default: no limit]",
-)
+@timeout_option
 @threads_option
 @trust_option
 @_images(

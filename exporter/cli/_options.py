@@ -36,5 +36,11 @@ threads_option = backend_group(
     metavar="N",
     help="Threads of the processor that a backend uses.  [default: the cores that this process may use]",
 )
+timeout_option = backend_group(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Longest time that a backend may take.  [default: no limit]",
+)
 json_option = output_group("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 quiet_option = output_group("--quiet", is_flag=True, help="Show no progress; errors alone go to stderr.")

@@ -123,8 +123,9 @@ def _check_backend(task: _Task, timeout_s: float | None) -> BackendCheck:
     seconds = round(time.perf_counter() - start, 3)
     if ran is None:
         return BackendCheck(task.backend, verdict, reason, None, seconds)
-    answer, kernels = ran
+    answer, kernels, details = ran
     found, promised = check_from_answer(task.backend, answer, seconds), task.plan.bundle.manifest.kernels
+    found = replace(found, details=details)
     if kernels is None or promised is None:
         return found
     missing = kernels.shortfall(promised)
@@ -132,7 +133,13 @@ def _check_backend(task: _Task, timeout_s: float | None) -> BackendCheck:
     return replace(found, verdict="failed", reason=missing) if missing and found.verdict == "ok" else found
 
 
-def _run_backend(task: _Task) -> tuple[Verdict, tuple[BackendParity, KernelCount | None]]:
+class _Ran(NamedTuple):
+    answer: BackendParity
+    kernels: KernelCount | None
+    details: dict[str, str]
+
+
+def _run_backend(task: _Task) -> tuple[Verdict, _Ran]:
     """In the backend's own process: open the runtime, feed it, and compare its answers with the reference's."""
     from runtimes._open import backend_class, open_runtime
 
@@ -144,7 +151,8 @@ def _run_backend(task: _Task) -> tuple[Verdict, tuple[BackendParity, KernelCount
         fed = evidence_for(model, evidence, plan.bundle)
         answer = compare_backend(fed, task.backend, model, task.budget, plan.bundle.manifest.batch)
         kernels = model.kernels() if plan.bundle.manifest.kernels is not None else None
-    return verdict_on(answer), (answer, kernels)
+        details = model.details
+    return verdict_on(answer), _Ran(answer, kernels, details)
 
 
 def _follow_blocks(

@@ -32,38 +32,40 @@ class Outcome(NamedTuple):
 
 
 class OwnProcess:
-    """A new interpreter, which does one piece of work after another until it is closed."""
+    """A new interpreter, which does one piece of work after another until it is closed.
 
-    def __init__(self) -> None:
+    Args:
+        timeout_s: how long each piece may take; None sets no limit: a backend may compile kernels for minutes.
+    """
+
+    def __init__(self, timeout_s: float | None = None) -> None:
+        self._timeout_s = timeout_s
         context = multiprocessing.get_context("spawn")  # a fork would take CUDA and its locks along
         self._ours, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self._process.start()
         theirs.close()
 
-    def ask(
-        self, work: Callable[..., tuple[Verdict, Any]] | str, *arguments: object, timeout_s: float | None = None
-    ) -> Outcome:
+    def ask(self, work: Callable[..., tuple[Verdict, Any]] | str, *arguments: object) -> Outcome:
         """Run `work(*arguments)` there, and wait for it.
 
         The verdict is the one that `work` returns; `not here` where it raises BackendUnavailable, `failed` where it
-        raises another error of this package or takes longer than `timeout_s`, `crashed` where the process ends without
+        raises another error of this package or takes longer than the timeout, `crashed` where the process ends without
         an answer, after which it answers nothing more.
 
         Args:
             work: a function of a module, which the new interpreter imports. It imports the running script too, which
                 therefore needs the usual `if __name__ == "__main__"`. Or the name of a method of what `keep` made.
-            timeout_s: None sets no limit: a backend may compile kernels for minutes.
         """
-        return self._exchange(work, arguments, timeout_s)
+        return self._exchange(work, arguments)
 
     def keep(self, make: type, *arguments: object) -> Outcome:
         """Make `make(*arguments)` there, which stays there, for `ask` to call its methods by their names. These return
         any value, and whatever they raise is a failure: the process lives on."""
-        return self._exchange(make, arguments, None)
+        return self._exchange(make, arguments)
 
-    def _exchange(self, work: object, arguments: tuple[object, ...], timeout_s: float | None) -> Outcome:
-        late = threading.Event()
+    def _exchange(self, work: object, arguments: tuple[object, ...]) -> Outcome:
+        late, timeout_s = threading.Event(), self._timeout_s
 
         def give_up() -> None:
             late.set()
@@ -102,8 +104,8 @@ def run_in_own_process(
     work: Callable[..., tuple[Verdict, Any]], *arguments: object, timeout_s: float | None = None
 ) -> Outcome:
     """Run `work(*arguments)` in a new interpreter that ends with it: see `OwnProcess.ask`."""
-    with OwnProcess() as process:
-        return process.ask(work, *arguments, timeout_s=timeout_s)
+    with OwnProcess(timeout_s) as process:
+        return process.ask(work, *arguments)
 
 
 def _serve(connection: Connection) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from exporter.verification.bundle_diff import Change
@@ -20,12 +20,6 @@ if TYPE_CHECKING:
     from exporter.verification.blocks.findings import Bisection, Drift
 
 
-SIMULATED = (
-    "onnxruntime simulates INT8 for TensorRT on a CPU, as a GPU computes it; to run it fast on a CPU, export with "
-    "--target cpu"
-)
-
-
 @dataclass(frozen=True)
 class BackendCheck:
     """The verdict on one backend.
@@ -35,6 +29,7 @@ class BackendCheck:
         answer: what was measured; None where the backend gave no answer.
         seconds: what the backend's process took.
         kernels: what ran on integers; None where the bundle promises nothing of that, or the backend does not tell.
+        details: what the backend says of how it runs, by name.
     """
 
     backend: str
@@ -43,6 +38,7 @@ class BackendCheck:
     answer: BackendParity | None
     seconds: float
     kernels: KernelCount | None = None
+    details: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -145,9 +141,9 @@ def remarks_on(check: BundleCheck, manifest: Manifest) -> tuple[str, ...]:
     found = []
     if any(answer.ok and answer.verdict == "undecided" for answer in answers):
         found.append("golden inputs need not decide that; to have it decided, give pictures with --data")
-    ran = {one.backend for one in check.backends if one.answer is not None}
-    if manifest.calibration is not None and manifest.kernels is None and "onnxruntime" in ran:
-        found.append(SIMULATED)
+    for one in check.backends:
+        if one.details:
+            found.append(f"{one.backend}: {'; '.join(f'{name} {value}' for name, value in one.details.items())}")
     is_known = check.no_accuracy or any(answer.accuracy is not None for answer in answers)
     if budget.max_accuracy_drop is not None and answers and not is_known:
         found.append("the limit on accuracy was not judged: that takes pictures with labels")

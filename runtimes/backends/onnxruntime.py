@@ -177,7 +177,10 @@ class OnnxRuntime(Runtime):
 
     @property
     def details(self) -> dict[str, str]:
-        return {"int8": self._int8} if self._int8 else {}
+        told = {"int8": self._int8} if self._int8 else {}
+        if self._graphs is not None:
+            told["graphs"] = f"of the first {cuda_provider.MOST_GRAPHS} input shapes; others run without one"
+        return told
 
     def kernels(self) -> KernelCount | None:
         if self._provider != "cpu" or self._path is None:

@@ -1,25 +1,19 @@
-"""What a benchmark found, as a file: versioned, and validated when it is read."""
+"""What a benchmark found."""
 
 from __future__ import annotations
 
 import math
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
-
-import msgspec
 
 from runtimes.benchmark.machine import Machine
 from runtimes.benchmark.statistics import Decision, Interval, median_interval
-from runtimes.errors import BadInput
 from runtimes.manifest import ModelFacts
-from runtimes.private import read_regular
 from runtimes.specs import BatchRange, TensorSpec
 from runtimes.tuning import Hint
 
 SCHEMA_VERSION = 1
-LARGEST_FILE = 64 << 20
 PERCENTILES = 101
 Line = Literal["device", "copies", "files"]
 ALONE_OR_COPIED: tuple[Line, ...] = ("device", "copies")
@@ -211,6 +205,15 @@ class Winner:
 
 
 @dataclass(frozen=True)
+class Speedup:
+    """The fastest way to run each of two bundles, and how many times as many images a second the first runs."""
+
+    first: str
+    second: str
+    ratio: Interval
+
+
+@dataclass(frozen=True)
 class Settings:
     """How it was measured: `seconds` of each measurement in a round; `pictures` that were read from files, in words."""
 
@@ -230,6 +233,7 @@ class Result:
         roofs: the machine's own peaks, for comparison.
         variation: the median coefficient of variation of a rate over the rounds.
         drift: the speed in the second half of the rounds over that in the first half.
+        speedup: of two bundles; None where there is one, or more, or nothing ran one of them rightly.
     """
 
     schema_version: int
@@ -242,6 +246,7 @@ class Result:
     roofs: tuple[Roof, ...]
     variation: float
     drift: float
+    speedup: Speedup | None = None
 
     def bundle_of(self, entry: Entry) -> BundleFacts:
         return next(one for one in self.bundles if one.folder == entry.contender.bundle)
@@ -275,34 +280,6 @@ class Result:
 def _in_float(entry: Entry) -> bool:
     """Whether a backend says that it computes INT8 in floating point."""
     return any(said.startswith(("simulated", "f32")) for said in entry.details.values())
-
-
-def json_from_result(result: Result) -> bytes:
-    """Indented UTF-8 JSON with a final newline."""
-    return msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n"
-
-
-def result_from_file(path: Path) -> Result:
-    """Read and validate a result.
-
-    Raises:
-        BadInput: it cannot be read, is no such result, or one of another schema version.
-    """
-    remedy = "give a file that resnet-deploy bench --json wrote"
-    try:
-        data = read_regular(path, LARGEST_FILE)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; {remedy}") from error
-    try:
-        found = msgspec.json.decode(data, type=dict[str, object]).get("schema_version")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadInput(f"{path}: expected a JSON object, got: {error}; {remedy}") from error
-    if found != SCHEMA_VERSION:
-        raise BadInput(f"{path}: expected schema_version {SCHEMA_VERSION}, got {found!r}; measure again")
-    try:
-        return msgspec.json.decode(data, type=Result)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: {error}; {remedy}") from error
 
 
 def today() -> str:

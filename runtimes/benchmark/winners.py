@@ -1,4 +1,5 @@
-"""Who was the fastest, kept for `open_runtime(bundle, "auto")`: one small file for each bundle on each machine.
+"""Who was the fastest, kept for `open_runtime(bundle, "auto")`: one small file for each bundle, machine and number of
+threads.
 
 It is data alone: names of backends and providers, which are opened as if a user had named them.
 """
@@ -57,7 +58,8 @@ def keep_rankings(result: Result) -> str:
             if ranking is not None:
                 folder = private_folder(_base(), *FOLDER, remedy=f"set {STATE_VARIABLE} to another folder")
                 data = msgspec.json.format(msgspec.json.encode(ranking), indent=2) + b"\n"
-                write_in_one_step(folder / _name(bundle.sha256, result.machine.key), data)
+                name = _name(bundle.sha256, result.machine.key, result.settings.threads)
+                write_in_one_step(folder / name, data)
     except BackendUnavailable as error:
         return str(error)
     except OSError as error:
@@ -65,10 +67,11 @@ def keep_rankings(result: Result) -> str:
     return ""
 
 
-def kept_ranking(bundle_sha256: str, machine_key: str) -> tuple[Ranking | None, str]:
-    """The ranking that was kept for a bundle on a machine, or None; and what is wrong with its file, if anything is."""
+def kept_ranking(bundle_sha256: str, machine_key: str, threads: int) -> tuple[Ranking | None, str]:
+    """The ranking that was kept for a bundle on a machine with so many threads, or None; and what is wrong with its
+    file, if anything is."""
     try:
-        path = _base().joinpath(*FOLDER, _name(bundle_sha256, machine_key))
+        path = _base().joinpath(*FOLDER, _name(bundle_sha256, machine_key, threads))
     except BackendUnavailable:
         return None, ""
     try:
@@ -118,8 +121,8 @@ def _base() -> Path:
     return home_folder(STATE_VARIABLE, STATE_DEFAULT)
 
 
-def _name(bundle_sha256: str, machine_key: str) -> str:
-    return f"{bundle_sha256[:32]}-{machine_key[:32]}.json"
+def _name(bundle_sha256: str, machine_key: str, threads: int) -> str:
+    return f"{bundle_sha256[:32]}-{machine_key[:32]}-{threads}.json"
 
 
 def _said(error: Any) -> str:

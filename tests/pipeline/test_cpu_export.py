@@ -62,6 +62,7 @@ def test_a_check_says_what_ran_on_integers(bundle: Path, run: Run) -> None:
     ran = run("check", bundle, "--backend", "onnxruntime")
     assert ran.code == 0
     assert "kernels      onnxruntime: 21 of 21 convolutions and 9 of 9 additions on integers\n" in ran.out
+    assert "onnxruntime: int8 on integers" in ran.out
     assert "--target cpu" not in ran.out
 
 

@@ -96,6 +96,8 @@ STOPPED = """
 import os, signal
 from torch import nn
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background with SIGINT ignored
+
 def net():
     class Net(nn.Module):
         def forward(self, x):

@@ -42,6 +42,8 @@ SLOW = (
     "resnet1202",
     "resnet34_cifar",
     "resnet50_cifar",
+    "resnet152",
+    "wide_resnet101_2",
     "resnext101_32x8d",
     "resnext101_64x4d",
 )

@@ -13,10 +13,14 @@ from made_results import STEADY, entry, facts, result, slowed
 from runtimes import Bundle, open_runtime
 from runtimes.benchmark import winners
 from runtimes.benchmark.machine import this_machine
-from runtimes.benchmark.results import Result
+from runtimes.benchmark.results import Result, Settings
 from runtimes.benchmark.winners import keep_rankings, kept_ranking, ranking_of
 from runtimes.choice import candidates
 from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.tuning import DEFAULT_TUNING
+
+SETTINGS = Settings(10, 0.25, DEFAULT_TUNING.cores, None, "")
+"""Measured with as many threads as are used by default."""
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def keep(bundle: Bundle, state: Path) -> Callable[..., Result]:
     sha256 = hashlib.sha256((bundle.folder / "manifest.json").read_bytes()).hexdigest()
 
     def kept(*entries: Any) -> Result:
-        made = result(*entries, bundles=[facts(sha256=sha256)], machine=this_machine())
+        made = result(*entries, bundles=[facts(sha256=sha256)], machine=this_machine(), settings=SETTINGS)
         assert keep_rankings(made) == ""
         return made
 
@@ -97,12 +101,15 @@ def test_a_backend_that_was_measured_alone_takes_nobodys_place(bundle: Bundle, k
         assert runtime.choice.backend == "onnxruntime"
 
 
-def test_a_ranking_is_of_one_bundle_on_one_machine(bundle: Bundle, keep: Callable[..., Result]) -> None:
+def test_a_ranking_is_of_one_bundle_on_one_machine_with_as_many_threads(
+    bundle: Bundle, keep: Callable[..., Result]
+) -> None:
     found = keep(entry("pytorch"), entry("onnxruntime"))
-    sha256, key = found.bundles[0].sha256, found.machine.key
-    assert kept_ranking(sha256, key)[0] is not None
-    assert kept_ranking("b" * 64, key) == (None, "")
-    assert kept_ranking(sha256, "b" * 64) == (None, "")
+    sha256, key, threads = found.bundles[0].sha256, found.machine.key, found.settings.threads
+    assert kept_ranking(sha256, key, threads)[0] is not None
+    assert kept_ranking("b" * 64, key, threads) == (None, "")
+    assert kept_ranking(sha256, "b" * 64, threads) == (None, "")
+    assert kept_ranking(sha256, key, threads + 1) == (None, ""), "the fastest on many threads need not be so on one"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +152,7 @@ def test_what_cannot_be_kept_is_said(state: Path) -> None:
 
 
 def test_a_provider_keeps_only_backends_that_may_have_it(bundle: Bundle, state: Path) -> None:
-    named = [(one.backend, one.provider) for one in candidates(bundle, "latency", "cuda")]
+    named = [(one.backend, one.provider) for one in candidates(bundle, DEFAULT_TUNING, "cuda")]
     assert ("onnxruntime", "cuda") in named
     assert ("onnxruntime", "cpu") not in named
     with open_runtime(bundle, "auto", provider="cpu") as runtime:

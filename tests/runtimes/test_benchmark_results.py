@@ -10,7 +10,8 @@ import pytest
 from made_results import FOLDER, MACHINE, STEADY, entry, facts, result, slowed
 
 from runtimes.benchmark.compare import compare_results
-from runtimes.benchmark.results import LARGEST_FILE, json_from_result, result_from_file, today
+from runtimes.benchmark.result_file import LARGEST_FILE, json_from_result, result_from_file
+from runtimes.benchmark.results import today
 from runtimes.errors import BadInput
 from runtimes.manifest import ModelFacts, WeightsFacts
 

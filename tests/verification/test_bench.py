@@ -29,7 +29,8 @@ from exporter.verification.own_process import OwnProcess
 from exporter.verification.report.bench_lines import bench_lines, winner_text
 from exporter.verification.report.bench_page import html_from_result
 from runtimes import Bundle, Manifest
-from runtimes.benchmark.results import Roof, json_from_result, result_from_file
+from runtimes.benchmark.result_file import json_from_result, result_from_file
+from runtimes.benchmark.results import Result, Roof
 from runtimes.errors import BackendUnavailable, PlanError, SpeedError
 from runtimes.processor import Processor
 
@@ -167,6 +168,16 @@ def test_where_all_fail_the_command_does(deploy: Any, copy: Path, monkeypatch: p
     assert "Traceback" not in done.err
 
 
+def test_a_backend_that_hangs_is_given_up_after_the_timeout(
+    deploy: Any, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(station, "Measurement", failing_measurements.HangsOnOpening)
+    done = deploy("bench", copy, *ONE, *QUICK, "--timeout", "4")
+    assert done.code == 1
+    assert "no answer within 4 s; give a longer --timeout" in done.err
+    assert "expected a timeout of more than 0" in deploy("bench", copy, *ONE, *QUICK, "--timeout", "nan").error
+
+
 def test_a_backend_that_is_not_here_is_listed_with_its_reason(deploy: Any, bundle: Path) -> None:
     done = deploy("bench", bundle, "--backend", "tensorrt-rtx", *QUICK)
     assert done.code == 3
@@ -247,11 +258,11 @@ def test_two_results_are_compared_by_the_command(deploy: Any, tmp_path: Path) ->
     assert "expected two results of the same model, got macs 1000000 and 7" in refused.error
 
 
-def against(factor: float, rounds: int = 10, turns: tuple[float, ...] = ()) -> Any:
+def against(factor: float, rounds: int = 10, turns: tuple[float, ...] = ()) -> Result:
     rates = STEADY[:rounds]
     fast = [rate * factor * turn for rate, turn in zip(rates, turns or (1.0,) * rounds, strict=True)]
     bundles = [facts(), facts("other", name="tiny-fp32")]
-    return speedup_of(
+    return with_speedup(
         result(
             entry("onnxruntime", fast),
             entry("pytorch", [9 * rate for rate in rates]),
@@ -260,6 +271,10 @@ def against(factor: float, rounds: int = 10, turns: tuple[float, ...] = ()) -> A
             bundles=bundles,
         )
     )
+
+
+def with_speedup(found: Result) -> Result:
+    return replace(found, speedup=speedup_of(found.bundles, found.entries))
 
 
 def test_a_speedup_is_held_to_its_lower_limit() -> None:
@@ -281,7 +296,20 @@ def test_a_speedup_needs_a_right_answer_on_both_sides() -> None:
     bundles = [facts(), facts("other", name="tiny-fp32")]
     found = result(entry("onnxruntime", right=False), entry("onnxruntime", folder="other"), bundles=bundles)
     with pytest.raises(BackendUnavailable, match="expected a backend that runs .* within its budget, got none"):
-        speedup_of(found)
+        check_speedup(with_speedup(found), None)
+
+
+def test_the_speedup_is_in_all_that_is_written() -> None:
+    found = against(2.0)
+    assert found.speedup is not None
+    assert found.speedup.ratio.median == pytest.approx(2.0)
+    assert speedup_of(found.bundles[:1], found.entries) is None
+    said = (
+        "runs 2.00 times as many images a second as tiny-fp32 (onnxruntime cpu, batch 8) (95 % interval 2.00 to 2.00)"
+    )
+    assert any(line.startswith("speed-up") and said in line for line in bench_lines(found))
+    assert said in html_from_result(found).decode()
+    assert json.loads(json_from_result(found))["speedup"]["ratio"]["median"] == pytest.approx(2.0)
 
 
 def test_the_command_measures_both_bundles_in_the_same_rounds(deploy: Any, bundle: Path, copy: Path) -> None:

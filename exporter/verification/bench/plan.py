@@ -30,6 +30,7 @@ class BenchPlan:
         data: where the picture files come from; None makes some.
         lines: which of the lines to measure.
         variants: measure backends' variants, too: PyTorch's BF16 and torch.compile.
+        timeout_s: seconds that a backend may take to open, to warm up or for one measurement; None sets no limit.
 
     Raises:
         PlanError: nothing to measure, the same bundle twice, or a number out of range.
@@ -47,6 +48,7 @@ class BenchPlan:
     lines: tuple[Line, ...] = tuple(LINES)
     variants: bool = True
     trust_engines: tuple[str, ...] = ()
+    timeout_s: float | None = None
 
     def __post_init__(self) -> None:
         if not self.bundles:
@@ -60,6 +62,8 @@ class BenchPlan:
             raise PlanError(f"expected more than 0 seconds for a measurement, got {self.seconds:g}")
         if self.warm_up is not None and self.warm_up < 1:
             raise PlanError(f"expected at least 1 call to warm up, got {self.warm_up}")
+        if self.timeout_s is not None and not self.timeout_s > 0:  # nan too
+            raise PlanError(f"expected a timeout of more than 0 seconds, got {self.timeout_s:g}; leave it out for none")
         for size in self.batches or ():
             for bundle in self.bundles:
                 batch = bundle.manifest.batch

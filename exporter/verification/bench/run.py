@@ -11,6 +11,7 @@ from pathlib import Path
 from exporter.verification.bench.pictures import picture_files
 from exporter.verification.bench.plan import LATENCY_CALLS, BenchPlan
 from exporter.verification.bench.remarks import remarks_on
+from exporter.verification.bench.speedup import speedup_of
 from exporter.verification.bench.station import Station, contenders_of
 from exporter.verification.own_process import OwnProcess, Verdict, run_in_own_process
 from runtimes._open import backend_names
@@ -55,7 +56,7 @@ def bench(plan: BenchPlan, say: Progress = silent) -> Result:
         stations = []
         for bundle, contender in found:
             task = Task(bundle, contender, plan.tuning, files[bundle.folder].paths, plan.trust_engines)
-            process = OwnProcess()
+            process = OwnProcess(plan.timeout_s)
             owned.callback(process.close)
             stations.append(Station(task, process))
         for station in stations:
@@ -85,6 +86,7 @@ def bench(plan: BenchPlan, say: Progress = silent) -> Result:
         roofs=highest((*before, *after)),
         variation=statistics.median(map(variation, series)) if series else 0.0,
         drift=drift(series),
+        speedup=speedup_of(bundles, entries),
     )
 
 
@@ -114,7 +116,9 @@ def _contenders(plan: BenchPlan, say: Progress) -> tuple[list[tuple[Bundle, Cont
     found, missing = [], []
     for backend in plan.backends if plan.backends is not None else backend_names():
         say(f"look for {backend}")
-        verdict, reason, here = run_in_own_process(_look, backend, plan.provider, plan.variants)
+        verdict, reason, here = run_in_own_process(
+            _look, backend, plan.provider, plan.variants, timeout_s=plan.timeout_s
+        )
         for bundle in plan.bundles:
             folder = str(bundle.folder)
             if verdict != "ok":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from runtimes.benchmark.compare import Compared
     from runtimes.benchmark.machine import Machine
-    from runtimes.benchmark.results import BundleFacts, Entry, Line, Result, Winner
+    from runtimes.benchmark.results import BundleFacts, Entry, Line, Result, Speedup, Winner
     from runtimes.benchmark.statistics import Interval
 
 LINE_NAMES = {"device": "device", "copies": "copies", "files": "files"}
@@ -24,6 +24,8 @@ def bench_lines(result: Result) -> Iterator[str]:
     for bundle in result.bundles:
         yield from _bundle_lines(result, bundle)
     yield ""
+    if result.speedup is not None:
+        yield f"{'speed-up':<12} {speedup_text(result.speedup)}"
     yield f"{'noise':<12} {noise_text(result)}"
     if result.settings.pictures:
         yield f"{'files':<12} {result.settings.pictures}"
@@ -83,6 +85,15 @@ def ratio_text(ratio: Interval) -> str:
     if ratio.low is None or ratio.high is None:
         return f"{ratio.median:.2f}"
     return f"{ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def speedup_text(speedup: Speedup) -> str:
+    """`A runs 2.00 times as many images a second as B (95 % interval 1.90 to 2.10)`."""
+    low, high = speedup.ratio.low, speedup.ratio.high
+    limits = "too few rounds for an interval" if low is None else f"95 % interval {low:.2f} to {high:.2f}"
+    return (
+        f"{speedup.first} runs {speedup.ratio.median:.2f} times as many images a second as {speedup.second} ({limits})"
+    )
 
 
 def _bundle_lines(result: Result, bundle: BundleFacts) -> Iterator[str]:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from exporter.verification.report.bench_lines import machine_lines, noise_text, rate_text, remarks_of, winner_text
+from exporter.verification.report.bench_lines import (
+    machine_lines,
+    noise_text,
+    rate_text,
+    remarks_of,
+    speedup_text,
+    winner_text,
+)
 from exporter.verification.report.bench_plots import latency_svg, throughput_svg
 from exporter.verification.report.drawing import Caption
 from exporter.verification.report.environment import page_environment
@@ -39,6 +46,7 @@ def html_from_result(result: Result) -> bytes:
         "lines": LINES,
         "machine_text": list(machine_lines(result.machine, result.settings.threads)),
         "noise": noise_text(result),
+        "speedup": speedup_text(result.speedup) if result.speedup is not None else None,
     }
     views = [_view(result, bundle, f"b{place}") for place, bundle in enumerate(result.bundles, 1)]
     page = environment.get_template(PAGE).render(result=result, views=views)
