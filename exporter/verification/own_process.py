@@ -9,7 +9,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from runtimes.errors import BackendUnavailable, ResnetExportError
+from runtimes.errors import BackendUnavailable, PlanError, ResnetExportError
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
@@ -29,6 +29,16 @@ class Outcome(NamedTuple):
     verdict: Verdict
     reason: str
     value: Any
+
+
+def check_timeout(timeout_s: float | None) -> None:
+    """Refuse a timeout that leaves no time.
+
+    Raises:
+        PlanError: it is not above 0.
+    """
+    if timeout_s is not None and not timeout_s > 0:  # nan too
+        raise PlanError(f"expected a timeout of more than 0 seconds, got {timeout_s:g}; leave it out for none")
 
 
 class OwnProcess:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from exporter.verification.own_process import check_timeout
 from runtimes.bundle import Bundle
 from runtimes.errors import PlanError
 from runtimes.kinds import check_kinds
@@ -51,8 +52,7 @@ class CheckPlan:
         check_kinds(self)
         if self.images < 1:
             raise PlanError(f"expected at least 1 of the images, got {self.images}")
-        if self.timeout_s is not None and not self.timeout_s > 0:  # nan too
-            raise PlanError(f"expected a timeout of more than 0 seconds, got {self.timeout_s:g}; leave it out for none")
+        check_timeout(self.timeout_s)
         if self.bisect and self.against is not None:
             raise PlanError(
                 "--bisect returns blocks to the bundle's own FP32 program, which --against has nothing to do with; "

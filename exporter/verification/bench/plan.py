@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from exporter.verification.own_process import check_timeout
 from runtimes.benchmark.results import LINES, Line
 from runtimes.bundle import Bundle
 from runtimes.errors import PlanError
@@ -62,8 +63,7 @@ class BenchPlan:
             raise PlanError(f"expected more than 0 seconds for a measurement, got {self.seconds:g}")
         if self.warm_up is not None and self.warm_up < 1:
             raise PlanError(f"expected at least 1 call to warm up, got {self.warm_up}")
-        if self.timeout_s is not None and not self.timeout_s > 0:  # nan too
-            raise PlanError(f"expected a timeout of more than 0 seconds, got {self.timeout_s:g}; leave it out for none")
+        check_timeout(self.timeout_s)
         for size in self.batches or ():
             for bundle in self.bundles:
                 batch = bundle.manifest.batch
