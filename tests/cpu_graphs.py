@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnxruntime as ort
 from numpy.typing import NDArray
 from residual_graphs import INPUTS
 
@@ -32,3 +33,12 @@ def run_file(model: onnx.ModelProto, folder: Path, target: str = "cpu") -> tuple
         kernels = runtime.kernels()
         assert kernels is not None
         return runtime.run({"input": INPUTS}), kernels
+
+
+def operators_run(model: onnx.ModelProto, folder: Path) -> list[str]:
+    """What onnxruntime makes of a graph, in its order."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node]

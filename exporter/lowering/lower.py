@@ -22,10 +22,11 @@ from exporter.lowering.bias_correction import (
 from exporter.lowering.equalize import factors_of_tensors, with_factors
 from exporter.lowering.precisions import Precision
 from exporter.lowering.qdq.fit import TOO_SMALL
+from exporter.lowering.qdq.pairs import placement
 from exporter.lowering.qdq.targets import QdqTarget, left_in_float
 from exporter.lowering.ranges import CalibrationSet, few_inputs, given_table, measure_ranges
 from exporter.lowering.registry import load_precision, load_target
-from exporter.lowering.repairs import Bench, choose_calibrator, find_factors
+from exporter.lowering.repairs import Bench, choose_calibrator, choose_heads, find_factors
 from exporter.lowering.request import CALIBRATOR, LoweringRequest
 from exporter.lowering.sensitivity import measure_sensitivity
 from runtimes.block_precision import Sensitivity
@@ -72,6 +73,7 @@ class _Calibrated:
     Attributes:
         exact: the float graph, its channels equalized.
         corrections: what is taken off the biases, by node.
+        heads: the classifiers that stay in float, by their nodes' names.
         bench: to measure with; None where there are no pictures.
     """
 
@@ -80,6 +82,7 @@ class _Calibrated:
     table: CalibrationTable
     calibrator: str
     corrections: Mapping[str, NDArray[np.float32]]
+    heads: frozenset[str]
     bench: Bench | None
 
 
@@ -110,7 +113,7 @@ def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringReque
         assert inputs is not None, "there are pictures where no table is given"
         known = _measure(clean, images, request, inputs, steps)
     with steps(f"lower to {request.precision}"):
-        lowered = _lower(known, budget)
+        lowered = _lower(known, budget, known.heads)
         _report_float_convolutions(clean, lowered.model, load_target(request.target), steps)
     if inputs is None:
         return lowered
@@ -122,7 +125,8 @@ def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringReque
 def _measure(
     clean: onnx.ModelProto, images: CalibrationSet, request: LoweringRequest, inputs: NDArray[Any], steps: Steps
 ) -> _Calibrated:
-    """Equalize the channels, measure all ranges, and choose among them and correct the biases by the outputs' error."""
+    """Equalize the channels, measure all ranges, and choose among them, choose whether classifiers are quantized, and
+    correct the biases, all by the outputs' error."""
     repairs = []
     with steps("equalize"):
         bench = Bench.of(clean, request.target, inputs)
@@ -131,6 +135,9 @@ def _measure(
     exact = with_factors(clean, factors)
     with steps("calibrate"):
         table = measure_ranges(clean, exact, images, request, steps)
+        heads = choose_heads(exact, table.thresholds(request.calibrator or CALIBRATOR), bench)
+    repairs.append(heads.said)
+    bench = replace(bench, heads=heads.in_float)
     calibrator, error = request.calibrator, None
     if calibrator is None:
         with steps("choose ranges"):
@@ -140,7 +147,7 @@ def _measure(
         corrections, said = find_corrections(exact, table.thresholds(calibrator), bench, error)
         repairs.append(said)
     table = replace(table, factors=lists_from_arrays(factors), repairs=[one for one in repairs if one])
-    return _Calibrated(request, exact, table, calibrator, corrections, bench)
+    return _Calibrated(request, exact, table, calibrator, corrections, heads.in_float, bench)
 
 
 def _from_table(
@@ -150,11 +157,12 @@ def _from_table(
     tensors = load_precision(request.precision).observed_tensors(clean, request.target)
     table = given_table(clean, tensors, images, request)
     exact = with_factors(clean, arrays_from_lists(table.factors))
-    bench = None if inputs is None else Bench.of(clean, request.target, inputs)
+    heads = frozenset(placement(clean, request.target).classifiers).intersection(table.float_nodes)
+    bench = None if inputs is None else replace(Bench.of(clean, request.target, inputs), heads=heads)
     calibrator = request.calibrator or table.calibrator
     if not calibrator:
         calibrator = CALIBRATOR if bench is None else choose_calibrator(exact, table, bench).calibrator
-    return _with_calibrator(_Calibrated(request, exact, table, calibrator, {}, bench), calibrator)
+    return _with_calibrator(_Calibrated(request, exact, table, calibrator, {}, heads, bench), calibrator)
 
 
 def _with_calibrator(known: _Calibrated, calibrator: str) -> _Calibrated:
@@ -169,7 +177,7 @@ def _lower(known: _Calibrated, budget: Budget, float_nodes: Collection[str] = ()
     """Lower the graph with these nodes in float; the classifier's correction is for the errors of the others, so it is
     measured again."""
     request, thresholds, head = known.request, known.table.thresholds(known.calibrator), classifier(known.exact)
-    kept = {name: each for name, each in known.corrections.items() if name not in float_nodes}
+    kept = {name: each for name, each in known.corrections.items() if name == head or name not in float_nodes}
     is_measured = head in kept and set(float_nodes) == set(known.table.float_nodes)
     if known.bench is not None and head is not None and not is_measured:
         kept.pop(head, None)
@@ -185,7 +193,7 @@ def _lower(known: _Calibrated, budget: Budget, float_nodes: Collection[str] = ()
     model = load_precision(request.precision).lower(corrected, thresholds, request.target, float_nodes)
 
     def with_float_nodes(nodes: Collection[str]) -> LoweredGraph:
-        return _lower(known, budget, nodes)
+        return _lower(known, budget, known.heads | set(nodes))
 
     def with_calibrator(name: str) -> LoweredGraph:
         return _lower(_with_calibrator(known, name), budget, float_nodes)

@@ -29,6 +29,9 @@ from runtimes.errors import CalibrationError
 
 FEWEST_DECIDING = 16
 """Pictures, however large the network."""
+ENOUGH_DB, LITTLE_DB = 40.0, 1.0
+"""The SQNR that a quantized classifier has to leave, or the most that it may cost: errors of a hundredth of the outputs
+turn few classes, and 1 dB more error turns an eighth more."""
 REPAIR_FORWARDS = 16
 """In forward passes of the FP32 graph, what all repairs together cost a picture that decides."""
 
@@ -42,12 +45,14 @@ class Bench:
         fitting: the inputs that repairs are fitted to, as the graph takes them, (pictures, ...).
         deciding: others, which decide, likewise.
         expected: what the float graph gives for those that decide, by name, each (pictures, ...).
+        heads: the classifiers that stay in float, by their nodes' names.
     """
 
     target: str
     fitting: NDArray[Any]
     deciding: NDArray[Any]
     expected: Outputs
+    heads: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, model: onnx.ModelProto, target: str, inputs: NDArray[Any]) -> Bench:
@@ -62,7 +67,8 @@ class Bench:
         self, model: onnx.ModelProto, thresholds: Mapping[str, float], float_nodes: Collection[str] = ()
     ) -> OutputError:
         """The outputs' error of a float graph, repaired or not, with these ranges and with some nodes in float."""
-        return output_error(with_pairs(model, thresholds, self.target, float_nodes), self.deciding, self.expected)
+        pairs = with_pairs(model, thresholds, self.target, self.heads.union(float_nodes))
+        return output_error(pairs, self.deciding, self.expected)
 
 
 def find_factors(model: onnx.ModelProto, bench: Bench) -> tuple[Factors, str]:
@@ -114,6 +120,28 @@ def choose_calibrator(model: onnx.ModelProto, table: CalibrationTable, bench: Be
         return Choice(best, "", errors[best])
     said = f"took the ranges of {best}: {decibels(errors[CALIBRATOR].share, errors[best].share)}"
     return Choice(best, said, errors[best])
+
+
+class Heads(NamedTuple):
+    """The classifiers that stay in float, by their nodes' names, and why or what their 8 bits cost, in words."""
+
+    in_float: frozenset[str]
+    said: str
+
+
+def choose_heads(model: onnx.ModelProto, thresholds: Mapping[str, float], bench: Bench) -> Heads:
+    """Choose whether the classifiers that a target can quantize are: where that leaves enough, or costs little.
+
+    They are a few percent of the time, and each rounding error of theirs is one of the logits.
+    """
+    heads = frozenset(placement(model, bench.target).classifiers)
+    if not heads:
+        return Heads(heads, "")
+    before, after = bench.error(model, thresholds, heads), bench.error(model, thresholds)
+    change = decibels(before.share, after.share)
+    if after.sqnr_db >= min(ENOUGH_DB, before.sqnr_db - LITTLE_DB):
+        return Heads(frozenset(), f"quantized the classifier: {change}")
+    return Heads(heads, f"left the classifier in float: 8 bits would have cost {change}")
 
 
 def largest_by_channel(

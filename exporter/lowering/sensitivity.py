@@ -94,10 +94,11 @@ def image_count(model: onnx.ModelProto, cut: Sequence[Part]) -> int:
 
 
 def _int8_macs(model: onnx.ModelProto, lowered: onnx.ModelProto, cut: Sequence[Part]) -> list[int]:
-    """For each block the multiply-accumulates for one image of those of its convolutions that are INT8 in `lowered`."""
+    """For each block the multiply-accumulates for one image of what is INT8 of it in `lowered`."""
     work = macs_by_node(model)
     quantized = {name for node in lowered.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
-    inside = {node.name for node in lowered.graph.node if node.op_type == "Conv" and node.input[1] in quantized}
+    products = (node for node in lowered.graph.node if node.op_type in ("Conv", "Gemm"))
+    inside = {node.name for node in products if node.input[1] in quantized}
     return [
         sum(work[name] for place in part.block.nodes if (name := model.graph.node[place].name) in inside)
         for part in cut

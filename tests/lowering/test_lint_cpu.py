@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from cpu_graphs import lowered, run_file
+from cpu_graphs import lowered, operators_run, run_file
 from onnx import TensorProto, helper, numpy_helper
 from residual_graphs import residual
 
@@ -29,6 +29,27 @@ def with_an_unquantized_shortcut(model: onnx.ModelProto) -> None:
 def with_a_second_reader(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Identity", ["inner.out"], ["seen"], name="seen"))
     model.graph.output.append(helper.make_tensor_value_info("seen", TensorProto.FLOAT, None))
+
+
+def test_a_classifiers_bias_inside_of_it_keeps_it_in_float(tmp_path: Path) -> None:
+    model = lowered(residual())
+    before = lint_for_processors(model)
+    assert before is not None
+    assert before.findings == ()
+    fc = next(node for node in model.graph.node if node.name == "fc")
+    fc.input.append("Bfc")
+    fc.output[0] = "logits"
+    kept = [node for node in model.graph.node if node.name != "fc.add_bias"]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    bias = next(tensor for tensor in model.graph.initializer if tensor.name == "fc.bias_per_channel")
+    bias.name, bias.dims[:] = "Bfc", [3]
+    after = lint_for_processors(model)
+    assert after is not None
+    assert [(one.kind, one.node, one.message) for one in after.findings] == [
+        ("runs in float", "fc", "its bias is float, and its output is not quantized; add the bias behind it")
+    ]
+    assert operators_run(model, tmp_path)[-1] == "Gemm"
 
 
 def as_it_is(model: onnx.ModelProto) -> None:

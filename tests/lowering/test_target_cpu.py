@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from cpu_graphs import lowered, run_file
+from cpu_graphs import lowered, operators_run, run_file
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from residual_graphs import CHANNELS, INPUTS, conv, graph_of, op, residual
 
 from exporter.graph.probe import open_session, run_session
@@ -27,7 +27,10 @@ def values(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
 
 def test_convolutions_read_and_make_quantized_tensors_and_additions_do_on_both_sides() -> None:
     placed = cpu.place_pairs(residual())
-    assert placed.tensors == ("input", "relu.out", "pool.out", "inner.out", "b.out", "last.out")
+    assert placed.tensors == (
+        *("input", "relu.out", "pool.out", "inner.out", "b.out", "last.out"),
+        *("gap.out", "flat.out"),
+    )
     assert {tuple(edge) for edge in placed.edges} == {
         ("stem", 0),
         ("pool", 0),
@@ -36,8 +39,11 @@ def test_convolutions_read_and_make_quantized_tensors_and_additions_do_on_both_s
         ("sum", 0),
         ("sum", 1),
         ("gap", 0),
+        ("flat", 0),
+        ("fc", 0),
     }
-    assert placed.weights == ("stem", "a", "b")
+    assert placed.weights == ("stem", "a", "b", "fc")
+    assert placed.classifiers == ("fc",)
     assert not placed.half
     assert placed.narrow == {"stem"}
 
@@ -51,18 +57,21 @@ def test_numbers_without_negatives_have_all_steps_above_zero() -> None:
         "inner.out": UNSIGNED,
         "b.out": CENTRED,
         "last.out": UNSIGNED,
+        "gap.out": UNSIGNED,
+        "flat.out": UNSIGNED,
     }
     assert placed.ranges["pool.out"] == "relu.out"  # a pool's output has its input's range, so that it is the same pair
+    assert placed.ranges["flat.out"] == "gap.out"
 
 
 def test_scales_and_the_remainder_are_fp32_and_weights_of_the_first_convolution_have_seven_bits() -> None:
     found = values(lowered(residual()))
     assert {array.dtype.name for array in found.values()} == {"float32", "int8", "uint8"}
     assert np.abs(found["Wstem.quantized"]).max() == 63
-    assert {np.abs(found[f"W{name}.quantized"]).max() for name in "ab"} == {127}
+    assert {np.abs(found[f"W{name}.quantized"]).max() for name in ("a", "b", "fc")} == {127}
     assert found["relu.out.scale"] == found["pool.out.scale"]
     safe = values(lowered(residual(), "cpu-safe"))
-    assert {np.abs(safe[f"W{name}.quantized"]).max() for name in ("stem", "a", "b")} == {63}
+    assert {np.abs(safe[f"W{name}.quantized"]).max() for name in ("stem", "a", "b", "fc")} == {63}
     assert cpu_safe.place_pairs(residual()).edges == cpu.place_pairs(residual()).edges
 
 
@@ -133,10 +142,61 @@ def test_blocks_in_float_read_nothing_quantized(tmp_path: Path) -> None:
         "input.dequantize",
         "Wstem.dequantize",
         "relu.out.dequantize",
+        "gap.out.dequantize",
+        "flat.out.dequantize",
+        "Wfc.dequantize",
     ]
     assert kernel_count(model) == KernelCount(3, 1, 1, 0)
     _, kernels = run_file(model, tmp_path)
     assert (kernels.integer_convolutions, kernels.integer_additions) == (1, 0)
+
+
+def test_global_pooling_and_the_classifier_run_on_integers_up_to_its_bias(tmp_path: Path) -> None:
+    found = operators_run(lowered(residual()), tmp_path)
+    assert [kind for kind in found if kind not in ("Flatten", "Transpose")][-3:] == [
+        "QLinearGlobalAveragePool",
+        "QGemm",
+        "Add",
+    ]
+
+
+def reduced(**attributes: object) -> onnx.ModelProto:
+    """Pooling by ReduceMean, and a classifier of these attributes."""
+    graph = graph_of(
+        conv("a", "input"),
+        op("Relu", "a.out", output="relu.out"),
+        op("ReduceMean", "relu.out", "axes", output="gap.out", keepdims=0),
+        helper.make_node("Gemm", ["gap.out", "Wfc", "Bfc"], ["logits"], name="fc", **attributes),
+    )
+    graph.graph.initializer.append(numpy_helper.from_array(np.array([2, 3]), "axes"))
+    if not attributes.get("transB"):
+        weight = next(tensor for tensor in graph.graph.initializer if tensor.name == "Wfc")
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).T.copy(), "Wfc"))
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("attributes", "classifiers"),
+    [({"transB": 1}, ("fc",)), ({}, ()), ({"transB": 1, "alpha": 0.5}, ()), ({"transB": 1, "beta": 2.0}, ())],
+)
+def test_a_classifier_is_quantized_where_each_row_of_its_weight_is_a_class(
+    attributes: dict[str, Any], classifiers: tuple[str, ...], tmp_path: Path
+) -> None:
+    graph = reduced(**attributes)
+    assert cpu.place_pairs(graph).classifiers == classifiers
+    model = lowered(graph)
+    assert ("QGemm" in operators_run(model, tmp_path)) == bool(classifiers)
+    expected = run_session(open_session(graph), {"input": INPUTS})["logits"]
+    found, _ = run_file(model, tmp_path)
+    assert np.abs(found["logits"] - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_a_classifier_in_float_leaves_the_addition_before_it_on_integers(tmp_path: Path) -> None:
+    for nodes in (["fc"], ["gap", "flat", "fc"]):
+        model = lowered(residual(), float_nodes=nodes)
+        assert "Wfc.dequantize" not in {node.name for node in model.graph.node}
+        assert kernel_count(model) == KernelCount(3, 3, 1, 1)
+        assert operators_run(model, tmp_path)[-2:] == ["Flatten", "Gemm"]
 
 
 def test_a_dead_channel_with_a_large_bias_keeps_it(tmp_path: Path) -> None:

@@ -50,8 +50,9 @@ def lower(
     """The graph with Q/DQ pairs where `target` wants them; weights are INT8.
 
     For a target of half precision the rest is in FP16 between two casts, and the biases of quantized convolutions are
-    added behind them, where onnxruntime leaves them as they are; for another it stays in FP32. With all convolutions
-    among `float_nodes` it is the graph in FP16, or the graph as it was.
+    added behind them, where onnxruntime leaves them as they are; for another it stays in FP32, and the bias of a
+    quantized classifier is added behind it, since onnxruntime's kernel takes none in FP32. With all convolutions among
+    `float_nodes` it is the graph in FP16, or the graph as it was.
 
     Raises:
         CalibrationError: `thresholds` lacks a tensor.
@@ -61,7 +62,7 @@ def lower(
     placed = placement(model, target, float_nodes)
     pairs = insert_pairs(model, placed, thresholds)
     if not placed.half:
-        return pairs
+        return with_biases_behind(pairs, operators=("Gemm",))
     return with_biases_behind(cast_graph(pairs, onnx.TensorProto.FLOAT16))
 
 

@@ -1,4 +1,4 @@
-"""Write the bias of each quantized convolution as an addition behind it, and put it back inside.
+"""Write the bias of each quantized convolution or classifier as an addition behind it, and put it back inside.
 
 onnxruntime turns the constant bias of a convolution between Q/DQ pairs into INT32, whose scale is that of the input
 times that of the weight, computed in the scales' own type (`WeightBiasQuantization`, at every level of optimisation but
@@ -14,17 +14,20 @@ NVIDIA's ModelOpt 0.47 counts such an addition among what TensorRT fuses into a 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import onnx
 from onnx import TensorProto, helper
 
 
-def with_biases_behind(model: onnx.ModelProto) -> onnx.ModelProto:
+def with_biases_behind(model: onnx.ModelProto, operators: Collection[str] = ("Conv",)) -> onnx.ModelProto:
     """A copy whose quantized convolutions have their constant biases in an Add behind them.
 
     The Add makes the tensor that the convolution made, of the same name; the convolution keeps its own name, and makes
-    TENSOR.without_bias. A convolution without a bias gets no Add. Shapes must be inferred.
+    TENSOR.without_bias. A convolution without a bias gets no Add. Shapes of what convolutions make must be inferred.
+
+    Args:
+        operators: those whose biases are moved, Conv or Gemm.
     """
     graph, quantized = model.graph, _dequantized(model.graph)
     tensors = {tensor.name: tensor for tensor in graph.initializer}
@@ -34,18 +37,21 @@ def with_biases_behind(model: onnx.ModelProto) -> onnx.ModelProto:
         node = onnx.NodeProto()
         node.CopyFrom(original)
         nodes.append(node)
-        if node.op_type != "Conv" or node.input[1] not in quantized or not tensors.keys() & set(node.input[2:]):
+        if node.op_type not in operators or node.input[1] not in quantized or not tensors.keys() & set(node.input[2:]):
             continue
-        output, bias, value = original.output[0], TensorProto(), onnx.ValueInfoProto()
-        value.CopyFrom(known[output])
-        value.name = node.output[0] = f"{output}.without_bias"
+        output, bias = original.output[0], TensorProto()
+        node.output[0] = f"{output}.without_bias"
         bias.CopyFrom(tensors[node.input[2]])
         bias.name = f"{node.name}.bias_per_channel"
-        bias.dims[:] = [1, *bias.dims, *[1] * (len(value.type.tensor_type.shape.dim) - 2)]
+        if node.op_type == "Conv":
+            value = onnx.ValueInfoProto()
+            value.CopyFrom(known[output])
+            value.name = node.output[0]
+            bias.dims[:] = [1, *bias.dims, *[1] * (len(value.type.tensor_type.shape.dim) - 2)]
+            values.append(value)
         del node.input[2]
-        nodes.append(helper.make_node("Add", [value.name, bias.name], [output], name=f"{node.name}.add_bias"))
+        nodes.append(helper.make_node("Add", [node.output[0], bias.name], [output], name=f"{node.name}.add_bias"))
         biases.append(bias)
-        values.append(value)
     return _rebuilt(model, nodes, biases, values)
 
 

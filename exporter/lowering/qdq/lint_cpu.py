@@ -1,4 +1,4 @@
-"""Lint a Q/DQ graph for processors: find what keeps a convolution or an addition from an integer kernel.
+"""Lint a Q/DQ graph for processors: find what keeps a convolution, an addition or a classifier from an integer kernel.
 
 The rules are those that `exporter.lowering.qdq.targets.cpu` places pairs by; `tests/lowering/test_lint_cpu.py` holds
 them against the kernels that onnxruntime runs.
@@ -51,13 +51,13 @@ class _LintedGraph:
         for place in block.nodes:
             node = self.view.nodes[place]
             is_addition = bool(node.output) and node.output[0] in self.additions
-            if node.op_type != "Conv" and not is_addition:
+            if node.op_type not in ("Conv", "Gemm") and not is_addition:
                 continue
             problems = list(self._problems(place, node))
             runs = not any(kind in ("runs in float", "left in float") for kind, _ in problems)
             if is_addition:
                 addition = runs
-            else:
+            elif node.op_type == "Conv":
                 convolutions, integers = convolutions + 1, integers + runs
             findings += [Finding(kind, node_label(node), message, place) for kind, message in problems]
         return BlockReport(block.name, Int8Count(integers, convolutions), addition, tuple(findings))
@@ -65,6 +65,9 @@ class _LintedGraph:
     def _problems(self, place: int, node: onnx.NodeProto) -> Iterator[Problem]:
         if place in self.left_in_float:
             yield "left in float", self.left_in_float[place]
+            return
+        if node.op_type == "Gemm":
+            yield from self._classifier_problems(node)
             return
         pairs = [self.view.producer(name) for name in node.input[:2]]
         names = ("input", "weight") if node.op_type == "Conv" else ("first input", "second input")
@@ -90,6 +93,16 @@ class _LintedGraph:
             where = "x86 processors without VNNI may overflow"
             if node.output[0] in self.first:
                 yield "may overflow", f"{where}: its input is full-range, and its weights have 8 bits; take 7"
+
+    def _classifier_problems(self, node: onnx.NodeProto) -> Iterator[Problem]:
+        """Of a matrix product whose input and weight are quantized."""
+        pairs = [self.view.producer(name) for name in node.input[:2]]
+        if any(pair is None or pair.op_type != DEQUANTIZE for pair in pairs) or len(node.input) < 3:
+            return
+        bias, ends = self.view.producer(node.input[2]), self._ends(node.output[0])
+        is_float = bias is None or bias.op_type != DEQUANTIZE
+        if is_float and not (ends and all(end.op_type == QUANTIZE for end, _ in ends)):
+            yield "runs in float", "its bias is float, and its output is not quantized; add the bias behind it"
 
     def _ends(self, tensor: str) -> list[tuple[onnx.NodeProto, bool]]:
         """What reads a tensor, or what its only reader makes of it, if that is an activation; and whether it is one."""

@@ -40,10 +40,11 @@ class Placement:
     Attributes:
         edges: every input that is fed quantized.
         tensors: the tensors on those edges, in the graph's order; each gets one Q/DQ pair.
-        ranges: tensor -> the tensor whose range it takes: itself, except behind a max pool.
-        weights: the names of the convolutions whose weights are quantized.
+        ranges: tensor -> the tensor whose range it takes: itself, except behind a max pool or a Flatten.
+        weights: the names of the convolutions and classifiers whose weights are quantized.
+        classifiers: those of `weights` that are Gemm nodes.
         stored: how tensors are held; `SIGNED` those that are not named.
-        narrow: the names of the convolutions whose weights take 7 bits, so that sums of two products fit into 16.
+        narrow: the names of those of `weights` that take 7 bits, so that sums of two products fit into 16.
         half: scales are FP16 numbers, and all that is not quantized computes in FP16; else in FP32.
     """
 
@@ -51,6 +52,7 @@ class Placement:
     tensors: tuple[str, ...]
     ranges: dict[str, str]
     weights: tuple[str, ...]
+    classifiers: tuple[str, ...] = ()
     stored: Mapping[str, Stored] = field(default_factory=dict)
     narrow: frozenset[str] = frozenset()
     half: bool = True

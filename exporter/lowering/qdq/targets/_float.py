@@ -24,15 +24,20 @@ def places_left_in_float(graph: onnx.GraphProto) -> dict[int, str]:
     return reasons
 
 
-def _pooled_tensors(graph: onnx.GraphProto, known: Set[str]) -> set[str]:
-    """The tensors computed from globally pooled ones alone: they have one pixel per channel."""
+def global_pools(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes that reduce their input to one pixel, whatever its size."""
     values = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant":
             values.update((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
-    pooled: set[str] = set()
+    return [node for node in graph.node if node.op_type in POOLS or reduces_space(node, values)]
+
+
+def _pooled_tensors(graph: onnx.GraphProto, known: Set[str]) -> set[str]:
+    """The tensors computed from globally pooled ones alone: they have one pixel per channel."""
+    pooled = {name for node in global_pools(graph) for name in node.output}
     for node in graph.node:
         computed = set(filter(None, node.input)) - known
-        if node.op_type in POOLS or reduces_space(node, values) or (computed and computed <= pooled):
+        if computed and computed <= pooled:
             pooled.update(node.output)
     return pooled
