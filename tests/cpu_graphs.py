@@ -18,11 +18,15 @@ from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.kernels import MARK, KernelCount
 
 
-def lowered(model: onnx.ModelProto, target: str = "cpu", float_nodes: Sequence[str] = ()) -> onnx.ModelProto:
-    """The graph in INT8, with the largest values of `INPUTS` as ranges."""
+def ranges_of(model: onnx.ModelProto, target: str = "cpu") -> dict[str, float]:
+    """The largest values for `INPUTS` of what a target observes."""
     histograms = collect(model, int8.observed_tensors(model, target), [INPUTS])
-    ranges = {name: find_observer("minmax")(one) for name, one in histograms.items()}
-    return int8.lower(model, ranges, target, float_nodes)
+    return {name: find_observer("minmax")(one) for name, one in histograms.items()}
+
+
+def lowered(model: onnx.ModelProto, target: str = "cpu", float_nodes: Sequence[str] = ()) -> onnx.ModelProto:
+    """The graph in INT8, with these ranges."""
+    return int8.lower(model, ranges_of(model, target), target, float_nodes)
 
 
 def run_file(model: onnx.ModelProto, folder: Path, target: str = "cpu") -> tuple[dict[str, NDArray[Any]], KernelCount]:

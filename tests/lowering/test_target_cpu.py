@@ -160,7 +160,7 @@ def test_global_pooling_and_the_classifier_run_on_integers_up_to_its_bias(tmp_pa
     ]
 
 
-def reduced(**attributes: object) -> onnx.ModelProto:
+def reduced(**attributes: Any) -> onnx.ModelProto:
     """Pooling by ReduceMean, and a classifier of these attributes."""
     graph = graph_of(
         conv("a", "input"),
