@@ -305,4 +305,9 @@ class Runtime(ABC):
 
 def _contiguous(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """The arrays as one run of memory in this machine's byte order: backends read raw memory."""
-    return {name: np.ascontiguousarray(array, array.dtype.newbyteorder("=")) for name, array in feeds.items()}
+    return {
+        name: array
+        if array.flags.c_contiguous and array.dtype.isnative
+        else np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        for name, array in feeds.items()
+    }

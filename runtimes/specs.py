@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from runtimes.errors import BadInput, PlanError
@@ -84,35 +85,44 @@ def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, NDArray[Any]]) 
     Raises:
         BadInput: says which input, what was expected and what came.
     """
-    names = sorted(spec.name for spec in specs)
-    if not isinstance(feeds, Mapping):
-        raise BadInput(f"expected inputs {names} as arrays by name, got {type(feeds).__name__}; feed a dict")
-    if set(feeds) != set(names):
-        raise BadInput(f"expected inputs {names}, got {sorted(map(str, feeds))}")
+    if not isinstance(feeds, Mapping) or feeds.keys() != {spec.name for spec in specs}:
+        raise _other_names(specs, feeds)
     free: dict[str, int] = {}
     for spec in specs:
         array = feeds[spec.name]
-        if not hasattr(getattr(array, "dtype", None), "name"):
+        dtype = _name_of_dtype(getattr(array, "dtype", None))
+        if dtype is None:
             raise BadInput(
                 f"input '{spec.name}': expected a numpy array, got {type(array).__name__}; convert it with "
                 "numpy.asarray"
             )
-        if array.dtype.name != spec.dtype:
+        if dtype != spec.dtype:
             raise BadInput(
-                f"input '{spec.name}': expected {spec.dtype}, got {array.dtype.name}; convert it with "
-                f".astype('{spec.dtype}')"
+                f"input '{spec.name}': expected {spec.dtype}, got {dtype}; convert it with .astype('{spec.dtype}')"
             )
-        fits = array.ndim == len(spec.shape) and all(
-            size == (free.setdefault(expected, size) if isinstance(expected, str) else expected) and size > 0
-            for size, expected in zip(array.shape, spec.shape, strict=True)
-        )
+        shape = array.shape
+        fits = len(shape) == len(spec.shape)
+        for size, expected in zip(shape, spec.shape, strict=False):
+            fits &= size == (free.setdefault(expected, size) if isinstance(expected, str) else expected) and size > 0
         if not fits:
             expected_shape = "x".join(map(str, spec.shape))
             raise BadInput(
-                f"input '{spec.name}': expected shape {expected_shape}, got "
-                f"{'x'.join(map(str, array.shape)) or 'a scalar'}"
+                f"input '{spec.name}': expected shape {expected_shape}, got {'x'.join(map(str, shape)) or 'a scalar'}"
             )
     return int(feeds[specs[0].name].shape[0])
+
+
+def _other_names(specs: Sequence[TensorSpec], feeds: object) -> BadInput:
+    names = sorted(spec.name for spec in specs)
+    if not isinstance(feeds, Mapping):
+        return BadInput(f"expected inputs {names} as arrays by name, got {type(feeds).__name__}; feed a dict")
+    return BadInput(f"expected inputs {names}, got {sorted(map(str, feeds))}")
+
+
+@cache
+def _name_of_dtype(dtype: object) -> str | None:
+    """The name of numpy's dtype, which numpy makes up anew each time it is asked for; None for anything else."""
+    return getattr(dtype, "name", None)
 
 
 def with_free_batch(spec: TensorSpec) -> TensorSpec:

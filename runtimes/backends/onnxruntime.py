@@ -93,7 +93,7 @@ class OnnxRuntime(Runtime):
         super().__init__(
             [_spec(value) for value in session.get_inputs()], [_spec(value) for value in session.get_outputs()], batch
         )
-        self._session = session
+        self._session, self._names = session, [spec.name for spec in self.outputs]
         self._provider = provider
         self._path, self._int8 = path, int8
         self._graphs = cuda_provider.GraphCalls(session, self.outputs) if provider == "cuda-graph" else None
@@ -189,8 +189,7 @@ class OnnxRuntime(Runtime):
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         if self._provider == "cpu":
-            names = [spec.name for spec in self.outputs]
-            return dict(zip(names, self._session.run(names, feeds), strict=True))
+            return dict(zip(self._names, self._session.run(self._names, feeds), strict=True))
         return self._run_bound(feeds, "cuda") if self._graphs is None else self._graphs.run(feeds)
 
     def _run_bound(self, feeds: dict[str, NDArray[Any]], device: str) -> dict[str, NDArray[Any]]:

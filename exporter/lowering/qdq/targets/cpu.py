@@ -12,7 +12,7 @@ NNCF's CPU set-up (`nncf/common/hardware/setups/cpu.py`), and were tried on both
   x86 processors multiply unsigned by signed numbers;
 - global pooling is quantized on both sides, and the classifier behind it reads quantized features and weights; its
   output stays float, and so does its bias, which is added behind it: ONNX Runtime's kernel takes no float bias. (Of a
-  ResNet-50 on two cores with VNNI that takes 2.4 % off the time of one image in ONNX Runtime and 1.4 % in OpenVINO, of
+  ResNet-50 on two cores with VNNI that takes 2.4 % off the time of one image in ONNX Runtime and 1.6 % in OpenVINO, of
   a batch of 8 it is 1.4 and 0.8 %.) It costs accuracy, so `exporter.lowering.repairs` measures whether it stays;
 - scales, biases and the remainder are FP32: ONNX Runtime turns biases of convolutions into INT32, exactly;
 - the weights of the first convolution, whose input fills its range, have 7 bits, as NNCF does it: without the VNNI
