@@ -136,9 +136,14 @@ class Worker:
     """A contender's process. `problem` says why it cannot be measured any more; empty where it can."""
 
     def __init__(self, contender: Contender, first: Floats) -> None:
-        self.contender, self.problem, self._process = contender, "", OwnProcess()
-        self._process.keep(Measured, contender)
-        self._ask("open", first)
+        self.contender, self.problem, self._first = contender, "", first
+        self._open()
+
+    def open_again(self) -> None:
+        """Open it in another process, whose memory lies elsewhere; torch.compile, which takes a minute, stays open."""
+        if self.contender.kind != "torch best":
+            self.close()
+            self._open()
 
     def seconds(self, images: Floats, at_least_s: float) -> list[float]:
         """The seconds of each call with these images; none where it failed."""
@@ -149,6 +154,11 @@ class Worker:
 
     def close(self) -> None:
         self._process.close()
+
+    def _open(self) -> None:
+        self._process = OwnProcess()
+        self._process.keep(Measured, self.contender)
+        self._ask("open", self._first)
 
     def _ask(self, method: str, *arguments: object) -> Any:
         verdict, reason, value = self._process.ask(method, *arguments)

@@ -91,6 +91,7 @@ def test_a_table_repeats_what_was_chosen_without_pictures(
 ) -> None:
     graph, images = network
     request = LoweringRequest("int8", "cpu", calibration_images=128)
+    monkeypatch.setattr(repairs, "LITTLE_DB", 3.0)
     quantized = lower(graph, images, request, Steps())
     monkeypatch.setattr(repairs, "ENOUGH_DB", 200.0)
     monkeypatch.setattr(repairs, "LITTLE_DB", 0.0)
@@ -114,9 +115,10 @@ def test_a_table_repeats_what_was_chosen_without_pictures(
 
 
 def test_the_head_is_a_block_to_return_to_float_and_its_return_leaves_all_additions_on_integers(
-    network: tuple[onnx.ModelProto, CalibrationSet],
+    network: tuple[onnx.ModelProto, CalibrationSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph, images = network
+    monkeypatch.setattr(repairs, "LITTLE_DB", 3.0)
     lowered = lower(graph, images, LoweringRequest("int8", "cpu", calibration_images=128), Steps())
     assert lowered.sensitivity is not None
     assert {one.name: one.macs for one in lowered.sensitivity.blocks}["head"] == 64 * 10

@@ -81,15 +81,19 @@ def test_what_is_said_to_run_on_integers_does(
     assert (kernels.integer_convolutions, kernels.integer_additions) == integers
 
 
-def test_half_precision_scales_and_eight_bits_of_the_first_weights_are_found() -> None:
+@pytest.mark.parametrize("name", ["stem", "fc"])
+def test_eight_bits_of_the_first_and_the_last_weights_are_found(name: str) -> None:
     model = lowered(residual())
-    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "Wstem.quantized")
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == f"W{name}.quantized")
     wide = numpy_helper.to_array(weight).copy()
     wide.ravel()[0] = 127
     weight.CopyFrom(numpy_helper.from_array(wide, weight.name))
     report = lint_for_processors(model)
     assert report is not None
-    assert [(finding.kind, finding.node) for finding in report.findings] == [("may overflow", "stem")]
+    assert [(finding.kind, finding.node) for finding in report.findings] == [("may overflow", name)]
+
+
+def test_scales_in_half_precision_are_found() -> None:
     half = lowered(residual(), "tensorrt")
     found = lint_for_processors(half)
     assert found is not None

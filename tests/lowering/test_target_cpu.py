@@ -45,7 +45,7 @@ def test_convolutions_read_and_make_quantized_tensors_and_additions_do_on_both_s
     assert placed.weights == ("stem", "a", "b", "fc")
     assert placed.classifiers == ("fc",)
     assert not placed.half
-    assert placed.narrow == {"stem"}
+    assert placed.narrow == {"stem", "fc"}
 
 
 def test_numbers_without_negatives_have_all_steps_above_zero() -> None:
@@ -64,11 +64,13 @@ def test_numbers_without_negatives_have_all_steps_above_zero() -> None:
     assert placed.ranges["flat.out"] == "gap.out"
 
 
-def test_scales_and_the_remainder_are_fp32_and_weights_of_the_first_convolution_have_seven_bits() -> None:
+def test_scales_and_the_remainder_are_fp32_and_weights_of_the_first_convolution_and_the_classifier_have_seven_bits() -> (
+    None
+):
     found = values(lowered(residual()))
     assert {array.dtype.name for array in found.values()} == {"float32", "int8", "uint8"}
-    assert np.abs(found["Wstem.quantized"]).max() == 63
-    assert {np.abs(found[f"W{name}.quantized"]).max() for name in ("a", "b", "fc")} == {127}
+    assert {np.abs(found[f"W{name}.quantized"]).max() for name in ("stem", "fc")} == {63}
+    assert {np.abs(found[f"W{name}.quantized"]).max() for name in "ab"} == {127}
     assert found["relu.out.scale"] == found["pool.out.scale"]
     safe = values(lowered(residual(), "cpu-safe"))
     assert {np.abs(safe[f"W{name}.quantized"]).max() for name in ("stem", "a", "b", "fc")} == {63}

@@ -21,6 +21,7 @@ from exporter.lowering.qdq.targets.cpu import ACTIVATIONS, first_convolutions
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, View, node_label
 
 BYTES = ("INT8", "UINT8")
+OVERFLOWS = "x86 processors without VNNI may overflow"
 LARGEST_SAFE = 64
 """Of the weights, whose products with unsigned bytes add up in 16 bits: 2 * 255 * 64 < 2**15."""
 
@@ -89,20 +90,20 @@ class _LintedGraph:
                 yield "runs in float", f"it reads {read} and makes {made}; take one type for both"
             elif is_activated and zero != {"UINT8": 0, "INT8": -128}.get(made):
                 yield "runs in float", f"its ReLU stays, since zero is {zero} in {made}; take UINT8 with zero point 0"
-        if node.op_type == "Conv" and self._is_wide(pairs[1]):
-            where = "x86 processors without VNNI may overflow"
-            if node.output[0] in self.first:
-                yield "may overflow", f"{where}: its input is full-range, and its weights have 8 bits; take 7"
+        if node.op_type == "Conv" and node.output[0] in self.first and self._is_wide(pairs[1]):
+            yield "may overflow", f"{OVERFLOWS}: its input is full-range, and its weights have 8 bits; take 7"
 
     def _classifier_problems(self, node: onnx.NodeProto) -> Iterator[Problem]:
         """Of a matrix product whose input and weight are quantized."""
         pairs = [self.view.producer(name) for name in node.input[:2]]
-        if any(pair is None or pair.op_type != DEQUANTIZE for pair in pairs) or len(node.input) < 3:
+        if any(pair is None or pair.op_type != DEQUANTIZE for pair in pairs):
             return
-        bias, ends = self.view.producer(node.input[2]), self._ends(node.output[0])
-        is_float = bias is None or bias.op_type != DEQUANTIZE
-        if is_float and not (ends and all(end.op_type == QUANTIZE for end, _ in ends)):
+        bias, ends = [self.view.producer(name) for name in node.input[2:]], self._ends(node.output[0])
+        has_float_bias = any(one is None or one.op_type != DEQUANTIZE for one in bias)
+        if has_float_bias and not (ends and all(end.op_type == QUANTIZE for end, _ in ends)):
             yield "runs in float", "its bias is float, and its output is not quantized; add the bias behind it"
+        elif self._is_wide(pairs[1]):
+            yield "may overflow", f"{OVERFLOWS}: its weights have 8 bits; take 7"
 
     def _ends(self, tensor: str) -> list[tuple[onnx.NodeProto, bool]]:
         """What reads a tensor, or what its only reader makes of it, if that is an activation; and whether it is one."""
