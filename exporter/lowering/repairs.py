@@ -123,7 +123,7 @@ def choose_calibrator(model: onnx.ModelProto, table: CalibrationTable, bench: Be
 
 
 class Heads(NamedTuple):
-    """The classifiers that stay in float, by their nodes' names, and why or what their 8 bits cost, in words."""
+    """The classifiers that stay in float, by their nodes' names, and why or what integers cost them, in words."""
 
     in_float: frozenset[str]
     said: str
@@ -141,7 +141,7 @@ def choose_heads(model: onnx.ModelProto, thresholds: Mapping[str, float], bench:
     change = decibels(before.share, after.share)
     if after.sqnr_db >= min(ENOUGH_DB, before.sqnr_db - LITTLE_DB):
         return Heads(frozenset(), f"quantized the classifier: {change}")
-    return Heads(heads, f"left the classifier in float: 8 bits would have cost {change}")
+    return Heads(heads, f"left the classifier in float: integers would have cost {change}")
 
 
 def largest_by_channel(

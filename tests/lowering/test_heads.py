@@ -36,7 +36,7 @@ def choice(graph: onnx.ModelProto, target: str = "cpu") -> Heads:
 @pytest.mark.parametrize(
     ("enough", "little", "said"),
     [
-        (40, 1, "left the classifier in float: 8 bits would have cost 34.0 -> 32.8 dB"),
+        (40, 1, "left the classifier in float: integers would have cost 34.0 -> 32.8 dB"),
         (40, 2, "quantized the classifier: 34.0 -> 32.8 dB"),
         (30, 1, "quantized the classifier: 34.0 -> 32.8 dB"),
     ],
@@ -66,7 +66,7 @@ def test_a_classifier_whose_rows_have_one_large_weight_stays_in_float() -> None:
         tensor.CopyFrom(numpy_helper.from_array(changed, tensor.name))
     in_float, said = choice(graph)
     assert in_float == {"fc"}
-    assert said.startswith("left the classifier in float: 8 bits would have cost ")
+    assert said.startswith("left the classifier in float: integers would have cost ")
 
 
 @pytest.fixture(name="network", scope="module")
