@@ -305,9 +305,10 @@ class Runtime(ABC):
 
 def _contiguous(feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """The arrays as one run of memory in this machine's byte order: backends read raw memory."""
-    return {
-        name: array
-        if array.flags.c_contiguous and array.dtype.isnative
-        else np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-        for name, array in feeds.items()
-    }
+    return {name: _plain(array) for name, array in feeds.items()}
+
+
+def _plain(array: NDArray[Any]) -> NDArray[Any]:
+    if type(array) is np.ndarray and array.flags.c_contiguous and array.dtype.isnative:
+        return array  # most are, and to ask numpy for one takes longer
+    return np.ascontiguousarray(array, array.dtype.newbyteorder("="))

@@ -140,6 +140,22 @@ def test_any_layout_of_memory_gives_the_values_it_holds(runtime: Runtime, layout
     np.testing.assert_array_equal(runtime.run({INPUT: fed})[OUTPUT], expected)
 
 
+class OtherLibrarysArray:
+    """What numpy takes for an array though it is none of its own, as those of JAX are."""
+
+    def __init__(self, values: NDArray[Any]) -> None:
+        self.values, self.dtype, self.shape, self.ndim = values, values.dtype, values.shape, values.ndim
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self.values.astype(dtype or self.dtype)
+
+
+def test_an_array_of_another_library_is_taken_as_numpy_takes_it(runtime: Runtime) -> None:
+    expected = runtime.run({INPUT: images(3)})[OUTPUT]
+    found = runtime.run({INPUT: OtherLibrarysArray(images(3))})  # type: ignore[dict-item]
+    np.testing.assert_array_equal(found[OUTPUT], expected)
+
+
 # --- what is fed is checked ---
 
 
