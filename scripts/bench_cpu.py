@@ -115,7 +115,9 @@ def rounds_of(workers: list[Worker], inputs: Floats, rounds: int, seconds: float
     for place in range(rounds):
         if place % OPENED_FOR == 0:
             for worker in workers:
-                if place and not worker.problem:
+                if worker.problem:
+                    continue
+                if place:
                     worker.open_again()
                 for size in BATCHES:
                     worker.seconds(inputs[:size], seconds)  # warm up

@@ -113,7 +113,7 @@ def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringReque
         assert inputs is not None, "there are pictures where no table is given"
         known = _measure(clean, images, request, inputs, steps)
     with steps(f"lower to {request.precision}"):
-        lowered = _lower(known, budget, known.heads)
+        lowered = _lower(known, budget)
         _report_float_convolutions(clean, lowered.model, load_target(request.target), steps)
     if inputs is None:
         return lowered
@@ -174,8 +174,9 @@ def _with_calibrator(known: _Calibrated, calibrator: str) -> _Calibrated:
 
 
 def _lower(known: _Calibrated, budget: Budget, float_nodes: Collection[str] = ()) -> LoweredGraph:
-    """Lower the graph with these nodes in float; the classifier's correction is for the errors of the others, so it is
-    measured again."""
+    """Lower the graph with these nodes and `known.heads` in float; the classifier's correction is for the errors of the
+    others, so it is measured again."""
+    float_nodes = known.heads.union(float_nodes)
     request, thresholds, head = known.request, known.table.thresholds(known.calibrator), classifier(known.exact)
     kept = {name: each for name, each in known.corrections.items() if name == head or name not in float_nodes}
     is_measured = head in kept and set(float_nodes) == set(known.table.float_nodes)
@@ -193,7 +194,7 @@ def _lower(known: _Calibrated, budget: Budget, float_nodes: Collection[str] = ()
     model = load_precision(request.precision).lower(corrected, thresholds, request.target, float_nodes)
 
     def with_float_nodes(nodes: Collection[str]) -> LoweredGraph:
-        return _lower(known, budget, known.heads | set(nodes))
+        return _lower(known, budget, nodes)
 
     def with_calibrator(name: str) -> LoweredGraph:
         return _lower(_with_calibrator(known, name), budget, float_nodes)
