@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from runtimes.base import Runtime
 from runtimes.errors import BadInput, ExportError
-from runtimes.parity.compare import LOGITS, is_classifier
+from runtimes.parity.compare import LOGITS, class_scores, is_classifier
 from runtimes.preprocess import Preprocess
 from runtimes.specs import TensorSpec
 from runtimes.stream import AnyPicture
@@ -46,8 +46,10 @@ def classify(
     check_classifier(runtime.outputs)
     found: list[list[Prediction]] = []
     for outputs in runtime.stream(images, preprocess):
-        check_finite(outputs[LOGITS])
-        found += [_predictions(row, labels, top) for row in softmax(outputs[LOGITS])]
+        scores = class_scores(outputs)
+        check_finite(scores)
+        likely = softmax(scores) if LOGITS in outputs else scores.astype(np.float64)
+        found += [_predictions(row, labels, top) for row in likely]
     return found
 
 

@@ -28,6 +28,15 @@ def model_from_file(path: Path) -> onnx.ModelProto:
         BadInput: there is no such file, it is no ONNX model or holds no graph, or a file that it names is missing or
             too short.
     """
+    return checked_model(unchecked_model(path), path)
+
+
+def unchecked_model(path: Path) -> onnx.ModelProto:
+    """Read a model as it stands in its file, without what it stores in others.
+
+    Raises:
+        BadInput: there is no such file, it is no ONNX model or holds no graph.
+    """
     if not path.is_file():
         raise BadInput(
             f"{path}: expected an ONNX model, got {'a folder' if path.is_dir() else 'nothing'} there; give a file"
@@ -43,7 +52,17 @@ def model_from_file(path: Path) -> onnx.ModelProto:
         raise BadInput(f"{path} is no ONNX model: {_first_line(error)}") from error
     if not model.graph.node and not model.graph.output:
         raise BadInput(f"{path} is no ONNX model: it holds no graph; save it again")
-    for tensor in _tensors(model.graph):
+    return model
+
+
+def checked_model(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """A model that was read from `path`, checked, with its local functions inlined; the small ones of the tensors that
+    it stores in other files are loaded, in place.
+
+    Raises:
+        BadInput: onnx's checker refuses it, or a file that it names is missing or too short.
+    """
+    for tensor in tensors_of(model.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             _load_small(tensor, path)
     try:
@@ -115,24 +134,24 @@ def _without_external(model: onnx.ModelProto) -> onnx.ModelProto:
 
     The checker would look for those files in the working folder.
     """
-    if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
+    if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors_of(model.graph)):
         return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for tensor in _tensors(copy.graph):
+    for tensor in tensors_of(copy.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             replaced = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0], raw_data=b"")
             tensor.CopyFrom(replaced)
     return copy
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+def tensors_of(graph: onnx.GraphProto) -> Iterator[TensorProto]:
     """Every initializer and every tensor held by a node's attribute, in a graph and in those inside its nodes."""
     yield from graph.initializer
     for node in graph.node:
         yield from (attribute.t for attribute in node.attribute if attribute.type == onnx.AttributeProto.TENSOR)
         for _, inner in subgraphs(node):
-            yield from _tensors(inner)
+            yield from tensors_of(inner)
 
 
 def _first_line(error: Exception) -> str:

@@ -27,7 +27,7 @@ from exporter.verification.report.sentences import join_words
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import LowerError
 from runtimes.parity.budget import Budget
-from runtimes.parity.compare import LOGITS, compare_outputs, is_classifier
+from runtimes.parity.compare import class_scores, compare_outputs, is_classifier
 from runtimes.parity.evidence import joined, outputs_at
 from runtimes.parity.flips import flips_between, top_classes
 from runtimes.progress import Steps
@@ -149,7 +149,7 @@ def measure(model: onnx.ModelProto, sample: Sample, budget: Budget) -> Measured:
     is_within = all(limit.ok for limit in budget.errors_alone().limits(errors))
     words = [f"SQNR {errors.sqnr_db:.1f} dB"]
     if is_classifier(sample.expected) and all(np.isfinite(values).all() for values in found.values()):
-        expected, got = sample.expected[LOGITS], found[LOGITS]
+        expected, got = class_scores(sample.expected), class_scores(found)
         counted = [flip.image for flip in flips_between(expected, got, budget.own_error) if flip.counted]
         agreement = 1 - float(sample.weights[counted].sum())
         is_within &= budget.min_agreement is None or agreement >= budget.min_agreement

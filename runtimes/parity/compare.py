@@ -30,8 +30,9 @@ from runtimes.parity.flips import Flips, centred, flip_counts, flips_between
 from runtimes.parity.limits import Limit
 from runtimes.parity.measures import LARGEST_ERROR, LARGEST_SQNR_DB, Comparison, _decibels, sqnr_db
 
-LOGITS = "logits"
-"""The one output of a classifier. A model with any other gives features."""
+LOGITS, PROBABILITIES = "logits", "probabilities"
+"""The one output of a classifier: the second where its Softmax, or Sigmoid, is kept. A model with any other gives
+features."""
 SAID = ("finite", "ok")
 """A limit and verdict that `Comparison.finite` says already."""
 Repeated = Sequence[tuple[NDArray[np.int64], NDArray[Any]]]
@@ -70,7 +71,13 @@ class ParityReport:
 
 def is_classifier(outputs: Iterable[str]) -> bool:
     """Are these the output names of a classifier, rather than those of features?"""
-    return tuple(outputs) == (LOGITS,)
+    return tuple(outputs) in ((LOGITS,), (PROBABILITIES,))
+
+
+def class_scores(outputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """The one output of a classifier, (images, classes)."""
+    (scores,) = outputs.values()
+    return scores
 
 
 def tensor_sqnr_db(name: str, expected: NDArray[Any], got: NDArray[Any]) -> float:
@@ -87,7 +94,8 @@ def compare_outputs(
     """Compare a model's outputs, by name, with the reference's: logits or features. `again`: outputs at other batch
     sizes."""
     if is_classifier(reference):
-        return compare(reference[LOGITS], outputs[LOGITS], budget, _of_output(LOGITS, again))
+        (name,) = reference
+        return compare(reference[name], outputs[name], budget, _of_output(name, again))
     return compare_features(reference, outputs, budget, again)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from runtimes.base import Runtime
 from runtimes.parity.budget import Budget
-from runtimes.parity.compare import LOGITS, OtherBatch, ParityReport, compare_outputs, is_classifier, judged
+from runtimes.parity.compare import OtherBatch, ParityReport, class_scores, compare_outputs, is_classifier, judged
 from runtimes.parity.flips import Flip, flips_between
 from runtimes.parity.limits import Limit, Verdict
 from runtimes.parity.measures import Accuracy, accuracy
@@ -176,9 +176,9 @@ def judge(
     flips: tuple[Flip, ...] = ()
     if is_classifier(reference):
         if labels is not None:
-            known = accuracy(reference[LOGITS], got[LOGITS], labels)
+            known = accuracy(class_scores(reference), class_scores(got), labels)
         if measured.finite:
-            flips = flips_between(reference[LOGITS], got[LOGITS], budget.own_error)
+            flips = flips_between(class_scores(reference), class_scores(got), budget.own_error)
     limits = budget.limits(measured, known, looks=terms.looks)
     measured = judged(measured, limits, must_decide=terms.must_decide)
     count = len(next(iter(reference.values())))

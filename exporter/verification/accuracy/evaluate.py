@@ -23,7 +23,7 @@ from runtimes.bundle import Bundle
 from runtimes.classify import check_finite
 from runtimes.errors import PlanError
 from runtimes.kinds import check_kinds
-from runtimes.parity.compare import LOGITS
+from runtimes.parity.compare import class_scores
 from runtimes.parity.intervals import wilson_interval
 from runtimes.stream import preparer
 
@@ -276,6 +276,6 @@ def _top_classes(runtime: Runtime, inputs: Sequence[NDArray[Any]]) -> NDArray[np
     Images of several sizes, which a model that resizes takes, are fed one by one.
     """
     batches = [np.stack(inputs)] if len({one.shape for one in inputs}) == 1 else [one[None] for one in inputs]
-    logits = np.concatenate([runtime.run({runtime.inputs[0].name: batch})[LOGITS] for batch in batches])
+    logits = np.concatenate([class_scores(runtime.run({runtime.inputs[0].name: batch})) for batch in batches])
     check_finite(logits)
     return np.argsort(-logits, axis=1, kind="stable")[:, :TOP].astype(np.int64)

@@ -1,0 +1,153 @@
+"""Find out how a stranger's file is fed and what it gives; refuse what is no classifier or backbone of images."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import onnx
+from onnx import TensorProto
+
+from exporter.graph.facts import subgraphs, type_name
+from exporter.graph.intake.wiring import Wiring, attributes_of
+from runtimes.errors import BadInput
+
+TO_NCHW = (0, 3, 1, 2)
+"""The axes of (batch, height, width, channels) in the order (batch, channels, height, width)."""
+POINTWISE = ("Add", "Sub", "Mul", "Div", "Cast", "Identity", "Relu", "Clip", "Pad")
+"""Operators that may stand between an input of (batch, height, width, channels) and the Transpose behind it."""
+CONTROL_FLOW = ("If", "Loop", "Scan")
+BY_CHANCE = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
+CHOOSES = ("ArgMax", "ArgMin", "TopK", "NonMaxSuppression", "Hardmax")
+"""Operators whose result is no score."""
+NOT_TENSORS = ("Sequence", "Optional", "String", "ConcatFromSequence", "SplitToSequence")
+PLAIN_DOMAINS = ("", "ai.onnx")
+QUANTIZED_DOMAIN = "com.microsoft"
+QUANTIZED = ("QLinear", "QGemm", "QuantizeLinear", "DequantizeLinear")
+"""How the names of onnxruntime's quantized operators begin: they are read as pairs."""
+
+
+class ImageInput(NamedTuple):
+    """A file's one input.
+
+    Attributes:
+        batch: its size; None where it is free.
+        channels: None where they are free.
+        size: (height, width) in pixels; None where one of them is free.
+    """
+
+    name: str
+    layout: Literal["nchw", "nhwc"]
+    batch: int | None
+    channels: int | None
+    size: tuple[int, int] | None
+
+
+def image_input(model: onnx.ModelProto, where: str) -> ImageInput:
+    """How a model is fed.
+
+    Raises:
+        BadInput: it takes something else than one batch of images in float32, or does something that no classifier or
+            backbone of images does; names the input or the node.
+    """
+    graph, wiring = model.graph, Wiring(model.graph)
+    for node in graph.node:
+        _check_node(node, wiring, where)
+    constants = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in constants]
+    if len(inputs) != 1:
+        names = ", ".join(f"'{value.name}'" for value in inputs) or "none"
+        raise BadInput(f"{where}: expected a network with one input, an image, got {names}; give a classifier's file")
+    value = inputs[0]
+    kind, sizes = value.type.tensor_type.elem_type, value.type.tensor_type.shape.dim
+    if kind != TensorProto.FLOAT:
+        raise BadInput(
+            f"{where}: expected an input of FLOAT, got '{value.name}' of {type_name(kind)}; save the network in FP32, "
+            "with its preprocessing left out"
+        )
+    if len(sizes) != 4:
+        raise BadInput(
+            f"{where}: expected an input of four dimensions, as a batch of images has, got '{value.name}' of "
+            f"{len(sizes)}; give a classifier's file"
+        )
+    found = [int(size.dim_value) if size.HasField("dim_value") and size.dim_value >= 0 else None for size in sizes]
+    if 0 in found:
+        shape = "x".join("?" if size is None else str(size) for size in found)
+        raise BadInput(f"{where}: expected sizes of at least one, got '{value.name}' of {shape}; save the file again")
+    layout = layout_of(wiring, value.name)
+    batch, *rest = found
+    channels, *size = rest if layout == "nchw" else (rest[2], rest[0], rest[1])
+    height, width = size
+    known = None if height is None or width is None else (height, width)
+    return ImageInput(value.name, layout, batch, channels or _channels(graph), known)
+
+
+def layout_of(wiring: Wiring, name: str) -> Literal["nchw", "nhwc"]:
+    """The layout of an input, as what first changes the order of its axes tells."""
+    node = wiring.only_user(name)
+    while node is not None and node.op_type in POINTWISE and node.output:
+        node = wiring.only_user(node.output[0])
+    if node is None or node.op_type != "Transpose":
+        return "nchw"
+    return "nhwc" if tuple(attributes_of(node).get("perm", ())) == TO_NCHW else "nchw"
+
+
+def _channels(graph: onnx.GraphProto) -> int | None:
+    """The channels that the first convolution reads."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    first = next((node for node in graph.node if node.op_type == "Conv" and node.input[1] in shapes), None)
+    if first is None:
+        return None
+    return int(shapes[first.input[1]][1] * attributes_of(first).get("group", 1))
+
+
+def _check_node(node: onnx.NodeProto, wiring: Wiring, where: str) -> None:
+    """Refuse a node that has no place in a network of images.
+
+    Raises:
+        BadInput: names it.
+    """
+    label, kind = f"{node.op_type} '{node.name or (node.output[0] if node.output else '')}'", node.op_type
+    why = ""
+    if node.domain not in PLAIN_DOMAINS and not (node.domain == QUANTIZED_DOMAIN and kind.startswith(QUANTIZED)):
+        why = f"of {node.domain}, which is not ONNX's own; save the network without it, before any tool optimised it"
+    elif kind in CONTROL_FLOW or any(subgraphs(node)):
+        why = "which chooses or repeats a part of the network; save the network with that choice made"
+    elif kind.startswith(NOT_TENSORS):
+        why = "which is about lists or texts; save the network alone, without what is around it"
+    elif kind in BY_CHANCE or (kind == "Dropout" and _drops(node, wiring)):
+        why = "which answers by chance; save the network in evaluation mode"
+    elif kind == "BatchNormalization" and (attributes_of(node).get("training_mode") or len(node.output) > 1):
+        why = "in training mode, so that an answer depends on the other images; save the network in evaluation mode"
+    if why:
+        raise BadInput(f"{where}: expected a network of images in ONNX's own operators, got {label} {why}")
+
+
+def _drops(node: onnx.NodeProto, wiring: Wiring) -> bool:
+    """Does a Dropout drop values when it is run?"""
+    if len(node.input) < 3 or not node.input[2]:
+        return False
+    value = wiring.value(node.input[2])
+    return value is None or bool(value.ravel()[0])
+
+
+def check_scores(graph: onnx.GraphProto, where: str) -> None:
+    """Refuse outputs that are classes already, or no float32 at all.
+
+    Raises:
+        BadInput: names the output, and the node that makes it.
+    """
+    makers = Wiring(graph).makers
+    for value in graph.output:
+        node = makers.get(value.name)
+        while node is not None and node.op_type in ("Identity", "Cast", "Squeeze", "Reshape", "Flatten"):
+            node = makers.get(node.input[0])
+        if node is not None and node.op_type in CHOOSES:
+            raise BadInput(
+                f"{where}: expected scores, got '{value.name}', which {node.op_type} '{node.name}' makes: the class is "
+                "chosen already, and nothing can be compared; save the network without it"
+            )
+        kind = value.type.tensor_type.elem_type
+        if kind not in (TensorProto.FLOAT, TensorProto.UNDEFINED):
+            raise BadInput(
+                f"{where}: expected outputs of FLOAT, got '{value.name}' of {type_name(kind)}; save the network in FP32"
+            )

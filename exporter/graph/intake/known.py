@@ -1,0 +1,70 @@
+"""Write the head of a stranger's network as ours are: a global pool, a Flatten and a Gemm; in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from exporter.graph.facts import reduces_space
+from exporter.graph.inference import Shape, inferred_graphs
+from exporter.graph.intake.wiring import Wiring, add_constant, attributes_of, remove_nodes, replace_nodes
+
+
+def use_known_head(model: onnx.ModelProto) -> str:
+    """Turn means over height and width that drop these axes into a global pool and a Flatten, and products with a
+    constant matrix, with what is added to them, into a Gemm.
+
+    Returns:
+        what was done, in words; empty where there was nothing.
+    """
+    shapes = inferred_graphs(model)[0].shapes
+    pools, products = _pool_means(model.graph, shapes), _use_gemm(model.graph, shapes)
+    said = [f"{pools} means over height and width made global pools"] if pools else []
+    said += [f"{products} matrix products made Gemm"] if products else []
+    return ", ".join(said)
+
+
+def _pool_means(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> int:
+    wiring, nodes, count = Wiring(graph), [], 0
+    for node in graph.node:
+        if node.op_type != "ReduceMean" or attributes_of(node).get("keepdims", 1) != 0:
+            nodes.append(node)
+            continue
+        if len(shapes.get(node.input[0], ())) != 4 or not reduces_space(node, wiring.constants):
+            nodes.append(node)
+            continue
+        pooled = f"{node.output[0]}.pooled"
+        nodes.append(helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name))
+        nodes.append(helper.make_node("Flatten", [pooled], [node.output[0]], name=f"{node.name}/Flatten", axis=1))
+        count += 1
+    if count:
+        replace_nodes(graph, nodes)
+    return count
+
+
+def _use_gemm(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> int:
+    wiring, gone, count = Wiring(graph), [], 0
+    for node in graph.node:
+        weight = wiring.value(node.input[1]) if node.op_type == "MatMul" else None
+        if weight is None or weight.ndim != 2 or len(shapes.get(node.input[0], ())) != 2 or weight.dtype != np.float32:
+            continue
+        behind = wiring.only_user(node.output[0])
+        bias = None
+        if behind is not None and behind.op_type == "Add":
+            bias = wiring.value(wiring.other_input(behind, node.output[0]))
+            if bias is not None and (bias.size != weight.shape[1] or bias.ndim > 2):
+                bias = None
+        name, output = node.name, node.output[0]
+        if bias is not None and behind is not None:
+            gone.append(behind)
+            output = behind.output[0]
+        transposed = add_constant(graph, weight.T, f"{node.input[1]}.transposed")
+        values = np.zeros(weight.shape[1], np.float32) if bias is None else bias.ravel()
+        added = add_constant(graph, values, f"{node.input[1]}.bias")
+        node.CopyFrom(helper.make_node("Gemm", [node.input[0], transposed, added], [output], name=name, transB=1))
+        count += 1
+    remove_nodes(graph, gone)
+    return count

@@ -1,0 +1,145 @@
+"""Read a whole ONNX file, with weights that it keeps in other files, and copy it as a bundle's reference."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, external_data_helper, numpy_helper
+
+from exporter.graph.facts import type_name
+from exporter.graph.onnx_file import LARGEST_BYTES, checked_model, tensors_of, unchecked_model
+from runtimes.bundle import sha256_of_file
+from runtimes.errors import BadInput
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """An ONNX file, read.
+
+    Attributes:
+        model: the whole of it, its local functions inlined.
+        sha256: of the file, and of those beside it that hold its weights: each one's, in the order of their names, one
+            after the other.
+        beside: the files that hold its weights; empty where it holds them itself.
+        is_copied: as a bundle's reference, the file is copied as it is; else its weights are put inside, and its local
+            functions inlined.
+    """
+
+    path: Path
+    model: onnx.ModelProto
+    sha256: str
+    beside: tuple[Path, ...]
+    is_copied: bool
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """Read a file and all its weights.
+
+    Raises:
+        BadInput: it cannot be read (see `unchecked_model`, `checked_model`), has weights of 2 GiB or more, or such that are no finite
+            numbers (named), or was changed while it was read.
+    """
+    before = _state(path, ()) if path.is_file() else ""
+    model = unchecked_model(path)
+    has_functions = bool(model.functions)
+    beside = tuple(path.parent / name for name in _locations(model))
+    model = checked_model(model, path)
+    _check_size(path, model)
+    stamps = [_stamp(file) for file in beside]
+    for tensor in tensors_of(model.graph):
+        if tensor.data_location != TensorProto.EXTERNAL:
+            continue
+        try:
+            external_data_helper.load_external_data_for_tensor(tensor, os.path.realpath(path.parent))
+        except Exception as error:  # onnx's checker has its own kinds; a link to elsewhere is one of them
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            raise BadInput(f"{path}: cannot read the weights of '{tensor.name}': {said[0]}") from error
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+    if _state(path, ()) != before or [_stamp(file) for file in beside] != stamps:
+        raise _changed(path)
+    _check_finite(path, model)
+    return ModelFile(path, model, _state(path, beside), beside, is_copied=not beside and not has_functions)
+
+
+def save_reference(file: ModelFile, target: Path) -> None:
+    """Write a file that was read, and not changed since, as a bundle's reference.
+
+    Raises:
+        BadInput: the file was changed since it was read.
+    """
+    if not file.is_copied:
+        onnx.save(file.model, target)
+        same = _state(file.path, file.beside) == file.sha256
+    else:
+        shutil.copyfile(file.path, target)
+        same = sha256_of_file(target) == file.sha256
+    if not same:
+        raise _changed(file.path)
+
+
+def _changed(path: Path) -> BadInput:
+    return BadInput(f"{path} was changed while it was read; wait until it is written, and repeat")
+
+
+def _locations(model: onnx.ModelProto) -> list[str]:
+    """The names of the files beside a model that hold its tensors, sorted."""
+    return sorted(
+        {
+            entry.value
+            for tensor in tensors_of(model.graph)
+            if tensor.data_location == TensorProto.EXTERNAL
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+    )
+
+
+def _state(path: Path, beside: tuple[Path, ...]) -> str:
+    return "".join(sha256_of_file(file) for file in (path, *beside))
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _check_size(path: Path, model: onnx.ModelProto) -> None:
+    size = sum(math.prod(tensor.dims) * _bytes_of(tensor) for tensor in tensors_of(model.graph))
+    if size >= LARGEST_BYTES:
+        raise BadInput(
+            f"{path}: expected weights of less than 2 GiB, got {size / 1e9:.1f} GB; a bundle's graph is one file, and "
+            "protobuf allows no larger ones"
+        )
+
+
+def _bytes_of(tensor: TensorProto) -> int:
+    try:
+        return int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
+    except (KeyError, ValueError):
+        return 1
+
+
+def _check_finite(path: Path, model: onnx.ModelProto) -> None:
+    for tensor in _floats(model.graph):
+        values = numpy_helper.to_array(tensor)
+        if not np.isfinite(values).all() and values.size > 1:  # a bound of a Clip may be infinite
+            raise BadInput(
+                f"{path}: expected finite weights, got NaN or infinity in '{tensor.name}'; save the file again from "
+                "weights that are"
+            )
+
+
+def _floats(graph: onnx.GraphProto) -> Iterator[TensorProto]:
+    return (one for one in tensors_of(graph) if type_name(one.data_type) in ("FLOAT", "FLOAT16", "DOUBLE"))

@@ -1,0 +1,276 @@
+"""Take a stranger's file in: the order of the steps, each held against the file itself before the next begins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from exporter.graph.intake.batch import free_batch, set_batch
+from exporter.graph.intake.fold import fold_paddings, fold_scales
+from exporter.graph.intake.head import flatten_logits, head_of, take_off_softmax
+from exporter.graph.intake.interface import ImageInput, check_scores, image_input
+from exporter.graph.intake.known import use_known_head
+from exporter.graph.intake.layout import Normalisation, normalisation_of, take_channels_first
+from exporter.graph.intake.plain import convert_opset, make_plain
+from exporter.graph.intake.read import ModelFile
+from exporter.graph.intake.wiring import drop_unused, rename_tensor
+from exporter.graph.naming import make_file_readable
+from runtimes.errors import SimplifyError
+from runtimes.preprocess import Preprocess
+from runtimes.source_file import INPUT, SourceFile, SourceFileRuntime
+
+TRIED_BATCHES = (1, 2, 3)
+"""The sizes at which a graph whose batch was made free must answer as the file does, image by image."""
+LARGEST_RELATIVE_ERROR = 1e-5
+LEVELS = 255
+
+
+@dataclass(frozen=True)
+class TakenFile:
+    """A file that was taken in.
+
+    Attributes:
+        model: the FP32 graph, with a free batch, in our opset, under readable names.
+        facts: how the file itself is fed and read, and what was done to it.
+        fixed_batch: the one size of batch that the graph takes; None where it takes any.
+        classes: 0 where the file gives features.
+    """
+
+    path: Path
+    model: onnx.ModelProto
+    facts: SourceFile
+    fixed_batch: int | None
+    classes: int
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(self.facts.outputs)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A file whose input is known; what it gives is not yet.
+
+    Attributes:
+        normalisation: what it does to its pixels first; None where it takes normalised ones.
+        said: what was done to read it.
+    """
+
+    file: ModelFile
+    image: ImageInput
+    normalisation: Normalisation | None
+    said: tuple[str, ...]
+
+    @property
+    def channels(self) -> int:
+        """Of its input; 3 where neither the input nor a convolution tells."""
+        return self.image.channels or 3
+
+
+def open_file(file: ModelFile) -> Opened:
+    """Find out how a file is fed; its graph is made plain, in place.
+
+    Raises:
+        BadInput: it is no classifier or backbone of images (see `image_input`), or gives no scores.
+    """
+    said = [f"weights of {', '.join(one.name for one in file.beside)} read in"] if file.beside else []
+    said += [text] if (text := make_plain(file.model)) else []
+    image = image_input(file.model, file.name)
+    check_scores(file.model.graph, file.name)
+    probe = onnx.ModelProto()
+    probe.graph.node.extend(file.model.graph.node)
+    probe.graph.initializer.extend(one for one in file.model.graph.initializer if len(one.raw_data) <= 1 << 12)
+    probe.graph.input.extend(file.model.graph.input)
+    if image.layout == "nhwc":
+        take_channels_first(probe, image.name)
+    return Opened(file, image, normalisation_of(probe, image.name), tuple(said))
+
+
+def take_file(
+    opened: Opened, reference: Path, preprocess: Preprocess, *, opset: int, keep_softmax: bool = False
+) -> TakenFile:
+    """Bring a file to the form of our own graphs, in place.
+
+    After each step that changes something, the graph answers a picture of noise as the file does; with its batch made
+    free it must do so at `TRIED_BATCHES`.
+
+    Args:
+        reference: the file, as it travels with the bundle.
+        preprocess: how pictures are prepared for it.
+
+    Raises:
+        BadInput: onnxruntime cannot run the file, an operator cannot be converted, or it does not take such images.
+        SimplifyError: a step changes what the graph computes.
+    """
+    image, graph = opened.image, opened.file.model.graph
+    noise = _noise(preprocess, max(TRIED_BATCHES))
+    facts = SourceFile(image.name, image.layout, image.batch, {value.name: value.name for value in graph.output})
+    with SourceFileRuntime.of(reference, facts, preprocess.shape) as runtime:
+        answers = runtime.run({INPUT: noise[:1]})
+    head = head_of(graph, answers, keep_softmax=keep_softmax)
+    facts = replace(facts, outputs=head.outputs)
+    work = _Work(opened.file.model, facts, noise, _by_image(reference, facts, noise))
+    work.said += opened.said
+    work.step(lambda model: _set_sizes(model.graph, image, preprocess))
+    work.step(lambda model: take_off_softmax(model.graph, head.outputs) if head.softmax else "")
+    if head.classes and answers[next(iter(answers))].ndim > 2:
+        work.step(lambda model: flatten_logits(model.graph, next(iter(head.outputs.values()))))
+    work.step(lambda model: convert_opset(model, opset, opened.file.name))
+    if image.layout == "nhwc":
+        work.facts = replace(work.facts, layout="nchw")
+        work.step(lambda model: take_channels_first(model, image.name))
+    fixed = _free(work, image)
+    for step in (fold_paddings, fold_scales, use_known_head):
+        work.step(step)
+    _name(work)
+    return TakenFile(reference, work.model, replace(facts, steps=tuple(work.said)), fixed, head.classes)
+
+
+class _Work:
+    """A graph on its way.
+
+    Attributes:
+        facts: how the graph is fed and read as it is now.
+        noise: a few pictures, float32 (pictures, channels, height, width).
+        expected: the file's outputs for each of them by itself, by name.
+        said: what was done, in words.
+    """
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        facts: SourceFile,
+        noise: NDArray[np.float32],
+        expected: Mapping[str, NDArray[Any]],
+    ) -> None:
+        self.model, self.facts, self.noise, self.expected = model, facts, noise, expected
+        self.said: list[str] = []
+
+    def step(self, change: Callable[[onnx.ModelProto], str]) -> None:
+        """Change the graph; if anything was, check that it answers as before.
+
+        Raises:
+            SimplifyError: it does not.
+        """
+        said = change(self.model)
+        if not said:
+            return
+        try:
+            difference = self.difference(1)
+        except Exception as error:  # onnxruntime's own errors share no base class
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise SimplifyError(f"onnxruntime does not run the graph any more after '{said}': {reason[0]}") from error
+        if not difference <= LARGEST_RELATIVE_ERROR:
+            raise SimplifyError(
+                f"expected the same answers after '{said}', got some that differ by {difference:.1e} of the largest, "
+                f"allowed {LARGEST_RELATIVE_ERROR:.0e}; report the model"
+            )
+        self.said.append(said)
+
+    def difference(self, *sizes: int) -> float:
+        """The largest difference of an output from the file's, relative to that output's largest value, over batches of
+        these sizes."""
+        drop_unused(self.model.graph)
+        found = 0.0
+        with SourceFileRuntime.of(self.model.SerializeToString(), self.facts, self.noise.shape[1:]) as runtime:
+            for size in sizes:
+                for name, values in runtime.run({INPUT: self.noise[:size]}).items():
+                    expected = self.expected[name][:size]
+                    if expected.shape != values.shape:
+                        return float("inf")
+                    largest = float(np.abs(expected).max()) or 1.0
+                    found = max(found, float(np.abs(values - expected).max()) / largest)
+                    found = found if np.isfinite(values).all() else float("inf")
+        return found
+
+
+def _noise(preprocess: Preprocess, count: int) -> NDArray[np.float32]:
+    """Pictures of noise, as the network takes them: float32 (pictures, channels, height, width)."""
+    height, width = preprocess.crop
+    shape = (count, height, width, preprocess.channels)
+    return preprocess.normalise(np.random.default_rng(0).integers(0, LEVELS + 1, shape, np.uint8))
+
+
+def _by_image(reference: Path, facts: SourceFile, noise: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """The file's outputs for each picture by itself, by name."""
+    with SourceFileRuntime.of(reference, facts, noise.shape[1:]) as runtime:
+        rows = [runtime.run({INPUT: noise[place : place + 1]}) for place in range(len(noise))]
+    return {name: np.concatenate([row[name] for row in rows]) for name in facts.outputs}
+
+
+def _set_sizes(graph: onnx.GraphProto, image: ImageInput, preprocess: Preprocess) -> str:
+    """Fix the sizes that the file leaves free, but for the batch."""
+    sizes = next(value for value in graph.input if value.name == image.name).type.tensor_type.shape.dim
+    channels, height, width = preprocess.shape
+    wanted = (channels, height, width) if image.layout == "nchw" else (height, width, channels)
+    free = [size for size in sizes[1:] if not size.HasField("dim_value") or size.dim_value < 1]
+    for size, one in zip(list(sizes)[1:], wanted, strict=True):
+        size.dim_value = one
+    for value in graph.output:  # what is declared of them is for other sizes
+        value.type.tensor_type.ClearField("shape")
+    return f"free sizes of the input fixed at {height}x{width} pixels of {channels} channels" if free else ""
+
+
+def _free(work: _Work, image: ImageInput) -> int | None:
+    """Free the batch, where that is sound; the size that it is fixed at where it is not."""
+    graph = work.model.graph
+    nodes, inputs = [_copied(node) for node in graph.node], [_copied(value) for value in graph.input]
+    before = work.facts
+    said = free_batch(work.model, image.name) if image.batch is not None else ""
+    set_batch(graph, image.name)
+    work.facts = replace(before, batch=None)
+    try:
+        difference = work.difference(*TRIED_BATCHES)
+    except Exception:  # onnxruntime's own errors share no base class: a shape that does not fit, mostly
+        difference = float("inf")
+    if difference <= LARGEST_RELATIVE_ERROR:
+        work.said += [f"{said}, the same at batches of {', '.join(map(str, TRIED_BATCHES))}"] if said else []
+        return None
+    size = image.batch or 1
+    del graph.node[:], graph.input[:]
+    graph.node.extend(nodes)
+    graph.input.extend(inputs)
+    next(one for one in graph.input if one.name == image.name).type.tensor_type.shape.dim[0].dim_value = size
+    work.facts = replace(before, batch=size)
+    work.step(lambda model: f"batch left at {size}: with another one the graph fails, or gives other answers")
+    return size
+
+
+def _copied(message: Any) -> Any:
+    copy = type(message)()
+    copy.CopyFrom(message)
+    return copy
+
+
+def _name(work: _Work) -> None:
+    """Give the graph our names of its input and outputs, and readable ones inside."""
+    graph = work.model.graph
+    renamed = {work.facts.input: INPUT, **{tensor: name for name, tensor in work.facts.outputs.items()}}
+    used = {name for node in graph.node for name in (*node.input, *node.output)}
+    for name in set(renamed.values()) & used - set(renamed):
+        rename_tensor(graph, name, f"{name}.inner")
+        for tensor in graph.initializer:
+            tensor.name = f"{name}.inner" if tensor.name == name else tensor.name
+    for old, new in renamed.items():
+        rename_tensor(graph, old, f"{new}.renamed")
+    for new in renamed.values():
+        rename_tensor(graph, f"{new}.renamed", new)
+    for value in (*graph.input, *graph.output):
+        value.name = renamed.get(value.name, value.name)
+    order = {name: place for place, name in enumerate(work.facts.outputs)}
+    outputs = sorted((_copied(value) for value in graph.output if value.name in order), key=lambda one: order[one.name])
+    del graph.output[:]
+    graph.output.extend(outputs)
+    work.facts = replace(work.facts, input=INPUT, outputs={name: name for name in work.facts.outputs})
+    inferred = onnx.shape_inference.infer_shapes(work.model)
+    for value, known in zip(graph.output, inferred.graph.output, strict=True):
+        value.CopyFrom(known)
+    make_file_readable(work.model)
+    if work.difference(1) > LARGEST_RELATIVE_ERROR:
+        raise SimplifyError("expected the same answers under other names, got others; report the model")
