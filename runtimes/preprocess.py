@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,8 @@ MODES = {1: "L", 3: "RGB"}
 WITH_ALPHA = {2: "LA", 4: "RGBA"}
 """Pillow's modes whose transparency is a channel like the others, for models of 2 or 4 channels."""
 LEVELS = 255
+ChannelsOrder = Literal["rgb", "bgr"]
+BGR: ChannelsOrder = "bgr"
 MOST_RESIZED, LONGEST_RESIZED = 1 << 24, 1 << 16
 """In pixels, of all and of one side. Only long strips get so large when they are resized, and of those only the crop's
 part is resized."""
@@ -44,7 +47,11 @@ class Preprocess:
         interpolation: nearest, bilinear, bicubic or lanczos.
         antialias: filter before shrinking, as Pillow does. Without it, bicubic is sharper than torch's (Keys' a is -1,
             not -0.75).
-        mean, std: one value per channel, for pixels scaled to 0..1. Their count is the number of channels.
+        mean, std: one value per channel, for pixels scaled to 0..1, in the order of a picture's channels (red, green,
+            blue), whatever order the model takes. Their count is the number of channels.
+        channels_order: in which order the model takes three channels: `rgb`, as pictures have them, or `bgr`, as Caffe
+            and OpenCV do. It is that of normalised inputs; pixels are always those of a picture, and a model that
+            takes pixels changes their order itself.
     """
 
     resize: int | tuple[int, int] | None
@@ -53,6 +60,7 @@ class Preprocess:
     antialias: bool
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    channels_order: ChannelsOrder = "rgb"
 
     def __post_init__(self) -> None:
         sizes = [
@@ -75,6 +83,10 @@ class Preprocess:
             raise PlanError(
                 f"expected finite means and positive standard deviations, got mean {self.mean} and std {self.std}"
             )
+        if self.channels_order not in get_args(ChannelsOrder):
+            raise PlanError(f"expected a channels_order of rgb or bgr, got '{self.channels_order}'")
+        if self.channels_order == BGR and self.channels != 3:
+            raise PlanError(f"expected three channels for the order bgr, got {self.channels}; take rgb")
 
     @property
     def channels(self) -> int:
@@ -118,19 +130,23 @@ class Preprocess:
         return np.dstack([np.asarray(part) for part in parts])
 
     def normalise(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Scale and normalise pixels (..., height, width, channels): float32 (..., channels, height, width)."""
-        planes = np.ascontiguousarray(np.moveaxis(pixels, -1, -3), np.float32)  # and then in place: a tenth of the time
-        mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        """Scale and normalise pixels (..., height, width, channels): float32 (..., channels, height, width).
+
+        The pixels are a picture's, in R, G, B order; the result is in the model's.
+        """
+        ordered = np.moveaxis(self._reordered(pixels), -1, -3)
+        planes = np.ascontiguousarray(ordered, np.float32)  # and then in place: a tenth of the time
+        mean, std = self._normalisation()
         planes /= np.float32(LEVELS)
         planes -= mean
         planes /= std
         return planes
 
     def pixels_from_inputs(self, inputs: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """The inverse of `normalise`, exact to the last bit: uint8 (..., height, width, channels)."""
-        mean, std = (np.array(values, np.float32)[:, None, None] for values in (self.mean, self.std))
+        """The inverse of `normalise`, exact to the last bit: uint8 (..., height, width, channels), a picture's."""
+        mean, std = self._normalisation()
         levels = np.rint((inputs * std + mean) * LEVELS)
-        return np.ascontiguousarray(np.moveaxis(levels.astype(np.uint8), -3, -1))
+        return np.ascontiguousarray(self._reordered(np.moveaxis(levels.astype(np.uint8), -3, -1)))
 
     def batch(self, pictures: Sequence[Picture]) -> NDArray[np.float32]:
         """Preprocess several pictures: float32 (pictures, channels, height, width)."""
@@ -154,6 +170,15 @@ class Preprocess:
             BadInput: it has others, as above.
         """
         self._parts(picture)
+
+    def _reordered(self, channels: NDArray[Any]) -> NDArray[Any]:
+        """Bring the last axis from a picture's order to the model's, or back."""
+        return channels[..., ::-1] if self.channels_order == BGR else channels
+
+    def _normalisation(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and standard deviation in the order of the model, each float32 (channels, 1, 1)."""
+        mean, std = (self._reordered(np.array(values, np.float32))[:, None, None] for values in (self.mean, self.std))
+        return mean, std
 
     def _parts(self, picture: Picture) -> list[Image.Image]:
         """The picture in the model's channels: one in grey or colour, or a grey one for each channel."""

@@ -9,7 +9,8 @@ import torch
 from _train_data import Data
 from torch import nn
 
-from exporter.models.loading import load_model, with_image_size
+from exporter.models.loading import load_model
+from exporter.models.preprocessing import with_image_size
 from exporter.models.registry import find_model, load_source
 from exporter.models.spec import ModelSpec
 from exporter.pipeline.plan import ExportPlan

@@ -13,7 +13,15 @@ from exporter.cli._help import Command, option_group
 from exporter.lowering.opsets import BF16_OPSET, OPSETS
 from exporter.lowering.registry import precision_names
 from exporter.models.registry import PAD, PROJECTION, V1, V1_5
-from exporter.pipeline.plan import CROP, ExportPlan, channels_from_text, check_uint8_input, size_from_text
+from exporter.models.request import CHANNELS_ORDERS, INTERPOLATIONS
+from exporter.pipeline.plan import (
+    CROP,
+    ExportPlan,
+    channels_from_text,
+    check_uint8_input,
+    resize_from_text,
+    size_from_text,
+)
 from runtimes.errors import PlanError
 from runtimes.specs import BatchRange
 
@@ -147,6 +155,18 @@ OPTIONS = (
     ),
     _input("--image-size", metavar="N|HxW", help="Input size in pixels.  [default: the model's]"),
     _input(
+        "--resize",
+        metavar="N|HxW",
+        help="Size of a picture before its centre is cut out: of the shorter side, or height x width."
+        "  [default: in the model's ratio to the input]",
+    ),
+    _input(
+        "--interpolation",
+        type=click.Choice(INTERPOLATIONS),
+        metavar="NAME",
+        help=f"How it is resized: {', '.join(INTERPOLATIONS[:-1])} or {INTERPOLATIONS[-1]}.  [default: the weights']",
+    ),
+    _input(
         "--uint8-input",
         is_flag=False,
         flag_value=CROP,
@@ -156,6 +176,13 @@ OPTIONS = (
     ),
     _input("--mean", metavar="R,G,B", help="Mean of each channel, for pixels scaled to 0..1.  [default: the weights']"),
     _input("--std", metavar="R,G,B", help="Standard deviation of each channel, likewise.  [default: the weights']"),
+    _input("--scale", type=int, metavar="255", help="Read --mean and --std as about pixels of 0..255, as Caffe's are."),
+    _input(
+        "--channels-order",
+        type=click.Choice(CHANNELS_ORDERS),
+        metavar="rgb|bgr",
+        help="Order in which the network takes the channels; --mean and --std stay R,G,B.  [default: rgb]",
+    ),
     _output(
         "--output", type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.  [default: MODEL-PRECISION]"
     ),
@@ -209,8 +236,12 @@ def plan_from_options(options: dict[str, Any]) -> ExportPlan:
         classes=options["num_classes"],
         labels=options["labels"],
         image_size=size_from_text(options["image_size"]) if options["image_size"] else None,
+        resize=resize_from_text(options["resize"]) if options["resize"] else None,
+        interpolation=options["interpolation"],
+        channels_order=options["channels_order"],
         mean=channels_from_text(options["mean"], "--mean") if options["mean"] else None,
         std=channels_from_text(options["std"], "--std") if options["std"] else None,
+        scale=1 if options["scale"] is None else options["scale"],
         batch=BatchRange.parse(options["batch"]),
         target=options["target"],
         opset=options["opset"] or 0,

@@ -174,6 +174,7 @@ def _bundle_lines(path: Path, manifest: Manifest, rejection: str) -> list[str]:
     lines.append(
         f"{'preprocess':<12} resize {steps.resize} ({steps.interpolation}), crop {steps.crop[0]}x{steps.crop[1]},"
         f" mean {_numbers(steps.mean)}, std {_numbers(steps.std)}"
+        + (", taken in the order B, G, R" if steps.channels_order == "bgr" else "")
     )
     lines += _graph_lines(manifest.graph)
     lines += parity_lines(manifest.parity)

@@ -5,6 +5,8 @@ deviation is folded into the weights of the first convolution, which computes th
 folded into its bias: the convolution pads with zeros, which stand for the mean colour, so that a bias would be wrong at
 the borders.
 
+Pixels are always in R, G, B order. For a network that takes B, G, R, that convolution's weights change places.
+
 The picture has the network's size. Resizing and cropping, which `Preprocess.pixels` does with Pillow, stay outside, or
 are put in front by `exporter.graph.pillow_resize`.
 """
@@ -16,16 +18,17 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from runtimes.preprocess import LEVELS, Preprocess
+from runtimes.preprocess import BGR, LEVELS, Preprocess
 
-MEAN, SCALE = "pixels.mean", "pixels.scale"
-CAST, TRANSPOSE = "pixels.cast", "pixels.transpose"
+MEAN, SCALE, ORDER = "pixels.mean", "pixels.scale", "pixels.order"
+CAST, TRANSPOSE, ORDERED = "pixels.cast", "pixels.transpose", "pixels.reorder"
 
 
 def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.ModelProto:
     """A copy of a float graph that takes uint8 (batch, height, width, channels) in place of its normalised input.
 
-    If anything but a plain convolution reads the input, the division stays a node of its own.
+    If anything but a plain convolution reads the input, the division stays a node of its own, and so does the change of
+    the channels' order.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -33,7 +36,8 @@ def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.Mod
     (source,) = graph.input
     name = source.name
     scale = 1 / (LEVELS * np.array(preprocess.std, np.float64))
-    folded = _fold_scale(graph, name, scale)
+    order = np.arange(preprocess.channels)[:: -1 if preprocess.channels_order == BGR else 1]
+    folded = _fold(graph, name, scale, order)
     steps = [
         helper.make_node("Cast", [name], ["pixels.float"], name=CAST, to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["pixels.float"], ["pixels.planes"], name=TRANSPOSE, perm=[0, 3, 1, 2]),
@@ -43,6 +47,9 @@ def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.Mod
     if not folded:
         steps.append(helper.make_node("Mul", ["pixels.centred", SCALE], ["pixels.normalised"], name="pixels.normalise"))
         graph.initializer.append(_per_channel(SCALE, scale))
+        if preprocess.channels_order == BGR:
+            steps.append(helper.make_node("Gather", [steps[-1].output[0], ORDER], ["pixels.bgr"], ORDERED, axis=1))
+            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(order), ORDER))
     for node in graph.node:
         for place, value in enumerate(node.input):
             if value == name:
@@ -57,8 +64,12 @@ def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.Mod
     return result
 
 
-def _fold_scale(graph: onnx.GraphProto, name: str, scale: NDArray[np.float64]) -> bool:
-    """Scale the weights of the convolutions that read `name` along their input channels; in place.
+def _fold(graph: onnx.GraphProto, name: str, scale: NDArray[np.float64], order: NDArray[np.int64]) -> bool:
+    """Scale and order the weights of the convolutions that read `name` along their input channels; in place.
+
+    Args:
+        scale: for each of a picture's channels.
+        order: for each of a picture's channels, which of the network's it is.
 
     Returns:
         Whether it was possible: all readers are convolutions without groups, whose weights no other node reads.
@@ -72,7 +83,7 @@ def _fold_scale(graph: onnx.GraphProto, name: str, scale: NDArray[np.float64]) -
             return False
     for node in users:
         tensor = weights[node.input[1]]
-        values = numpy_helper.to_array(tensor) * scale[:, None, None]
+        values = numpy_helper.to_array(tensor)[:, order] * scale[:, None, None]
         tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float32), tensor.name))
     return True
 

@@ -19,6 +19,7 @@ from exporter.models.hugging_face import check_config, config_beside
 from exporter.models.labels import labels_for_classes
 from exporter.models.loaded import LoadedModel
 from exporter.models.part_names import HUGGING_FACE
+from exporter.models.preprocessing import adjusted_preprocess
 from exporter.models.random_start import make_random_behave
 from exporter.models.registry import load_source
 from exporter.models.request import ModelRequest
@@ -37,7 +38,7 @@ def load_model(request: ModelRequest) -> LoadedModel:
         BadInput: a checkpoint that cannot be read, does not fit, or holds values that are not finite; a factory that
             raises, or returns what cannot be exported; a model whose answer to an image of this size is no logits.
         TraceError: a model that fails at images of every size.
-        PlanError: --mean, --std or --num-classes do not fit the weights.
+        PlanError: --mean, --std, --channels-order, --resize or --num-classes do not fit the weights.
     """
     spec = request.spec
     source = load_source(spec)
@@ -118,7 +119,7 @@ class _Trial(NamedTuple):
 def _try_image(module: nn.Module, own: Preprocess, request: ModelRequest) -> _Trial:
     """Show a model a black image, to find out how many channels it takes and what it answers.
 
-    `own` is the preprocessing that the model was made for, before --image-size, --mean and --std.
+    `own` is the preprocessing that the model was made for, before what the request says of it.
 
     The numbers of channels to try are, in this order: the number of values of --mean, that of --std, that of the
     model's own preprocessing, 3, the input channels of its first convolution (which may have more: a stem may fold
@@ -140,7 +141,7 @@ def _try_image(module: nn.Module, own: Preprocess, request: ModelRequest) -> _Tr
     best = max(attempts, key=lambda one: (one.error is None, one.depth))
     if best.error is not None and not request.features:
         raise _image_error(module, best, request)
-    return _Trial(_adjust_preprocess(own, request, best.shape[0]), best.answer)
+    return _Trial(adjusted_preprocess(own, request, best.shape[0]), best.answer)
 
 
 def _image_error(module: nn.Module, failed: Attempt, request: ModelRequest) -> ResnetExportError:
@@ -185,35 +186,6 @@ def _classes(module: nn.Module, answer: object, request: ModelRequest) -> int:
     if logits is not answer:
         module.register_forward_hook(lambda part, inputs, output: logits_within(output))
     return int(logits.shape[1])
-
-
-def _adjust_preprocess(own: Preprocess, request: ModelRequest, channels: int) -> Preprocess:
-    """The model's own preprocessing, changed by --image-size, --mean and --std; one value stands for every channel."""
-
-    def values(given: tuple[float, ...] | None, default: tuple[float, ...], option: str) -> tuple[float, ...]:
-        chosen = given or default
-        if len(chosen) == channels:
-            return chosen
-        if len(chosen) == 1:
-            return chosen * channels
-        if given is None:
-            return (sum(default) / len(default),) * channels
-        wanted = "1 value" if channels == 1 else f"1 or {channels} values"
-        has = "1 input channel" if channels == 1 else f"{channels} input channels"
-        raise PlanError(f"expected {option} with {wanted}, got {len(given)}; the model has {has}")
-
-    changed = replace(own, mean=values(request.mean, own.mean, "--mean"), std=values(request.std, own.std, "--std"))
-    return changed if request.image_size is None else with_image_size(changed, request.image_size)
-
-
-def with_image_size(own: Preprocess, size: tuple[int, int]) -> Preprocess:
-    """The preprocessing for another size of the input, (height, width) in pixels.
-
-    The shorter side of the resized picture keeps its ratio to the crop, as when the model was evaluated.
-    """
-    ratio = own.resize / min(own.crop) if isinstance(own.resize, int) else 1.0
-    resize = round(size[0] * ratio) if size[0] == size[1] else size
-    return replace(own, resize=resize, crop=size)
 
 
 @contextmanager

@@ -10,8 +10,36 @@ from exporter.models.spec import ModelSpec
 from runtimes.errors import PlanError, UnknownName
 
 FEATURES = ("pool", "stages")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+CHANNELS_ORDERS = ("rgb", "bgr")
+SCALES = (1, 255)
+"""The largest value of a pixel that --mean and --std may be about."""
+LARGEST_RESIZE = 1 << 16
 SMALLEST_IMAGE = {"torchvision": 32, "timm": 32, "cifar": 8}
 """Source -> the smallest side in pixels: of a smaller image the last stage would have to halve less than a pixel."""
+
+
+def check_resize(resize: int | tuple[int, int], crop: tuple[int, int]) -> None:
+    """Check what --resize asks for against the size (height, width) of the model's input.
+
+    A picture that is smaller than the crop is padded with black. Of a shorter side that is smaller than the crop's,
+    every picture would be, and nobody means that.
+
+    Raises:
+        PlanError: every picture would get a black border, or one would be enormous.
+    """
+    height, width = crop
+    sides = resize if isinstance(resize, tuple) else (resize, resize)
+    least = crop if isinstance(resize, tuple) else (min(crop), min(crop))
+    shown = f"{sides[0]}x{sides[1]}" if isinstance(resize, tuple) else str(resize)
+    if any(side < smallest for side, smallest in zip(sides, least, strict=True)):
+        wanted = f"{height}x{width}" if isinstance(resize, tuple) else str(least[0])
+        raise PlanError(
+            f"expected --resize of at least the input's {height}x{width}, got {shown}: every picture would get a black "
+            f"border; give --resize {wanted}, or a smaller --image-size"
+        )
+    if max(sides) > LARGEST_RESIZE:
+        raise PlanError(f"expected --resize of at most {LARGEST_RESIZE} pixels, got {shown}; give a smaller one")
 
 
 @dataclass(frozen=True)
@@ -29,8 +57,12 @@ class ModelRequest:
     classes: int | None = None
     labels: Path | None = None
     image_size: tuple[int, int] | None = None
+    resize: int | tuple[int, int] | None = None
+    interpolation: str | None = None
+    channels_order: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    scale: int = 1
     features: str | None = None
     seed: int = 0
 
@@ -44,8 +76,13 @@ class ModelRequest:
             raise PlanError(f"expected --num-classes of at least 1, got {self.classes}")
         if not 0 <= self.seed < 2**63:
             raise PlanError(f"expected a --seed from 0 to 2^63-1, got {self.seed}")
-        if self.std is not None and not min(self.std) > 0:
-            raise PlanError(f"expected --std above 0, got {min(self.std):g}")
+        self._check_normalisation()
+        if self.interpolation is not None and self.interpolation not in INTERPOLATIONS:
+            raise UnknownName("interpolation", self.interpolation, INTERPOLATIONS)
+        if self.channels_order is not None and self.channels_order not in CHANNELS_ORDERS:
+            raise UnknownName("order of channels", self.channels_order, CHANNELS_ORDERS)
+        if self.resize is not None and self.image_size is not None:
+            check_resize(self.resize, self.image_size)
         self._check_features()
 
     @property
@@ -67,6 +104,26 @@ class ModelRequest:
             raise PlanError(
                 f"expected --image-size of at least {smallest} pixels for {self.model}, "
                 f"got {self.image_size[0]}x{self.image_size[1]}"
+            )
+
+    def _check_normalisation(self) -> None:
+        if self.scale not in SCALES:
+            raise PlanError(f"expected a --scale of 1 or 255, the largest value of a pixel, got {self.scale}")
+        if self.scale != 1 and (self.mean is None or self.std is None):
+            missing = " and ".join(
+                option for option, value in (("--mean", self.mean), ("--std", self.std)) if value is None
+            )
+            raise PlanError(
+                f"--scale {self.scale} says that --mean and --std are about pixels of 0..{self.scale}, and there is no "
+                f"{missing}; give both: --mean 0 --std 1 for a network that takes such pixels as they are"
+            )
+        if self.std is not None and not min(self.std) > 0:
+            raise PlanError(f"expected --std above 0, got {min(self.std):g}")
+        largest = max(self.mean) if self.mean else 0.0
+        if largest > self.scale:
+            remedy = "add --scale 255 if it is of pixels of 0..255" if self.scale == 1 else "no mean is larger"
+            raise PlanError(
+                f"expected --mean of at most {self.scale}, on pixels of 0..{self.scale}, got {largest:g}; {remedy}"
             )
 
     def _check_features(self) -> None:

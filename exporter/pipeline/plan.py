@@ -39,7 +39,13 @@ class ExportPlan:
         labels: a text file, a class_indices.json, or a folder with a subfolder for each class (see
             `exporter.models.labels`).
         image_size: (height, width) of the model's input in pixels; None takes the model's own.
-        mean, std: normalisation of pixels scaled to 0..1, one value or one per channel; None takes the model's own.
+        resize: what a picture is resized to before the crop: its shorter side, or (height, width), in pixels; None
+            keeps the model's own ratio to the crop.
+        interpolation: nearest, bilinear, bicubic or lanczos; None takes the model's own.
+        channels_order: `rgb`, or `bgr` for a network that takes blue first, as Caffe's do; None takes the model's own.
+        mean, std: normalisation, one value or one per channel in R, G, B order whatever the network's; None takes the
+            model's own.
+        scale: the largest value of the pixels that `mean` and `std` are about: 1, or 255, as Caffe's are.
         batch: the smallest, the usual and the largest batch.
         target: the runtime that int8 places Q/DQ pairs for (see `exporter.lowering.qdq.targets`); there is `tensorrt`.
         opset: of the ONNX graph; 0 is replaced by the newest that the precision may have.
@@ -79,8 +85,12 @@ class ExportPlan:
     classes: int | None = None
     labels: Path | None = None
     image_size: tuple[int, int] | None = None
+    resize: int | tuple[int, int] | None = None
+    interpolation: str | None = None
+    channels_order: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    scale: int = 1
     batch: BatchRange = DEFAULT_BATCH
     target: str = "tensorrt"
     opset: int = 0
@@ -212,16 +222,26 @@ def check_uint8_input(value: str | None) -> None:
         raise PlanError(f"expected --uint8-input alone or --uint8-input full, got '{value}'; put MODEL before it")
 
 
-def size_from_text(text: str) -> tuple[int, int]:
-    """(height, width) from `224` or `224x320`.
+def size_from_text(text: str, option: str = "--image-size") -> tuple[int, int]:
+    """(height, width) from `224` or `224x320`; `option` is named where it is neither.
 
     Raises:
         PlanError: it is neither.
     """
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.isascii() and part.isdecimal() for part in parts):
-        raise PlanError(f"expected --image-size as N or HxW, got '{text}'; for example 224 or 224x320")
+        raise PlanError(f"expected {option} as N or HxW, got '{text}'; for example 224 or 224x320")
     return int(parts[0]), int(parts[-1])
+
+
+def resize_from_text(text: str) -> int | tuple[int, int]:
+    """The shorter side from `256`, or (height, width) from `256x320`.
+
+    Raises:
+        PlanError: it is neither.
+    """
+    size = size_from_text(text, "--resize")
+    return size if "x" in text.lower() else size[0]
 
 
 def channels_from_text(text: str, option: str) -> tuple[float, ...]:

@@ -38,4 +38,4 @@ class ModelSource(Protocol):
         """
 
     def preprocess(self, spec: ModelSpec) -> Preprocess:
-        """The preprocessing that the model expects, before `--image-size`, `--mean` and `--std`."""
+        """The preprocessing that the model expects, before `--image-size`, `--mean` and the like."""

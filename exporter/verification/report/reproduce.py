@@ -10,14 +10,14 @@ from exporter.verification.plan import CheckPlan
 from runtimes.manifest import Manifest
 from runtimes.parity.budget import number_text
 from runtimes.parity.compare import is_classifier
-from runtimes.preprocess import PIXELS, takes_any_size
+from runtimes.preprocess import BGR, PIXELS, Preprocess, takes_any_size
 
 WIDTH = 76
 
 
 def export_lines(manifest: Manifest) -> tuple[str, ...]:
     """`resnet-export ...`, and in comments the files that it needs and the manifest knows only by their sha256."""
-    model, preprocess, asked = manifest.model, manifest.preprocess, manifest.asked
+    model, asked = manifest.model, manifest.asked
     outputs = [spec.name for spec in manifest.outputs]
     words = ["resnet-export", model.name, f"--{manifest.precision}", "--target", manifest.target]
     notes = []
@@ -37,13 +37,7 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
         words += ["--features", "stages" if outputs[0].startswith("layer") else "pool"]
     if manifest.inputs[0].dtype == PIXELS:
         words += ["--uint8-input", *(["full"] if takes_any_size(manifest.inputs[0]) else [])]
-    words += ["--image-size", "x".join(map(str, preprocess.crop))]
-    words += [
-        "--mean",
-        ",".join(map(number_text, preprocess.mean)),
-        "--std",
-        ",".join(map(number_text, preprocess.std)),
-    ]
+    words += _preprocess_words(manifest.preprocess)
     words += ["--batch", str(manifest.batch), "--opset", str(manifest.opset)]
     if manifest.calibration is not None:
         facts = manifest.calibration
@@ -72,6 +66,21 @@ def check_line(plan: CheckPlan) -> str:
         words += ["--against", str(plan.against.folder)]
     words += [option for option, given in (("--blocks", plan.blocks), ("--bisect", plan.bisect)) if given]
     return _command(words)
+
+
+def _preprocess_words(steps: Preprocess) -> list[str]:
+    """All steps, whether or not they are the model's own; without --scale, as mean and std are those of 0..1."""
+    words = ["--image-size", _size_text(steps.crop)]
+    if steps.resize is not None:
+        words += ["--resize", _size_text(steps.resize) if isinstance(steps.resize, tuple) else str(steps.resize)]
+    words += ["--interpolation", steps.interpolation]
+    for option, values in (("--mean", steps.mean), ("--std", steps.std)):
+        words += [option, ",".join(map(number_text, values))]
+    return [*words, *(["--channels-order", BGR] if steps.channels_order == BGR else [])]
+
+
+def _size_text(size: tuple[int, int]) -> str:
+    return "x".join(map(str, size))
 
 
 def _budget_words(limits: Mapping[str, float]) -> list[str]:
