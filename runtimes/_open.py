@@ -13,6 +13,7 @@ from runtimes.base import Runtime
 from runtimes.bundle import Bundle, path_from_given
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, UnknownName
 from runtimes.nvidia.trust import trusted_engines
+from runtimes.source_file import SourceFileRuntime
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 AUTO = "auto"
@@ -144,6 +145,23 @@ def open_as_evidence(bundle: Bundle, backend: str, *, tuning: Tuning = DEFAULT_T
         UnknownName, BackendUnavailable, BundleError: as `open_runtime`.
     """
     return _opened(backend_class(backend), bundle, None, (), tuning)
+
+
+def open_reference(bundle: Bundle, *, tuning: Tuning = DEFAULT_TUNING) -> Runtime:
+    """Open what a bundle was held against, also one that its export rejected: its PyTorch program, or the file that it
+    was made from.
+
+    Raises:
+        BackendUnavailable: PyTorch or onnxruntime is not installed, or the bundle has no reference.
+        BundleError, BadInput: it cannot be opened.
+    """
+    facts = bundle.manifest.source_file
+    if facts is None:
+        return open_as_evidence(bundle, "pytorch", tuning=tuning)
+    path, manifest = SourceFileRuntime.file_of(bundle), bundle.manifest
+    runtime = SourceFileRuntime.of(path, facts, manifest.preprocess.shape, manifest.batch, tuning)
+    runtime.tuning, runtime.preprocess = tuning, manifest.preprocess
+    return runtime
 
 
 def _opened(

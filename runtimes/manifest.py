@@ -14,6 +14,7 @@ from runtimes.parity.budget import CLASS_LIMITS, Budget
 from runtimes.parity.compare import ParityReport
 from runtimes.parity.measures import Accuracy
 from runtimes.preprocess import Preprocess
+from runtimes.source_file import SourceFile
 from runtimes.specs import BatchRange, TensorSpec
 
 SCHEMA_VERSION = 1
@@ -98,7 +99,9 @@ class FileFacts:
 class Manifest:
     """All that a reader needs to run the model and to trust it. Field names are fixed: other tools read them too.
 
-    `kernels` is what a processor must run on integers; None for a target that promises nothing of that.
+    Attributes:
+        kernels: what a processor must run on integers; None for a target that promises nothing of that.
+        source_file: the ONNX file that the model was made from, and which is its reference; None for one of PyTorch.
     """
 
     schema_version: int
@@ -119,8 +122,14 @@ class Manifest:
     sensitivity: Sensitivity | None = None
     mixed: MixedPrecision | None = None
     kernels: KernelCount | None = None
+    source_file: SourceFile | None = None
     asked: Asked = field(default_factory=Asked)
     files: dict[str, FileFacts] = field(default_factory=dict)
+
+    @property
+    def reference_text(self) -> str:
+        """What the model was held against, in words."""
+        return "FP32 PyTorch" if self.source_file is None else f"the file {self.model.name}"
 
     @property
     def budget(self) -> Budget:

@@ -83,6 +83,7 @@ OPTIONS = (
         metavar="N",
         help="Seed of random weights and of the images chosen.",
     ),
+    _model("--keep-softmax", is_flag=True, help="Of an ONNX file that ends in a Softmax, export that too."),
     _model("--list", "list_models", is_flag=True, help="List the models and exit."),
     *_precision_flags(),
     _precision(
@@ -192,7 +193,11 @@ OPTIONS = (
         is_flag=True,
         help="Write a bundle that is refused, too, with its report, as DIR.rejected; nothing runs it.",
     ),
-    _output("--no-reference", is_flag=True, help="Leave reference.pt2, the FP32 program, out of the bundle."),
+    _output(
+        "--no-reference",
+        is_flag=True,
+        help="Leave the FP32 reference (reference.pt2 or .onnx) out of the bundle.",
+    ),
     _output(
         "--no-report",
         is_flag=True,
@@ -262,6 +267,7 @@ def plan_from_options(options: dict[str, Any]) -> ExportPlan:
         features=options["features"],
         uint8_input=options["uint8_input"],
         variant=options["variant"] or options["shortcut"],
+        keep_softmax=options["keep_softmax"],
     )
     return plan if options["output"] else replace(plan, output=Path(plan.name))
 

@@ -17,6 +17,7 @@ from runtimes._plugins import needed_for
 
 if TYPE_CHECKING:
     from exporter.pipeline.export import Export
+    from runtimes.manifest import Manifest
 
 INPUTS = {
     None: "float32, (batch, channels, height, width)",
@@ -29,6 +30,7 @@ Examples:
   resnet-export resnet18 --weights model.pth --labels names.txt --batch 1:4:16
   resnet-export resnet20 --fp16 --output build/resnet20-fp16 --json
   resnet-export my_package.nets:make_net --image-size 224 --fp16
+  resnet-export model.onnx --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --int8 --data pictures/
 
 \b
 Exit codes: 0 done and within budget, 1 failed, 2 wrong usage,
@@ -40,11 +42,11 @@ Exit codes: 0 done and within budget, 1 failed, 2 wrong usage,
 @export_options
 @click.version_option(package_name="resnet-export")
 def command(**options: Any) -> None:
-    """Export MODEL to a bundle: an ONNX graph in the precision asked for, and the proof that it agrees with PyTorch.
+    """Export MODEL to a bundle: an ONNX graph in the precision asked for, and the proof that it agrees with the original.
 
-    MODEL is a name from --list, another name of the same pattern (resnext50_16x8d), or package.module:factory, a
-    callable that returns a torch.nn.Module. That module is imported from the current folder or the installed packages,
-    which runs its code.
+    MODEL is a name from --list, another name of the same pattern (resnext50_16x8d), the path of an ONNX file, or
+    package.module:factory, a callable that returns a torch.nn.Module. That module is imported from the current folder or
+    the installed packages, which runs its code.
     """
     if options["list_models"]:
         return _list(as_json=options["as_json"])
@@ -97,7 +99,7 @@ def _list(*, as_json: bool) -> None:
 
 
 def _describe(plan: ExportPlan, *, as_json: bool) -> None:
-    files = ["manifest.json", "model.onnx", *["reference.pt2"] * plan.reference, "golden.npz"]
+    files = ["manifest.json", "model.onnx", *[plan.reference_file] * plan.reference, "golden.npz"]
     files += ["report.html"] * plan.report
     files += ["calibration.json"] * plan.lowering_request.is_calibrated + ["labels.txt"] * (plan.labels is not None)
     facts = {
@@ -143,6 +145,7 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
         f"{'bundle':<12} {result.folder}",
         f"{'model':<12} {manifest.model.name}, {manifest.model.weights.kind} weights, {gives_text(manifest)},"
         f" {manifest.precision}, batch {manifest.batch}",
+        *_taken_lines(manifest),
         *parity_lines(manifest.parity),
     ]
     if (facts := manifest.calibration) is not None:
@@ -166,6 +169,12 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
     sizes = ", ".join(f"{name} {size_text(file.bytes)}" for name, file in manifest.files.items())
     steps = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     return [*lines, f"{'size':<12} {sizes}", f"{'seconds':<12} {sum(seconds.values()):.1f}: {steps}"]
+
+
+def _taken_lines(manifest: Manifest) -> list[str]:
+    """What was done to an ONNX file, a line for each step."""
+    steps = () if manifest.source_file is None else manifest.source_file.steps
+    return [f"{'' if place else 'taken in':<12} {said}" for place, said in enumerate(steps)]
 
 
 if __name__ == "__main__":

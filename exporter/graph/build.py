@@ -1,4 +1,5 @@
-"""Build a bundle's FP32 graph from a traced program. The only place that knows the order of its steps."""
+"""Build a bundle's FP32 graph from a traced program or a file that was taken in. The only place that knows the order of
+its steps."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
+from exporter.graph.intake.take import TakenFile
 from exporter.graph.pillow_resize import with_any_size
 from exporter.graph.pixel_input import with_uint8_input
 from exporter.graph.simplify import SIMPLIFY_IMAGES, simplify
@@ -37,9 +39,13 @@ class GraphForm:
 
 
 def clean_graph(
-    program: ExportedProgram, form: GraphForm, preprocess: Preprocess, inputs: NDArray[np.float32], steps: Steps
+    origin: ExportedProgram | TakenFile,
+    form: GraphForm,
+    preprocess: Preprocess,
+    inputs: NDArray[np.float32],
+    steps: Steps,
 ) -> onnx.ModelProto:
-    """Build the simplified FP32 graph of a program, ready to be lowered.
+    """Build the simplified FP32 graph of a program or a file, ready to be lowered.
 
     It has the given form except the resizing, which `with_resize` adds after the graph was lowered.
 
@@ -51,7 +57,10 @@ def clean_graph(
         SimplifyError: the simplified graph computes something else.
     """
     with steps("trace"):
-        traced = onnx_from_program(program, opset=form.opset, batch=form.batch, outputs=form.outputs)
+        if isinstance(origin, TakenFile):
+            traced = origin.with_batch(form.batch)
+        else:
+            traced = onnx_from_program(origin, opset=form.opset, batch=form.batch, outputs=form.outputs)
     with steps("simplify"):
         clean = simplify(traced, inputs[:SIMPLIFY_IMAGES])
         return with_uint8_input(clean, preprocess) if form.takes_pixels else clean

@@ -11,8 +11,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from itertools import chain, count
-from os.path import commonprefix
+from itertools import chain, count, takewhile
 
 import numpy as np
 import onnx
@@ -59,7 +58,8 @@ def _names_in_file(graph: onnx.GraphProto) -> list[str]:
     """The nodes' names, without what all of them begin with and without the operator at their end."""
     given = [[part for part in re.split(r"[/:]", node.name) if part] for node in graph.node]
     paths = [path for path in given if len(path) > 1]
-    shared = len(commonprefix(paths)) if len(paths) > 1 else 0
+    shared = sum(1 for _ in takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False)))
+    shared = shared if len(paths) > 1 else 0
     names = [_name_from_path(path[shared:] or path, node.op_type) for path, node in zip(given, graph.node, strict=True)]
     scopes = {name[:place] for name in names for place, letter in enumerate(name) if letter == "."}
     return [

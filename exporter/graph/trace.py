@@ -90,7 +90,7 @@ def onnx_from_program(
     _check_conv_biases(model)
     make_readable(model)
     model.ir_version = IR_VERSION
-    _name_batch(model, batch)
+    name_batch(model, batch)
     return model
 
 
@@ -155,7 +155,7 @@ def _check_conv_biases(model: onnx.ModelProto) -> None:
                 )
 
 
-def _name_batch(model: onnx.ModelProto, batch: BatchRange) -> None:
+def name_batch(model: onnx.ModelProto, batch: BatchRange) -> None:
     """Call the first dimension `batch` (torch calls it s77), or fix it.
 
     The shapes of inner tensors are inferred again when the graph is simplified.

@@ -221,6 +221,22 @@ def labels_from_id2label(value: object) -> tuple[str, ...] | None:
     return None if all(PLACEHOLDER.fullmatch(label) for label in labels) else labels
 
 
+def labels_from_metadata(text: str) -> tuple[str, ...] | None:
+    """The class names in an ONNX file's metadata: JSON or a Python dict or list, or names between commas or on lines.
+
+    None where they are not names of one line, one for each number from 0 on.
+    """
+    where = Path("metadata")
+    structured = DICT_OR_LIST.fullmatch(text)
+    try:
+        if structured:
+            return _check_names(_labels_from_value(_value_from_text(structured[1], where), where), where)
+        lines = [line.strip() for line in text.strip().splitlines()]
+        return _check_names(lines if len(lines) > 1 else [name.strip() for name in text.split(",")], where)
+    except BadInput:
+        return None
+
+
 def _by_number(names: Mapping[str, object], count: int) -> list[object]:
     """The values under "0" to `count` - 1; None for a number that is missing."""
     return [names.get(str(place)) for place in range(count)]

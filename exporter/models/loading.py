@@ -106,7 +106,7 @@ def _assemble(
     if request.labels is not None:
         labels = labels_for_classes(request.labels, classes)
     facts = ModelFacts(request.model, request.spec.source, request.spec.variant, classes, weights)
-    return LoadedModel(module, facts, trial.preprocess, labels)
+    return LoadedModel(module=module, facts=facts, preprocess=trial.preprocess, labels=labels)
 
 
 class _Trial(NamedTuple):

@@ -1,7 +1,8 @@
 """The table of models, by name. Imports nothing heavy; `exporter.models.sources` makes the models themselves.
 
 A name is one of the table; a ResNeXt or Wide ResNet of any width after the same pattern (`resnext50_16x8d`,
-`wide_resnet101_4`); `timm:NAME`; or `package.module:factory`, for which that module is imported, so that its code runs.
+`wide_resnet101_4`); `timm:NAME`; `package.module:factory`, for which that module is imported, so that its code runs; or
+the path of an ONNX file, which is no module's (see `exporter.graph.intake`).
 """
 
 from __future__ import annotations
@@ -134,6 +135,8 @@ def find_model(name: str, variant: str | None = None) -> ModelSpec:
 def _find(name: str) -> ModelSpec:
     if name in MODELS:
         return MODELS[name]
+    if Path(name).suffix.lower() == ".onnx":
+        return _file_spec(name)
     if name.startswith("timm:"):
         return ModelSpec(name, "timm", ("timm",), None, None, weights=True)
     if ":" in name:
@@ -142,6 +145,19 @@ def _find(name: str) -> ModelSpec:
         return _imagenet_spec(name)
     _refuse_path(name)
     raise UnknownName("model", name, MODELS, "resnet-export --list")
+
+
+def _file_spec(name: str) -> ModelSpec:
+    """The model in an ONNX file.
+
+    Raises:
+        BadInput: there is no such file.
+    """
+    path = Path(name)
+    if not path.is_file():
+        got = "a folder" if path.is_dir() else "nothing"
+        raise BadInput(f"expected MODEL as an ONNX file, got {got} at {name}; give its path")
+    return ModelSpec(name, "onnx", ("onnx",), None, None, weights=True)
 
 
 def _refuse_path(name: str) -> None:
@@ -153,11 +169,11 @@ def _refuse_path(name: str) -> None:
     path = Path(name)
     if not path.exists() and "/" not in name and path.suffix not in PATH_SUFFIXES:
         return
-    names = "a name of --list, its pattern, or package.module:factory"
+    names = "a name of --list, its pattern, package.module:factory, or FILE.onnx"
     if not path.exists():
         raise BadInput(f"expected MODEL as {names}, got a path, and there is no file {name}")
     kind = "folder" if path.is_dir() else "file"
-    checkpoint = f" {name}" if kind == "file" and path.suffix != ".onnx" else ""
+    checkpoint = f" {name}" if kind == "file" else ""
     remedy = f"give the network's name, and a checkpoint of it with --weights{checkpoint}"
     raise BadInput(f"expected MODEL as {names}, got the {kind} {name}; {remedy}")
 

@@ -89,7 +89,22 @@ class ModelRequest:
     def spec(self) -> ModelSpec:
         return find_model(self.model, self.variant)
 
+    def _check_file(self) -> None:
+        """Refuse what is about networks of PyTorch, where the model is an ONNX file."""
+        given = {
+            "--weights": self.weights != "default",
+            "--features": self.features is not None,
+        }
+        option = next((option for option, is_given in given.items() if is_given), None)
+        if option is not None:
+            raise PlanError(
+                f"{option} is for networks of PyTorch, and {self.model} is an ONNX file, with its own weights and "
+                "outputs; leave it out"
+            )
+
     def _check_model(self, spec: ModelSpec) -> None:
+        if spec.source == "onnx":
+            self._check_file()
         if self.weights == "default" and spec.variant != spec.variants[0]:
             raise PlanError(
                 f"the default weights are those of {spec.variants[0]}, not of {spec.variant}; "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class ModelSpec:
     """What is known of a model by its name; `--list` prints it.
 
     Attributes:
-        source: the plug-in in `exporter.models.sources` that makes it.
+        source: the plug-in in `exporter.models.sources` that makes it; `onnx` is a file, whose path is the name.
         variants: the variants that it has, the default first.
         size: side of its input image in pixels; None leaves it to `--image-size`.
         classes: classes of its head, unless `--num-classes` or the weights have others.
@@ -46,7 +48,7 @@ class ModelSpec:
     """
 
     name: str
-    source: Literal["torchvision", "cifar", "custom", "timm"]
+    source: Literal["torchvision", "cifar", "custom", "timm", "onnx"]
     variants: tuple[str, ...]
     size: int | None
     classes: int | None
@@ -62,7 +64,9 @@ class ModelSpec:
 
     @property
     def stem(self) -> str:
-        """The name without its source, after which a bundle is named."""
+        """The name without its source, after which a bundle is named; of a file, its name alone."""
+        if self.source == "onnx":
+            return re.sub(r"[^\w.-]+", "_", Path(self.name).stem) or "model"
         return self.name.split(":")[-1]
 
 

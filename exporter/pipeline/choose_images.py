@@ -12,7 +12,7 @@ from calibration.classes import ModelClasses, labels_or_reason
 from calibration.data import ImageSource, Split, built_in, check_channels, open_source, with_channels
 from calibration.order import order_evenly
 from exporter.lowering.ranges import CalibrationSet, chosen_places
-from exporter.models.loaded import LoadedModel
+from exporter.models.loaded import Loaded
 from exporter.pipeline.loss_target import LossTarget
 from exporter.pipeline.plan import ExportPlan
 from exporter.pipeline.proof_images import PictureReader, ProofImages
@@ -29,7 +29,7 @@ BLOCK = 64
 """How many images a proof holds in memory, made a multiple of the largest batch."""
 
 
-def calibration_set(loaded: LoadedModel, plan: ExportPlan) -> CalibrationSet:
+def calibration_set(loaded: Loaded, plan: ExportPlan) -> CalibrationSet:
     """The images to calibrate on; what is wrong with them is refused here, before the long work.
 
     Raises:
@@ -45,7 +45,7 @@ def calibration_set(loaded: LoadedModel, plan: ExportPlan) -> CalibrationSet:
     return CalibrationSet(source, loaded.preprocess, as_pixels=plan.uint8_input is not None, data=plan.data)
 
 
-def proof_images(loaded: LoadedModel, plan: ExportPlan, budget: Budget, steps: Steps) -> ProofImages:
+def proof_images(loaded: Loaded, plan: ExportPlan, budget: Budget, steps: Steps) -> ProofImages:
     """The images to prove with, other ones than those of the calibration where there are enough; the first block is
     read.
 
@@ -86,7 +86,7 @@ class PartedImages(NamedTuple):
     proof: ProofImages
 
 
-def parted_images(loaded: LoadedModel, plan: ExportPlan, budget: Budget, steps: Steps) -> PartedImages:
+def parted_images(loaded: Loaded, plan: ExportPlan, budget: Budget, steps: Steps) -> PartedImages:
     """The images to choose blocks with, and to prove the choice with: of all that were not calibrated on, every other
     one, evenly over the classes.
 
@@ -144,7 +144,7 @@ def _block_size(plan: ExportPlan) -> int:
     return -(-BLOCK // plan.batch.max) * plan.batch.max
 
 
-def _calibration_source(loaded: LoadedModel, plan: ExportPlan) -> ImageSource:
+def _calibration_source(loaded: Loaded, plan: ExportPlan) -> ImageSource:
     """The images to calibrate on.
 
     Raises:
@@ -160,7 +160,7 @@ def _calibration_source(loaded: LoadedModel, plan: ExportPlan) -> ImageSource:
     return _built_in_for(loaded, plan, "train")
 
 
-def _proof_source(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> ImageSource:
+def _proof_source(loaded: Loaded, plan: ExportPlan, steps: Steps) -> ImageSource:
     """All images that there are to prove with; reports what of them is left out.
 
     Raises:
@@ -173,7 +173,7 @@ def _proof_source(loaded: LoadedModel, plan: ExportPlan, steps: Steps) -> ImageS
     return source
 
 
-def _built_in_for(loaded: LoadedModel, plan: ExportPlan, split: Split) -> ImageSource:
+def _built_in_for(loaded: Loaded, plan: ExportPlan, split: Split) -> ImageSource:
     """The built-in images, used where no --data is given.
 
     A model with random weights that takes other numbers of channels than pictures have gets another picture in each.
@@ -191,7 +191,7 @@ def _built_in_for(loaded: LoadedModel, plan: ExportPlan, split: Split) -> ImageS
     return built_in(split) if channels in MODES else with_channels(built_in(split), channels)
 
 
-def _model_labels(source: ImageSource, loaded: LoadedModel, plan: ExportPlan) -> tuple[NDArray[np.int64] | None, str]:
+def _model_labels(source: ImageSource, loaded: Loaded, plan: ExportPlan) -> tuple[NDArray[np.int64] | None, str]:
     """The model's classes of the images, int64 (images,); or None, and why accuracy cannot be measured.
 
     The built-in images count as labelled only where the model's class names say so; nobody asked for them, so that

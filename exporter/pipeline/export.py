@@ -12,6 +12,8 @@ from torch.export import ExportedProgram
 
 from calibration.observers import find_observer
 from exporter.graph.build import GraphForm, clean_graph, with_resize
+from exporter.graph.intake.load import LoadedFile, load_file
+from exporter.graph.intake.take import TakenFile
 from exporter.graph.pillow_resize import check_resizable
 from exporter.graph.trace import program_from_module, save_program
 from exporter.lowering.bias_correction import with_classifier_correction
@@ -27,7 +29,7 @@ from exporter.models.loading import load_model
 from exporter.pipeline.choose_images import calibration_set, parted_images, proof_images
 from exporter.pipeline.first_step import Lowering
 from exporter.pipeline.images import Candidate, Graphs, Images, Proof
-from exporter.pipeline.plan import FULL, ExportPlan
+from exporter.pipeline.plan import DEFAULT_BATCH, FULL, ONNX, ExportPlan
 from exporter.pipeline.proof_images import ProofImages
 from exporter.pipeline.prove import prove
 from exporter.pipeline.refusal import why_refused
@@ -40,9 +42,11 @@ from exporter.pipeline.write_bundle import GOLDEN_IMAGES, Findings, Golden, writ
 from exporter.verification.blocks.both_sides import BothSides
 from exporter.verification.blocks.drift import drift_between
 from exporter.verification.blocks.findings import Drift
+from exporter.verification.blocks.reference import block_reference
 from exporter.verification.report.block_text import returned_text
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.backends.pytorch import PyTorchRuntime
+from runtimes.base import Runtime
 from runtimes.bundle_writing import check_rejected, keep_rejected, staging_folder
 from runtimes.errors import LowerError, ParityError, PlanError
 from runtimes.kernels import MARK, KernelCount
@@ -50,6 +54,8 @@ from runtimes.manifest import Manifest
 from runtimes.parity.budget import Budget
 from runtimes.preprocess import Preprocess
 from runtimes.progress import Progress, Steps, silent
+from runtimes.source_file import SourceFileRuntime
+from runtimes.specs import BatchRange
 
 OTHERS_CODE = ("custom", "timm")
 """Sources whose networks may answer the same image differently each time: their code is not ours."""
@@ -75,7 +81,7 @@ class _Loaded(NamedTuple):
     `choosing` are those to choose blocks with; None where none are to be chosen.
     """
 
-    model: LoadedModel
+    model: LoadedModel | LoadedFile
     calibration: CalibrationSet
     images: ProofImages
     choosing: ProofImages | None
@@ -109,7 +115,9 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         check_rejected(plan.output)  # likewise
     with removed_when_done(plan), staging_folder(plan.output, force=plan.force) as folder:
         with steps("weights"):
-            loaded, calibration, images, choosing = _load(plan, precision, steps)
+            model = _load_model(plan, folder, steps)
+            plan = _with_fixed_batch(plan, model)
+            loaded, calibration, images, choosing = _load(model, plan, precision, steps)
         with steps("trace"):
             program = _trace(loaded, images.first, plan)
         form = _graph_form(plan, loaded)
@@ -118,10 +126,12 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         budget = budget_for(plan, loaded, lowered.budget)
         resize = partial(with_resize, form=form, preprocess=loaded.preprocess)
         with steps("save"):
-            save_program(program, folder / PyTorchRuntime.FILE, form.outputs)
+            if not isinstance(program, TakenFile):
+                save_program(program, folder / PyTorchRuntime.FILE, form.outputs)
+        open_reference = partial(_open_reference, folder, program, loaded.preprocess, plan)
         mixed = None
         if choosing is not None:
-            with PyTorchRuntime.open(folder / PyTorchRuntime.FILE) as runtime, steps(RETURN_BLOCKS):
+            with open_reference() as runtime, steps(RETURN_BLOCKS):
                 judge = Judge(choosing, Reference(runtime, plan.batch.max), budget, plan.batch, precision, resize)
                 lowered, mixed = return_blocks(plan, float_graph, lowered, judge, steps)
         clean, model = resize(lowered.exact), resize(lowered.model)
@@ -129,7 +139,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             _save(folder, model, plan)
         with steps("prove"):
             graphs = Graphs(clean, _simulation(folder, model, precision))
-            candidate = Candidate(folder, graphs, plan.batch, precision.runs_on(model), form.any_size)
+            candidate = Candidate(folder, open_reference, graphs, plan.batch, precision.runs_on(model), form.any_size)
             proof, images, golden = _prove(candidate, images, loaded.preprocess, budget, progress)
             kernels = _checked_kernels(folder, model) if plan.lowering_request.promises_integers else None
             held_to = partial(budget_for, plan, loaded)
@@ -143,7 +153,9 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         if plan.report:
             with steps("follow blocks"):
                 exact, factors = with_classifier_correction(clean, lowered.table), lowered.factors
-                both = BothSides(program, clean, exact, model, graphs.simulation, bool(candidate.backends), factors)
+                both = BothSides(
+                    block_reference(program), clean, exact, model, graphs.simulation, bool(candidate.backends), factors
+                )
                 drift = _drift(both, images.first, budget)
         with steps("write"):
             found = Findings(lowered.table, images, proof, golden, drift, lowered.sensitivity, mixed, kernels)
@@ -154,11 +166,37 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
     return Export(plan.output, manifest, steps.seconds, images.no_accuracy)
 
 
-def _load(plan: ExportPlan, precision: Precision, steps: Steps) -> _Loaded:
-    """The model with its weights, and the images; what contradicts itself is refused here, before the long work."""
-    loaded = with_features(load_model(plan.model_request), plan.features)
+def _load_model(plan: ExportPlan, folder: Path, steps: Steps) -> LoadedModel | LoadedFile:
+    """The model with its weights; of a file, the reference is written into the bundle's folder as well."""
+    if plan.spec.source == ONNX:
+        loaded: LoadedModel | LoadedFile = load_file(
+            plan.model_request, folder, opset=plan.opset, keep_softmax=plan.keep_softmax
+        )
+    else:
+        loaded = with_features(load_model(plan.model_request), plan.features)
     for what in loaded.left_out:
         steps.left_out(what)
+    return loaded
+
+
+def _with_fixed_batch(plan: ExportPlan, model: LoadedModel | LoadedFile) -> ExportPlan:
+    """The plan with the one batch size that a file takes, where it takes no other.
+
+    Raises:
+        PlanError: another one is asked for.
+    """
+    size = model.taken.fixed_batch if isinstance(model, LoadedFile) else None
+    if size is None or plan.batch == BatchRange(size, size, size):
+        return plan
+    if plan.batch != DEFAULT_BATCH:
+        raise PlanError(
+            f"--batch says {plan.batch}, but {model.facts.name} takes batches of {size} alone; leave it out"
+        )
+    return replace(plan, batch=BatchRange(size, size, size))
+
+
+def _load(loaded: LoadedModel | LoadedFile, plan: ExportPlan, precision: Precision, steps: Steps) -> _Loaded:
+    """The images for a model; what contradicts itself is refused here, before the long work."""
     if plan.uint8_input == FULL:
         check_resizable(loaded.preprocess)
     calibration = calibration_set(loaded, plan)
@@ -171,20 +209,32 @@ def _load(plan: ExportPlan, precision: Precision, steps: Steps) -> _Loaded:
     return _Loaded(loaded, calibration, replace(images, plain=plain), choosing)
 
 
-def _trace(loaded: LoadedModel, images: Images, plan: ExportPlan) -> ExportedProgram:
-    """The FP32 program of the model.
+def _trace(loaded: LoadedModel | LoadedFile, images: Images, plan: ExportPlan) -> ExportedProgram | TakenFile:
+    """The FP32 program of a module; of a file, the graph that was taken in.
 
     Raises:
         TraceError: PyTorch cannot trace it, or it answers the same image differently each time.
     """
+    if isinstance(loaded, LoadedFile):
+        return loaded.taken
     if plan.spec.source in OTHERS_CODE:
         check_deterministic(loaded.module, images.inputs[0], plan.model)
     return program_from_module(loaded.module, loaded.preprocess.shape)
 
 
-def _graph_form(plan: ExportPlan, loaded: LoadedModel) -> GraphForm:
+def _open_reference(
+    folder: Path, program: ExportedProgram | TakenFile, preprocess: Preprocess, plan: ExportPlan
+) -> Runtime:
+    """What the bundle's graph is held against."""
+    if isinstance(program, TakenFile):
+        return SourceFileRuntime.of(program.path, program.facts, preprocess.shape, plan.batch)
+    return PyTorchRuntime.open(folder / PyTorchRuntime.FILE)
+
+
+def _graph_form(plan: ExportPlan, loaded: LoadedModel | LoadedFile) -> GraphForm:
     takes_pixels, any_size = plan.uint8_input is not None, plan.uint8_input == FULL
-    return GraphForm(plan.opset, plan.batch, output_names(loaded.module), takes_pixels, any_size)
+    outputs = loaded.taken.outputs if isinstance(loaded, LoadedFile) else output_names(loaded.module)
+    return GraphForm(plan.opset, plan.batch, outputs, takes_pixels, any_size)
 
 
 def _save(folder: Path, model: onnx.ModelProto, plan: ExportPlan) -> None:

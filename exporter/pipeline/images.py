@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from runtimes.base import Runtime
 from runtimes.parity.compare import ParityReport
 from runtimes.parity.evidence import BackendParity
 from runtimes.parity.measures import Accuracy
@@ -70,13 +71,15 @@ class Candidate:
     """A bundle's files before they are proven.
 
     Attributes:
-        folder: holds `reference.pt2` and the model file.
+        folder: holds the model file.
+        open_reference: opens what it is held against.
         batch: the sizes that the model file is for.
         backends: the names of those that run the model file here; empty where none does.
         resizes: the graph takes images of any size.
     """
 
     folder: Path
+    open_reference: Callable[[], Runtime]
     graphs: Graphs
     batch: BatchRange
     backends: Sequence[str]

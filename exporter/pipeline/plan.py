@@ -20,6 +20,8 @@ from runtimes.kinds import check_kinds
 from runtimes.specs import BatchRange
 
 Request = TypeVar("Request", ModelRequest, LoweringRequest)
+ONNX = "onnx"
+"""The source of a model that is a file."""
 CROP, FULL = UINT8_INPUTS = ("crop", "full")
 DEFAULT_BATCH = BatchRange(1, 8, 32)
 ABOUT_CLASSES = (*LIMITS.values(), "confidence")
@@ -31,7 +33,7 @@ class ExportPlan:
     """What to export, and where to. Every default of an export stands here.
 
     Attributes:
-        model: a name that `--list` shows or whose pattern it shows, or `package.module:factory`.
+        model: a name that `--list` shows or whose pattern it shows, `package.module:factory`, or an ONNX file's path.
         output: the bundle's folder.
         precision: fp32, fp16, bf16 or int8.
         weights: `default`, `random`, or the path of a checkpoint.
@@ -64,7 +66,7 @@ class ExportPlan:
             `data` whose classes are the model's.
         min_agreement: on how many percent of the images the class must stay at least; likewise, but needs no classes.
         keep_rejected: write a bundle that its proof refuses beside `output`, under that name with `.rejected`.
-        reference: keep `reference.pt2` in the bundle.
+        reference: keep `reference.pt2`, or `reference.onnx`, in the bundle.
         report: write `report.html` into the bundle, for which the blocks are followed and plots drawn.
         force: replace a bundle that is at `output`.
         features: `pool` or `stages` in place of the logits (see `exporter.models.backbone`); None is the classifier.
@@ -72,6 +74,7 @@ class ExportPlan:
             `exporter.graph.pixel_input`): `crop`, of the model's size; `full`, of any size, and the graph resizes and
             crops them too (see `exporter.graph.pillow_resize`). None takes normalised float32.
         variant: one of the forms the model comes in (`v1`, `pad`); None takes its first.
+        keep_softmax: of an ONNX file that ends in a Softmax, export that too; else it is taken off.
 
     Raises:
         PlanError: the parts of the plan contradict each other, or one is out of range.
@@ -111,6 +114,7 @@ class ExportPlan:
     features: str | None = None
     uint8_input: str | None = None
     variant: str | None = None
+    keep_softmax: bool = False
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -129,6 +133,8 @@ class ExportPlan:
                 "--keep-rejected keeps a refused bundle for what its report shows, and --no-report leaves that out; "
                 "leave one of them out"
             )
+        if self.keep_softmax and self.spec.source != ONNX:
+            raise PlanError(f"--keep-softmax is about ONNX files, and {self.model} is none; leave it out")
         if self.budget:
             self._check_budget()
         if (target := self.loss_target) is not None:
@@ -195,6 +201,11 @@ class ExportPlan:
     def spec(self) -> ModelSpec:
         """The model's entry in the tables of models."""
         return find_model(self.model, self.variant)
+
+    @property
+    def reference_file(self) -> str:
+        """The name of the bundle's file that everything is held against."""
+        return "reference.onnx" if self.spec.source == ONNX else "reference.pt2"
 
     @property
     def name(self) -> str:

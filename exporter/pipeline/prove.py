@@ -1,4 +1,4 @@
-"""Prove that a bundle's files compute what the FP32 PyTorch program does."""
+"""Prove that a bundle's files compute what its reference does: the FP32 PyTorch program, or the file it came from."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from runtimes.parity.limits import limit_of_finite
 from runtimes.progress import Progress, silent
 from runtimes.specs import BatchRange
 
-REFERENCE, SIMULATION = "pytorch", "simulation"
+SIMULATION = "simulation"
 SIMULATED_IMAGES = 32
 """Of a simulation beside a backend, which takes twice the time of a plain run. A CPU computes in FP32 what a device
 does in FP16, so that the simulation alone finds a value beyond the range of FP16."""
@@ -39,7 +39,7 @@ NOT_FINITE = (
 
 
 def prove(candidate: Candidate, images: ProofImages, *, budget: Budget, progress: Progress = silent) -> Proof:
-    """Run `reference.pt2` and, on each backend, its model file, over the same images, and judge the answers.
+    """Run the reference and, on each backend, its model file, over the same images, and judge the answers.
 
     The images come in blocks, of which only the outputs are kept. Where limits count images, the answers are judged
     after each of `look_sizes`, and no more images are run once all limits are kept or one is broken. The largest batch
@@ -62,7 +62,7 @@ def prove(candidate: Candidate, images: ProofImages, *, budget: Budget, progress
         if simulation is None:
             raise ValueError("expected a backend or a simulation to prove the file with, got neither")
         onnx.checker.check_model(candidate.folder / OnnxRuntime.FILE, full_check=True)
-    with _open(candidate.folder, REFERENCE) as program:
+    with candidate.open_reference() as program:
         reference = Reference(program, candidate.batch.opt)
         plain = _FiniteCheck(images.plain, program, candidate.batch)
         beside = {}

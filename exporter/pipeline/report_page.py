@@ -29,7 +29,7 @@ def page_from_proof(bundle: Bundle, images: ProofImages, proof: Proof, drift: Dr
         budget=proof.report.budget,
         evidence="the pictures that the export proves itself with",
         images=proof.report.images,
-        reference="FP32 PyTorch",
+        reference=bundle.manifest.reference_text,
         backends=tuple(check_from_answer(name, answer) for name, answer in proof.answers.items()),
         image_names=images.names(proof.places),
         no_accuracy=images.no_accuracy,

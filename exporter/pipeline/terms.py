@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from exporter.models.loaded import LoadedModel
+from exporter.models.loaded import Loaded
 from exporter.pipeline.plan import ExportPlan
 from runtimes.errors import PlanError
 from runtimes.parity.budget import Budget
@@ -19,7 +19,7 @@ SMALLEST_ALLOWED = 1e-9
 """Stands for nothing at all, which no number of images shows."""
 
 
-def budget_for(plan: ExportPlan, loaded: LoadedModel, budget: Budget) -> Budget:
+def budget_for(plan: ExportPlan, loaded: Loaded, budget: Budget) -> Budget:
     """What a model is held to, made from what its precision may cost: the limits of the plan replace the others.
 
     Random weights are not judged by agreement and accuracy unless the plan says so. A loss target stands in place of
@@ -50,7 +50,7 @@ def fewest_to_decide(budget: Budget, *, labelled: bool) -> int:
     return images
 
 
-def check_limits_apply(plan: ExportPlan, loaded: LoadedModel, labels: NDArray[Any] | None, no_accuracy: str) -> None:
+def check_limits_apply(plan: ExportPlan, loaded: Loaded, labels: NDArray[Any] | None, no_accuracy: str) -> None:
     """Refuse limits that were asked for and cannot be judged on these images; the plan has refused others.
 
     Args:

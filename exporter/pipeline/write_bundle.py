@@ -12,7 +12,8 @@ import numpy as np
 
 from exporter.graph.counts import graph_facts
 from exporter.graph.facts import tensor_specs
-from exporter.models.loaded import LoadedModel
+from exporter.graph.intake.load import LoadedFile
+from exporter.models.loaded import Loaded
 from exporter.pipeline.images import Images, Outputs, Proof
 from exporter.pipeline.plan import ExportPlan
 from exporter.pipeline.proof_images import ProofImages
@@ -65,15 +66,13 @@ class Findings:
     kernels: KernelCount | None = None
 
 
-def write_bundle(
-    folder: Path, plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, found: Findings
-) -> Manifest:
-    """Write all that is missing beside `model.onnx` and `reference.pt2`, the manifest last; returns it.
+def write_bundle(folder: Path, plan: ExportPlan, loaded: Loaded, model: onnx.ModelProto, found: Findings) -> Manifest:
+    """Write all that is missing beside `model.onnx` and the reference, the manifest last; returns it.
 
-    Without `plan.reference`, `reference.pt2` is removed; without `plan.report`, there is no report.
+    Without `plan.reference`, the reference is removed; without `plan.report`, there is no report.
     """
     if not plan.reference:
-        (folder / "reference.pt2").unlink()
+        (folder / plan.reference_file).unlink()
     _write_golden(folder, found.golden, gives_features=plan.features is not None)
     if loaded.labels is not None:
         (folder / "labels.txt").write_text("".join(f"{label}\n" for label in loaded.labels), encoding="utf-8")
@@ -100,7 +99,7 @@ def _write_golden(folder: Path, golden: Golden, *, gives_features: bool) -> None
     np.savez_compressed(folder / "golden.npz", **arrays)  # type: ignore[arg-type]
 
 
-def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, found: Findings) -> Manifest:
+def _manifest(plan: ExportPlan, loaded: Loaded, model: onnx.ModelProto, found: Findings) -> Manifest:
     import onnxruntime
 
     packages = (*PACKAGES, *(("timm",) if loaded.facts.source == "timm" else ()))
@@ -128,6 +127,7 @@ def _manifest(plan: ExportPlan, loaded: LoadedModel, model: onnx.ModelProto, fou
         sensitivity=found.sensitivity,
         mixed=found.mixed,
         kernels=found.kernels,
+        source_file=loaded.taken.facts if isinstance(loaded, LoadedFile) else None,
         asked=Asked(plan.seed, plan.calibrator, plan.calibration_images, plan.proof_images, dict(plan.budget)),
     )
 

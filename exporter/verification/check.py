@@ -77,7 +77,9 @@ def check_bundle(plan: CheckPlan, say: Progress = silent, inputs: CheckInputs | 
         budget=budget,
         evidence="its golden inputs" if pictures is None else f"pictures of {pictures.source.name}",
         images=len(evidence.inputs),
-        reference="FP32 PyTorch" if plan.against is None else f"{plan.against.manifest.name} in {plan.against.folder}",
+        reference=bundle.manifest.reference_text
+        if plan.against is None
+        else f"{plan.against.manifest.name} in {plan.against.folder}",
         backends=tuple(found),
         image_names=pictures.names if pictures is not None else (),
         left_out=pictures.left_out if pictures is not None else (),
@@ -88,6 +90,11 @@ def check_bundle(plan: CheckPlan, say: Progress = silent, inputs: CheckInputs | 
         bisection=bisection,
     )
     return CheckResult(replace(check, remarks=remarks_on(check, bundle.manifest)), evidence)
+
+
+def _reference_text(plan: CheckPlan) -> str:
+    old = plan.against
+    return plan.bundle.manifest.reference_text if old is None else f"{old.manifest.name} in {old.folder}"
 
 
 def failed_check(plan: CheckPlan, error: ResnetExportError) -> CheckResult:

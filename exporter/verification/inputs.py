@@ -18,8 +18,6 @@ from runtimes.parity.golden import evidence_for, golden_evidence
 from runtimes.printable import count_text
 from runtimes.progress import Progress, silent
 
-REFERENCE = "pytorch"
-
 
 @dataclass(frozen=True)
 class CheckInputs:
@@ -72,20 +70,20 @@ def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress) -> Evid
     evidence = Evidence(inputs, {}, pictures.labels, must_decide=True)
     if plan.against is not None:
         return evidence  # the other bundle's answers are the reference
-    say(f"run {REFERENCE} on {count_text(len(inputs))}")
+    say(f"run {plan.bundle.manifest.reference_text} on {count_text(len(inputs))}")
     verdict, reason, outputs = run_in_own_process(_run_reference, plan, evidence, timeout_s=plan.timeout_s)
     if verdict == "not here":
-        raise BackendUnavailable(f"--data is held against the bundle's reference program: {reason}")
+        raise BackendUnavailable(f"--data is held against the bundle's reference: {reason}")
     if verdict != "ok":
-        raise BundleError(f"{plan.bundle.folder}: its reference program gave no answer: {reason}")
+        raise BundleError(f"{plan.bundle.folder}: its reference gave no answer: {reason}")
     return replace(evidence, outputs=outputs)
 
 
 def _run_reference(plan: CheckPlan, evidence: Evidence) -> tuple[Verdict, dict[str, Any]]:
-    """In a process of its own: the reference program's outputs."""
-    from runtimes._open import open_as_evidence
+    """In a process of its own: the reference's outputs."""
+    from runtimes._open import open_reference
 
-    with open_as_evidence(plan.bundle, REFERENCE, tuning=plan.tuning) as model:
+    with open_reference(plan.bundle, tuning=plan.tuning) as model:
         return "ok", _outputs(model, plan.bundle, evidence)
 
 

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from runtimes.base import Runtime
 from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.manifest import Manifest
 from runtimes.processor import processor
 from runtimes.reference_scan import plain_program
 from runtimes.specs import BatchRange, TensorSpec
@@ -74,6 +75,14 @@ class PyTorchRuntime(Runtime):
             )
         program, names = program_from_file(path)
         return cls(program, names, device, batch, tuning.cores)
+
+    @classmethod
+    def check_bundle(cls, manifest: Manifest, provider: str | None) -> None:
+        if manifest.source_file is not None:
+            raise BackendUnavailable(
+                f"there is no PyTorch program: the bundle was made from the ONNX file {manifest.model.name}; choose "
+                "another backend"
+            )
 
     @classmethod
     def providers(cls) -> tuple[str, ...]:

@@ -124,7 +124,7 @@ def _is_pooled(wiring: Wiring, node: onnx.NodeProto) -> bool:
 
 
 def _logits_behind_softmax(wiring: Wiring, name: str) -> str:
-    """The input of the Softmax that makes an output, also where a Reshape follows it; the output where there is none."""
+    """The input of the Softmax that makes an output, also through a Reshape; the output where there is none."""
     tensor = name
     while (node := wiring.makers.get(tensor)) is not None:
         if node.op_type == "Softmax":

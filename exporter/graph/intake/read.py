@@ -47,8 +47,8 @@ def read_model_file(path: Path) -> ModelFile:
     """Read a file and all its weights.
 
     Raises:
-        BadInput: it cannot be read (see `unchecked_model`, `checked_model`), has weights of 2 GiB or more, or such that are no finite
-            numbers (named), or was changed while it was read.
+        BadInput: it cannot be read (see `unchecked_model`, `checked_model`), has weights of 2 GiB or more, or such that
+            are no finite numbers (named), or was changed while it was read.
     """
     before = _state(path, ()) if path.is_file() else ""
     model = unchecked_model(path)

@@ -21,9 +21,11 @@ from exporter.graph.intake.plain import convert_opset, make_plain
 from exporter.graph.intake.read import ModelFile
 from exporter.graph.intake.wiring import drop_unused, rename_tensor
 from exporter.graph.naming import make_file_readable
+from exporter.graph.trace import name_batch
 from runtimes.errors import SimplifyError
 from runtimes.preprocess import Preprocess
 from runtimes.source_file import INPUT, SourceFile, SourceFileRuntime
+from runtimes.specs import BatchRange
 
 TRIED_BATCHES = (1, 2, 3)
 """The sizes at which a graph whose batch was made free must answer as the file does, image by image."""
@@ -51,6 +53,13 @@ class TakenFile:
     @property
     def outputs(self) -> tuple[str, ...]:
         return tuple(self.facts.outputs)
+
+    def with_batch(self, batch: BatchRange) -> onnx.ModelProto:
+        """A copy of the graph whose batch is free, or fixed at one size."""
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        name_batch(model, batch)
+        return model
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def bisect_blocks(
 
     Raises:
         PlanError: an FP32 bundle has nothing to return.
-        BundleError: no `reference.pt2`, or one that `model.onnx` was not made from.
+        BundleError: no reference, or one that `model.onnx` was not made from.
         BackendUnavailable: this onnxruntime would run `model.onnx` wrongly.
     """
     budget = replace(budget, confidence=None)

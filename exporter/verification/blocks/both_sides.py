@@ -1,6 +1,6 @@
-"""Load both sides of a bundle's lowering: its FP32 program and graph, and its lowered graph.
+"""Load both sides of a bundle's lowering: its FP32 reference and graph, and its lowered graph.
 
-A bundle does not hold the FP32 graph; it is made again from the program, as the export made it.
+A bundle does not hold the FP32 graph; it is made again from the program or the file, as the export made it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,21 @@ from torch.export import ExportedProgram
 
 from calibration.table import arrays_from_lists, table_from_file
 from exporter.graph.build import GraphForm, clean_graph, with_resize
+from exporter.graph.intake.read import read_model_file
+from exporter.graph.intake.take import TakenFile, open_file, take_file
 from exporter.graph.simplify import SIMPLIFY_IMAGES
 from exporter.lowering.bias_correction import with_classifier_correction
 from exporter.lowering.equalize import factors_of_tensors, with_factors
 from exporter.lowering.registry import load_precision
+from exporter.verification.blocks.reference import BlockReference, block_reference
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.backends.pytorch import PyTorchRuntime, program_from_file
 from runtimes.bundle import Bundle
-from runtimes.errors import BadInput, BundleError
+from runtimes.errors import BadInput, BundleError, SimplifyError
+from runtimes.parity.compare import PROBABILITIES
 from runtimes.preprocess import PIXELS, takes_any_size
 from runtimes.progress import Steps
+from runtimes.source_file import SourceFileRuntime
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class BothSides:
     """Both sides of a lowering.
 
     Attributes:
-        program: the FP32 program, `reference.pt2`.
+        reference: the FP32 program, `reference.pt2`, or the file, `reference.onnx`.
         graph: the simplified FP32 graph that was lowered, its channels equalized (see `exporter.lowering.equalize`),
             with the lowered graph's names of nodes and tensors.
         corrected: `graph` with the correction of the classifier's bias, which is for the mean error of all that is
@@ -45,7 +50,7 @@ class BothSides:
             (channels,).
     """
 
-    program: ExportedProgram
+    reference: BlockReference
     graph: onnx.ModelProto
     corrected: onnx.ModelProto
     lowered: onnx.ModelProto
@@ -61,7 +66,7 @@ def both_sides_of(bundle: Bundle, inputs: NDArray[Any]) -> BothSides:
         inputs: (images, ...), as the bundle's graph takes them; some are run to check that simplifying changes nothing.
 
     Raises:
-        BundleError: it has no `reference.pt2`, or one that is not what `model.onnx` was made from.
+        BundleError: it has no reference, or one that is not what `model.onnx` was made from.
         BackendUnavailable: this onnxruntime would run `model.onnx` wrongly.
     """
     manifest = bundle.manifest
@@ -69,18 +74,18 @@ def both_sides_of(bundle: Bundle, inputs: NDArray[Any]) -> BothSides:
     lowered = onnx.load(bundle.file(OnnxRuntime.FILE))
     if precision.runs_on(lowered):
         OnnxRuntime.check_bundle(manifest, None)
-    program = _load_program(bundle)
-    graph = _fp32_graph(bundle, program, inputs)
+    origin = _load_origin(bundle)
+    graph, reference = _fp32_graph(bundle, origin, inputs), block_reference(origin)
     _check_same_nodes(bundle, graph, lowered)
     simulation, runs = precision.simulation(lowered), bool(precision.runs_on(lowered))
     if manifest.calibration is None:
-        return BothSides(program, graph, graph, lowered, simulation, runs)
+        return BothSides(reference, graph, graph, lowered, simulation, runs)
     table = table_from_file(bundle.file("calibration.json"))
     factors = arrays_from_lists(table.factors)
     equalized = with_factors(graph, factors)
     corrected = with_classifier_correction(equalized, table)
     divided = factors_of_tensors(equalized, factors)
-    return BothSides(program, equalized, corrected, lowered, simulation, runs, divided)
+    return BothSides(reference, equalized, corrected, lowered, simulation, runs, divided)
 
 
 def reference_inputs(bundle: Bundle, inputs: NDArray[Any]) -> NDArray[Any]:
@@ -90,7 +95,7 @@ def reference_inputs(bundle: Bundle, inputs: NDArray[Any]) -> NDArray[Any]:
     return bundle.manifest.preprocess.inputs_from_pixels(inputs, any_size=takes_any_size(bundle.manifest.inputs[0]))
 
 
-def _fp32_graph(bundle: Bundle, program: ExportedProgram, inputs: NDArray[Any]) -> onnx.ModelProto:
+def _fp32_graph(bundle: Bundle, origin: ExportedProgram | TakenFile, inputs: NDArray[Any]) -> onnx.ModelProto:
     """The FP32 graph of a bundle, made again as its export made it."""
     manifest = bundle.manifest
     source = manifest.inputs[0]
@@ -98,19 +103,26 @@ def _fp32_graph(bundle: Bundle, program: ExportedProgram, inputs: NDArray[Any]) 
     form = GraphForm(
         manifest.opset, manifest.batch, names, takes_pixels=source.dtype == PIXELS, any_size=takes_any_size(source)
     )
-    clean = clean_graph(program, form, manifest.preprocess, reference_inputs(bundle, inputs[:SIMPLIFY_IMAGES]), Steps())
+    clean = clean_graph(origin, form, manifest.preprocess, reference_inputs(bundle, inputs[:SIMPLIFY_IMAGES]), Steps())
     return with_resize(clean, form, manifest.preprocess)
 
 
-def _load_program(bundle: Bundle) -> ExportedProgram:
-    if PyTorchRuntime.FILE not in bundle.manifest.files:
+def _load_origin(bundle: Bundle) -> ExportedProgram | TakenFile:
+    """What the bundle's graph was made from."""
+    manifest = bundle.manifest
+    file = PyTorchRuntime.FILE if manifest.source_file is None else SourceFileRuntime.FILE
+    if file not in manifest.files:
         raise BundleError(
-            f"{bundle.folder} has no {PyTorchRuntime.FILE} to follow the blocks of; "
-            "export it again without --no-reference"
+            f"{bundle.folder} has no {file} to follow the blocks of; export it again without --no-reference"
         )
     try:
+        if manifest.source_file is not None:
+            path = bundle.file(file)
+            keep_softmax = any(spec.name == PROBABILITIES for spec in manifest.outputs)
+            opened = open_file(read_model_file(path))
+            return take_file(opened, path, manifest.preprocess, opset=manifest.opset, keep_softmax=keep_softmax)
         return program_from_file(bundle.file(PyTorchRuntime.FILE))[0]
-    except BadInput as error:
+    except (BadInput, SimplifyError) as error:
         raise BundleError(f"{error}; export the bundle again") from error
 
 
@@ -119,7 +131,7 @@ def _check_same_nodes(bundle: Bundle, graph: onnx.ModelProto, lowered: onnx.Mode
     for node in graph.graph.node:
         if found.get(node.name) != node.op_type:
             raise BundleError(
-                f"{bundle.folder}: expected the nodes of reference.pt2 in model.onnx, "
+                f"{bundle.folder}: expected the nodes of the reference in model.onnx, "
                 f"got no {node.op_type} '{node.name}'; "
                 "export the bundle again with the packages that are installed here"
             )

@@ -1,4 +1,5 @@
-"""Measure how far a bundle's values drift from FP32 PyTorch, block by block, in the FP32 graph and the lowered one."""
+"""Measure how far a bundle's values drift from its FP32 reference, block by block, in the FP32 graph and the lowered
+one."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from exporter.graph.blocks import blocks
 from exporter.graph.probe import alone_values, inner_tensors, rounded_names
 from exporter.verification.blocks.both_sides import BothSides, both_sides_of, reference_inputs
 from exporter.verification.blocks.findings import Deviation, Drift, Stage, budget_of_one_block
-from exporter.verification.blocks.program import REMEDY, match_blocks, program_values
+from exporter.verification.blocks.program import REMEDY, match_blocks
 from runtimes.bundle import Bundle
 from runtimes.errors import PlanError
 from runtimes.parity.budget import Budget
@@ -32,7 +33,7 @@ def drift_of_bundle(bundle: Bundle, inputs: NDArray[Any], budget: Budget | None 
         budget: in place of the bundle's own.
 
     Raises:
-        BundleError: no `reference.pt2`, or one that `model.onnx` was not made from.
+        BundleError: no reference, or one that `model.onnx` was not made from.
         PlanError: the program's blocks and the graph's cannot be matched without guessing.
         BackendUnavailable: this onnxruntime would run `model.onnx` wrongly.
     """
@@ -51,10 +52,9 @@ def drift_between(both: BothSides, inputs: NDArray[Any], program_inputs: NDArray
     Raises:
         PlanError: the program's blocks and the graph's cannot be matched without guessing.
     """
-    module = both.program.module()
-    nodes = match_blocks(module, both.graph.graph)
+    nodes = match_blocks(both.reference.outline(), both.graph.graph)
     names = tuple(block.name for block in blocks(both.graph.graph) for _ in block.ends)
-    exact = program_values(module, nodes.values(), program_inputs)
+    exact = both.reference.values(nodes.values(), program_inputs)
     divided = [_divided(exact[node], both.factors.get(name)) for name, node in nodes.items()]
     stages = []
     for name, expected, found in _values_by_stage(both, list(nodes), divided, inputs):

@@ -30,19 +30,21 @@ ALIKE = ("Add", "Relu", "MaxPool")
 """Operators that are the same on both sides; others are folded (batch norms) or split up (activations)."""
 
 
-def match_blocks(module: GraphModule, graph: onnx.GraphProto) -> dict[str, str]:
+def match_blocks(program: onnx.GraphProto, graph: onnx.GraphProto) -> dict[str, str]:
     """For each tensor at the end of a graph's block, in order, find the node of the program that has the same value.
 
     Program and graph are divided into blocks by the same rules. Their residual additions correspond where both have
     equally many and each is computed from the one before it, so that there is only one order.
 
+    Args:
+        program: its outline, or the graph of a file: a tensor for each node.
+
     Returns:
-        names of nodes, by the names of the tensors.
+        names of the program's tensors, by those of the graph's.
 
     Raises:
         PlanError: they cannot be matched without guessing.
     """
-    program = _outline(module.graph)
     counts = [len(residual_additions(one)) for one in (program, graph)]
     if counts[0] != counts[1]:
         raise PlanError(
@@ -99,7 +101,7 @@ class _Recorder(Interpreter):
         return result
 
 
-def _outline(graph: Graph) -> onnx.GraphProto:
+def outline_of_program(graph: Graph) -> onnx.GraphProto:
     """A program as an ONNX graph of names and operators, enough to find its blocks; only what depends on its input."""
     inputs = [node.name for node in graph.nodes if node.op == "placeholder"]
     computed, nodes = set(inputs), []
