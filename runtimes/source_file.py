@@ -39,6 +39,7 @@ class SourceFile:
         batch: the size of the batch that it fixes; None where it is free.
         outputs: the bundle's outputs, each with the tensor of the file that it is.
         steps: what was done to the file, in words.
+        normalises: it normalises its pixels itself, so that no mean and no standard deviation were told.
     """
 
     input: str
@@ -46,6 +47,7 @@ class SourceFile:
     batch: int | None
     outputs: dict[str, str]
     steps: tuple[str, ...] = ()
+    normalises: bool = False
 
 
 @final
@@ -128,6 +130,7 @@ def _open_session(model: Path | bytes, tensors: Sequence[str], tuning: Tuning) -
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.inter_op_num_threads = tuning.cores, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    where = "the graph" if isinstance(model, bytes) else model.name
     try:
         session = ort.InferenceSession(
             model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
@@ -137,9 +140,10 @@ def _open_session(model: Path | bytes, tensors: Sequence[str], tuning: Tuning) -
         content = _with_outputs(model, tensors)
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors share no base class below this one
-        where = "the graph" if isinstance(model, bytes) else str(model)
         said = str(error).strip().splitlines() or [type(error).__name__]
-        raise BadInput(f"onnxruntime cannot run {where}: {said[0]}") from error
+        raise BadInput(
+            f"onnxruntime cannot run {where}: {said[0].replace(str(model), where) if where != 'the graph' else said[0]}"
+        ) from error
 
 
 def _with_outputs(model: Path | bytes, tensors: Sequence[str]) -> bytes:

@@ -49,7 +49,7 @@ def unchecked_model(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own kinds, which share no base with onnx's
-        raise BadInput(f"{path} is no ONNX model: {_first_line(error)}") from error
+        raise BadInput(f"{path} is no ONNX model: {_first_line(error)}; save or download it again") from error
     if not model.graph.node and not model.graph.output:
         raise BadInput(f"{path} is no ONNX model: it holds no graph; save it again")
     return model
@@ -69,7 +69,7 @@ def checked_model(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(_without_external(model))
         model = inline_functions(model)
     except Exception as error:  # as above
-        raise BadInput(f"{path} is no ONNX model: {_first_line(error)}") from error
+        raise BadInput(f"{path} is no valid ONNX model: {_first_line(error)}; save it again") from error
     _check_inputs(model.graph, path)
     return model
 
@@ -124,7 +124,9 @@ def _load_small(tensor: TensorProto, path: Path) -> None:
         try:
             external_data_helper.load_external_data_for_tensor(tensor, folder)
         except Exception as error:  # onnx's checker has its own kinds; a link to elsewhere is one of them
-            raise BadInput(f"{path}: cannot read '{tensor.name}' from {file}: {_first_line(error)}") from error
+            raise BadInput(
+                f"{path}: cannot read '{tensor.name}' from {file}: {_first_line(error)}; copy the file itself there"
+            ) from error
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]
 

@@ -68,7 +68,7 @@ class ModelRequest:
 
     def __post_init__(self) -> None:
         self._check_model(self.spec)
-        if self.weights == "default" and self.classes is not None:
+        if self.weights == "default" and self.classes is not None and self.spec.source != "onnx":
             raise PlanError(
                 "--num-classes needs --weights random or FILE: the default weights come with their own classes"
             )

@@ -8,6 +8,7 @@ import onnx
 from onnx import TensorProto
 
 from exporter.graph.facts import subgraphs, type_name
+from exporter.graph.intake.plain import drops
 from exporter.graph.intake.wiring import Wiring, attributes_of
 from runtimes.errors import BadInput
 
@@ -114,20 +115,12 @@ def _check_node(node: onnx.NodeProto, wiring: Wiring, where: str) -> None:
         why = "which chooses or repeats a part of the network; save the network with that choice made"
     elif kind.startswith(NOT_TENSORS):
         why = "which is about lists or texts; save the network alone, without what is around it"
-    elif kind in BY_CHANCE or (kind == "Dropout" and _drops(node, wiring)):
+    elif kind in BY_CHANCE or drops(node, wiring):
         why = "which answers by chance; save the network in evaluation mode"
     elif kind == "BatchNormalization" and (attributes_of(node).get("training_mode") or len(node.output) > 1):
         why = "in training mode, so that an answer depends on the other images; save the network in evaluation mode"
     if why:
         raise BadInput(f"{where}: expected a network of images in ONNX's own operators, got {label} {why}")
-
-
-def _drops(node: onnx.NodeProto, wiring: Wiring) -> bool:
-    """Does a Dropout drop values when it is run?"""
-    if len(node.input) < 3 or not node.input[2]:
-        return False
-    value = wiring.value(node.input[2])
-    return value is None or bool(value.ravel()[0])
 
 
 def check_scores(graph: onnx.GraphProto, where: str) -> None:

@@ -10,7 +10,8 @@ from onnx import helper
 
 from exporter.graph.facts import reduces_space
 from exporter.graph.inference import Shape, inferred_graphs
-from exporter.graph.intake.wiring import Wiring, add_constant, attributes_of, remove_nodes, replace_nodes
+from exporter.graph.intake.wiring import Wiring, add_constant, attributes_of, drop_unused, remove_nodes, replace_nodes
+from runtimes.source_file import NHWC
 
 
 def use_known_head(model: onnx.ModelProto) -> str:
@@ -20,11 +21,32 @@ def use_known_head(model: onnx.ModelProto) -> str:
     Returns:
         what was done, in words; empty where there was nothing.
     """
+    turned = _turn_means(model.graph)
     shapes = inferred_graphs(model)[0].shapes
     pools, products = _pool_means(model.graph, shapes), _use_gemm(model.graph, shapes)
-    said = [f"{pools} means over height and width made global pools"] if pools else []
+    said = [f"{turned} Transposes before a mean taken off"] if turned else []
+    said += [f"{pools} means over height and width made global pools"] if pools else []
     said += [f"{products} matrix products made Gemm"] if products else []
     return ", ".join(said)
+
+
+def _turn_means(graph: onnx.GraphProto) -> int:
+    """Let a mean over height and width that stands behind a Transpose to (batch, height, width, channels), as
+    TensorFlow's do, read what is before it."""
+    wiring, count = Wiring(graph), 0
+    for node in graph.node:
+        before = wiring.makers.get(node.input[0]) if node.op_type == "ReduceMean" and node.input else None
+        if before is None or before.op_type != "Transpose" or attributes_of(before).get("perm") != list(NHWC):
+            continue
+        axes = wiring.value(node.input[1]) if len(node.input) == 2 else None
+        if attributes_of(node).get("keepdims", 1) or axes is None or sorted(axes.ravel() % 4) != [1, 2]:
+            continue
+        node.input[0] = before.input[0]
+        node.input[1] = add_constant(graph, np.array([2, 3], np.int64), f"{node.input[1]}.channels_first")
+        count += 1
+    if count:
+        drop_unused(graph)
+    return count
 
 
 def _pool_means(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> int:

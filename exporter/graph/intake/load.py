@@ -48,8 +48,11 @@ def load_file(request: ModelRequest, folder: Path, *, opset: int, keep_softmax: 
     opened = open_file(file)
     preprocess = _preprocess(opened, request)
     taken = take_file(opened, reference, preprocess, opset=opset, keep_softmax=keep_softmax)
-    said = _normalisation_text(opened.normalisation)
-    taken = replace(taken, facts=replace(taken.facts, steps=(*taken.facts.steps, *said)))
+    if opened.normalisation is not None:
+        said = (
+            f"its own normalisation kept: pixels of 0..{opened.normalisation.scale}, {_numbers(opened.normalisation)}"
+        )
+        taken = replace(taken, facts=replace(taken.facts, steps=(*taken.facts.steps, said), normalises=True))
     loaded = LoadedFile(
         facts=ModelFacts(file.name, SOURCE, SOURCE, taken.classes, WeightsFacts("file", sha256_of_file(reference))),
         preprocess=preprocess,
@@ -77,8 +80,8 @@ def _preprocess(opened: Opened, request: ModelRequest) -> Preprocess:
     given = [option for option, value in (("--mean", request.mean), ("--std", request.std)) if value]
     if own is not None and given:
         raise PlanError(
-            f"{' and '.join(given)} say how pixels are normalised, but {name} does that itself: its first "
-            f"{own.nodes} nodes take pixels of 0..{own.scale}, {_numbers(own)}; leave them out"
+            f"{' and '.join(given)} would normalise pixels that {name} normalises itself (pixels of 0..{own.scale}, "
+            f"{_numbers(own)}); leave {'them' if len(given) > 1 else 'it'} out"
         )
     if own is None and len(given) < 2:
         raise PlanError(
@@ -90,12 +93,6 @@ def _preprocess(opened: Opened, request: ModelRequest) -> Preprocess:
     scale = own.scale if own is not None else 1
     neutral = Preprocess((height, width), (height, width), "bilinear", True, (0.0,), (1 / scale,))
     return adjusted_preprocess(neutral, replace(request, image_size=(height, width)), opened.channels)
-
-
-def _normalisation_text(own: Normalisation | None) -> tuple[str, ...]:
-    if own is None:
-        return ()
-    return (f"its own normalisation kept: pixels of 0..{own.scale}, {_numbers(own)}",)
 
 
 def _numbers(own: Normalisation) -> str:

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter.graph.inference import LARGEST_SHAPE_CONSTANT
-from exporter.graph.intake.wiring import bypass, drop_unused, remove_nodes
+from exporter.graph.intake.wiring import Wiring, bypass, drop_unused, remove_nodes
 from exporter.graph.trace import IR_VERSION
 from runtimes.errors import BadInput
 
@@ -35,7 +35,9 @@ def make_plain(model: onnx.ModelProto) -> str:
     if constants:
         said.append(f"{constants} Constant nodes made initializers")
     for operator in ("Identity", "Dropout"):
-        gone = [node for node in graph.node if node.op_type == operator and bypass(graph, node)]
+        wiring = Wiring(graph)
+        idle = [node for node in graph.node if node.op_type == operator and not drops(node, wiring)]
+        gone = [node for node in idle if bypass(graph, node)]
         remove_nodes(graph, gone)
         if gone:
             said.append(f"{len(gone)} {operator} nodes taken off")
@@ -43,6 +45,14 @@ def make_plain(model: onnx.ModelProto) -> str:
     del graph.value_info[:]
     del model.metadata_props[:]
     return ", ".join(said)
+
+
+def drops(node: onnx.NodeProto, wiring: Wiring) -> bool:
+    """Is a node a Dropout that drops values when it is run?"""
+    if node.op_type != "Dropout" or len(node.input) < 3 or not node.input[2]:
+        return False
+    value = wiring.value(node.input[2])
+    return value is None or bool(value.ravel()[0])
 
 
 def _constants_to_initializers(graph: onnx.GraphProto) -> int:
@@ -78,14 +88,11 @@ def convert_opset(model: onnx.ModelProto, opset: int, where: str) -> str:
         what was done, in words; empty where it is of that opset already.
 
     Raises:
-        BadInput: its opset is too old or too new; or an operator cannot be converted, which is named.
+        BadInput: an operator cannot be converted, which is named.
     """
     from onnx import version_converter  # a compiled module that few exports need
 
-    found, newest = opset_of(model), onnx.defs.onnx_opset_version()
-    if not OLDEST_OPSET <= found <= newest:
-        remedy = "save it with a newer one" if found < OLDEST_OPSET else "save it with an older one, or update onnx"
-        raise BadInput(f"{where}: expected an opset from {OLDEST_OPSET} to {newest}, got {found}; {remedy}")
+    found = opset_of(model)
     used = {node.domain for node in model.graph.node}
     kept = [entry for entry in model.opset_import if entry.domain in used and entry.domain not in ("", "ai.onnx")]
     del model.opset_import[:]

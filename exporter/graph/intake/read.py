@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import onnx
 from onnx import TensorProto, external_data_helper, numpy_helper
 
 from exporter.graph.facts import type_name
+from exporter.graph.intake.plain import OLDEST_OPSET, opset_of
+from exporter.graph.intake.wiring import replace_nodes
 from exporter.graph.onnx_file import LARGEST_BYTES, checked_model, tensors_of, unchecked_model
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import BadInput
@@ -28,8 +31,8 @@ class ModelFile:
         sha256: of the file, and of those beside it that hold its weights: each one's, in the order of their names, one
             after the other.
         beside: the files that hold its weights; empty where it holds them itself.
-        is_copied: as a bundle's reference, the file is copied as it is; else its weights are put inside, and its local
-            functions inlined.
+        is_copied: as a bundle's reference, the file is copied as it is; else its weights are put inside, its local
+            functions inlined, its nodes sorted, and names of nodes that are there twice left out.
     """
 
     path: Path
@@ -52,7 +55,8 @@ def read_model_file(path: Path) -> ModelFile:
     """
     before = _state(path, ()) if path.is_file() else ""
     model = unchecked_model(path)
-    has_functions = bool(model.functions)
+    _check_opset(path, model)
+    is_copied = not (model.functions or _sort(path, model.graph) or _clear_double_names(model.graph))
     beside = tuple(path.parent / name for name in _locations(model))
     model = checked_model(model, path)
     _check_size(path, model)
@@ -70,7 +74,7 @@ def read_model_file(path: Path) -> ModelFile:
     if _state(path, ()) != before or [_stamp(file) for file in beside] != stamps:
         raise _changed(path)
     _check_finite(path, model)
-    return ModelFile(path, model, _state(path, beside), beside, is_copied=not beside and not has_functions)
+    return ModelFile(path, model, _state(path, beside), beside, is_copied and not beside)
 
 
 def save_reference(file: ModelFile, target: Path) -> None:
@@ -91,6 +95,45 @@ def save_reference(file: ModelFile, target: Path) -> None:
 
 def _changed(path: Path) -> BadInput:
     return BadInput(f"{path} was changed while it was read; wait until it is written, and repeat")
+
+
+def _check_opset(path: Path, model: onnx.ModelProto) -> None:
+    found, newest = opset_of(model), onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= found <= newest:
+        remedy = "save it with a newer one" if found < OLDEST_OPSET else "save it with an older one, or update onnx"
+        raise BadInput(f"{path}: expected an opset from {OLDEST_OPSET} to {newest}, got {found}; {remedy}")
+
+
+def _sort(path: Path, graph: onnx.GraphProto) -> bool:
+    """Bring the nodes into an order in which each comes after those that it reads; false where they are in one.
+
+    Raises:
+        BadInput: there is none, since they read one another; names one.
+    """
+    makers = {name: place for place, node in enumerate(graph.node) for name in node.output if name}
+    before = [{makers[name] for name in node.input if name in makers} for node in graph.node]
+    if all(max(needed, default=-1) < place for place, needed in enumerate(before)):
+        return False
+    try:
+        order = list(TopologicalSorter(dict(enumerate(before))).static_order())
+    except CycleError as error:
+        node = graph.node[error.args[1][0]]
+        raise BadInput(
+            f"{path}: expected nodes that follow from one another, got {node.op_type} '{node.name}', which reads what "
+            "it makes itself; save the file again"
+        ) from error
+    replace_nodes(graph, [graph.node[place] for place in order])
+    return True
+
+
+def _clear_double_names(graph: onnx.GraphProto) -> bool:
+    """Take names off nodes that have another's, which onnxruntime refuses; false where there are none."""
+    seen, count = {""}, 0
+    for node in graph.node:
+        if node.name in seen and node.name:
+            node.name, count = "", count + 1
+        seen.add(node.name)
+    return count > 0
 
 
 def _locations(model: onnx.ModelProto) -> list[str]:

@@ -110,7 +110,7 @@ def _fp32_graph(bundle: Bundle, origin: ExportedProgram | TakenFile, inputs: NDA
 def _load_origin(bundle: Bundle) -> ExportedProgram | TakenFile:
     """What the bundle's graph was made from."""
     manifest = bundle.manifest
-    file = PyTorchRuntime.FILE if manifest.source_file is None else SourceFileRuntime.FILE
+    file = _reference_file(bundle)
     if file not in manifest.files:
         raise BundleError(
             f"{bundle.folder} has no {file} to follow the blocks of; export it again without --no-reference"
@@ -126,12 +126,16 @@ def _load_origin(bundle: Bundle) -> ExportedProgram | TakenFile:
         raise BundleError(f"{error}; export the bundle again") from error
 
 
+def _reference_file(bundle: Bundle) -> str:
+    return PyTorchRuntime.FILE if bundle.manifest.source_file is None else SourceFileRuntime.FILE
+
+
 def _check_same_nodes(bundle: Bundle, graph: onnx.ModelProto, lowered: onnx.ModelProto) -> None:
     found = {node.name: node.op_type for node in lowered.graph.node}
     for node in graph.graph.node:
         if found.get(node.name) != node.op_type:
             raise BundleError(
-                f"{bundle.folder}: expected the nodes of the reference in model.onnx, "
+                f"{bundle.folder}: expected the nodes of {_reference_file(bundle)} in model.onnx, "
                 f"got no {node.op_type} '{node.name}'; "
                 "export the bundle again with the packages that are installed here"
             )

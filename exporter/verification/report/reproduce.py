@@ -9,7 +9,7 @@ from calibration import FEWEST_IMAGES
 from exporter.verification.plan import CheckPlan
 from runtimes.manifest import Manifest
 from runtimes.parity.budget import number_text
-from runtimes.parity.compare import is_classifier
+from runtimes.parity.compare import PROBABILITIES, is_classifier
 from runtimes.preprocess import BGR, PIXELS, Preprocess, takes_any_size
 
 WIDTH = 76
@@ -21,7 +21,10 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
     outputs = [spec.name for spec in manifest.outputs]
     words = ["resnet-export", model.name, f"--{manifest.precision}", "--target", manifest.target]
     notes = []
-    if model.weights.kind == "file":
+    if manifest.source_file is not None:
+        words += ["--keep-softmax"] if outputs == [PROBABILITIES] else []
+        notes.append(f"# {model.name}: the ONNX file of sha256 {model.weights.sha256}")
+    elif model.weights.kind == "file":
         words += ["--weights", "FILE"]
         notes.append(f"# FILE: the checkpoint of sha256 {model.weights.sha256}")
     if model.weights.kind == "random":
@@ -33,11 +36,12 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
         words += ["--variant", model.variant]
     if model.weights.kind not in ("default", "shipped") and "labels.txt" in manifest.files:
         words += ["--labels", "labels.txt"]
-    if not is_classifier(outputs):
+    if not is_classifier(outputs) and manifest.source_file is None:
         words += ["--features", "stages" if outputs[0].startswith("layer") else "pool"]
     if manifest.inputs[0].dtype == PIXELS:
         words += ["--uint8-input", *(["full"] if takes_any_size(manifest.inputs[0]) else [])]
-    words += _preprocess_words(manifest.preprocess)
+    is_told = manifest.source_file is None or not manifest.source_file.normalises
+    words += _preprocess_words(manifest.preprocess, is_told=is_told)
     words += ["--batch", str(manifest.batch), "--opset", str(manifest.opset)]
     if manifest.calibration is not None:
         facts = manifest.calibration
@@ -50,7 +54,7 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
     words += ["--seed", str(asked.seed)] if asked.seed else []
     words += ["--proof-images", str(asked.proof_images)] if asked.proof_images is not None else []
     words += _budget_words(asked.budget)
-    words += ["--no-reference"] if "reference.pt2" not in manifest.files else []
+    words += ["--no-reference"] if not {"reference.pt2", "reference.onnx"}.intersection(manifest.files) else []
     return (_command(words), *notes)
 
 
@@ -68,13 +72,16 @@ def check_line(plan: CheckPlan) -> str:
     return _command(words)
 
 
-def _preprocess_words(steps: Preprocess) -> list[str]:
-    """All steps, whether or not they are the model's own; without --scale, as mean and std are those of 0..1."""
+def _preprocess_words(steps: Preprocess, *, is_told: bool) -> list[str]:
+    """All steps, whether or not they are the model's own; without --scale, as mean and std are those of 0..1.
+
+    `is_told` is false for a file that normalises pixels itself: then none may be given.
+    """
     words = ["--image-size", _size_text(steps.crop)]
     if steps.resize is not None:
         words += ["--resize", _size_text(steps.resize) if isinstance(steps.resize, tuple) else str(steps.resize)]
     words += ["--interpolation", steps.interpolation]
-    for option, values in (("--mean", steps.mean), ("--std", steps.std)):
+    for option, values in (("--mean", steps.mean), ("--std", steps.std)) if is_told else ():
         words += [option, ",".join(map(number_text, values))]
     return [*words, *(["--channels-order", BGR] if steps.channels_order == BGR else [])]
 
