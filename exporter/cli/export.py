@@ -42,11 +42,12 @@ Exit codes: 0 done and within budget, 1 failed, 2 wrong usage,
 @export_options
 @click.version_option(package_name="resnet-export")
 def command(**options: Any) -> None:
-    """Export MODEL to a bundle: an ONNX graph in the precision asked for, and the proof that it agrees with the original.
+    """Export MODEL to a bundle: an ONNX graph in the precision asked for, and the proof that it agrees with the
+    original.
 
     MODEL is a name from --list, another name of the same pattern (resnext50_16x8d), the path of an ONNX file, or
-    package.module:factory, a callable that returns a torch.nn.Module. That module is imported from the current folder or
-    the installed packages, which runs its code.
+    package.module:factory, a callable that returns a torch.nn.Module. That module is imported from the current folder
+    or the installed packages, which runs its code.
     """
     if options["list_models"]:
         return _list(as_json=options["as_json"])

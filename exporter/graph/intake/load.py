@@ -85,8 +85,8 @@ def _preprocess(opened: Opened, request: ModelRequest) -> Preprocess:
         )
     if own is None and len(given) < 2:
         raise PlanError(
-            f"expected --mean and --std with {name}, got {given[0] + ' alone' if given else 'neither'}: the file does not "
-            f"say what its pixels are to be; for a network trained as torchvision's are, {IMAGENET}; for pixels of "
+            f"expected --mean and --std with {name}, got {given[0] + ' alone' if given else 'neither'}: the file "
+            f"does not say what its pixels are to be; for a network trained as torchvision's are, {IMAGENET}; for pixels of "
             "0..255, as Caffe's, TensorFlow's and Keras's have, with --scale 255"
         )
     height, width = request.image_size or size or (0, 0)

@@ -145,8 +145,8 @@ def drift_lines(drift: Drift) -> list[str]:
         each = [stage.blocks[place] for stage in drift.stages]
         lines.append(f"{block:<{width}}" + "".join(map(_deviation_text, each)))
     lines.append(
-        f"{'':<{width}} against the reference, errors relative to the block's largest value; {count_text(drift.images)};"
-        " alone: fed by the FP32 graph"
+        f"{'':<{width}} against the reference, errors relative to the block's largest value;"
+        f" {count_text(drift.images)}; alone: fed by the FP32 graph"
     )
     for stage in drift.stages[:-1]:
         if stage.beyond is not None:
