@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from runtimes.preprocess import MODES, RESAMPLING, Preprocess
+from runtimes.preprocess import BGR, MODES, RESAMPLING, Preprocess
 
 LEAST_AREA, ASPECT, TRIES = 0.35, (3 / 4, 4 / 3), 10
 BATCHES_AHEAD = 2
@@ -68,7 +68,8 @@ class Pixels:
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.preprocess.mean, self.preprocess.std))
         for places, drawn in plan:
             images = self.images[places] if drawn is None else self._augment(places, drawn)
-            yield (images.float() / 255 - mean) / std, self.labels[places]
+            inputs = (images.float() / 255 - mean) / std
+            yield inputs.flip(1) if self.preprocess.channels_order == BGR else inputs, self.labels[places]
 
     def _augment(self, places: Tensor, drawn: Tensor) -> Tensor:
         images = self.images[places]

@@ -37,6 +37,7 @@ from runtimes import Bundle, Runtime, available_backends, open_runtime
 from runtimes.ahead import map_ahead
 from runtimes.cores import usable_cores
 from runtimes.picture_file import open_image
+from runtimes.preprocess import BGR
 from runtimes.processor import processor
 
 Call = Callable[[], object]
@@ -46,7 +47,7 @@ BARE_SCRIPT = """
 import sys
 import numpy as np, onnxruntime
 from PIL import Image
-model, picture, short, side, mean, std = sys.argv[1], sys.argv[2], *map(eval, sys.argv[3:])
+model, picture, short, side, mean, std, step = sys.argv[1], sys.argv[2], *map(eval, sys.argv[3:])
 session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
 image = Image.open(picture).convert("RGB" if len(mean) == 3 else "L")
 scale = short / min(image.size)
@@ -54,7 +55,7 @@ image = image.resize((round(image.width * scale), round(image.height * scale)), 
 left, top = (image.width - side) // 2, (image.height - side) // 2
 pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32) / 255
 pixels = pixels.reshape(side, side, len(mean))
-inputs = ((pixels - np.float32(mean)) / np.float32(std)).transpose(2, 0, 1)[None]
+inputs = ((pixels - np.float32(mean)) / np.float32(std))[..., ::step].transpose(2, 0, 1)[None]
 logits = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(inputs)})[0][0]
 chances = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
 for place in np.argsort(-chances)[:5]:
@@ -199,8 +200,9 @@ def _run_all(runtime: Runtime, inputs: NDArray[Any], batch: int) -> None:
 def commands(bundle: Bundle, picture: Path) -> tuple[list[str], list[str]]:
     """The bare script and `resnet-deploy run`, on one picture."""
     steps = bundle.manifest.preprocess
-    size = [json.dumps(value) for value in (steps.resize, steps.crop[0], steps.mean, steps.std)]
-    bare = [sys.executable, "-c", BARE_SCRIPT, str(bundle.file("model.onnx")), str(picture), *size]
+    step = -1 if steps.channels_order == BGR else 1
+    given = [json.dumps(value) for value in (steps.resize, steps.crop[0], steps.mean, steps.std, step)]
+    bare = [sys.executable, "-c", BARE_SCRIPT, str(bundle.file("model.onnx")), str(picture), *given]
     return bare, [sys.executable, "-m", "exporter.cli.deploy", "run", str(bundle.folder), str(picture)]
 
 

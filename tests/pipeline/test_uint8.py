@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,19 @@ def test_where_it_cannot_be_folded_the_division_stays_a_node() -> None:
     ]
     logits = ran(graph, COLOUR.normalise(PIXELS), "logits")
     np.testing.assert_allclose(ran(inside, PIXELS, "logits"), logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+
+
+@pytest.mark.parametrize("make", [partial(CifarResNet, 1, 3, 10), Grouped], ids=["folded", "grouped"])
+def test_a_network_that_takes_blue_first_gets_it_from_pixels_that_have_red_first(make: Callable[[], nn.Module]) -> None:
+    torch.manual_seed(0)
+    blue = replace(COLOUR, channels_order="bgr")
+    graph = float_graph(make().eval())
+    inside = with_uint8_input(graph, blue)
+    logits, found = ran(graph, blue.normalise(PIXELS), "logits"), ran(inside, PIXELS, "logits")
+    np.testing.assert_allclose(found, logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+    assert np.abs(ran(with_uint8_input(graph, COLOUR), PIXELS, "logits") - logits).max() > 0.01 * np.abs(logits).max()
+    added = 3 if make is not Grouped else 5  # where they fold, the weights change places, and that costs nothing
+    assert len(inside.graph.node) == len(graph.graph.node) + added
 
 
 def test_a_wrong_mean_is_caught_by_the_proof(network: CifarResNet, graph: onnx.ModelProto, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ FREE_KEYS = {
 }
 """Objects of the manifest whose keys are data, not field names."""
 OPTIONAL = {
+    "$.preprocess.channels_order",
     "$.accuracy",
     "$.calibration",
     "$.calibration.repairs",
@@ -51,7 +52,7 @@ OPTIONAL = {
     *(f"$.parity.budget.{name}" for name in Budget.__dataclass_fields__ if name != "own_error"),
 }
 TEXTS_AND_OUTPUTS = {f"$.parity.backends[...].{name}" for name in ("violations", "undecided", "kept", "outputs")}
-NOT_NULL = {"$.files", "$.parity.budget", "$.asked", "$.asked.seed", "$.asked.budget"}
+NOT_NULL = {"$.preprocess.channels_order", "$.files", "$.parity.budget", "$.asked", "$.asked.seed", "$.asked.budget"}
 NULLABLE = (OPTIONAL - NOT_NULL - TEXTS_AND_OUTPUTS) | {
     "$.preprocess.resize",
     "$.graph.macs",  # unknown for free sizes
@@ -206,6 +207,19 @@ def test_a_wrong_type_in_any_field_is_named_by_its_path(manifest: Manifest) -> N
     assert tried > 300
 
 
+def test_a_manifest_that_says_nothing_of_the_channels_order_is_of_a_network_that_takes_red_first(
+    manifest: Manifest,
+) -> None:
+    colour = dataclasses.replace(manifest.preprocess, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), channels_order="bgr")
+    document = json.loads(json_from_manifest(replace(manifest, preprocess=colour)))
+    assert document["preprocess"]["channels_order"] == "bgr"
+    assert document["preprocess"]["mean"] == [0.1, 0.2, 0.3]
+    assert manifest_from_json(json.dumps(document).encode(), where="here").preprocess == colour
+    del document["preprocess"]["channels_order"]
+    read = manifest_from_json(json.dumps(document).encode(), where="here").preprocess
+    assert read == replace(colour, channels_order="rgb")
+
+
 def test_a_missing_field_is_named(manifest: Manifest) -> None:
     document = json.loads(json_from_manifest(manifest))
     tried = 0
@@ -235,6 +249,8 @@ def test_a_missing_field_is_named(manifest: Manifest) -> None:
             {"preprocess": {"interpolation": "magic"}},
             "expected an interpolation among nearest, bilinear, bicubic, lanczos, got 'magic'",
         ),
+        ({"preprocess": {"channels_order": "grb"}}, "$.preprocess.channels_order"),
+        ({"preprocess": {"channels_order": "bgr"}}, "expected three channels for the order bgr, got 1; take rgb"),
         ({"accuracy": {"interval": [0.1, 0.2, 0.3]}}, "$.accuracy.interval"),
         ({"model": {"weights": {"kind": "stolen", "sha256": ""}}}, "$.model.weights.kind"),
     ],

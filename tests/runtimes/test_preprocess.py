@@ -168,6 +168,11 @@ def test_a_model_of_two_channels_takes_no_pictures() -> None:
         ({"std": (1.0, -1.0, 1.0)}, "expected finite means and positive standard deviations"),
         ({"std": (1.0, float("nan"), 1.0)}, "expected finite means and positive standard deviations"),
         ({"std": (1.0, float("inf"), 1.0)}, "expected finite means and positive standard deviations"),
+        ({"channels_order": "grb"}, "expected a channels_order of rgb or bgr, got 'grb'"),
+        (
+            {"channels_order": "bgr", "mean": (0.0,), "std": (1.0,)},
+            "expected three channels for the order bgr, got 1; take rgb",
+        ),
     ],
     ids=str,
 )
@@ -261,6 +266,23 @@ def test_a_strip_is_refused_where_the_model_itself_would_resize_all_of_it() -> N
         BadInput, match=r"resized to at most 16,777,216 pixels, got 3,932,160,000 of one of 1x60000; cut it"
     ):
         steps.picture(Image.new("RGB", (60_000, 1)))
+
+
+# --- blue first ---
+
+
+def test_blue_first_changes_places_in_the_input_alone_and_mean_and_std_stay_those_of_red_green_and_blue() -> None:
+    image = Image.fromarray(noise(40, 50))
+    first = plain(resize=32, crop=(28, 24), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    blue = replace(first, channels_order="bgr")
+    np.testing.assert_array_equal(blue.pixels(image), first.pixels(image))
+    np.testing.assert_array_equal(blue.picture(image), first.picture(image))
+    np.testing.assert_array_equal(blue(image), first(image)[::-1], strict=True)
+    assert blue(image).flags.c_contiguous
+    batch = np.stack([blue.pixels(image), 255 - blue.pixels(image)])
+    np.testing.assert_array_equal(blue.normalise(batch), first.normalise(batch)[:, ::-1])
+    np.testing.assert_array_equal(blue.pixels_from_inputs(blue.normalise(batch)), batch)
+    np.testing.assert_array_equal(blue.inputs_from_pixels(batch, any_size=False), blue.normalise(batch))
 
 
 # --- any number of channels ---
