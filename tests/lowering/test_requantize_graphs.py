@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from lint_judge import held_against
 from onnx import TensorProto, helper, numpy_helper
 from qdq_graphs import ROWS, SIDE, WIDTH, Graph, dynamic, half_weight, residual, typed_pair
 from quantized_files import answers, operators, sqnr_db
@@ -101,6 +102,16 @@ def test_scales_along_another_axis_are_chosen_anew() -> None:
     assert sqnr > 40
 
 
+def test_a_dead_channel_may_have_a_scale_of_zero() -> None:
+    scales = np.where(np.arange(ROWS) == 3, 0, PER_ROW).astype(np.float32)
+    result, report, sqnr = of_tensorrt(
+        single(weight=lambda graph: graph.node("DequantizeLinear", WEIGHT, scales, np.zeros(ROWS, np.int8), axis=0))
+    )
+    assert report.findings == ()
+    assert result.said[0].startswith("scales of 0 are written as 1")
+    assert sqnr > 60
+
+
 def test_an_int32_bias_becomes_float() -> None:
     values = np.arange(-16, 16, dtype=np.int32) * 1000
     model = single(
@@ -140,6 +151,13 @@ def test_a_pair_before_a_relu_computes_the_same_behind_it() -> None:
     result = mended(model, "cpu")
     assert any("the pair before its ReLU is moved behind the ReLU" in one for one in result.said)
     assert any("what the network gives stays as it is computed" in one for one in result.said)
+
+
+@pytest.mark.parametrize("turn", ["inside", "main"])
+def test_tensorrt_reads_integers_in_what_was_mended(turn: str) -> None:
+    report = held_against(mended(residual(turn)).model)
+    assert report.convolutions == (3, 3)
+    assert report.findings == ()
 
 
 def test_two_pairs_in_a_row_are_one_that_clips_as_both_do() -> None:

@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from exporter.graph.inference import inferred_graphs
 from exporter.lowering.qdq.targets import Edge
 from exporter.lowering.qdq.targets._signs import tensors_without_negatives
 from exporter.lowering.qdq.targets.cpu import GEMM, PLAIN_GEMM
@@ -173,12 +174,12 @@ def with_row_classifiers(network: TrainedNetwork) -> TrainedNetwork:
     graph = network.model.graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     taken = {name for node in graph.node for name in (*node.input, *node.output)} | set(tensors)
-    ranks = _ranks(network.model)
+    shapes = inferred_graphs(network.model)[0].shapes
     for node in list(graph.node):
         if node.op_type not in ("Gemm", "MatMul") or node.input[1] not in network.weights:
             continue
         name, form = node.input[1], gemm_form(node)
-        if node.op_type == "MatMul" and ranks.get(node.input[0]) == 2 and len(tensors[name].dims) == 2:
+        if node.op_type == "MatMul" and len(shapes.get(node.input[0], ())) == 2 and len(tensors[name].dims) == 2:
             node.op_type = "Gemm"
             _take_bias(network, node, tensors)
         if node.op_type != "Gemm" or {**form, "transB": 1} != PLAIN_GEMM:
@@ -213,9 +214,3 @@ def _take_bias(network: TrainedNetwork, product: onnx.NodeProto, tensors: dict[s
     product.input.append(constant.name)
     product.output[0] = addition.output[0]
     graph.node.remove(addition)
-
-
-def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    graph = onnx.shape_inference.infer_shapes(model).graph
-    values = [value for value in (*graph.input, *graph.value_info) if value.type.tensor_type.HasField("shape")]
-    return {value.name: len(value.type.tensor_type.shape.dim) for value in values}

@@ -12,30 +12,28 @@ them again as it does for graphs that are calibrated here; so the result has the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import onnx
-from onnx import TensorProto, helper, version_converter
+from onnx import TensorProto, helper
 
-from exporter.lowering.opsets import OPSETS
 from exporter.lowering.precisions._cast import cast_graph
 from exporter.lowering.qdq.biases import with_biases_behind
 from exporter.lowering.qdq.fit import TOO_SMALL
 from exporter.lowering.qdq.insert import insert_pairs
 from exporter.lowering.qdq.targets import DEFAULT_TARGET, SIGNED, Placement, Stored
 from exporter.lowering.qdq.targets._signs import tensors_without_negatives
-from exporter.lowering.qdq.targets.cpu import first_convolutions
 from exporter.lowering.qdq.view import node_label
 from exporter.lowering.registry import load_target
 from exporter.lowering.requantize.floats import with_activations, with_affine_folded, with_row_classifiers
 from exporter.lowering.requantize.for_targets import check_bytes, fit_processors, fit_tensorrt
 from exporter.lowering.requantize.operators import is_on_integers, is_quantized, with_pairs
-from exporter.lowering.requantize.plain import opset_of, unused_name
+from exporter.lowering.requantize.plain import at_known_opset, unused_name
 from exporter.lowering.requantize.reader import read_trained
 from exporter.lowering.requantize.rules import Desk, move_pairs
 from exporter.lowering.requantize.trained import Pair, TrainedNetwork, note
-from runtimes.errors import BadInput, PlanError
+from runtimes.errors import PlanError
 
 
 @dataclass(frozen=True)
@@ -123,29 +121,11 @@ def trained_ranges(model: onnx.ModelProto) -> dict[str, float]:
 def _read(model: onnx.ModelProto) -> TrainedNetwork:
     integers = [node_label(node) for node in model.graph.node if is_on_integers(node)]
     network = read_trained(with_pairs(model))
-    network = replace(network, model=_at_known_opset(network.model))
+    network = replace(network, model=at_known_opset(network.model))
     for name in integers:
         note(network.notes, "an operator on integers is a float one between Q/DQ pairs", name)
     network = with_row_classifiers(with_affine_folded(with_activations(network)))
     return network
-
-
-def _at_known_opset(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The float network in an opset of our own graphs: FP16 scales of Q/DQ need 19.
-
-    Raises:
-        BadInput: onnx cannot convert it.
-    """
-    if opset_of(model) in OPSETS:
-        return model
-    try:
-        return version_converter.convert_version(model, OPSETS[-1])
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        said = " ".join(str(error).split())
-        raise BadInput(
-            f"expected operators that onnx converts from opset {opset_of(model)} to {OPSETS[-1]}, got others: {said}; "
-            f"export the file in opset {OPSETS[-1]}"
-        ) from error
 
 
 def _placement(desk: Desk, target: str) -> Placement:
@@ -165,16 +145,17 @@ def _placement(desk: Desk, target: str) -> Placement:
     read = {desk.tensor(edge): pair for edge, pair in desk.pairs.items()}
     ordered = tuple(name for name in (*(value.name for value in graph.input), *made) if name in read)
     classifiers = tuple(node.name for node in quantized if node.op_type == "Gemm")
-    half = not plugin.ON_INTEGERS
+    own = plugin.place_pairs(desk.network.model)
+    _note_narrow(desk, own.narrow)
     return Placement(
         frozenset(desk.pairs),
         ordered,
         {name: name for name in ordered},
         tuple(node.name for node in quantized),
         classifiers,
-        stored={} if half else _unsigned(desk, {name: read[name] for name in ordered}),
-        narrow=frozenset() if half else frozenset(_narrowed(desk, target)),
-        half=half,
+        stored={} if own.half else _unsigned(desk, {name: read[name] for name in ordered}),
+        narrow=own.narrow,
+        half=own.half,
     )
 
 
@@ -200,14 +181,10 @@ def _unsigned(desk: Desk, pairs: Mapping[str, Pair]) -> dict[str, Stored]:
     return found
 
 
-def _narrowed(desk: Desk, target: str) -> Iterator[str]:
-    """The nodes whose weights are to have 7 bits, so that processors without VNNI do not overflow."""
-    first = {node.name for node in first_convolutions(desk.graph)}
+def _note_narrow(desk: Desk, narrow: Collection[str]) -> None:
+    """Say which weights are rounded to 7 bits, so that processors without VNNI do not overflow."""
     for node in desk.quantized():
-        if node.name not in first and node.op_type == "Conv" and target != "cpu-safe":
-            continue
-        yield node.name
-        if desk.is_wide(node.input[1]):
+        if node.name in narrow and desk.is_wide(node.input[1]):
             note(desk.notes, "its weight is rounded to 7 bits, for processors without VNNI", node.name)
 
 

@@ -6,16 +6,20 @@ in FP32, since a target's own form is cast from that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from itertools import count
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from exporter.graph.facts import inline_functions, subgraphs
+from exporter.graph.facts import inline_functions, subgraphs, type_name
+from exporter.graph.inference import LARGEST_SHAPE_CONSTANT, inferred_graphs
+from exporter.lowering.opsets import OPSETS
 from exporter.lowering.qdq.constants import constant_tensor, evaluate
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE
+from runtimes.errors import BadInput
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 NOTHING = ("Identity", "Dropout")
@@ -42,6 +46,46 @@ def plain_graph(model: onnx.ModelProto) -> onnx.ModelProto:
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of ONNX's own operators."""
     return next((int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
+
+
+def at_known_opset(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A float network in an opset of our own graphs: FP16 scales of Q/DQ need 19.
+
+    Large constants are kept out of the conversion, which copies all that it sees several times.
+
+    Raises:
+        BadInput: onnx cannot convert it.
+    """
+    if opset_of(model) in OPSETS:
+        return model
+    graph, large = model.graph, {}
+    inputs, small = list(graph.input), []
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) > LARGEST_SHAPE_CONSTANT:
+            large[tensor.name] = tensor
+            inputs.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+        else:
+            small.append(tensor)
+    lean = helper.make_model(
+        helper.make_graph(graph.node, graph.name or "graph", inputs, graph.output, small),
+        opset_imports=model.opset_import,
+        ir_version=model.ir_version,
+        producer_name=model.producer_name,
+    )
+    try:
+        result = version_converter.convert_version(lean, OPSETS[-1])
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        said = " ".join(str(error).split())
+        raise BadInput(
+            f"expected operators that onnx converts from opset {opset_of(model)} to {OPSETS[-1]}, got others: {said}; "
+            f"export the file in opset {OPSETS[-1]}"
+        ) from error
+    given = [value for value in result.graph.input if value.name not in large]
+    del result.graph.input[:]
+    result.graph.input.extend(given)
+    result.graph.initializer.extend(large.values())
+    _fold_constants(result.graph, OPSETS[-1])  # what were attributes are Constant nodes now
+    return result
 
 
 def keep_used(graph: onnx.GraphProto) -> None:
@@ -123,14 +167,9 @@ def _write_in_single(model: onnx.ModelProto) -> None:
     for value in (*graph.input, *graph.output):
         if value.type.tensor_type.elem_type in HALVES:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    types = {one.name: one.type.tensor_type.elem_type for one in (*inferred.value_info, *inferred.input)}
-    types |= {tensor.name: tensor.data_type for tensor in inferred.initializer}
-    same = [
-        node
-        for node in graph.node
-        if node.op_type == "Cast" and types.get(node.input[0]) == helper.get_node_attr_value(node, "to")
-    ]
+    types = inferred_graphs(model)[0].types
+    casts = [node for node in graph.node if node.op_type == "Cast"]
+    same = [node for node in casts if types.get(node.input[0]) == type_name(helper.get_node_attr_value(node, "to"))]
     pass_through(graph, same)
 
 

@@ -92,8 +92,12 @@ class _Reader:
         result.CopyFrom(self.model)
         del result.graph.node[:], result.graph.initializer[:]
         result.graph.node.extend(self.nodes)
-        held = (numpy_helper.from_array(one.values, name) for name, one in self.held.items())
-        result.graph.initializer.extend([*self.tensors.values(), *held])
+        read = {name for node in self.nodes for name in node.input}
+        result.graph.initializer.extend(tensor for name, tensor in self.tensors.items() if name in read)
+        for name in list(self.held):  # one after the other, since they may be large
+            values = self.held.pop(name).values
+            if name in read:
+                result.graph.initializer.append(numpy_helper.from_array(values, name))
         keep_used(result.graph)
         pass_through(result.graph, [node for node in result.graph.node if node.name in added])
         return TrainedNetwork(result, self.pairs, outputs, self.weights, self.notes)
@@ -116,6 +120,9 @@ class _Reader:
             return
         axis = 0 if node.op_type == "Conv" or int_attribute(node, "transB", 0) else held.values.ndim - 1
         by_channel = [np.moveaxis(one, axis, 0).reshape(one.shape[axis], -1) for one in (held.scales, held.zero_points)]
+        if (held.scales == 0).any():
+            note(self.notes, "scales of 0 are written as 1, since the weights behind them are 0", node.name)
+            by_channel[0] = np.where(by_channel[0] == 0, 1, by_channel[0])
         is_by_channel = all((one == one[:, :1]).all() for one in by_channel)
         scales, zero_points = (one[:, 0] for one in by_channel)
         self.weights[node.input[1]] = TrainedWeight(
