@@ -39,7 +39,7 @@ class Constants:
         if name in self._tensors:
             return self._tensors[name]
         node = self._nodes.get(name)
-        return _constant_tensor(node) if node is not None and node.op_type == "Constant" else None
+        return constant_tensor(node) if node is not None and node.op_type == "Constant" else None
 
     def value(self, name: str) -> NDArray[Any] | None:
         """The value of a tensor; None if it is not constant, in another file, too large, or cannot be computed."""
@@ -60,7 +60,7 @@ class Constants:
         given = {one: self._value(one, depth - 1) for one in node.input if one}
         if any(value is None for value in given.values()):
             return None
-        return _evaluate(node, name, {one: value for one, value in given.items() if value is not None}, self._opset)
+        return evaluate(node, name, {one: value for one, value in given.items() if value is not None}, self._opset)
 
 
 def _array(tensor: TensorProto) -> NDArray[Any] | None:
@@ -73,7 +73,7 @@ def _array(tensor: TensorProto) -> NDArray[Any] | None:
         return None
 
 
-def _constant_tensor(node: onnx.NodeProto) -> TensorProto | None:
+def constant_tensor(node: onnx.NodeProto) -> TensorProto | None:
     """The tensor of a Constant node; None for strings and sparse tensors."""
     for attribute in node.attribute:
         if attribute.name == "value":
@@ -85,7 +85,7 @@ def _constant_tensor(node: onnx.NodeProto) -> TensorProto | None:
     return None
 
 
-def _evaluate(node: onnx.NodeProto, name: str, given: Mapping[str, NDArray[Any]], opset: int) -> NDArray[Any] | None:
+def evaluate(node: onnx.NodeProto, name: str, given: Mapping[str, NDArray[Any]], opset: int) -> NDArray[Any] | None:
     """Compute one node with onnx's reference implementation; None if that fails."""
     inputs = [onnx.ValueInfoProto(name=one) for one in given]
     graph = onnx.helper.make_graph([node], "one", inputs, [onnx.ValueInfoProto(name=name)])

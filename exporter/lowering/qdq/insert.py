@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -21,11 +22,27 @@ SMALLEST_SINGLE = 2.0**-60
 MOST_STEPS = 2.0**30
 """The steps of an INT32 bias: half of what it holds, so that the sums of products have room."""
 NARROW_LEVELS = 63
+MOST_NARROW = 64
+"""Of a weight of 7 bits whose scales are given."""
 CLIPPED_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 """The largest values that a weight's scale is tried for, as shares of the largest weight of its row."""
 
 
-def insert_pairs(model: onnx.ModelProto, placement: Placement, thresholds: Mapping[str, float]) -> onnx.ModelProto:
+class GivenScales(NamedTuple):
+    """How a weight was quantized elsewhere, by output channel: scales float32 (channels,), the numbers that stand for
+    zero, int32 (channels,), and numpy's type of both."""
+
+    scales: NDArray[np.float32]
+    zero_points: NDArray[np.int32]
+    type: str
+
+
+def insert_pairs(
+    model: onnx.ModelProto,
+    placement: Placement,
+    thresholds: Mapping[str, float],
+    given: Mapping[str, GivenScales] | None = None,
+) -> onnx.ModelProto:
     """A copy of a float graph with the Q/DQ pairs of `placement`.
 
     For a target of half precision scales are FP16 numbers, stored in FP32 like the rest of the graph here: lowering the
@@ -38,6 +55,8 @@ def insert_pairs(model: onnx.ModelProto, placement: Placement, thresholds: Mappi
 
     Args:
         thresholds: observed tensor -> the largest magnitude to hold.
+        given: weight -> the scales that it was quantized with, so that it keeps its integers where the target holds
+            these scales; the scales of others are chosen here.
 
     Raises:
         CalibrationError: a tensor has no threshold, or one that is negative or not finite.
@@ -51,7 +70,7 @@ def insert_pairs(model: onnx.ModelProto, placement: Placement, thresholds: Mappi
     used = dict.fromkeys((SIGNED, *placement.stored.values()))
     constants = [numpy_helper.from_array(np.array(one.zero_point, one.type), _zero_point(one)) for one in used]
     pairs = {name: _pairs(name, placement, fit, constants) for name in placement.tensors}
-    forms = _weight_forms(graph, placement, fit, values)
+    forms = _weight_forms(graph, placement, fit, values, given or {})
     nodes = [node for value in graph.input for node in pairs.get(value.name, ())]
     converted = set()
     for original in graph.node:
@@ -66,7 +85,7 @@ def insert_pairs(model: onnx.ModelProto, placement: Placement, thresholds: Mappi
             if name not in converted:
                 converted.add(name)
                 weight = np.ldexp(values[node.input[1]], shift)
-                nodes.append(_quantize_weight(weight, name, forms[node.input[1]], constants))
+                nodes.append(_quantize_weight(weight, name, forms[node.input[1]].shifted(shift), constants))
             node.input[1] = f"{name}.dequantized"
         nodes.append(node)
         nodes += [pair for name in node.output for pair in pairs.get(name, ())]
@@ -137,16 +156,27 @@ def _pair(
 
 @dataclass(frozen=True)
 class WeightForm:
-    """How a weight is held: the steps from zero to its largest value; whether its scales are FP16 numbers; and the
-    least that they may be, float32 (output channels,)."""
+    """How a weight is held: the steps from zero to its largest value; whether its scales are FP16 numbers; the least
+    that they may be, float32 (output channels,); and those that are given, if any are."""
 
     levels: int
     half: bool
     least: NDArray[np.float32]
+    given: GivenScales | None = None
+
+    def shifted(self, shift: int) -> WeightForm:
+        """That of the weight times a power of two."""
+        if self.given is None or not shift:
+            return self
+        return replace(self, given=self.given._replace(scales=np.ldexp(self.given.scales, shift)))
 
 
 def _weight_forms(
-    graph: onnx.GraphProto, placement: Placement, fit: ScaleFit, values: Mapping[str, NDArray[np.float32]]
+    graph: onnx.GraphProto,
+    placement: Placement,
+    fit: ScaleFit,
+    values: Mapping[str, NDArray[np.float32]],
+    given: Mapping[str, GivenScales],
 ) -> dict[str, WeightForm]:
     """How each weight is held, so that it suits all convolutions that read it."""
     forms: dict[str, WeightForm] = {}
@@ -161,7 +191,7 @@ def _weight_forms(
             least = np.maximum(least, np.abs(values[node.input[2]]) / np.float32(step * MOST_STEPS))
         if name in forms:
             levels, least = min(levels, forms[name].levels), np.maximum(least, forms[name].least)
-        forms[name] = WeightForm(levels, placement.half, least)
+        forms[name] = WeightForm(levels, placement.half, least, given.get(name))
     return forms
 
 
@@ -171,13 +201,19 @@ def _quantize_weight(
     """Add a weight as INT8 with a scale for each output channel to `constants`; the node that makes it float again."""
     if form.half:
         _check_scale(name, float(np.abs(weight).max()) / LEVELS)
-    scales, most = channel_scales(weight, form), form.levels
-    values = np.rint(weight / scales.reshape(-1, *[1] * (weight.ndim - 1))).clip(-most, most).astype(np.int8)
+    by_channel = (-1, *[1] * (weight.ndim - 1))
+    if form.given is None:
+        scales, least, most = channel_scales(weight, form), -form.levels, form.levels
+        zero_points = np.zeros(len(scales), np.int8)
+    else:
+        scales, zero_points = _held_scales(weight, form, form.given), form.given.zero_points.astype(form.given.type)
+        least, most = np.iinfo(zero_points.dtype).min, np.iinfo(zero_points.dtype).max
+    steps = np.rint(weight / scales.reshape(by_channel)) + zero_points.reshape(by_channel)
     zeros = f"{name}.{ZERO_POINT}"
     constants += [
-        numpy_helper.from_array(values, f"{name}.quantized"),
+        numpy_helper.from_array(steps.clip(least, most).astype(zero_points.dtype), f"{name}.quantized"),
         numpy_helper.from_array(scales, f"{name}.scale"),
-        numpy_helper.from_array(np.zeros(len(scales), np.int8), zeros),
+        numpy_helper.from_array(zero_points, zeros),
     ]
     return helper.make_node(
         "DequantizeLinear",
@@ -186,6 +222,17 @@ def _quantize_weight(
         name=f"{name}.dequantize",
         axis=0,
     )
+
+
+def _held_scales(weight: NDArray[np.float32], form: WeightForm, given: GivenScales) -> NDArray[np.float32]:
+    """The scales nearest to those given that a target holds, float32 (output channels,); twice as large where a weight
+    is to have 7 bits and has more."""
+    scales = given.scales
+    if form.levels == NARROW_LEVELS:
+        most = np.abs(weight).reshape(len(weight), -1).max(1)
+        scales = np.where(np.rint(most / scales) > MOST_NARROW, 2 * scales, scales)
+    scales = np.maximum(scales, form.least)
+    return np.asarray(scales.astype(np.float16) if form.half else scales, np.float32)
 
 
 def channel_scales(weight: NDArray[np.float32], form: WeightForm) -> NDArray[np.float32]:

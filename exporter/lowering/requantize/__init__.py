@@ -1,0 +1,1 @@
+"""Files that are quantized already: read what was trained or measured, and write it as a target wants it."""

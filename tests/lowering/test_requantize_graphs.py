@@ -1,0 +1,282 @@
+"""Quantized graphs of unusual forms, one for each thing that is mended or refused, held against the file as it came."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from lint_judge import held_against
+from onnx import TensorProto, helper, numpy_helper
+from qdq_graphs import ROWS, SIDE, WIDTH, Graph, dynamic, half_weight, residual, typed_pair
+from quantized_files import answers, operators, sqnr_db
+
+from exporter.lowering.precisions import int8
+from exporter.lowering.qdq.lint import QdqReport, lint
+from exporter.lowering.requantize.mend import Mended, dequantized, is_quantized, mended, with_pairs
+from runtimes.errors import BadInput, PlanError, ResnetExportError
+
+PICTURES = np.random.default_rng(5).normal(size=(1, WIDTH, SIDE, SIDE)).astype(np.float32)
+WEIGHT = np.random.default_rng(6).integers(-127, 128, (ROWS, WIDTH, 3, 3)).astype(np.int8)
+PER_ROW = np.linspace(0.0005, 0.001, ROWS).astype(np.float32)
+
+
+def stored_weight(graph: Graph) -> str:
+    return graph.node("DequantizeLinear", WEIGHT, PER_ROW, np.zeros(ROWS, np.int8), axis=0)
+
+
+def single(
+    source: Callable[[Graph], str] | None = None,
+    weight: Callable[[Graph], str] = stored_weight,
+    *,
+    bias: Callable[[Graph], str] | None = None,
+    behind: Callable[[Graph, str], str] | None = None,
+    opset: int = 17,
+) -> onnx.ModelProto:
+    """A convolution of a pair and a stored weight, by default a good one."""
+    graph = Graph(opset)
+    read = source(graph) if source else graph.pair("x", np.float32(0.03))
+    output = graph.node("Conv", read, weight(graph), *([bias(graph)] if bias else []), pads=[1] * 4)
+    return graph.model(behind(graph, output) if behind else output)
+
+
+def of_tensorrt(model: onnx.ModelProto) -> tuple[Mended, QdqReport, float]:
+    """The mended graph, what the linter says of it, and its SQNR to the file, in dB."""
+    result = mended(model, "tensorrt")
+    report = lint(result.model)
+    assert report is not None
+    return result, report, sqnr_db(answers(int8.simulation(result.model), PICTURES), answers(model, PICTURES))
+
+
+def transposed(graph: Graph) -> str:
+    kernel = graph.node(
+        "DequantizeLinear", np.ascontiguousarray(WEIGHT.transpose(2, 3, 1, 0)), PER_ROW, np.zeros(ROWS, np.int8), axis=3
+    )
+    return graph.node("Transpose", kernel, perm=[3, 2, 0, 1])
+
+
+def reshaped(graph: Graph) -> str:
+    kernel = graph.node("DequantizeLinear", WEIGHT.reshape(ROWS, -1), PER_ROW, np.zeros(ROWS, np.int8), axis=0)
+    return graph.node("Reshape", kernel, np.array(WEIGHT.shape))
+
+
+def unsigned(graph: Graph) -> str:
+    values = (WEIGHT.astype(np.int16) + 128).astype(np.uint8)
+    return graph.node("DequantizeLinear", values, PER_ROW, np.full(ROWS, 128, np.uint8), axis=0)
+
+
+def in_constant_nodes(graph: Graph) -> str:
+    return graph.node(
+        "DequantizeLinear", graph.held(WEIGHT), graph.held(PER_ROW), graph.held(np.zeros(ROWS, np.int8)), axis=0
+    )
+
+
+def rounded_as_it_runs(graph: Graph) -> str:
+    weight = graph.constant(WEIGHT * PER_ROW[:, None, None, None])
+    return graph.pair(weight, PER_ROW, np.zeros(ROWS, np.int8), axis=0)
+
+
+@pytest.mark.parametrize(
+    "weight", [stored_weight, transposed, reshaped, unsigned, in_constant_nodes, rounded_as_it_runs]
+)
+def test_weights_keep_their_integers_however_they_are_stored(weight: Callable[[Graph], str]) -> None:
+    result, report, sqnr = of_tensorrt(single(weight=weight))
+    assert report.findings == ()
+    assert report.convolutions == (1, 1)
+    stored = [numpy_helper.to_array(one) for one in result.model.graph.initializer if one.name.endswith(".quantized")]
+    np.testing.assert_array_equal(stored, [WEIGHT])
+    assert sqnr > 60  # FP16
+
+
+def test_scales_along_another_axis_are_chosen_anew() -> None:
+    scales = np.linspace(0.0005, 0.001, WIDTH).astype(np.float32)
+    result, report, sqnr = of_tensorrt(
+        single(weight=lambda graph: graph.node("DequantizeLinear", WEIGHT, scales, np.zeros(WIDTH, np.int8), axis=1))
+    )
+    assert report.findings == ()
+    assert result.said[0].startswith(
+        "its weight is rounded to INT8 again, with a scale for each output channel: 'conv."
+    )
+    assert sqnr > 40
+
+
+def test_a_dead_channel_may_have_a_scale_of_zero() -> None:
+    scales = np.where(np.arange(ROWS) == 3, 0, PER_ROW).astype(np.float32)
+    result, report, sqnr = of_tensorrt(
+        single(weight=lambda graph: graph.node("DequantizeLinear", WEIGHT, scales, np.zeros(ROWS, np.int8), axis=0))
+    )
+    assert report.findings == ()
+    assert result.said[0].startswith("scales of 0 are written as 1")
+    assert sqnr > 60
+
+
+def test_an_int32_bias_becomes_float() -> None:
+    values = np.arange(-16, 16, dtype=np.int32) * 1000
+    model = single(
+        bias=lambda graph: graph.node(
+            "DequantizeLinear",
+            values,
+            (np.float32(0.03) * PER_ROW).astype(np.float32),
+            np.zeros(ROWS, np.int32),
+            axis=0,
+        )
+    )
+    before = lint(model)
+    assert before is not None
+    assert before.refused
+    result, report, sqnr = of_tensorrt(model)
+    assert report.findings == ()
+    assert any(one.startswith("INT32 biases are float: 'conv.") for one in result.said)
+    assert sqnr > 60
+
+
+@pytest.mark.parametrize("turn", ["inside", "norm", "bias", "main", "float shortcut"])
+def test_residual_graphs_lint_without_findings_afterwards(turn: str) -> None:
+    model = residual("main", "inside") if turn == "main" else residual(turn)
+    before = lint(model)
+    assert before is not None
+    assert before.findings or turn in ("norm", "bias")
+    result, report, sqnr = of_tensorrt(model)
+    assert report.findings == ()
+    assert report.convolutions == (3, 3)
+    assert report.shortcuts == (1, 1)
+    assert sqnr > {"main": 15, "float shortcut": 35}.get(turn, 55)  # the pair on the main branch clips much here
+    assert ("it is folded into the convolution before it" in " ".join(result.said)) == (turn in ("norm", "bias"))
+
+
+def test_a_pair_before_a_relu_computes_the_same_behind_it() -> None:
+    model = single(behind=lambda graph, made: graph.node("Relu", graph.pair(made, np.float32(0.02))))
+    result = mended(model, "cpu")
+    assert any("the pair before its ReLU is moved behind the ReLU" in one for one in result.said)
+    assert any("what the network gives stays as it is computed" in one for one in result.said)
+
+
+@pytest.mark.parametrize("turn", ["inside", "main"])
+def test_tensorrt_reads_integers_in_what_was_mended(turn: str) -> None:
+    report = held_against(mended(residual(turn)).model)
+    assert report.convolutions == (3, 3)
+    assert report.findings == ()
+
+
+def test_two_pairs_in_a_row_are_one_that_clips_as_both_do() -> None:
+    twice = single(lambda graph: graph.pair(graph.pair("x", np.float32(0.01)), np.float32(0.03)))
+    once = single(lambda graph: graph.pair("x", np.float32(0.01)))
+    np.testing.assert_array_equal(answers(mended(twice).model, PICTURES), answers(mended(once).model, PICTURES))
+    same = mended(single(lambda graph: graph.pair(graph.pair("x"))))
+    assert any(one.startswith("a second pair of the same tensor is taken off: ") for one in same.said)
+
+
+def test_a_tensor_may_be_read_through_two_scales() -> None:
+    graph = Graph(17)
+    sides = [graph.node("Conv", graph.pair("x", np.float32(step)), stored_weight(graph)) for step in (0.03, 0.01)]
+    _, report, sqnr = of_tensorrt(graph.model(graph.node("Concat", *sides, axis=1)))
+    assert report.convolutions == (2, 2)
+    assert sqnr > 55
+
+
+def test_seven_bits_above_zero_fit_into_int8() -> None:
+    def cut(graph: Graph) -> str:
+        scale, zero = np.float32(0.02), np.uint8(0)
+        stored = graph.node("QuantizeLinear", graph.node("Relu", "x"), scale, zero)
+        return graph.node("DequantizeLinear", graph.node("Clip", stored, np.uint8(0), np.uint8(127)), scale, zero)
+
+    _, report, sqnr = of_tensorrt(single(cut))
+    assert report.findings == ()
+    assert sqnr > 48  # the scale's FP16 number is another step for a value here and there
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "words"),
+    [
+        (
+            lambda graph: graph.pair(graph.node("Relu", "x"), zero=np.uint8(0)),
+            PlanError,
+            "its 255 steps above zero are 127 in INT8, so half of them would be lost",
+        ),
+        (lambda graph: graph.pair(graph.node("Relu", "x"), zero=None), PlanError, "got UINT8 with 0 at"),
+        (lambda graph: graph.pair("x", zero=np.int8(3)), PlanError, "got INT8 with 3 at"),
+        (typed_pair(TensorProto.INT16), PlanError, "expected pairs of INT8 or UINT8, got INT16 at"),
+        (
+            lambda graph: graph.pair(
+                "x", np.linspace(0.01, 0.02, WIDTH).astype(np.float32), np.zeros(WIDTH, np.int8), axis=1
+            ),
+            PlanError,
+            "expected activations quantized per tensor, got 16 scales at",
+        ),
+        (lambda graph: graph.pair("x", np.float32(0)), PlanError, "expected scales above 0, got 0 at"),
+        (
+            lambda graph: graph.pair("x", graph.node("ReduceMax", graph.node("Abs", "x"), keepdims=0)),
+            BadInput,
+            "expected scales and zero points that are fixed in the file",
+        ),
+        (dynamic, BadInput, "expected scales that are fixed in the file, got DynamicQuantizeLinear at"),
+    ],
+)
+def test_what_tensorrt_cannot_hold_is_refused(
+    source: Callable[[Graph], str], error: type[ResnetExportError], words: str
+) -> None:
+    model = single(source, opset=21)
+    assert is_quantized(model)
+    with pytest.raises(error) as refusal:
+        mended(model, "tensorrt")
+    assert words in str(refusal.value)
+    assert ";" in str(refusal.value)
+
+
+def test_other_operators_on_integers_are_refused_by_name() -> None:
+    graph = Graph(17)
+    where = graph.node("QLinearWhere", "x", "x", domain="com.microsoft")
+    with pytest.raises(BadInput, match="got QLinearWhere at 'QLinearWhere of 't1''; quantize to Q/DQ format"):
+        with_pairs(graph.model(where))
+
+
+def test_a_file_without_a_quantized_convolution_is_refused() -> None:
+    with pytest.raises(PlanError, match="expected a convolution whose input and weight are quantized, got none"):
+        mended(single(weight=lambda graph: graph.floats()))
+
+
+def test_half_precision_is_written_as_single() -> None:
+    def half(graph: Graph) -> str:
+        return graph.pair(graph.node("Cast", "x", to=TensorProto.FLOAT16), np.float16(0.03))
+
+    model = single(
+        half, half_weight, opset=19, behind=lambda graph, made: graph.node("Cast", made, to=TensorProto.FLOAT)
+    )
+    behind = dequantized(model)
+    assert operators(behind) == {"Conv"}
+    assert {one.data_type for one in behind.graph.initializer} == {TensorProto.FLOAT}
+    result, report, _ = mended(model), lint(mended(model).model), None
+    assert report is not None
+    assert report.findings == ()
+    assert sqnr_db(answers(result.model, PICTURES), answers(model, PICTURES)) > 50
+
+
+def test_weights_that_are_only_stored_quantized_do_not_count() -> None:
+    graph = Graph(17)
+    assert not is_quantized(graph.model(graph.node("Conv", "x", stored_weight(graph))))
+
+
+def test_a_relu6_that_a_pair_took_in_comes_back() -> None:
+    step = np.float32(6 / 255)
+    model = single(behind=lambda graph, made: graph.node("Sigmoid", graph.pair(made, step, np.uint8(0))))
+    behind = dequantized(model)
+    (clip,) = (node for node in behind.graph.node if node.op_type == "Clip")
+    values: dict[str, Any] = {one.name: numpy_helper.to_array(one) for one in behind.graph.initializer}
+    assert [float(values[name]) for name in clip.input[1:]] == [0.0, 6.0]
+    assert sqnr_db(answers(behind, PICTURES), answers(model, PICTURES)) > 40
+
+
+def test_a_matrix_product_and_what_is_added_become_a_classifier() -> None:
+    graph = Graph(17)
+    kernel = graph.node("DequantizeLinear", WEIGHT // 2, PER_ROW, np.zeros(ROWS, np.int8), axis=0)
+    made = graph.node("Conv", graph.pair("x"), kernel)
+    pooled = graph.node("Flatten", graph.node("GlobalAveragePool", graph.pair(made, np.float32(0.05))))
+    weight = graph.node("DequantizeLinear", WEIGHT[:, :10, 0, 0] // 2, np.float32(0.01), np.int8(0))
+    product = graph.node("MatMul", graph.pair(pooled, np.float32(0.02)), weight)
+    model = graph.model(graph.node("Add", product, graph.constant(np.linspace(-1, 1, 10).astype(np.float32))))
+    result = mended(model, "cpu")
+    (gemm,) = (node for node in result.model.graph.node if node.op_type == "Gemm")
+    assert helper.get_node_attr_value(gemm, "transB") == 1
+    assert sqnr_db(answers(result.model, PICTURES), answers(model, PICTURES)) > 45
