@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 INPUT = "input"
 CLASSIFIERS = (LOGITS, PROBABILITIES)
+QuantizedFile = Literal["", "kept", "dequantized"]
+KEPT: Literal["kept"] = "kept"
+DEQUANTIZED: Literal["dequantized"] = "dequantized"
 NHWC = (0, 2, 3, 1)
 """The axes of (batch, channels, height, width) in the order (batch, height, width, channels)."""
 
@@ -40,6 +43,8 @@ class SourceFile:
         outputs: the bundle's outputs, each with the tensor of the file that it is.
         steps: what was done to the file, in words.
         normalises: it normalises its pixels itself, so that no mean and no standard deviation were told.
+        quantized: what became of a file that was quantized already: its scales are `kept`, or it was `dequantized`:
+            then the reference is the float network behind it. Empty for a float file.
     """
 
     input: str
@@ -48,6 +53,7 @@ class SourceFile:
     outputs: dict[str, str]
     steps: tuple[str, ...] = ()
     normalises: bool = False
+    quantized: QuantizedFile = ""
 
 
 @final

@@ -100,6 +100,16 @@ OPTIONS = (
         help="As --target cpu, with 7-bit weights: for OpenVINO on x86 processors without VNNI.",
     ),
     _precision(
+        "--recalibrate",
+        is_flag=True,
+        help="Of an ONNX file that is quantized already, measure ranges anew; else --int8 keeps its scales.",
+    ),
+    _precision(
+        "--dequantize",
+        is_flag=True,
+        help="Of an ONNX file that is quantized already, export the float network behind it.",
+    ),
+    _precision(
         "--opset",
         type=click.IntRange(min=1),
         metavar="N",
@@ -268,6 +278,8 @@ def plan_from_options(options: dict[str, Any]) -> ExportPlan:
         uint8_input=options["uint8_input"],
         variant=options["variant"] or options["shortcut"],
         keep_softmax=options["keep_softmax"],
+        dequantize=options["dequantize"],
+        recalibrate=options["recalibrate"],
     )
     return plan if options["output"] else replace(plan, output=Path(plan.name))
 

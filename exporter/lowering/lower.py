@@ -27,6 +27,7 @@ from exporter.lowering.qdq.targets import QdqTarget, left_in_float
 from exporter.lowering.ranges import CalibrationSet, few_inputs, given_table, measure_ranges
 from exporter.lowering.registry import load_precision, load_target
 from exporter.lowering.repairs import Bench, choose_calibrator, choose_heads, find_factors
+from exporter.lowering.requantize.mend import dequantized, mended
 from exporter.lowering.request import CALIBRATOR, LoweringRequest
 from exporter.lowering.sensitivity import measure_sensitivity
 from runtimes.block_precision import Sensitivity
@@ -120,6 +121,23 @@ def lower(clean: onnx.ModelProto, images: CalibrationSet, request: LoweringReque
     with steps("measure sensitivity"):
         exact = with_classifier_correction(known.exact, lowered.table)
         return replace(lowered, sensitivity=measure_sensitivity(precision, exact, lowered.model, inputs))
+
+
+def lower_quantized(
+    model: onnx.ModelProto, request: LoweringRequest, steps: Steps
+) -> tuple[LoweredGraph, tuple[str, ...]]:
+    """Bring a graph that is quantized already to a target's form, with its own scales.
+
+    Returns:
+        the graph, and what was changed in it, in words.
+
+    Raises:
+        BadInput, LowerError, PlanError: as `exporter.lowering.requantize.mend.mended`.
+    """
+    with steps(f"lower to {request.precision}"):
+        found = mended(model, request.target)
+        exact = dequantized(model)
+        return LoweredGraph(found.model, exact, None, load_precision(request.precision).BUDGET), found.said
 
 
 def _measure(

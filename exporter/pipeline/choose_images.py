@@ -13,6 +13,7 @@ from calibration.data import ImageSource, Split, built_in, check_channels, open_
 from calibration.order import order_evenly
 from exporter.lowering.ranges import CalibrationSet, chosen_places
 from exporter.models.loaded import Loaded
+from exporter.pipeline.load_file import LoadedFile
 from exporter.pipeline.loss_target import LossTarget
 from exporter.pipeline.plan import ExportPlan
 from exporter.pipeline.proof_images import PictureReader, ProofImages
@@ -38,11 +39,16 @@ def calibration_set(loaded: Loaded, plan: ExportPlan) -> CalibrationSet:
     """
     request = plan.lowering_request
     source = None
-    if request.is_calibrated and (request.calibration is None or plan.data is not None):
+    if is_measured(loaded, plan) and (request.calibration is None or plan.data is not None):
         source = _calibration_source(loaded, plan)
         if request.calibration is None:
             chosen_places(source, request)
     return CalibrationSet(source, loaded.preprocess, as_pixels=plan.uint8_input is not None, data=plan.data)
+
+
+def is_measured(loaded: Loaded, plan: ExportPlan) -> bool:
+    """Are ranges measured, or read from a table? Not those of a file that keeps its own."""
+    return plan.lowering_request.is_calibrated and not (isinstance(loaded, LoadedFile) and loaded.keeps_scales)
 
 
 def proof_images(loaded: Loaded, plan: ExportPlan, budget: Budget, steps: Steps) -> ProofImages:
@@ -72,7 +78,9 @@ def proof_images(loaded: Loaded, plan: ExportPlan, budget: Budget, steps: Steps)
     most = plan.proof_images or (MOST_IMAGES if counts or (labels is not None and is_trained) else fewest)
     if counts:  # the calibration's are left out only where the others can decide
         fewest = max(SMALLEST_LOOK, fewest_to_decide(budget, labelled=labels is not None))
-    places = _proof_places(source if labels is None else replace(source, labels=labels), plan, min(most, fewest))
+    labelled = source if labels is None else replace(source, labels=labels)
+    enough = min(most, fewest) if is_measured(loaded, plan) else None
+    places = _proof_places(labelled, plan, enough)
     reader = PictureReader(replace(source, labels=labels), loaded.preprocess, plan.uint8_input, steps)
     images = ProofImages.reading(reader, places, most, _block_size(plan))
     return replace(images, no_accuracy=no_accuracy)
@@ -203,15 +211,15 @@ def _model_labels(source: ImageSource, loaded: Loaded, plan: ExportPlan) -> tupl
     return labels, reason if plan.data is not None else ""
 
 
-def _proof_places(source: ImageSource, plan: ExportPlan, enough: int) -> NDArray[np.int64]:
+def _proof_places(source: ImageSource, plan: ExportPlan, enough: int | None) -> NDArray[np.int64]:
     """The places of the images to prove with, in the order to take them in: of --data, evenly over the classes.
 
-    Those that were calibrated on are left out if enough others are there.
+    Those that were calibrated on are left out if `enough` others are there; None where none were.
     """
     if plan.data is None:
         return np.arange(source.count)
     order = order_evenly(source.count, source.labels, plan.seed)
-    if not plan.lowering_request.is_calibrated:
+    if enough is None:
         return order
     others = order[~np.isin(order, chosen_places(source, plan.lowering_request))]
     return others if len(others) >= enough else order

@@ -12,12 +12,11 @@ from torch.export import ExportedProgram
 
 from calibration.observers import find_observer
 from exporter.graph.build import GraphForm, clean_graph, with_resize
-from exporter.graph.intake.load import LoadedFile, load_file
 from exporter.graph.intake.take import TakenFile
 from exporter.graph.pillow_resize import check_resizable
 from exporter.graph.trace import program_from_module, save_program
 from exporter.lowering.bias_correction import with_classifier_correction
-from exporter.lowering.lower import lower
+from exporter.lowering.lower import lower, lower_quantized
 from exporter.lowering.precisions import Precision
 from exporter.lowering.qdq.integer_nodes import kernel_count
 from exporter.lowering.ranges import CalibrationSet
@@ -29,6 +28,7 @@ from exporter.models.loading import load_model
 from exporter.pipeline.choose_images import calibration_set, parted_images, proof_images
 from exporter.pipeline.first_step import Lowering
 from exporter.pipeline.images import Candidate, Graphs, Images, Proof
+from exporter.pipeline.load_file import LoadedFile, load_file
 from exporter.pipeline.plan import DEFAULT_BATCH, FULL, ONNX, ExportPlan
 from exporter.pipeline.proof_images import ProofImages
 from exporter.pipeline.prove import prove
@@ -122,7 +122,11 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             program = _trace(loaded, images.first, plan)
         form = _graph_form(plan, loaded)
         float_graph = clean_graph(program, form, loaded.preprocess, images.first.inputs, steps)
-        lowered = lower(float_graph, calibration, plan.lowering_request, steps)
+        if isinstance(loaded, LoadedFile) and loaded.keeps_scales:
+            lowered, said = lower_quantized(float_graph, plan.lowering_request, steps)
+            float_graph, loaded = lowered.exact, loaded.with_steps(said)
+        else:
+            lowered = lower(float_graph, calibration, plan.lowering_request, steps)
         budget = budget_for(plan, loaded, lowered.budget)
         resize = partial(with_resize, form=form, preprocess=loaded.preprocess)
         with steps("save"):
@@ -169,9 +173,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
 def _load_model(plan: ExportPlan, folder: Path, steps: Steps) -> LoadedModel | LoadedFile:
     """The model with its weights; of a file, the reference is written into the bundle's folder as well."""
     if plan.spec.source == ONNX:
-        loaded: LoadedModel | LoadedFile = load_file(
-            plan.model_request, folder, opset=plan.opset, keep_softmax=plan.keep_softmax
-        )
+        loaded: LoadedModel | LoadedFile = load_file(plan, folder)
     else:
         loaded = with_features(load_model(plan.model_request), plan.features)
     for what in loaded.left_out:

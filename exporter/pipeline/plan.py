@@ -74,6 +74,8 @@ class ExportPlan:
             `exporter.graph.pixel_input`): `crop`, of the model's size; `full`, of any size, and the graph resizes and
             crops them too (see `exporter.graph.pillow_resize`). None takes normalised float32.
         variant: one of the forms the model comes in (`v1`, `pad`); None takes its first.
+        dequantize: of an ONNX file that is quantized already, export the float network behind it.
+        recalibrate: likewise, and quantize that anew; else int8 keeps the file's scales.
         keep_softmax: of an ONNX file that ends in a Softmax, export that too; else it is taken off.
 
     Raises:
@@ -115,6 +117,8 @@ class ExportPlan:
     uint8_input: str | None = None
     variant: str | None = None
     keep_softmax: bool = False
+    dequantize: bool = False
+    recalibrate: bool = False
 
     def __post_init__(self) -> None:
         check_kinds(self)
@@ -133,12 +137,29 @@ class ExportPlan:
                 "--keep-rejected keeps a refused bundle for what its report shows, and --no-report leaves that out; "
                 "leave one of them out"
             )
-        if self.keep_softmax and self.spec.source != ONNX:
-            raise PlanError(f"--keep-softmax is about ONNX files, and {self.model} is none; leave it out")
+        self._check_file()
         if self.budget:
             self._check_budget()
         if (target := self.loss_target) is not None:
             self._check_target(target)
+
+    def _check_file(self) -> None:
+        """Refuse what is about ONNX files alone, where the model is none, and what contradicts itself of a file."""
+        options = {
+            "--keep-softmax": self.keep_softmax,
+            "--dequantize": self.dequantize,
+            "--recalibrate": self.recalibrate,
+        }
+        given = next((option for option, is_given in options.items() if is_given), None)
+        if given is not None and self.spec.source != ONNX:
+            raise PlanError(f"{given} is about ONNX files, and {self.model} is none; leave it out")
+        if self.dequantize and self.lowering_request.is_calibrated:
+            raise PlanError(
+                f"--dequantize exports the float network behind a quantized file, and --{self.precision} quantizes it; "
+                "take --recalibrate to measure its ranges anew, or another precision"
+            )
+        if self.recalibrate and not self.lowering_request.is_calibrated:
+            raise PlanError(f"--recalibrate measures ranges anew, and {self.precision} has none; add --int8")
 
     def _check_budget(self) -> None:
         """Refuse limits that are none, or that cannot apply to what is planned."""

@@ -12,9 +12,9 @@ import numpy as np
 
 from exporter.graph.counts import graph_facts
 from exporter.graph.facts import tensor_specs
-from exporter.graph.intake.load import LoadedFile
 from exporter.models.loaded import Loaded
 from exporter.pipeline.images import Images, Outputs, Proof
+from exporter.pipeline.load_file import LoadedFile
 from exporter.pipeline.plan import ExportPlan
 from exporter.pipeline.proof_images import ProofImages
 from exporter.verification.blocks.findings import Drift

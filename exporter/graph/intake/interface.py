@@ -14,7 +14,19 @@ from runtimes.errors import BadInput
 
 TO_NCHW = (0, 3, 1, 2)
 """The axes of (batch, height, width, channels) in the order (batch, channels, height, width)."""
-POINTWISE = ("Add", "Sub", "Mul", "Div", "Cast", "Identity", "Relu", "Clip", "Pad")
+POINTWISE = (
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Cast",
+    "Identity",
+    "Relu",
+    "Clip",
+    "Pad",
+    "QuantizeLinear",
+    "DequantizeLinear",
+)
 """Operators that may stand between an input of (batch, height, width, channels) and the Transpose behind it."""
 CONTROL_FLOW = ("If", "Loop", "Scan")
 BY_CHANCE = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")

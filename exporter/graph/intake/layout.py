@@ -74,8 +74,9 @@ def _reorder(wiring: Wiring, node: onnx.NodeProto) -> Any:
     values = {name: wiring.value(name) for name in constants}
     if any(value is None for value in values.values()):
         return None
-    if node.op_type == "Clip":
-        return lambda graph: None
+    if node.op_type in ("Clip", "QuantizeLinear", "DequantizeLinear"):
+        is_for_all = all(value is not None and value.size == 1 for value in values.values())
+        return (lambda graph: None) if is_for_all else None
     changed: dict[str, NDArray[Any]] = {}
     for name, value in values.items():
         assert value is not None

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class ModelFile:
         sha256: of the file, and of those beside it that hold its weights: each one's, in the order of their names, one
             after the other.
         beside: the files that hold its weights; empty where it holds them itself.
+        is_quantized: its graph holds Q/DQ pairs, in place of the operators on integers that the file may have.
         is_copied: as a bundle's reference, the file is copied as it is; else its weights are put inside, its local
             functions inlined, its nodes sorted, and names of nodes that are there twice left out.
     """
@@ -40,6 +41,7 @@ class ModelFile:
     sha256: str
     beside: tuple[Path, ...]
     is_copied: bool
+    is_quantized: bool = False
 
     @property
     def name(self) -> str:
@@ -75,6 +77,11 @@ def read_model_file(path: Path) -> ModelFile:
         raise _changed(path)
     _check_finite(path, model)
     return ModelFile(path, model, _state(path, beside), beside, is_copied and not beside)
+
+
+def with_other_graph(file: ModelFile, model: onnx.ModelProto) -> ModelFile:
+    """The file with another graph, which is written in its place where it is saved."""
+    return replace(file, model=model, is_copied=False)
 
 
 def save_reference(file: ModelFile, target: Path) -> None:

@@ -124,7 +124,8 @@ def take_file(
         answers = runtime.run({INPUT: noise[:1]})
     head = head_of(graph, answers, keep_softmax=keep_softmax)
     facts = replace(facts, outputs=head.outputs)
-    work = _Work(opened.file.model, facts, noise, _by_image(reference, facts, noise))
+    before: Path | bytes = opened.file.model.SerializeToString() if opened.file.is_quantized else reference
+    work = _Work(opened.file.model, facts, noise, _by_image(before, facts, noise))
     work.said += opened.said
     work.step(lambda model: _set_sizes(model.graph, image, preprocess))
     work.step(lambda model: take_off_softmax(model.graph, head.outputs) if head.softmax else "")
@@ -135,8 +136,9 @@ def take_file(
         work.facts = replace(work.facts, layout="nchw")
         work.step(lambda model: take_channels_first(model, image.name))
     fixed = _free(work, image)
-    for step in (fold_paddings, fold_scales, use_known_head):
-        work.step(step)
+    if not opened.file.is_quantized:  # a quantized graph's folding is the affair of whoever keeps its scales
+        for step in (fold_paddings, fold_scales, use_known_head):
+            work.step(step)
     _name(work)
     return TakenFile(reference, work.model, replace(facts, steps=tuple(work.said)), fixed, head.classes)
 
@@ -206,8 +208,8 @@ def _noise(preprocess: Preprocess, count: int) -> NDArray[np.float32]:
     return preprocess.normalise(np.random.default_rng(0).integers(0, LEVELS + 1, shape, np.uint8))
 
 
-def _by_image(reference: Path, facts: SourceFile, noise: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """The file's outputs for each picture by itself, by name."""
+def _by_image(reference: Path | bytes, facts: SourceFile, noise: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """The outputs of a file, given by its path or its content, for each picture by itself, by name."""
     with SourceFileRuntime.of(reference, facts, noise.shape[1:]) as runtime:
         rows = [runtime.run({INPUT: noise[place : place + 1]}) for place in range(len(noise))]
     return {name: np.concatenate([row[name] for row in rows]) for name in facts.outputs}

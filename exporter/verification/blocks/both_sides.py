@@ -6,7 +6,7 @@ A bundle does not hold the FP32 graph; it is made again from the program or the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from exporter.graph.simplify import SIMPLIFY_IMAGES
 from exporter.lowering.bias_correction import with_classifier_correction
 from exporter.lowering.equalize import factors_of_tensors, with_factors
 from exporter.lowering.registry import load_precision
+from exporter.lowering.requantize.mend import with_pairs
 from exporter.verification.blocks.reference import BlockReference, block_reference
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.backends.pytorch import PyTorchRuntime, program_from_file
@@ -30,7 +31,7 @@ from runtimes.errors import BadInput, BundleError, SimplifyError
 from runtimes.parity.compare import PROBABILITIES
 from runtimes.preprocess import PIXELS, takes_any_size
 from runtimes.progress import Steps
-from runtimes.source_file import SourceFileRuntime
+from runtimes.source_file import KEPT, SourceFileRuntime
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ def _fp32_graph(bundle: Bundle, origin: ExportedProgram | TakenFile, inputs: NDA
         manifest.opset, manifest.batch, names, takes_pixels=source.dtype == PIXELS, any_size=takes_any_size(source)
     )
     clean = clean_graph(origin, form, manifest.preprocess, reference_inputs(bundle, inputs[:SIMPLIFY_IMAGES]), Steps())
+    if isinstance(origin, TakenFile) and origin.facts.quantized == KEPT:
+        clean = dequantized(clean)
     return with_resize(clean, form, manifest.preprocess)
 
 
@@ -119,8 +122,12 @@ def _load_origin(bundle: Bundle) -> ExportedProgram | TakenFile:
         if manifest.source_file is not None:
             path = bundle.file(file)
             keep_softmax = any(spec.name == PROBABILITIES for spec in manifest.outputs)
-            opened = open_file(read_model_file(path))
-            return take_file(opened, path, manifest.preprocess, opset=manifest.opset, keep_softmax=keep_softmax)
+            source = read_model_file(path)
+            if manifest.source_file.quantized == KEPT:
+                source = replace(source, model=with_pairs(source.model), is_quantized=True)
+            opened = open_file(source)
+            taken = take_file(opened, path, manifest.preprocess, opset=manifest.opset, keep_softmax=keep_softmax)
+            return replace(taken, facts=replace(taken.facts, quantized=manifest.source_file.quantized))
         return program_from_file(bundle.file(PyTorchRuntime.FILE))[0]
     except (BadInput, SimplifyError) as error:
         raise BundleError(f"{error}; export the bundle again") from error

@@ -7,19 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from exporter.graph.intake.layout import Normalisation
-from exporter.graph.intake.read import ModelFile, read_model_file, save_reference
+from exporter.graph.intake.read import ModelFile, read_model_file, save_reference, with_other_graph
 from exporter.graph.intake.take import Opened, TakenFile, open_file, take_file
+from exporter.lowering.requantize.mend import dequantized, is_quantized, with_pairs
 from exporter.models.labels import labels_for_classes, labels_from_metadata
 from exporter.models.loaded import Loaded
 from exporter.models.preprocessing import adjusted_preprocess
 from exporter.models.request import ModelRequest
+from exporter.pipeline.plan import ONNX, ExportPlan
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import PlanError
 from runtimes.manifest import ModelFacts, WeightsFacts
 from runtimes.preprocess import Preprocess
-from runtimes.source_file import SourceFileRuntime
+from runtimes.source_file import DEQUANTIZED, KEPT, QuantizedFile, SourceFileRuntime
 
-SOURCE = "onnx"
 IMAGENET = "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
 NAMES_UNDER = ("names", "classes", "labels", "class_names", "class_labels", "id2label", "categories")
 """Keys of a file's metadata under which tools write the names of its classes."""
@@ -31,35 +32,86 @@ class LoadedFile(Loaded):
 
     taken: TakenFile
 
+    @property
+    def keeps_scales(self) -> bool:
+        """It is quantized already, and stays so."""
+        return self.taken.facts.quantized == KEPT
 
-def load_file(request: ModelRequest, folder: Path, *, opset: int, keep_softmax: bool = False) -> LoadedFile:
+    def with_steps(self, said: tuple[str, ...]) -> LoadedFile:
+        """The same, with more of what was done to the file."""
+        facts = replace(self.taken.facts, steps=(*self.taken.facts.steps, *said))
+        return replace(self, taken=replace(self.taken, facts=facts))
+
+
+def load_file(plan: ExportPlan, folder: Path) -> LoadedFile:
     """Read the ONNX file that is asked for, write it into a bundle's folder as `reference.onnx`, and take it in.
 
     Raises:
         BadInput: the file cannot be read, is no classifier or backbone of images, or was changed meanwhile; the labels
             are of another number.
-        PlanError: its preprocessing is not told, or what is told contradicts the file.
+        PlanError: its preprocessing is not told, what is told contradicts the file, or the file is quantized and the
+            plan is not for such a one.
         SimplifyError: a step changes what the graph computes.
     """
+    request = plan.model_request
     file = read_model_file(Path(request.model))
+    metadata = {entry.key: entry.value for entry in file.model.metadata_props}
+    quantized = _quantized(plan, file)
+    if quantized == DEQUANTIZED:
+        file = with_other_graph(file, dequantized(file.model))
     reference = folder / SourceFileRuntime.FILE
     save_reference(file, reference)
-    metadata = {entry.key: entry.value for entry in file.model.metadata_props}
+    if quantized == KEPT:
+        file = replace(file, model=with_pairs(file.model), is_quantized=True)
     opened = open_file(file)
     preprocess = _preprocess(opened, request)
-    taken = take_file(opened, reference, preprocess, opset=opset, keep_softmax=keep_softmax)
-    if opened.normalisation is not None:
-        said = (
-            f"its own normalisation kept: pixels of 0..{opened.normalisation.scale}, {_numbers(opened.normalisation)}"
-        )
-        taken = replace(taken, facts=replace(taken.facts, steps=(*taken.facts.steps, said), normalises=True))
+    taken = take_file(opened, reference, preprocess, opset=plan.opset, keep_softmax=plan.keep_softmax)
+    facts = replace(taken.facts, quantized=quantized)
+    if quantized == DEQUANTIZED:
+        facts = replace(facts, steps=("its Q/DQ taken off: the float network behind it is the reference", *facts.steps))
+    if (own := opened.normalisation) is not None:
+        said = f"its own normalisation kept: pixels of 0..{own.scale}, {_numbers(own)}"
+        facts = replace(facts, steps=(*facts.steps, said), normalises=True)
+    taken = replace(taken, facts=facts)
+    weights = WeightsFacts("file", sha256_of_file(Path(request.model)))
     loaded = LoadedFile(
-        facts=ModelFacts(file.name, SOURCE, SOURCE, taken.classes, WeightsFacts("file", sha256_of_file(reference))),
-        preprocess=preprocess,
-        labels=None,
-        taken=taken,
+        facts=ModelFacts(file.name, ONNX, ONNX, taken.classes, weights), preprocess=preprocess, labels=None, taken=taken
     )
     return _with_labels(loaded, request, metadata, file)
+
+
+def _quantized(plan: ExportPlan, file: ModelFile) -> QuantizedFile:
+    """What becomes of the quantization of a file; empty for a float one.
+
+    Raises:
+        PlanError: the plan says nothing of it, or means another file.
+    """
+    option = "--recalibrate" if plan.recalibrate else "--dequantize" if plan.dequantize else ""
+    if not is_quantized(file.model):
+        if option:
+            raise PlanError(f"{option} is about files that are quantized already, and {file.name} is not; leave it out")
+        return ""
+    if option:
+        return DEQUANTIZED
+    if plan.precision != "int8":
+        raise PlanError(
+            f"{file.name} is quantized already, and --{plan.precision} is not; take --int8, which keeps its scales, or "
+            "add --dequantize for the float network behind it"
+        )
+    measured = {
+        "--calibrator": plan.calibrator,
+        "--calibration": plan.calibration,
+        "--calibration-images": plan.calibration_images,
+        "--max-drop": plan.max_drop,
+        "--min-agreement": plan.min_agreement,
+    }
+    given = next((name for name, value in measured.items() if value is not None), None)
+    if given is not None:
+        raise PlanError(
+            f"{given} is about ranges that are measured, and {file.name} is quantized already, so that its own are "
+            "kept; add --recalibrate to measure anew, or leave it out"
+        )
+    return KEPT
 
 
 def _preprocess(opened: Opened, request: ModelRequest) -> Preprocess:
@@ -85,9 +137,9 @@ def _preprocess(opened: Opened, request: ModelRequest) -> Preprocess:
         )
     if own is None and len(given) < 2:
         raise PlanError(
-            f"expected --mean and --std with {name}, got {given[0] + ' alone' if given else 'neither'}: the file "
-            f"does not say what its pixels are to be; for a network trained as torchvision's are, {IMAGENET}; for pixels of "
-            "0..255, as Caffe's, TensorFlow's and Keras's have, with --scale 255"
+            f"expected --mean and --std with {name}, got {given[0] + ' alone' if given else 'neither'}: the file does "
+            f"not say what its pixels are to be; for a network trained as torchvision's are, {IMAGENET}; for pixels "
+            "of 0..255, as Caffe's, TensorFlow's and Keras's have, with --scale 255"
         )
     height, width = request.image_size or size or (0, 0)
     scale = own.scale if own is not None else 1
