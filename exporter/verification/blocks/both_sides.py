@@ -22,7 +22,7 @@ from exporter.graph.simplify import SIMPLIFY_IMAGES
 from exporter.lowering.bias_correction import with_classifier_correction
 from exporter.lowering.equalize import factors_of_tensors, with_factors
 from exporter.lowering.registry import load_precision
-from exporter.lowering.requantize.mend import with_pairs
+from exporter.lowering.requantize.mend import dequantized, with_pairs
 from exporter.verification.blocks.reference import BlockReference, block_reference
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.backends.pytorch import PyTorchRuntime, program_from_file
