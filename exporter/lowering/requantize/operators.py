@@ -6,6 +6,7 @@ QGemm ...), which `onnxruntime.quantization` writes in its format QOperator.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +60,9 @@ def with_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose operators on integers are float ones between Q/DQ pairs; values are the same but for what integer
     kernels round otherwise.
 
-    Scales and zero points are passed on as they are, in their own types; INT32 biases get a DequantizeLinear.
+    Scales and zero points are passed on as they are, in their own types; INT32 biases get a DequantizeLinear. A file
+    with scales for each channel and an opset before 13, which has no DequantizeLinear for these, can be read here, and
+    not be run.
 
     Raises:
         BadInput: an operator quantizes by ranges that are measured as the network runs, or has no float form here;
@@ -183,6 +186,7 @@ class _Rewriting:
         first, second = (numpy_helper.to_array(self.values[name]) for name in (source.scale, weight.scale))
         name = unused_name(f"{node_label(node)}.bias_scale", self.taken)
         self.tensors.append(numpy_helper.from_array(np.asarray(first.reshape(()) * second, np.float32), name))
+        self.values[name] = self.tensors[-1]
         return _Grid(name, "")
 
     def _between(
@@ -206,7 +210,9 @@ class _Rewriting:
 
     def _dequantized(self, name: str, grid: _Grid, axis: int) -> str:
         output = unused_name(f"{name}.dequantized", self.taken)
-        more: dict[str, Any] = {"axis": axis} if name in self.constants else {}
+        scale = self.values.get(grid.scale)
+        is_by_channel = name in self.constants and scale is not None and math.prod(scale.dims) > 1
+        more: dict[str, Any] = {"axis": axis} if is_by_channel else {}
         self.nodes.append(
             helper.make_node(DEQUANTIZE, [name, *grid.inputs()], [output], name=f"{output}.dequantize", **more)
         )
