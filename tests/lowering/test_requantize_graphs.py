@@ -15,7 +15,7 @@ from quantized_files import PER_ROW, WEIGHT, answers, operators, single, sqnr_db
 
 from exporter.lowering.precisions import int8
 from exporter.lowering.qdq.lint import QdqReport, lint
-from exporter.lowering.requantize.mend import Mended, dequantized, is_quantized, mended
+from exporter.lowering.requantize.mend import Mended, dequantized, is_quantized, mended, with_pairs
 
 PICTURES = np.random.default_rng(5).normal(size=(1, WIDTH, SIDE, SIDE)).astype(np.float32)
 
@@ -211,6 +211,22 @@ def test_half_precision_is_written_as_single() -> None:
 def test_weights_that_are_only_stored_quantized_do_not_count() -> None:
     graph = Graph(17)
     assert not is_quantized(graph.model(graph.node("Conv", "x", stored_weight(graph))))
+
+
+@pytest.mark.parametrize("filled", [[np.uint8(7)], [np.uint8(200)], []], ids=["zero", "more", "none"])
+def test_padding_of_integers_is_padding_of_what_they_stand_for(filled: list[np.uint8]) -> None:
+    def padded(graph: Graph) -> str:
+        scale, zero = np.float32(0.03), np.uint8(7)
+        stored = graph.node("QuantizeLinear", graph.node("Relu", "x"), scale, zero)
+        return graph.node(
+            "DequantizeLinear", graph.node("Pad", stored, np.array([0, 0, 1, 1] * 2), *filled), scale, zero
+        )
+
+    model = single(padded)
+    written = with_pairs(model)
+    assert [node.op_type for node in written.graph.node].count("QuantizeLinear") == 2
+    np.testing.assert_allclose(answers(written, PICTURES), answers(model, PICTURES), rtol=1e-5, atol=1e-6)
+    assert sqnr_db(answers(dequantized(model), PICTURES), answers(model, PICTURES)) > 40
 
 
 def test_a_relu6_that_a_pair_took_in_comes_back() -> None:
