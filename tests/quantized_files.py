@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from qdq_graphs import ROWS, WIDTH, Graph
 from residual_graphs import CHANNELS, conv, graph_of, op
 
 RANDOM = np.random.default_rng(11)
 PICTURES = RANDOM.normal(size=(64, CHANNELS, 6, 6)).astype(np.float32)
 TYPES = {"S8": QuantType.QInt8, "U8": QuantType.QUInt8}
+WEIGHT = np.random.default_rng(6).integers(-127, 128, (ROWS, WIDTH, 3, 3)).astype(np.int8)
+PER_ROW = np.linspace(0.0005, 0.001, ROWS).astype(np.float32)
 WITHOUT_OPTIMISATION = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
 
 
@@ -100,3 +103,22 @@ def sqnr_db(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 def operators(model: onnx.ModelProto) -> set[str]:
     return {node.op_type for node in model.graph.node}
+
+
+def stored_weight(graph: Graph) -> str:
+    return graph.node("DequantizeLinear", WEIGHT, PER_ROW, np.zeros(ROWS, np.int8), axis=0)
+
+
+def single(
+    source: Callable[[Graph], str] | None = None,
+    weight: Callable[[Graph], str] = stored_weight,
+    *,
+    bias: Callable[[Graph], str] | None = None,
+    behind: Callable[[Graph, str], str] | None = None,
+    opset: int = 17,
+) -> onnx.ModelProto:
+    """A convolution of a pair and a stored weight, by default a good one."""
+    graph = Graph(opset)
+    read = source(graph) if source else graph.pair("x", np.float32(0.03))
+    output = graph.node("Conv", read, weight(graph), *([bias(graph)] if bias else []), pads=[1] * 4)
+    return graph.model(behind(graph, output) if behind else output)

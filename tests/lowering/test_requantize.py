@@ -99,6 +99,14 @@ def test_all_of_them_reach_processors(tmp_path: Path, types: str, symmetric: boo
     assert sqnr_db(answers(result.model), answers(file)) > 37
 
 
+def test_old_opsets_may_have_scales_for_each_channel(tmp_path: Path) -> None:
+    model = network()
+    model.opset_import[0].version = 12
+    file = quantized(tmp_path, "U8S8", layout=QuantFormat.QOperator, model=model)
+    assert file.opset_import[0].version == 12
+    assert sqnr_db(answers(mended(file, "cpu").model), answers(file)) > 37
+
+
 @pytest.mark.parametrize(
     ("types", "what"),
     [("U8S8", "got UINT8 with 124 at 'input_QuantizeLinear'"), ("S8S8", "got INT8 with -4 at 'input_QuantizeLinear'")],

@@ -10,7 +10,7 @@ from exporter.lowering.precisions._cast import cast_graph, with_rounding
 from exporter.lowering.qdq.biases import with_biases_behind, with_biases_inside
 from exporter.lowering.qdq.insert import insert_pairs
 from exporter.lowering.qdq.pairs import placement
-from exporter.lowering.qdq.targets import DEFAULT_TARGET
+from exporter.lowering.qdq.targets import DEFAULT_TARGET, Placement
 from runtimes.backends.onnxruntime import rounds_fp16
 from runtimes.parity.budget import Budget
 
@@ -60,7 +60,15 @@ def lower(
         PlanError: there is nothing to quantize; says why.
     """
     placed = placement(model, target, float_nodes)
-    pairs = insert_pairs(model, placed, thresholds)
+    return with_remainder(insert_pairs(model, placed, thresholds), placed)
+
+
+def with_remainder(pairs: onnx.ModelProto, placed: Placement) -> onnx.ModelProto:
+    """A graph with its pairs in FP32, with the rest of it as `lower` writes it.
+
+    Raises:
+        LowerError: a bias or the classifier is beyond the FP16 range; names it.
+    """
     if not placed.half:
         return with_biases_behind(pairs, operators=("Gemm",))
     return with_biases_behind(cast_graph(pairs, onnx.TensorProto.FLOAT16))

@@ -17,6 +17,7 @@ STEPS = 127
 """Of INT8 above zero."""
 REMEDY = "take --recalibrate, quantize again symmetrically to INT8, or take --target cpu"
 WIDER = "INT8 has more than its {} steps: values beyond its range are cut off later"
+NO_SCALE = "it computes in float, since the file has no scale for what it {}"
 RECALIBRATE = "take --recalibrate, or quantize again"
 
 
@@ -57,15 +58,17 @@ def fit_processors(desk: Desk) -> None:
     _float_unpaired_weights(desk)
     kernels = {node.name for node in desk.quantized()} | {one.addition.name for one in residuals(desk.graph)}
     for tensor in (*(value.name for value in desk.graph.input), *desk.makers):
-        edges = desk.edges(tensor)
-        is_made = _maker_behind_activation(desk, tensor) in kernels
-        is_read = any(edge.node in kernels for edge in edges)
-        is_open = tensor not in desk.outputs and not _goes_on_to_activation(desk, edges)
-        if not (is_open and (is_made or is_read)):
+        edges, maker = desk.edges(tensor), _maker_behind_activation(desk, tensor)
+        readers = [edge.node for edge in edges if edge.node in kernels]
+        if tensor in desk.outputs or _goes_on_to_activation(desk, edges) or not (readers or maker in kernels):
             continue
-        for edge in edges:
-            if edge not in desk.pairs:
+        if any(edge in desk.pairs for edge in edges):
+            for edge in edges:
                 _share(desk, edge, "it reads its input through the pair that others read it through")
+        else:
+            for name, what in ((maker, "makes"), *((name, "reads") for name in readers)):
+                if name in kernels:
+                    note(desk.notes, NO_SCALE.format(what), name)
     for pair in desk.pairs.values():
         if pair.high - pair.low < 255:
             note(desk.notes, WIDER.format(pair.high - pair.low), pair.node)
@@ -132,13 +135,15 @@ def _float_unpaired_weights(desk: Desk) -> None:
 
 
 def _share(desk: Desk, edge: Edge, why: str) -> None:
-    """Give an input the pair of another reader of the same tensor, if there is one."""
+    """Give an input without a pair that of another reader of the same tensor, if there is one."""
     found = [desk.pairs[other] for other in desk.edges(desk.tensor(edge)) if other in desk.pairs]
+    if edge in desk.pairs:
+        return
     if found:
         desk.pairs[edge] = found[0]
         note(desk.notes, f"{why}, which adds its rounding", edge.node)
     else:
-        note(desk.notes, "it computes in float, since the file has no scale for what it reads", edge.node)
+        note(desk.notes, NO_SCALE.format("reads"), edge.node)
 
 
 def _maker_behind_activation(desk: Desk, tensor: str) -> str:

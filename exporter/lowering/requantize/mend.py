@@ -16,10 +16,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
-from exporter.lowering.precisions._cast import cast_graph
-from exporter.lowering.qdq.biases import with_biases_behind
+from exporter.lowering.precisions.int8 import with_remainder
 from exporter.lowering.qdq.fit import TOO_SMALL
 from exporter.lowering.qdq.insert import insert_pairs
 from exporter.lowering.qdq.targets import DEFAULT_TARGET, SIGNED, Placement, Stored
@@ -42,10 +41,12 @@ class Mended:
 
     Attributes:
         model: for TensorRT with an FP16 remainder, for processors with an FP32 one.
+        exact: the float network that it rounds, in FP32; its nodes and tensors have the same names.
         said: what was changed, a sentence for each kind of change, which names its nodes.
     """
 
     model: onnx.ModelProto
+    exact: onnx.ModelProto
     said: tuple[str, ...]
 
 
@@ -97,11 +98,9 @@ def mended(model: onnx.ModelProto, target: str = DEFAULT_TARGET) -> Mended:
         {name: one for name, one in weights.items() if one is not None},
     )
     _note_left_in_float(pairs, placed, network)
-    if placed.half:
-        result = with_biases_behind(cast_graph(pairs, TensorProto.FLOAT16))
-    else:
-        result = with_biases_behind(_checked(pairs), operators=("Gemm",))
-    return Mended(_checked(result), tuple(f"{what}: {_names_text(nodes)}" for what, nodes in network.notes.items()))
+    result = with_remainder(_checked(pairs), placed)
+    said = tuple(f"{what}: {_names_text(nodes)}" for what, nodes in network.notes.items())
+    return Mended(_checked(result), _checked(network.model), said)
 
 
 def trained_ranges(model: onnx.ModelProto) -> dict[str, float]:

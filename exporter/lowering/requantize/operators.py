@@ -6,12 +6,14 @@ QGemm ...), which `onnxruntime.quantization` writes in its format QOperator.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from exporter.graph.facts import constant_names, inline_functions
@@ -59,7 +61,9 @@ def with_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy whose operators on integers are float ones between Q/DQ pairs; values are the same but for what integer
     kernels round otherwise.
 
-    Scales and zero points are passed on as they are, in their own types; INT32 biases get a DequantizeLinear.
+    Scales and zero points are passed on as they are, in their own types; INT32 biases get a DequantizeLinear. A file
+    with scales for each channel and an opset before 13, which has no DequantizeLinear for these, can be read here, and
+    not be run.
 
     Raises:
         BadInput: an operator quantizes by ranges that are measured as the network runs, or has no float form here;
@@ -134,6 +138,8 @@ class _Rewriting:
             self.nodes.append(node)
         elif is_on_integers(node):
             self._rewrite(node)
+        elif node.op_type == "Pad" and node.input[0] in self.grids:
+            self._pad(node, self.grids[node.input[0]])
         elif node.op_type in MOVES and node.input and node.input[0] in self.grids:
             grids = [self.grids.get(name) for name in node.input]
             self._between(
@@ -174,15 +180,31 @@ class _Rewriting:
             read.append((bias[0], self._bias_grid(node, source, weight)))
         self._between(node, operator, read, _grid(given[6:8]) if given[6:7] else None, axis=0 if is_row else 1)
 
-    def _bias_grid(self, node: onnx.NodeProto, source: _Grid, weight: _Grid) -> _Grid:
-        """The scales of an INT32 bias: those of the input times those of the weight."""
-        if source.scale not in self.values or weight.scale not in self.values:
+    def _pad(self, node: onnx.NodeProto, grid: _Grid) -> None:
+        """Add a Pad whose constant is the value that its integer stands for."""
+        given = list(node.input)
+        filled = [self._value(node, name) for name in given[2:3] if name] or [np.zeros((), np.int32)]
+        zero = self._value(node, grid.zero_point) if grid.zero_point else np.zeros((), np.int32)
+        steps = filled[0].astype(np.float32) - zero.astype(np.float32)
+        name = unused_name(f"{node_label(node)}.constant", self.taken)
+        value = steps.reshape(()) * self._value(node, grid.scale).astype(np.float32).reshape(())
+        self.tensors.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
+        read: list[tuple[str, _Grid | None]] = [(given[0], grid), (given[1], None), (name, None)]
+        self._between(node, "Pad", [*read, *((one, None) for one in given[3:])], grid)
+
+    def _value(self, node: onnx.NodeProto, name: str) -> NDArray[Any]:
+        if name not in self.values:
             raise BadInput(
                 f"expected scales in initializers, got others at '{node_label(node)}'; simplify the file (onnxsim)"
             )
-        first, second = (numpy_helper.to_array(self.values[name]) for name in (source.scale, weight.scale))
+        return np.asarray(numpy_helper.to_array(self.values[name]))
+
+    def _bias_grid(self, node: onnx.NodeProto, source: _Grid, weight: _Grid) -> _Grid:
+        """The scales of an INT32 bias: those of the input times those of the weight."""
+        first, second = self._value(node, source.scale), self._value(node, weight.scale)
         name = unused_name(f"{node_label(node)}.bias_scale", self.taken)
         self.tensors.append(numpy_helper.from_array(np.asarray(first.reshape(()) * second, np.float32), name))
+        self.values[name] = self.tensors[-1]
         return _Grid(name, "")
 
     def _between(
@@ -206,7 +228,9 @@ class _Rewriting:
 
     def _dequantized(self, name: str, grid: _Grid, axis: int) -> str:
         output = unused_name(f"{name}.dequantized", self.taken)
-        more: dict[str, Any] = {"axis": axis} if name in self.constants else {}
+        scale = self.values.get(grid.scale)
+        is_by_channel = name in self.constants and scale is not None and math.prod(scale.dims) > 1
+        more: dict[str, Any] = {"axis": axis} if is_by_channel else {}
         self.nodes.append(
             helper.make_node(DEQUANTIZE, [name, *grid.inputs()], [output], name=f"{output}.dequantize", **more)
         )
