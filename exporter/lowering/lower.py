@@ -27,7 +27,7 @@ from exporter.lowering.qdq.targets import QdqTarget, left_in_float
 from exporter.lowering.ranges import CalibrationSet, few_inputs, given_table, measure_ranges
 from exporter.lowering.registry import load_precision, load_target
 from exporter.lowering.repairs import Bench, choose_calibrator, choose_heads, find_factors
-from exporter.lowering.requantize.mend import dequantized, mended
+from exporter.lowering.requantize.mend import mended
 from exporter.lowering.request import CALIBRATOR, LoweringRequest
 from exporter.lowering.sensitivity import measure_sensitivity
 from runtimes.block_precision import Sensitivity
@@ -136,8 +136,7 @@ def lower_quantized(
     """
     with steps(f"lower to {request.precision}"):
         found = mended(model, request.target)
-        exact = dequantized(model)
-        return LoweredGraph(found.model, exact, None, load_precision(request.precision).BUDGET), found.said
+        return LoweredGraph(found.model, found.exact, None, load_precision(request.precision).BUDGET), found.said
 
 
 def _measure(

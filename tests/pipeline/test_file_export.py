@@ -110,6 +110,7 @@ def test_each_step_that_was_taken_is_said(tmp_path: Path) -> None:
         "opset 7 converted to 20",
         "batch of 1 made free (1 Reshape rewritten), the same at batches of 1, 2, 3",
         "6 of 6 batch norms folded, 12 other scales and shifts folded",
+        "1 Reshape or Squeeze made Flatten",
     )
 
 
@@ -164,7 +165,7 @@ def test_a_file_that_normalises_its_pixels_is_recognised(tmp_path: Path) -> None
         "its own normalisation kept: pixels of 0..255, mean 123.7, 116.3, 103.5, std 58.4, 57.12, 57.37"
     )
     with pytest.raises(PlanError, match="--mean would normalise pixels that model.onnx normalises itself"):
-        export(ExportPlan(str(path), tmp_path / "out", mean=(0.5,), report=False))
+        export(ExportPlan(str(path), tmp_path / "other", mean=(0.5,), report=False))
 
 
 def test_weights_in_other_files_travel_inside_of_the_reference(tmp_path: Path) -> None:
@@ -201,10 +202,13 @@ def test_a_real_file_becomes_a_bundle(name: str, tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=r"got If 'If_0' which chooses or repeats a part of the network"):
             export(plan_for(path, FILES["dlib_gender"].reading or Reading((1, 1), "", 0, 0), tmp_path / "out"))
         return
-    folder = export(plan_for(path, file.reading, tmp_path / "out", keep_softmax=file.reading.softmax)).folder
+    changes: dict[str, Any] = {"keep_softmax": file.reading.softmax}
+    if file.reading.classes == 1:  # a single logit may be near zero, and errors are relative to it
+        changes["budget"] = {"max_relative_error": 1e-4}
+    folder = export(plan_for(path, file.reading, tmp_path / "out", **changes)).folder
     images = pictures(3, file.reading.size)
     expected = scores(path, file.reading.file_input(images), file.reading.output)
-    assert np.abs(answers_of(folder, images) - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert np.abs(answers_of(folder, images) - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
 @pytest.mark.slow

@@ -23,11 +23,30 @@ def use_known_head(model: onnx.ModelProto) -> str:
     """
     turned = _turn_means(model.graph)
     shapes = inferred_graphs(model)[0].shapes
+    flattened = _flatten(model.graph, shapes)
     pools, products = _pool_means(model.graph, shapes), _use_gemm(model.graph, shapes)
     said = [f"{turned} Transposes before a mean taken off"] if turned else []
+    said += [f"{flattened} Reshape or Squeeze made Flatten"] if flattened else []
     said += [f"{pools} means over height and width made global pools"] if pools else []
     said += [f"{products} matrix products made Gemm"] if products else []
     return ", ".join(said)
+
+
+def _flatten(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> int:
+    """Turn what makes (batch, values) of (batch, channels, height, width) into a Flatten: a Reshape, whether or not its
+    shape is computed from its input's, or a Squeeze.
+
+    That the first dimension stays the batch is not looked at: whoever calls it runs the graph on several pictures.
+    """
+    count = 0
+    for node in graph.node:
+        before, behind = (shapes.get(names[0], ()) for names in (node.input, node.output))
+        if node.op_type in ("Reshape", "Squeeze") and len(before) == 4 and len(behind) == 2 and before[0] == behind[0]:
+            node.CopyFrom(helper.make_node("Flatten", [node.input[0]], list(node.output), name=node.name, axis=1))
+            count += 1
+    if count:
+        drop_unused(graph)
+    return count
 
 
 def _turn_means(graph: onnx.GraphProto) -> int:
