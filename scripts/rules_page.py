@@ -25,7 +25,7 @@ What TensorRT itself does was seen by nobody here: its parser is built from the 
 
 Without `--target-trt` a file is judged by what all of these take:
 
-| `--target-trt` | comes with | newest opset its parser is documented for | |
+| `--target-trt` | comes with | newest opset | known from |
 | --- | --- | ---: | --- |
 """
 
@@ -36,7 +36,7 @@ def page_of_rules() -> str:
 
 
 def _version_row(one: TensorRtVersion) -> str:
-    how = "seen" if one.seen else "NVIDIA's documentation"
+    how = "its parser, which read it" if one.seen else "NVIDIA's documentation"
     return f"| `{one.name}` | {one.where} | {one.newest_opset} | {how} |"
 
 

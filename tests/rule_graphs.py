@@ -96,6 +96,7 @@ GRAPHS: dict[str, Callable[[], onnx.ModelProto]] = {
     ),
     "RE125": partial(convolved, made.scale_by(lambda g: g.node("Cosh", STEP))),
     "RE126": lambda: stored_elsewhere(convolved(), TensorProto.INT8),
+    "RE127": lambda: with_function(alone(lambda g: g.node("Net", "x", g.floats(), domain="local"))),
     "RE130": partial(
         alone, lambda g: g.node("Dropout", "x", np.float32(0.5), np.array(True)), opset=17
     ),
@@ -211,6 +212,17 @@ def with_second_output(model: onnx.ModelProto) -> onnx.ModelProto:
     """The places of a max pool's values, too."""
     model.graph.node[0].output.append("places")
     model.graph.output.append(onnx.helper.make_tensor_value_info("places", TensorProto.INT64, None))
+    return model
+
+
+def with_function(model: onnx.ModelProto, opset: int = 17) -> onnx.ModelProto:
+    """With the local function `Net`, a convolution, of an opset of its own."""
+    helper = onnx.helper
+    nodes = [helper.make_node("Conv", ["a", "w"], ["b"])]
+    model.functions.append(
+        helper.make_function("local", "Net", ["a", "w"], ["b"], nodes, [helper.make_opsetid("", opset)])
+    )
+    model.opset_import.append(helper.make_opsetid("local", 1))
     return model
 
 

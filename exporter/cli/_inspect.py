@@ -137,22 +137,22 @@ def _annotate(path: Path, done: Linted, summary: Path, *, err: bool) -> None:
 
 
 def _lint_lines(done: Linted) -> list[str]:
-    lines = _qdq_lines(done.report.qdq, on_processor=done.on_processor) if done.report.qdq else []
+    lines = _qdq_lines(done.report.qdq, done) if done.report.qdq else []
     for place, one in enumerate(done.report.others):
         where = f" (in {one.block})" if one.block else ""
         lines.append(f"{'' if place else 'findings':<12} {finding_line(one.finding)}{where}")
     return [*lines, *closing_lines(done)]
 
 
-def _qdq_lines(report: QdqReport, *, on_processor: bool) -> list[str]:
+def _qdq_lines(report: QdqReport, done: Linted) -> list[str]:
     """What runs in INT8, and a line for each block with what keeps it from that below it."""
     (quantized, convolutions), (shortcuts, additions) = report.convolutions, report.shortcuts
     counts = f"{quantized} of {convolutions} convolutions, {shortcuts} of {additions} "
-    if on_processor:
+    if done.on_processor:
         counts += "additions; for processors"
         second, verdict = ("addition", {True: "INT8", False: "float"}), _processor_verdict
     else:
-        counts += f"residual shortcuts; {_tensorrt_verdict(report)}"
+        counts += f"residual shortcuts; {_tensorrt_verdict(report, is_refused=done.report.refused)}"
         second, verdict = ("shortcut", {True: "INT8", False: "float"}), _block_verdict
     lines = [f"{'quantized':<12} {counts}"]
     for block in report.blocks:
@@ -172,10 +172,10 @@ def _processor_verdict(block: BlockReport) -> str:
     return "on integers" if block.convolutions.total else "in float"
 
 
-def _tensorrt_verdict(report: QdqReport) -> str:
+def _tensorrt_verdict(report: QdqReport, *, is_refused: bool) -> str:
     """Whether TensorRT takes a graph."""
     verdict = "TensorRT takes this graph"
-    if report.refused:
+    if is_refused:
         verdict = "TensorRT refuses this graph"
     elif report.unknown:
         verdict = "whether TensorRT takes this graph as it is meant is unknown"

@@ -141,7 +141,7 @@ def closing_lines(done: Linted) -> list[str]:
             lines.append(f"{'':<12} (it is not {done.another}, which cannot be tried here)")
         lines += [f"{'disagreement':<12} {one}" for one in done.disagreements]
     found = _counts_text(done.report.counts, "error", "warning", "note")
-    told = f"{found or 'no findings'}, for {done.report.judged_for}"
+    told = f"{'refused; ' * done.report.refused}{found or 'no findings'}, for {done.report.judged_for}"
     return [*lines, f"{'linted':<12} {told}{f'; each rule: {PAGE}' if found else ''}"]
 
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from qdq_graphs import FLOAT, HALF, ROWS, SIDE, convolved, residual
 from residual_graphs import residual as float_residual
-from rule_graphs import GRAPHS, alone, down, half_convolution
+from rule_graphs import GRAPHS, alone, down, half_convolution, with_function
 
 from exporter.cli import _lint
 from exporter.engines import verdict as verdicts
@@ -215,16 +215,13 @@ def test_where_they_disagree_it_is_said(
     assert shown.code == (0 if not verdict.refusal and model is residual else 4)
 
 
-def test_convolutions_in_functions_are_not_counted_against_the_linter(deploy: Any, file: Any) -> None:
-    conv = onnx.helper.make_node("Conv", ["a", "w"], ["b"])
-    function = onnx.helper.make_function("local", "Net", ["a", "w"], ["b"], [conv], [onnx.helper.make_opsetid("", 21)])
+@pytest.mark.parametrize("opset", [21, 17])
+def test_convolutions_in_functions_are_not_counted_against_the_linter(deploy: Any, file: Any, opset: int) -> None:
     model = alone(lambda g: g.node("Net", g.pair("x"), g.weight(), domain="local"), opset=21)
     model.graph.output[0].CopyFrom(
         onnx.helper.make_tensor_value_info(model.graph.output[0].name, FLOAT, (1, ROWS, SIDE - 2, SIDE - 2))
     )
-    model.functions.append(function)
-    model.opset_import.append(onnx.helper.make_opsetid("local", 1))
-    shown = deploy("inspect", file(model), "--build")
+    shown = deploy("inspect", file(with_function(model, opset)), "--build")
     assert "takes it" in shown.out
     assert "disagreement" not in shown.out
 

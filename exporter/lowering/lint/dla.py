@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from exporter.lowering.lint.findings import Finding, finding, findings_at
 from exporter.lowering.lint.versions import TensorRtVersion
+from exporter.lowering.qdq.reading import Readings
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, View
 
 NOT_THERE = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "Flatten", "Squeeze")
@@ -19,15 +20,19 @@ def dla_findings(view: View, versions: Sequence[TensorRtVersion]) -> Iterator[Fi
         sizes = value.type.tensor_type.shape.dim
         free = [one.dim_param or "?" for one in sizes if not one.HasField("dim_value")]
         if free and value.name not in stored:
-            told = f"{', '.join(free)} of its sizes are free; fix height and width, and build with one batch size"
+            told = f"its sizes {', '.join(free)} are free; fix height and width, and build with one batch size"
             yield finding(("RE801", told), value.name)
+    readings = Readings(view)
     wide = [
         (place, node)
         for place, node in enumerate(view.nodes)
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and view.type(node.input[0]) == "FLOAT"
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm")
+        and view.type(node.input[0]) == "FLOAT"
+        and not readings.is_quantized(node.input[0])
     ]
     if wide:
-        told = f"it and {len(wide) - 1} more run in FP32, which DLA does not have; export with --fp16"
+        more = f" and {len(wide) - 1} more run" if len(wide) > 1 else " runs"
+        told = f"it{more} in FP32, which DLA does not have; export with --fp16"
         yield from findings_at(*wide[0], [("RE803", told)])
     for place, node in enumerate(view.nodes):
         if node.op_type in NOT_THERE:

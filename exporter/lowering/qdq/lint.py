@@ -114,9 +114,10 @@ def views_of(model: onnx.ModelProto) -> tuple[View, ...]:
         (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
         onnx.defs.onnx_opset_version(),
     )
+    functions = frozenset((one.domain, one.name) for one in model.functions)
     views: list[View] = []
     for scope in inferred_graphs(model):
-        views.append(View(scope, None if scope.owner is None else views[scope.owner.graph], opset))
+        views.append(View(scope, None if scope.owner is None else views[scope.owner.graph], opset, functions))
     return tuple(views)
 
 

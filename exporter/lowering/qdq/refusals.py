@@ -70,6 +70,9 @@ def refusals(view: View, readings: Readings, place: int) -> Iterator[Finding]:
 
 def _problems(view: View, readings: Readings, node: onnx.NodeProto) -> Iterator[Problem]:
     is_pair = node.op_type in (QUANTIZE, DEQUANTIZE)
+    if (node.domain, node.op_type) in view.functions:
+        yield "RE127", f"the local function {node.op_type} is of another opset than the file; save it with one opset"
+        return
     if node.op_type in UNSUPPORTED | PLUGINS or (node.domain not in PLAIN_DOMAINS and not is_pair):
         remedy = (
             "quantize to Q/DQ format" if "Q" in node.op_type or "Integer" in node.op_type else "it would need a plugin"

@@ -160,6 +160,15 @@ RULES = (
         "A zero point that is not zero is refused.",
         INITIALIZER,
     ),
+    Rule(
+        "RE127",
+        "A local function that cannot be looked into",
+        "unknown",
+        "warning",
+        "TensorRT-RTX takes functions of another opset than the file's; they cannot be inlined here, and so nothing is "
+        "said of what is inside.",
+        "Save the file with one opset, or inline its functions.",
+    ),
     refused(
         "RE130",
         "An operator in training mode",
