@@ -169,6 +169,7 @@ GRAPHS: dict[str, Callable[[], onnx.ModelProto]] = {
     "RE401": partial(alone, lambda g: g.node("Relu", "x"), opset=22),
     "RE402": partial(alone, lambda g: g.node("Relu", "x"), opset=8),
     "RE403": partial(alone, lambda g: g.node("Swish", "x"), opset=24),
+    "RE404": partial(alone, lambda g: g.node("Add", "x", "x"), opset=6),
     "RE501": partial(alone, lambda g: g.node("Conv", "x", FLOATS * np.float32("nan"))),
     "RE502": partial(alone, lambda g: g.node("Mul", down(g), g.node("Cast", np.float32(1e6), to=HALF)), gives=HALF),
     "RE503": partial(alone, lambda g: g.node("Add", down(g), np.float16(1e-6)), gives=HALF),

@@ -29,7 +29,8 @@ class BuilderVerdict:
     Attributes:
         builder: its name and version.
         refusal: why the parser or the builder refuses the file; empty where an engine was built.
-        sizes: input -> the shape it was built with, where sizes are free.
+        sizes: input -> the shape it was built with, where sizes are free; of an input that is a size itself its
+            value, behind its name and an equals sign.
         convolutions: how many convolutions read each type, such as `{"int8": 20, "fp16": 1}`; empty where refused.
     """
 
@@ -70,11 +71,16 @@ def builder_verdict(path: str) -> tuple[Literal["ok"], BuilderVerdict]:
 
 def _add_profile(builder: trt.Builder, config: Any, network: trt.INetworkDefinition) -> dict[str, tuple[int, ...]]:
     """Fix the free sizes of every input; returns the shapes of those that have some."""
-    profile, fixed = builder.create_optimization_profile(), {}
+    profile: Any = builder.create_optimization_profile()
+    fixed: dict[str, tuple[int, ...]] = {}
     for place in range(network.num_inputs):
-        value = network.get_input(place)
+        value: Any = network.get_input(place)
         shape = tuple(value.shape)
-        if any(size < 0 for size in shape):
+        if value.is_shape_tensor:
+            values = (1,) * (shape[0] if shape else 1)
+            profile.set_shape_input(value.name, values, values, values)
+            fixed[f"{value.name} ="] = values
+        elif any(size < 0 for size in shape):
             sides = (1, 2) if len(shape) == 4 and shape[3] in (1, 3, 4) else (2, 3)
             chosen = tuple(
                 size if size >= 0 else FREE_SIDE if axis in sides and len(shape) == 4 else FREE_BATCH

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 import pytest
+from onnx import TensorProto
 from qdq_graphs import FLOAT, HALF, ROWS, SIDE, convolved, residual
 from residual_graphs import residual as float_residual
 from rule_graphs import GRAPHS, alone, down, half_convolution, with_function
@@ -182,6 +183,13 @@ def test_the_builders_verdict_stands_beside_the_linters(deploy: Any, file: Any) 
 def test_free_sizes_are_built_with_pictures_and_said(deploy: Any, file: Any) -> None:
     model = alone(lambda g: g.node("Relu", "x"), shape=("batch", 16, "height", "width"))
     assert "takes it; built with x 1x16x224x224" in deploy("inspect", file(model), "--build").out
+
+
+def test_an_input_that_is_a_size_is_built_with_ones(deploy: Any, file: Any) -> None:
+    model = alone(lambda g: g.node("Expand", "x", g.given("sizes", TensorProto.INT64, 4)))
+    value = onnx.helper.make_tensor_value_info(model.graph.output[0].name, FLOAT, ("a", "b", "c", "d"))
+    model.graph.output[0].CopyFrom(value)
+    assert "takes it; built with sizes = 1x1x1x1" in deploy("inspect", file(model), "--build").out
 
 
 def test_a_parser_that_crashes_is_a_refusal(deploy: Any, file: Any) -> None:

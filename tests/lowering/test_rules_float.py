@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ from onnx import TensorProto
 from qdq_graphs import FLOAT, HALF, WIDTH, Graph
 from rule_graphs import FLOATS, GRAPHS, NORM, alone, down, linted
 
+from exporter.engines.verdict import builder_verdict
 from exporter.lowering.lint.rules import RULES
 
 CRASH = ("RE111", "RE112")
@@ -58,6 +60,8 @@ TAKEN: dict[str, Callable[[], onnx.ModelProto]] = {
     "ReLU of INT64": partial(
         alone, lambda g: g.node("Relu", "x"), takes=TensorProto.INT64, gives=TensorProto.INT64
     ),
+    "slopes of old, of one shape": partial(alone, lambda g: g.node("PRelu", "x", "x"), opset=6),
+    "dropout of old, in use": partial(alone, lambda g: g.node("Dropout", "x", is_test=1), opset=6),
     "pads that wrap": partial(alone, lambda g: g.node("Pad", "x", SIDES, mode="wrap")),
     "a weight that is an input": partial(alone, lambda g: g.node("Conv", "x", g.given("w", FLOAT, 8, WIDTH, 3, 3))),
     "dropout for inference": partial(alone, lambda g: g.node("Dropout", "x", np.float32(0.5), np.array(False))),
@@ -101,6 +105,8 @@ REFUSED: dict[str, Callable[[], onnx.ModelProto]] = {
     "average pool dilated": partial(
         alone, lambda g: g.node("AveragePool", "x", kernel_shape=[2, 2], dilations=[2, 2])
     ),
+    "dropout of old": partial(alone, lambda g: g.node("Dropout", "x", is_test=0), opset=6),
+    "slopes of old": partial(alone, lambda g: g.node("PRelu", "x", np.ones(WIDTH, np.float32)), opset=6),
     "deformable": partial(
         alone, lambda g: g.node("DeformConv", "x", FLOATS, np.zeros((1, 2, 8, 8), np.float32))
     ),
@@ -140,3 +146,13 @@ def test_the_parser_reads_every_opset_and_ir_version(opset: int) -> None:
     model = alone(lambda g: g.node("Relu", "x"), opset=opset)
     model.ir_version = opset // 2
     assert judged(model).refusal == ""
+
+
+@pytest.mark.slow
+def test_of_the_models_that_onnx_ships_those_are_refused_that_the_rules_refuse() -> None:
+    data = Path(onnx.__file__).parent / "backend" / "test" / "data"
+    files = sorted(data.glob("*/*/model.onnx"))
+    assert len(files) > 100
+    for file in files:
+        _, verdict = builder_verdict(str(file))
+        assert bool(verdict.refusal) is linted(onnx.load(file), target="rtx").refused, (file, verdict.refusal)

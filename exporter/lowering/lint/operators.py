@@ -15,6 +15,13 @@ from exporter.lowering.qdq.view import View, int_attribute
 POOLS = ("MaxPool", "AveragePool", "LpPool")
 READS_PIXELS = ("Cast", "CastLike", "DequantizeLinear", "Shape", "Size")
 """Operators that may read a UINT8 input; DequantizeLinear has a rule of its own."""
+# fmt: off
+ELEMENTWISE = (
+    "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Mean", "Equal", "Less", "Greater", "And", "Or", "Xor",
+)
+"""Operators that the parser refuses below opset 7, where they broadcast by an attribute."""
+# fmt: on
+BROADCASTS = 7
 NO_RESIZE = ("tf_crop_and_resize", "half_pixel_symmetric")
 
 
@@ -31,6 +38,8 @@ def operator_problems(view: View, node: onnx.NodeProto) -> Iterator[Problem]:
         yield from _resize_problems(node)
     if node.input and kind in ("Relu", "MatMul") and (found := view.type(node.input[0])) in _integers(kind):
         yield "RE136", f"it reads {found}; cast to float before it"
+    if view.opset < BROADCASTS and _broadcasts_by_attribute(view, node):
+        yield "RE404", f"{kind} of opset {view.opset} broadcasts in a way of its own; convert the file to opset 13"
     axes = node.input[1] if kind.startswith("Reduce") and len(node.input) > 1 else ""
     if axes and axes not in view.constants.names:
         yield "RE139", f"its axes '{axes}' are computed at run time; write them into an initializer"
@@ -44,13 +53,25 @@ def operator_problems(view: View, node: onnx.NodeProto) -> Iterator[Problem]:
                 yield "RE135", f"it reads the input '{name}', which is UINT8; cast to float before it"
 
 
+def _broadcasts_by_attribute(view: View, node: onnx.NodeProto) -> bool:
+    """Whether the parser would have to broadcast; it does not look whether an elementwise operator does."""
+    if node.op_type in ELEMENTWISE:
+        return True
+    if node.op_type not in ("PRelu", "Gemm"):
+        return False
+    pair = (node.input[-1], node.output[0])  # the slopes, or the bias, and what they are broadcast to
+    ranks = {len(shape) for shape in map(view.shape, pair) if shape is not None}
+    return len(ranks) > 1
+
+
 def _integers(kind: str) -> tuple[str, ...]:
     return ("INT32",) if kind == "Relu" else ("INT32", "INT64")
 
 
 def _training_problems(view: View, node: onnx.NodeProto) -> Iterator[Problem]:
     mode = view.constants.value(node.input[2]) if node.op_type == "Dropout" and len(node.input) > 2 else None
-    if int_attribute(node, "training_mode", 0) or (mode is not None and mode.any()):
+    is_old = node.op_type == "Dropout" and view.opset < BROADCASTS and not int_attribute(node, "is_test", 1)
+    if is_old or int_attribute(node, "training_mode", 0) or (mode is not None and mode.any()):
         yield "RE130", f"{node.op_type} is in training mode; export the network in evaluation mode"
     if node.op_type == "BatchNormalization" and view.opset < 9 and not int_attribute(node, "spatial", 1):
         yield "RE137", "it has statistics for each pixel (spatial=0); write it as Mul and Add"

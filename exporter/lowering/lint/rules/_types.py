@@ -84,6 +84,12 @@ RULES = (
         seen="",
         source=OPSET_PAGES,
     ),
+    refused(
+        "RE404",
+        "An operator of an opset below 7 that broadcasts",
+        "Add, Mul and the like are refused below opset 7, and Gemm and PRelu where they broadcast.",
+        "Convert with onnx.version_converter to opset 13 or newer.",
+    ),
     Rule(
         "RE501",
         "A constant that is infinite or not a number",
