@@ -16,6 +16,7 @@
         ParityError                 4   measured, and out of budget; carries the report
         AccuracyError               4   measured, and less accurate than was asked for
         SpeedError                  4   measured, and slower than was asked for, or undecided
+        LintError                   4   inspected, and not free of errors and warnings as was asked for
 
 Messages read: expected X, got Y; do Z. Programming mistakes stay TypeError and AssertionError.
 """
@@ -117,6 +118,12 @@ class ParityError(ResnetExportError):
 
 class AccuracyError(ResnetExportError):
     """A model is less accurate on the data than was asked for."""
+
+    exit_code = 4
+
+
+class LintError(ResnetExportError):
+    """A model file has errors or warnings, and none were to be."""
 
     exit_code = 4
 

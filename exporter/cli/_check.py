@@ -109,7 +109,7 @@ def check(bundles: tuple[Path, ...], **options: Any) -> None:
     from exporter.verification.check import check_can_follow_blocks
     from exporter.verification.parity_toml import entries_to_check, plan_from_entry
     from exporter.verification.report import load_page
-    from exporter.verification.report.github import annotation_lines, summary_file, write_summary
+    from exporter.verification.report.github import annotation_lines, markdown_from_checks, summary_file, write_summary
     from exporter.verification.report.junit import xml_from_checks
     from exporter.verification.report.sections import section_from_check
     from runtimes.nvidia.trust import trusted_engines
@@ -136,7 +136,7 @@ def check(bundles: tuple[Path, ...], **options: Any) -> None:
         sections = [section_from_check(one.check, plan, one.evidence) for one, plan in zip(done, plans, strict=True)]
         write_output(html, page.html_from_sections(sections), "--html")
     if summary is not None:
-        write_summary(summary, checks)
+        write_summary(summary, markdown_from_checks(checks))
     if as_json:
         import msgspec
 

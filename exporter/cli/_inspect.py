@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from exporter.cli._build import engine_lines
 from exporter.cli._common import echo_json, echo_lines, gives_text, size_text
-from exporter.cli._help import GroupedCommand
-from exporter.cli._options import json_option
-from exporter.lowering.qdq.targets import DEFAULT_TARGET
+from exporter.cli._help import GroupedCommand, option_group
+from exporter.cli._lint import Linted, LintOptions, check_strict, closing_lines, finding_line, linted
+from exporter.cli._options import json_option, output_group
 from exporter.verification.report.lines import accuracy_line, parity_lines
 from runtimes._plugins import needed_for
 from runtimes.errors import PlanError, ResnetExportError
+from runtimes.printable import printable
 
 if TYPE_CHECKING:
     from exporter.lowering.qdq.lint import BlockReport, QdqReport
@@ -27,26 +28,49 @@ FUSES_ANYWAY = ("left in float", ELSEWHERE)
 """The findings that keep TensorRT from fusing nothing."""
 
 
-@click.command(cls=GroupedCommand)
+EPILOG = """\b
+Examples:
+  resnet-deploy inspect model.onnx
+  resnet-deploy inspect model.onnx --target-trt 10.3 --strict
+  resnet-deploy inspect model.onnx --build    # ask TensorRT-RTX's own builder
+
+\b
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 something needed is missing,
+            4 errors or warnings, with --strict."""
+
+_rules = option_group("Rules, for ONNX files")
+
+
+@click.command(cls=GroupedCommand, epilog=EPILOG)
 @click.argument("path", metavar="BUNDLE|ONNX|ENGINE", type=click.Path(path_type=Path))
-@click.option(
+@_rules(
     "--target",
     metavar="NAME",
-    help="Judge a quantized ONNX file for tensorrt or cpu.  [default: what it was exported for, or tensorrt]",
+    help="Judge for tensorrt or cpu.  [default: what the file was exported for, or tensorrt]",
 )
+@_rules(
+    "--target-trt",
+    metavar="VERSION",
+    help="Judge for this TensorRT: 10.3, 10.16, 11.4 or rtx.  [default: what all of them take]",
+)
+@_rules("--dla", is_flag=True, help="Judge what a Jetson's DLA runs, too.")
+@_rules("--build", is_flag=True, help="Parse and build with TensorRT-RTX, too, which needs no GPU.")
+@_rules("--strict", is_flag=True, help="Exit with 4 if there are errors or warnings.")
+@output_group("--github", is_flag=True, help="In a GitHub workflow: write a job summary, and annotate each finding.")
 @json_option
-def inspect(path: Path, target: str | None, as_json: bool) -> None:
+def inspect(path: Path, as_json: bool, **options: Any) -> None:
     """Show what a bundle, an ONNX file or an engine holds.
 
-    Operators, types, parameters, multiply-accumulates and sizes; of a bundle also what was proven, of a quantized ONNX
-    file whether TensorRT takes it, of an engine whether this machine trusts it.
+    Operators, types, parameters, multiply-accumulates and sizes; of a bundle also what was proven, of an ONNX file
+    whether TensorRT takes it, rule by rule, of an engine whether this machine trusts it.
     """
-    if target is not None and (path.suffix in ENGINE_SUFFIXES or not path.is_file()):
-        raise PlanError(f"--target is for quantized ONNX files, and {path} is none; leave it out")
+    asked = LintOptions(**options)
+    if asked.given and (path.suffix in ENGINE_SUFFIXES or not path.is_file()):
+        raise PlanError(f"{asked.given[0]} is for ONNX files, and {path} is none; leave it out")
     if path.suffix in ENGINE_SUFFIXES:
         return _inspect_engine(path, as_json=as_json)
     if path.is_file():
-        return _inspect_onnx(path, target, as_json=as_json)
+        return _inspect_onnx(path, asked, as_json=as_json)
     from runtimes import Bundle
 
     bundle = Bundle.open(path)
@@ -77,48 +101,58 @@ def _inspect_engine(path: Path, *, as_json: bool) -> None:
     echo_lines([*engine_lines(path, facts), *whose])
 
 
-def _inspect_onnx(path: Path, target: str | None, *, as_json: bool) -> None:
+def _inspect_onnx(path: Path, options: LintOptions, *, as_json: bool) -> None:
+    from exporter.verification.report.github import summary_file
+
+    summary = summary_file() if options.github else None
     with needed_for("inspecting an ONNX file", "pip install 'resnet-export[export]'"):
         from exporter.graph.counts import graph_facts
         from exporter.graph.onnx_file import model_from_file
-        from exporter.lowering.qdq.lint import lint
-        from exporter.lowering.qdq.lint_cpu import lint_for_processors
-        from exporter.lowering.registry import load_target, target_names
     model = model_from_file(path)
-    told = next((one.value for one in model.metadata_props if one.key == "target"), DEFAULT_TARGET)
-    target = target or (told if told in target_names() else DEFAULT_TARGET)  # a stranger's may mean anything
-    on_processor = load_target(target).ON_INTEGERS
-    facts, report = graph_facts(model), lint_for_processors(model) if on_processor else lint(model)
+    done, facts = linted(path, model, options), graph_facts(model)
     opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
     if as_json:
-        return echo_json(
-            {
-                "file": str(path),
-                "bytes": path.stat().st_size,
-                "ir_version": model.ir_version,
-                "opset": opset,
-                "graph": asdict(facts),
-                "target": target,
-                "qdq": asdict(report) if report else None,
-            }
-        )
-    opsets = ", ".join(f"{domain} {number}" for domain, number in opset.items())
-    lines = [
-        f"{'file':<12} {path}, {size_text(path.stat().st_size)}",
-        f"{'format':<12} IR {model.ir_version}, opset {opsets}",
-    ]
-    echo_lines([*lines, *_graph_lines(facts), *(_qdq_lines(report, on_processor=on_processor) if report else [])])
+        about = {"file": str(path), "bytes": path.stat().st_size, "ir_version": model.ir_version, "opset": opset}
+        echo_json({**about, "graph": asdict(facts), **done.record()})
+    else:
+        opsets = ", ".join(f"{domain} {number}" for domain, number in opset.items())
+        lines = [
+            f"{'file':<12} {path}, {size_text(path.stat().st_size)}",
+            f"{'format':<12} IR {model.ir_version}, opset {opsets}",
+        ]
+        echo_lines([*lines, *_graph_lines(facts), *_lint_lines(done)])
+    if summary is not None:
+        _annotate(path, done, summary, err=as_json)
+    if options.strict:
+        check_strict(done)
 
 
-def _qdq_lines(report: QdqReport, *, on_processor: bool) -> list[str]:
+def _annotate(path: Path, done: Linted, summary: Path, *, err: bool) -> None:
+    """Write the job summary and the annotations; a runner reads its commands from both streams."""
+    from exporter.verification.report.github import finding_lines, markdown_from_findings, write_summary
+
+    write_summary(summary, markdown_from_findings(path, done.report))
+    lines = finding_lines(path, done.report.findings)
+    click.echo("".join(f"{printable(line)}\n" for line in lines), nl=False, err=err)
+
+
+def _lint_lines(done: Linted) -> list[str]:
+    lines = _qdq_lines(done.report.qdq, done) if done.report.qdq else []
+    for place, one in enumerate(done.report.others):
+        where = f" (in {one.block})" if one.block else ""
+        lines.append(f"{'' if place else 'findings':<12} {finding_line(one.finding)}{where}")
+    return [*lines, *closing_lines(done)]
+
+
+def _qdq_lines(report: QdqReport, done: Linted) -> list[str]:
     """What runs in INT8, and a line for each block with what keeps it from that below it."""
     (quantized, convolutions), (shortcuts, additions) = report.convolutions, report.shortcuts
     counts = f"{quantized} of {convolutions} convolutions, {shortcuts} of {additions} "
-    if on_processor:
+    if done.on_processor:
         counts += "additions; for processors"
         second, verdict = ("addition", {True: "INT8", False: "float"}), _processor_verdict
     else:
-        counts += f"residual shortcuts; {_tensorrt_verdict(report)}"
+        counts += f"residual shortcuts; {_tensorrt_verdict(report, is_refused=done.report.refused)}"
         second, verdict = ("shortcut", {True: "INT8", False: "float"}), _block_verdict
     lines = [f"{'quantized':<12} {counts}"]
     for block in report.blocks:
@@ -128,7 +162,7 @@ def _qdq_lines(report: QdqReport, *, on_processor: bool) -> list[str]:
             parts.append(f"{second[0]} {second[1][block.shortcut]}")
         parts.append(verdict(block))
         lines.append(f"{'':<12} {block.name:<20} {', '.join(parts)}")
-        lines += [f"{'':<15}{finding.kind}: {finding.node}: {finding.message}" for finding in block.findings]
+        lines += [f"{'':<15}{finding_line(one)}" for one in block.findings]
     return lines
 
 
@@ -138,10 +172,10 @@ def _processor_verdict(block: BlockReport) -> str:
     return "on integers" if block.convolutions.total else "in float"
 
 
-def _tensorrt_verdict(report: QdqReport) -> str:
+def _tensorrt_verdict(report: QdqReport, *, is_refused: bool) -> str:
     """Whether TensorRT takes a graph."""
     verdict = "TensorRT takes this graph"
-    if report.refused:
+    if is_refused:
         verdict = "TensorRT refuses this graph"
     elif report.unknown:
         verdict = "whether TensorRT takes this graph as it is meant is unknown"

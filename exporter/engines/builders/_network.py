@@ -100,20 +100,20 @@ def _parse(api: Any, builder: trt.Builder, job: Job) -> _Parsed:
     parser: trt.OnnxParser = api.OnnxParser(network, log.logger)
     if parser.parse(job.onnx):
         return _Parsed(network, parser, "")
-    refusal = _refusal(parser)
+    refusal = refusal_of(parser)
     resizes = any(takes_any_size(spec) for spec in job.inputs)  # in FP32, which weak typing would not keep to
     if hasattr(api.BuilderFlag, "FP16") and hasattr(api.BuilderFlag, "INT8") and not resizes:
         network = builder.create_network(0)
         parser = api.OnnxParser(network, log.logger)
         if parser.parse(job.onnx):
             return _Parsed(network, parser, refusal.removeprefix(": "))
-        weakly = _refusal(parser)
+        weakly = refusal_of(parser)
         if weakly != refusal:
             raise BuildError(f"TensorRT refuses model.onnx{refusal}; and with weak typing{weakly}")
     raise BuildError(f"TensorRT refuses model.onnx{refusal}")
 
 
-def _refusal(parser: trt.OnnxParser) -> str:
+def refusal_of(parser: trt.OnnxParser) -> str:
     """The parser's errors in one line: the node and its operator, the reason, and the remedy."""
     recording = Recording([(1, parser.get_error(place).desc()) for place in range(parser.num_errors)])
     first = parser.get_error(0) if parser.num_errors else None

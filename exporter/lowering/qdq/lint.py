@@ -9,7 +9,7 @@ open the file in a plain session of onnxruntime (`exporter.lowering.qdq.onnxrunt
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,10 +17,11 @@ import onnx
 
 from exporter.graph.blocks import ADDITIONS, Block, blocks, residuals
 from exporter.graph.facts import CONVOLUTIONS, inline_functions
-from exporter.graph.inference import InferredGraph, inferred_graphs
+from exporter.graph.inference import inferred_graphs
+from exporter.lowering.lint.findings import Finding, Problem, findings_at
 from exporter.lowering.qdq.onnxruntime_biases import bias_problems
 from exporter.lowering.qdq.reading import Readings
-from exporter.lowering.qdq.refusals import Finding, Problem, refusals
+from exporter.lowering.qdq.refusals import refusals
 from exporter.lowering.qdq.targets.tensorrt import places_left_in_float
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, UNKNOWN, View, node_label
 
@@ -104,20 +105,30 @@ def lint(model: onnx.ModelProto) -> QdqReport | None:
     Weights in other files need not be loaded.
     """
     model = inline_functions(model)
-    found = inferred_graphs(model)
-    if not any(QUANTIZED.match(node.op_type) for scope in found for node in scope.graph.node):
-        return None
+    return report_of_views(model, views_of(model))
+
+
+def views_of(model: onnx.ModelProto) -> tuple[View, ...]:
+    """The model's own graph, followed by every graph inside a node; local functions must be inlined."""
     opset = next(
         (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
         onnx.defs.onnx_opset_version(),
     )
-    linted: list[_LintedGraph] = []
-    for scope in found:
-        outer = None if scope.owner is None else linted[scope.owner.graph].view
-        linted.append(_LintedGraph(View(scope, outer, opset)))
+    functions = frozenset((one.domain, one.name) for one in model.functions)
+    views: list[View] = []
+    for scope in inferred_graphs(model):
+        views.append(View(scope, None if scope.owner is None else views[scope.owner.graph], opset, functions))
+    return tuple(views)
+
+
+def report_of_views(model: onnx.ModelProto, views: Sequence[View]) -> QdqReport | None:
+    """As `lint`, for a model without local functions and its views."""
+    if not any(QUANTIZED.match(node.op_type) for view in views for node in view.nodes):
+        return None
+    linted = [_LintedGraph(view) for view in views]
     reports = [linted[0].report(block) for block in blocks(model.graph)]
     for one in linted[1:]:
-        report = one.report(Block(_inner_name(found, one.view.scope), tuple(range(len(one.view.nodes))), None, ()))
+        report = one.report(Block(inner_name(views, one.view), tuple(range(len(one.view.nodes))), None, ()))
         reports += [report] if report.convolutions.total or report.findings else []
     return QdqReport(tuple(reports))
 
@@ -128,11 +139,12 @@ def int8_convolutions(model: onnx.ModelProto) -> dict[int, bool]:
     return {place: linted.is_int8(node) for place, node in enumerate(linted.view.nodes) if node.op_type in CONVOLUTIONS}
 
 
-def _inner_name(found: tuple[InferredGraph, ...], scope: InferredGraph) -> str:
-    if scope.owner is None:
+def inner_name(views: Sequence[View], view: View) -> str:
+    """The name of a graph inside a node, for messages: the node's and the attribute's; empty for the model's own."""
+    if view.scope.owner is None:
         return ""
-    outer, place = scope.owner
-    return f"{node_label(found[outer].graph.node[place])}.{scope.attribute}"
+    outer, place = view.scope.owner
+    return f"{node_label(views[outer].nodes[place])}.{view.scope.attribute}"
 
 
 class _LintedGraph:
@@ -149,16 +161,16 @@ class _LintedGraph:
         findings = [finding for place, _ in nodes for finding in refusals(self.view, self.readings, place)]
         convolutions = [(place, node) for place, node in nodes if node.op_type in CONVOLUTIONS]
         for place, node in convolutions:
-            findings += _findings(place, node, self._check_convolution(place, node))
+            findings += findings_at(place, node, self._check_convolution(place, node))
         shortcut = None
         if block.addition is not None:
             addition = self.view.nodes[block.addition]
             side = self.shortcuts[addition.output[0]]
             shortcut = self.readings.is_dequantized(addition.input[side])
-            findings += _findings(block.addition, addition, self._check_addition(addition, side))
+            findings += findings_at(block.addition, addition, self._check_addition(addition, side))
         for place, node in nodes:
-            findings += _findings(place, node, self._check_other(node))
-            findings += _findings(place, node, bias_problems(self.view, node))
+            findings += findings_at(place, node, self._check_other(node))
+            findings += findings_at(place, node, bias_problems(self.view, node))
         return BlockReport(
             block.name,
             Int8Count(sum(self.is_int8(node) for _, node in convolutions), len(convolutions)),
@@ -178,22 +190,23 @@ class _LintedGraph:
             return  # such as ConvInteger, which is refused
         both = {"input": self.readings.of_input(node.input[0]), "weight": self.readings.of_weight(node.input[1])}
         floats = [what for what, reading in both.items() if not reading.is_quantized]
-        reasons = [reading.reason for reading in both.values() if reading.reason]
-        if any(reading.type == UNKNOWN for reading in both.values()):
-            yield "unknown", f"whether it runs in INT8 cannot be told: {'; '.join(reasons)}"
+        reasons = [(reading.rule, reading.reason) for reading in both.values() if reading.reason]
+        if node.op_type == "ConvTranspose" and (reasons or not floats):
+            yield "RE212", "runs in float: TensorRT-RTX has no transposed convolution of INT8; leave it in float"
+        elif any(reading.type == UNKNOWN for reading in both.values()):
+            yield "RE220", f"whether it runs in INT8 cannot be told: {'; '.join(reason for _, reason in reasons)}"
         elif reasons:
-            yield "not fused", f"runs in float: {'; '.join(reasons)}"
+            for rule, reason in reasons:
+                yield rule, f"runs in float: {reason}"
         elif len(floats) == 2 and place in self.left_in_float:
-            yield "left in float", self.left_in_float[place]
+            yield "RE221", self.left_in_float[place]
         elif floats:
             verb = "is" if len(floats) == 1 else "are"
-            yield "not fused", f"runs in float: its {' and '.join(floats)} {verb} not quantized"
-        elif node.op_type == "ConvTranspose":
-            yield "not fused", "runs in float: TensorRT-RTX has no transposed convolution of INT8; leave it in float"
+            yield "RE201", f"runs in float: its {' and '.join(floats)} {verb} not quantized"
         for pair, activation in self._pairs_before_activation(node.output[0]):
             name = _activation_name(activation)
             yield (
-                "not fused",
+                "RE213",
                 f"'{pair.name or pair.op_type}' stands between it and its {name}; quantize after the {name}",
             )
 
@@ -230,32 +243,27 @@ class _LintedGraph:
         main = self._convolution_before(node.input[1 - shortcut])
         if is_quantized and main_is_quantized:
             both = "both inputs are quantized, so the convolution before it cannot take it in"
-            yield "not fused", f"{both}; quantize the shortcut alone"
+            yield "RE214", f"{both}; quantize the shortcut alone"
         elif main_is_quantized:
             other = "the convolution's branch is quantized in place of the shortcut"
-            yield "not fused", f"{other}; quantize the shortcut alone"
+            yield "RE215", f"{other}; quantize the shortcut alone"
         elif not is_quantized and (main is None or main.op_type not in CONVOLUTIONS):
             before = "the graph's input" if main is None else f"{_quoted_label(main)} ({main.op_type})"
-            yield "left in float", f"it follows {before}: there is no convolution to take it in"
+            yield "RE222", f"it follows {before}: there is no convolution to take it in"
         elif not is_quantized:
-            yield "not fused", "the shortcut is not quantized, so the addition runs in float; quantize it"
+            yield "RE216", "the shortcut is not quantized, so the addition runs in float; quantize it"
 
     def _check_other(self, node: onnx.NodeProto) -> Iterator[Problem]:
         users = {user.op_type for user in self.view.users(node.output[0])} if node.output else set()
         if node.op_type == "MaxPool" and not self.readings.is_quantized(node.input[0]) and users == {QUANTIZE}:
-            yield "not fused", "the pool runs in float between INT8 layers; quantize its input"
+            yield "RE217", "the pool runs in float between INT8 layers; quantize its input"
         if node.op_type in ("GlobalAveragePool", "Gemm", "ReduceMean") and self.readings.is_quantized(node.input[0]):
-            yield "not fused", f"a quantized {node.op_type} gains little and costs accuracy; leave it in float"
+            yield "RE218", f"a quantized {node.op_type} gains little and costs accuracy; leave it in float"
         computed = [name for name in node.input if name not in self.view.constants.names]
         is_wide = node.op_type in ADDITIONS and len(computed) > 2
         if is_wide and any(self.readings.is_quantized(name) for name in computed):
             many = f"which of {len(computed)} tensors a convolution takes in is not known"
-            yield "unknown", f"{many}; add two at a time"
-
-
-def _findings(place: int, node: onnx.NodeProto, problems: Iterable[Problem]) -> Iterator[Finding]:
-    for kind, message in problems:
-        yield Finding(kind, node_label(node), message, place)
+            yield "RE219", f"{many}; add two at a time"
 
 
 def _activation_name(node: onnx.NodeProto) -> str:

@@ -14,11 +14,12 @@ import onnx
 from exporter.graph.blocks import Block, blocks, residuals
 from exporter.graph.facts import inline_functions
 from exporter.graph.inference import inferred_graphs
+from exporter.lowering.lint.findings import Finding, Problem, findings_at
+from exporter.lowering.lint.rules import RULES
 from exporter.lowering.qdq.lint import BlockReport, Int8Count, QdqReport
-from exporter.lowering.qdq.refusals import Finding, Problem
 from exporter.lowering.qdq.targets._float import places_left_in_float
 from exporter.lowering.qdq.targets.cpu import ACTIVATIONS, first_convolutions
-from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, View, node_label
+from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, View
 
 BYTES = ("INT8", "UINT8")
 OVERFLOWS = "x86 processors without VNNI may overflow"
@@ -48,24 +49,25 @@ class _LintedGraph:
         self.first = {node.output[0] for node in first_convolutions(graph)}
 
     def report(self, block: Block) -> BlockReport:
-        findings, integers, convolutions, addition = [], 0, 0, None
+        findings: list[Finding] = []
+        integers, convolutions, addition = 0, 0, None
         for place in block.nodes:
             node = self.view.nodes[place]
             is_addition = bool(node.output) and node.output[0] in self.additions
             if node.op_type not in ("Conv", "Gemm") and not is_addition:
                 continue
             problems = list(self._problems(place, node))
-            runs = not any(kind in ("runs in float", "left in float") for kind, _ in problems)
+            runs = not any(RULES[rule].kind in ("runs in float", "left in float") for rule, _ in problems)
             if is_addition:
                 addition = runs
             elif node.op_type == "Conv":
                 convolutions, integers = convolutions + 1, integers + runs
-            findings += [Finding(kind, node_label(node), message, place) for kind, message in problems]
+            findings += findings_at(place, node, problems)
         return BlockReport(block.name, Int8Count(integers, convolutions), addition, tuple(findings))
 
     def _problems(self, place: int, node: onnx.NodeProto) -> Iterator[Problem]:
         if place in self.left_in_float:
-            yield "left in float", self.left_in_float[place]
+            yield "RE710", self.left_in_float[place]
             return
         if node.op_type == "Gemm":
             yield from self._classifier_problems(node)
@@ -74,24 +76,24 @@ class _LintedGraph:
         names = ("input", "weight") if node.op_type == "Conv" else ("first input", "second input")
         for name, pair in zip(names, pairs, strict=True):
             if pair is None or pair.op_type != DEQUANTIZE:
-                yield "runs in float", f"its {name} is not quantized; quantize it"
+                yield "RE701", f"its {name} is not quantized; quantize it"
             elif self.view.type(pair.input[1]) != "FLOAT":
-                yield "runs in float", f"the scale of its {name} is {self.view.type(pair.input[1])}; take FLOAT"
+                yield "RE702", f"the scale of its {name} is {self.view.type(pair.input[1])}; take FLOAT"
             elif self.view.type(pair.input[0]) not in BYTES:
-                yield "runs in float", f"its {name} is {self.view.type(pair.input[0])}; take UINT8 or INT8"
+                yield "RE703", f"its {name} is {self.view.type(pair.input[0])}; take UINT8 or INT8"
         ends = self._ends(node.output[0])
         if not ends or any(end.op_type != QUANTIZE for end, _ in ends):
-            yield "runs in float", "not all that reads its output reads it quantized; quantize it once, for all"
+            yield "RE704", "not all that reads its output reads it quantized; quantize it once, for all"
             return
         read = self.view.type(pairs[0].input[0]) if pairs[0] is not None and pairs[0].op_type == DEQUANTIZE else "?"
         for end, is_activated in ends:
             made, zero = self.view.quantized_type(end), self._zero_point(end)
             if read in BYTES and made != read:
-                yield "runs in float", f"it reads {read} and makes {made}; take one type for both"
+                yield "RE705", f"it reads {read} and makes {made}; take one type for both"
             elif is_activated and zero != {"UINT8": 0, "INT8": -128}.get(made):
-                yield "runs in float", f"its ReLU stays, since zero is {zero} in {made}; take UINT8 with zero point 0"
+                yield "RE706", f"its ReLU stays, since zero is {zero} in {made}; take UINT8 with zero point 0"
         if node.op_type == "Conv" and node.output[0] in self.first and self._is_wide(pairs[1]):
-            yield "may overflow", f"{OVERFLOWS}: its input is full-range, and its weights have 8 bits; take 7"
+            yield "RE708", f"{OVERFLOWS}: its input is full-range, and its weights have 8 bits; take 7"
 
     def _classifier_problems(self, node: onnx.NodeProto) -> Iterator[Problem]:
         """Of a matrix product whose input and weight are quantized."""
@@ -101,9 +103,9 @@ class _LintedGraph:
         bias, ends = [self.view.producer(name) for name in node.input[2:]], self._ends(node.output[0])
         has_float_bias = any(one is None or one.op_type != DEQUANTIZE for one in bias)
         if has_float_bias and not (ends and all(end.op_type == QUANTIZE for end, _ in ends)):
-            yield "runs in float", "its bias is float, and its output is not quantized; add the bias behind it"
+            yield "RE707", "its bias is float, and its output is not quantized; add the bias behind it"
         elif self._is_wide(pairs[1]):
-            yield "may overflow", f"{OVERFLOWS}: its weights have 8 bits; take 7"
+            yield "RE709", f"{OVERFLOWS}: its weights have 8 bits; take 7"
 
     def _ends(self, tensor: str) -> list[tuple[onnx.NodeProto, bool]]:
         """What reads a tensor, or what its only reader makes of it, if that is an activation; and whether it is one."""

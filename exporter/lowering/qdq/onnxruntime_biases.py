@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from exporter.lowering.qdq.refusals import Problem
+from exporter.lowering.lint.findings import Problem
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, View, int_attribute
 
 TURNED = ("Conv", "ConvTranspose", "Gemm")
@@ -35,14 +35,14 @@ def bias_problems(view: View, node: onnx.NodeProto) -> Iterator[Problem]:
         return
     bias, *factors = (view.constants.value(name) for name in (node.input[2], *scales))
     if bias is None or any(factor is None for factor in factors):
-        yield "other values in onnxruntime", f"{WHERE}, and whether that overflows cannot be told here; {REMEDY}"
+        yield "RE601", f"{WHERE}, and whether that overflows cannot be told here; {REMEDY}"
         return
     first, second = (np.asarray(factor) for factor in factors)
     if bias.ndim != 1 or (second.size > 1 and second.shape != bias.shape):
         return
     wrong = _wrong_channels(bias, first, second)
     if wrong:
-        yield "other values in onnxruntime", f"{WHERE}, and is wrong in {wrong} of {bias.size} channels; {REMEDY}"
+        yield "RE601", f"{WHERE}, and is wrong in {wrong} of {bias.size} channels; {REMEDY}"
 
 
 def _scales(view: View, node: onnx.NodeProto) -> tuple[str, str] | None:

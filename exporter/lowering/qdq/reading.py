@@ -41,6 +41,7 @@ class Reading:
     Attributes:
         type: INT8, FLOAT8E4M3FN ... if the convolution can read that; `float` if it cannot; `?` if it is not known.
         reason: why it cannot, for messages; empty otherwise.
+        rule: the id of the rule that says so.
         axis: the axis that the scales belong to; -1 for one scale.
         scale: the name of the scales' tensor.
         pooled: whether a pool is between the tensor and its pair.
@@ -48,6 +49,7 @@ class Reading:
 
     type: str
     reason: str = ""
+    rule: str = ""
     axis: int = PER_TENSOR
     scale: str = ""
     pooled: bool = False
@@ -77,22 +79,25 @@ class Readings:
             return found
         shape = self.view.shape(found.scale)
         if shape is None:
-            return Reading(UNKNOWN, f"how many scales '{found.scale}' has is not known")
+            return Reading(UNKNOWN, f"how many scales '{found.scale}' has is not known", "RE220")
         if len(shape) == 0:
             return found
         if shape == (1,):
             return Reading(
                 FLOAT,
                 f"its input's scale '{found.scale}' is a list of one number, taken as per channel; make it a scalar",
+                "RE204",
             )
-        return Reading(FLOAT, "its input is quantized per channel; quantize activations per tensor")
+        return Reading(FLOAT, "its input is quantized per channel; quantize activations per tensor", "RE203")
 
     def of_weight(self, name: str) -> Reading:
         """How a convolution reads its weight."""
         found = self._weights.get(name, Reading(FLOAT))
         if found.is_quantized and found.axis not in (PER_TENSOR, 0):
             return Reading(
-                FLOAT, f"its weight's scales belong to axis {found.axis}; quantize along the output channels, axis 0"
+                FLOAT,
+                f"its weight's scales belong to axis {found.axis}; quantize along the output channels, axis 0",
+                "RE205",
             )
         return found
 
@@ -117,7 +122,9 @@ def _reading_of_output(view: View, found: Mapping[str, Reading], node: onnx.Node
     if place is None:
         behind = bool(node.input) and found.get(node.input[0], Reading(FLOAT)).is_quantized
         return Reading(
-            FLOAT, f"{node_label(node)} ({node.op_type}) computes in float between it and its pair" if behind else ""
+            FLOAT,
+            f"{node_label(node)} ({node.op_type}) computes in float between it and its pair" if behind else "",
+            "RE202" if behind else "",
         )
     source = found.get(node.input[place], Reading(FLOAT))
     return _carry_over(view, node, place, source, weight=weight) if source.is_quantized else source
@@ -127,10 +134,10 @@ def _reading_of_dequantize(view: View, node: onnx.NodeProto) -> Reading:
     """The reading of a DequantizeLinear's output."""
     kind, scale = view.type(node.input[0]), node.input[1]
     if int_attribute(node, "block_size", 0):
-        return Reading(FLOAT, "it is quantized in blocks, which convolutions read in float")
+        return Reading(FLOAT, "it is quantized in blocks, which convolutions read in float", "RE208")
     source = view.producer(scale)
     if source is not None and source.op_type == DEQUANTIZE:
-        return Reading(FLOAT, "its scale is quantized itself; write the number")
+        return Reading(FLOAT, "its scale is quantized itself; write the number", "RE209")
     if kind == "UINT8":
         kind = "INT8"  # anything else is refused
     shape = view.shape(scale)
@@ -153,14 +160,15 @@ def _reading_of_join(view: View, found: Mapping[str, Reading], node: onnx.NodePr
             f"{node_label(node)} ({node.op_type}) joins quantized tensors and others"
             if len(floats) < len(parts)
             else "",
+            "RE207" if len(floats) < len(parts) else "",
         )
     first = values[0]
     if len({part.scale for part in parts}) > 1:
         if any(value is None for value in values) or first is None:
-            return Reading(UNKNOWN, f"whether what {node_label(node)} joins has one scale is not known")
+            return Reading(UNKNOWN, f"whether what {node_label(node)} joins has one scale is not known", "RE220")
         if any(value is None or value.shape != first.shape or (value != first).any() for value in values):
             return Reading(
-                FLOAT, f"{node_label(node)} ({node.op_type}) joins tensors of different scales; give them one"
+                FLOAT, f"{node_label(node)} ({node.op_type}) joins tensors of different scales; give them one", "RE206"
             )
     return parts[0]
 
@@ -187,7 +195,9 @@ def _carried_place(view: View, found: Mapping[str, Reading], node: onnx.NodeProt
 def _carry_over(view: View, node: onnx.NodeProto, place: int, source: Reading, *, weight: bool) -> Reading:
     """The reading of `source` behind a node that carries it: its axis may have moved, or be lost."""
     lost = Reading(
-        FLOAT, f"{node_label(node)} ({node.op_type}) between it and its pair leaves no scale per output channel"
+        FLOAT,
+        f"{node_label(node)} ({node.op_type}) between it and its pair leaves no scale per output channel",
+        "RE211",
     )
     if node.op_type in CASTS:
         before, after = view.type(node.input[0]), view.type(node.output[0])
@@ -197,12 +207,13 @@ def _carry_over(view: View, node: onnx.NodeProto, place: int, source: Reading, *
             FLOAT,
             f"{node_label(node)} (Cast) from {before} to {after} stands between it and its pair; "
             "cast once, from FP32 down",
+            "RE210",
         )
     if node.op_type in SCALES:
         shape = view.shape(node.input[1 - place])
         per_channel = _varying_axes(shape or (), len(view.shape(node.input[place]) or ()))
         if shape is None:
-            return Reading(UNKNOWN, f"what {node_label(node)} multiplies by is not known")
+            return Reading(UNKNOWN, f"what {node_label(node)} multiplies by is not known", "RE220")
         if not per_channel:
             return source
         is_same = weight and len(per_channel) == 1 and source.axis in (PER_TENSOR, *per_channel)

@@ -15,10 +15,20 @@ UNKNOWN = "?"
 
 
 class View:
-    """One graph of a model. Nodes are identified by their places: in foreign graphs names may be missing or double."""
+    """One graph of a model. Nodes are identified by their places: in foreign graphs names may be missing or double.
 
-    def __init__(self, scope: InferredGraph, outer: View | None, opset: int) -> None:
-        self.scope, self.opset = scope, opset
+    Args:
+        functions: the model's local functions that could not be inlined, by domain and name.
+    """
+
+    def __init__(
+        self,
+        scope: InferredGraph,
+        outer: View | None,
+        opset: int,
+        functions: frozenset[tuple[str, str]] = frozenset(),
+    ) -> None:
+        self.scope, self.opset, self.functions = scope, opset, functions
         self.nodes: Sequence[onnx.NodeProto] = scope.graph.node
         self._places = {name: place for place, node in enumerate(self.nodes) for name in node.output if name}
         self._users: dict[str, list[int]] = {}

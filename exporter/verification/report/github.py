@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from exporter.lowering.lint.rules import RULES
 from exporter.verification.report.sentences import status_of
 from runtimes.errors import BadInput, PlanError
 from runtimes.printable import count_text, printable
 
 if TYPE_CHECKING:
+    from exporter.lowering.lint.file import FileReport, Located
     from exporter.verification.verdicts import BackendCheck, BundleCheck
 
 SUMMARY = "GITHUB_STEP_SUMMARY"
@@ -35,15 +37,15 @@ def summary_file() -> Path:
     return Path(path)
 
 
-def write_summary(path: Path, checks: Sequence[BundleCheck]) -> None:
-    """Add the checks' tables to the job summary.
+def write_summary(path: Path, markdown: str) -> None:
+    """Add Markdown to the job summary.
 
     Raises:
         BadInput: the file cannot be written.
     """
     try:
         with path.open("a", encoding="utf-8") as file:
-            file.write(markdown_from_checks(checks))
+            file.write(markdown)
     except OSError as error:
         raise BadInput(f"cannot write the job summary {path}: {error.strerror}") from error
 
@@ -78,6 +80,28 @@ def annotation_lines(checks: Sequence[BundleCheck]) -> list[str]:
     return lines
 
 
+def finding_lines(path: Path, findings: Sequence[Located]) -> list[str]:
+    """A workflow command for each finding of the linter, at the file that has it: error, warning or notice."""
+    lines = []
+    for one in findings:
+        found = one.finding
+        level = "notice" if found.severity == "note" else found.severity
+        message = f"{found.rule} {found.kind}: {found.node}: {found.message}"
+        lines.append(_command(level, f"{found.rule} {RULES[found.rule].title}", message, str(path)))
+    return lines
+
+
+def markdown_from_findings(path: Path, report: FileReport) -> str:
+    """A heading and a table of the linter's findings, for the job summary."""
+    mark = "❌" if report.counts["error"] else "⚠️" if report.counts["warning"] else "✅"
+    rows = [("rule", "severity", "block", "node", "what"), ["---"] * 5]
+    for one in report.findings:
+        found = one.finding
+        rows.append((found.rule, found.severity, one.block, found.node, f"{found.kind}: {found.message}"))
+    table = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows) if report.findings else "No findings."
+    return f"### {mark} {_cell(str(path))}\n\nFor {_cell(report.judged_for)}\n\n{table}\n\n"
+
+
 def _row(one: BackendCheck) -> Sequence[str]:
     if one.answer is None:
         return (one.backend, one.verdict, "", "", "", "", "", one.reason)
@@ -96,9 +120,15 @@ def _cell(text: str) -> str:
     return printable(" ".join(text.split())).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-def _command(level: str, title: str, message: str) -> str:
-    """`::error title=...::...`, escaped as the runner reads it; in a property, colons and commas are escaped too."""
-    return f"::{level} title={_escape(title).replace(':', '%3A').replace(',', '%2C')}::{_escape(message)}"
+def _command(level: str, title: str, message: str, file: str = "") -> str:
+    """`::error file=...,title=...::...`, escaped as the runner reads it."""
+    where = f"file={_property(file)}," if file else ""
+    return f"::{level} {where}title={_property(title)}::{_escape(message)}"
+
+
+def _property(text: str) -> str:
+    """In a property, colons and commas are escaped too."""
+    return _escape(text).replace(":", "%3A").replace(",", "%2C")
 
 
 def _escape(text: str) -> str:
