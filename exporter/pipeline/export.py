@@ -143,7 +143,8 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             _save(folder, model, plan)
         with steps("prove"):
             graphs = Graphs(clean, _simulation(folder, model, precision))
-            candidate = Candidate(folder, open_reference, graphs, plan.batch, precision.runs_on(model), form.any_size)
+            open_file = open_reference if isinstance(program, TakenFile) else None
+            candidate = Candidate(folder, graphs, plan.batch, precision.runs_on(model), form.any_size, open_file)
             proof, images, golden = _prove(candidate, images, loaded.preprocess, budget, progress)
             kernels = _checked_kernels(folder, model) if plan.lowering_request.promises_integers else None
             held_to = partial(budget_for, plan, loaded)

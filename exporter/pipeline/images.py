@@ -71,19 +71,19 @@ class Candidate:
     """A bundle's files before they are proven.
 
     Attributes:
-        folder: holds the model file.
-        open_reference: opens what it is held against.
+        folder: holds the model file, and `reference.pt2` where that is what it is held against.
         batch: the sizes that the model file is for.
         backends: the names of those that run the model file here; empty where none does.
         resizes: the graph takes images of any size.
+        open_file: opens the ONNX file that it is held against; None where it is a PyTorch program.
     """
 
     folder: Path
-    open_reference: Callable[[], Runtime]
     graphs: Graphs
     batch: BatchRange
     backends: Sequence[str]
     resizes: bool = False
+    open_file: Callable[[], Runtime] | None = None
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def prove(candidate: Candidate, images: ProofImages, *, budget: Budget, progress
         if simulation is None:
             raise ValueError("expected a backend or a simulation to prove the file with, got neither")
         onnx.checker.check_model(candidate.folder / OnnxRuntime.FILE, full_check=True)
-    with candidate.open_reference() as program:
+    with candidate.open_file() if candidate.open_file else _open(candidate.folder, "pytorch") as program:
         reference = Reference(program, candidate.batch.opt)
         plain = _FiniteCheck(images.plain, program, candidate.batch)
         beside = {}

@@ -29,7 +29,7 @@ from exporter.models.sources.cifar import CifarResNet
 from exporter.verification.blocks.both_sides import both_sides_of
 from exporter.verification.blocks.drift import drift_of_bundle
 from exporter.verification.blocks.findings import Drift
-from exporter.verification.blocks.program import match_blocks, program_values
+from exporter.verification.blocks.program import match_blocks, outline_of_program, program_values
 from exporter.verification.report.lines import drift_lines
 from runtimes import Bundle
 from runtimes.backends.onnxruntime import OnnxRuntime
@@ -287,7 +287,7 @@ def traced(
 def test_blocks_of_every_kind_are_matched_with_the_programs(name: str) -> None:
     make, shape, count = NETWORKS[name]
     module, graph, inputs = traced(make(), shape)
-    nodes = match_blocks(module, graph.graph)
+    nodes = match_blocks(outline_of_program(module.graph), graph.graph)
     assert len(nodes) == count
     expected = program_values(module, list(nodes.values()), inputs)
     found = inner_tensors(graph, list(nodes), inputs)
@@ -316,23 +316,23 @@ def test_additions_that_cannot_be_matched_are_refused() -> None:
     with pytest.raises(
         PlanError, match="additions that follow from one another, got some side by side; its blocks cannot be followed"
     ):
-        match_blocks(module, graph.graph)
+        match_blocks(outline_of_program(module.graph), graph.graph)
     longer, _, _ = traced(CifarResNet(2, 1, 10), (1, 28, 28))
     _, shorter, _ = traced(CifarResNet(1, 1, 10), (1, 28, 28))
     with pytest.raises(PlanError, match="additions in its ONNX graph too, got 6 and 3; its blocks cannot be followed"):
-        match_blocks(longer, shorter.graph)
+        match_blocks(outline_of_program(longer.graph), shorter.graph)
     bare = onnx.ModelProto()
     bare.CopyFrom(shorter)
     for node in bare.graph.node:
         node.op_type = "Elu" if node.op_type == "Relu" else node.op_type
     module, _, _ = traced(CifarResNet(1, 1, 10), (1, 28, 28))
     with pytest.raises(PlanError, match="expected blocks that end alike in the program and its ONNX graph"):
-        match_blocks(module, bare.graph)
+        match_blocks(outline_of_program(module.graph), bare.graph)
 
 
 def test_values_of_another_shape_are_refused(shipped_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def shifted(module: torch.fx.GraphModule, graph: onnx.GraphProto) -> dict[str, str]:
-        found = match_blocks(module, graph)
+    def shifted(program: onnx.GraphProto, graph: onnx.GraphProto) -> dict[str, str]:
+        found = match_blocks(program, graph)
         return dict(zip(found, [*list(found.values())[1:], next(iter(found.values()))], strict=True))
 
     monkeypatch.setattr("exporter.verification.blocks.drift.match_blocks", shifted)
