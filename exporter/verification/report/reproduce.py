@@ -11,6 +11,7 @@ from runtimes.manifest import Manifest
 from runtimes.parity.budget import number_text
 from runtimes.parity.compare import PROBABILITIES, is_classifier
 from runtimes.preprocess import BGR, PIXELS, Preprocess, takes_any_size
+from runtimes.source_file import DEQUANTIZED
 
 WIDTH = 76
 
@@ -23,6 +24,8 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
     notes = []
     if manifest.source_file is not None:
         words += ["--keep-softmax"] if outputs == [PROBABILITIES] else []
+        if manifest.source_file.quantized == DEQUANTIZED:
+            words.append("--recalibrate" if manifest.calibration is not None else "--dequantize")
         notes.append(f"# {model.name}: the ONNX file of sha256 {model.weights.sha256}")
     elif model.weights.kind == "file":
         words += ["--weights", "FILE"]
