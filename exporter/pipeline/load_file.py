@@ -10,6 +10,7 @@ from exporter.graph.intake.layout import Normalisation
 from exporter.graph.intake.read import ModelFile, read_model_file, save_reference, with_other_graph
 from exporter.graph.intake.take import Opened, TakenFile, open_file, take_file
 from exporter.lowering.requantize.mend import dequantized, is_quantized, with_pairs
+from exporter.lowering.requantize.operators import is_on_integers
 from exporter.models.labels import labels_for_classes, labels_from_metadata
 from exporter.models.loaded import Loaded
 from exporter.models.preprocessing import adjusted_preprocess
@@ -61,12 +62,16 @@ def load_file(plan: ExportPlan, folder: Path) -> LoadedFile:
         file = with_other_graph(file, dequantized(file.model))
     reference = folder / SourceFileRuntime.FILE
     save_reference(file, reference)
+    on_integers = sum(map(is_on_integers, file.model.graph.node))
     if quantized == KEPT:
         file = replace(file, model=with_pairs(file.model), is_quantized=True)
     opened = open_file(file)
     preprocess = _preprocess(opened, request)
     taken = take_file(opened, reference, preprocess, opset=plan.opset, keep_softmax=plan.keep_softmax)
     facts = replace(taken.facts, quantized=quantized)
+    if quantized == KEPT and on_integers:
+        said = f"{on_integers} operators on integers written as float ones between Q/DQ pairs"
+        facts = replace(facts, steps=(said, *facts.steps))
     if quantized == DEQUANTIZED:
         facts = replace(facts, steps=("its Q/DQ taken off: the float network behind it is the reference", *facts.steps))
     if (own := opened.normalisation) is not None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from stranger_elsewhere import ELSEWHERE, elsewhere
 from stranger_files import FILES, stranger
 from stranger_graphs import Made
 from stranger_makers import MAKERS, class_index, external_data, legacy, legacy_resnet18, legacy_training
@@ -209,6 +210,19 @@ def test_a_real_file_becomes_a_bundle(name: str, tmp_path: Path) -> None:
     images = pictures(3, file.reading.size)
     expected = scores(path, file.reading.file_input(images), file.reading.output)
     assert np.abs(answers_of(folder, images) - expected).max() <= 2e-5 * np.abs(expected).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ELSEWHERE if name.startswith(("tf2onnx", "keras"))])
+def test_tensorflows_networks_answer_as_tensorflow_does(name: str, tmp_path: Path) -> None:
+    file = elsewhere(name)
+    assert file.images is not None
+    assert file.answers is not None
+    folder = export(plan_for(file.path, file.reading, tmp_path / "out", keep_softmax=file.reading.softmax)).folder
+    manifest = Bundle.open(folder).manifest
+    with open_runtime(folder) as runtime:
+        found = runtime.run({"input": file.reading.network_input(file.images)})[manifest.outputs[0].name]
+    assert distance(found, file.answers) < 1e-4
 
 
 @pytest.mark.slow

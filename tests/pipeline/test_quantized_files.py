@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from stranger_elsewhere import ELSEWHERE, elsewhere
 from stranger_graphs import Made
 from stranger_makers import MAKERS
 from stranger_readings import pictures, scores
@@ -167,5 +168,33 @@ def test_options_that_do_not_fit_the_file_are_refused(
 
 def test_options_about_files_are_refused_for_networks_of_pytorch(tmp_path: Path) -> None:
     for option in ("keep_softmax", "dequantize", "recalibrate"):
+        changes: dict[str, Any] = {option: True}
         with pytest.raises(PlanError, match="is about ONNX files, and resnet20 is none"):
-            ExportPlan("resnet20", tmp_path, "fp32", **{option: True})
+            ExportPlan("resnet20", tmp_path, "fp32", **changes)
+
+
+QUANTIZED = [name for name in ELSEWHERE if not name.startswith(("tf2onnx", "keras"))]
+TAKEN_BY_TENSORRT = ("modelopt_fp32", "modelopt_fp16")
+"""Made with zero points of 0; the others' defaults are for processors."""
+WITHOUT_WEIGHTS = ("tfmot_trained",)
+"""Of which only activations are quantized."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["tensorrt", "cpu"])
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_files_of_other_tools_keep_their_scales(name: str, target: str, tmp_path: Path) -> None:
+    file = elsewhere(name)
+    reading = file.reading
+    told: dict[str, Any] = {"mean": reading.mean, "std": reading.std, "scale": reading.scale, "report": False}
+    plan = ExportPlan(str(file.path), tmp_path / "out", "int8", target=target, **told)
+    if name in WITHOUT_WEIGHTS or (target == "tensorrt" and name not in TAKEN_BY_TENSORRT):
+        with pytest.raises(PlanError, match="take --recalibrate"):
+            export(plan)
+        return
+    result = export(plan)
+    inputs = reading.network_input(pictures(16, reading.size))
+    expected = scores(file.path, reading.file_input(pictures(16, reading.size)), reading.output)
+    with open_runtime(result.folder) as runtime:
+        found = runtime.run({"input": inputs})["logits"]
+    assert sqnr_db(expected - expected.mean(1, keepdims=True), found - found.mean(1, keepdims=True)) > 22

@@ -28,8 +28,7 @@ class ModelFile:
 
     Attributes:
         model: the whole of it, its local functions inlined.
-        sha256: of the file, and of those beside it that hold its weights: each one's, in the order of their names, one
-            after the other.
+        sha256: of the file itself.
         beside: the files that hold its weights; empty where it holds them itself.
         is_quantized: its graph holds Q/DQ pairs, in place of the operators on integers that the file may have.
         is_copied: as a bundle's reference, the file is copied as it is; else its weights are put inside, its local
@@ -55,14 +54,14 @@ def read_model_file(path: Path) -> ModelFile:
         BadInput: it cannot be read (see `unchecked_model`, `checked_model`), has weights of 2 GiB or more, or such that
             are no finite numbers (named), or was changed while it was read.
     """
-    before = _state(path, ()) if path.is_file() else ""
+    digest = sha256_of_file(path) if path.is_file() else ""
     model = unchecked_model(path)
     _check_opset(path, model)
-    is_copied = not (model.functions or _sort(path, model.graph) or _clear_double_names(model.graph))
+    is_odd = any([bool(model.functions), _sort(path, model.graph), _clear_double_names(model.graph)])
     beside = tuple(path.parent / name for name in _locations(model))
+    stamps = [_stamp(file) for file in beside]
     model = checked_model(model, path)
     _check_size(path, model)
-    stamps = [_stamp(file) for file in beside]
     for tensor in tensors_of(model.graph):
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
@@ -73,10 +72,10 @@ def read_model_file(path: Path) -> ModelFile:
             raise BadInput(f"{path}: cannot read the weights of '{tensor.name}': {said[0]}") from error
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]
-    if _state(path, ()) != before or [_stamp(file) for file in beside] != stamps:
-        raise _changed(path)
     _check_finite(path, model)
-    return ModelFile(path, model, _state(path, beside), beside, is_copied and not beside)
+    if sha256_of_file(path) != digest or [_stamp(file) for file in beside] != stamps:
+        raise _changed(path)
+    return ModelFile(path, model, digest, beside, is_copied=not (is_odd or beside))
 
 
 def with_other_graph(file: ModelFile, model: onnx.ModelProto) -> ModelFile:
@@ -92,11 +91,9 @@ def save_reference(file: ModelFile, target: Path) -> None:
     """
     if not file.is_copied:
         onnx.save(file.model, target)
-        same = _state(file.path, file.beside) == file.sha256
-    else:
-        shutil.copyfile(file.path, target)
-        same = sha256_of_file(target) == file.sha256
-    if not same:
+        return
+    shutil.copyfile(file.path, target)
+    if sha256_of_file(target) != file.sha256:
         raise _changed(file.path)
 
 
@@ -156,12 +153,12 @@ def _locations(model: onnx.ModelProto) -> list[str]:
     )
 
 
-def _state(path: Path, beside: tuple[Path, ...]) -> str:
-    return "".join(sha256_of_file(file) for file in (path, *beside))
-
-
-def _stamp(file: Path) -> tuple[int, int]:
-    found = file.stat()
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """What changes when a file does: its size, and when it was written; None where there is none."""
+    try:
+        found = file.stat()
+    except (OSError, ValueError):
+        return None
     return found.st_size, found.st_mtime_ns
 
 
