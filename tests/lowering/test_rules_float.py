@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from lint_judge import judged
 from onnx import TensorProto
@@ -156,3 +157,10 @@ def test_of_the_models_that_onnx_ships_those_are_refused_that_the_rules_refuse()
     for file in files:
         _, verdict = builder_verdict(str(file))
         assert bool(verdict.refusal) is linted(onnx.load(file), target="rtx").refused, (file, verdict.refusal)
+
+
+def test_half_scales_of_an_old_opset_are_refused_by_onnxruntime_alone() -> None:
+    model = GRAPHS["RE602"]()
+    with pytest.raises(Exception, match=r"tensor\(float16\)"):  # onnxruntime's own kinds share no base
+        ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert judged(model).refusal == ""

@@ -41,7 +41,7 @@ RULES = (
         "warning",
         "TensorRT-RTX takes the file, onnxruntime refuses it: ONNX has FP16 scales from opset 19 on.",
         "Export with opset 19 or newer.",
-        f"{ORT}, and TensorRT-RTX 1.7.1",
+        "onnxruntime 1.32, and TensorRT-RTX 1.7.1",
     ),
     _in_float(
         "RE701",
