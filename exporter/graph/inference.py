@@ -67,6 +67,12 @@ def inferred_graphs(model: onnx.ModelProto) -> tuple[InferredGraph, ...]:
     return tuple(found)
 
 
+def inferred_values(model: onnx.ModelProto) -> onnx.GraphProto:
+    """The model's own graph with the types and shapes of its inner tensors and outputs, as far as they can be inferred,
+    and without the values of its weights: onnx's own inference would copy these several times."""
+    return onnx.shape_inference.infer_shapes(_lean_model(model, model.graph, None, None), data_prop=True).graph
+
+
 class _Batch(NamedTuple):
     """The first dimension of a model's input.
 

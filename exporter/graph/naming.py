@@ -18,6 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from exporter.graph.facts import reduces_space
+from exporter.graph.inference import inferred_values
 
 SCOPES, CLASSES = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"
 OPERATOR_AT_END = re.compile(
@@ -44,9 +45,8 @@ def make_file_readable(model: onnx.ModelProto) -> None:
     older exporter writes it, `layer1.0.conv1`; of TensorFlow's `StatefulPartitionedCall/net/conv1_conv/Conv2D`,
     `conv1_conv`. A node without a name is called after its operator. No two get the same.
     """
-    inferred = onnx.shape_inference.infer_shapes(model)
     del model.graph.value_info[:]
-    model.graph.value_info.extend(inferred.graph.value_info)
+    model.graph.value_info.extend(inferred_values(model).value_info)
     _use_known_pooling(model.graph)
     _use_known_classifier(model.graph)
     _give_names(model.graph, _names_in_file(model.graph))

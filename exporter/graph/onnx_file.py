@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx
 from onnx import TensorProto, external_data_helper
@@ -15,6 +16,17 @@ from runtimes.errors import BadInput
 
 LARGEST_BYTES = 2 << 30
 """Protobuf's limit for one message; larger models keep their weights in files beside them."""
+ITEM_BYTES = {
+    TensorProto.FLOAT: 4,
+    TensorProto.FLOAT16: 2,
+    TensorProto.BFLOAT16: 2,
+    TensorProto.DOUBLE: 8,
+    TensorProto.INT8: 1,
+    TensorProto.UINT8: 1,
+    TensorProto.INT32: 4,
+    TensorProto.INT64: 8,
+}
+"""Bytes of a value of the types that weights have."""
 LOADED_ELEMENTS = 1 << 16
 """Tensors in other files are read up to this size: scales, zero points, shapes. Of weights, type and shape suffice."""
 
@@ -66,10 +78,11 @@ def checked_model(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         if tensor.data_location == TensorProto.EXTERNAL:
             _load_small(tensor, path)
     try:
-        onnx.checker.check_model(_without_external(model))
+        onnx.checker.check_model(_without_weights(model))
         model = inline_functions(model)
     except Exception as error:  # as above
         raise BadInput(f"{path} is no valid ONNX model: {_first_line(error)}; save it again") from error
+    _check_sizes(model, path)
     _check_inputs(model.graph, path)
     return model
 
@@ -131,20 +144,60 @@ def _load_small(tensor: TensorProto, path: Path) -> None:
         del tensor.external_data[:]
 
 
-def _without_external(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy for onnx's checker, with tensors that were left in other files made empty.
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy for onnx's checker, with its large initializers, and tensors that were left in other files, made empty.
 
-    The checker would look for those files in the working folder.
+    The checker would copy the former twice, and look for the files in the working folder.
     """
-    if not any(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors_of(model.graph)):
-        return model
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy, graph = onnx.ModelProto(), onnx.GraphProto()
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            _set_field(copy, field.name, value)
+    for field, value in model.graph.ListFields():
+        if field.name != "initializer":
+            _set_field(graph, field.name, value)
+    graph.initializer.extend(map(_emptied, model.graph.initializer))
+    copy.graph.CopyFrom(graph)
     for tensor in tensors_of(copy.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
-            replaced = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0], raw_data=b"")
-            tensor.CopyFrom(replaced)
+            tensor.CopyFrom(_emptied(tensor))
     return copy
+
+
+def _set_field(message: Any, name: str, value: Any) -> None:
+    """Set a field of a message, of whatever kind it is, to a copy of `value`."""
+    if isinstance(value, str | bytes | int | float):
+        setattr(message, name, value)
+    elif hasattr(value, "CopyFrom"):
+        getattr(message, name).CopyFrom(value)
+    else:
+        getattr(message, name).extend(value)
+
+
+def _emptied(tensor: TensorProto) -> TensorProto:
+    """The tensor; one without values in its place where it is large, or stored in another file."""
+    is_elsewhere = tensor.data_location == TensorProto.EXTERNAL
+    if not is_elsewhere and not (tensor.HasField("raw_data") and math.prod(tensor.dims) > LOADED_ELEMENTS):
+        return tensor
+    return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0], raw_data=b"")
+
+
+def _check_sizes(model: onnx.ModelProto, path: Path) -> None:
+    """Check that the large initializers have as many bytes as their shapes say, which onnx's checker is not shown.
+
+    Raises:
+        BadInput: one has not; names it.
+    """
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL or not tensor.HasField("raw_data"):
+            continue
+        wanted = math.prod(tensor.dims) * ITEM_BYTES.get(tensor.data_type, 0)
+        if not wanted or len(tensor.raw_data) == wanted:
+            continue
+        raise BadInput(
+            f"{path} is no valid ONNX model: expected {wanted} bytes in '{tensor.name}', got {len(tensor.raw_data)}; "
+            "save it again"
+        )
 
 
 def tensors_of(graph: onnx.GraphProto) -> Iterator[TensorProto]:

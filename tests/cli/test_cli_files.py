@@ -74,6 +74,12 @@ def with_nan(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "w"))
 
 
+def with_short_weights(model: onnx.ModelProto) -> None:
+    values = np.zeros((64, 3, 32, 32), np.float32)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "w"))
+    model.graph.initializer[0].raw_data = b"123"
+
+
 def with_a_cycle(model: onnx.ModelProto) -> None:
     model.graph.node[0].input[0] = "r"
 
@@ -103,6 +109,7 @@ BAD: dict[str, tuple[Change, str]] = {
     "unknown domain": (with_operator("Relu", "my.ops"), "got Relu 'relu' of my.ops, which is not ONNX's own"),
     "unknown operator": (with_operator("Foo"), "No Op registered for Foo"),
     "weights with NaN": (with_nan, "expected finite weights, got NaN or infinity in 'w'"),
+    "weights cut short": (with_short_weights, "expected 786432 bytes in 'w', got 3; save it again"),
     "cycle": (with_a_cycle, "expected nodes that follow from one another, got Conv 'conv'"),
     "two inputs": (with_two_inputs, "expected a network with one input, an image, got 'x', 'z'"),
     "half input": (with_half_input, "expected an input of FLOAT, got 'x' of FLOAT16"),

@@ -108,12 +108,13 @@ def convert_opset(model: onnx.ModelProto, opset: int, where: str) -> str:
             f"{where}: cannot convert it from opset {found} to {opset}: {_reason(error)}; save it with opset {opset}"
         ) from error
     inputs = [value for value in converted.graph.input if value.name not in large]
-    initializers = [*converted.graph.initializer, *large.values()]
-    nodes = list(converted.graph.node)
     graph = model.graph
-    del graph.node[:], graph.initializer[:], graph.input[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(initializers)
+    for place in reversed(range(len(graph.initializer))):  # the large ones stay where they are: a copy is memory
+        if graph.initializer[place].name not in large:
+            del graph.initializer[place]
+    graph.initializer.extend(converted.graph.initializer)
+    del graph.node[:], graph.input[:]
+    graph.node.extend(converted.graph.node)
     graph.input.extend(inputs)
     del model.opset_import[:]
     model.opset_import.extend(converted.opset_import)
@@ -121,10 +122,10 @@ def convert_opset(model: onnx.ModelProto, opset: int, where: str) -> str:
     return f"opset {found} converted to {opset}"
 
 
-def _without_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, TensorProto]]:
-    """The model with its weights as inputs, and the weights: the converter would copy them several times."""
+def _without_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, set[str]]:
+    """The model with its weights as inputs, and the weights' names: the converter would copy them several times."""
     lean = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
-    graph, large = model.graph, {}
+    graph, large = model.graph, set[str]()
     lean.graph.name = graph.name or "graph"
     lean.graph.node.extend(graph.node)
     lean.graph.input.extend(graph.input)
@@ -133,7 +134,7 @@ def _without_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str,
         if math.prod(tensor.dims) <= LARGEST_SHAPE_CONSTANT:
             lean.graph.initializer.append(tensor)
         else:
-            large[tensor.name] = tensor
+            large.add(tensor.name)
             lean.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     return lean, large
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from exporter.graph.inference import inferred_values
 from exporter.graph.intake.batch import free_batch, set_batch
 from exporter.graph.intake.fold import fold_paddings, fold_scales
 from exporter.graph.intake.head import flatten_logits, head_of, take_off_softmax
@@ -56,8 +59,7 @@ class TakenFile:
 
     def with_batch(self, batch: BatchRange) -> onnx.ModelProto:
         """A copy of the graph whose batch is free, or fixed at one size."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self.model)
+        model = _copied_model(self.model)
         name_batch(model, batch)
         return model
 
@@ -124,8 +126,13 @@ def take_file(
         answers = runtime.run({INPUT: noise[:1]})
     head = head_of(graph, answers, keep_softmax=keep_softmax)
     facts = replace(facts, outputs=head.outputs)
-    before: Path | bytes = opened.file.model.SerializeToString() if opened.file.is_quantized else reference
-    work = _Work(opened.file.model, facts, noise, _by_image(before, facts, noise))
+    model = opened.file.model
+    with (
+        _opened(model, facts, preprocess.shape)
+        if opened.file.is_quantized
+        else SourceFileRuntime.of(reference, facts, preprocess.shape)
+    ) as runtime:
+        work = _Work(model, facts, noise, _by_image(runtime, noise))
     work.said += opened.said
     work.step(lambda model: _set_sizes(model.graph, image, preprocess))
     work.step(lambda model: take_off_softmax(model.graph, head.outputs) if head.softmax else "")
@@ -139,6 +146,7 @@ def take_file(
     if not opened.file.is_quantized:  # a quantized graph's folding is the affair of whoever keeps its scales
         for step in (fold_paddings, fold_scales, use_known_head):
             work.step(step)
+    work.model = _copied_model(work.model)  # protobuf keeps what was taken out of a message until all of it goes
     _name(work)
     return TakenFile(reference, work.model, replace(facts, steps=tuple(work.said)), fixed, head.classes)
 
@@ -190,17 +198,29 @@ class _Work:
         """The largest difference of an output from the file's, relative to that output's largest value, over batches of
         these sizes."""
         drop_unused(self.model.graph)
-        found = 0.0
-        with SourceFileRuntime.of(self.model.SerializeToString(), self.facts, self.noise.shape[1:]) as runtime:
-            for size in sizes:
-                for name, values in runtime.run({INPUT: self.noise[:size]}).items():
-                    expected = self.expected[name][:size]
-                    if expected.shape != values.shape:
-                        return float("inf")
-                    largest = float(np.abs(expected).max()) or 1.0
-                    found = max(found, float(np.abs(values - expected).max()) / largest)
-                    found = found if np.isfinite(values).all() else float("inf")
-        return found
+        with _opened(self.model, self.facts, self.noise.shape[1:]) as runtime:
+            return max(
+                _largest_difference(values, self.expected[name][:size])
+                for size in sizes
+                for name, values in runtime.run({INPUT: self.noise[:size]}).items()
+            )
+
+
+@contextmanager
+def _opened(model: onnx.ModelProto, facts: SourceFile, shape: Sequence[int]) -> Iterator[SourceFileRuntime]:
+    """A graph as onnxruntime runs it without optimising; through a file, since its bytes would be in memory twice."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        onnx.save(model, path)
+        with SourceFileRuntime.of(path, facts, shape) as runtime:
+            yield runtime
+
+
+def _largest_difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Relative to the largest expected value; infinite where the shapes differ, or a value is not finite."""
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(found - expected).max()) / (float(np.abs(expected).max()) or 1.0)
 
 
 def _noise(preprocess: Preprocess, count: int) -> NDArray[np.float32]:
@@ -210,11 +230,10 @@ def _noise(preprocess: Preprocess, count: int) -> NDArray[np.float32]:
     return preprocess.normalise(np.random.default_rng(0).integers(0, LEVELS + 1, shape, np.uint8))
 
 
-def _by_image(reference: Path | bytes, facts: SourceFile, noise: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """The outputs of a file, given by its path or its content, for each picture by itself, by name."""
-    with SourceFileRuntime.of(reference, facts, noise.shape[1:]) as runtime:
-        rows = [runtime.run({INPUT: noise[place : place + 1]}) for place in range(len(noise))]
-    return {name: np.concatenate([row[name] for row in rows]) for name in facts.outputs}
+def _by_image(runtime: SourceFileRuntime, noise: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+    """The outputs for each picture by itself, by name."""
+    rows = [runtime.run({INPUT: noise[place : place + 1]}) for place in range(len(noise))]
+    return {spec.name: np.concatenate([row[spec.name] for row in rows]) for spec in runtime.outputs}
 
 
 def _set_sizes(graph: onnx.GraphProto, image: ImageInput, preprocess: Preprocess) -> str:
@@ -256,6 +275,12 @@ def _free(work: _Work, image: ImageInput) -> int | None:
     return size
 
 
+def _copied_model(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
 def _copied(message: Any) -> Any:
     copy = type(message)()
     copy.CopyFrom(message)
@@ -282,8 +307,7 @@ def _name(work: _Work) -> None:
     del graph.output[:]
     graph.output.extend(outputs)
     work.facts = replace(work.facts, input=INPUT, outputs={name: name for name in work.facts.outputs})
-    inferred = onnx.shape_inference.infer_shapes(work.model)
-    for value, known in zip(graph.output, inferred.graph.output, strict=True):
+    for value, known in zip(graph.output, inferred_values(work.model).output, strict=True):
         value.CopyFrom(known)
     make_file_readable(work.model)
     if not work.difference(work.size) <= LARGEST_RELATIVE_ERROR:
