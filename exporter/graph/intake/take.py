@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from exporter.graph.inference import inferred_values
 from exporter.graph.intake.batch import free_batch, set_batch
@@ -22,7 +17,9 @@ from exporter.graph.intake.known import use_known_head
 from exporter.graph.intake.layout import Normalisation, normalisation_of, take_channels_first
 from exporter.graph.intake.plain import convert_opset, make_plain
 from exporter.graph.intake.read import ModelFile
-from exporter.graph.intake.wiring import drop_unused, rename_tensor
+from exporter.graph.intake.wiring import rename_tensor
+from exporter.graph.intake.work import LARGEST_RELATIVE_ERROR, Work, answers_by_image, noise_for
+from exporter.graph.intake.work import opened as opened_graph
 from exporter.graph.naming import make_file_readable
 from exporter.graph.trace import name_batch
 from runtimes.errors import SimplifyError
@@ -32,8 +29,6 @@ from runtimes.specs import BatchRange
 
 TRIED_BATCHES = (1, 2, 3)
 """The sizes at which a graph whose batch was made free must answer as the file does, image by image."""
-LARGEST_RELATIVE_ERROR = 1e-5
-LEVELS = 255
 
 
 @dataclass(frozen=True)
@@ -120,7 +115,7 @@ def take_file(
         SimplifyError: a step changes what the graph computes.
     """
     image, graph = opened.image, opened.file.model.graph
-    noise = _noise(preprocess, max(TRIED_BATCHES))
+    noise = noise_for(preprocess, max(TRIED_BATCHES))
     facts = SourceFile(image.name, image.layout, image.batch, {value.name: value.name for value in graph.output})
     with SourceFileRuntime.of(reference, facts, preprocess.shape) as runtime:
         answers = runtime.run({INPUT: noise[:1]})
@@ -128,11 +123,11 @@ def take_file(
     facts = replace(facts, outputs=head.outputs)
     model = opened.file.model
     with (
-        _opened(model, facts, preprocess.shape)
+        opened_graph(model, facts, preprocess.shape)
         if opened.file.is_quantized
         else SourceFileRuntime.of(reference, facts, preprocess.shape)
     ) as runtime:
-        work = _Work(model, facts, noise, _by_image(runtime, noise))
+        work = Work(model, facts, noise, answers_by_image(runtime, noise))
     work.said += opened.said
     work.step(lambda model: _set_sizes(model.graph, image, preprocess))
     work.step(lambda model: take_off_softmax(model.graph, head.outputs) if head.softmax else "")
@@ -151,91 +146,6 @@ def take_file(
     return TakenFile(reference, work.model, replace(facts, steps=tuple(work.said)), fixed, head.classes)
 
 
-class _Work:
-    """A graph on its way.
-
-    Attributes:
-        facts: how the graph is fed and read as it is now.
-        noise: a few pictures, float32 (pictures, channels, height, width).
-        expected: the file's outputs for each of them by itself, by name.
-        said: what was done, in words.
-        size: how many pictures a step is checked on, at once.
-    """
-
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        facts: SourceFile,
-        noise: NDArray[np.float32],
-        expected: Mapping[str, NDArray[Any]],
-    ) -> None:
-        self.model, self.facts, self.noise, self.expected = model, facts, noise, expected
-        self.said: list[str] = []
-        self.size = 1
-
-    def step(self, change: Callable[[onnx.ModelProto], str]) -> None:
-        """Change the graph; if anything was, check that it answers as before.
-
-        Raises:
-            SimplifyError: it does not.
-        """
-        said = change(self.model)
-        if not said:
-            return
-        try:
-            difference = self.difference(self.size)
-        except Exception as error:  # onnxruntime's own errors share no base class
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise SimplifyError(f"onnxruntime does not run the graph any more after '{said}': {reason[0]}") from error
-        if not difference <= LARGEST_RELATIVE_ERROR:
-            raise SimplifyError(
-                f"expected the same answers after '{said}', got some that differ by {difference:.1e} of the largest, "
-                f"allowed {LARGEST_RELATIVE_ERROR:.0e}; report the model"
-            )
-        self.said.append(said)
-
-    def difference(self, *sizes: int) -> float:
-        """The largest difference of an output from the file's, relative to that output's largest value, over batches of
-        these sizes."""
-        drop_unused(self.model.graph)
-        with _opened(self.model, self.facts, self.noise.shape[1:]) as runtime:
-            return max(
-                _largest_difference(values, self.expected[name][:size])
-                for size in sizes
-                for name, values in runtime.run({INPUT: self.noise[:size]}).items()
-            )
-
-
-@contextmanager
-def _opened(model: onnx.ModelProto, facts: SourceFile, shape: Sequence[int]) -> Iterator[SourceFileRuntime]:
-    """A graph as onnxruntime runs it without optimising; through a file, since its bytes would be in memory twice."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "graph.onnx"
-        onnx.save(model, path)
-        with SourceFileRuntime.of(path, facts, shape) as runtime:
-            yield runtime
-
-
-def _largest_difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Relative to the largest expected value; infinite where the shapes differ, or a value is not finite."""
-    if found.shape != expected.shape or not np.isfinite(found).all():
-        return float("inf")
-    return float(np.abs(found - expected).max()) / (float(np.abs(expected).max()) or 1.0)
-
-
-def _noise(preprocess: Preprocess, count: int) -> NDArray[np.float32]:
-    """Pictures of noise, as the network takes them: float32 (pictures, channels, height, width)."""
-    height, width = preprocess.crop
-    shape = (count, height, width, preprocess.channels)
-    return preprocess.normalise(np.random.default_rng(0).integers(0, LEVELS + 1, shape, np.uint8))
-
-
-def _by_image(runtime: SourceFileRuntime, noise: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-    """The outputs for each picture by itself, by name."""
-    rows = [runtime.run({INPUT: noise[place : place + 1]}) for place in range(len(noise))]
-    return {spec.name: np.concatenate([row[spec.name] for row in rows]) for spec in runtime.outputs}
-
-
 def _set_sizes(graph: onnx.GraphProto, image: ImageInput, preprocess: Preprocess) -> str:
     """Fix the sizes that the file leaves free, but for the batch."""
     sizes = next(value for value in graph.input if value.name == image.name).type.tensor_type.shape.dim
@@ -249,7 +159,7 @@ def _set_sizes(graph: onnx.GraphProto, image: ImageInput, preprocess: Preprocess
     return f"free sizes of the input fixed at {height}x{width} pixels of {channels} channels" if free else ""
 
 
-def _free(work: _Work, image: ImageInput) -> int | None:
+def _free(work: Work, image: ImageInput) -> int | None:
     """Free the batch, where that is sound; the size that it is fixed at where it is not."""
     graph = work.model.graph
     nodes, inputs = [_copied(node) for node in graph.node], [_copied(value) for value in graph.input]
@@ -287,7 +197,7 @@ def _copied(message: Any) -> Any:
     return copy
 
 
-def _name(work: _Work) -> None:
+def _name(work: Work) -> None:
     """Give the graph our names of its input and outputs, and readable ones inside."""
     graph = work.model.graph
     renamed = {work.facts.input: INPUT, **{tensor: name for name, tensor in work.facts.outputs.items()}}

@@ -10,6 +10,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from exporter.graph.facts import subgraphs
+
 
 class Wiring:
     """A graph's edges at one moment; look at them again after a change.
@@ -127,6 +129,7 @@ def drop_unused(graph: onnx.GraphProto, keep: Collection[str] = ()) -> None:
     for node in reversed(graph.node):
         if needed.intersection(name for name in node.output if name):
             needed.update(name for name in node.input if name)
+            needed.update(name for _, inner in subgraphs(node) for one in inner.node for name in one.input)
             left.append(node)
     if len(left) < len(graph.node):
         replace_nodes(graph, left[::-1])

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from exporter.graph.inference import inferred_graphs
+from exporter.graph.intake.wiring import drop_unused
 from exporter.lowering.qdq.targets import Edge
 from exporter.lowering.qdq.targets._signs import tensors_without_negatives
 from exporter.lowering.qdq.targets.cpu import GEMM, PLAIN_GEMM
-from exporter.lowering.requantize.plain import keep_used, unused_name
+from exporter.lowering.requantize.plain import unused_name
 from exporter.lowering.requantize.trained import ROUNDING, TrainedNetwork, TrainedWeight, note, readers
 
 AFFINE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sum", "Sub", "Mul", "Div", "BatchNormalization")
@@ -191,7 +192,7 @@ def with_row_classifiers(network: TrainedNetwork) -> TrainedNetwork:
             network.weights[rows], node.input[1] = network.weights[name], rows
             del node.attribute[:]
             node.attribute.append(helper.make_attribute("transB", 1))
-    keep_used(graph)
+    drop_unused(graph)
     return network
 
 

@@ -6,20 +6,20 @@ in FP32, since a target's own form is cast from that.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from itertools import count
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper, version_converter
+from onnx import TensorProto, helper, numpy_helper
 
 from exporter.graph.facts import inline_functions, subgraphs, type_name
-from exporter.graph.inference import LARGEST_SHAPE_CONSTANT, inferred_graphs
+from exporter.graph.inference import inferred_graphs
+from exporter.graph.intake.plain import convert_opset, opset_of
+from exporter.graph.intake.wiring import drop_unused
 from exporter.lowering.opsets import OPSETS
 from exporter.lowering.qdq.constants import constant_tensor, evaluate
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE
-from runtimes.errors import BadInput
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 NOTHING = ("Identity", "Dropout")
@@ -43,65 +43,19 @@ def plain_graph(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
-def opset_of(model: onnx.ModelProto) -> int:
-    """The version of ONNX's own operators."""
-    return next((int(one.version) for one in model.opset_import if one.domain in ("", "ai.onnx")), 1)
-
-
 def at_known_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     """A float network in an opset of our own graphs: FP16 scales of Q/DQ need 19.
-
-    Large constants are kept out of the conversion, which copies all that it sees several times.
 
     Raises:
         BadInput: onnx cannot convert it.
     """
     if opset_of(model) in OPSETS:
         return model
-    graph, large = model.graph, {}
-    inputs, small = list(graph.input), []
-    for tensor in graph.initializer:
-        if math.prod(tensor.dims) > LARGEST_SHAPE_CONSTANT:
-            large[tensor.name] = tensor
-            inputs.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-        else:
-            small.append(tensor)
-    lean = helper.make_model(
-        helper.make_graph(graph.node, graph.name or "graph", inputs, graph.output, small),
-        opset_imports=model.opset_import,
-        ir_version=model.ir_version,
-        producer_name=model.producer_name,
-    )
-    try:
-        result = version_converter.convert_version(lean, OPSETS[-1])
-    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-        said = " ".join(str(error).split())
-        raise BadInput(
-            f"expected operators that onnx converts from opset {opset_of(model)} to {OPSETS[-1]}, got others: {said}; "
-            f"export the file in opset {OPSETS[-1]}"
-        ) from error
-    given = [value for value in result.graph.input if value.name not in large]
-    del result.graph.input[:]
-    result.graph.input.extend(given)
-    result.graph.initializer.extend(large.values())
-    _fold_constants(result.graph, OPSETS[-1])  # what were attributes are Constant nodes now
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    convert_opset(result, OPSETS[-1], "the float network behind the file")
+    _fold_constants(result.graph, OPSETS[-1])  # what were attributes are constants now
     return result
-
-
-def keep_used(graph: onnx.GraphProto) -> None:
-    """Remove the nodes that nothing reads, and then the initializers, in place; nodes are in topological order."""
-    read = {value.name for value in graph.output}
-    nodes = []
-    for node in reversed(graph.node):
-        if not read.isdisjoint(node.output):
-            nodes.append(node)
-            read.update(node.input)
-            read.update(name for _, inner in subgraphs(node) for one in inner.node for name in one.input)
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    ordered = nodes[::-1]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(ordered)
-    graph.initializer.extend(kept)
 
 
 def _fold_constants(graph: onnx.GraphProto, opset: int) -> None:
@@ -119,7 +73,7 @@ def _fold_constants(graph: onnx.GraphProto, opset: int) -> None:
     graph.node.extend(kept)
     graph.input.extend(inputs)
     graph.initializer.extend(tensors.values())
-    keep_used(graph)
+    drop_unused(graph)
 
 
 def _constant_outputs(

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from exporter.graph.facts import type_name
+from exporter.graph.intake.plain import opset_of
+from exporter.graph.intake.wiring import drop_unused
 from exporter.lowering.qdq.constants import evaluate
 from exporter.lowering.qdq.targets import Edge
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, int_attribute, node_label
-from exporter.lowering.requantize.plain import keep_used, opset_of, pass_through, plain_graph
+from exporter.lowering.requantize.plain import pass_through, plain_graph
 from exporter.lowering.requantize.trained import (
     Pair,
     TrainedNetwork,
@@ -98,7 +100,7 @@ class _Reader:
             values = self.held.pop(name).values
             if name in read:
                 result.graph.initializer.append(numpy_helper.from_array(values, name))
-        keep_used(result.graph)
+        drop_unused(result.graph)
         pass_through(result.graph, [node for node in result.graph.node if node.name in added])
         return TrainedNetwork(result, self.pairs, outputs, self.weights, self.notes)
 
