@@ -127,6 +127,11 @@ class Manifest:
     files: dict[str, FileFacts] = field(default_factory=dict)
 
     @property
+    def origin_text(self) -> str:
+        """Where the model's network is from, in words."""
+        return "an ONNX file" if self.source_file else f"{self.model.source}, {self.model.variant}"
+
+    @property
     def reference_text(self) -> str:
         """What the model was held against, in words."""
         return "FP32 PyTorch" if self.source_file is None else f"the file {self.model.name}"

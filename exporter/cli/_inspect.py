@@ -198,7 +198,7 @@ def _bundle_lines(path: Path, manifest: Manifest, rejection: str) -> list[str]:
     model = manifest.model
     lines = [
         f"{'bundle':<12} {path}",
-        f"{'model':<12} {model.name} ({_origin_text(manifest)}), {gives_text(manifest)}",
+        f"{'model':<12} {model.name} ({manifest.origin_text}), {gives_text(manifest)}",
         f"{'weights':<12} {model.weights.kind}, sha256 {model.weights.sha256}",
         f"{'precision':<12} {manifest.precision} for {manifest.target}, opset {manifest.opset}, batch {manifest.batch}",
     ]
@@ -222,10 +222,6 @@ def _bundle_lines(path: Path, manifest: Manifest, rejection: str) -> list[str]:
         f"{'files':<12} {', '.join(f'{name} {size_text(facts.bytes)}' for name, facts in manifest.files.items())}"
     )
     return [*lines, f"{'versions':<12} {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}"]
-
-
-def _origin_text(manifest: Manifest) -> str:
-    return "an ONNX file" if manifest.source_file else f"{manifest.model.source}, {manifest.model.variant}"
 
 
 def _graph_lines(facts: GraphFacts) -> list[str]:

@@ -76,7 +76,10 @@ def test_two_bundles_of_one_file_are_compared(made: Path, source: Path, tmp_path
 
 
 def test_the_report_and_inspect_name_the_file(made: Path, deploy: Any) -> None:
-    assert "the file caffe.onnx" in (made / "report.html").read_text()
+    report = (made / "report.html").read_text()
+    assert "the file caffe.onnx" in report
+    assert "caffe.onnx (an ONNX file), file weights, 10 classes" in report
+    assert "45 weights no longer listed as inputs" in report
     shown = deploy("inspect", made)
     assert "caffe.onnx (an ONNX file), 10 classes" in shown.out
     assert "45 weights no longer listed as inputs" in shown.out
