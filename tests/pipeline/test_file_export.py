@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,13 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 from PIL import Image
 from stranger_elsewhere import ELSEWHERE, elsewhere
 from stranger_files import FILES, stranger
 from stranger_graphs import Made
 from stranger_makers import MAKERS, class_index, external_data, legacy, legacy_resnet18, legacy_training
+from stranger_networks import settled
 from stranger_readings import Reading, pictures, scores
 
 from exporter import ExportPlan, export
@@ -24,6 +28,7 @@ from runtimes._open import open_reference
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput, PlanError
 from runtimes.parity.compare import class_scores
+from runtimes.specs import BatchRange
 
 FLOAT = [
     name for name in MAKERS if name not in ("several_outputs", "own_normalisation", "qoperator") and name[0] != "q"
@@ -225,22 +230,58 @@ def test_tensorflows_networks_answer_as_tensorflow_does(name: str, tmp_path: Pat
     assert distance(found, file.answers) < 1e-4
 
 
-@pytest.mark.slow
+def timm_network() -> Made:
+    """A network of timm's, with pixels of 64, by PyTorch's older exporter."""
+    timm = pytest.importorskip("timm")
+    network = timm.create_model("resnet10t", pretrained=False, num_classes=10)
+    return legacy(17, 1, settled(network, legacy().reading))
+
+
+TWINS = {
+    "resnet18": pytest.param(legacy_resnet18, id="resnet18", marks=pytest.mark.slow),
+    "timm": pytest.param(timm_network, id="timm", marks=pytest.mark.slow),
+    "channels last": pytest.param(MAKERS["tensorflow_nhwc"], id="channels last"),
+}
+
+
+@pytest.mark.parametrize("make", TWINS.values())
 def test_a_factory_and_a_file_of_the_same_network_agree_to_the_last_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = legacy_resnet18()
-    torch.save(made.network, tmp_path / "network.pt")
-    (tmp_path / "twin.py").write_text(
-        "import torch\n\n\ndef make():\n    return torch.load('network.pt', weights_only=False)\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
+    made = make()
+    module = ModuleType("twin_of_a_file")
+    module.make = lambda: made.network  # type: ignore[attr-defined]  # a module has what is put into it
+    monkeypatch.setitem(sys.modules, "twin_of_a_file", module)
     files = {}
-    for name, model in (("file", saved(made, tmp_path)), ("factory", Path("twin:make"))):
+    for name, model in (("file", saved(made, tmp_path)), ("factory", Path("twin_of_a_file:make"))):
         files[name] = export(plan_for(model, made.reading, tmp_path / name)).folder
-    graphs = {name: onnx.load(folder / "model.onnx").graph for name, folder in files.items()}
-    operators = {name: [node.op_type for node in graph.node] for name, graph in graphs.items()}
     images = pictures(8, made.reading.size)
-    assert operators["file"] == operators["factory"]
     assert distance(answers_of(files["file"], images), answers_of(files["factory"], images)) < CLOSE
+    counts = [Bundle.open(folder).manifest.graph.operators for folder in files.values()]
+    assert counts[0]["Conv"] == counts[1]["Conv"]
+
+
+def fixed_at_one() -> Made:
+    """A file for one image, which writes that down where nothing can free it."""
+    made = legacy()
+    graph = made.model.graph
+    graph.node.append(helper.make_node("Reshape", ["logits", "five"], ["flat"], name="flat"))
+    graph.node.append(helper.make_node("Reshape", ["flat", "whole"], ["again"], name="again"))
+    graph.initializer.append(numpy_helper.from_array(np.array([10]), "five"))
+    graph.initializer.append(numpy_helper.from_array(np.array([1, 10]), "whole"))
+    graph.output[0].name = "again"
+    return made
+
+
+def test_a_batch_that_cannot_be_made_free_stays_and_is_said(tmp_path: Path) -> None:
+    made = fixed_at_one()
+    path = saved(made, tmp_path)
+    result = export(plan_for(path, made.reading, tmp_path / "out"))
+    source = result.manifest.source_file
+    assert source is not None
+    assert "batch left at 1: with another one the graph fails, or gives other answers" in source.steps
+    assert (result.manifest.batch, result.manifest.inputs[0].shape[0]) == (BatchRange(1, 1, 1), 1)
+    images = pictures(3, made.reading.size)
+    assert distance(answers_of(result.folder, images), logits_of(made, images)) < CLOSE
+    with pytest.raises(PlanError, match="--batch says 1:2:4, but model.onnx takes batches of 1 alone; leave it out"):
+        export(plan_for(path, made.reading, tmp_path / "other", batch=BatchRange(1, 2, 4)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from exporter.graph.inference import inferred_values
+from exporter.graph.inference import LARGEST_SHAPE_CONSTANT, inferred_values
 from exporter.graph.intake.batch import free_batch, set_batch
 from exporter.graph.intake.fold import fold_paddings, fold_scales
 from exporter.graph.intake.head import flatten_logits, head_of, take_off_softmax
@@ -163,6 +164,7 @@ def _free(work: Work, image: ImageInput) -> int | None:
     """Free the batch, where that is sound; the size that it is fixed at where it is not."""
     graph = work.model.graph
     nodes, inputs = [_copied(node) for node in graph.node], [_copied(value) for value in graph.input]
+    small = [_copied(one) for one in graph.initializer if math.prod(one.dims) <= LARGEST_SHAPE_CONSTANT]
     before = work.facts
     said = free_batch(work.model, image.name) if image.batch is not None else ""
     set_batch(graph, image.name)
@@ -179,6 +181,8 @@ def _free(work: Work, image: ImageInput) -> int | None:
     del graph.node[:], graph.input[:]
     graph.node.extend(nodes)
     graph.input.extend(inputs)
+    left = {tensor.name for tensor in graph.initializer}
+    graph.initializer.extend(tensor for tensor in small if tensor.name not in left)
     next(one for one in graph.input if one.name == image.name).type.tensor_type.shape.dim[0].dim_value = size
     work.facts = replace(before, batch=size)
     work.step(lambda model: f"batch left at {size}: with another one the graph fails, or gives other answers")
