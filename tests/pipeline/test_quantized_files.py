@@ -24,7 +24,7 @@ from exporter.verification.report.reproduce import export_lines
 from runtimes import open_runtime
 from runtimes._open import open_reference
 from runtimes.bundle import Bundle
-from runtimes.errors import PlanError
+from runtimes.errors import ParityError, PlanError
 from runtimes.parity.measures import sqnr_db
 
 
@@ -141,6 +141,11 @@ def pictures_folder(tmp_path: Path) -> Path:
     for number, pixels in enumerate(pictures(330, (64, 64), seed=7)):
         Image.fromarray(pixels).save(folder / f"{number:03}.png")
     return folder
+
+
+def test_a_refusal_names_what_is_left_to_try(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match=r"its scales are the file's own: take --recalibrate, or --dequantize --fp16"):
+        export_of(MAKERS["qdq_int8"](), tmp_path, budget={"min_sqnr_db": 60.0})
 
 
 @pytest.mark.parametrize(
