@@ -263,7 +263,7 @@ def test_a_file_that_changes_while_it_is_read(
         (
             ("n", 3, "h", "w"),
             TOLD,
-            "expected --image-size with model.onnx, got none: it takes pictures of several sizes",
+            "expected --image-size with model.onnx, got none: the file leaves height and width open",
         ),
         (
             (1, 3, 16, 16),

@@ -120,7 +120,7 @@ def test_the_float_network_behind_a_quantized_file(tmp_path: Path) -> None:
     assert ratio_db(result, made) > 30
     source = result.manifest.source_file
     assert source is not None
-    assert source.steps[0] == "its Q/DQ taken off: the float network behind it is the reference"
+    assert source.steps[0] == "quantization removed: the float network behind it is the reference"
     assert "--dequantize" in export_lines(result.manifest)[0]
 
 

@@ -86,7 +86,7 @@ def open_file(file: ModelFile) -> Opened:
     Raises:
         BadInput: it is no classifier or backbone of images (see `image_input`), or gives no scores.
     """
-    said = [f"weights of {', '.join(one.name for one in file.beside)} read in"] if file.beside else []
+    said = [f"weights read from {', '.join(one.name for one in file.beside)}"] if file.beside else []
     said += [text] if (text := make_plain(file.model)) else []
     image = image_input(file.model, file.name)
     check_scores(file.model.graph, file.name)
@@ -157,7 +157,7 @@ def _set_sizes(graph: onnx.GraphProto, image: ImageInput, preprocess: Preprocess
         size.dim_value = one
     for value in graph.output:  # what is declared of them is for other sizes
         value.type.tensor_type.ClearField("shape")
-    return f"free sizes of the input fixed at {height}x{width} pixels of {channels} channels" if free else ""
+    return f"input, of free size in the file, fixed at {height}x{width} pixels of {channels} channels" if free else ""
 
 
 def _free(work: Work, image: ImageInput) -> int | None:
@@ -175,7 +175,9 @@ def _free(work: Work, image: ImageInput) -> int | None:
         difference = float("inf")
     if difference <= LARGEST_RELATIVE_ERROR:
         work.size = 2  # a graph that mixes pictures up shows it
-        work.said += [f"{said}, the same at batches of {', '.join(map(str, TRIED_BATCHES))}"] if said else []
+        work.said += (
+            [f"{said}; its answers are the same at batches of {', '.join(map(str, TRIED_BATCHES))}"] if said else []
+        )
         return None
     size = image.batch or 1
     del graph.node[:], graph.input[:]
@@ -185,7 +187,7 @@ def _free(work: Work, image: ImageInput) -> int | None:
     graph.initializer.extend(tensor for tensor in small if tensor.name not in left)
     next(one for one in graph.input if one.name == image.name).type.tensor_type.shape.dim[0].dim_value = size
     work.facts = replace(before, batch=size)
-    work.step(lambda model: f"batch left at {size}: with another one the graph fails, or gives other answers")
+    work.step(lambda model: f"batch left at {size}, since the graph fails at another, or gives other answers")
     return size
 
 
