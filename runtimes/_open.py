@@ -13,7 +13,7 @@ from runtimes.base import Runtime
 from runtimes.bundle import Bundle, path_from_given
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, UnknownName
 from runtimes.nvidia.trust import trusted_engines
-from runtimes.source_file import SourceFileRuntime
+from runtimes.source_runtime import SourceFileRuntime
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 AUTO = "auto"

@@ -54,7 +54,7 @@ from runtimes.manifest import Manifest
 from runtimes.parity.budget import Budget
 from runtimes.preprocess import Preprocess
 from runtimes.progress import Progress, Steps, silent
-from runtimes.source_file import SourceFileRuntime
+from runtimes.source_runtime import SourceFileRuntime
 from runtimes.specs import BatchRange
 
 OTHERS_CODE = ("custom", "timm")

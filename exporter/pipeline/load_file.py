@@ -21,7 +21,8 @@ from runtimes.errors import PlanError
 from runtimes.manifest import ModelFacts, WeightsFacts
 from runtimes.preprocess import Preprocess
 from runtimes.printable import count_text
-from runtimes.source_file import DEQUANTIZED, KEPT, QuantizedFile, SourceFileRuntime
+from runtimes.source_file import DEQUANTIZED, KEPT, QuantizedFile
+from runtimes.source_runtime import SourceFileRuntime
 
 IMAGENET = "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
 NAMES_UNDER = ("names", "classes", "labels", "class_names", "class_labels", "id2label", "categories")

@@ -12,7 +12,7 @@ from exporter.graph.facts import reduces_space
 from exporter.graph.inference import Shape, inferred_graphs
 from exporter.graph.intake.wiring import Wiring, add_constant, attributes_of, drop_unused, remove_nodes, replace_nodes
 from runtimes.printable import count_text
-from runtimes.source_file import NHWC
+from runtimes.source_runtime import NHWC
 
 
 def use_known_head(model: onnx.ModelProto) -> str:

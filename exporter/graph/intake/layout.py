@@ -11,7 +11,7 @@ from onnx import helper
 
 from exporter.graph.intake.interface import TO_NCHW
 from exporter.graph.intake.wiring import Wiring, add_constant, bypass, remove_nodes, replace_nodes
-from runtimes.source_file import NHWC
+from runtimes.source_runtime import NHWC
 
 CHANNELS_FIRST = "input changed from (batch, height, width, channels) to (batch, channels, height, width)"
 SCALES = ("Add", "Sub", "Mul", "Div")

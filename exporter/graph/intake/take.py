@@ -25,7 +25,8 @@ from exporter.graph.naming import make_file_readable
 from exporter.graph.trace import name_batch
 from runtimes.errors import SimplifyError
 from runtimes.preprocess import Preprocess
-from runtimes.source_file import INPUT, SourceFile, SourceFileRuntime
+from runtimes.source_file import SourceFile
+from runtimes.source_runtime import INPUT, SourceFileRuntime
 from runtimes.specs import BatchRange
 
 TRIED_BATCHES = (1, 2, 3)

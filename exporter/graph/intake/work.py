@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from exporter.graph.intake.wiring import drop_unused
 from runtimes.errors import SimplifyError
 from runtimes.preprocess import Preprocess
-from runtimes.source_file import INPUT, SourceFile, SourceFileRuntime
+from runtimes.source_file import SourceFile
+from runtimes.source_runtime import INPUT, SourceFileRuntime
 
 LARGEST_RELATIVE_ERROR = 1e-5
 LEVELS = 255

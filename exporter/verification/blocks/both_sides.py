@@ -31,7 +31,8 @@ from runtimes.errors import BadInput, BundleError, SimplifyError
 from runtimes.parity.compare import PROBABILITIES
 from runtimes.preprocess import PIXELS, takes_any_size
 from runtimes.progress import Steps
-from runtimes.source_file import KEPT, SourceFileRuntime
+from runtimes.source_file import KEPT
+from runtimes.source_runtime import SourceFileRuntime
 
 
 @dataclass(frozen=True)

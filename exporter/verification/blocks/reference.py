@@ -18,7 +18,8 @@ from exporter.graph.intake.wiring import drop_unused, remove_nodes, rename_tenso
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE
 from exporter.lowering.requantize.mend import with_pairs
 from exporter.verification.blocks.program import outline_of_program, program_values
-from runtimes.source_file import INPUT, KEPT, SourceFileRuntime
+from runtimes.source_file import KEPT
+from runtimes.source_runtime import INPUT, SourceFileRuntime
 
 
 class BlockReference(Protocol):
