@@ -257,6 +257,20 @@ def test_a_file_that_begins_with_a_convolution_normalises_nothing() -> None:
     assert normalisation_of(graph_of([helper.make_node("Conv", ["x", "w"], ["y"])], dict(CONV)), "x") is None
 
 
+@pytest.mark.parametrize(
+    ("factor", "shift"),
+    [(1.0, 0.0), (1.0, 1e-5), (0.458, -0.03), (0.5, 0.0), (127.5, 4.5)],
+    ids=["idle", "almost idle", "of normalised pixels", "of no known pixels", "back from -1..1"],
+)
+def test_what_no_pixels_need_is_no_normalisation(factor: float, shift: float) -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "f"], ["1"]),
+        helper.make_node("Add", ["1", "s"], ["2"]),
+        helper.make_node("Conv", ["2", "w"], ["y"]),
+    ]
+    assert normalisation_of(graph_of(nodes, {**CONV, "f": np.float32(factor), "s": np.float32(shift)}), "x") is None
+
+
 @pytest.mark.parametrize("axes", [None, (2, 3)])
 def test_heads_are_written_as_ours_are(axes: tuple[int, ...] | None) -> None:
     transposed = [] if axes else [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 3, 1])]
