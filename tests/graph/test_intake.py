@@ -312,6 +312,50 @@ def test_outputs_with_classes_are_told_from_features(
     assert head.softmax == ("Softmax" if last == "Softmax" and not keep else "")
 
 
+def test_a_softmax_that_is_not_last_stays_and_is_said_to() -> None:
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["0"]),
+        helper.make_node("Conv", ["0", "k"], ["1"]),
+        helper.make_node("Softmax", ["1"], ["2"], axis=1),
+        helper.make_node("Mul", ["2", "percent"], ["y"]),
+    ]
+    model = graph_of(nodes, {"k": floats(5, 3, 1, 1), "percent": np.float32(100)})
+    head = head_of(model.graph, {"y": answer(model, PICTURES[:1])}, keep_softmax=False)
+    assert (head.outputs, head.softmax) == ({PROBABILITIES: "y"}, "")
+
+
+@pytest.mark.parametrize(
+    ("last", "name", "outputs", "classes"),
+    [
+        ("Softmax", "y", {LOGITS: "1"}, 3),
+        ("Relu", "logits", {LOGITS: "logits"}, 3),
+        ("Relu", "y", {"y": "y"}, 0),
+        ("Relu", "input", {"input_1": "input"}, 0),
+    ],
+)
+def test_pooled_values_are_classes_where_a_softmax_or_their_name_says_so(
+    last: str, name: str, outputs: dict[str, str], classes: int
+) -> None:
+    """As SqueezeNet's are: its last convolution stands before the pool."""
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["1"]), helper.make_node(last, ["1"], [name])]
+    model = graph_of(nodes, {}, output=name)
+    head = head_of(model.graph, {name: answer(model, PICTURES[:1])}, keep_softmax=False)
+    assert (head.outputs, head.classes) == (outputs, classes)
+
+
+def test_names_of_scores_are_for_scores_alone() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["logits"]),
+        helper.make_node("Flatten", ["x"], ["1"]),
+        helper.make_node("Gemm", ["1", "k"], ["y"]),
+        helper.make_node("Gemm", ["1", "one"], ["probabilities"]),
+    ]
+    graph = graph_of(nodes, {"k": floats(243, 5), "one": floats(243, 1)}).graph
+    answers = {"logits": PICTURES[:1], "y": floats(1, 5), "probabilities": floats(1, 1)}
+    outputs = {"logits_1": "logits", LOGITS: "y", "probabilities_1": "probabilities"}
+    assert head_of(graph, answers, keep_softmax=False).outputs == outputs
+
+
 def test_constants_are_found_wherever_they_are() -> None:
     nodes = [
         helper.make_node("Constant", [], ["low"], value_float=0.0),

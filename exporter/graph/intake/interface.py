@@ -136,13 +136,21 @@ def _check_node(node: onnx.NodeProto, wiring: Wiring, where: str) -> None:
 
 
 def check_scores(graph: onnx.GraphProto, where: str) -> None:
-    """Refuse outputs that are classes already, or no float32 at all.
+    """Refuse outputs that are classes already, no float32 at all, not computed, or there twice.
 
     Raises:
         BadInput: names the output, and the node that makes it.
     """
-    makers = Wiring(graph).makers
+    makers, names = Wiring(graph).makers, [value.name for value in graph.output]
+    if not names or len(set(names)) < len(names):
+        got = ", ".join(f"'{name}'" for name in names) or "none"
+        raise BadInput(f"{where}: expected outputs, each of its own name, got {got}; save the file again")
     for value in graph.output:
+        if value.name not in makers:
+            raise BadInput(
+                f"{where}: expected outputs that the network computes, got '{value.name}', which is its input or a "
+                "constant; save the network without it"
+            )
         node = makers.get(value.name)
         while node is not None and node.op_type in ("Identity", "Cast", "Squeeze", "Reshape", "Flatten"):
             node = makers.get(node.input[0])

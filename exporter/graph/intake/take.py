@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from exporter.graph.inference import LARGEST_SHAPE_CONSTANT, inferred_values
 from exporter.graph.intake.batch import free_batch, set_batch
@@ -23,9 +26,9 @@ from exporter.graph.intake.work import LARGEST_RELATIVE_ERROR, Work, answers_by_
 from exporter.graph.intake.work import opened as opened_graph
 from exporter.graph.naming import make_file_readable
 from exporter.graph.trace import name_batch
-from runtimes.errors import SimplifyError
+from runtimes.errors import BadInput, SimplifyError
 from runtimes.preprocess import Preprocess
-from runtimes.source_file import INPUT, SourceFile, SourceFileRuntime
+from runtimes.source_file import CLASSIFIERS, INPUT, SourceFile, SourceFileRuntime
 from runtimes.specs import BatchRange
 
 TRIED_BATCHES = (1, 2, 3)
@@ -117,9 +120,11 @@ def take_file(
     """
     image, graph = opened.image, opened.file.model.graph
     noise = noise_for(preprocess, max(TRIED_BATCHES))
-    facts = SourceFile(image.name, image.layout, image.batch, {value.name: value.name for value in graph.output})
+    raw = {f":{value.name}": value.name for value in graph.output}  # `logits` would be given as (batch, classes)
+    facts = SourceFile(image.name, image.layout, image.batch, raw)
     with SourceFileRuntime.of(reference, facts, preprocess.shape) as runtime:
-        answers = runtime.run({INPUT: noise[:1]})
+        answers = {raw[name]: values for name, values in runtime.run({INPUT: noise[:1]}).items()}
+    _check_answers(answers, opened.file.name)
     head = head_of(graph, answers, keep_softmax=keep_softmax)
     facts = replace(facts, outputs=head.outputs)
     model = opened.file.model
@@ -132,8 +137,9 @@ def take_file(
     work.said += opened.said
     work.step(lambda model: _set_sizes(model.graph, image, preprocess))
     work.step(lambda model: take_off_softmax(model.graph, head.outputs) if head.softmax else "")
-    if head.classes and answers[next(iter(answers))].ndim > 2:
-        work.step(lambda model: flatten_logits(model.graph, next(iter(head.outputs.values()))))
+    scores = next((tensor for name, tensor in head.outputs.items() if name in CLASSIFIERS), "")
+    if scores and (head.softmax or answers[scores].ndim > 2):  # a Reshape may stand behind the Softmax
+        work.step(lambda model: flatten_logits(model, scores))
     work.step(lambda model: convert_opset(model, opset, opened.file.name))
     if image.layout == "nhwc":
         work.facts = replace(work.facts, layout="nchw")
@@ -147,6 +153,30 @@ def take_file(
     return TakenFile(reference, work.model, replace(facts, steps=tuple(work.said)), fixed, head.classes)
 
 
+def _check_answers(answers: Mapping[str, NDArray[Any]], where: str) -> None:
+    """Refuse outputs that are no rows of finite numbers, one an image.
+
+    Args:
+        answers: the outputs for one image.
+
+    Raises:
+        BadInput: names the output.
+    """
+    for name, values in answers.items():
+        if values.dtype != np.float32:
+            raise BadInput(f"{where}: expected outputs of FLOAT, got '{name}' of {values.dtype}; save it in FP32")
+        if values.ndim < 2 or len(values) != 1:
+            raise BadInput(
+                f"{where}: expected outputs of (batch, ...) and at least two dimensions, got '{name}' of "
+                f"{values.shape} for one image; save the network without what makes it so, such as a last Squeeze"
+            )
+        if not np.isfinite(values).all():
+            raise BadInput(
+                f"{where}: expected finite answers, got NaN or infinity in '{name}' for a picture of noise; save the "
+                "network without what makes them, or look at --mean, --std and --scale"
+            )
+
+
 def _set_sizes(graph: onnx.GraphProto, image: ImageInput, preprocess: Preprocess) -> str:
     """Fix the sizes that the file leaves free, but for the batch."""
     sizes = next(value for value in graph.input if value.name == image.name).type.tensor_type.shape.dim
@@ -156,6 +186,7 @@ def _set_sizes(graph: onnx.GraphProto, image: ImageInput, preprocess: Preprocess
     for size, one in zip(list(sizes)[1:], wanted, strict=True):
         size.dim_value = one
     for value in graph.output:  # what is declared of them is for other sizes
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
         value.type.tensor_type.ClearField("shape")
     return f"free sizes of the input fixed at {height}x{width} pixels of {channels} channels" if free else ""
 
@@ -206,14 +237,15 @@ def _name(work: Work) -> None:
     graph = work.model.graph
     renamed = {work.facts.input: INPUT, **{tensor: name for name, tensor in work.facts.outputs.items()}}
     used = {name for node in graph.node for name in (*node.input, *node.output)}
+    mark = max(used, key=len, default="")  # no tensor's name begins with it and goes on
     for name in set(renamed.values()) & used - set(renamed):
-        rename_tensor(graph, name, f"{name}.inner")
+        rename_tensor(graph, name, f"{mark}.{name}")
         for tensor in graph.initializer:
-            tensor.name = f"{name}.inner" if tensor.name == name else tensor.name
+            tensor.name = f"{mark}.{name}" if tensor.name == name else tensor.name
     for old, new in renamed.items():
-        rename_tensor(graph, old, f"{new}.renamed")
+        rename_tensor(graph, old, f"{mark}..{new}")
     for new in renamed.values():
-        rename_tensor(graph, f"{new}.renamed", new)
+        rename_tensor(graph, f"{mark}..{new}", new)
     for value in (*graph.input, *graph.output):
         value.name = renamed.get(value.name, value.name)
     order = {name: place for place, name in enumerate(work.facts.outputs)}
