@@ -309,6 +309,7 @@ def test_a_file_that_changes_while_it_is_read(
         ((1, 3, 16, 16), ("--mean", "0.5"), "expected --mean and --std with model.onnx, got --mean alone"),
         ((1, 3, 16, 16), ("--no-report",), "expected --mean and --std with model.onnx, got neither"),
         ((1, 3, 16), TOLD, "expected an input of four dimensions"),
+        ((1, 16, 16, 3), TOLD, "got 'x' of 1x16x16x3; save it with the channels first"),
         ((1, 3, 16, 16), (*TOLD, "--weights", "random"), "--weights is for networks of PyTorch"),
         ((1, 3, 16, 16), (*TOLD, "--features", "pool"), "--features is for networks of PyTorch"),
         ((1, 3, 16, 16), (*TOLD, "--variant", "v1"), "'v1' means nothing for"),
@@ -321,6 +322,15 @@ def test_what_is_told_must_fit_the_file(
     shape: tuple[Any, ...], options: tuple[str, ...], says: str, refused: Any, tmp_path: Path
 ) -> None:
     assert says in refused(written(network(shape), tmp_path), *options)
+
+
+def test_a_size_that_the_file_cannot_take(refused: Any, tmp_path: Path) -> None:
+    """Its classifier reads a fixed number of values, though height and width are free."""
+    model = network((1, 3, None, None))
+    model.graph.node[2].CopyFrom(helper.make_node("MaxPool", ["r"], ["p"], name="pool", kernel_shape=[16, 16]))
+    said = refused(written(model, tmp_path), *TOLD, "--image-size", "32")
+    assert "onnxruntime cannot run it on a picture of 3 channels and 32x32 pixels, nchw: " in said
+    assert said.endswith("; give the --image-size that it was made for, or save it again with its sizes")
 
 
 def test_labels_of_another_count(refused: Any, tmp_path: Path) -> None:

@@ -211,6 +211,33 @@ def test_an_input_with_the_channels_last_takes_them_first() -> None:
     assert layout_of(Wiring(model.graph), "x") == "nchw"
 
 
+@pytest.mark.parametrize(("target", "layout"), [((-1, 1, 9, 8), "nhwc"), ((-1, 1, 8, 9), "nchw")])
+def test_a_reshape_of_one_channel_is_the_transpose_that_it_stands_for(target: Sequence[int], layout: str) -> None:
+    """As tf2onnx writes it for networks of digits."""
+    nodes = [helper.make_node("Reshape", ["x", "sizes"], ["1"]), helper.make_node("Conv", ["1", "w"], ["y"])]
+    constants = {"w": floats(4, 1, 3, 3), "sizes": np.array(target)}
+    model = graph_of(nodes, constants, ("n", 9, 8, 1) if layout == "nhwc" else ("n", 3, 9, 1))
+    pictures = floats(2, 9, 8, 1)
+    if layout == "nchw":
+        assert (image_input(model, "it").layout, operators(model)[0]) == ("nchw", "Reshape")
+        return
+    before = answer(model, pictures)
+    assert image_input(model, "it")[1:4] == ("nhwc", None, 1)
+    take_channels_first(model, "x")
+    np.testing.assert_allclose(answer(model, pictures.transpose(0, 3, 1, 2)), before, rtol=1e-6)
+
+
+def test_a_dropout_whose_mask_is_read_stays() -> None:
+    nodes = [
+        helper.make_node("Dropout", ["x"], ["1", "mask"]),
+        helper.make_node("Cast", ["mask"], ["2"], to=FLOAT),
+        helper.make_node("Mul", ["1", "2"], ["y"]),
+    ]
+    model = graph_of(nodes, {})
+    assert make_plain(model) == ""
+    assert operators(model) == ["Dropout", "Cast", "Mul"]
+
+
 def test_a_transpose_is_put_in_front_where_what_follows_has_constants_of_its_own_order() -> None:
     nodes = [
         helper.make_node("Add", ["x", "picture"], ["1"]),

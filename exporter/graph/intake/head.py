@@ -11,7 +11,6 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from exporter.graph.inference import inferred_graphs
 from exporter.graph.intake.wiring import Wiring, drop_unused, rename_tensor, replace_nodes
 from runtimes.parity.compare import LOGITS, PROBABILITIES
 from runtimes.source_file import CLASSIFIERS, INPUT
@@ -89,15 +88,12 @@ def take_off_softmax(graph: onnx.GraphProto, outputs: Mapping[str, str]) -> str:
     return "the Softmax behind its logits taken off"
 
 
-def flatten_logits(model: onnx.ModelProto, tensor: str) -> str:
+def flatten_logits(graph: onnx.GraphProto, tensor: str) -> str:
     """Let a graph return logits (batch, classes) in place of (batch, classes, 1, 1).
 
     Returns:
-        what was done, in words; empty where they are (batch, classes).
+        what was done, in words.
     """
-    graph = model.graph
-    if len(inferred_graphs(model)[0].shapes.get(tensor, ())) == 2:
-        return ""
     inner = f"{tensor}.unflattened"
     rename_tensor(graph, tensor, inner)
     last = helper.make_node("Flatten", [inner], [tensor], name=f"{tensor}.flatten", axis=1)

@@ -120,13 +120,13 @@ def take_file(
     """
     image, graph = opened.image, opened.file.model.graph
     noise = noise_for(preprocess, max(TRIED_BATCHES))
-    raw = {f":{value.name}": value.name for value in graph.output}  # `logits` would be given as (batch, classes)
-    facts = SourceFile(image.name, image.layout, image.batch, raw)
-    with SourceFileRuntime.of(reference, facts, preprocess.shape) as runtime:
-        answers = {raw[name]: values for name, values in runtime.run({INPUT: noise[:1]}).items()}
+    facts = SourceFile(image.name, image.layout, image.batch, {value.name: value.name for value in graph.output})
+    answers = _raw_answers(reference, facts, noise[:1], opened.file.name)
     _check_answers(answers, opened.file.name)
     head = head_of(graph, answers, keep_softmax=keep_softmax)
     facts = replace(facts, outputs=head.outputs)
+    if head.softmax:  # a Reshape may stand behind it
+        answers = _raw_answers(reference, facts, noise[:1], opened.file.name)
     model = opened.file.model
     with (
         opened_graph(model, facts, preprocess.shape)
@@ -138,8 +138,8 @@ def take_file(
     work.step(lambda model: _set_sizes(model.graph, image, preprocess))
     work.step(lambda model: take_off_softmax(model.graph, head.outputs) if head.softmax else "")
     scores = next((tensor for name, tensor in head.outputs.items() if name in CLASSIFIERS), "")
-    if scores and (head.softmax or answers[scores].ndim > 2):  # a Reshape may stand behind the Softmax
-        work.step(lambda model: flatten_logits(model, scores))
+    if scores and answers[scores].ndim > 2:
+        work.step(lambda model: flatten_logits(model.graph, scores))
     work.step(lambda model: convert_opset(model, opset, opened.file.name))
     if image.layout == "nhwc":
         work.facts = replace(work.facts, layout="nchw")
@@ -151,6 +151,29 @@ def take_file(
     work.model = _copied_model(work.model)  # protobuf keeps what was taken out of a message until all of it goes
     _name(work)
     return TakenFile(reference, work.model, replace(facts, steps=tuple(work.said)), fixed, head.classes)
+
+
+def _raw_answers(
+    reference: Path, facts: SourceFile, pictures: NDArray[np.float32], where: str
+) -> dict[str, NDArray[Any]]:
+    """The outputs for pictures, float32 (pictures, channels, height, width), each under its tensor's name and in the
+    file's own shape: `logits` would be given as (batch, classes).
+
+    Raises:
+        BadInput: onnxruntime cannot run the file, or not on such pictures.
+    """
+    raw = {f":{tensor}": tensor for tensor in facts.outputs.values()}
+    with SourceFileRuntime.of(reference, replace(facts, outputs=raw), pictures.shape[1:]) as runtime:
+        try:
+            found = runtime.run({INPUT: pictures})
+        except Exception as error:  # onnxruntime's own errors share no base class
+            size = "x".join(map(str, pictures.shape[2:]))
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BadInput(
+                f"{where}: onnxruntime cannot run it on a picture of {pictures.shape[1]} channels and {size} pixels, "
+                f"{facts.layout}: {said}; give the --image-size that it was made for, or save it again with its sizes"
+            ) from error
+    return {raw[name]: values for name, values in found.items()}
 
 
 def _check_answers(answers: Mapping[str, NDArray[Any]], where: str) -> None:
