@@ -105,7 +105,7 @@ def _open_session(model: Path | bytes, tensors: Sequence[str], tuning: Tuning) -
             "pip install 'resnet-export[export]'"
         ) from error
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 4  # what fails is raised, and said by whoever tried it
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads, options.inter_op_num_threads = tuning.cores, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -147,7 +147,8 @@ def _load_small(tensor: TensorProto, path: Path) -> None:
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy for onnx's checker, with its large initializers, and tensors that were left in other files, made empty.
 
-    The checker would copy the former twice, and look for the files in the working folder.
+    The checker would copy the former twice, and look for the files in the working folder. It asks for a graph's name,
+    and for its outputs' types and shapes, which follow from the graph and which some tools leave out: here they stand.
     """
     copy, graph = onnx.ModelProto(), onnx.GraphProto()
     for field, value in model.ListFields():
@@ -158,6 +159,11 @@ def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
             _set_field(graph, field.name, value)
     graph.initializer.extend(map(_emptied, model.graph.initializer))
     copy.graph.CopyFrom(graph)
+    copy.graph.name = graph.name or "graph"
+    for value in copy.graph.output:
+        if value.type.WhichOneof("value") in (None, "tensor_type"):
+            value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or TensorProto.FLOAT
+            value.type.tensor_type.shape.SetInParent()
     for tensor in tensors_of(copy.graph):
         if tensor.data_location == TensorProto.EXTERNAL:
             tensor.CopyFrom(_emptied(tensor))

@@ -173,7 +173,8 @@ def _with_labels(loaded: LoadedFile, request: ModelRequest, metadata: Mapping[st
     """
     classes = loaded.facts.classes
     if request.classes not in (None, classes):
-        raise PlanError(f"--num-classes says {request.classes}, but {file.name} has {classes} classes; leave it out")
+        has = f"has {classes} classes" if classes else "gives features"
+        raise PlanError(f"--num-classes says {request.classes}, but {file.name} {has}; leave it out")
     if request.labels is not None:
         if not classes:
             outputs = ", ".join(loaded.taken.outputs)

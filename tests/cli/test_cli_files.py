@@ -102,6 +102,25 @@ def with_normalisation(model: onnx.ModelProto) -> None:
     model.graph.node.extend(copies)
 
 
+def with_sparse_weights(model: onnx.ModelProto) -> None:
+    """Of an Add behind the classifier."""
+    with_nodes(helper.make_node("Add", ["y", "few"], ["k"], name="add"), output="k")(model)
+    values, places = np.ones(2, np.float32), np.array([1, 3], np.int64)
+    model.graph.sparse_initializer.append(
+        helper.make_sparse_tensor(numpy_helper.from_array(values, "few"), numpy_helper.from_array(places, "at"), [5])
+    )
+
+
+def with_output(*names: str) -> Change:
+    """Tensors of the graph as its outputs, in place of its own."""
+
+    def change(model: onnx.ModelProto) -> None:
+        del model.graph.output[:]
+        model.graph.output.extend(helper.make_tensor_value_info(name, FLOAT, [None, None]) for name in names)
+
+    return change
+
+
 BRANCH = helper.make_graph([helper.make_node("Identity", ["y"], ["b"])], "b", [], [onnx.ValueInfoProto(name="b")])
 BAD: dict[str, tuple[Change, str]] = {
     "opset newer than we read": (with_opset(99), "expected an opset from 7 to"),
@@ -132,6 +151,23 @@ BAD: dict[str, tuple[Change, str]] = {
             output="k",
         ),
         "got If 'branch' which chooses or repeats a part of the network",
+    ),
+    "sparse weights": (with_sparse_weights, "expected dense weights, got sparse ones in 'few'"),
+    "no outputs": (with_output(), "expected outputs, each of its own name, got none"),
+    "an output twice": (with_output("y", "y"), "expected outputs, each of its own name, got 'y', 'y'"),
+    "the input returned": (with_output("y", "x"), "got 'x', which is its input or a constant"),
+    "a constant returned": (with_output("y", "w"), "got 'w', which is its input or a constant"),
+    "no axis of images": (
+        with_nodes(helper.make_node("ReduceSum", ["y"], ["k"], name="sum", keepdims=0), output="k"),
+        "expected outputs of (batch, ...) and at least two dimensions, got 'k' of () for one image",
+    ),
+    "answers that are infinite": (
+        with_nodes(
+            helper.make_node("Sub", ["y", "y"], ["zero"], name="zero"),
+            helper.make_node("Log", ["zero"], ["k"], name="log"),
+            output="k",
+        ),
+        "expected finite answers, got NaN or infinity in 'k'",
     ),
     "sequence": (
         with_nodes(
@@ -273,6 +309,7 @@ def test_a_file_that_changes_while_it_is_read(
         ((1, 3, 16, 16), ("--mean", "0.5"), "expected --mean and --std with model.onnx, got --mean alone"),
         ((1, 3, 16, 16), ("--no-report",), "expected --mean and --std with model.onnx, got neither"),
         ((1, 3, 16), TOLD, "expected an input of four dimensions"),
+        ((1, 16, 16, 3), TOLD, "got 'x' of 1x16x16x3; save it with the channels first"),
         ((1, 3, 16, 16), (*TOLD, "--weights", "random"), "--weights is for networks of PyTorch"),
         ((1, 3, 16, 16), (*TOLD, "--features", "pool"), "--features is for networks of PyTorch"),
         ((1, 3, 16, 16), (*TOLD, "--variant", "v1"), "'v1' means nothing for"),
@@ -287,6 +324,15 @@ def test_what_is_told_must_fit_the_file(
     assert says in refused(written(network(shape), tmp_path), *options)
 
 
+def test_a_size_that_the_file_cannot_take(refused: Any, tmp_path: Path) -> None:
+    """Its classifier reads a fixed number of values, though height and width are free."""
+    model = network((1, 3, None, None))
+    model.graph.node[2].CopyFrom(helper.make_node("MaxPool", ["r"], ["p"], name="pool", kernel_shape=[16, 16]))
+    said = refused(written(model, tmp_path), *TOLD, "--image-size", "32")
+    assert "onnxruntime cannot run it on a picture of 3 channels and 32x32 pixels, nchw: " in said
+    assert said.endswith("; give the --image-size that it was made for, or save it again with its sizes")
+
+
 def test_labels_of_another_count(refused: Any, tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("a\nb\n")
@@ -299,6 +345,61 @@ def test_a_mean_that_contradicts_the_file(refused: Any, tmp_path: Path) -> None:
     said = refused(written(model, tmp_path))
     assert "--mean and --std would normalise pixels that model.onnx normalises itself" in said
     assert "mean 123, 117, 104" in said
+
+
+def renamed(model: onnx.ModelProto, names: dict[str, str]) -> None:
+    for node in model.graph.node:
+        for tensors in (node.input, node.output):
+            for place, name in enumerate(tensors):
+                tensors[place] = names.get(name, name)
+    for value in (*model.graph.output, *model.graph.initializer):
+        value.name = names.get(value.name, value.name)
+
+
+def with_pooled_convolution(model: onnx.ModelProto) -> None:
+    """A head of a 1x1 convolution, a Softmax, and a Reshape behind it."""
+    model.graph.node[4].CopyFrom(helper.make_node("Conv", ["p", "fw"], ["q"], name="fc"))
+    model.graph.initializer[1].dims.extend([1, 1])
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, -1]), "sizes"))
+    model.graph.node[3].CopyFrom(helper.make_node("Identity", ["p"], ["f"], name="idle"))
+    model.graph.node.append(helper.make_node("Softmax", ["q"], ["s"], name="softmax", axis=1))
+    model.graph.node.append(helper.make_node("Reshape", ["s", "sizes"], ["y"], name="reshape"))
+
+
+def with_own_domain(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        node.domain = "ai.onnx"
+
+
+ODD: dict[str, Change] = {
+    "output without a shape": lambda model: model.graph.output[0].type.tensor_type.ClearField("shape"),
+    "output without a type": lambda model: model.graph.output[0].ClearField("type"),
+    "graph without a name": lambda model: model.graph.ClearField("name"),
+    "nodes of ai.onnx": with_own_domain,
+    "our names inside": lambda model: renamed(
+        model, {"c": "logits", "r": "logits.inner", "p": "logits.renamed", "f": "input", "w": "input.inner"}
+    ),
+    "output with the input's name of ours": lambda model: renamed(model, {"y": "input"}),
+    "a Reshape behind its Softmax": with_pooled_convolution,
+}
+
+
+@pytest.mark.parametrize("change", ODD.values(), ids=ODD.keys())
+def test_a_graph_written_oddly_is_taken_in(change: Change, run: Any, tmp_path: Path) -> None:
+    model = network()
+    change(model)
+    ran = run(written(model, tmp_path), "--output", tmp_path / "out", *TOLD, "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["parity"]["ok"]
+    assert ran.json["outputs"] == [{"name": "logits", "dtype": "float32", "shape": ["batch", 5]}]
+    assert ran.json["model"]["classes"] == 5
+
+
+def test_a_number_of_classes_told_of_features(refused: Any, tmp_path: Path) -> None:
+    model = network()
+    with_output("f")(model)
+    said = refused(written(model, tmp_path), *TOLD, "--num-classes", "5")
+    assert "--num-classes says 5, but model.onnx gives features; leave it out" in said
 
 
 @pytest.mark.parametrize("kind", ["double names", "unsorted", "free size", "fixed batch of two"])

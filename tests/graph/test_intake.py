@@ -213,6 +213,33 @@ def test_an_input_with_the_channels_last_takes_them_first() -> None:
     assert layout_of(Wiring(model.graph), "x") == "nchw"
 
 
+@pytest.mark.parametrize(("target", "layout"), [((-1, 1, 9, 8), "nhwc"), ((-1, 1, 8, 9), "nchw")])
+def test_a_reshape_of_one_channel_is_the_transpose_that_it_stands_for(target: Sequence[int], layout: str) -> None:
+    """As tf2onnx writes it for networks of digits."""
+    nodes = [helper.make_node("Reshape", ["x", "sizes"], ["1"]), helper.make_node("Conv", ["1", "w"], ["y"])]
+    constants = {"w": floats(4, 1, 3, 3), "sizes": np.array(target)}
+    model = graph_of(nodes, constants, ("n", 9, 8, 1) if layout == "nhwc" else ("n", 3, 9, 1))
+    pictures = floats(2, 9, 8, 1)
+    if layout == "nchw":
+        assert (image_input(model, "it").layout, operators(model)[0]) == ("nchw", "Reshape")
+        return
+    before = answer(model, pictures)
+    assert image_input(model, "it")[1:4] == ("nhwc", None, 1)
+    take_channels_first(model, "x")
+    np.testing.assert_allclose(answer(model, pictures.transpose(0, 3, 1, 2)), before, rtol=1e-6)
+
+
+def test_a_dropout_whose_mask_is_read_stays() -> None:
+    nodes = [
+        helper.make_node("Dropout", ["x"], ["1", "mask"]),
+        helper.make_node("Cast", ["mask"], ["2"], to=FLOAT),
+        helper.make_node("Mul", ["1", "2"], ["y"]),
+    ]
+    model = graph_of(nodes, {})
+    assert make_plain(model) == ""
+    assert operators(model) == ["Dropout", "Cast", "Mul"]
+
+
 def test_a_transpose_is_put_in_front_where_what_follows_has_constants_of_its_own_order() -> None:
     nodes = [
         helper.make_node("Add", ["x", "picture"], ["1"]),
@@ -259,6 +286,20 @@ def test_a_file_that_begins_with_a_convolution_normalises_nothing() -> None:
     assert normalisation_of(graph_of([helper.make_node("Conv", ["x", "w"], ["y"])], dict(CONV)), "x") is None
 
 
+@pytest.mark.parametrize(
+    ("factor", "shift"),
+    [(1.0, 0.0), (1.0, 1e-5), (0.458, -0.03), (0.5, 0.0), (127.5, 4.5)],
+    ids=["idle", "almost idle", "of normalised pixels", "of no known pixels", "back from -1..1"],
+)
+def test_what_no_pixels_need_is_no_normalisation(factor: float, shift: float) -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "f"], ["1"]),
+        helper.make_node("Add", ["1", "s"], ["2"]),
+        helper.make_node("Conv", ["2", "w"], ["y"]),
+    ]
+    assert normalisation_of(graph_of(nodes, {**CONV, "f": np.float32(factor), "s": np.float32(shift)}), "x") is None
+
+
 @pytest.mark.parametrize("axes", [None, (2, 3)])
 def test_heads_are_written_as_ours_are(axes: tuple[int, ...] | None) -> None:
     transposed = [] if axes else [helper.make_node("Transpose", ["x"], ["t"], perm=[0, 2, 3, 1])]
@@ -298,6 +339,50 @@ def test_outputs_with_classes_are_told_from_features(
     head = head_of(model.graph, {"y" if last else "2": answer(model, PICTURES[:1])}, keep_softmax=keep)
     assert (head.outputs, head.classes) == (outputs, classes)
     assert head.softmax == ("Softmax" if last == "Softmax" and not keep else "")
+
+
+def test_a_softmax_that_is_not_last_stays_and_is_said_to() -> None:
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["0"]),
+        helper.make_node("Conv", ["0", "k"], ["1"]),
+        helper.make_node("Softmax", ["1"], ["2"], axis=1),
+        helper.make_node("Mul", ["2", "percent"], ["y"]),
+    ]
+    model = graph_of(nodes, {"k": floats(5, 3, 1, 1), "percent": np.float32(100)})
+    head = head_of(model.graph, {"y": answer(model, PICTURES[:1])}, keep_softmax=False)
+    assert (head.outputs, head.softmax) == ({PROBABILITIES: "y"}, "")
+
+
+@pytest.mark.parametrize(
+    ("last", "name", "outputs", "classes"),
+    [
+        ("Softmax", "y", {LOGITS: "1"}, 3),
+        ("Relu", "logits", {LOGITS: "logits"}, 3),
+        ("Relu", "y", {"y": "y"}, 0),
+        ("Relu", "input", {"input_1": "input"}, 0),
+    ],
+)
+def test_pooled_values_are_classes_where_a_softmax_or_their_name_says_so(
+    last: str, name: str, outputs: dict[str, str], classes: int
+) -> None:
+    """As SqueezeNet's are: its last convolution stands before the pool."""
+    nodes = [helper.make_node("GlobalAveragePool", ["x"], ["1"]), helper.make_node(last, ["1"], [name])]
+    model = graph_of(nodes, {}, output=name)
+    head = head_of(model.graph, {name: answer(model, PICTURES[:1])}, keep_softmax=False)
+    assert (head.outputs, head.classes) == (outputs, classes)
+
+
+def test_names_of_scores_are_for_scores_alone() -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["logits"]),
+        helper.make_node("Flatten", ["x"], ["1"]),
+        helper.make_node("Gemm", ["1", "k"], ["y"]),
+        helper.make_node("Gemm", ["1", "one"], ["probabilities"]),
+    ]
+    graph = graph_of(nodes, {"k": floats(243, 5), "one": floats(243, 1)}).graph
+    answers = {"logits": PICTURES[:1], "y": floats(1, 5), "probabilities": floats(1, 1)}
+    outputs = {"logits_1": "logits", LOGITS: "y", "probabilities_1": "probabilities"}
+    assert head_of(graph, answers, keep_softmax=False).outputs == outputs
 
 
 def test_constants_are_found_wherever_they_are() -> None:

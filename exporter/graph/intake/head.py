@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from onnx import helper
 
 from exporter.graph.intake.wiring import Wiring, drop_unused, rename_tensor, replace_nodes
 from runtimes.parity.compare import LOGITS, PROBABILITIES
+from runtimes.source_runtime import CLASSIFIERS, INPUT
 
 THROUGH = (
     "Identity", "Cast", "Flatten", "Reshape", "Squeeze", "Softmax", "LogSoftmax", "Sigmoid", "QuantizeLinear",
@@ -42,25 +43,29 @@ class Head:
 def head_of(graph: onnx.GraphProto, answers: Mapping[str, NDArray[Any]], *, keep_softmax: bool) -> Head:
     """What a graph gives: logits where an output has classes, features elsewhere.
 
-    An output has classes where it has one row an image, which a matrix product or a 1x1 convolution makes.
+    An output has classes where it has one row of several values an image, and a matrix product or a 1x1 convolution
+    makes it, a Softmax ends it, or it is called `logits` or `probabilities`. Those names are for such outputs alone.
 
     Args:
         answers: the outputs for one image, by name.
-        keep_softmax: a Softmax behind the logits stays; they are `probabilities` then.
+        keep_softmax: a Softmax behind the logits stays; they are `probabilities` then. So it does where something else
+            than a change of shape stands behind it.
     """
     wiring = Wiring(graph)
     scored = {name: tensor for name in answers if (tensor := _logits_behind(wiring, name, answers[name])) is not None}
     if len(scored) == 1:
         ((name, tensor),) = scored.items()
         score = _score_operator(wiring, name)
-        is_kept = bool(score) and (keep_softmax or score != "Softmax")
+        is_kept = bool(score) and (keep_softmax or score != "Softmax" or tensor == name)
         called, of = (PROBABILITIES, name) if is_kept else (LOGITS, tensor)
     else:
         name, called, of, score, is_kept = "", "", "", "", True
     outputs: dict[str, str] = {}
     for one in answers:
         wish = called if one == name else _clean(one)
-        outputs[_distinct(wish, outputs)] = of if one == name else one
+        is_scores = wish in CLASSIFIERS and one in scored and called in ("", wish) and answers[one].ndim == 2
+        is_taken = wish in (*CLASSIFIERS, INPUT) and one != name and not is_scores
+        outputs[_distinct(wish, {*outputs, wish} if is_taken else set(outputs))] = of if one == name else one
     alone = len(answers) == 1 and name
     return Head(outputs, int(answers[name].size) if alone else 0, "" if is_kept else score)
 
@@ -100,19 +105,26 @@ def flatten_logits(graph: onnx.GraphProto, tensor: str) -> str:
 
 def _logits_behind(wiring: Wiring, name: str, answer: NDArray[Any]) -> str | None:
     """The tensor of logits that an output is, or is made from; None for an output without classes."""
-    if not 2 <= answer.ndim <= 4 or len(answer) != 1 or answer.shape[1] < 1 or answer.size != answer.shape[1]:
+    if not 2 <= answer.ndim <= 4 or len(answer) != 1 or answer.shape[1] < 2 or answer.size != answer.shape[1]:
         return None
-    node = wiring.makers.get(name)
-    while node is not None and node.op_type in THROUGH:
-        computed = [one for one in node.input if one and one not in wiring.constants]
-        if len(computed) != 1 and node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-            return None
-        node = wiring.makers.get(computed[0]) if computed else None
-    if node is None or node.op_type not in PRODUCTS:
+    chain = list(_chain(wiring, name))
+    if _clean(name) in CLASSIFIERS or any(node.op_type in ("Softmax", "LogSoftmax") for node in chain):
+        return _logits_behind_softmax(wiring, name)
+    if not chain or chain[-1].op_type not in PRODUCTS:
         return None
-    if node.op_type in ("Conv", "QLinearConv") and answer.ndim == 2 and not _is_pooled(wiring, node):
+    if chain[-1].op_type in ("Conv", "QLinearConv") and answer.ndim == 2 and not _is_pooled(wiring, chain[-1]):
         return None
     return _logits_behind_softmax(wiring, name)
+
+
+def _chain(wiring: Wiring, name: str) -> Iterator[onnx.NodeProto]:
+    """The nodes that make an output, from the last one on to the first that is not to be looked through."""
+    node = wiring.makers.get(name)
+    while node is not None:
+        yield node
+        computed = [one for one in node.input if one and one not in wiring.constants]
+        is_one = len(computed) == 1 or (computed and node.op_type in ("QuantizeLinear", "DequantizeLinear"))
+        node = wiring.makers.get(computed[0]) if node.op_type in THROUGH and is_one else None
 
 
 def _is_pooled(wiring: Wiring, node: onnx.NodeProto) -> bool:
@@ -137,12 +149,7 @@ def _logits_behind_softmax(wiring: Wiring, name: str) -> str:
 
 def _score_operator(wiring: Wiring, name: str) -> str:
     """The operator that turns logits into the scores of an output; empty where it gives logits."""
-    node = wiring.makers.get(name)
-    while node is not None and node.op_type in THROUGH:
-        if node.op_type in SCORES:
-            return str(node.op_type)
-        node = wiring.makers.get(node.input[0])
-    return ""
+    return next((str(node.op_type) for node in _chain(wiring, name) if node.op_type in SCORES), "")
 
 
 def _clean(name: str) -> str:
@@ -150,7 +157,7 @@ def _clean(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name.removesuffix(":0")).strip("_") or "output"
 
 
-def _distinct(name: str, used: Mapping[str, str]) -> str:
+def _distinct(name: str, used: Collection[str]) -> str:
     number, found = 0, name
     while found in used:
         number += 1

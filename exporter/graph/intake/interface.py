@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from exporter.graph.facts import subgraphs, type_name
 from exporter.graph.intake.plain import drops
@@ -28,6 +28,8 @@ POINTWISE = (
     "DequantizeLinear",
 )
 """Operators that may stand between an input of (batch, height, width, channels) and the Transpose behind it."""
+MOST_CHANNELS = 4
+"""Of a picture: a last size of as many or fewer, behind a larger second one, is that of the channels."""
 CONTROL_FLOW = ("If", "Loop", "Scan")
 BY_CHANCE = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 CHOOSES = ("ArgMax", "ArgMin", "TopK", "NonMaxSuppression", "Hardmax")
@@ -56,7 +58,7 @@ class ImageInput(NamedTuple):
 
 
 def image_input(model: onnx.ModelProto, where: str) -> ImageInput:
-    """How a model is fed.
+    """How a model is fed. A Reshape of one channel from the last place to the first becomes a Transpose, in place.
 
     Raises:
         BadInput: it takes something else than one batch of images in float32, or does something that no classifier or
@@ -86,19 +88,43 @@ def image_input(model: onnx.ModelProto, where: str) -> ImageInput:
     if 0 in found:
         shape = "x".join("?" if size is None else str(size) for size in found)
         raise BadInput(f"{where}: expected sizes of at least one, got '{value.name}' of {shape}; save the file again")
+    _use_transpose(graph, wiring, value)
     layout = layout_of(wiring, value.name)
     batch, *rest = found
     channels, *size = rest if layout == "nchw" else (rest[2], rest[0], rest[1])
     height, width = size
+    if layout == "nchw" and (channels or 0) > MOST_CHANNELS >= (width or MOST_CHANNELS + 1):
+        raise BadInput(
+            f"{where}: expected an input of (batch, channels, height, width), or a Transpose to it that alone reads an "
+            f"input of (batch, height, width, channels), got '{value.name}' of "
+            f"{'x'.join('?' if size is None else str(size) for size in found)}; save it with the channels first"
+        )
     known = None if height is None or width is None else (height, width)
     return ImageInput(value.name, layout, batch, channels or _channels(graph), known)
 
 
-def layout_of(wiring: Wiring, name: str) -> Literal["nchw", "nhwc"]:
-    """The layout of an input, as what first changes the order of its axes tells."""
+def _use_transpose(graph: onnx.GraphProto, wiring: Wiring, value: onnx.ValueInfoProto) -> None:
+    """Write a Reshape of (batch, height, width, 1) to (batch, 1, height, width), as tf2onnx has it, as a Transpose."""
+    _, height, width, channels = (int(size.dim_value) for size in value.type.tensor_type.shape.dim)
+    node = _behind_input(wiring, value.name)
+    if min(height, width) < 1 or channels != 1 or node is None or node.op_type != "Reshape":
+        return
+    target = wiring.value(node.input[1])
+    if target is not None and target.size == 4 and target.ravel()[1:].tolist() == [1, height, width]:
+        node.CopyFrom(helper.make_node("Transpose", node.input[:1], node.output, name=node.name, perm=TO_NCHW))
+
+
+def _behind_input(wiring: Wiring, name: str) -> onnx.NodeProto | None:
+    """The first node behind an input that does not work on every pixel alike."""
     node = wiring.only_user(name)
     while node is not None and node.op_type in POINTWISE and node.output:
         node = wiring.only_user(node.output[0])
+    return node
+
+
+def layout_of(wiring: Wiring, name: str) -> Literal["nchw", "nhwc"]:
+    """The layout of an input, as what first changes the order of its axes tells."""
+    node = _behind_input(wiring, name)
     if node is None or node.op_type != "Transpose":
         return "nchw"
     return "nhwc" if tuple(attributes_of(node).get("perm", ())) == TO_NCHW else "nchw"
@@ -136,13 +162,21 @@ def _check_node(node: onnx.NodeProto, wiring: Wiring, where: str) -> None:
 
 
 def check_scores(graph: onnx.GraphProto, where: str) -> None:
-    """Refuse outputs that are classes already, or no float32 at all.
+    """Refuse outputs that are classes already, no float32 at all, not computed, or there twice.
 
     Raises:
         BadInput: names the output, and the node that makes it.
     """
-    makers = Wiring(graph).makers
+    makers, names = Wiring(graph).makers, [value.name for value in graph.output]
+    if not names or len(set(names)) < len(names):
+        got = ", ".join(f"'{name}'" for name in names) or "none"
+        raise BadInput(f"{where}: expected outputs, each of its own name, got {got}; save the file again")
     for value in graph.output:
+        if value.name not in makers:
+            raise BadInput(
+                f"{where}: expected outputs that the network computes, got '{value.name}', which is its input or a "
+                "constant; save the network without it"
+            )
         node = makers.get(value.name)
         while node is not None and node.op_type in ("Identity", "Cast", "Squeeze", "Reshape", "Flatten"):
             node = makers.get(node.input[0])

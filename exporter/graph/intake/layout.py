@@ -114,7 +114,11 @@ class Normalisation(NamedTuple):
 
 
 def normalisation_of(model: onnx.ModelProto, name: str) -> Normalisation | None:
-    """The normalisation that a graph with the channels first does to its input `name`; None where it does none."""
+    """The normalisation that a graph with the channels first does to its input `name`; None where it does none.
+
+    Numbers that pixels of 0..1 and of 0..255 do not have are none: a mean below 0, a division by more than the largest
+    pixel, or nothing at all (a product with 1). Such a graph takes pixels that were normalised before.
+    """
     wiring = Wiring(model.graph)
     factor, shift, count, tensor = np.ones(1), np.zeros(1), 0, name
     while (node := wiring.only_user(tensor)) is not None and node.op_type in SCALES:
@@ -139,7 +143,11 @@ def normalisation_of(model: onnx.ModelProto, name: str) -> Normalisation | None:
     factor, shift = np.broadcast_arrays(factor, shift)
     mean, std = -shift / factor + 0.0, 1 / factor
     large = mean.max() > LARGEST_MEAN or np.abs(255 * factor + shift).max() < LARGEST_SCALED
-    return Normalisation(tuple(map(float, mean)), tuple(map(float, std)), 255 if large else 1, count)
+    scale, slack = (255, 2.55) if large else (1, 0.01)
+    is_idle = np.allclose(factor, 1) and np.allclose(shift, 0, atol=slack)
+    if is_idle or mean.min() < -slack or mean.max() > scale + slack or std.max() > scale + slack:
+        return None
+    return Normalisation(tuple(map(float, mean)), tuple(map(float, std)), scale, count)
 
 
 def _per_channel(value: NDArray[Any]) -> NDArray[np.float64] | None:

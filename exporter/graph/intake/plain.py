@@ -37,7 +37,7 @@ def make_plain(model: onnx.ModelProto) -> str:
         said.append(f"{count_text(constants, 'Constant node')} turned into initializers")
     for operator in ("Identity", "Dropout"):
         wiring = Wiring(graph)
-        idle = [node for node in graph.node if node.op_type == operator and not drops(node, wiring)]
+        idle = [node for node in graph.node if node.op_type == operator and _is_idle(node, wiring)]
         gone = [node for node in idle if bypass(graph, node)]
         remove_nodes(graph, gone)
         if gone:
@@ -46,6 +46,12 @@ def make_plain(model: onnx.ModelProto) -> str:
     del graph.value_info[:]
     del model.metadata_props[:]
     return ", ".join(said)
+
+
+def _is_idle(node: onnx.NodeProto, wiring: Wiring) -> bool:
+    """Does a Dropout or an Identity give its input, and nothing that is used beside it, such as a mask?"""
+    beside = [name for name in node.output[1:] if name in wiring.users or name in wiring.outputs]
+    return not beside and not drops(node, wiring)
 
 
 def drops(node: onnx.NodeProto, wiring: Wiring) -> bool:

@@ -21,6 +21,8 @@ from exporter.graph.onnx_file import LARGEST_BYTES, checked_model, tensors_of, u
 from runtimes.bundle import sha256_of_file
 from runtimes.errors import BadInput
 
+PLAIN_DOMAIN = "ai.onnx"
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -52,11 +54,13 @@ def read_model_file(path: Path) -> ModelFile:
 
     Raises:
         BadInput: it cannot be read (see `unchecked_model`, `checked_model`), has weights of 2 GiB or more, or such that
-            are no finite numbers (named), or was changed while it was read.
+            are sparse or no finite numbers (named), or was changed while it was read.
     """
     digest = sha256_of_file(path) if path.is_file() else ""
     model = unchecked_model(path)
+    _use_plain_domain(model)
     _check_opset(path, model)
+    _check_dense(path, model.graph)
     is_odd = any([bool(model.functions), _sort(path, model.graph), _clear_double_names(model.graph)])
     beside = tuple(path.parent / name for name in _locations(model))
     stamps = [_stamp(file) for file in beside]
@@ -106,6 +110,21 @@ def _check_opset(path: Path, model: onnx.ModelProto) -> None:
     if not OLDEST_OPSET <= found <= newest:
         remedy = "save it with a newer one" if found < OLDEST_OPSET else "save it with an older one, or update onnx"
         raise BadInput(f"{path}: expected an opset from {OLDEST_OPSET} to {newest}, got {found}; {remedy}")
+
+
+def _use_plain_domain(model: onnx.ModelProto) -> None:
+    """Write the domain of ONNX's own operators as an empty text, wherever it is written `ai.onnx`."""
+    functions = [node for function in model.functions for node in function.node]
+    for one in (*model.graph.node, *functions, *model.opset_import):
+        if one.domain == PLAIN_DOMAIN:
+            one.domain = ""
+
+
+def _check_dense(path: Path, graph: onnx.GraphProto) -> None:
+    sparse = [tensor.values.name for tensor in graph.sparse_initializer]
+    sparse += [node.output[0] for node in graph.node if any(one.name == "sparse_value" for one in node.attribute)]
+    if sparse:
+        raise BadInput(f"{path}: expected dense weights, got sparse ones in '{sparse[0]}'; save it with dense ones")
 
 
 def _sort(path: Path, graph: onnx.GraphProto) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from exporter.graph.inference import LARGEST_SHAPE_CONSTANT, inferred_values
 from exporter.graph.intake.batch import free_batch, set_batch
@@ -23,10 +26,10 @@ from exporter.graph.intake.work import LARGEST_RELATIVE_ERROR, Work, answers_by_
 from exporter.graph.intake.work import opened as opened_graph
 from exporter.graph.naming import make_file_readable
 from exporter.graph.trace import name_batch
-from runtimes.errors import SimplifyError
+from runtimes.errors import BadInput, SimplifyError
 from runtimes.preprocess import Preprocess
 from runtimes.source_file import SourceFile
-from runtimes.source_runtime import INPUT, SourceFileRuntime
+from runtimes.source_runtime import CLASSIFIERS, INPUT, SourceFileRuntime
 from runtimes.specs import BatchRange
 
 TRIED_BATCHES = (1, 2, 3)
@@ -119,10 +122,12 @@ def take_file(
     image, graph = opened.image, opened.file.model.graph
     noise = noise_for(preprocess, max(TRIED_BATCHES))
     facts = SourceFile(image.name, image.layout, image.batch, {value.name: value.name for value in graph.output})
-    with SourceFileRuntime.of(reference, facts, preprocess.shape) as runtime:
-        answers = runtime.run({INPUT: noise[:1]})
+    answers = _raw_answers(reference, facts, noise[:1], opened.file.name)
+    _check_answers(answers, opened.file.name)
     head = head_of(graph, answers, keep_softmax=keep_softmax)
     facts = replace(facts, outputs=head.outputs)
+    if head.softmax:  # a Reshape may stand behind it
+        answers = _raw_answers(reference, facts, noise[:1], opened.file.name)
     model = opened.file.model
     with (
         opened_graph(model, facts, preprocess.shape)
@@ -133,8 +138,9 @@ def take_file(
     work.said += opened.said
     work.step(lambda model: _set_sizes(model.graph, image, preprocess))
     work.step(lambda model: take_off_softmax(model.graph, head.outputs) if head.softmax else "")
-    if head.classes and answers[next(iter(answers))].ndim > 2:
-        work.step(lambda model: flatten_logits(model.graph, next(iter(head.outputs.values()))))
+    scores = next((tensor for name, tensor in head.outputs.items() if name in CLASSIFIERS), "")
+    if scores and answers[scores].ndim > 2:
+        work.step(lambda model: flatten_logits(model.graph, scores))
     work.step(lambda model: convert_opset(model, opset, opened.file.name))
     if image.layout == "nhwc":
         work.facts = replace(work.facts, layout="nchw")
@@ -148,6 +154,53 @@ def take_file(
     return TakenFile(reference, work.model, replace(facts, steps=tuple(work.said)), fixed, head.classes)
 
 
+def _raw_answers(
+    reference: Path, facts: SourceFile, pictures: NDArray[np.float32], where: str
+) -> dict[str, NDArray[Any]]:
+    """The outputs for pictures, float32 (pictures, channels, height, width), each under its tensor's name and in the
+    file's own shape: `logits` would be given as (batch, classes).
+
+    Raises:
+        BadInput: onnxruntime cannot run the file, or not on such pictures.
+    """
+    raw = {f":{tensor}": tensor for tensor in facts.outputs.values()}
+    with SourceFileRuntime.of(reference, replace(facts, outputs=raw), pictures.shape[1:]) as runtime:
+        try:
+            found = runtime.run({INPUT: pictures})
+        except Exception as error:  # onnxruntime's own errors share no base class
+            size = "x".join(map(str, pictures.shape[2:]))
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BadInput(
+                f"{where}: onnxruntime cannot run it on a picture of {pictures.shape[1]} channels and {size} pixels, "
+                f"{facts.layout}: {said}; give the --image-size that it was made for, or save it again with its sizes"
+            ) from error
+    return {raw[name]: values for name, values in found.items()}
+
+
+def _check_answers(answers: Mapping[str, NDArray[Any]], where: str) -> None:
+    """Refuse outputs that are no rows of finite numbers, one an image.
+
+    Args:
+        answers: the outputs for one image.
+
+    Raises:
+        BadInput: names the output.
+    """
+    for name, values in answers.items():
+        if values.dtype != np.float32:
+            raise BadInput(f"{where}: expected outputs of FLOAT, got '{name}' of {values.dtype}; save it in FP32")
+        if values.ndim < 2 or len(values) != 1:
+            raise BadInput(
+                f"{where}: expected outputs of (batch, ...) and at least two dimensions, got '{name}' of "
+                f"{values.shape} for one image; save the network without what makes it so, such as a last Squeeze"
+            )
+        if not np.isfinite(values).all():
+            raise BadInput(
+                f"{where}: expected finite answers, got NaN or infinity in '{name}' for a picture of noise; save the "
+                "network without what makes them, or look at --mean, --std and --scale"
+            )
+
+
 def _set_sizes(graph: onnx.GraphProto, image: ImageInput, preprocess: Preprocess) -> str:
     """Fix the sizes that the file leaves free, but for the batch."""
     sizes = next(value for value in graph.input if value.name == image.name).type.tensor_type.shape.dim
@@ -157,6 +210,7 @@ def _set_sizes(graph: onnx.GraphProto, image: ImageInput, preprocess: Preprocess
     for size, one in zip(list(sizes)[1:], wanted, strict=True):
         size.dim_value = one
     for value in graph.output:  # what is declared of them is for other sizes
+        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
         value.type.tensor_type.ClearField("shape")
     return f"input, of free size in the file, fixed at {height}x{width} pixels of {channels} channels" if free else ""
 
@@ -209,14 +263,15 @@ def _name(work: Work) -> None:
     graph = work.model.graph
     renamed = {work.facts.input: INPUT, **{tensor: name for name, tensor in work.facts.outputs.items()}}
     used = {name for node in graph.node for name in (*node.input, *node.output)}
+    mark = max(used, key=len, default="")  # no tensor's name begins with it and goes on
     for name in set(renamed.values()) & used - set(renamed):
-        rename_tensor(graph, name, f"{name}.inner")
+        rename_tensor(graph, name, f"{mark}.{name}")
         for tensor in graph.initializer:
-            tensor.name = f"{name}.inner" if tensor.name == name else tensor.name
+            tensor.name = f"{mark}.{name}" if tensor.name == name else tensor.name
     for old, new in renamed.items():
-        rename_tensor(graph, old, f"{new}.renamed")
+        rename_tensor(graph, old, f"{mark}..{new}")
     for new in renamed.values():
-        rename_tensor(graph, f"{new}.renamed", new)
+        rename_tensor(graph, f"{mark}..{new}", new)
     for value in (*graph.input, *graph.output):
         value.name = renamed.get(value.name, value.name)
     order = {name: place for place, name in enumerate(work.facts.outputs)}
