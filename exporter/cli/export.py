@@ -32,7 +32,7 @@ Examples:
   resnet-export resnet18 --weights model.pth --labels names.txt --batch 1:4:16
   resnet-export resnet20 --fp16 --output build/resnet20-fp16 --json
   resnet-export my_package.nets:make_net --image-size 224 --fp16
-  resnet-export model.onnx --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --int8 --data pictures/
+  resnet-export model.onnx --mean 0.5 --std 0.5 --int8 --data pictures/
 
 \b
 Exit codes: 0 done and within budget, 1 failed, 2 wrong usage,

@@ -18,6 +18,7 @@ from runtimes.bundle import MANIFEST, Bundle
 from runtimes.errors import BundleError
 from runtimes.manifest import Asked, Manifest, json_from_manifest, manifest_from_json
 from runtimes.parity.budget import Budget
+from runtimes.source_file import SourceFile
 
 FREE_KEYS = {
     "$.versions",
@@ -38,6 +39,7 @@ OPTIONAL = {
     "$.sensitivity",
     "$.mixed",
     "$.kernels",
+    "$.source_file",
     "$.asked",
     *(f"$.asked.{name}" for name in Asked.__dataclass_fields__),
     "$.files",
@@ -218,6 +220,18 @@ def test_a_manifest_that_says_nothing_of_the_channels_order_is_of_a_network_that
     del document["preprocess"]["channels_order"]
     read = manifest_from_json(json.dumps(document).encode(), where="here").preprocess
     assert read == replace(colour, channels_order="rgb")
+
+
+def test_what_is_said_of_a_source_file_is_read_and_checked(manifest: Manifest) -> None:
+    source = SourceFile("x", "nhwc", 1, {"logits": "y"}, ("opset 9 converted to 20",), True, "kept")
+    whole = replace(manifest, source_file=source)
+    document = json.loads(json_from_manifest(whole))
+    assert manifest_from_json(json.dumps(document).encode(), where="here") == whole
+    assert (whole.origin_text, whole.reference_text) == ("an ONNX file", "the file tiny")
+    for name, wrong in (("layout", "chw"), ("quantized", "perhaps"), ("outputs", ["y"]), ("batch", "one")):
+        changed = {**document, "source_file": {**document["source_file"], name: wrong}}
+        with pytest.raises(BundleError, match=re.escape(f"`$.source_file.{name}")):
+            manifest_from_json(json.dumps(changed).encode(), where="here")
 
 
 def test_a_missing_field_is_named(manifest: Manifest) -> None:

@@ -74,7 +74,7 @@ def test_data_needs_the_reference_program(run: Any, tmp_path: Path, shipped_bund
     folder = with_file(shipped_bundle("fp32"), tmp_path / "bare", "reference.pt2", None).folder
     shown = run("check", folder, "--data", "built-in", "--backend", "onnxruntime")
     assert shown.code == 3
-    assert re.search("--data is held against the bundle's reference program: .* has no reference.pt2", shown.err)
+    assert re.search("--data is held against the bundle's reference: .* has no reference.pt2", shown.err)
     shown = run("check", folder)  # the others answer
     assert (shown.code, "pytorch      not here: " in shown.out) == (0, True)
 
