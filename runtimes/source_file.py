@@ -116,7 +116,7 @@ class SourceFileRuntime(Runtime):
             given = np.ascontiguousarray(given.transpose(NHWC))
         tensors = list(dict.fromkeys(self._facts.outputs.values()))
         found = dict(zip(tensors, self._session.run(tensors, {self._facts.input: given}), strict=True))
-        return {name: _as_scores(name, found[tensor]) for name, tensor in self._facts.outputs.items()}
+        return {name: _as_given(name, found[tensor]) for name, tensor in self._facts.outputs.items()}
 
     def _close(self) -> None:
         del self._session
@@ -169,8 +169,9 @@ def _output_spec(name: str, shape: Sequence[int | str | None], batch: int | None
     return TensorSpec(name, "float32", (batch or "batch", *sizes[1:]))
 
 
-def _as_scores(name: str, values: NDArray[Any]) -> NDArray[Any]:
-    """Scores as (batch, classes), where the file gives (batch, classes, 1, 1)."""
+def _as_given(name: str, values: NDArray[Any]) -> NDArray[Any]:
+    """An output in float32; scores as (batch, classes), where the file gives (batch, classes, 1, 1)."""
+    values = values.astype(np.float32, copy=False)  # inner tensors may be FP16
     return values.reshape(len(values), -1) if name in CLASSIFIERS and values.ndim > 2 else values
 
 

@@ -19,6 +19,8 @@ from runtimes.errors import PlanError, ResnetExportError
 from runtimes.printable import printable
 
 if TYPE_CHECKING:
+    import onnx
+
     from exporter.lowering.qdq.lint import BlockReport, QdqReport
     from runtimes.manifest import GraphFacts, Manifest
 
@@ -119,12 +121,32 @@ def _inspect_onnx(path: Path, options: LintOptions, *, as_json: bool) -> None:
         lines = [
             f"{'file':<12} {path}, {size_text(path.stat().st_size)}",
             f"{'format':<12} IR {model.ir_version}, opset {opsets}",
+            *_interface_lines(model.graph),
         ]
         echo_lines([*lines, *_graph_lines(facts), *_lint_lines(done)])
     if summary is not None:
         _annotate(path, done, summary, err=as_json)
     if options.strict:
         check_strict(done)
+
+
+def _interface_lines(graph: onnx.GraphProto) -> list[str]:
+    """What a graph is fed, and what it gives; a size that the file leaves open is its name, or `?`."""
+    from exporter.graph.facts import type_name
+
+    weights = {tensor.name for tensor in graph.initializer}  # files of old list them as inputs, too
+    fed = [value for value in graph.input if value.name not in weights]
+    lines = []
+    for kind, values in (("input", fed), ("output", graph.output)):
+        for value in values:
+            tensor = value.type.tensor_type
+            sizes = [
+                str(one.dim_value) if one.HasField("dim_value") and one.dim_value >= 0 else one.dim_param or "?"
+                for one in tensor.shape.dim
+            ]
+            shape = ("x".join(sizes) or "of one number") if tensor.HasField("shape") else "of unknown shape"
+            lines.append(f"{kind:<12} {value.name} {type_name(tensor.elem_type)} {shape}")
+    return lines
 
 
 def _annotate(path: Path, done: Linted, summary: Path, *, err: bool) -> None:

@@ -24,6 +24,8 @@ INPUTS = {
     CROP: "uint8 pixels, (batch, height, width, channels)",
     FULL: "uint8 pixels, (batch, height, width, channels), pictures of any size",
 }
+NAMED = 4
+"""How many nodes a step of a file's intake names in the summary."""
 EPILOG = """\b
 Examples:
   resnet-export resnet50 --fp16
@@ -175,7 +177,15 @@ def _summary(result: Export, seconds: dict[str, float]) -> list[str]:
 def _taken_lines(manifest: Manifest) -> list[str]:
     """What was done to an ONNX file, a line for each step."""
     steps = () if manifest.source_file is None else manifest.source_file.steps
-    return [f"{'' if place else 'taken in':<12} {said}" for place, said in enumerate(steps)]
+    return [f"{'' if place else 'taken in':<12} {_shortened(said)}" for place, said in enumerate(steps)]
+
+
+def _shortened(said: str) -> str:
+    """A step that names many nodes, with the first few of them; the manifest names all."""
+    head, *names = said.split(", '")
+    if len(names) < NAMED:
+        return said
+    return ", '".join([head, *names[: NAMED - 1]]) + f" and {len(names) - NAMED + 1} more"
 
 
 if __name__ == "__main__":

@@ -116,6 +116,8 @@ def first_step_text(lowering: Lowering, proof: Proof, images: ProofImages) -> st
     by = f"by {len(sample.weights)} images"
     if now.is_within:
         return f"{text}; rounded as a device rounds it is within {by}, so that the precision may not be what is wrong"
+    if lowering.plan.lowering_request.is_calibrated and lowering.lowered.table is None:
+        return f"{text}; its scales are the file's own: take --recalibrate, or --dequantize --fp16"
     if lowering.plan.lowering_request.is_calibrated:
         names = [one.block for one in noises]
         for words, model in _changes(lowering, names):

@@ -20,6 +20,7 @@ from runtimes.bundle import sha256_of_file
 from runtimes.errors import PlanError
 from runtimes.manifest import ModelFacts, WeightsFacts
 from runtimes.preprocess import Preprocess
+from runtimes.printable import count_text
 from runtimes.source_file import DEQUANTIZED, KEPT, QuantizedFile, SourceFileRuntime
 
 IMAGENET = "--mean 0.485,0.456,0.406 --std 0.229,0.224,0.225"
@@ -70,10 +71,12 @@ def load_file(plan: ExportPlan, folder: Path) -> LoadedFile:
     taken = take_file(opened, reference, preprocess, opset=plan.opset, keep_softmax=plan.keep_softmax)
     facts = replace(taken.facts, quantized=quantized)
     if quantized == KEPT and on_integers:
-        said = f"{on_integers} operators on integers written as float ones between Q/DQ pairs"
+        said = f"{count_text(on_integers, 'operator')} on integers written in floats between Q/DQ pairs"
         facts = replace(facts, steps=(said, *facts.steps))
     if quantized == DEQUANTIZED:
-        facts = replace(facts, steps=("its Q/DQ taken off: the float network behind it is the reference", *facts.steps))
+        facts = replace(
+            facts, steps=("quantization removed: the float network behind it is the reference", *facts.steps)
+        )
     if (own := opened.normalisation) is not None:
         said = f"its own normalisation kept: pixels of 0..{own.scale}, {_numbers(own)}"
         facts = replace(facts, steps=(*facts.steps, said), normalises=True)
@@ -127,7 +130,10 @@ def _preprocess(opened: Opened, request: ModelRequest) -> Preprocess:
     """
     name, size = opened.file.name, opened.image.size
     if size is None and request.image_size is None:
-        raise PlanError(f"expected --image-size with {name}, got none: it takes pictures of several sizes")
+        raise PlanError(
+            f"expected --image-size with {name}, got none: the file leaves height and width open; give those it "
+            "was trained at, such as --image-size 224 or 48x192"
+        )
     if size is not None and request.image_size not in (None, size):
         asked = "x".join(map(str, request.image_size or ()))
         raise PlanError(

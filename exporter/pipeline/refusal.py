@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from exporter.pipeline.first_step import Lowering, first_step_text
 from exporter.pipeline.images import Proof
+from exporter.pipeline.plan import ONNX
 from exporter.pipeline.proof_images import ProofImages
 from runtimes.parity.evidence import BackendParity
 from runtimes.parity.intervals import look_sizes
@@ -24,8 +25,15 @@ def why_refused(proof: Proof, images: ProofImages, lowering: Lowering) -> str:
     )
     head = f"parity is {'out of budget' if is_broken else 'undecided'} over {proof.report.images} images, {said}"
     if is_broken:
-        return head + first_step_text(lowering, proof, images)
+        return head + first_step_text(lowering, proof, images) + _other_pictures_text(lowering)
     return head + _more_images_text(next(iter(refusing.values())), images)
+
+
+def _other_pictures_text(lowering: Lowering) -> str:
+    """That a file was tried on the built-in pictures, which it was not trained on; empty where --data was given."""
+    if lowering.plan.spec.source != ONNX or lowering.plan.data is not None:
+        return ""
+    return "; it was tried on the built-in pictures of clothes: give --data with pictures like those it will see"
 
 
 def _more_images_text(answer: BackendParity, images: ProofImages) -> str:

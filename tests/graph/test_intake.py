@@ -80,7 +80,9 @@ def test_what_is_behind_a_convolution_is_folded(bias: bool, group: int) -> None:
     ]
     model = graph_of(nodes, constants)
     before = answer(model)
-    assert fold_scales(model) == "1 of 1 batch norms folded, 4 other scales and shifts folded"
+    assert fold_scales(model) == (
+        "folded into convolutions and matrix products: 1 of 1 batch norm, 4 constants of Mul, Div, Add or Sub"
+    )
     assert operators(model) == ["Conv"]
     np.testing.assert_allclose(answer(model), before, atol=1e-5 * np.abs(before).max())
 
@@ -144,7 +146,7 @@ def test_a_pad_is_folded_where_it_computes_the_same(before: str, operator: str, 
     ]
     model = graph_of(nodes, {**CONV, "pads": np.array([0, 0, 1, 0, 0, 0, 2, 1]), "value": np.float32(value)})
     expected = answer(model)
-    assert fold_paddings(model) == ("1 paddings folded" if folds else "")
+    assert fold_paddings(model) == ("1 Pad folded into the convolution or pool behind" if folds else "")
     assert ("Pad" in operators(model)) != folds
     np.testing.assert_allclose(answer(model), expected, rtol=1e-6)
 
@@ -204,7 +206,7 @@ def test_an_input_with_the_channels_last_takes_them_first() -> None:
     model = graph_of(nodes, constants, ("n", 9, 9, 3))
     before = answer(model, PICTURES.transpose(0, 2, 3, 1))
     assert image_input(model, "file").layout == "nhwc"
-    assert take_channels_first(model, "x").endswith("its Transpose taken off")
+    assert take_channels_first(model, "x").endswith("its Transpose removed")
     drop_unused(model.graph)
     assert operators(model) == ["Sub", "Pad", "Conv"]
     np.testing.assert_allclose(answer(model), before, rtol=1e-5, atol=1e-5)
@@ -397,8 +399,8 @@ def test_constants_are_found_wherever_they_are() -> None:
     before = answer(model)
     said = make_plain(model)
     assert said == (
-        "1 weights no longer listed as inputs, 2 Constant nodes made initializers, 1 Identity nodes taken off, "
-        "1 Dropout nodes taken off"
+        "1 weight no longer listed as inputs, 2 Constant nodes turned into initializers, 1 Identity node removed, "
+        "1 Dropout node removed"
     )
     assert operators(model) == ["Clip", "Conv"]
     assert [value.name for value in model.graph.input] == ["x"]

@@ -74,9 +74,7 @@ def test_scales_along_another_axis_are_chosen_anew() -> None:
         single(weight=lambda graph: graph.node("DequantizeLinear", WEIGHT, scales, np.zeros(WIDTH, np.int8), axis=1))
     )
     assert report.findings == ()
-    assert result.said[0].startswith(
-        "its weight is rounded to INT8 again, with a scale for each output channel: 'conv."
-    )
+    assert result.said[0].startswith("weight rounded to INT8 anew, with a scale for each output channel: 'conv.")
     assert sqnr > 40
 
 
@@ -86,7 +84,7 @@ def test_a_dead_channel_may_have_a_scale_of_zero() -> None:
         single(weight=lambda graph: graph.node("DequantizeLinear", WEIGHT, scales, np.zeros(ROWS, np.int8), axis=0))
     )
     assert report.findings == ()
-    assert result.said[0].startswith("scales of 0 are written as 1")
+    assert result.said[0].startswith("weight scale of 0 written as 1")
     assert sqnr > 60
 
 
@@ -106,7 +104,7 @@ def test_an_int32_bias_becomes_float() -> None:
     assert before.refused
     result, report, sqnr = of_tensorrt(model)
     assert report.findings == ()
-    assert any(one.startswith("INT32 biases are float: 'conv.") for one in result.said)
+    assert any(one.startswith("INT32 bias written as floats: 'conv.") for one in result.said)
     assert sqnr > 60
 
 
@@ -121,22 +119,20 @@ def test_residual_graphs_lint_without_findings_afterwards(turn: str) -> None:
     assert report.convolutions == (3, 3)
     assert report.shortcuts == (1, 1)
     assert sqnr > {"main": 15, "float shortcut": 35}.get(turn, 55)  # the pair on the main branch clips much here
-    assert ("it is folded into the convolution before it" in " ".join(result.said)) == (turn in ("norm", "bias"))
+    assert ("folded into the convolution before it" in " ".join(result.said)) == (turn in ("norm", "bias"))
 
 
 def test_a_pair_before_a_relu_computes_the_same_behind_it() -> None:
     model = single(behind=lambda graph, made: graph.node("Relu", graph.pair(made, np.float32(0.02))))
     result = mended(model, "cpu")
-    assert any("the pair before its ReLU is moved behind the ReLU" in one for one in result.said)
-    assert any("what the network gives stays as it is computed" in one for one in result.said)
+    assert any("Q/DQ pair moved behind the ReLU" in one for one in result.said)
+    assert any("at an output of the network" in one for one in result.said)
 
 
 def test_processors_are_told_what_has_no_scale() -> None:
     result = mended(residual(), "cpu")  # as TensorRT wants it: the convolution before the addition makes floats
     (made,) = (
-        one
-        for one in result.said
-        if one.startswith("it computes in float, since the file has no scale for what it makes")
+        one for one in result.said if one.startswith("left in float, since the file has no scale for its output")
     )
     names = [node.name for node in result.exact.graph.node if node.op_type in ("Conv", "Add")]
     assert made.endswith(f": '{names[2]}', '{names[3]}'")
@@ -170,7 +166,7 @@ def test_two_pairs_in_a_row_are_one_that_clips_as_both_do() -> None:
     once = single(lambda graph: graph.pair("x", np.float32(0.01)))
     np.testing.assert_array_equal(answers(mended(twice).model, PICTURES), answers(mended(once).model, PICTURES))
     same = mended(single(lambda graph: graph.pair(graph.pair("x"))))
-    assert any(one.startswith("a second pair of the same tensor is taken off: ") for one in same.said)
+    assert any(one.startswith("second Q/DQ pair of the same tensor removed: ") for one in same.said)
 
 
 def test_a_tensor_may_be_read_through_two_scales() -> None:

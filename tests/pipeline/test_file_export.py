@@ -102,21 +102,20 @@ def test_each_step_that_was_taken_is_said(tmp_path: Path) -> None:
         assert result.manifest.source_file is not None
         steps[name] = result.manifest.source_file.steps
     assert steps["tensorflow_nhwc"] == (
-        "the Softmax behind its logits taken off",
+        "Softmax behind the logits removed",
         "opset 9 converted to 20",
-        "input of (batch, height, width, channels) made (batch, channels, height, width), its Transpose taken off",
-        "2 paddings folded",
-        "6 of 6 batch norms folded, 6 other scales and shifts folded",
-        "1 Transposes before a mean taken off, 1 means over height and width made global pools, 1 matrix products made "
-        "Gemm",
+        "input changed from (batch, height, width, channels) to (batch, channels, height, width), and its Transpose removed",
+        "2 Pads folded into the convolution or pool behind",
+        "folded into convolutions and matrix products: 6 of 6 batch norms, 6 constants of Mul, Div, Add or Sub",
+        "1 Transpose before a mean removed, 1 ReduceMean replaced by GlobalAveragePool, 1 MatMul replaced by Gemm",
     )
     assert steps["caffe_bgr"] == (
         "45 weights no longer listed as inputs",
-        "the Softmax behind its logits taken off",
+        "Softmax behind the logits removed",
         "opset 7 converted to 20",
-        "batch of 1 made free (1 Reshape rewritten), the same at batches of 1, 2, 3",
-        "6 of 6 batch norms folded, 12 other scales and shifts folded",
-        "1 Reshape or Squeeze made Flatten",
+        "batch of 1 made free (1 Reshape rewritten); its answers are the same at batches of 1, 2, 3",
+        "folded into convolutions and matrix products: 6 of 6 batch norms, 12 constants of Mul, Div, Add or Sub",
+        "1 Reshape or Squeeze replaced by Flatten",
     )
 
 
@@ -280,7 +279,7 @@ def test_a_batch_that_cannot_be_made_free_stays_and_is_said(tmp_path: Path, capf
     assert "onnxruntime" not in capfd.readouterr().err  # it would tell of the batches that were tried
     source = result.manifest.source_file
     assert source is not None
-    assert "batch left at 1: with another one the graph fails, or gives other answers" in source.steps
+    assert "batch left at 1, since the graph fails at another, or gives other answers" in source.steps
     assert (result.manifest.batch, result.manifest.inputs[0].shape[0]) == (BatchRange(1, 1, 1), 1)
     images = pictures(3, made.reading.size)
     assert distance(answers_of(result.folder, images), logits_of(made, images)) < CLOSE

@@ -24,7 +24,7 @@ from exporter.verification.report.reproduce import export_lines
 from runtimes import open_runtime
 from runtimes._open import open_reference
 from runtimes.bundle import Bundle
-from runtimes.errors import PlanError
+from runtimes.errors import ParityError, PlanError
 from runtimes.parity.measures import sqnr_db
 
 
@@ -103,13 +103,18 @@ def test_the_file_itself_is_what_everything_is_held_against(tmp_path: Path) -> N
     assert np.array_equal(found, scores(tmp_path / "model.onnx", inputs, "logits"))
 
 
-def test_blocks_of_a_trained_network_are_followed(tmp_path: Path) -> None:
-    made = MAKERS["qat_torch"]()
-    result = export_of(made, tmp_path)
+@pytest.mark.parametrize(("name", "target"), [("qat_torch", "tensorrt"), ("qdq_int8", "cpu"), ("qoperator", "cpu")])
+def test_blocks_of_a_quantized_file_are_followed(name: str, target: str, tmp_path: Path) -> None:
+    """Where a block ends, the float network behind the file differs by the file's own rounding, which adds up."""
+    made = MAKERS[name]()
+    result = export_of(made, tmp_path, target=target)
     inputs = made.reading.network_input(pictures(4, made.reading.size))
     drift = drift_of_bundle(Bundle.open(result.folder), inputs)
-    assert drift.blocks[0] == "stem"
-    assert drift.images == 4
+    assert drift.blocks == ("stem", "blocks.0", "blocks.1", "head")
+    ratios = [one.sqnr_db for one in drift.stages[0].blocks]
+    assert 35 < ratios[0] < 60
+    assert ratios[:3] == sorted(ratios[:3], reverse=True)
+    assert min(ratios) > 15
 
 
 def test_the_float_network_behind_a_quantized_file(tmp_path: Path) -> None:
@@ -120,7 +125,7 @@ def test_the_float_network_behind_a_quantized_file(tmp_path: Path) -> None:
     assert ratio_db(result, made) > 30
     source = result.manifest.source_file
     assert source is not None
-    assert source.steps[0] == "its Q/DQ taken off: the float network behind it is the reference"
+    assert source.steps[0] == "quantization removed: the float network behind it is the reference"
     assert "--dequantize" in export_lines(result.manifest)[0]
 
 
@@ -141,6 +146,11 @@ def pictures_folder(tmp_path: Path) -> Path:
     for number, pixels in enumerate(pictures(330, (64, 64), seed=7)):
         Image.fromarray(pixels).save(folder / f"{number:03}.png")
     return folder
+
+
+def test_a_refusal_names_what_is_left_to_try(tmp_path: Path) -> None:
+    with pytest.raises(ParityError, match=r"its scales are the file's own: take --recalibrate, or --dequantize --fp16"):
+        export_of(MAKERS["qdq_int8"](), tmp_path, budget={"min_sqnr_db": 60.0})
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from spoilt import with_file
 from stranger_graphs import CAFFE, caffe_bgr
+from stranger_makers import MAKERS
 from stranger_readings import pictures
 
 from exporter import ExportPlan, export
@@ -19,7 +20,7 @@ from exporter.verification.blocks.drift import drift_of_bundle
 from exporter.verification.report.reproduce import export_lines
 from runtimes import open_runtime
 from runtimes.bundle import Bundle
-from runtimes.errors import BundleError
+from runtimes.errors import BundleError, ParityError
 
 TOLD: dict[str, Any] = {"mean": CAFFE.mean, "std": CAFFE.std, "scale": 255, "channels_order": "bgr"}
 
@@ -94,7 +95,34 @@ def test_the_command_that_is_printed_makes_the_same_bundle(made: Path, source: P
     assert {name: facts.sha256 for name, facts in again.files.items() if name != "report.html"} == {
         name: facts.sha256 for name, facts in first.files.items() if name != "report.html"
     }
-    assert notes == [f"# caffe.onnx: the ONNX file of sha256 {first.model.weights.sha256}"]
+    assert notes == [
+        f"# caffe.onnx: the ONNX file of sha256 {first.model.weights.sha256}",
+        "# and --data, where it was proven on other pictures than the built-in ones",
+    ]
+
+
+def test_inspect_shows_how_a_file_is_fed(source: Path, deploy: Any) -> None:
+    shown = deploy("inspect", source)
+    assert "input        data FLOAT 1x3x64x64" in shown.out
+    assert "output       prob FLOAT 1x10" in shown.out
+
+
+def test_a_file_that_fails_on_the_built_in_pictures_is_told_of_data(source: Path, tmp_path: Path) -> None:
+    plan = ExportPlan(str(source), tmp_path / "out", "fp16", budget={"max_relative_error": 1e-9}, report=False, **TOLD)
+    with pytest.raises(ParityError, match="tried on the built-in pictures of clothes: give --data with pictures like"):
+        export(plan)
+
+
+def test_the_summary_names_a_few_nodes_and_the_manifest_all(tmp_path: Path, run: Any) -> None:
+    made = MAKERS["qdq_int8"]()
+    onnx.save(made.model, tmp_path / "model.onnx")
+    ran = run("model.onnx", "--int8", *made.reading.told(), "--no-report", "--output", "out")
+    assert ran.code == 0, ran.err
+    biases = next(line for line in ran.out.splitlines() if "INT32 bias" in line)
+    assert biases.endswith(" and 3 more")
+    source_file = Bundle.open(tmp_path / "out").manifest.source_file
+    assert source_file is not None
+    assert any("INT32 bias" in said and said.count("', '") == 6 for said in source_file.steps)
 
 
 @pytest.mark.parametrize("kind", ["crop", "full"])

@@ -16,6 +16,7 @@ from onnx import TensorProto
 
 from exporter.graph.intake.wiring import Wiring, add_constant, attributes_of, remove_nodes, set_attribute
 from exporter.graph.simplify import DEFAULT_EPSILON
+from runtimes.printable import count_text
 
 SCALES = ("BatchNormalization", "Mul", "Div", "Add", "Sub")
 LOWEST = -3e38
@@ -40,10 +41,10 @@ def fold_scales(model: onnx.ModelProto) -> str:
     behind = _fold_each(graph, _fold_behind)
     front = _fold_each(graph, _fold_in_front)
     left = sum(node.op_type == "BatchNormalization" for node in graph.node)
-    said = [f"{norms - left} of {norms} batch norms folded"] if norms else []
+    said = [f"{norms - left} of {count_text(norms, 'batch norm')}"] if norms else []
     others = behind + front - (norms - left)
-    said += [f"{others} other scales and shifts folded"] if others else []
-    return ", ".join(said) if behind or front else ""
+    said += [f"{count_text(others, 'constant')} of Mul, Div, Add or Sub"] if others else []
+    return f"folded into convolutions and matrix products: {', '.join(said)}" if behind or front else ""
 
 
 def fold_paddings(model: onnx.ModelProto) -> str:
@@ -53,7 +54,7 @@ def fold_paddings(model: onnx.ModelProto) -> str:
         what was done, in words; empty where there was nothing.
     """
     count = _fold_each(model.graph, _fold_padding)
-    return f"{count} paddings folded" if count else ""
+    return f"{count_text(count, 'Pad')} folded into the convolution or pool behind" if count else ""
 
 
 def _fold_each(graph: onnx.GraphProto, fold: Any) -> int:

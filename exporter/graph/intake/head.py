@@ -85,7 +85,7 @@ def take_off_softmax(graph: onnx.GraphProto, outputs: Mapping[str, str]) -> str:
             del shape.dim[:]
             value.type.tensor_type.ClearField("shape")
     drop_unused(graph)
-    return "the Softmax behind its logits taken off"
+    return "Softmax behind the logits removed"
 
 
 def flatten_logits(graph: onnx.GraphProto, tensor: str) -> str:

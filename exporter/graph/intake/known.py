@@ -11,6 +11,7 @@ from onnx import helper
 from exporter.graph.facts import reduces_space
 from exporter.graph.inference import Shape, inferred_graphs
 from exporter.graph.intake.wiring import Wiring, add_constant, attributes_of, drop_unused, remove_nodes, replace_nodes
+from runtimes.printable import count_text
 from runtimes.source_file import NHWC
 
 
@@ -25,10 +26,10 @@ def use_known_head(model: onnx.ModelProto) -> str:
     shapes = inferred_graphs(model)[0].shapes
     flattened = _flatten(model.graph, shapes)
     pools, products = _pool_means(model.graph, shapes), _use_gemm(model.graph, shapes)
-    said = [f"{turned} Transposes before a mean taken off"] if turned else []
-    said += [f"{flattened} Reshape or Squeeze made Flatten"] if flattened else []
-    said += [f"{pools} means over height and width made global pools"] if pools else []
-    said += [f"{products} matrix products made Gemm"] if products else []
+    said = [f"{count_text(turned, 'Transpose')} before a mean removed"] if turned else []
+    said += [f"{flattened} Reshape or Squeeze replaced by Flatten"] if flattened else []
+    said += [f"{pools} ReduceMean replaced by GlobalAveragePool"] if pools else []
+    said += [f"{products} MatMul replaced by Gemm"] if products else []
     return ", ".join(said)
 
 

@@ -13,6 +13,7 @@ from exporter.graph.intake.interface import TO_NCHW
 from exporter.graph.intake.wiring import Wiring, add_constant, bypass, remove_nodes, replace_nodes
 from runtimes.source_file import NHWC
 
+CHANNELS_FIRST = "input changed from (batch, height, width, channels) to (batch, channels, height, width)"
 SCALES = ("Add", "Sub", "Mul", "Div")
 LARGEST_MEAN = 2.0
 """Above it, a mean is one of pixels of 0..255: of pixels of 0..1, it is at most 1."""
@@ -52,9 +53,7 @@ def take_channels_first(model: onnx.ModelProto, name: str) -> str:
                 one(graph)
         bypass(graph, node)
         remove_nodes(graph, [node])
-        return (
-            "input of (batch, height, width, channels) made (batch, channels, height, width), its Transpose taken off"
-        )
+        return f"{CHANNELS_FIRST}, and its Transpose removed"
     behind = f"{name}.channels_last"
     for one in graph.node:
         for place, given in enumerate(one.input):
@@ -62,7 +61,7 @@ def take_channels_first(model: onnx.ModelProto, name: str) -> str:
                 one.input[place] = behind
     first = helper.make_node("Transpose", [name], [behind], name=behind, perm=list(NHWC))
     replace_nodes(graph, [first, *graph.node])
-    return "input of (batch, height, width, channels) made (batch, channels, height, width) by a Transpose in front"
+    return f"{CHANNELS_FIRST}, by a Transpose in front"
 
 
 def _reorder(wiring: Wiring, node: onnx.NodeProto) -> Any:

@@ -12,6 +12,7 @@ from exporter.graph.inference import LARGEST_SHAPE_CONSTANT
 from exporter.graph.intake.wiring import Wiring, bypass, drop_unused, remove_nodes
 from exporter.graph.trace import IR_VERSION
 from runtimes.errors import BadInput
+from runtimes.printable import count_text
 
 OLDEST_OPSET = 7
 """The oldest that is read: before it, operators broadcast and normalise by other rules."""
@@ -30,17 +31,17 @@ def make_plain(model: onnx.ModelProto) -> str:
     for place in reversed(listed):
         del graph.input[place]
     if listed:
-        said.append(f"{len(listed)} weights no longer listed as inputs")
+        said.append(f"{count_text(len(listed), 'weight')} no longer listed as inputs")
     constants = _constants_to_initializers(graph)
     if constants:
-        said.append(f"{constants} Constant nodes made initializers")
+        said.append(f"{count_text(constants, 'Constant node')} turned into initializers")
     for operator in ("Identity", "Dropout"):
         wiring = Wiring(graph)
         idle = [node for node in graph.node if node.op_type == operator and _is_idle(node, wiring)]
         gone = [node for node in idle if bypass(graph, node)]
         remove_nodes(graph, gone)
         if gone:
-            said.append(f"{len(gone)} {operator} nodes taken off")
+            said.append(f"{count_text(len(gone), f'{operator} node')} removed")
     drop_unused(graph)
     del graph.value_info[:]
     del model.metadata_props[:]

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from exporter.graph.inference import LARGEST_SHAPE_CONSTANT, inferred_values
+from exporter.graph.inference import LARGEST_SHAPE_CONSTANT, inferred_graphs, inferred_values
 from exporter.graph.intake.batch import free_batch, set_batch
 from exporter.graph.intake.fold import fold_paddings, fold_scales
 from exporter.graph.intake.head import flatten_logits, head_of, take_off_softmax
@@ -89,9 +89,10 @@ def open_file(file: ModelFile) -> Opened:
     Raises:
         BadInput: it is no classifier or backbone of images (see `image_input`), or gives no scores.
     """
-    said = [f"weights of {', '.join(one.name for one in file.beside)} read in"] if file.beside else []
+    said = [f"weights read from {', '.join(one.name for one in file.beside)}"] if file.beside else []
     said += [text] if (text := make_plain(file.model)) else []
     image = image_input(file.model, file.name)
+    _declare_types(file.model)
     check_scores(file.model.graph, file.name)
     probe = onnx.ModelProto()
     probe.graph.node.extend(file.model.graph.node)
@@ -100,6 +101,15 @@ def open_file(file: ModelFile) -> Opened:
     if image.layout == "nhwc":
         take_channels_first(probe, image.name)
     return Opened(file, image, normalisation_of(probe, image.name), tuple(said))
+
+
+def _declare_types(model: onnx.ModelProto) -> None:
+    """Say of which type an output is, where the file leaves that to those who read it."""
+    untyped = [value for value in model.graph.output if not value.type.tensor_type.elem_type]
+    types = inferred_graphs(model)[0].types if untyped else {}
+    for value in untyped:
+        kind = types.get(value.name, "?")
+        value.type.tensor_type.elem_type = onnx.TensorProto.DataType.Value("FLOAT" if kind == "?" else kind)
 
 
 def take_file(
@@ -186,8 +196,6 @@ def _check_answers(answers: Mapping[str, NDArray[Any]], where: str) -> None:
         BadInput: names the output.
     """
     for name, values in answers.items():
-        if values.dtype != np.float32:
-            raise BadInput(f"{where}: expected outputs of FLOAT, got '{name}' of {values.dtype}; save it in FP32")
         if values.ndim < 2 or len(values) != 1:
             raise BadInput(
                 f"{where}: expected outputs of (batch, ...) and at least two dimensions, got '{name}' of "
@@ -209,9 +217,8 @@ def _set_sizes(graph: onnx.GraphProto, image: ImageInput, preprocess: Preprocess
     for size, one in zip(list(sizes)[1:], wanted, strict=True):
         size.dim_value = one
     for value in graph.output:  # what is declared of them is for other sizes
-        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
         value.type.tensor_type.ClearField("shape")
-    return f"free sizes of the input fixed at {height}x{width} pixels of {channels} channels" if free else ""
+    return f"input, of free size in the file, fixed at {height}x{width} pixels of {channels} channels" if free else ""
 
 
 def _free(work: Work, image: ImageInput) -> int | None:
@@ -229,7 +236,9 @@ def _free(work: Work, image: ImageInput) -> int | None:
         difference = float("inf")
     if difference <= LARGEST_RELATIVE_ERROR:
         work.size = 2  # a graph that mixes pictures up shows it
-        work.said += [f"{said}, the same at batches of {', '.join(map(str, TRIED_BATCHES))}"] if said else []
+        work.said += (
+            [f"{said}; its answers are the same at batches of {', '.join(map(str, TRIED_BATCHES))}"] if said else []
+        )
         return None
     size = image.batch or 1
     del graph.node[:], graph.input[:]
@@ -239,7 +248,7 @@ def _free(work: Work, image: ImageInput) -> int | None:
     graph.initializer.extend(tensor for tensor in small if tensor.name not in left)
     next(one for one in graph.input if one.name == image.name).type.tensor_type.shape.dim[0].dim_value = size
     work.facts = replace(before, batch=size)
-    work.step(lambda model: f"batch left at {size}: with another one the graph fails, or gives other answers")
+    work.step(lambda model: f"batch left at {size}, since the graph fails at another, or gives other answers")
     return size
 
 

@@ -17,7 +17,7 @@ from exporter.lowering.qdq.targets import Edge
 from exporter.lowering.qdq.targets._signs import tensors_without_negatives
 from exporter.lowering.qdq.targets.cpu import GEMM, PLAIN_GEMM
 from exporter.lowering.requantize.plain import unused_name
-from exporter.lowering.requantize.trained import ROUNDING, TrainedNetwork, TrainedWeight, note, readers
+from exporter.lowering.requantize.trained import REMOVED, TrainedNetwork, TrainedWeight, note, readers
 
 AFFINE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sum", "Sub", "Mul", "Div", "BatchNormalization")
 """Operators behind which a pair without negative values stands for a ReLU."""
@@ -51,7 +51,11 @@ def with_activations(network: TrainedNetwork) -> TrainedNetwork:
         behind[tensor] = [helper.make_node(operator, [tensor, *bounds], [output], name=name)]
         for edge in cut:
             nodes[edge.node].input[edge.place] = output
-        note(notes, "the ReLU that its pair had taken in is written down", maker.name)
+        note(
+            notes,
+            "ReLU behind it written out, which the file leaves to a Q/DQ pair without negative values",
+            maker.name,
+        )
     ordered = [
         one for node in graph.node for one in (node, *(new for name in node.output for new in behind.get(name, ())))
     ]
@@ -91,9 +95,8 @@ def with_affine_folded(network: TrainedNetwork) -> TrainedNetwork:
         _fold(network, before, factors, tensors, taken)
         pair = network.pairs.pop(Edge(node.name, place), None)
         if pair is not None:
-            what = "a pair between a convolution and what is folded into it is taken off"
-            note(network.notes, f"{what}, {ROUNDING}", pair.node)
-        note(network.notes, "it is folded into the convolution before it", node.name)
+            note(network.notes, f"{REMOVED} between a convolution and what is folded into it", pair.node)
+        note(network.notes, f"{node.op_type} folded into the convolution before it", node.name)
         before.output[0] = node.output[0]
         makers[node.output[0]] = before
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]

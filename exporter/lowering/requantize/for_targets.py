@@ -16,8 +16,9 @@ AFFINE = ("Conv", "BatchNormalization", "Add", "Sub", "Mul", "Div")
 STEPS = 127
 """Of INT8 above zero."""
 REMEDY = "take --recalibrate, quantize again symmetrically to INT8, or take --target cpu"
-WIDER = "INT8 has more than its {} steps: values beyond its range are cut off later"
-NO_SCALE = "it computes in float, since the file has no scale for what it {}"
+WIDER = "range widened from {} steps to those of 8 bits: values that the file clips pass"
+NO_SCALE = "left in float, since the file has no scale for its {}"
+SHARED = "{} rounded, too, by the Q/DQ pair through which others read the same tensor"
 RECALIBRATE = "take --recalibrate, or quantize again"
 
 
@@ -39,9 +40,9 @@ def fit_tensorrt(desk: Desk) -> None:
         if main not in desk.pairs and shortcut in desk.pairs:
             continue
         if shortcut not in desk.pairs:
-            _share(desk, shortcut, "the shortcut is read through the pair that others read it through")
+            _share(desk, shortcut, "shortcut")
         if shortcut in desk.pairs:
-            desk.take_off(main, "both inputs of the addition are quantized, and its convolution takes it in without")
+            desk.take_off(main, "on the convolution's side of an addition, since TensorRT fuses the two without it")
     _check_signed(desk)
     for pair in desk.pairs.values():
         if pair.high < STEPS or -STEPS < pair.low < 0:
@@ -64,9 +65,9 @@ def fit_processors(desk: Desk) -> None:
             continue
         if any(edge in desk.pairs for edge in edges):
             for edge in edges:
-                _share(desk, edge, "it reads its input through the pair that others read it through")
+                _share(desk, edge, "input")
         else:
-            for name, what in ((maker, "makes"), *((name, "reads") for name in readers)):
+            for name, what in ((maker, "output"), *((name, "input") for name in readers)):
                 if name in kernels:
                     note(desk.notes, NO_SCALE.format(what), name)
     for pair in desk.pairs.values():
@@ -106,9 +107,9 @@ def _float_heads(desk: Desk) -> None:
             pooled.update(node.output)
         if is_pool or is_behind or node.op_type == "Gemm":
             for place in range(len(node.input)):
-                desk.take_off(Edge(node.name, place), f"{node.op_type} computes in float")
+                desk.take_off(Edge(node.name, place), f"so that {node.op_type} computes in float")
             if len(node.input) > 1 and node.input[1] in desk.network.weights:
-                note(desk.notes, "its quantized weight is written as the floats that it stands for", node.name)
+                note(desk.notes, "quantized weight written as floats", node.name)
 
 
 def _float_wide_classifiers(desk: Desk) -> None:
@@ -116,7 +117,7 @@ def _float_wide_classifiers(desk: Desk) -> None:
     cost accuracy."""
     for node in list(desk.quantized()):
         if node.op_type == "Gemm" and desk.is_wide(node.input[1]):
-            why = "processors without VNNI overflow with its weights' 8 bits, so it computes in float"
+            why = "so that the classifier computes in float: its 8-bit weights overflow on processors without VNNI"
             desk.take_off(Edge(node.name, 0), why)
 
 
@@ -127,23 +128,23 @@ def _float_unpaired_weights(desk: Desk) -> None:
             continue
         has_pair, has_weight = Edge(node.name, 0) in desk.pairs, node.input[1] in desk.network.weights
         if has_weight and not has_pair:
-            note(desk.notes, "it computes in float, since the file has no scale for its input", node.name)
+            note(desk.notes, NO_SCALE.format("input"), node.name)
         elif has_pair and not has_weight:
-            note(desk.notes, "it computes in float, since the file has no scales for its weight", node.name)
+            note(desk.notes, NO_SCALE.format("weight"), node.name)
         elif not has_pair:
-            note(desk.notes, "it computes in float, as it does in the file", node.name)
+            note(desk.notes, "left in float, as in the file", node.name)
 
 
-def _share(desk: Desk, edge: Edge, why: str) -> None:
+def _share(desk: Desk, edge: Edge, what: str) -> None:
     """Give an input without a pair that of another reader of the same tensor, if there is one."""
     found = [desk.pairs[other] for other in desk.edges(desk.tensor(edge)) if other in desk.pairs]
     if edge in desk.pairs:
         return
     if found:
         desk.pairs[edge] = found[0]
-        note(desk.notes, f"{why}, which adds its rounding", edge.node)
+        note(desk.notes, SHARED.format(what), edge.node)
     else:
-        note(desk.notes, NO_SCALE.format("reads"), edge.node)
+        note(desk.notes, NO_SCALE.format("input"), edge.node)
 
 
 def _maker_behind_activation(desk: Desk, tensor: str) -> str:
@@ -167,7 +168,7 @@ def _check_signed(desk: Desk) -> None:
         if pair.high > STEPS + 1 or pair.low < -STEPS - 1:
             raise PlanError(_unsigned_text(pair))
         if pair.high > STEPS:
-            note(desk.notes, f"INT8 has {STEPS} steps above zero: the last of its {pair.high} is cut off", pair.node)
+            note(desk.notes, f"last of {pair.high} steps above zero clipped, since INT8 has {STEPS}", pair.node)
     for node in desk.quantized():
         weight = desk.network.weights[node.input[1]]
         scales = weight.given()

@@ -122,7 +122,7 @@ def _read(model: onnx.ModelProto) -> TrainedNetwork:
     network = read_trained(with_pairs(model))
     network = replace(network, model=at_known_opset(network.model))
     for name in integers:
-        note(network.notes, "an operator on integers is a float one between Q/DQ pairs", name)
+        note(network.notes, "operator on integers written as a float one between Q/DQ pairs", name)
     network = with_row_classifiers(with_affine_folded(with_activations(network)))
     return network
 
@@ -163,7 +163,7 @@ def _note_left_in_float(pairs: onnx.ModelProto, placed: Placement, network: Trai
     made = {name for node in pairs.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     for node in pairs.graph.node:
         if node.name in placed.weights and node.input[1] not in made:
-            note(network.notes, f"it computes in float: {TOO_SMALL}", node.name)
+            note(network.notes, f"left in float: {TOO_SMALL}", node.name)
 
 
 def _unsigned(desk: Desk, pairs: Mapping[str, Pair]) -> dict[str, Stored]:
@@ -173,7 +173,7 @@ def _unsigned(desk: Desk, pairs: Mapping[str, Pair]) -> dict[str, Stored]:
     for name, pair in pairs.items():
         zero_point = max(0, min(255, -pair.low))
         if zero_point and name in positive:
-            what = f"UINT8 has 255 steps above zero for its {pair.high}: values beyond its range are cut off later"
+            what = f"range widened from {pair.high} steps above zero to 255: values that the file clips pass"
             note(desk.notes, what, pair.node)
             zero_point = 0
         found[name] = Stored("uint8", zero_point, max(1, 255 - zero_point))
@@ -184,7 +184,7 @@ def _note_narrow(desk: Desk, narrow: Collection[str]) -> None:
     """Say which weights are rounded to 7 bits, so that processors without VNNI do not overflow."""
     for node in desk.quantized():
         if node.name in narrow and desk.is_wide(node.input[1]):
-            note(desk.notes, "its weight is rounded to 7 bits, for processors without VNNI", node.name)
+            note(desk.notes, "weight rounded to 7 bits, lest it overflow on processors without VNNI", node.name)
 
 
 def _threshold(pair: Pair, stored: Stored) -> float:

@@ -19,6 +19,7 @@ from exporter.lowering.qdq.targets import Edge
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, int_attribute, node_label
 from exporter.lowering.requantize.plain import pass_through, plain_graph
 from exporter.lowering.requantize.trained import (
+    REMOVED,
     Pair,
     TrainedNetwork,
     TrainedWeight,
@@ -78,7 +79,7 @@ class _Reader:
         elif node.op_type == DEQUANTIZE:
             self._read_pair(node)
         elif node.op_type in MOVES_WEIGHTS and node.input[0] in self.held and self._move(node):
-            note(self.notes, "what stood between its stored values and their reader is done to the values", node.name)
+            note(self.notes, "operator on stored weights applied to the weights themselves", node.name)
         elif node.op_type != QUANTIZE:
             self._read_inputs(node)
 
@@ -117,13 +118,13 @@ class _Reader:
     def _read_held(self, node: onnx.NodeProto, place: int) -> None:
         held = self.held[node.input[place]]
         if held.type == "INT32":
-            note(self.notes, "INT32 biases are float", node.name)
+            note(self.notes, "INT32 bias written as floats", node.name)
         if node.op_type not in PRODUCTS or place != 1:
             return
         axis = 0 if node.op_type == "Conv" or int_attribute(node, "transB", 0) else held.values.ndim - 1
         by_channel = [np.moveaxis(one, axis, 0).reshape(one.shape[axis], -1) for one in (held.scales, held.zero_points)]
         if (held.scales == 0).any():
-            note(self.notes, "scales of 0 are written as 1, since the weights behind them are 0", node.name)
+            note(self.notes, "weight scale of 0 written as 1, since its weights are 0", node.name)
             by_channel[0] = np.where(by_channel[0] == 0, 1, by_channel[0])
         is_by_channel = all((one == one[:, :1]).all() for one in by_channel)
         scales, zero_points = (one[:, 0] for one in by_channel)
@@ -131,7 +132,7 @@ class _Reader:
             scales.astype(np.float32) if is_by_channel else None, zero_points.astype(np.int32), held.type, held.node
         )
         if node.op_type == "Conv" and self.weights[node.input[1]].given() is None:
-            note(self.notes, "its weight is rounded to INT8 again, with a scale for each output channel", node.name)
+            note(self.notes, "weight rounded to INT8 anew, with a scale for each output channel", node.name)
 
     def _held(self, node: onnx.NodeProto) -> _Held:
         stored = self.tensors[node.input[0]]
@@ -201,12 +202,9 @@ class _Reader:
             source, before = self.sources[source]
             one = merged(before, pair)
             gone = before if one is pair else pair
-            what = "a second pair of the same tensor is taken off"
-            note(
-                self.notes,
-                what if before.grid == pair.grid else f"{what}, and its rounding and clipping with it",
-                gone.node,
-            )
+            is_same = before.grid == pair.grid
+            what = "second Q/DQ pair of the same tensor removed" if is_same else f"{REMOVED} behind another one"
+            note(self.notes, what, gone.node)
             pair = one
         self.sources[node.output[0]] = (source, pair)
 
@@ -220,7 +218,7 @@ class _Reader:
             kind = type_name(self.tensors[quantize.input[2]].data_type)
         else:
             kind = type_name(int_attribute(quantize, "output_dtype", 0) or TensorProto.UINT8)
-            note(self.notes, "a missing zero point is written down: ONNX takes 0 in UINT8", quantize.name)
+            note(self.notes, "missing zero point written out as ONNX reads it: 0, in UINT8", quantize.name)
         zero = int(zeros[0])
         limits = integer_limits(kind)
         if limits is not None:

@@ -13,10 +13,11 @@ from exporter.lowering.qdq.insert import MOST_NARROW
 from exporter.lowering.qdq.targets import Edge
 from exporter.lowering.qdq.targets.cpu import PLAIN_GEMM
 from exporter.lowering.requantize.floats import gemm_form
-from exporter.lowering.requantize.trained import ROUNDING, Pair, TrainedNetwork, merged, note, readers
+from exporter.lowering.requantize.trained import REMOVED, Pair, TrainedNetwork, merged, note, readers
 
 MOVES = ("MaxPool", "GlobalMaxPool", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Identity")
 """Operators behind which a pair rounds as it does ahead of them."""
+AT_OUTPUT = f"{REMOVED} at an output of the network"
 
 
 @dataclass
@@ -62,10 +63,10 @@ class Desk:
         self.graph.node.insert(place + 1, node)
 
     def take_off(self, edge: Edge, why: str) -> None:
-        """Remove the pair of an input, if it has one."""
+        """Remove the pair of an input, if it has one; `why` says where it stood, or what for."""
         pair = self.pairs.pop(edge, None)
         if pair is not None:
-            note(self.notes, f"{why}: the pair is taken off, {ROUNDING}", edge.node)
+            note(self.notes, f"{REMOVED} {why}", edge.node)
 
     def put(self, edge: Edge, pair: Pair) -> None:
         """Give an input a pair behind which it may have one already."""
@@ -73,7 +74,7 @@ class Desk:
         self.pairs[edge] = pair if before is None else merged(pair, before)
         if before is not None and before.grid != pair.grid:
             gone = before if self.pairs[edge] is pair else pair
-            note(self.notes, f"one of two pairs in a row is taken off, {ROUNDING}", gone.node)
+            note(self.notes, f"{REMOVED} as one of two in a row", gone.node)
 
 
 def move_pairs(network: TrainedNetwork) -> Desk:
@@ -93,7 +94,7 @@ def move_pairs(network: TrainedNetwork) -> Desk:
                 if edge not in desk.pairs and edge in wanted:
                     desk.pairs[edge] = pair
     for name in list(network.outputs):
-        note(desk.notes, f"what the network gives stays as it is computed: the pair is taken off, {ROUNDING}", name)
+        note(desk.notes, AT_OUTPUT, name)
         del network.outputs[name]
     return desk
 
@@ -116,13 +117,11 @@ def _behind_activation(desk: Desk, node: onnx.NodeProto) -> None:
     if node.op_type != "Relu" and not _starts_at_zero(desk, node):
         return
     del desk.pairs[edge]
-    same = "" if node.op_type == "Relu" else ", which changes how it rounds the largest values"
+    same = "which computes the same" if node.op_type == "Relu" else "which rounds the largest values otherwise"
     name = "ReLU" if node.op_type == "Relu" else node.op_type
-    note(desk.notes, f"the pair before its {name} is moved behind the {name}{same}", maker.name)
+    note(desk.notes, f"Q/DQ pair moved behind the {name} that follows, {same}", maker.name)
     if node.output[0] in desk.outputs:
-        note(
-            desk.notes, f"what the network gives stays as it is computed: the pair is taken off, {ROUNDING}", node.name
-        )
+        note(desk.notes, AT_OUTPUT, node.name)
     for behind in desk.edges(node.output[0]):
         desk.put(behind, pair)
 
@@ -141,4 +140,4 @@ def _ahead_of_pool(desk: Desk, node: onnx.NodeProto) -> None:
         return
     if found[0] is not None and all(one is not None and one.grid == found[0].grid for one in found):
         desk.pairs[edge] = found[0]
-        note(desk.notes, "the pair behind the pool stands ahead of it too, which computes the same", node.name)
+        note(desk.notes, "Q/DQ pair behind the max pool put before it, too, which computes the same", node.name)

@@ -13,8 +13,8 @@ from exporter.lowering.qdq.insert import GivenScales
 from exporter.lowering.qdq.targets import Edge
 
 BYTES = ("INT8", "UINT8")
-ROUNDING = "and its rounding and clipping with it"
-"""What goes with a pair that is taken off."""
+REMOVED = "Q/DQ pair removed, with its rounding and clipping,"
+"""Begins what is said of a pair that is taken off; where it stood, or what for, follows."""
 
 
 @dataclass(frozen=True)

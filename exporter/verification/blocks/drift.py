@@ -52,7 +52,7 @@ def drift_between(both: BothSides, inputs: NDArray[Any], program_inputs: NDArray
     Raises:
         PlanError: the program's blocks and the graph's cannot be matched without guessing.
     """
-    nodes = match_blocks(both.reference.outline(), both.graph.graph)
+    nodes = match_blocks(both.reference.outline(), both.graph.graph, ends_alike=both.reference.ends_alike)
     names = tuple(block.name for block in blocks(both.graph.graph) for _ in block.ends)
     exact = both.reference.values(nodes.values(), program_inputs)
     divided = [_divided(exact[node], both.factors.get(name)) for name, node in nodes.items()]

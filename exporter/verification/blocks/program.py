@@ -30,7 +30,7 @@ ALIKE = ("Add", "Relu", "MaxPool")
 """Operators that are the same on both sides; others are folded (batch norms) or split up (activations)."""
 
 
-def match_blocks(program: onnx.GraphProto, graph: onnx.GraphProto) -> dict[str, str]:
+def match_blocks(program: onnx.GraphProto, graph: onnx.GraphProto, *, ends_alike: bool = True) -> dict[str, str]:
     """For each tensor at the end of a graph's block, in order, find the node of the program that has the same value.
 
     Program and graph are divided into blocks by the same rules. Their residual additions correspond where both have
@@ -38,6 +38,8 @@ def match_blocks(program: onnx.GraphProto, graph: onnx.GraphProto) -> dict[str, 
 
     Args:
         program: its outline, or the graph of a file: a tensor for each node.
+        ends_alike: refuse blocks that end with other operators. Those of a quantized file may: its pairs do what a ReLU
+            does.
 
     Returns:
         names of the program's tensors, by those of the graph's.
@@ -65,7 +67,7 @@ def match_blocks(program: onnx.GraphProto, graph: onnx.GraphProto) -> dict[str, 
         for one, ends in ((program, nodes), (graph, tensors))
     ]
     alike = [[kind if kind in ALIKE else "" for kind in each] for each in kinds]
-    if alike[0] != alike[1]:
+    if ends_alike and alike[0] != alike[1]:
         raise PlanError(
             f"expected blocks that end alike in the program and its ONNX graph, got {kinds[0]} and {kinds[1]}; {REMEDY}"
         )

@@ -52,6 +52,8 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
         words += ["--calibration-images", str(asked.calibration_images)] if asked.calibration_images else []
         words += ["--allow-few-images"] if facts.images < FEWEST_IMAGES else []
         notes.append(f"# and --data, where the pictures of fingerprint {facts.fingerprint} are not the built-in ones")
+    elif manifest.source_file is not None:
+        notes.append("# and --data, where it was proven on other pictures than the built-in ones")
     if (mixed := manifest.mixed) is not None:
         words += ["--max-drop" if mixed.wanted == "max_drop" else "--min-agreement", f"{100 * mixed.limit:.10g}"]
     words += ["--seed", str(asked.seed)] if asked.seed else []
