@@ -111,6 +111,11 @@ def with_sparse_weights(model: onnx.ModelProto) -> None:
     )
 
 
+def with_untyped_shape(model: onnx.ModelProto) -> None:
+    with_nodes(helper.make_node("Shape", ["y"], ["k"], name="shape"), output="k")(model)
+    model.graph.output[0].ClearField("type")
+
+
 def with_output(*names: str) -> Change:
     """Tensors of the graph as its outputs, in place of its own."""
 
@@ -161,6 +166,7 @@ BAD: dict[str, tuple[Change, str]] = {
         with_nodes(helper.make_node("ReduceSum", ["y"], ["k"], name="sum", keepdims=0), output="k"),
         "expected outputs of (batch, ...) and at least two dimensions, got 'k' of () for one image",
     ),
+    "whole numbers of no declared type": (with_untyped_shape, "expected outputs of FLOAT, got 'k' of INT64"),
     "answers that are infinite": (
         with_nodes(
             helper.make_node("Sub", ["y", "y"], ["zero"], name="zero"),

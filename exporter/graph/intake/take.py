@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from exporter.graph.inference import LARGEST_SHAPE_CONSTANT, inferred_values
+from exporter.graph.inference import LARGEST_SHAPE_CONSTANT, inferred_graphs, inferred_values
 from exporter.graph.intake.batch import free_batch, set_batch
 from exporter.graph.intake.fold import fold_paddings, fold_scales
 from exporter.graph.intake.head import flatten_logits, head_of, take_off_softmax
@@ -93,6 +93,7 @@ def open_file(file: ModelFile) -> Opened:
     said = [f"weights read from {', '.join(one.name for one in file.beside)}"] if file.beside else []
     said += [text] if (text := make_plain(file.model)) else []
     image = image_input(file.model, file.name)
+    _declare_types(file.model)
     check_scores(file.model.graph, file.name)
     probe = onnx.ModelProto()
     probe.graph.node.extend(file.model.graph.node)
@@ -101,6 +102,15 @@ def open_file(file: ModelFile) -> Opened:
     if image.layout == "nhwc":
         take_channels_first(probe, image.name)
     return Opened(file, image, normalisation_of(probe, image.name), tuple(said))
+
+
+def _declare_types(model: onnx.ModelProto) -> None:
+    """Say of which type an output is, where the file leaves that to those who read it."""
+    untyped = [value for value in model.graph.output if not value.type.tensor_type.elem_type]
+    types = inferred_graphs(model)[0].types if untyped else {}
+    for value in untyped:
+        kind = types.get(value.name, "?")
+        value.type.tensor_type.elem_type = onnx.TensorProto.DataType.Value("FLOAT" if kind == "?" else kind)
 
 
 def take_file(
@@ -187,8 +197,6 @@ def _check_answers(answers: Mapping[str, NDArray[Any]], where: str) -> None:
         BadInput: names the output.
     """
     for name, values in answers.items():
-        if values.dtype != np.float32:
-            raise BadInput(f"{where}: expected outputs of FLOAT, got '{name}' of {values.dtype}; save it in FP32")
         if values.ndim < 2 or len(values) != 1:
             raise BadInput(
                 f"{where}: expected outputs of (batch, ...) and at least two dimensions, got '{name}' of "
@@ -210,7 +218,6 @@ def _set_sizes(graph: onnx.GraphProto, image: ImageInput, preprocess: Preprocess
     for size, one in zip(list(sizes)[1:], wanted, strict=True):
         size.dim_value = one
     for value in graph.output:  # what is declared of them is for other sizes
-        value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
         value.type.tensor_type.ClearField("shape")
     return f"input, of free size in the file, fixed at {height}x{width} pixels of {channels} channels" if free else ""
 
