@@ -180,11 +180,11 @@ def _with_labels(loaded: LoadedFile, request: ModelRequest, metadata: Mapping[st
             outputs = ", ".join(loaded.taken.outputs)
             raise PlanError(f"--labels is about classes, and {file.name} gives features ({outputs}); leave it out")
         return replace(loaded, labels=labels_for_classes(request.labels, classes))
-    text = next((metadata[key] for key in NAMES_UNDER if key in metadata), None)
-    if text is None or not classes:
+    if not classes:
         return loaded
-    labels = labels_from_metadata(text)
-    if labels is None or len(labels) != classes:
-        got = "what is no list of names" if labels is None else f"{len(labels)} names"
+    found = [labels_from_metadata(metadata[key]) for key in NAMES_UNDER if metadata.get(key)]
+    labels = next((names for names in found if names is not None and len(names) == classes), None)
+    if labels is None and found:
+        got = "no list of names" if found[0] is None else f"{len(found[0])} names"
         return replace(loaded, left_out=(f"class names of the file's metadata: {got}, and it has {classes} classes",))
     return replace(loaded, labels=labels)
