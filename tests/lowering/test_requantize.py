@@ -170,3 +170,26 @@ def test_the_ranges_are_those_that_the_pairs_hold() -> None:
     found = trained_ranges(int8.lower(model, ranges))
     for name in observed:
         assert found[name] == pytest.approx(ranges[name], rel=1e-3)  # the scales are FP16 numbers
+
+
+def test_weights_whose_rounding_was_computed_ahead_keep_their_grid(tmp_path: Path) -> None:
+    """As tf2onnx writes TensorFlow's networks: the pairs of weights are constants, and folded into floats."""
+    file = quantized(tmp_path, options=SYMMETRIC)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in file.graph.initializer}
+    folded = onnx.ModelProto()
+    folded.CopyFrom(file)
+    del folded.graph.node[:]
+    for node in file.graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in stored:
+            folded.graph.node.append(node)
+            continue
+        values, scales = stored[node.input[0]], stored[node.input[1]]
+        shape = (-1, *[1] * (values.ndim - 1)) if scales.ndim else ()
+        exact = (values.astype(np.float32) * scales.reshape(shape)).astype(np.float32)
+        folded.graph.initializer.append(numpy_helper.from_array(exact, node.output[0]))
+    found, kept = mended(folded), mended(file)
+    report = lint(found.model)
+    assert report is not None
+    assert report.convolutions[0] == report.convolutions[1] > 0
+    assert sqnr_db(answers(found.model), answers(kept.model)) > 60
+    assert any("weight stored in float quantized by the largest value" in said for said in found.said)

@@ -186,8 +186,6 @@ def test_options_about_files_are_refused_for_networks_of_pytorch(tmp_path: Path)
 QUANTIZED = [name for name in ELSEWHERE if not name.startswith(("tf2onnx", "keras"))]
 TAKEN_BY_TENSORRT = ("modelopt_fp32", "modelopt_fp16")
 """Made with zero points of 0; the others' defaults are for processors."""
-WITHOUT_WEIGHTS = ("tfmot_trained",)
-"""Of which only activations are quantized."""
 
 
 @pytest.mark.slow
@@ -198,7 +196,7 @@ def test_files_of_other_tools_keep_their_scales(name: str, target: str, tmp_path
     reading = file.reading
     told: dict[str, Any] = {"mean": reading.mean, "std": reading.std, "scale": reading.scale, "report": False}
     plan = ExportPlan(str(file.path), tmp_path / "out", "int8", target=target, **told)
-    if name in WITHOUT_WEIGHTS or (target == "tensorrt" and name not in TAKEN_BY_TENSORRT):
+    if target == "tensorrt" and name not in TAKEN_BY_TENSORRT:
         with pytest.raises(PlanError, match="take --recalibrate"):
             export(plan)
         return

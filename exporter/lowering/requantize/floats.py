@@ -22,7 +22,32 @@ from exporter.lowering.requantize.trained import REMOVED, TrainedNetwork, Traine
 AFFINE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sum", "Sub", "Mul", "Div", "BatchNormalization")
 """Operators behind which a pair without negative values stands for a ReLU."""
 RELU6 = 6.0
+STEPS = 127
+"""Of INT8 above zero."""
 FOLDED = ("BatchNormalization", "Mul", "Div", "Add", "Sub")
+
+
+def with_scales_of_weights(network: TrainedNetwork) -> TrainedNetwork:
+    """Where a file quantizes activations alone, give each convolution's weight the scales of its largest values, by
+    output channel.
+
+    TensorFlow's quantization-aware training is written so by tf2onnx, which computes the weights' rounding ahead: they
+    stand on that grid already.
+    """
+    if network.weights:
+        return network
+    tensors = {tensor.name: tensor for tensor in network.model.graph.initializer}
+    found: dict[str, TrainedWeight] = {}
+    for node in network.model.graph.node:
+        if node.op_type != "Conv" or node.input[1] not in tensors or Edge(node.name, 0) not in network.pairs:
+            continue
+        values = numpy_helper.to_array(tensors[node.input[1]])
+        most = np.abs(values).reshape(len(values), -1).max(1)
+        scales = np.where(most > 0, most / STEPS, 1).astype(np.float32)
+        found[node.input[1]] = TrainedWeight(scales, np.zeros(len(values), np.int32), "INT8", node.name)
+        what = "weight stored in float quantized by the largest value of each output channel"
+        note(network.notes, what, node.name)
+    return replace(network, weights=found)
 
 
 def with_activations(network: TrainedNetwork) -> TrainedNetwork:

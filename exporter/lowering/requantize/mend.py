@@ -25,7 +25,12 @@ from exporter.lowering.qdq.targets import DEFAULT_TARGET, SIGNED, Placement, Sto
 from exporter.lowering.qdq.targets._signs import tensors_without_negatives
 from exporter.lowering.qdq.view import node_label
 from exporter.lowering.registry import load_target
-from exporter.lowering.requantize.floats import with_activations, with_affine_folded, with_row_classifiers
+from exporter.lowering.requantize.floats import (
+    with_activations,
+    with_affine_folded,
+    with_row_classifiers,
+    with_scales_of_weights,
+)
 from exporter.lowering.requantize.for_targets import check_bytes, fit_processors, fit_tensorrt
 from exporter.lowering.requantize.operators import is_on_integers, is_quantized, with_pairs
 from exporter.lowering.requantize.plain import at_known_opset, unused_name
@@ -123,7 +128,7 @@ def _read(model: onnx.ModelProto) -> TrainedNetwork:
     network = replace(network, model=at_known_opset(network.model))
     for name in integers:
         note(network.notes, "operator on integers written as a float one between Q/DQ pairs", name)
-    network = with_row_classifiers(with_affine_folded(with_activations(network)))
+    network = with_row_classifiers(with_affine_folded(with_activations(with_scales_of_weights(network))))
     return network
 
 
