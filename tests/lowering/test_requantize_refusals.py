@@ -61,4 +61,4 @@ def test_other_operators_on_integers_are_refused_by_name() -> None:
 
 def test_a_file_without_a_quantized_convolution_is_refused() -> None:
     with pytest.raises(PlanError, match="expected a convolution whose input and weight are quantized, got none"):
-        mended(single(weight=lambda graph: graph.floats()))
+        mended(single(source=lambda graph: "x"))
