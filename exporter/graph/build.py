@@ -57,10 +57,10 @@ def clean_graph(
         TraceError: PyTorch cannot turn the program into a graph, or the graph differs from the program in a known way.
         SimplifyError: the simplified graph computes something else.
     """
-    with steps("trace"):
-        if isinstance(origin, TakenFile):
-            traced = origin.with_batch(form.batch)
-        else:
+    if isinstance(origin, TakenFile):
+        traced = origin.with_batch(form.batch)
+    else:
+        with steps("trace"):
             traced = onnx_from_program(origin, opset=form.opset, batch=form.batch, outputs=form.outputs)
     with steps("simplify"):
         is_quantized = isinstance(origin, TakenFile) and origin.facts.quantized == KEPT

@@ -114,12 +114,11 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
     if plan.keep_rejected:
         check_rejected(plan.output)  # likewise
     with removed_when_done(plan), staging_folder(plan.output, force=plan.force) as folder:
-        with steps("weights"):
+        with steps("take in" if plan.spec.source == ONNX else "weights"):
             model = _load_model(plan, folder, steps)
             plan = _with_fixed_batch(plan, model)
             loaded, calibration, images, choosing = _load(model, plan, precision, steps)
-        with steps("trace"):
-            program = _trace(loaded, images.first, plan)
+        program = loaded.taken if isinstance(loaded, LoadedFile) else _trace(loaded, images.first, plan, steps)
         form = _graph_form(plan, loaded)
         float_graph = clean_graph(program, form, loaded.preprocess, images.first.inputs, steps)
         if isinstance(loaded, LoadedFile) and loaded.keeps_scales:
@@ -212,17 +211,16 @@ def _load(loaded: LoadedModel | LoadedFile, plan: ExportPlan, precision: Precisi
     return _Loaded(loaded, calibration, replace(images, plain=plain), choosing)
 
 
-def _trace(loaded: LoadedModel | LoadedFile, images: Images, plan: ExportPlan) -> ExportedProgram | TakenFile:
-    """The FP32 program of a module; of a file, the graph that was taken in.
+def _trace(loaded: LoadedModel, images: Images, plan: ExportPlan, steps: Steps) -> ExportedProgram:
+    """The FP32 program of a module.
 
     Raises:
         TraceError: PyTorch cannot trace it, or it answers the same image differently each time.
     """
-    if isinstance(loaded, LoadedFile):
-        return loaded.taken
-    if plan.spec.source in OTHERS_CODE:
-        check_deterministic(loaded.module, images.inputs[0], plan.model)
-    return program_from_module(loaded.module, loaded.preprocess.shape)
+    with steps("trace"):
+        if plan.spec.source in OTHERS_CODE:
+            check_deterministic(loaded.module, images.inputs[0], plan.model)
+        return program_from_module(loaded.module, loaded.preprocess.shape)
 
 
 def _open_reference(
