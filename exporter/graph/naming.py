@@ -74,7 +74,7 @@ def _use_known_pooling(graph: onnx.GraphProto) -> None:
             _turn_into(node, "Flatten", axis=1)
         if node.op_type.startswith("Global") and len(shape) > 1:
             channels[node.output[0]] = shape[1]
-    _keep_used(graph.initializer, {name for node in graph.node for name in node.input})
+    _keep_used(graph)
 
 
 def _is_global_mean(node: onnx.NodeProto, shape: Sequence[int], constants: Mapping[str, onnx.TensorProto]) -> bool:
@@ -139,7 +139,7 @@ def _use_known_classifier(graph: onnx.GraphProto) -> None:
                 graph.initializer.append(numpy_helper.from_array(np.zeros(weight.dims[0], np.float32), node.input[2]))
             del weight.dims[2:]
             _swap_with_flatten(node, behind[0])
-    _keep_used(graph.initializer, {name for node in graph.node for name in node.input})
+    _keep_used(graph)
 
 
 def _is_pointwise(node: onnx.NodeProto, weight: onnx.TensorProto) -> bool:
@@ -170,12 +170,12 @@ def _turn_into(node: onnx.NodeProto, operator: str, **attributes: int) -> None:
     node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in attributes.items())
 
 
-def _keep_used(tensors: object, used: set[str]) -> None:
-    """Remove the initializers whose names are not in `used`, in place."""
-    # protobuf's containers have no public type.
-    kept = [tensor for tensor in tensors if tensor.name in used]  # type: ignore[attr-defined]
-    del tensors[:]  # type: ignore[attr-defined]
-    tensors.extend(kept)  # type: ignore[attr-defined]
+def _keep_used(graph: onnx.GraphProto) -> None:
+    """Remove the initializers that no node reads, in place; the others stay where they are, since a copy is memory."""
+    used = {name for node in graph.node for name in node.input}
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name not in used:
+            del graph.initializer[place]
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:

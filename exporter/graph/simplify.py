@@ -94,9 +94,9 @@ def with_scales_and_shifts(model: onnx.ModelProto) -> onnx.ModelProto:
         else:
             graph.node.append(node)
     used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    for place in reversed(range(len(graph.initializer))):  # in place, since a copy of the others is memory
+        if graph.initializer[place].name not in used:
+            del graph.initializer[place]
     return result
 
 

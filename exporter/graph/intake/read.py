@@ -24,12 +24,12 @@ from runtimes.errors import BadInput
 PLAIN_DOMAIN = "ai.onnx"
 
 
-@dataclass(frozen=True)
+@dataclass
 class ModelFile:
     """An ONNX file, read.
 
     Attributes:
-        model: the whole of it, its local functions inlined.
+        model: the whole of it, its local functions inlined; it changes as it is taken in.
         sha256: of the file itself.
         beside: the files that hold its weights; empty where it holds them itself.
         is_quantized: its graph holds Q/DQ pairs, in place of the operators on integers that the file may have.

@@ -22,7 +22,7 @@ from exporter.graph.intake.layout import Normalisation, normalisation_of, take_c
 from exporter.graph.intake.plain import convert_opset, make_plain
 from exporter.graph.intake.read import ModelFile
 from exporter.graph.intake.wiring import rename_tensor
-from exporter.graph.intake.work import LARGEST_RELATIVE_ERROR, Work, answers_by_image, noise_for
+from exporter.graph.intake.work import LARGEST_RELATIVE_ERROR, Work, answers_by_image, give_back_freed_memory, noise_for
 from exporter.graph.intake.work import opened as opened_graph
 from exporter.graph.naming import make_file_readable
 from exporter.graph.trace import name_batch
@@ -159,7 +159,10 @@ def take_file(
     if not opened.file.is_quantized:  # a quantized graph's folding is the affair of whoever keeps its scales
         for step in (fold_paddings, fold_scales, use_known_head):
             work.step(step)
-    work.model = _copied_model(work.model)  # protobuf keeps what was taken out of a message until all of it goes
+    # protobuf keeps what was taken out of a message until all of it goes: nothing may hold the old graph any more
+    work.model = opened.file.model = _copied_model(work.model)
+    del graph, model
+    give_back_freed_memory()
     _name(work)
     return TakenFile(reference, work.model, replace(facts, steps=tuple(work.said)), fixed, head.classes)
 
@@ -289,5 +292,5 @@ def _name(work: Work) -> None:
     for value, known in zip(graph.output, inferred_values(work.model).output, strict=True):
         value.CopyFrom(known)
     make_file_readable(work.model)
-    if not work.difference(work.size) <= LARGEST_RELATIVE_ERROR:
+    if not work.difference(1) <= LARGEST_RELATIVE_ERROR:  # names cannot mix pictures up
         raise SimplifyError("expected the same answers under other names, got others; report the model")
