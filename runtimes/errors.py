@@ -132,3 +132,8 @@ class SpeedError(ResnetExportError):
     """A model is slower than was asked for, or the rounds do not decide whether it is."""
 
     exit_code = 4
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an exception's message; its class where there is none. Others' messages have many."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

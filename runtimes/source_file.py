@@ -32,3 +32,8 @@ class SourceFile:
     steps: tuple[str, ...] = ()
     normalises: bool = False
     quantized: QuantizedFile = ""
+
+    @property
+    def keeps_scales(self) -> bool:
+        """It is quantized already, and stays so."""
+        return self.quantized == KEPT

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.base import Runtime
-from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.errors import BackendUnavailable, BadInput, first_line
 from runtimes.parity.compare import LOGITS, PROBABILITIES
 from runtimes.source_file import SourceFile
 from runtimes.specs import BatchRange, TensorSpec
@@ -119,10 +119,9 @@ def _open_session(model: Path | bytes, tensors: Sequence[str], tuning: Tuning) -
         content = _with_outputs(model, tensors)
         return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own errors share no base class below this one
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise BadInput(
-            f"onnxruntime cannot run {where}: {said[0].replace(str(model), where) if where != 'the graph' else said[0]}"
-        ) from error
+        said = first_line(error)
+        said = said if isinstance(model, bytes) else said.replace(str(model), where)
+        raise BadInput(f"onnxruntime cannot run {where}: {said}") from error
 
 
 def _with_outputs(model: Path | bytes, tensors: Sequence[str]) -> bytes:

@@ -18,7 +18,6 @@ from exporter.graph.simplify import SIMPLIFY_IMAGES, simplify
 from exporter.graph.trace import onnx_from_program
 from runtimes.preprocess import Preprocess
 from runtimes.progress import Steps
-from runtimes.source_file import KEPT
 from runtimes.specs import BatchRange
 
 
@@ -63,7 +62,7 @@ def clean_graph(
         with steps("trace"):
             traced = onnx_from_program(origin, opset=form.opset, batch=form.batch, outputs=form.outputs)
     with steps("simplify"):
-        is_quantized = isinstance(origin, TakenFile) and origin.facts.quantized == KEPT
+        is_quantized = isinstance(origin, TakenFile) and origin.facts.keeps_scales
         # of a quantized one, onnxsim would turn the stored weights into float ones
         clean = traced if is_quantized else simplify(traced, inputs[:SIMPLIFY_IMAGES])
         return with_uint8_input(clean, preprocess) if form.takes_pixels else clean

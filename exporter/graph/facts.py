@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import onnx
 from onnx import TensorProto, numpy_helper
@@ -31,6 +31,14 @@ def tensor_specs(values: Iterable[onnx.ValueInfoProto]) -> tuple[TensorSpec, ...
 def type_name(elem_type: int) -> str:
     """ONNX's name of an element type, `FLOAT` for 1; `?` for a number that this version of onnx does not know."""
     return str(TensorProto.DataType.Name(elem_type)) if elem_type in TensorProto.DataType.values() else "?"
+
+
+def keep_initializers(graph: onnx.GraphProto, used: Collection[str]) -> None:
+    """Remove the initializers whose names are not in `used`, in place; the others stay where they are: protobuf would
+    keep both a copy and the original."""
+    for place in reversed(range(len(graph.initializer))):
+        if graph.initializer[place].name not in used:
+            del graph.initializer[place]
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:

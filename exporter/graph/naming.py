@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from exporter.graph.facts import reduces_space
+from exporter.graph.facts import keep_initializers, reduces_space
 from exporter.graph.file_names import names_in_file
 from exporter.graph.inference import inferred_values
 
@@ -74,7 +74,7 @@ def _use_known_pooling(graph: onnx.GraphProto) -> None:
             _turn_into(node, "Flatten", axis=1)
         if node.op_type.startswith("Global") and len(shape) > 1:
             channels[node.output[0]] = shape[1]
-    _keep_used(graph)
+    keep_initializers(graph, {name for node in graph.node for name in node.input})
 
 
 def _is_global_mean(node: onnx.NodeProto, shape: Sequence[int], constants: Mapping[str, onnx.TensorProto]) -> bool:
@@ -135,11 +135,11 @@ def _use_known_classifier(graph: onnx.GraphProto) -> None:
             continue
         if behind[0].output[0] in outputs and _flattens(behind[0], weight.dims[0], tensors):
             if len(node.input) < 3:  # torch leaves a bias of zeros out
-                node.input.append(_distinct(f"{weight.name.removesuffix('weight')}bias", used))
+                node.input.append(distinct(f"{weight.name.removesuffix('weight')}bias", used))
                 graph.initializer.append(numpy_helper.from_array(np.zeros(weight.dims[0], np.float32), node.input[2]))
             del weight.dims[2:]
             _swap_with_flatten(node, behind[0])
-    _keep_used(graph)
+    keep_initializers(graph, {name for node in graph.node for name in node.input})
 
 
 def _is_pointwise(node: onnx.NodeProto, weight: onnx.TensorProto) -> bool:
@@ -170,14 +170,6 @@ def _turn_into(node: onnx.NodeProto, operator: str, **attributes: int) -> None:
     node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in attributes.items())
 
 
-def _keep_used(graph: onnx.GraphProto) -> None:
-    """Remove the initializers that no node reads, in place; the others stay where they are, since a copy is memory."""
-    used = {name for node in graph.node for name in node.input}
-    for place in reversed(range(len(graph.initializer))):
-        if graph.initializer[place].name not in used:
-            del graph.initializer[place]
-
-
 def _name_nodes(graph: onnx.GraphProto) -> None:
     """Name the first node of a module after it, and number the others (a module may be called twice).
 
@@ -191,11 +183,11 @@ def _give_names(graph: onnx.GraphProto, names: Sequence[str]) -> None:
     """Give the nodes these names; the second of two that are the same, and later ones, get a number."""
     used, seen = set(names), set()
     for node, name in zip(graph.node, names, strict=True):
-        node.name = _distinct(name, used) if name in seen else name
+        node.name = distinct(name, used) if name in seen else name
         seen.add(name)
 
 
-def _distinct(name: str, used: set[str]) -> str:
+def distinct(name: str, used: set[str]) -> str:
     """The name, with the first free number if it is in `used`; the result is added to `used`."""
     candidates = chain([name], (f"{name}_{place}" for place in count(1)))
     result = next(one for one in candidates if one not in used)
@@ -232,12 +224,12 @@ def _name_tensors(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         for place, output in enumerate(node.output):
             if output and output not in names:
-                names[output] = _distinct(
+                names[output] = distinct(
                     f"{node.name}.out" if len(node.output) == 1 else f"{node.name}.out{place}", used
                 )
         for place, value in enumerate(node.input):
             if value in constants and value not in names:
-                names[value] = _distinct(f"{node.name}.{_formal_name(node.op_type, place)}", used)
+                names[value] = distinct(f"{node.name}.{_formal_name(node.op_type, place)}", used)
     for node in graph.node:
         for values in (node.input, node.output):
             for place, value in enumerate(values):

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, external_data_helper
 
 from exporter.graph.facts import inline_functions, subgraphs
-from runtimes.errors import BadInput
+from runtimes.errors import BadInput, first_line
 
 LARGEST_BYTES = 2 << 30
 """Protobuf's limit for one message; larger models keep their weights in files beside them."""
@@ -61,7 +61,7 @@ def unchecked_model(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own kinds, which share no base with onnx's
-        raise BadInput(f"{path} is no ONNX model: {_first_line(error)}; save or download it again") from error
+        raise BadInput(f"{path} is no ONNX model: {first_line(error)}; save or download it again") from error
     if not model.graph.node and not model.graph.output:
         raise BadInput(f"{path} is no ONNX model: it holds no graph; save it again")
     return model
@@ -81,7 +81,7 @@ def checked_model(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(_without_weights(model))
         model = inline_functions(model)
     except Exception as error:  # as above
-        raise BadInput(f"{path} is no valid ONNX model: {_first_line(error)}; save it again") from error
+        raise BadInput(f"{path} is no valid ONNX model: {first_line(error)}; save it again") from error
     _check_sizes(model, path)
     _check_inputs(model.graph, path)
     return model
@@ -138,7 +138,7 @@ def _load_small(tensor: TensorProto, path: Path) -> None:
             external_data_helper.load_external_data_for_tensor(tensor, folder)
         except Exception as error:  # onnx's checker has its own kinds; a link to elsewhere is one of them
             raise BadInput(
-                f"{path}: cannot read '{tensor.name}' from {file}: {_first_line(error)}; copy the file itself there"
+                f"{path}: cannot read '{tensor.name}' from {file}: {first_line(error)}; copy the file itself there"
             ) from error
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]
@@ -213,7 +213,3 @@ def tensors_of(graph: onnx.GraphProto) -> Iterator[TensorProto]:
         yield from (attribute.t for attribute in node.attribute if attribute.type == onnx.AttributeProto.TENSOR)
         for _, inner in subgraphs(node):
             yield from tensors_of(inner)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

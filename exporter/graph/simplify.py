@@ -15,6 +15,7 @@ import onnxsim
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from exporter.graph.facts import keep_initializers
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import SimplifyError
 
@@ -93,10 +94,7 @@ def with_scales_and_shifts(model: onnx.ModelProto) -> onnx.ModelProto:
             _append_scale_and_shift(graph, node, ranks[node.input[0]], [constants[name] for name in node.input[1:]])
         else:
             graph.node.append(node)
-    used = {name for node in graph.node for name in node.input}
-    for place in reversed(range(len(graph.initializer))):  # in place, since a copy of the others is memory
-        if graph.initializer[place].name not in used:
-            del graph.initializer[place]
+    keep_initializers(graph, {name for node in graph.node for name in node.input})
     return result
 
 

@@ -16,7 +16,6 @@ from exporter.models.loaded import Loaded
 from exporter.models.preprocessing import adjusted_preprocess
 from exporter.models.request import ModelRequest
 from exporter.pipeline.plan import ONNX, ExportPlan
-from runtimes.bundle import sha256_of_file
 from runtimes.errors import PlanError
 from runtimes.manifest import ModelFacts, WeightsFacts
 from runtimes.preprocess import Preprocess
@@ -38,7 +37,7 @@ class LoadedFile(Loaded):
     @property
     def keeps_scales(self) -> bool:
         """It is quantized already, and stays so."""
-        return self.taken.facts.quantized == KEPT
+        return self.taken.facts.keeps_scales
 
     def with_steps(self, said: tuple[str, ...]) -> LoadedFile:
         """The same, with more of what was done to the file."""
@@ -82,7 +81,7 @@ def load_file(plan: ExportPlan, folder: Path) -> LoadedFile:
         said = f"its own normalisation kept: pixels of 0..{own.scale}, {_numbers(own)}"
         facts = replace(facts, steps=(*facts.steps, said), normalises=True)
     taken = replace(taken, facts=facts)
-    weights = WeightsFacts("file", sha256_of_file(Path(request.model)))
+    weights = WeightsFacts("file", file.sha256)
     loaded = LoadedFile(
         facts=ModelFacts(file.name, ONNX, ONNX, taken.classes, weights), preprocess=preprocess, labels=None, taken=taken
     )

@@ -15,7 +15,7 @@ from runtimes.backends import _cuda_provider as cuda_provider
 from runtimes.backends import _tensorrt_provider as tensorrt_provider
 from runtimes.backends._integer_kernels import count_kernels, set_quantization
 from runtimes.base import Runtime
-from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.errors import BackendUnavailable, BadInput, first_line
 from runtimes.kernels import KernelCount
 from runtimes.manifest import Manifest
 from runtimes.preprocess import takes_any_size
@@ -161,8 +161,8 @@ class OnnxRuntime(Runtime):
         except Exception as error:  # onnxruntime's own errors share no base class below this one
             if wanted != "cpu":
                 _check_loaded(name, _providers_of_a_session_with_fallback(model, wanted, batch))
-                raise BackendUnavailable(f"onnxruntime cannot run {where} on {name}: {_first_line(error)}") from error
-            raise BadInput(f"onnxruntime cannot run {where}: {_first_line(error)}") from error
+                raise BackendUnavailable(f"onnxruntime cannot run {where} on {name}: {first_line(error)}") from error
+            raise BadInput(f"onnxruntime cannot run {where}: {first_line(error)}") from error
         _check_loaded(name, session.get_providers())
         return cls(session, wanted, batch, model if isinstance(model, Path) else None, int8)
 
@@ -287,10 +287,6 @@ def _spec(value: Any) -> TensorSpec:
     """onnxruntime's NodeArg as a TensorSpec; a dimension without a name is named by its place."""
     shape = tuple(size if isinstance(size, int | str) else f"dim{place}" for place, size in enumerate(value.shape))
     return TensorSpec(value.name, NUMPY_FROM_ORT.get(value.type, value.type), shape)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 RUNTIME = OnnxRuntime

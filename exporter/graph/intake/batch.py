@@ -28,7 +28,8 @@ def free_batch(model: onnx.ModelProto, name: str) -> str:
     graph = model.graph
     value = next(one for one in graph.input if one.name == name)
     size = int(value.type.tensor_type.shape.dim[0].dim_value)
-    changed = [kind for node in graph.node if (kind := _free(node, graph, shapes, size))]
+    wiring = Wiring(graph)
+    changed = [kind for node in graph.node if (kind := _free(node, wiring, shapes, size))]
     set_batch(graph, name)
     counts = {kind: changed.count(kind) for kind in dict.fromkeys(changed)}
     how = ", ".join(f"{count} {kind}" for kind, count in counts.items())
@@ -47,9 +48,9 @@ def set_batch(graph: onnx.GraphProto, name: str) -> None:
             value.type.tensor_type.shape.dim[0].dim_param = BATCH
 
 
-def _free(node: onnx.NodeProto, graph: onnx.GraphProto, shapes: Mapping[str, Shape], size: int) -> str:
+def _free(node: onnx.NodeProto, wiring: Wiring, shapes: Mapping[str, Shape], size: int) -> str:
     """Rewrite what a node says of a batch of `size`; the node's operator, or an empty text where it says nothing."""
-    wiring = Wiring(graph)
+    graph = wiring.graph
     if node.op_type in ("Reshape", "Expand") and len(node.input) == 2:
         target = wiring.value(node.input[1])
         if target is None or target.ndim != 1 or not len(target) or int(target[0]) != size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import helper
 
 from exporter.graph.intake.wiring import Wiring, drop_unused, rename_tensor, replace_nodes
+from exporter.graph.naming import distinct
 from runtimes.parity.compare import LOGITS, PROBABILITIES
 from runtimes.source_runtime import CLASSIFIERS, INPUT
 
@@ -65,7 +66,7 @@ def head_of(graph: onnx.GraphProto, answers: Mapping[str, NDArray[Any]], *, keep
         wish = called if one == name else _clean(one)
         is_scores = wish in CLASSIFIERS and one in scored and called in ("", wish) and answers[one].ndim == 2
         is_taken = wish in (*CLASSIFIERS, INPUT) and one != name and not is_scores
-        outputs[_distinct(wish, {*outputs, wish} if is_taken else set(outputs))] = of if one == name else one
+        outputs[distinct(wish, {*outputs, wish} if is_taken else set(outputs))] = of if one == name else one
     alone = len(answers) == 1 and name
     return Head(outputs, int(answers[name].size) if alone else 0, "" if is_kept else score)
 
@@ -155,11 +156,3 @@ def _score_operator(wiring: Wiring, name: str) -> str:
 def _clean(name: str) -> str:
     """A name of letters, digits, dots, dashes and underscores; an output number of 0 is left out."""
     return re.sub(r"[^\w.-]+", "_", name.removesuffix(":0")).strip("_") or "output"
-
-
-def _distinct(name: str, used: Collection[str]) -> str:
-    number, found = 0, name
-    while found in used:
-        number += 1
-        found = f"{name}_{number}"
-    return found

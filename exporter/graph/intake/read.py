@@ -19,7 +19,7 @@ from exporter.graph.intake.plain import OLDEST_OPSET, opset_of
 from exporter.graph.intake.wiring import replace_nodes
 from exporter.graph.onnx_file import LARGEST_BYTES, checked_model, tensors_of, unchecked_model
 from runtimes.bundle import sha256_of_file
-from runtimes.errors import BadInput
+from runtimes.errors import BadInput, first_line
 
 PLAIN_DOMAIN = "ai.onnx"
 
@@ -72,8 +72,7 @@ def read_model_file(path: Path) -> ModelFile:
         try:
             external_data_helper.load_external_data_for_tensor(tensor, os.path.realpath(path.parent))
         except Exception as error:  # onnx's checker has its own kinds; a link to elsewhere is one of them
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise BadInput(f"{path}: cannot read the weights of '{tensor.name}': {said[0]}") from error
+            raise BadInput(f"{path}: cannot read the weights of '{tensor.name}': {first_line(error)}") from error
         tensor.data_location = TensorProto.DEFAULT
         del tensor.external_data[:]
     _check_finite(path, model)

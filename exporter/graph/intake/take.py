@@ -26,7 +26,7 @@ from exporter.graph.intake.work import LARGEST_RELATIVE_ERROR, Work, answers_by_
 from exporter.graph.intake.work import opened as opened_graph
 from exporter.graph.naming import make_file_readable
 from exporter.graph.trace import name_batch
-from runtimes.errors import BadInput, SimplifyError
+from runtimes.errors import BadInput, SimplifyError, first_line
 from runtimes.preprocess import Preprocess
 from runtimes.source_file import SourceFile
 from runtimes.source_runtime import CLASSIFIERS, INPUT, SourceFileRuntime
@@ -182,10 +182,10 @@ def _raw_answers(
             found = runtime.run({INPUT: pictures})
         except Exception as error:  # onnxruntime's own errors share no base class
             size = "x".join(map(str, pictures.shape[2:]))
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BadInput(
                 f"{where}: onnxruntime cannot run it on a picture of {pictures.shape[1]} channels and {size} pixels, "
-                f"{facts.layout}: {said}; give the --image-size that it was made for, or save it again with its sizes"
+                f"{facts.layout}: {first_line(error)}; give the --image-size that it was made for, or save it again "
+                "with its sizes"
             ) from error
     return {raw[name]: values for name, values in found.items()}
 

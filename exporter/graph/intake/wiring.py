@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
-from exporter.graph.facts import subgraphs
+from exporter.graph.facts import keep_initializers, subgraphs
+from exporter.graph.naming import distinct
 
 
 class Wiring:
@@ -109,23 +110,14 @@ def replace_nodes(graph: onnx.GraphProto, nodes: Iterable[onnx.NodeProto]) -> No
 def add_constant(graph: onnx.GraphProto, values: NDArray[Any], wish: str) -> str:
     """Add an initializer; returns its name, which is `wish` or that and a number."""
     used = {tensor.name for tensor in graph.initializer} | {name for node in graph.node for name in node.output}
-    name, number = wish, 0
-    while name in used:
-        number += 1
-        name = f"{wish}_{number}"
+    name = distinct(wish, used)
     graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
     return name
 
 
-def set_constant(graph: onnx.GraphProto, name: str, values: NDArray[Any]) -> None:
-    """Give an initializer another value, in place."""
-    tensor = next(one for one in graph.initializer if one.name == name)
-    tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), name))
-
-
-def drop_unused(graph: onnx.GraphProto, keep: Collection[str] = ()) -> None:
+def drop_unused(graph: onnx.GraphProto) -> None:
     """Remove the nodes that nothing depends on, and the initializers that nothing reads."""
-    needed, left = {*keep, *(value.name for value in graph.output)}, []
+    needed, left = {value.name for value in graph.output}, []
     for node in reversed(graph.node):
         if needed.intersection(name for name in node.output if name):
             needed.update(name for name in node.input if name)
@@ -133,8 +125,4 @@ def drop_unused(graph: onnx.GraphProto, keep: Collection[str] = ()) -> None:
             left.append(node)
     if len(left) < len(graph.node):
         replace_nodes(graph, left[::-1])
-    kept: list[TensorProto] = [tensor for tensor in graph.initializer if tensor.name in needed]
-    if len(kept) < len(graph.initializer):
-        for place in reversed(range(len(graph.initializer))):
-            if graph.initializer[place].name not in needed:
-                del graph.initializer[place]
+    keep_initializers(graph, needed)

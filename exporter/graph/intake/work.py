@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from exporter.graph.intake.wiring import drop_unused
-from runtimes.errors import SimplifyError
+from runtimes.errors import SimplifyError, first_line
 from runtimes.preprocess import Preprocess
 from runtimes.source_file import SourceFile
 from runtimes.source_runtime import INPUT, SourceFileRuntime
@@ -60,8 +60,8 @@ class Work:
         try:
             difference = self.difference(self.size)
         except Exception as error:  # onnxruntime's own errors share no base class
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise SimplifyError(f"onnxruntime does not run the graph any more after '{said}': {reason[0]}") from error
+            reason = first_line(error)
+            raise SimplifyError(f"onnxruntime does not run the graph any more after '{said}': {reason}") from error
         if not difference <= LARGEST_RELATIVE_ERROR:
             raise SimplifyError(
                 f"expected the same answers after '{said}', got some that differ by {difference:.1e} of the largest, "

@@ -31,7 +31,6 @@ from runtimes.errors import BadInput, BundleError, SimplifyError
 from runtimes.parity.compare import PROBABILITIES
 from runtimes.preprocess import PIXELS, takes_any_size
 from runtimes.progress import Steps
-from runtimes.source_file import KEPT
 from runtimes.source_runtime import SourceFileRuntime
 
 
@@ -106,7 +105,7 @@ def _fp32_graph(bundle: Bundle, origin: ExportedProgram | TakenFile, inputs: NDA
         manifest.opset, manifest.batch, names, takes_pixels=source.dtype == PIXELS, any_size=takes_any_size(source)
     )
     clean = clean_graph(origin, form, manifest.preprocess, reference_inputs(bundle, inputs[:SIMPLIFY_IMAGES]), Steps())
-    if isinstance(origin, TakenFile) and origin.facts.quantized == KEPT:
+    if isinstance(origin, TakenFile) and origin.facts.keeps_scales:
         clean = dequantized(clean)
     return with_resize(clean, form, manifest.preprocess)
 
@@ -124,7 +123,7 @@ def _load_origin(bundle: Bundle) -> ExportedProgram | TakenFile:
             path = bundle.file(file)
             keep_softmax = any(spec.name == PROBABILITIES for spec in manifest.outputs)
             source = read_model_file(path)
-            if manifest.source_file.quantized == KEPT:
+            if manifest.source_file.keeps_scales:
                 source = replace(source, model=with_pairs(source.model), is_quantized=True)
             opened = open_file(source)
             taken = take_file(opened, path, manifest.preprocess, opset=manifest.opset, keep_softmax=keep_softmax)

@@ -18,7 +18,6 @@ from exporter.graph.intake.wiring import drop_unused, remove_nodes, rename_tenso
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE
 from exporter.lowering.requantize.mend import with_pairs
 from exporter.verification.blocks.program import outline_of_program, program_values
-from runtimes.source_file import KEPT
 from runtimes.source_runtime import INPUT, SourceFileRuntime
 
 
@@ -68,11 +67,7 @@ class FileBlocks:
 
     @property
     def ends_alike(self) -> bool:
-        return not self._is_quantized
-
-    @property
-    def _is_quantized(self) -> bool:
-        return self.taken.facts.quantized == KEPT
+        return not self.taken.facts.keeps_scales
 
     def outline(self) -> onnx.GraphProto:
         model = self._model()
@@ -80,7 +75,7 @@ class FileBlocks:
         graph = model.graph
         del graph.output[:]
         graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in self.taken.facts.outputs.values())
-        if self._is_quantized:
+        if self.taken.facts.keeps_scales:
             _take_pairs_off(graph)
         drop_unused(graph)
         return graph
@@ -88,13 +83,13 @@ class FileBlocks:
     def values(self, names: Collection[str], inputs: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         facts = replace(self.taken.facts, outputs={name: name for name in names})
         # operators on integers have no tensors that hold their values in float
-        file = self._model().SerializeToString() if self._is_quantized else self.taken.path
+        file = self._model().SerializeToString() if self.taken.facts.keeps_scales else self.taken.path
         with SourceFileRuntime.of(file, facts, inputs.shape[1:]) as runtime:
             return runtime.run({INPUT: inputs})
 
     def _model(self) -> onnx.ModelProto:
         model = onnx.load(self.taken.path)
-        return with_pairs(model) if self._is_quantized else model
+        return with_pairs(model) if self.taken.facts.keeps_scales else model
 
 
 def _take_pairs_off(graph: onnx.GraphProto) -> None:
