@@ -40,6 +40,8 @@ HEAVY = {
     "tensorrt_rtx",
     "openvino",
     "timm",
+    "tritonclient",
+    "grpc",
     "ray",
     "safetensors",
     "matplotlib",

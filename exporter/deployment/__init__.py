@@ -1,0 +1,1 @@
+"""What leaves for somewhere else: a server, a board."""
