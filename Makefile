@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two test files at a time: each keeps little more than one core busy. A file's tests stay together, since they share what was exported once.
 PARALLEL := --numprocesses 2 --dist loadfile
 
-.PHONY: run test test-all quick parity lint bench strangers docs clean
+.PHONY: run test test-all quick parity lint bench strangers triton-server docs clean
 
 run: $(VENV)/.installed
 	$(BIN)/resnet-export resnet20 --fp16 --output build/resnet20-fp16 --force
@@ -41,6 +41,10 @@ bench: $(VENV)/.installed
 # ONNX files of TensorFlow, ModelOpt, NNCF, PT2E and Neural Compressor for the slow tests, each made in an environment of its own: 4 GB, minutes.
 strangers: $(VENV)/.installed
 	$(BIN)/python scripts/make_strangers.py $(TOOLS)
+
+# A Triton server that needs no GPU, for the slow tests: 600 MB in build/triton, half a minute.
+triton-server: $(VENV)/.installed
+	$(BIN)/python scripts/make_triton_server.py
 
 # The site, in build/site: open build/site/index.html. Its packages are installed when it is first built.
 docs: $(VENV)/.installed
