@@ -153,7 +153,8 @@ def test_it_prints_the_best_classes(classify: Path, tmp_path: Path, manifest: Ma
     path = picture_file(tmp_path / "picture.ppm", (90, 61))
     with Image.open(path) as picture:
         steps = manifest.preprocess
-        fed = {"float32": steps, "uint8": steps.pixels, "any size": steps.picture}[given](picture)
+        prepare = {"float32": steps.__call__, "uint8": steps.pixels, "any size": steps.picture}[given]
+        fed = np.asarray(prepare(picture))
     answer = answer_of(classify, engine, path)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout == "\n".join([str(path), *expected_lines(fed), ""])
@@ -204,7 +205,7 @@ def test_cmake_builds_it(tmp_path: Path) -> None:
     (tensorrt / "lib").mkdir()
     headers = ["-isystem", str(OWN / "tensorrt"), "-isystem", str(cuda_headers())]
     compiled(tensorrt / "lib" / "libnvinfer.so", *headers, "-shared", "-fPIC", str(OWN / "standin.cpp"))
-    configure = [cmake, "-S", EXAMPLE, "-B", tmp_path / "build", f"-DTENSORRT_ROOT={tensorrt}"]
+    configure = [cmake, "-S", str(EXAMPLE), "-B", str(tmp_path / "build"), f"-DTENSORRT_ROOT={tensorrt}"]
     found = subprocess.run(configure, capture_output=True, text=True, timeout=120)
     if "Could NOT find CUDAToolkit" in found.stderr:
         pytest.skip("no CUDA toolkit here")
