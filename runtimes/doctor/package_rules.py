@@ -6,13 +6,11 @@ import re
 from collections.abc import Iterator
 
 from runtimes._open import remedy_for
+from runtimes.board.jetpack import OLDEST_TENSORRT
 from runtimes.doctor.facts import BackendFacts, Facts, LibraryFacts
 from runtimes.doctor.rule import Case, Rule, Severity
 
 BOTH = ("onnxruntime", "onnxruntime-gpu")
-OLDEST_OPTIONAL = ("openvino", "pytorch")
-"""Backends whose packages hold parts for devices that most machines do not have."""
-TENSORRT = (10, 3)
 DRIVERS = ("libcuda.so", "libnvidia-")
 """Begin the names of the driver's own libraries, which no package brings."""
 APT = {"libOpenCL.so.1": "ocl-icd-libopencl1", "libze_loader.so.1": "libze1", "libgomp.so.1": "libgomp1"}
@@ -110,7 +108,7 @@ def _does_not_run(facts: Facts) -> Iterator[Case]:
     for one in facts.backends:
         if not one.loads or one.runs:
             continue
-        severity = None if one.name in facts.asked else "note"
+        severity: Severity = "error" if one.name in facts.asked else "note"
         if one.name.startswith("tensorrt") and not facts.nvidia.is_there:
             can = "builds engines for other machines, and " if one.name == "tensorrt-rtx" else ""
             yield Case(
