@@ -8,7 +8,8 @@ from runtimes.doctor.facts import Facts
 from runtimes.doctor.rule import Case, Rule
 
 ENVIRONMENT = "python3 -m venv --system-site-packages ~/resnet"
-SYSTEM_FOLDERS = ("/usr/lib/python3", "/usr/local/lib/python3")
+SYSTEM_FOLDER = "/usr/lib/python3"
+"""Where Debian's packages for Python lie; pip's lie in /usr/local or an environment."""
 OLDEST_GENERATION = 36
 """L4T's of JetPack 6."""
 
@@ -78,7 +79,7 @@ def _servers_tensorrt(facts: Facts) -> Iterator[Case]:
     if _generation(facts) != OLDEST_GENERATION:
         return
     for one in facts.packages.installed:
-        if one.name.startswith("tensorrt") and "rtx" not in one.name and not one.folder.startswith(SYSTEM_FOLDERS):
+        if one.name.startswith("tensorrt") and "rtx" not in one.name and not one.folder.startswith(SYSTEM_FOLDER):
             yield Case(
                 f"{one.name} {one.version} in {one.folder} is for servers, and no board of JetPack 6 runs it",
                 f"pip uninstall {one.name}, and use JetPack's: {ENVIRONMENT}",

@@ -13,6 +13,7 @@ from runtimes.errors import BadInput
 ELF64_LITTLE = b"\x7fELF\x02\x01"
 LOAD, DYNAMIC = 1, 2
 END, NEEDED, STRINGS, STRINGS_SIZE, RPATH, RUNPATH = 0, 1, 5, 10, 15, 29
+LARGEST_FILE = 1 << 40
 MOST_STRINGS, MOST_ENTRIES = 64 << 20, 100_000
 
 
@@ -74,13 +75,13 @@ def _dynamic(file: BinaryIO) -> Dynamic:
 
 def _segments(file: BinaryIO, table: int, size: int, count: int) -> Iterator[_Segment]:
     for place in range(count):
-        file.seek(table + place * size)
+        _go_to(file, table + place * size)
         kind, _flags, offset, address, _physical, length = struct.unpack("<IIQQQQ", file.read(40))
         yield _Segment(kind, offset, address, length)
 
 
 def _entries(file: BinaryIO, dynamic: _Segment) -> Iterator[tuple[int, int]]:
-    file.seek(dynamic.offset)
+    _go_to(file, dynamic.offset)
     for _ in range(min(dynamic.size // 16, MOST_ENTRIES)):
         tag, value = struct.unpack("<QQ", file.read(16))
         if tag == END:
@@ -92,9 +93,15 @@ def _strings(file: BinaryIO, segments: list[_Segment], address: int | None, size
     """The string table, which the dynamic section names by its address in memory."""
     for one in segments:
         if address is not None and one.kind == LOAD and one.address <= address < one.address + one.size:
-            file.seek(one.offset + address - one.address)
+            _go_to(file, one.offset + address - one.address)
             return file.read(min(size, MOST_STRINGS))
     raise ValueError("its strings are nowhere")
+
+
+def _go_to(file: BinaryIO, place: int) -> None:
+    if place > LARGEST_FILE:
+        raise ValueError("a part of it lies outside of it")
+    file.seek(place)
 
 
 def _string(text: bytes, place: int) -> str:

@@ -19,7 +19,7 @@ class SystemFacts:
         kernel: its release, for example `5.15.148-tegra`.
         machine: `x86_64` or `aarch64`.
         python: its version.
-        container: what says that this is a container, for example `/.dockerenv`; empty outside of one.
+        container: what made the container that this is in, for example `Docker`; empty outside of one.
         wsl: is it Linux inside of Windows?
         memory_bytes, free_bytes: of all memory, and of what is left to this process, within its control group's limit.
         cores: that this process may use.

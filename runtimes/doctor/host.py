@@ -50,10 +50,14 @@ class Host:
             return self.path(name).exists()
         return False
 
+    def name_of(self, path: Path) -> str:
+        """A path below the root as an absolute name there; any other as it is."""
+        return f"/{path.relative_to(self.root)}" if path.is_relative_to(self.root) else str(path)
+
     def names(self, pattern: str) -> tuple[str, ...]:
         """What matches a pattern below the root, as absolute names there, sorted."""
         with suppress(OSError, ValueError):
-            return tuple(sorted(f"/{found.relative_to(self.root)}" for found in self.root.glob(pattern.lstrip("/"))))
+            return tuple(sorted(map(self.name_of, self.root.glob(pattern.lstrip("/")))))
         return ()
 
 

@@ -46,7 +46,7 @@ def nvidia_facts(host: Host, loader: Loader, answer: DriverAnswer) -> NvidiaFact
     return NvidiaFacts(
         module=driver_version(host.root) or "",
         nodes=tuple(name for pattern in NODES for name in host.names(pattern)),
-        libcuda=_name(host, path),
+        libcuda="" if path is None else host.name_of(path),
         libcuda_version="" if path is None else _driver_number(path),
         cuda=answer.cuda,
         gpus=answer.gpus,
@@ -64,12 +64,6 @@ def _in_slots(host: Host) -> int:
         kind = host.text(f"{name.rpartition('/')[0]}/class").strip()
         found += host.text(name).strip() == "0x10de" and kind.startswith(GRAPHICS)
     return found
-
-
-def _name(host: Host, path: Path | None) -> str:
-    if path is None:
-        return ""
-    return f"/{path.relative_to(host.root)}" if path.is_relative_to(host.root) else str(path)
 
 
 def _driver_number(path: Path) -> str:

@@ -29,7 +29,7 @@ def package_facts(host: Host) -> PackageFacts:
     for one in _distributions(host):
         name = _name(one)
         if KNOWN.fullmatch(name):
-            installed.setdefault(name, Package(name, one.version or "", str(one.locate_file(""))))
+            installed.setdefault(name, Package(name, one.version or "", host.name_of(Path(str(one.locate_file(""))))))
         if name != OURS:
             for package in _top_level(one):
                 owners.setdefault(package, set()).add(name)
@@ -72,5 +72,5 @@ def _board_tensorrt(host: Host) -> str:
         for name in host.names(pattern):
             folder = host.path(name).parent.parent
             if str(folder) not in {str(Path(path)) for path in host.paths}:
-                return f"/{folder.relative_to(host.root)}"
+                return host.name_of(folder)
     return ""

@@ -11,7 +11,7 @@ from runtimes.doctor.facts import SystemFacts
 from runtimes.doctor.host import Host
 from runtimes.processor import processor_from_cpuinfo
 
-CONTAINERS = (("/.dockerenv", "Docker's /.dockerenv"), ("/run/.containerenv", "Podman's /run/.containerenv"))
+CONTAINERS = (("/.dockerenv", "Docker"), ("/run/.containerenv", "Podman"))
 GROUP_WORDS = ("docker", "kubepods", "containerd", "lxc", "libpod")
 LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -62,12 +62,12 @@ def kernel_of(host: Host) -> str:
 
 
 def container_of(host: Host) -> str:
-    """What says that this is a container; empty where nothing does."""
+    """What made this container; empty where nothing says that it is one."""
     for path, name in CONTAINERS:
         if host.exists(path):
             return name
     group = host.text("/proc/1/cgroup")
-    return next((f"'{word}' in /proc/1/cgroup" for word in GROUP_WORDS if word in group), "")
+    return next((word for word in GROUP_WORDS if word in group), "")
 
 
 def is_wsl(host: Host) -> bool:
