@@ -95,7 +95,7 @@ def _echo_page(facts: Facts, findings: tuple[Finding, ...]) -> None:
 
 def _styled(line: Line) -> str:
     text = printable(line.text)
-    if line.style in COLORS:
+    if line.style in COLORS and not text.startswith(" "):  # the lines that continue one are plain
         word, _, rest = text.partition(" ")
         return click.style(word, fg=COLORS[line.style], bold=True) + (f" {rest}" if rest else "")
     return click.style(text, bold=True) if line.style == "head" else text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,10 +12,11 @@ import msgspec
 
 from runtimes._open import backend_class
 from runtimes.base import Runtime
-from runtimes.bundle import read_manifest
+from runtimes.bundle import Bundle, read_manifest
 from runtimes.doctor.facts import BackendFacts, ProviderFacts
 from runtimes.doctor.nvidia import ask_driver
 from runtimes.errors import ResnetExportError, first_line
+from runtimes.nvidia.plan_files import FOLDER as ENGINES
 
 DRIVER = "driver"
 RELU = (
@@ -54,6 +55,8 @@ def backend_facts(name: str, bundle: str) -> BackendFacts:
         providers = tuple(_tried(kind, one) for one in kind.providers())
     except Exception as error:
         return BackendFacts(name, version, loads=True, reason=_reason(error), refusal=_refusal(kind, bundle))
+    if kind.FILE == ENGINES:
+        return BackendFacts(name, version, True, True, refusal=_refusal(kind, bundle), unbuilt=_unbuilt(kind, bundle))
     broken = [one for one in providers if not one.works]
     runs = not providers or len(broken) < len(providers)
     reason = "" if runs else "; ".join(f"{one.name}: {one.reason}" for one in broken)
@@ -64,13 +67,16 @@ def _tried(kind: type[Runtime], provider: str) -> ProviderFacts:
     """A provider, with a model opened on it; a backend that runs no ONNX file is believed."""
     if kind.FILE != ONNX:
         return ProviderFacts(provider, works=True)
-    try:
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / ONNX
+    with ExitStack() as stack:
+        try:
+            path = Path(stack.enter_context(TemporaryDirectory())) / ONNX
             path.write_bytes(RELU)
+        except OSError as error:
+            return ProviderFacts(provider, works=True, reason=f"not tried, for want of a file: {_reason(error)}")
+        try:
             kind.open(path, provider=provider).close()
-    except Exception as error:
-        return ProviderFacts(provider, works=False, reason=_reason(error))
+        except Exception as error:
+            return ProviderFacts(provider, works=False, reason=_reason(error))
     return ProviderFacts(provider, works=True)
 
 
@@ -86,6 +92,17 @@ def _refusal(kind: type[Runtime], bundle: str) -> str:
     return (
         f"it runs {kind.FILE}, which the bundle has not" if "." in kind.FILE and kind.FILE not in manifest.files else ""
     )
+
+
+def _unbuilt(kind: type[Runtime], bundle: str) -> str:
+    """Why a bundle has no engine that this backend loads here."""
+    if not bundle:
+        return ""
+    try:
+        kind.file_of(Bundle(Path(bundle), read_manifest(Path(bundle))))
+    except Exception as error:
+        return _reason(error)
+    return ""
 
 
 def _reason(error: Exception) -> str:

@@ -36,8 +36,12 @@ def _too_old(facts: Facts) -> Iterator[Case]:
     yield Case(f"L4T {board.l4t}{brings} is too old: TensorRT 10.3 or newer is needed", remedy, "tensorrt")
 
 
+def _is_new_enough(facts: Facts) -> bool:
+    return facts.board is not None and not list(_too_old(facts))
+
+
 def _hidden(facts: Facts) -> Iterator[Case]:
-    if facts.board is not None and facts.packages.board_tensorrt and not facts.packages.version_of("tensorrt"):
+    if _is_new_enough(facts) and facts.packages.board_tensorrt and not facts.packages.version_of("tensorrt"):
         yield Case(
             f"JetPack's TensorRT is in {facts.packages.board_tensorrt}, where this environment does not look",
             f"make it anew, so that it sees the system's packages: {ENVIRONMENT}",
@@ -59,7 +63,7 @@ def _other_python(facts: Facts) -> Iterator[Case]:
 
 def _not_installed(facts: Facts) -> Iterator[Case]:
     packages = facts.packages
-    if facts.board is not None and not packages.board_tensorrt and not packages.version_of("tensorrt"):
+    if _is_new_enough(facts) and not packages.board_tensorrt and not packages.version_of("tensorrt"):
         yield Case(
             "TensorRT's package for Python is not installed on this board",
             f"sudo apt-get install python3-libnvinfer, and: {ENVIRONMENT}",

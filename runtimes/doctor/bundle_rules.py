@@ -123,6 +123,16 @@ def runs_bundle(facts: Facts, one: BackendFacts) -> bool:
     return one.name not in BUILDERS or bundle.precision in precisions_of(facts, one)
 
 
+def _unbuilt(facts: Facts) -> Iterator[Case]:
+    for one in facts.backends:
+        if facts.bundle is not None and one.unbuilt and runs_bundle(facts, one):
+            yield Case(
+                f"the bundle has no engine that {one.name} loads here",
+                f"resnet-deploy build {facts.bundle.path} --backend {one.name}",
+                one.name,
+            )
+
+
 def serves_bundle(facts: Facts, one: BackendFacts) -> bool:
     """Does a backend run the bundle's own graph? PyTorch runs the FP32 reference, which is another one."""
     return runs_bundle(facts, one) and (one.name != "pytorch" or facts.bundle is None)
@@ -151,4 +161,5 @@ RULES = (
     Rule("DR407", "error", "no place for an engine or its key", _place),
     Rule("DR408", "note", "INT8 in floating point", _simulated),
     Rule("DR409", "error", "a bundle that nothing runs", _nowhere),
+    Rule("DR410", "note", "a bundle without an engine", _unbuilt),
 )

@@ -14,13 +14,13 @@ import msgspec
 
 START = "import sys; sys.path[:] = sys.argv[2:]; from runtimes.doctor.answers import main; main(sys.argv[1])"
 """Only what this Python imports from: `-c` alone would put the current folder first, with any file in it."""
-TIMEOUT_S = 90.0
+TIMEOUT_S = 60.0
 SHOWN = 300
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a child answered: a value, or why there is none."""
+    """What a child answered: a value, or why there is none, in words that begin with `it`."""
 
     value: Any = None
     problem: str = ""
@@ -41,7 +41,7 @@ class Child:
                 env={**os.environ, **(environment or {})},
             )
         except (OSError, ValueError) as error:
-            self._problem = f"no process can be started: {error}"
+            self._problem = f"it cannot be asked, for no process can be started: {error}"
 
     def answer(self, timeout_s: float = TIMEOUT_S) -> Answer:
         """Wait for the answer. A child that crashes, or takes longer than `timeout_s`, is a problem in words."""

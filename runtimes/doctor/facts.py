@@ -18,7 +18,7 @@ class SystemFacts:
         name: of the distribution, with its version.
         kernel: its release, for example `5.15.148-tegra`.
         machine: `x86_64` or `aarch64`.
-        python: its version.
+        python: its version; `executable` is its file.
         container: what made the container that this is in, for example `Docker`; empty outside of one.
         wsl: is it Linux inside of Windows?
         memory_bytes, free_bytes: of all memory, and of what is left to this process, within its control group's limit.
@@ -36,6 +36,7 @@ class SystemFacts:
     cores: int
     memory_bytes: int | None
     free_bytes: int | None
+    executable: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class BackendFacts:
         runs: can it run a model here?
         reason: why not.
         refusal: why it does not run the bundle that was asked about; empty if it does, or none was.
+        unbuilt: why it loads no engine of that bundle yet; empty if it does, or needs none.
     """
 
     name: str
@@ -164,6 +166,7 @@ class BackendFacts:
     reason: str = ""
     providers: tuple[ProviderFacts, ...] = ()
     refusal: str = ""
+    unbuilt: str = ""
 
     @property
     def where(self) -> tuple[str, ...]:

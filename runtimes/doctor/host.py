@@ -21,7 +21,7 @@ class Host:
     Attributes:
         root: where `etc`, `proc`, `sys`, `dev` and `usr` are.
         machine: the processor's architecture.
-        python: this Python's version.
+        python: this Python's version; `executable` is its file.
         paths: the folders that Python imports from.
         environment: the environment's variables.
         is_here: is it this machine, so that children may be asked?
@@ -33,6 +33,7 @@ class Host:
     paths: tuple[str, ...] = field(default_factory=lambda: tuple(sys.path))
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     is_here: bool = True
+    executable: str = field(default_factory=lambda: sys.executable or "")
 
     def path(self, name: str) -> Path:
         """A path below the root; `name` may begin with a slash."""

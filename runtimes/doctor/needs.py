@@ -16,9 +16,10 @@ from runtimes.nvidia.trust import key_file
 
 ONNX = "model.onnx"
 LIBRARY_BYTES = GIB
-"""What TensorRT and a CUDA context take before any graph; by the documentation, not measured here."""
+"""What Python, TensorRT and a CUDA context take before any graph: an assumption."""
 COPIES_IN_MEMORY = 4
-"""Of the weights: the file, the parser's, the builder's and the engine."""
+"""Of the weights: the file, the parser's, the builder's and the engine. Without a CUDA context, TensorRT-RTX 1.7 took
+0.43 GiB for a ResNet-50 in FP16, whose file has 49 MiB (measured)."""
 COPIES_ON_DISK = 2
 """The new engine stands beside the old one until it is proven."""
 WIDEST = 64

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from runtimes._open import remedy_for
 from runtimes.board.jetpack import OLDEST_TENSORRT
-from runtimes.doctor.facts import BackendFacts, Facts, LibraryFacts
+from runtimes.doctor.facts import BackendFacts, Facts, LibraryFacts, Missing
 from runtimes.doctor.rule import Case, Rule, Severity
 
 BOTH = ("onnxruntime", "onnxruntime-gpu")
@@ -16,6 +16,7 @@ DRIVERS = ("libcuda.so", "libnvidia-")
 APT = {"libOpenCL.so.1": "ocl-icd-libopencl1", "libze_loader.so.1": "libze1", "libgomp.so.1": "libgomp1"}
 OPTIONAL = ("openvino", "pytorch")
 """Backends whose packages hold parts for devices that most machines do not have."""
+MODULES = {"pytorch": "torch", "tensorrt-rtx": "tensorrt_rtx", "triton": "tritonclient.grpc"}
 TENSORRT = ("libnvinfer", "libnvonnxparser")
 
 
@@ -41,40 +42,46 @@ def _foreign_packages(facts: Facts) -> Iterator[Case]:
 def _missing_libraries(facts: Facts) -> Iterator[Case]:
     for one in facts.libraries:
         if one.problem:
-            yield Case(f"{one.part} cannot be read: {one.problem}", _reinstall(facts, one), one.backend)
+            yield Case(f"{one.part} cannot be read: {one.problem}", _reinstall(one), one.backend)
         missing = [lib for lib in one.missing if facts.nvidia.is_there or not lib.name.startswith(DRIVERS)]
         if not missing and one.missing:  # a driver, where there is no GPU either
             yield Case(f"{one.part} needs NVIDIA's driver: {one.missing[0].name} is not here", "", one.backend, "note")
         if not missing:
             continue
-        names = [f"{lib.name}{f' (it is {lib.elsewhere})' if lib.elsewhere else ''}" for lib in missing]
+        if not one.needed and one.backend in OPTIONAL and one.backend not in facts.asked:
+            continue
+        names = [f"{lib.name}{f' (in {_folder(lib)})' if lib.elsewhere else ''}" for lib in missing]
         verb = "is" if len(names) == 1 else "are"
-        severity: Severity = "error" if one.needed else "note" if one.backend in OPTIONAL else "warning"
+        is_note = one.backend in OPTIONAL or any(lib.name.startswith(TENSORRT) for lib in missing)
+        severity: Severity = "error" if one.needed else "note" if is_note else "warning"
         yield Case(
             f"{one.part} does not load: {', '.join(names)} {verb} not found",
-            _remedy(facts, one, missing[0].name, missing[0].elsewhere),
+            "\n".join(dict.fromkeys(_remedy(one, lib) for lib in missing)),
             one.backend,
             severity,
         )
 
 
-def _remedy(facts: Facts, library: LibraryFacts, name: str, elsewhere: str) -> str:
+def _folder(missing: Missing) -> str:
+    return missing.elsewhere.rpartition("/")[0]
+
+
+def _remedy(library: LibraryFacts, missing: Missing) -> str:
     """What brings a library that is missing."""
-    if elsewhere:
-        folder = elsewhere.rpartition("/")[0]
-        return f"echo {folder} | sudo tee /etc/ld.so.conf.d/cuda.conf && sudo ldconfig"
-    if name in APT:
-        return f"sudo apt-get install {APT[name]}"
-    if name.startswith(DRIVERS):
+    if missing.elsewhere:
+        return f"echo {_folder(missing)} | sudo tee /etc/ld.so.conf.d/cuda.conf && sudo ldconfig"
+    if missing.name in APT:
+        return f"sudo apt-get install {APT[missing.name]}"
+    if missing.name.startswith(DRIVERS):
         return "install NVIDIA's driver; a container is started with: docker run --gpus all ..."
-    if any(lib.name.startswith(TENSORRT) for lib in library.missing):
+    if missing.name.startswith(TENSORRT):
         return "install the TensorRT that it is made for, or leave that provider alone"
     if library.backend == "onnxruntime":
         return "pip install 'onnxruntime-gpu[cuda,cudnn]'"
-    return _reinstall(facts, library)
+    return _reinstall(library)
 
 
-def _reinstall(facts: Facts, library: LibraryFacts) -> str:
+def _reinstall(library: LibraryFacts) -> str:
     return "install it again: " + remedy_for(library.backend).replace("pip install", "pip install --force-reinstall")
 
 
@@ -91,6 +98,9 @@ def _does_not_load(facts: Facts) -> Iterator[Case]:
 
 def _split(backend: BackendFacts) -> tuple[str, str]:
     """A reason as `what; remedy`, in which our errors are written."""
+    if backend.reason.startswith("it "):  # a child that did not answer
+        module = MODULES.get(backend.name, backend.name)
+        return backend.reason, f"see where: python -X faulthandler -c 'import {module}'"
     text, mark, remedy = backend.reason.partition("; ")
     return text, remedy if mark else f"install it again: {remedy_for(backend.name)}"
 

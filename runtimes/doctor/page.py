@@ -14,16 +14,9 @@ from runtimes.printable import count_text
 
 LABEL, NARROWEST, WIDEST = 11, 60, 100
 COLUMNS = (14, 13, 17)
-SHOWN_PACKAGES = (
-    "numpy",
-    "torch",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "cuda-bindings",
-    "tritonclient",
-)
+SHOWN = ("numpy", "onnx", "cuda-bindings", "cuda-python")
+OF_BACKENDS = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-cu12", "tensorrt-cu13")
+"""Shown where there is no table of backends, which has their versions."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +28,7 @@ class Line:
 
 
 def page(facts: Facts, findings: Sequence[Finding], width: int) -> list[Line]:
-    """The page's lines, at most `width` columns wide, but at least 60 and at most 100."""
+    """The page's lines, at most `width` columns wide, but at least 60 and at most 100; remedies are up to 100 wide."""
     columns = min(max(width, NARROWEST), WIDEST)
     lines: list[Line] = []
     for name, said in (*_system(facts), *_nvidia(facts), *_packages(facts), *_bundle(facts)):
@@ -69,7 +62,7 @@ def _system(facts: Facts) -> Iterator[tuple[str, str]]:
     if system.container:
         words.append(f"in a container ({system.container})")
     yield "system", ", ".join(filter(None, words)) or "unknown"
-    yield "python", system.python
+    yield "python", ", ".join(filter(None, (system.python, system.executable)))
     name = system.processor.name
     yield "processor", f"{name}, {count_text(system.cores, 'core')}; {instructions_text(facts)}"
     if system.memory_bytes is not None:
@@ -112,7 +105,8 @@ def _nvidia(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def _packages(facts: Facts) -> Iterator[tuple[str, str]]:
-    here = [f"{one.name} {one.version}" for one in facts.packages.installed if one.name in SHOWN_PACKAGES]
+    names = SHOWN if facts.backends else (*SHOWN, *OF_BACKENDS)
+    here = [f"{one.name} {one.version}" for one in facts.packages.installed if one.name in names]
     yield "packages", ", ".join(here) or "none that matter"
 
 
@@ -156,8 +150,8 @@ def _here(facts: Facts, one: BackendFacts) -> str:
 def _finding(one: Finding, columns: int) -> Iterator[Line]:
     indent = " " * 16
     yield from _wrapped(one.text, columns, f"{one.severity:<9}{one.rule:<7}", indent, one.severity)
-    if one.remedy:
-        yield from _wrapped(one.remedy, columns, f"{indent}-> ", f"{indent}   ", "remedy")
+    for step in one.remedy.splitlines():  # a command that is broken at the terminal's edge alone can be copied
+        yield from _wrapped(step, WIDEST, f"{'':<9}-> ", f"{'':<12}", "remedy")
 
 
 def _closing(findings: Sequence[Finding]) -> str:

@@ -21,7 +21,7 @@ class Finding:
             `note`: nothing is wrong.
         backend: the one that it is about; empty for the machine.
         text: one sentence.
-        remedy: what to do, a command where there is one; empty for nothing.
+        remedy: what to do, a command where there is one, a line for each step; empty for nothing.
     """
 
     rule: str

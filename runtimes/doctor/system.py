@@ -37,6 +37,7 @@ def system_facts(host: Host) -> SystemFacts:
         cores=usable_cores(host.root) if host.is_here else len(re.findall(r"^processor\s*:", _cpuinfo(host), re.M)),
         memory_bytes=total,
         free_bytes=free,
+        executable=host.executable,
     )
 
 

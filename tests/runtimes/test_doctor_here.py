@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -88,7 +89,7 @@ def test_a_child_that_does_not_answer_is_a_problem_in_words(
 
 def test_a_python_that_cannot_be_started_is_a_problem_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert Child(["driver", "x"]).answer().problem.startswith("no process can be started: ")
+    assert Child(["driver", "x"]).answer().problem.startswith("it cannot be asked, for no process can be started: ")
 
 
 def test_a_child_ignores_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,3 +203,49 @@ def test_a_base_install_without_any_backend(tmp_path: Path) -> None:
     assert [one["name"] for one in told["backends"] if one["loads"]] == []
     assert [one["rule"] for one in told["findings"]] == ["DR311"]
     assert "Traceback" not in done.stderr
+
+
+DRIVER = """
+#include <stddef.h>
+#include <string.h>
+#ifndef CODE
+#define CODE 0
+#endif
+int cuInit(unsigned flags) { return CODE; }
+int cuGetErrorName(int code, const char **name) { *name = "CUDA_ERROR_UNKNOWN"; return 0; }
+int cuDriverGetVersion(int *version) { *version = 12040; return 0; }
+int cuDeviceGetCount(int *count) { *count = 2; return 0; }
+int cuDeviceGet(int *device, int index) { *device = 10 + index; return 0; }
+int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "NVIDIA L4", size); return device < 10; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 8 : 9; return 0; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)24 << 30; return 0; }
+int cuDevicePrimaryCtxRetain(void **context, int device) { *context = (void *)&CODE_OF; return device == 11; }
+int cuCtxPushCurrent_v2(void *context) { return context == NULL; }
+int cuMemGetInfo_v2(size_t *left, size_t *total) { *left = (size_t)20 << 30; *total = (size_t)24 << 30; return 0; }
+"""
+
+
+def driver(folder: Path, code: int) -> Path:
+    """A stand-in for NVIDIA's driver's library, with two GPUs, the second without room for a context."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    source, built = folder / "driver.c", folder / f"libcuda-{code}.so.1"
+    source.write_text(DRIVER.replace("int cuInit", "static int CODE_OF;\nint cuInit"))
+    subprocess.run([compiler, "-shared", "-fPIC", f"-DCODE={code}", "-o", built, source], check=True)
+    return built
+
+
+def test_gpus_are_those_that_the_driver_names(tmp_path: Path) -> None:
+    told = Child(["driver", str(driver(tmp_path, 0))]).answer().value
+    assert told["cuda"] == "12.4"
+    assert [(one["name"], one["target"], one["memory_bytes"] >> 30) for one in told["gpus"]] == [
+        ("NVIDIA L4", "sm89", 24)
+    ] * 2
+    assert [one["free_bytes"] for one in told["gpus"]] == [20 << 30, None]
+
+
+def test_a_driver_that_does_not_start_is_named(tmp_path: Path) -> None:
+    told = Child(["driver", str(driver(tmp_path, 999))]).answer().value
+    assert told["trouble"] == "cuInit: CUDA_ERROR_UNKNOWN (999)"
+    assert told["gpus"] == []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -115,7 +117,7 @@ CASES: list[tuple[str, str, Facts, str, str]] = [
     ("DR301", "warning", packages(WELL, Package("onnxruntime-gpu", "1.31.1", "/venv")), "both installed", "onnxruntime-gpu"),
     ("DR302", "error", replace(WELL, packages=replace(PACKAGES, owners={"exporter": ("prometheus",)})), "prometheus installs", "pip uninstall -y prometheus"),
     ("DR303", "warning", replace(WELL, libraries=(cuda_provider(Missing("libcudnn.so.9")),)), "libcudnn.so.9 is not found", "onnxruntime-gpu[cuda,cudnn]"),
-    ("DR303", "warning", replace(WELL, libraries=(cuda_provider(Missing("libcudart.so.12", "/usr/local/cuda/lib64/libcudart.so.12")),)), "(it is /usr/local/cuda", "sudo ldconfig"),
+    ("DR303", "warning", replace(WELL, libraries=(cuda_provider(Missing("libcudart.so.12", "/usr/local/cuda/lib64/libcudart.so.12")),)), "(in /usr/local/cuda/lib64)", "sudo ldconfig"),
     ("DR303", "note", replace(NO_GPU, libraries=(cuda_provider(Missing("libcuda.so.1")),)), "needs NVIDIA's driver", ""),
     ("DR303", "error", replace(WELL, libraries=(LibraryFacts("/x", "TensorRT", "tensorrt", True, (Missing("libz.so.1"),)),)), "TensorRT does not load", "--force-reinstall"),
     ("DR304", "error", replace(WELL, backends=(ONNXRUNTIME, replace(TENSORRT, loads=False, runs=False, reason="ImportError: bad")),), "does not load: ImportError: bad", "install it again"),
@@ -136,6 +138,8 @@ CASES: list[tuple[str, str, Facts, str, str]] = [
     ("DR407", "error", bundle(WELL, writable=False), "cannot be written", "cp -r"),
     ("DR407", "error", bundle(WELL, key_problem="no home; set it"), "has no place: no home", "RESNET_EXPORT_ENGINE_KEY"),
     ("DR408", "note", bundle(NO_GPU, precision="int8"), "computes it in floating point", "--target cpu"),
+    ("DR410", "note", replace(WELL, backends=(ONNXRUNTIME, replace(TENSORRT, unbuilt="none; x"))), "no engine that tensorrt loads", "resnet-deploy build resnet50-fp16 --backend tensorrt"),
+    ("DR303", "note", replace(WELL, libraries=(cuda_provider(Missing("libnvinfer.so.10")),)), "libnvinfer.so.10 is not found", "or leave"),
     ("DR409", "error", replace(NO_GPU, backends=(replace(ONNXRUNTIME, refusal="no; x"),)), "no backend that is here", ""),
 ]  # fmt: skip
 
@@ -203,3 +207,9 @@ def test_what_was_asked_about_alone_is_shown() -> None:
 )
 def test_what_cannot_work(facts: Facts, names: tuple[str, ...]) -> None:
     assert what_cannot_work(facts) == names
+
+
+def test_the_documentation_lists_every_rule() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "doctor.md").read_text()
+    told = re.findall(r"^\| (DR\d+) \| (\w+) \| (.+) \|$", text, re.M)
+    assert told == [(rule.id, rule.severity, rule.title) for rule in RULES]

@@ -27,6 +27,7 @@ def test_jetpack_5_is_too_old(tmp_path: Path) -> None:
     assert facts.board is not None
     assert (facts.board.family, facts.board.target, facts.board.l4t) == ("Xavier NX", "sm72", "35.4.1")
     found = seen(facts)
+    assert set(found) == {"DR201"}
     assert "JetPack 5 is the last for Xavier NX" in found["DR201"]
     assert "jetpack    5.1.2, L4T 35.4.1: brings TensorRT 8.5.2, CUDA 11.4" in text(facts)
     assert facts.unread == ()
@@ -69,7 +70,10 @@ def test_a_desktop_whose_packages_fight_and_whose_provider_lacks_libraries(tmp_p
     assert (facts.nvidia.module, facts.nvidia.libcuda_version, facts.nvidia.in_slots) == ("550.54.14", "550.54.14", 1)
     found = seen(facts)
     assert set(found) == {"DR301", "DR303"}
-    assert found["DR303"] == "echo /usr/local/cuda/lib64 | sudo tee /etc/ld.so.conf.d/cuda.conf && sudo ldconfig"
+    assert found["DR303"] == (
+        "echo /usr/local/cuda/lib64 | sudo tee /etc/ld.so.conf.d/cuda.conf && sudo ldconfig\n"
+        "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    )
     assert found["DR301"].endswith("pip install onnxruntime-gpu")
     # the same libraries, where the loader looks: by the environment, and as NVIDIA's packages
     write(tmp_path, {"venv/lib/python3/site-packages/nvidia/cudnn/lib/libcudnn.so.9": library(["libcudart.so.12"])})
@@ -148,4 +152,6 @@ def test_odd_files_are_no_reason_to_fail(tmp_path: Path) -> None:
 def test_no_line_is_wider_than_asked(tmp_path: Path) -> None:
     facts = examine(jetpack_5(tmp_path))
     for width, most in ((20, 60), (80, 80), (500, 100)):
-        assert max(len(line.text) for line in page(facts, findings_of(facts), width)) <= most
+        lines = page(facts, findings_of(facts), width)
+        assert max(len(line.text) for line in lines if line.style != "remedy") <= most
+        assert max(len(line.text) for line in lines) <= 100
