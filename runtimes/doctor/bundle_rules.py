@@ -134,8 +134,8 @@ def _unbuilt(facts: Facts) -> Iterator[Case]:
 
 
 def serves_bundle(facts: Facts, one: BackendFacts) -> bool:
-    """Does a backend run the bundle's own graph? PyTorch runs the FP32 reference, which is another one."""
-    return runs_bundle(facts, one) and (one.name != "pytorch" or facts.bundle is None)
+    """Does a backend run the bundle's own graph here? PyTorch runs the FP32 reference, Triton on another machine."""
+    return runs_bundle(facts, one) and one.name not in ("pytorch", "triton")
 
 
 def _nowhere(facts: Facts) -> Iterator[Case]:

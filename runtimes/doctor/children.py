@@ -50,13 +50,19 @@ class Child:
         try:
             out, err = self._process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()
             return Answer(problem=f"it did not load within {timeout_s:g} s")
+        finally:
+            self.close()
         try:
             return Answer(msgspec.json.decode(out))
         except msgspec.DecodeError:
             return Answer(problem=_end_of(self._process.returncode, err.decode("utf-8", "replace")))
+
+    def close(self) -> None:
+        """End it, whatever it does. A child that has answered is left alone."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
 
 
 def _end_of(code: int, err: str) -> str:

@@ -138,6 +138,8 @@ def _cells(*words: str) -> str:
 
 
 def _here(facts: Facts, one: BackendFacts) -> str:
+    if one.runs and one.name == "triton":
+        return "asks a server"
     if one.runs:
         return "runs" + (f" on {', '.join(one.where)}" if one.where else "")
     if builds(facts, one.name):

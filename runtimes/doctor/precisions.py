@@ -29,7 +29,7 @@ def precisions_of(facts: Facts, backend: BackendFacts) -> dict[str, str]:
         }
     if backend.name == "pytorch":
         return {"fp32": "the reference alone"}
-    return dict.fromkeys(PRECISIONS, "as its server does")
+    return {}  # a server's own
 
 
 def _on_gpu(facts: Facts, backend: BackendFacts) -> dict[str, str]:

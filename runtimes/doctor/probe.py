@@ -20,6 +20,8 @@ from runtimes.doctor.system import system_facts
 from runtimes.processor import Processor
 from runtimes.progress import Progress, silent
 
+TOGETHER = 2
+"""How many backends are loaded at a time: more would need much memory on a board."""
 NO_CACHE = {"XDG_CACHE_HOME": "/dev/null"}  # in which nobody can make a folder
 """For the children: nothing of a question is kept."""
 PACKAGES = {
@@ -81,15 +83,22 @@ def _with_gpus(nvidia: NvidiaFacts) -> NvidiaFacts:
 
 
 def _loaded(facts: Facts, names: Sequence[str], on_step: Progress) -> tuple[BackendFacts, ...]:
-    """Each backend, loaded in a process of its own, two at a time: more would need much memory on a board."""
-    bundle, found, running = "" if facts.bundle is None else facts.bundle.path, [], []
-    for place, name in enumerate(names):
-        on_step("load backends", place, len(names))
-        running.append((name, Child([name, bundle], NO_CACHE)))
-        if len(running) == 2:
-            first, child = running.pop(0)
-            found.append(_backend(first, child.answer(), facts.packages))
-    found += [_backend(name, child.answer(), facts.packages) for name, child in running]
+    """Each backend, loaded in a process of its own."""
+    bundle, found = "" if facts.bundle is None else facts.bundle.path, []
+    running: list[tuple[str, Child]] = []
+    try:
+        for place, name in enumerate(names):
+            on_step("load backends", place, len(names))
+            running.append((name, Child([name, bundle], NO_CACHE)))
+            if len(running) == TOGETHER:
+                first, child = running.pop(0)
+                found.append(_backend(first, child.answer(), facts.packages))
+        while running:
+            name, child = running.pop(0)
+            found.append(_backend(name, child.answer(), facts.packages))
+    finally:
+        for _, child in running:  # of an interruption
+            child.close()
     return tuple(found)
 
 
