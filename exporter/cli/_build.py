@@ -74,6 +74,12 @@ _device, _builder = map(option_group, ("Device", "Builder"))
     help="Accept convolutions in another precision than the bundle's, or off the DLA.",
 )
 @output_group("--force", is_flag=True, help="Build even if nothing has changed.")
+@output_group(
+    "--print-trtexec",
+    is_flag=True,
+    help="Print the same build as command lines of trtexec, for TensorRT 10 and 11, and build nothing; needs no"
+    " TensorRT.",
+)
 @json_option
 @quiet_option
 def build(bundle: Path, **options: Any) -> None:
@@ -104,6 +110,11 @@ def build(bundle: Path, **options: Any) -> None:
         timing_cache=options["timing_cache"],
         force=options["force"],
     )
+    if options["print_trtexec"]:
+        from exporter.engines.trtexec import trtexec_lines
+
+        lines = trtexec_lines(plan)
+        return echo_json({"trtexec": lines}) if options["as_json"] else echo_lines(lines)
     with status(quiet=options["quiet"]) as progress:
         engine = build_engine(plan, progress)
     if options["as_json"]:

@@ -96,6 +96,11 @@ class BuildPlan:
                 f"DLA computes in FP16 and INT8, and the bundle is {manifest.precision}; "
                 "export it with --fp16 or --int8, or leave out --dla"
             )
+        if options.dla_core is not None and not manifest.batch.is_static:
+            raise PlanError(
+                f"DLA runs one batch size alone, the bundle has {manifest.batch}; export it with --batch N, or leave "
+                "out --dla"
+            )
 
 
 def builder_names() -> tuple[str, ...]:
