@@ -65,8 +65,8 @@ class BuildPlan:
     """A bundle, and the engine to build from it.
 
     Attributes:
-        allow_fallback_layers: accept convolutions in another precision than the bundle's, or layers on the GPU where DLA
-            was asked for and they are meant to run there.
+        allow_fallback_layers: accept convolutions in another precision than the bundle's, or layers on the GPU that are
+            meant to run on DLA.
         timing_cache: file for the builder's measurements, read by the next build; version and device are added to its
             name.
         force: build even if nothing has changed.

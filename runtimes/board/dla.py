@@ -1,4 +1,4 @@
-"""Which TensorRT runs networks on a Jetson's DLA, and which board has one. NVIDIA's word: nothing of it was seen here."""
+"""Which TensorRT runs networks on a Jetson's DLA, and which board has one: NVIDIA's word, none of it seen here."""
 
 from __future__ import annotations
 

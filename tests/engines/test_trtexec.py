@@ -100,11 +100,11 @@ def test_dla_is_printed_where_that_tensorrt_has_it_and_the_reason_where_it_has_n
     assert (ran.code, "DLA runs one batch size alone" in ran.error) == (2, True)
 
 
-def test_an_opset_that_10_3_does_not_read_is_told(
-    bundle: Path, manifest: Manifest, deploy: Callable[..., Ran]
-) -> None:
+def test_an_opset_that_10_3_does_not_read_is_told(bundle: Path, manifest: Manifest, deploy: Callable[..., Ran]) -> None:
     changed(bundle, replace(manifest, precision="bf16", opset=22))
-    assert "# not 10.3, which reads no opset above 20; this graph has 22" in deploy("build", bundle, "--print-trtexec").out
+    assert (
+        "# not 10.3, which reads no opset above 20; this graph has 22" in deploy("build", bundle, "--print-trtexec").out
+    )
 
 
 @pytest.mark.parametrize(

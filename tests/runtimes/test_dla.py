@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from runtimes.board.dla import TABLE, board_has_dla, board_name, dla_refusal, dl
 
 def test_the_stretches_follow_each_other_and_have_sources() -> None:
     assert [one.last for one in TABLE].index(None) == len(TABLE) - 1
-    for before, after in zip(TABLE, TABLE[1:], strict=False):
+    for before, after in pairwise(TABLE):
         assert before.last is not None
         assert before.first <= before.last < after.first
     assert all(one.source for one in TABLE)
