@@ -206,6 +206,7 @@ class Facts:
     """All that was found out.
 
     Attributes:
+        dla: what is known of the board's DLA, in words; empty elsewhere.
         asked: the backends that were asked about by name.
         unread: probes that failed, in words: odd systems have more of them.
     """
@@ -219,6 +220,7 @@ class Facts:
     bundle: BundleFacts | None = None
     asked: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    dla: str = ""
 
     def backend(self, name: str) -> BackendFacts:
         """A backend by its name; one that was not tried neither loads nor runs."""

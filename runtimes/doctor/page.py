@@ -70,6 +70,7 @@ def _system(facts: Facts) -> Iterator[tuple[str, str]]:
         yield "memory", f"{free}{size_text(system.memory_bytes)}"
     if facts.board is not None:
         yield from _board(facts)
+        yield "dla", facts.dla
 
 
 def _board(facts: Facts) -> Iterator[tuple[str, str]]:

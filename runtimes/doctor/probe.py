@@ -8,7 +8,8 @@ from dataclasses import replace
 import msgspec
 
 from runtimes._open import backend_names
-from runtimes.board.jetpack import this_board
+from runtimes.board.dla import DLA_VERSIONS, board_has_dla, dla_versions
+from runtimes.board.jetpack import Board, this_board
 from runtimes.doctor.answers import DRIVER
 from runtimes.doctor.children import Answer, Child
 from runtimes.doctor.facts import BackendFacts, BundleFacts, Facts, LibraryFacts, NvidiaFacts, PackageFacts, SystemFacts
@@ -68,11 +69,27 @@ def examine(
         with unread.probe("NVIDIA's driver"):
             nvidia = nvidia_facts(here, loader, DriverAnswer())
             nvidia = _with_gpus(nvidia) if here.is_here and nvidia.libcuda else nvidia
-    facts = Facts(system, board, nvidia, packages, libraries, (), bundle, tuple(backends))
+    facts = Facts(system, board, nvidia, packages, libraries, (), bundle, tuple(backends), dla=_dla(board, packages))
     if here.is_here:
         with unread.probe("backends"):
             facts = replace(facts, backends=_loaded(facts, backends or backend_names(), on_step))
     return replace(facts, unread=tuple(unread.lines))
+
+
+def _dla(board: Board | None, packages: PackageFacts) -> str:
+    """What is known of a board's DLA with the TensorRT that is installed, else with JetPack's."""
+    if board is None:
+        return ""
+    has, version = board_has_dla(board.model), packages.version_of("tensorrt")
+    version = version or ("" if board.jetpack is None else board.jetpack.tensorrt)
+    known = dla_versions(version)
+    if has is False:
+        return "none on this board"
+    if has is None or known is None:
+        return "not known for this board and TensorRT"
+    if not known.dla:
+        return f"not with TensorRT {version}; with {DLA_VERSIONS}"
+    return f"fp16{', int8' if known.pairs else ''} with TensorRT {version}: resnet-deploy build BUNDLE --dla 0"
 
 
 def _with_gpus(nvidia: NvidiaFacts) -> NvidiaFacts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from machine_trees import desktop, half_mounted, jetpack_5, jetpack_6, jetpack_7, library, write, wsl
 
 from runtimes.doctor.facts import Facts, Missing
@@ -57,6 +58,7 @@ def test_jetpack_7_is_well(tmp_path: Path) -> None:
     assert facts.board is not None
     assert facts.board.target == "sm110"
     assert facts.nvidia.module == "580.00"
+    assert "dla        none on this board" in text(facts)
 
 
 def test_a_desktop_whose_packages_fight_and_whose_provider_lacks_libraries(tmp_path: Path) -> None:
@@ -155,3 +157,21 @@ def test_no_line_is_wider_than_asked(tmp_path: Path) -> None:
         lines = page(facts, findings_of(facts), width)
         assert max(len(line.text) for line in lines if line.style != "remedy") <= most
         assert max(len(line.text) for line in lines) <= 100
+
+
+@pytest.mark.parametrize(
+    ("model", "version", "said"),
+    [
+        ("NVIDIA Jetson AGX Orin Developer Kit", "10.3.0", "fp16 with TensorRT 10.3.0: resnet-deploy build"),
+        ("NVIDIA Jetson AGX Orin Developer Kit", "10.16.2", "not with TensorRT 10.16.2; with TensorRT up to 10.7"),
+        ("NVIDIA Jetson AGX Orin Developer Kit", "11.4.1", "fp16, int8 with TensorRT 11.4.1"),
+        ("NVIDIA Jetson Orin Nano Developer Kit", "10.3.0", "none on this board"),
+        ("NVIDIA Jetson AGX Xavier", "8.5.2", "not known"),
+    ],
+)
+def test_what_is_known_of_dla(tmp_path: Path, model: str, version: str, said: str) -> None:
+    host = jetpack_6(tmp_path)
+    site = tmp_path / "usr/lib/python3.10/dist-packages"
+    (site / "tensorrt-10.3.0.dist-info" / "METADATA").write_text(f"Name: tensorrt\nVersion: {version}\n")
+    write(tmp_path, {"proc/device-tree/model": f"{model}\0"})
+    assert said in examine(host).dla
