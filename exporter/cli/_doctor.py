@@ -74,14 +74,15 @@ def doctor(bundle: Path | None, backends: tuple[str, ...], as_json: bool, quiet:
 
 def _bundle_facts(bundle: Bundle) -> BundleFacts:
     """A bundle with what its builders refuse of it; none of them is loaded."""
-    from exporter.engines.build import builder_names, refusal
+    from exporter.engines.build import builder_names
+    from exporter.engines.refusal import build_refusal
     from runtimes.doctor.host import Host
     from runtimes.doctor.needs import bundle_facts
     from runtimes.doctor.packages import package_facts
     from runtimes.doctor.probe import PACKAGES
 
     packages = package_facts(Host())
-    reasons = {name: refusal(bundle, name, packages.version_of(*PACKAGES[name])) for name in builder_names()}
+    reasons = {name: build_refusal(bundle, name, packages.version_of(*PACKAGES[name])) for name in builder_names()}
     return bundle_facts(bundle, {name: reason for name, reason in reasons.items() if reason})
 
 

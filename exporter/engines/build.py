@@ -28,7 +28,7 @@ from runtimes._open import backend_class, remedy_for
 from runtimes._plugins import load_plugin, plugin_names
 from runtimes.bundle import Bundle
 from runtimes.bundle_writing import write_in_one_step
-from runtimes.errors import BackendUnavailable, ParityError, PlanError, ResnetExportError
+from runtimes.errors import BackendUnavailable, ParityError, PlanError
 from runtimes.nvidia.engine_file import SCHEMA_VERSION, EngineFacts, LayerFacts, json_from_facts, seal_facts
 from runtimes.nvidia.plan_files import FOLDER, engine_name, platform_text, sidecar_of
 from runtimes.nvidia.trust import ensure_machine_key
@@ -142,7 +142,7 @@ def build_engine(plan: BuildPlan, on_step: Progress) -> Engine:
     """
     plan.bundle.file(ONNX)
     builder = load_builder(plan.backend)
-    _check_opset(plan, builder.VERSION)
+    check_opset(plan, builder.VERSION)
     targets, device = builder.choose_targets(plan.options)
     manifest = plan.bundle.manifest
     key = _cache_key(plan, builder.VERSION, targets)
@@ -281,7 +281,7 @@ def _given_options(options: BuildOptions) -> dict[str, str | int | bool]:
     }
 
 
-def _check_opset(plan: BuildPlan, version: str) -> None:
+def check_opset(plan: BuildPlan, version: str) -> None:
     """Check that the library's parser reads the bundle's opset.
 
     Raises:
@@ -295,15 +295,3 @@ def _check_opset(plan: BuildPlan, version: str) -> None:
             f"the bundle needs opset {opset} ({plan.bundle.manifest.precision}), "
             f"and TensorRT {version} reads none above {newest}; update TensorRT, or export with --fp16 or --int8"
         )
-
-
-def refusal(bundle: Bundle, backend: str, version: str) -> str:
-    """Why a builder of this version cannot build a bundle, as far as that is known without loading it; empty if nothing
-    speaks against it. Without a version, nothing is said of that."""
-    try:
-        plan = BuildPlan(bundle, backend)
-        if version:
-            _check_opset(plan, version)
-    except ResnetExportError as error:
-        return str(error)
-    return ""
