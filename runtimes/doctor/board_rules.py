@@ -8,6 +8,7 @@ from runtimes.doctor.facts import Facts
 from runtimes.doctor.rule import Case, Rule
 
 ENVIRONMENT = "python3 -m venv --system-site-packages ~/resnet"
+TENSORRT = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 SYSTEM_FOLDER = "/usr/lib/python3"
 """Where Debian's packages for Python lie; pip's lie in /usr/local or an environment."""
 OLDEST_GENERATION = 36
@@ -41,7 +42,7 @@ def _is_new_enough(facts: Facts) -> bool:
 
 
 def _hidden(facts: Facts) -> Iterator[Case]:
-    if _is_new_enough(facts) and facts.packages.board_tensorrt and not facts.packages.version_of("tensorrt"):
+    if _is_new_enough(facts) and facts.packages.board_tensorrt and not facts.packages.version_of(*TENSORRT):
         yield Case(
             f"JetPack's TensorRT is in {facts.packages.board_tensorrt}, where this environment does not look",
             f"make it anew, so that it sees the system's packages: {ENVIRONMENT}",
@@ -63,7 +64,7 @@ def _other_python(facts: Facts) -> Iterator[Case]:
 
 def _not_installed(facts: Facts) -> Iterator[Case]:
     packages = facts.packages
-    if _is_new_enough(facts) and not packages.board_tensorrt and not packages.version_of("tensorrt"):
+    if _is_new_enough(facts) and not packages.board_tensorrt and not packages.version_of(*TENSORRT):
         yield Case(
             "TensorRT's package for Python is not installed on this board",
             f"sudo apt-get install python3-libnvinfer, and: {ENVIRONMENT}",
@@ -83,7 +84,7 @@ def _servers_tensorrt(facts: Facts) -> Iterator[Case]:
     if _generation(facts) != OLDEST_GENERATION:
         return
     for one in facts.packages.installed:
-        if one.name.startswith("tensorrt") and "rtx" not in one.name and not one.folder.startswith(SYSTEM_FOLDER):
+        if one.name in TENSORRT and not one.folder.startswith(SYSTEM_FOLDER):
             yield Case(
                 f"{one.name} {one.version} in {one.folder} is for servers, and no board of JetPack 6 runs it",
                 f"pip uninstall {one.name}, and use JetPack's: {ENVIRONMENT}",

@@ -40,7 +40,7 @@ class Child:
                 stderr=subprocess.PIPE,
                 env={**os.environ, **(environment or {})},
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:  # TypeError: a Python that does not know its file
             self._problem = f"it cannot be asked, for no process can be started: {error}"
 
     def answer(self, timeout_s: float = TIMEOUT_S) -> Answer:
