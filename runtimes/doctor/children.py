@@ -14,7 +14,7 @@ import msgspec
 
 START = "import sys; sys.path[:] = sys.argv[2:]; from runtimes.doctor.answers import main; main(sys.argv[1])"
 """Only what this Python imports from: `-c` alone would put the current folder first, with any file in it."""
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0
 SHOWN = 300
 
 
