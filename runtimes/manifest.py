@@ -78,6 +78,7 @@ class Asked:
         calibration_images: how many; None takes the usual number, or all.
         proof_images: how many images it may be proven with at most; None is what the proof needs.
         budget: limits by name in place of the precision's own.
+        dla_friendly: the graph is written for DLA: a plain average pool and a 1x1 convolution end it.
     """
 
     seed: int = 0
@@ -85,6 +86,7 @@ class Asked:
     calibration_images: int | None = None
     proof_images: int | None = None
     budget: dict[str, float] = field(default_factory=dict)
+    dla_friendly: bool = False
 
 
 @dataclass(frozen=True)

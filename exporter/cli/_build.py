@@ -44,8 +44,8 @@ _device, _builder = map(option_group, ("Device", "Builder"))
     "dla_core",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Run on this DLA core, and layers other than convolutions on the GPU where the DLA cannot; needs a fixed batch"
-    " size.",
+    help="Run on this DLA core, and on the GPU only what is no convolution and DLA does not run; needs one batch size,"
+    " and is best with an export made with --dla-friendly.",
 )
 @_device("--version-compatible", is_flag=True, help="Let newer versions of the library load the engine.")
 @_device(
@@ -74,6 +74,12 @@ _device, _builder = map(option_group, ("Device", "Builder"))
     help="Accept convolutions in another precision than the bundle's, or off the DLA.",
 )
 @output_group("--force", is_flag=True, help="Build even if nothing has changed.")
+@output_group(
+    "--print-trtexec",
+    is_flag=True,
+    help="Print the same build as command lines of trtexec, for TensorRT 10 and 11, and build nothing; needs no"
+    " TensorRT.",
+)
 @json_option
 @quiet_option
 def build(bundle: Path, **options: Any) -> None:
@@ -104,6 +110,11 @@ def build(bundle: Path, **options: Any) -> None:
         timing_cache=options["timing_cache"],
         force=options["force"],
     )
+    if options["print_trtexec"]:
+        from exporter.engines.trtexec import trtexec_lines
+
+        lines = trtexec_lines(plan)
+        return echo_json({"trtexec": lines}) if options["as_json"] else echo_lines(lines)
     with status(quiet=options["quiet"]) as progress:
         engine = build_engine(plan, progress)
     if options["as_json"]:
@@ -141,6 +152,9 @@ def engine_lines(path: Path, facts: EngineFacts) -> list[str]:
         lines.append(f"{'':<12} in another precision: {', '.join(facts.layers.fallback)}")
     for kind, types in facts.layers.kernels.items():
         lines.append(f"{'':<12} {kind:<20} {', '.join(f'{count} {name}' for name, count in types.items())}")
+    if facts.layers.on_dla:
+        among = len(facts.layers.on_dla) + len(facts.layers.on_gpu)
+        lines.append(f"{'':<12} on DLA: {len(facts.layers.on_dla)} of {among} layers")
     if facts.layers.on_gpu:
         lines.append(f"{'':<12} on the GPU and not on DLA: {', '.join(facts.layers.on_gpu)}")
     if facts.options:

@@ -100,6 +100,11 @@ OPTIONS = (
         help="As --target cpu, with 7-bit weights: for OpenVINO on x86 processors without VNNI.",
     ),
     _precision(
+        "--dla-friendly",
+        is_flag=True,
+        help="Write pools and classifier in what a Jetson's DLA has; with --fp16 or --int8, and one batch size.",
+    ),
+    _precision(
         "--recalibrate",
         is_flag=True,
         help="Of an ONNX file that is quantized already, measure ranges anew; else --int8 keeps its scales.",
@@ -280,6 +285,7 @@ def plan_from_options(options: dict[str, Any]) -> ExportPlan:
         keep_softmax=options["keep_softmax"],
         dequantize=options["dequantize"],
         recalibrate=options["recalibrate"],
+        dla_friendly=options["dla_friendly"],
     )
     return plan if options["output"] else replace(plan, output=Path(plan.name))
 

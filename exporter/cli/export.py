@@ -115,6 +115,7 @@ def _describe(plan: ExportPlan, *, as_json: bool) -> None:
         "batch": str(plan.batch),
         "opset": plan.opset,
         "target": plan.target,
+        "dla_friendly": plan.dla_friendly,
         "budget": dict(plan.budget),
         "proof_images": plan.proof_images,
         "output": str(plan.output),
@@ -124,6 +125,7 @@ def _describe(plan: ExportPlan, *, as_json: bool) -> None:
         return echo_json(facts)
     for key, value in facts.items():
         shown = ", ".join(f"{name}={limit:g}" for name, limit in value.items()) if isinstance(value, dict) else value
+        shown = "yes" if shown is True else shown
         if shown:  # what is not asked for is as usual
             click.echo(f"{key:<12} {', '.join(shown) if isinstance(shown, list) else shown}")
     if plan.labels is None and not plan.features:

@@ -16,7 +16,14 @@ from typing import cast
 from exporter.engines import builders, timings
 from exporter.engines.builders import BuildOptions, BuiltNetwork, EngineBuilder, Job
 from exporter.engines.folder import cached_facts, check_folder, folder_lock, remove_left_over, write_error
-from exporter.engines.layers import check_dla, check_precision, layer_facts, layers_on_gpu
+from exporter.engines.layers import (
+    check_dla,
+    check_dla_stretch,
+    check_precision,
+    layer_facts,
+    layers_on_dla,
+    layers_on_gpu,
+)
 from runtimes._open import backend_class, remedy_for
 from runtimes._plugins import load_plugin, plugin_names
 from runtimes.bundle import Bundle
@@ -58,8 +65,8 @@ class BuildPlan:
     """A bundle, and the engine to build from it.
 
     Attributes:
-        allow_fallback_layers: accept convolutions in another precision than the bundle's, or on the GPU where DLA was
-            asked for.
+        allow_fallback_layers: accept convolutions in another precision than the bundle's, or layers on the GPU that are
+            meant to run on DLA.
         timing_cache: file for the builder's measurements, read by the next build; version and device are added to its
             name.
         force: build even if nothing has changed.
@@ -96,6 +103,11 @@ class BuildPlan:
                 f"DLA computes in FP16 and INT8, and the bundle is {manifest.precision}; "
                 "export it with --fp16 or --int8, or leave out --dla"
             )
+        if options.dla_core is not None and self.backend == "tensorrt" and not manifest.batch.is_static:
+            raise PlanError(
+                f"DLA runs one batch size alone, the bundle has {manifest.batch}; export it with --batch N, or leave "
+                "out --dla"
+            )
 
 
 def builder_names() -> tuple[str, ...]:
@@ -130,7 +142,7 @@ def build_engine(plan: BuildPlan, on_step: Progress) -> Engine:
     """
     plan.bundle.file(ONNX)
     builder = load_builder(plan.backend)
-    _check_opset(plan, builder.VERSION)
+    check_opset(plan, builder.VERSION)
     targets, device = builder.choose_targets(plan.options)
     manifest = plan.bundle.manifest
     key = _cache_key(plan, builder.VERSION, targets)
@@ -187,10 +199,13 @@ def _build(
     built, layers = builder.build(job, on_step)
     facts = layer_facts(layers, built.convolutions, manifest.precision, built.left_in_float)
     if core is not None:
-        facts = replace(facts, on_gpu=layers_on_gpu(layers, built.order))
+        on_dla, on_gpu = layers_on_dla(layers, built.order), layers_on_gpu(layers, built.order)
+        facts = replace(facts, on_dla=on_dla, on_gpu=on_gpu)
     if not plan.allow_fallback_layers:
         if core is not None:
-            check_dla(layers, built.convolutions, core)
+            check_dla(facts, built.convolutions, core)
+            if manifest.asked.dla_friendly:
+                check_dla_stretch(facts, built.convolutions, built.order, core)
         check_precision(facts, manifest.precision)
     return built, facts
 
@@ -266,7 +281,7 @@ def _given_options(options: BuildOptions) -> dict[str, str | int | bool]:
     }
 
 
-def _check_opset(plan: BuildPlan, version: str) -> None:
+def check_opset(plan: BuildPlan, version: str) -> None:
     """Check that the library's parser reads the bundle's opset.
 
     Raises:

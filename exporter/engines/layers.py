@@ -128,17 +128,39 @@ def layers_on_gpu(layers: Iterable[EngineLayer], order: Sequence[str]) -> tuple[
     return tuple(name for name in order if name in named)
 
 
-def check_dla(layers: Iterable[EngineLayer], convolutions: Sequence[str], core: int) -> None:
+def layers_on_dla(layers: Iterable[EngineLayer], order: Sequence[str]) -> tuple[str, ...]:
+    """The graph's layers that run on DLA, in the graph's order."""
+    named = {node for layer in layers if layer.on_dla for node in layer.nodes}
+    return tuple(name for name in order if name in named)
+
+
+def check_dla(facts: LayerFacts, convolutions: Sequence[str], core: int) -> None:
     """Check that every convolution runs on DLA.
 
     Raises:
         BuildError: one does not, as far as the library says; names some.
     """
-    on_dla = {node for layer in layers if layer.on_dla for node in layer.nodes}
-    elsewhere = [name for name in convolutions if name not in on_dla]
+    elsewhere = [name for name in convolutions if name not in facts.on_dla]
     if elsewhere:
         raise BuildError(
             f"--dla {core} asks for DLA, but {len(elsewhere)} of {len(convolutions)} convolutions do not run there: "
+            f"{_first_names(elsewhere)}; accept that with --allow-fallback-layers, or build without --dla"
+        )
+
+
+def check_dla_stretch(facts: LayerFacts, convolutions: Sequence[str], order: Sequence[str], core: int) -> None:
+    """Check that a graph that was written for DLA runs there from its first convolution to its last, the classifier.
+
+    Raises:
+        BuildError: a layer between them runs on the GPU; names some.
+    """
+    places = [order.index(name) for name in convolutions if name in order]
+    stretch = order[min(places, default=0) : max(places, default=-1) + 1]
+    elsewhere = [name for name in stretch if name in facts.on_gpu]
+    if elsewhere:
+        raise BuildError(
+            f"the bundle was exported with --dla-friendly, so that --dla {core} runs all from the first convolution to "
+            f"the classifier there, but {len(elsewhere)} of {len(stretch)} layers run on the GPU: "
             f"{_first_names(elsewhere)}; accept that with --allow-fallback-layers, or build without --dla"
         )
 

@@ -11,7 +11,7 @@ import onnx
 from torch.export import ExportedProgram
 
 from calibration.observers import find_observer
-from exporter.graph.build import GraphForm, clean_graph, with_resize
+from exporter.graph.build import GraphForm, clean_graph, in_its_form
 from exporter.graph.intake.take import TakenFile
 from exporter.graph.pillow_resize import check_resizable
 from exporter.graph.trace import program_from_module, save_program
@@ -127,7 +127,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         else:
             lowered = lower(float_graph, calibration, plan.lowering_request, steps)
         budget = budget_for(plan, loaded, lowered.budget)
-        resize = partial(with_resize, form=form, preprocess=loaded.preprocess)
+        in_form = partial(in_its_form, form=form, preprocess=loaded.preprocess)
         with steps("save"):
             if not isinstance(program, TakenFile):
                 save_program(program, folder / PyTorchRuntime.FILE, form.outputs)
@@ -135,9 +135,9 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         mixed = None
         if choosing is not None:
             with open_reference() as runtime, steps(RETURN_BLOCKS):
-                judge = Judge(choosing, Reference(runtime, plan.batch.max), budget, plan.batch, precision, resize)
+                judge = Judge(choosing, Reference(runtime, plan.batch.max), budget, plan.batch, precision, in_form)
                 lowered, mixed = return_blocks(plan, float_graph, lowered, judge, steps)
-        clean, model = resize(lowered.exact), resize(lowered.model)
+        clean, model = in_form(lowered.exact), in_form(lowered.model)
         with steps("save"):
             _save(folder, model, plan)
         with steps("prove"):
@@ -147,7 +147,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             proof, images, golden = _prove(candidate, images, loaded.preprocess, budget, progress)
             kernels = _checked_kernels(folder, model) if plan.lowering_request.promises_integers else None
             held_to = partial(budget_for, plan, loaded)
-            lowering = Lowering(graphs, float_graph, lowered, calibration, plan, resize, held_to)
+            lowering = Lowering(graphs, float_graph, lowered, calibration, plan, in_form, held_to)
             refusal = why_refused(proof, images, lowering)
             if refusal and mixed is not None:
                 refusal = f"{refusal}; the choice was {returned_text(mixed)}"
@@ -156,7 +156,7 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
         drift = None
         if plan.report:
             with steps("follow blocks"):
-                exact, factors = with_classifier_correction(clean, lowered.table), lowered.factors
+                exact, factors = in_form(with_classifier_correction(lowered.exact, lowered.table)), lowered.factors
                 both = BothSides(
                     block_reference(program), clean, exact, model, graphs.simulation, bool(candidate.backends), factors
                 )
@@ -235,7 +235,7 @@ def _open_reference(
 def _graph_form(plan: ExportPlan, loaded: LoadedModel | LoadedFile) -> GraphForm:
     takes_pixels, any_size = plan.uint8_input is not None, plan.uint8_input == FULL
     outputs = loaded.taken.outputs if isinstance(loaded, LoadedFile) else output_names(loaded.module)
-    return GraphForm(plan.opset, plan.batch, outputs, takes_pixels, any_size)
+    return GraphForm(plan.opset, plan.batch, outputs, takes_pixels, any_size, plan.dla_friendly)
 
 
 def _save(folder: Path, model: onnx.ModelProto, plan: ExportPlan) -> None:

@@ -50,7 +50,7 @@ class Lowering:
     Attributes:
         clean: the FP32 graph that was lowered.
         calibration: what the ranges were measured on.
-        resize: puts the resizing in front of a graph, where the model takes images of any size.
+        in_form: gives a graph what is written after lowering: the resizing in front of it, or a head for DLA.
         held_to: what the plan holds a precision to, of what that may cost.
     """
 
@@ -59,7 +59,7 @@ class Lowering:
     lowered: LoweredGraph
     calibration: CalibrationSet
     plan: ExportPlan
-    resize: Callable[[onnx.ModelProto], onnx.ModelProto]
+    in_form: Callable[[onnx.ModelProto], onnx.ModelProto]
     held_to: Callable[[Budget], Budget]
 
 
@@ -189,7 +189,7 @@ def _changes(lowering: Lowering, noisiest: Sequence[str]) -> Iterator[Change]:
     for name in observers():
         if lowered.with_calibrator is not None and lowered.table is not None and name != lowered.table.calibrator:
             with suppress(LowerError):
-                model = lowering.resize(lowered.with_calibrator(name).model)
+                model = lowering.in_form(lowered.with_calibrator(name).model)
                 yield Change(f"--calibrator {name}", _simulation(model, lowering.plan.precision))
     assert graphs.simulation is not None
     for count in RETURNED:
@@ -225,7 +225,7 @@ def _in_precision(lowering: Lowering, precision: str) -> onnx.ModelProto:
     """
     request = LoweringRequest(precision, lowering.plan.target)
     model = lower(lowering.clean, lowering.calibration, request, Steps()).model
-    return _simulation(lowering.resize(model), precision)
+    return _simulation(lowering.in_form(model), precision)
 
 
 def _simulation(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:

@@ -14,6 +14,7 @@ from exporter.lowering.request import LoweringRequest
 from exporter.models.registry import find_model
 from exporter.models.request import ModelRequest
 from exporter.models.spec import ModelSpec
+from exporter.pipeline.for_dla import check_for_dla
 from exporter.pipeline.loss_target import LIMITS, LossTarget, loss_target
 from runtimes.errors import PlanError
 from runtimes.kinds import check_kinds
@@ -77,6 +78,7 @@ class ExportPlan:
         dequantize: of an ONNX file that is quantized already, export the float network behind it.
         recalibrate: likewise, and quantize that anew; else int8 keeps the file's scales.
         keep_softmax: of an ONNX file that ends in a Softmax, export that too; else it is taken off.
+        dla_friendly: write pools and classifier in what a Jetson's DLA has (see `exporter.graph.dla_head`).
 
     Raises:
         PlanError: the parts of the plan contradict each other, or one is out of range.
@@ -119,12 +121,16 @@ class ExportPlan:
     keep_softmax: bool = False
     dequantize: bool = False
     recalibrate: bool = False
+    dla_friendly: bool = False
 
     def __post_init__(self) -> None:
         check_kinds(self)
         _ = self.model_request, self.lowering_request  # made once here for the checks that they do
         object.__setattr__(self, "opset", choose_opset(self.precision, self.opset))
         check_uint8_input(self.uint8_input)
+        if self.dla_friendly:
+            any_size = self.uint8_input == FULL
+            check_for_dla(self.precision, self.target, self.batch, self.features, any_size=any_size)
         if self.proof_images is not None and self.proof_images < 1:
             raise PlanError(f"expected --proof-images of at least 1, got {self.proof_images}")
         if self.proof_images is not None and self.features is not None:
@@ -234,9 +240,9 @@ class ExportPlan:
         chosen = None if self.spec.variant == self.spec.variants[0] else self.spec.variant
         pixels = {None: None, CROP: "uint8", FULL: "uint8full"}[self.uint8_input]
         target = None if self.target == DEFAULT_TARGET else self.target
-        return "-".join(
-            part for part in (self.spec.stem, chosen, self.features, pixels, self.precision, target) if part
-        )
+        dla = "dla" if self.dla_friendly else None
+        parts = (self.spec.stem, chosen, self.features, pixels, dla, self.precision, target)
+        return "-".join(part for part in parts if part)
 
 
 def _part_of(plan: ExportPlan, kind: type[Request]) -> Request:

@@ -53,7 +53,7 @@ class Judge:
         reference: the FP32 program, which runs the images for the first choice alone.
         budget: what a choice must keep.
         batch: the sizes that the network is for; the largest is run.
-        resize: puts the resizing in front of a graph, where the model takes images of any size.
+        in_form: gives a graph what is written after lowering: the resizing in front of it, or a head for DLA.
     """
 
     images: ProofImages
@@ -61,7 +61,7 @@ class Judge:
     budget: Budget
     batch: BatchRange
     precision: Precision
-    resize: Callable[[onnx.ModelProto], onnx.ModelProto]
+    in_form: Callable[[onnx.ModelProto], onnx.ModelProto]
 
     def __call__(self, model: onnx.ModelProto) -> BackendParity:
         """Run a whole graph, or its simulation where no backend runs it, until the budget is decided."""
@@ -157,7 +157,7 @@ class _Search:
         return self.lowered.with_float_nodes(set().union(*(self.nodes[name] for name in returned)))
 
     def _try(self, names: tuple[str, ...]) -> Tried:
-        model = self.judge.resize(self.lowered_with(frozenset(names)).model)
+        model = self.judge.in_form(self.lowered_with(frozenset(names)).model)
         answer = self.judge(model)
         measured, limits = _measured(answer, self.target, len(look_sizes(self.judge.images.most)))
         inside = sum(macs for name, macs in self.price.items() if name not in names)

@@ -128,7 +128,14 @@ def _manifest(plan: ExportPlan, loaded: Loaded, model: onnx.ModelProto, found: F
         mixed=found.mixed,
         kernels=found.kernels,
         source_file=loaded.taken.facts if isinstance(loaded, LoadedFile) else None,
-        asked=Asked(plan.seed, plan.calibrator, plan.calibration_images, plan.proof_images, dict(plan.budget)),
+        asked=Asked(
+            plan.seed,
+            plan.calibrator,
+            plan.calibration_images,
+            plan.proof_images,
+            dict(plan.budget),
+            plan.dla_friendly,
+        ),
     )
 
 

@@ -135,10 +135,10 @@ def _gpu(root: Path) -> Gpu | None:
         found = device()
     except BackendUnavailable:  # no driver, or no GPU
         return None
-    return Gpu(found.name, found.target, found.total_bytes, found.driver, _driver(root))
+    return Gpu(found.name, found.target, found.total_bytes, found.driver, driver_version(root))
 
 
-def _driver(root: Path) -> str | None:
+def driver_version(root: Path = ROOT) -> str | None:
     """The version of the driver, from a line as `NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86  ...`."""
     try:
         words = (root / DRIVER).read_text().splitlines()[0].split()

@@ -47,12 +47,14 @@ class LayerFacts:
         convolutions: data type -> how many of the graph's convolutions read it.
         fallback: convolutions that do not run in the precision that the bundle promises.
         on_gpu: if DLA was asked for, the graph's layers that run on the GPU all the same.
+        on_dla: likewise, those that run on DLA.
     """
 
     kernels: dict[str, dict[str, int]]
     convolutions: dict[str, int]
     fallback: tuple[str, ...]
     on_gpu: tuple[str, ...] = ()
+    on_dla: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import tensorrt as api
 from exporter.engines.builders import BuildOptions, BuildTargets, EngineBuild, Job
 from exporter.engines.builders._network import build_network
 from exporter.engines.layers import layers_from_inspector, spread_over_dla
+from runtimes.board.dla import DLA_VERSIONS, board_name, dla_refusal
 from runtimes.errors import BackendUnavailable, BuildError, PlanError
 from runtimes.nvidia.cuda import Device, device
 from runtimes.nvidia.engine_file import DeviceFacts
@@ -37,14 +38,20 @@ def choose_targets(options: BuildOptions) -> BuildTargets:
 
 
 def build(job: Job, on_step: Progress) -> EngineBuild:
-    """Build an engine for this machine's GPU; its layers are those that the engine inspector lists."""
+    """Build an engine for this machine's GPU; its layers are those that the engine inspector lists.
+
+    Raises:
+        BackendUnavailable: DLA was asked for, and this TensorRT or this board is known to have none.
+    """
     gpu = device()
+    if job.options.dla_core is not None and (refusal := dla_refusal(VERSION, board_name(), job.precision)):
+        raise BackendUnavailable(refusal)
 
     def configure(builder: api.Builder, config: api.IBuilderConfig) -> None:
         if job.options.workspace_bytes is None and gpu.integrated:
             config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, gpu.free_bytes // SHARED_MEMORY_PART)
         if job.options.dla_core is not None:
-            _use_dla(builder, config, job, gpu)
+            _use_dla(builder, config, job.options.dla_core, gpu)
 
     network = build_network(api, job, configure, on_step)
     on_step("inspect")
@@ -52,21 +59,17 @@ def build(job: Job, on_step: Progress) -> EngineBuild:
     return EngineBuild(network, spread_over_dla(layers, network.order))
 
 
-def _use_dla(builder: api.Builder, config: api.IBuilderConfig, job: Job, gpu: Device) -> None:
-    """Run on the DLA core that was asked for, and on the GPU what DLA cannot run.
+def _use_dla(builder: api.Builder, config: api.IBuilderConfig, core: int, gpu: Device) -> None:
+    """Run on this DLA core, and on the GPU what DLA cannot run.
 
     Raises:
-        PlanError: the batch has more than one size, or there is no such core.
+        PlanError: there is no such core.
         BackendUnavailable: there is no DLA that this TensorRT can use.
     """
-    core = job.options.dla_core
-    assert core is not None
-    if job.batch.min != job.batch.max:
-        raise PlanError(f"DLA runs one batch size alone, the bundle has {job.batch}; export it with --batch N")
     if builder.num_DLA_cores == 0:
         raise BackendUnavailable(
-            f"TensorRT {VERSION} finds no DLA on {gpu.name}: Jetson AGX Orin and Orin NX have one, "
-            "with TensorRT up to 10.7 (JetPack 6) or from 11.4.1; leave out --dla"
+            f"TensorRT {VERSION} finds no DLA on {board_name() or gpu.name}: Jetson AGX Orin and Orin NX have one, "
+            f"with {DLA_VERSIONS}; leave out --dla"
         )
     if core >= builder.num_DLA_cores:
         raise PlanError(f"expected --dla below {builder.num_DLA_cores}, got {core}")

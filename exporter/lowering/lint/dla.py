@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from exporter.graph.dla_head import NOT_ON_DLA
 from exporter.lowering.lint.findings import Finding, finding, findings_at
 from exporter.lowering.lint.versions import TensorRtVersion
 from exporter.lowering.qdq.reading import Readings
 from exporter.lowering.qdq.view import DEQUANTIZE, QUANTIZE, View
-
-NOT_THERE = ("GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "Flatten", "Squeeze")
-"""Operators of residual networks that TensorRT does not hand to DLA; others are not judged."""
 
 
 def dla_findings(view: View, versions: Sequence[TensorRtVersion]) -> Iterator[Finding]:
@@ -35,7 +33,7 @@ def dla_findings(view: View, versions: Sequence[TensorRtVersion]) -> Iterator[Fi
         told = f"it{more} in FP32, which DLA does not have; export with --fp16"
         yield from findings_at(*wide[0], [("RE803", told)])
     for place, node in enumerate(view.nodes):
-        if node.op_type in NOT_THERE:
+        if node.op_type in NOT_ON_DLA:
             yield from findings_at(place, node, [("RE802", f"{node.op_type} runs on the GPU; see the rule's page")])
         elif node.op_type == "Gemm" and node.input[1] not in view.constants.names:
             yield from findings_at(place, node, [("RE802", "a Gemm whose weight is computed runs on the GPU")])

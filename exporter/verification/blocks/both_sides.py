@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from calibration.table import arrays_from_lists, table_from_file
-from exporter.graph.build import GraphForm, clean_graph, with_resize
+from exporter.graph.build import GraphForm, clean_graph, in_its_form
+from exporter.graph.dla_head import with_dla_head
 from exporter.graph.intake.read import read_model_file
 from exporter.graph.intake.take import TakenFile, open_file, take_file
 from exporter.graph.simplify import SIMPLIFY_IMAGES
@@ -77,16 +78,21 @@ def both_sides_of(bundle: Bundle, inputs: NDArray[Any]) -> BothSides:
         OnnxRuntime.check_bundle(manifest, None)
     origin = _load_origin(bundle)
     graph, reference = _fp32_graph(bundle, origin, inputs), block_reference(origin)
-    _check_same_nodes(bundle, graph, lowered)
+    for_dla = with_dla_head if manifest.asked.dla_friendly else _as_it_is
+    _check_same_nodes(bundle, for_dla(graph), lowered)
     simulation, runs = precision.simulation(lowered), bool(precision.runs_on(lowered))
     if manifest.calibration is None:
-        return BothSides(reference, graph, graph, lowered, simulation, runs)
+        return BothSides(reference, for_dla(graph), for_dla(graph), lowered, simulation, runs)
     table = table_from_file(bundle.file("calibration.json"))
     factors = arrays_from_lists(table.factors)
     equalized = with_factors(graph, factors)
     corrected = with_classifier_correction(equalized, table)
     divided = factors_of_tensors(equalized, factors)
-    return BothSides(reference, equalized, corrected, lowered, simulation, runs, divided)
+    return BothSides(reference, for_dla(equalized), for_dla(corrected), lowered, simulation, runs, divided)
+
+
+def _as_it_is(graph: onnx.ModelProto) -> onnx.ModelProto:
+    return graph
 
 
 def reference_inputs(bundle: Bundle, inputs: NDArray[Any]) -> NDArray[Any]:
@@ -97,7 +103,8 @@ def reference_inputs(bundle: Bundle, inputs: NDArray[Any]) -> NDArray[Any]:
 
 
 def _fp32_graph(bundle: Bundle, origin: ExportedProgram | TakenFile, inputs: NDArray[Any]) -> onnx.ModelProto:
-    """The FP32 graph of a bundle, made again as its export made it."""
+    """The FP32 graph of a bundle, made again as its export made it, but not written for DLA: corrections are about the
+    classifier as it was."""
     manifest = bundle.manifest
     source = manifest.inputs[0]
     names = [spec.name for spec in manifest.outputs]
@@ -107,7 +114,7 @@ def _fp32_graph(bundle: Bundle, origin: ExportedProgram | TakenFile, inputs: NDA
     clean = clean_graph(origin, form, manifest.preprocess, reference_inputs(bundle, inputs[:SIMPLIFY_IMAGES]), Steps())
     if isinstance(origin, TakenFile) and origin.facts.keeps_scales:
         clean = dequantized(clean)
-    return with_resize(clean, form, manifest.preprocess)
+    return in_its_form(clean, form, manifest.preprocess)
 
 
 def _load_origin(bundle: Bundle) -> ExportedProgram | TakenFile:

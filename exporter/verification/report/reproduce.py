@@ -45,6 +45,7 @@ def export_lines(manifest: Manifest) -> tuple[str, ...]:
         words += ["--uint8-input", *(["full"] if takes_any_size(manifest.inputs[0]) else [])]
     is_told = manifest.source_file is None or not manifest.source_file.normalises
     words += _preprocess_words(manifest.preprocess, is_told=is_told)
+    words += ["--dla-friendly"] if asked.dla_friendly else []
     words += ["--batch", str(manifest.batch), "--opset", str(manifest.opset)]
     if manifest.calibration is not None:
         facts = manifest.calibration

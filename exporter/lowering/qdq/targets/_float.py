@@ -9,6 +9,8 @@ import onnx
 from exporter.graph.facts import constant_names, reduces_space
 
 POOLS = ("GlobalAveragePool", "GlobalMaxPool")
+WINDOWED = ("AveragePool", "MaxPool")
+"""Pools of a graph that is written for DLA; that they give one pixel stands among the graph's shapes."""
 
 
 def places_left_in_float(graph: onnx.GraphProto) -> dict[int, str]:
@@ -30,7 +32,19 @@ def global_pools(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     for node in graph.node:
         if node.op_type == "Constant":
             values.update((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
-    return [node for node in graph.node if node.op_type in POOLS or reduces_space(node, values)]
+    pixels = {value.name for value in graph.value_info if _is_one_pixel(value)}
+    return [
+        node
+        for node in graph.node
+        if node.op_type in POOLS
+        or reduces_space(node, values)
+        or (node.op_type in WINDOWED and pixels.issuperset(node.output))
+    ]
+
+
+def _is_one_pixel(value: onnx.ValueInfoProto) -> bool:
+    sizes = [size.dim_value for size in value.type.tensor_type.shape.dim]
+    return len(sizes) == 4 and sizes[2:] == [1, 1]
 
 
 def _pooled_tensors(graph: onnx.GraphProto, known: Set[str]) -> set[str]:
