@@ -8,6 +8,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice, repeat
 from pathlib import Path
@@ -99,7 +100,7 @@ class Measurement:
         start = time.perf_counter()
         backend_class(contender.backend).check_here()
         imported = time.perf_counter()
-        free = _free_device_memory(contender.provider)
+        free = _free_device_memory(contender)
         runtime = open_runtime(
             bundle,
             contender.backend,
@@ -111,7 +112,7 @@ class Measurement:
         if contender.variant and not self._many:
             runtime.use(contender.variant)
         loaded = time.perf_counter()
-        answers, after = self._answers(), _free_device_memory(contender.provider)
+        answers, after = self._answers(), _free_device_memory(contender)
         return Opened(
             provider=runtime.provider,
             batch=runtime.batch or bundle.manifest.batch,
@@ -141,6 +142,8 @@ class Measurement:
 
         A stream is one call, as long as the measurement should be: starting to overlap takes time.
         """
+        if self._task.contender.concurrency > 1:
+            return measured_together(self._call(job), job, self._task.contender.concurrency)
         call, images = self._call(job), 0
         taken: list[float] = []
         gc.collect()
@@ -248,6 +251,30 @@ class Measurement:
         return call
 
 
+def measured_together(call: Callable[[], int], job: Job, count: int) -> tuple[float, tuple[float, ...]]:
+    """Images a second where `count` threads make one call after another, and the seconds of each call.
+
+    They go on for the time of the job, and until all have made its number of calls between them; the rate is over all
+    the time, to the end of the last call.
+    """
+    start = time.perf_counter()
+
+    def one_after_another(calls: int) -> tuple[int, list[float], float]:
+        images, end = 0, start
+        taken: list[float] = []
+        while len(taken) < calls or end - start < job.seconds:
+            begin = time.perf_counter()
+            images += call()
+            end = time.perf_counter()
+            taken.append(end - begin)
+        return images, taken, end
+
+    with ThreadPoolExecutor(count) as pool:
+        done = list(pool.map(one_after_another, [math.ceil(job.calls / count)] * count))
+    images, taken, ends = zip(*done, strict=True)
+    return sum(images) / (max(ends) - start), tuple(second for each in taken for second in each)
+
+
 def repeated(inputs: NDArray[Any], count: int) -> NDArray[Any]:
     """The first `count` rows, from the beginning again where there are fewer."""
     return inputs[np.arange(count) % len(inputs)]
@@ -270,8 +297,8 @@ def _settled(taken: list[float]) -> bool:
     return abs(last - before) <= STEADY * before
 
 
-def _free_device_memory(provider: str | None) -> int | None:
-    if provider == "cpu":
+def _free_device_memory(contender: Contender) -> int | None:
+    if contender.provider == "cpu" or contender.is_served:
         return None
     try:
         from runtimes.nvidia.cuda import device
