@@ -102,9 +102,9 @@ class Contender:
 
     @property
     def name(self) -> str:
-        """`onnxruntime cpu`, `pytorch compile cpu`, `triton grpc://host:8001/resnet50, 4 at a time`."""
+        """`onnxruntime cpu`, `pytorch compile cpu`, `triton`, `triton, 4 at a time`: a result has one server."""
         several = f", {self.concurrency} at a time" if self.concurrency > 1 else ""
-        return " ".join(filter(None, (self.backend, self.variant, self.provider))) + several
+        return " ".join(filter(None, (self.backend, self.variant, None if self.is_served else self.provider))) + several
 
     @property
     def is_served(self) -> bool:

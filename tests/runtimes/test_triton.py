@@ -83,7 +83,6 @@ def test_a_bundles_batches_are_split_at_what_the_server_takes(server: FakeTriton
 
 
 def test_several_threads_share_one_runtime(server: FakeTriton) -> None:
-    server.spoil = lambda outputs: outputs
     with open_runtime(server.url, "triton") as model, ThreadPoolExecutor(4) as pool:
         rows = images(32)
         found = list(pool.map(lambda row: model.run({INPUT: row[None]})[OUTPUT], rows))
@@ -141,7 +140,7 @@ def test_a_url_that_is_none_is_refused_with_the_form(url: str) -> None:
         "grpc://host/model#s3cret",
     ],
 )
-def test_a_password_is_refused_and_not_repeated(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_password_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(BadInput) as caught:
         open_runtime(url, "triton")
     assert "cret" not in str(caught.value)
@@ -178,7 +177,7 @@ def test_a_server_is_never_what_is_here() -> None:
 
 def test_a_server_that_is_down_is_tried_again_and_then_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(_triton_client.time, "sleep", waits.append)
+    monkeypatch.setattr("time.sleep", waits.append)
     url = f"grpc://127.0.0.1:{free_port()}/tiny"
     with pytest.raises(BackendUnavailable, match=f"{url}: no server that answers.*refused.*start it") as caught:
         open_runtime(bundle, "triton", provider=url)
@@ -320,7 +319,7 @@ def without_bytes(values: np.ndarray[Any, Any]) -> Any:
     """Says one shape, and holds fewer bytes."""
 
     class Short(np.ndarray[Any, Any]):
-        def tobytes(self, *_: Any) -> bytes:  # type: ignore[override]
+        def tobytes(self, *_: Any) -> bytes:
             return b"\x00" * 4
 
     return values.view(Short)
@@ -387,13 +386,9 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A key and its own certificate, for localhost."""
     folder = tmp_path_factory.mktemp("tls")
     key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        + ["-keyout", key, "-out", certificate, "-days", "2", "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=DNS:localhost"],
-        check=True,
-        capture_output=True,
-    )
+    words = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    made = [*words.split(), "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(made, check=True, capture_output=True)
     return key, certificate
 
 

@@ -22,7 +22,8 @@ def remarks_on(entry: Entry, manifest: Manifest, here: Processor | None = None) 
     reference = entry.contender.runs_reference
     if entry.contender.is_served:
         said.append(
-            "it runs on a server: time to load and memory are the client's alone, and each call has its way there"
+            f"it runs on a server, {entry.contender.provider}: its time to load and its memory are the client's alone, "
+            "and each call goes there and back"
         )
     if reference:
         said.append("it runs the FP32 reference, not the bundle's own graph")
