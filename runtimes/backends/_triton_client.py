@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-import tritonclient.grpc as triton
 from numpy.typing import NDArray
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from runtimes.errors import BackendUnavailable, ResnetExportError
 from runtimes.printable import printable
@@ -18,6 +17,12 @@ from runtimes.triton.address import ModelAddress
 from runtimes.triton.connection import TIMEOUT, Connection
 from runtimes.triton.served import ServedModel, spec_from_server
 
+# Read when gRPC is imported: it writes a line to stderr for each handshake that fails, beside the error that it raises.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
 WAITS_S = (0.1, 0.3, 0.9)
 """How long before each new try of a call that found no server: long enough for one that takes a connection anew."""
 CHANNEL = [
@@ -25,7 +30,6 @@ CHANNEL = [
     ("grpc.max_receive_message_length", triton.MAX_GRPC_MESSAGE_SIZE),
     # gRPC would wait for a second, and then ever longer, before it connects again, and refuse calls till then.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
 """gRPC's own messages end at 4 MiB, which is a batch of seven pictures."""

@@ -3,8 +3,10 @@ backend in test_runtime_contract.py, and meets a real server in test_triton_real
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -392,6 +394,19 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return key, certificate
 
 
+def grpc_says_nothing(url: str) -> bool:
+    """Is nothing written beside the error, in a process of its own, where a server is not to be trusted?"""
+    code = (
+        "import sys; from runtimes import open_runtime; from runtimes.errors import BackendUnavailable\n"
+        "from runtimes.backends import _triton_client; _triton_client.WAITS_S = ()\n"
+        "try: open_runtime(sys.argv[1], 'triton')\n"
+        "except BackendUnavailable: sys.exit(3)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in (CA, "GRPC_VERBOSITY")}
+    done = subprocess.run([sys.executable, "-c", code, url], env=environment, capture_output=True, check=False)
+    return (done.returncode, done.stderr) == (3, b"")
+
+
 def test_tls_holds_both_sides_to_their_certificates(
     identity: tuple[Path, Path], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,6 +423,7 @@ def test_tls_holds_both_sides_to_their_certificates(
             assert model.run({INPUT: images(2)})[OUTPUT].shape == (2, 10)
         with pytest.raises(BackendUnavailable):  # in the clear
             open_runtime(server.url.replace("grpcs", "grpc"), "triton")
+        assert grpc_says_nothing(server.url)
         monkeypatch.delenv(CA)
         with pytest.raises(BackendUnavailable):  # by nobody we trust
             open_runtime(server.url, "triton")
