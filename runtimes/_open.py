@@ -13,9 +13,9 @@ from runtimes.base import Runtime
 from runtimes.bundle import Bundle, path_from_given
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, UnknownName
 from runtimes.nvidia.trust import trusted_engines
+from runtimes.server_url import BACKEND as TRITON
+from runtimes.server_url import is_url
 from runtimes.source_runtime import SourceFileRuntime
-from runtimes.triton.address import BACKEND as TRITON
-from runtimes.triton.address import is_url
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 AUTO = "auto"

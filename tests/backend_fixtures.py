@@ -12,9 +12,9 @@ import torch
 from runtimes import Runtime, backend_names
 from runtimes._open import backend_class, local_backend_names
 from runtimes.errors import BackendUnavailable
+from runtimes.server_url import BACKEND as TRITON
+from runtimes.server_url import is_url
 from runtimes.specs import BatchRange
-from runtimes.triton.address import BACKEND as TRITON
-from runtimes.triton.address import is_url
 from runtimes.tuning import Tuning
 
 

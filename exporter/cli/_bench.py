@@ -212,7 +212,7 @@ def _plan(bundles: tuple[Path, ...], options: dict[str, Any]) -> BenchPlan:
 def _named_backends(backends: tuple[str, ...]) -> tuple[str, ...] | None:
     """None for every backend of this machine, beside which a server's may be named."""
     from runtimes._open import local_backend_names
-    from runtimes.triton.address import BACKEND
+    from runtimes.server_url import BACKEND
 
     if "all" not in backends:
         return backends or None

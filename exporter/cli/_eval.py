@@ -116,7 +116,7 @@ def evaluate(bundle: Path, **options: Any) -> None:
     from runtimes._open import open_runtime
     from runtimes.bundle import Bundle
     from runtimes.classify import check_classifier
-    from runtimes.triton.address import place_of
+    from runtimes.server_url import place_of
 
     backend, tuning = options["backend"], options["tuning"]
     provider = place_of(backend, options["provider"], options["url"])

@@ -82,7 +82,7 @@ def run(bundle: Path, images: tuple[Path, ...], **options: Any) -> None:
     """
     from runtimes import Bundle, open_runtime
     from runtimes.classify import check_classifier, classify
-    from runtimes.triton.address import place_of
+    from runtimes.server_url import place_of
 
     backend, tuning = options["backend"], options["tuning"]
     provider = place_of(backend, options["provider"], options["url"])

@@ -32,7 +32,7 @@ from runtimes._open import backend_names, local_backend_names
 from runtimes.bundle import Bundle
 from runtimes.errors import BadInput, BundleError, PlanError, UnknownName
 from runtimes.parity.budget_options import changed_budget
-from runtimes.triton.address import check_url
+from runtimes.server_url import check_url
 
 if sys.version_info >= (3, 11):
     import tomllib

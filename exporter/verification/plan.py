@@ -9,7 +9,7 @@ from exporter.verification.own_process import check_timeout
 from runtimes.bundle import Bundle
 from runtimes.errors import PlanError
 from runtimes.kinds import check_kinds
-from runtimes.triton.address import BACKEND, check_url
+from runtimes.server_url import BACKEND, check_url
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 

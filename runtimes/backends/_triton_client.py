@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from runtimes.backends._triton_connection import TIMEOUT, Connection
+from runtimes.backends._triton_model import ServedModel, spec_from_server
 from runtimes.errors import BackendUnavailable, ResnetExportError
 from runtimes.printable import printable
+from runtimes.server_url import ModelAddress
 from runtimes.specs import TensorSpec
-from runtimes.triton.address import ModelAddress
-from runtimes.triton.connection import TIMEOUT, Connection
-from runtimes.triton.served import ServedModel, spec_from_server
 
 # Read when gRPC is imported: it writes a line to stderr for each handshake that fails, beside the error that it raises.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -11,13 +11,13 @@ from typing import Any, NoReturn, final
 from numpy.typing import NDArray
 
 from runtimes.backends._triton_client import ModelClient
+from runtimes.backends._triton_connection import connection_from_environment
+from runtimes.backends._triton_model import ServedModel, agreed_batch
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BadInput, PlanError
+from runtimes.server_url import FORM, ModelAddress
 from runtimes.specs import BatchRange
-from runtimes.triton.address import FORM, ModelAddress
-from runtimes.triton.connection import connection_from_environment
-from runtimes.triton.served import ServedModel, agreed_batch
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 

@@ -8,7 +8,6 @@ import re
 import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice, repeat
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from runtimes._open import backend_class, open_runtime
 from runtimes.base import Runtime
 from runtimes.benchmark.results import THROUGHPUT, Answers, Contender, Line
+from runtimes.benchmark.together import rate_together
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable
 from runtimes.parity.evidence import compare_backend
@@ -143,7 +143,7 @@ class Measurement:
         A stream is one call, as long as the measurement should be: starting to overlap takes time.
         """
         if self._task.contender.concurrency > 1:
-            return measured_together(self._call(job), job, self._task.contender.concurrency)
+            return rate_together(self._call(job), self._task.contender.concurrency, job.seconds, job.calls)
         call, images = self._call(job), 0
         taken: list[float] = []
         gc.collect()
@@ -249,30 +249,6 @@ class Measurement:
             return len(pictures)
 
         return call
-
-
-def measured_together(call: Callable[[], int], job: Job, count: int) -> tuple[float, tuple[float, ...]]:
-    """Images a second where `count` threads make one call after another, and the seconds of each call.
-
-    They go on for the time of the job, and until all have made its number of calls between them; the rate is over all
-    the time, to the end of the last call.
-    """
-    start = time.perf_counter()
-
-    def one_after_another(calls: int) -> tuple[int, list[float], float]:
-        images, end = 0, start
-        taken: list[float] = []
-        while len(taken) < calls or end - start < job.seconds:
-            begin = time.perf_counter()
-            images += call()
-            end = time.perf_counter()
-            taken.append(end - begin)
-        return images, taken, end
-
-    with ThreadPoolExecutor(count) as pool:
-        done = list(pool.map(one_after_another, [math.ceil(job.calls / count)] * count))
-    images, taken, ends = zip(*done, strict=True)
-    return sum(images) / (max(ends) - start), tuple(second for each in taken for second in each)
 
 
 def repeated(inputs: NDArray[Any], count: int) -> NDArray[Any]:

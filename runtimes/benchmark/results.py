@@ -10,8 +10,8 @@ from typing import Literal
 from runtimes.benchmark.machine import Machine
 from runtimes.benchmark.statistics import Decision, Interval, median_interval
 from runtimes.manifest import ModelFacts
+from runtimes.server_url import is_url
 from runtimes.specs import BatchRange, TensorSpec
-from runtimes.triton.address import is_url
 from runtimes.tuning import Hint
 
 SCHEMA_VERSION = 1
@@ -267,7 +267,7 @@ class Result:
     def roof_of(self, entry: Entry) -> Roof | None:
         """The roof of the type that the convolutions are computed in: FP32 for PyTorch, which runs the reference, but
         in a variant of BF16, and for INT8 that is simulated. A processor has no arithmetic in FP16 worth the name:
-        there it is FP32's. A server's machine has none that is known here."""
+        there it is FP32's. None for a server's model."""
         if entry.contender.is_served:
             return None
         bundle, provider = self.bundle_of(entry), "cpu" if entry.contender.provider == "cpu" else "cuda"

@@ -18,13 +18,13 @@ import pytest
 from tiny_answers import INPUT, OUTPUT, images
 
 from runtimes import Bundle, available_backends, open_runtime
+from runtimes.backends._triton_connection import CA, CERTIFICATE, KEY, TIMEOUT, Connection, connection_from_environment
+from runtimes.backends._triton_model import ServedModel, agreed_batch, spec_from_server
 from runtimes.bundle_writing import write_manifest
 from runtimes.errors import BackendUnavailable, BadInput, PlanError, ResnetExportError
 from runtimes.manifest import Manifest
+from runtimes.server_url import ModelAddress, check_url, place_of
 from runtimes.specs import BatchRange, TensorSpec
-from runtimes.triton.address import ModelAddress, check_url, place_of
-from runtimes.triton.connection import CA, CERTIFICATE, KEY, TIMEOUT, Connection, connection_from_environment
-from runtimes.triton.served import ServedModel, agreed_batch, spec_from_server
 
 pytest.importorskip("tritonclient.grpc", reason="the backend triton needs its client")
 

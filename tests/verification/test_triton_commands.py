@@ -24,8 +24,8 @@ from exporter.verification.plan import CheckPlan
 from exporter.verification.report.bench_lines import bench_lines
 from exporter.verification.report.reproduce import check_line
 from runtimes import Bundle
-from runtimes.benchmark.measure import Job, measured_together
 from runtimes.benchmark.results import Contender
+from runtimes.benchmark.together import rate_together
 from runtimes.benchmark.winners import ranking_of
 from runtimes.errors import PlanError
 
@@ -241,7 +241,7 @@ def test_calls_from_several_threads_are_all_counted() -> None:
         made.append(1)
         return 8
 
-    rate, taken = measured_together(call, Job("copies", 8, 0.0, 10), 4)
+    rate, taken = rate_together(call, 4, seconds=0.0, calls=10)
     assert len(taken) == len(made) == 12  # three each, so that there are at least ten
     assert rate > 0
 

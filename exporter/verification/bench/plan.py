@@ -10,7 +10,7 @@ from exporter.verification.own_process import check_timeout
 from runtimes.benchmark.results import LINES, Line
 from runtimes.bundle import Bundle
 from runtimes.errors import PlanError
-from runtimes.triton.address import BACKEND, check_url
+from runtimes.server_url import BACKEND, check_url
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 ROUNDS, SECONDS = 10, 0.25

@@ -34,7 +34,7 @@ from runtimes.benchmark.roof import library_names, measure_roofs
 from runtimes.benchmark.statistics import decide, drift, variation
 from runtimes.bundle import MANIFEST, Bundle, sha256_of_file
 from runtimes.progress import Progress, silent
-from runtimes.triton.address import BACKEND as TRITON
+from runtimes.server_url import BACKEND as TRITON
 
 
 def bench(plan: BenchPlan, say: Progress = silent) -> Result:
