@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import quote, unquote, urlsplit
@@ -14,6 +15,7 @@ BACKEND = "triton"
 PORT = 8001
 """Triton's own for gRPC; 8000 is HTTP's, and 8002 that of its metrics."""
 SCHEMES = {"grpc": False, "grpcs": True}
+VERSION = re.compile("([1-9][0-9]{0,17})?")
 FORM = "grpc://HOST:8001/MODEL[/VERSION], or grpcs:// for TLS"
 
 
@@ -58,10 +60,11 @@ class ModelAddress:
             hint = ": Triton's port for gRPC is not that for HTTP" if parts.scheme in ("http", "https") else ""
             raise BadInput(f"expected {FORM}, got '{shown}'{hint}")
         model, _, version = parts.path.removeprefix("/").partition("/")
-        numbered = version.isascii() and version.isdigit() and int(version) > 0
-        if not parts.hostname or not model or (version and not numbered) or parts.query or parts.fragment or not port:
+        model = unquote(model)
+        names = parts.hostname and model and f"{url}{model}".isprintable()
+        if not names or not port or parts.query or parts.fragment or not VERSION.fullmatch(version):
             raise BadInput(f"expected {FORM}, got '{shown}'{' and more' if shown != printable(url) else ''}")
-        return cls(parts.hostname, port, unquote(model), int(version) if version else None, SCHEMES[parts.scheme])
+        return cls(str(parts.hostname), port, model, int(version) if version else None, SCHEMES[parts.scheme])
 
     @property
     def target(self) -> str:

@@ -59,7 +59,8 @@ class ServedModel:
         for spec in (*self.inputs, *self.outputs):
             if spec.dtype not in NUMPY_FROM_TRITON.values():
                 raise BadInput(
-                    f"expected numbers, got '{spec.name}' of {spec.dtype}; name the model behind the ensemble"
+                    f"expected numbers that numpy has, got '{spec.name}' of {spec.dtype}; of an ensemble name the "
+                    "model behind it"
                 )
 
     @property

@@ -120,6 +120,11 @@ def test_an_address_is_read_and_written_back(url: str, expected: ModelAddress) -
         "grpc://host/resnet50/0",
         "grpc://host/resnet50/1/2",
         "grpc://host/resnet50/\u0661",
+        "grpc://host/resnet50/" + "9" * 5000,
+        "grpc://host:" + "9" * 5000 + "/resnet50",
+        "grpc://host/\udcff",
+        "grpc://\udcff/resnet50",
+        "grpc://host/a%00b",
         "",
         "a\nb",
     ],
@@ -298,7 +303,7 @@ def test_free_sides_of_pictures_are_free_whatever_their_names(manifest: Manifest
 
 def test_a_model_that_takes_files_is_no_model_of_numbers(server: FakeTriton) -> None:
     server.inputs = (("image", "BYTES", (-1, 1)),)
-    with pytest.raises(BadInput, match="got 'image' of BYTES; name the model behind the ensemble"):
+    with pytest.raises(BadInput, match="got 'image' of BYTES; of an ensemble name the model behind it"):
         open_runtime(server.url, "triton")
 
 

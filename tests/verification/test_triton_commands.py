@@ -21,6 +21,7 @@ from exporter.verification.bench.run import winners_of
 from exporter.verification.parity_toml import Entry as Named
 from exporter.verification.parity_toml import Settings, entries_from_toml, plan_from_entry
 from exporter.verification.plan import CheckPlan
+from exporter.verification.pytest_plugin import _open_runtime
 from exporter.verification.report.bench_lines import bench_lines
 from exporter.verification.report.reproduce import check_line
 from runtimes import Bundle
@@ -154,6 +155,12 @@ def test_a_file_of_bundles_may_name_a_server(bundle: Path, tmp_path: Path) -> No
     plan = plan_from_entry(named)
     assert (plan.url, plan.provider_of("triton"), plan.provider_of("onnxruntime")) == (URL, URL, None)
     assert f"--backend triton --url {URL}" in check_line(plan).replace(" \\\n   ", "")
+
+
+def test_pytests_fixture_of_a_runtime_is_the_servers(bundle: Path, server: FakeTriton) -> None:
+    opened = Bundle.open(bundle)
+    with _open_runtime(opened, "triton", (CheckPlan(opened, ("triton",), url=server.url),)) as model:
+        assert model.provider == server.url
 
 
 # --- eval and run ---
