@@ -102,8 +102,8 @@ class Contender:
 
     @property
     def name(self) -> str:
-        """`onnxruntime cpu`, `pytorch compile cpu`, `triton`, `triton, 4 at a time`: a result has one server."""
-        several = f", {self.concurrency} at a time" if self.concurrency > 1 else ""
+        """`onnxruntime cpu`, `pytorch compile cpu`, `triton`, `triton 4 at a time`: a result has one server."""
+        several = f" {self.concurrency} at a time" if self.concurrency > 1 else ""
         return " ".join(filter(None, (self.backend, self.variant, None if self.is_served else self.provider))) + several
 
     @property
