@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -227,6 +228,12 @@ def test_each_number_of_requests_is_measured_on_its_own(
     deploy: Deploy, bundle: Path, server: FakeTriton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench_run, "library_names", lambda: ())
+
+    def slowly(outputs: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(0.02)  # so that requests meet
+        return outputs
+
+    server.spoil = slowly
     quick = ("--rounds", "2", "--seconds", "0.001", "--warm-up", "1", "--batch", "2", "--quiet", "--json")
     done = deploy("bench", bundle, *TO, server.url, "--concurrency", "1,4,4", *quick)
     assert done.code == 0, done.err
