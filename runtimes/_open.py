@@ -13,6 +13,8 @@ from runtimes.base import Runtime
 from runtimes.bundle import Bundle, path_from_given
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, UnknownName
 from runtimes.nvidia.trust import trusted_engines
+from runtimes.server_url import BACKEND as TRITON
+from runtimes.server_url import is_url
 from runtimes.source_runtime import SourceFileRuntime
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
@@ -31,10 +33,17 @@ def backend_names() -> tuple[str, ...]:
     return plugin_names(backends.__file__)
 
 
+def local_backend_names() -> tuple[str, ...]:
+    """All backends that run a model on this machine, which is all but `triton`: what "every backend" means where no
+    server is named."""
+    return tuple(name for name in backend_names() if name != TRITON)
+
+
 def available_backends() -> tuple[str, ...]:
-    """The backends that can run here: their packages are installed, and their devices present."""
+    """The backends that can run here: their packages are installed, and their devices present. Not among them is
+    `triton`, which runs on a server."""
     found = []
-    for name in backend_names():
+    for name in local_backend_names():
         try:
             backend_class(name).check_here()
         except BackendUnavailable:
@@ -70,14 +79,16 @@ def open_runtime(
     trust_engine: str | Collection[str] = (),
     tuning: Tuning = DEFAULT_TUNING,
 ) -> Runtime:
-    """Open a bundle, or a single model file, on a backend.
+    """Open a bundle, a single model file, or a model on a server, on a backend.
 
     Args:
-        model: a bundle (its folder, verified file by file first) or a model file of the backend's own kind.
+        model: a bundle (its folder, verified file by file first) or a model file of the backend's own kind; for the
+            backend `triton` a bundle, or the URL of a model, as `grpc://HOST:8001/MODEL[/VERSION]`.
         backend: a name from `backend_names()`; or `auto`, for a bundle: the fastest that `resnet-deploy bench` measured
             here, or the first that can run it of tensorrt, tensorrt-rtx, onnxruntime on cuda, openvino, onnxruntime on
             the cpu, and pytorch. The runtime's `choice` says which, why, and what was skipped.
-        provider: where it runs, for example `cpu` or `cuda`; None is the backend's default.
+        provider: where it runs, for example `cpu` or `cuda`; None is the backend's default. For a bundle on `triton` it
+            is the URL of its model, which is held against the bundle's manifest.
         trust_engine: the sha256 of an engine, or of several, that may be loaded though this machine did not build it.
             Engines are code.
         tuning: how many threads it may use, and whether latency or throughput counts.
@@ -87,12 +98,15 @@ def open_runtime(
         BundleError: the bundle is not what its manifest says, was rejected by its export, or lacks the backend's file;
             an engine was changed, or nobody vouches for it.
         BadInput: the file is no model of this backend, the provider is an empty text, or `trust_engine` is no sha256.
+        ResnetExportError: the server's model is not the bundle's.
     """
     if not isinstance(provider, str | None):
         raise BadInput(f"expected a provider's name, got {type(provider).__name__}; name one, as cpu or cuda")
     if provider is not None and not provider.strip():
         raise BadInput("expected a provider, got nothing; leave it out, or name one, as cpu or cuda")
     trusted = trusted_engines(trust_engine)
+    if is_url(model):
+        return _open_url(str(model), backend, provider, tuning)
     if backend == AUTO:
         return _open_fastest(model, provider, trusted, tuning)
     runtime = backend_class(backend)
@@ -105,6 +119,15 @@ def open_runtime(
         model = Bundle.open(path)
     model.check_accepted()
     return _opened(runtime, model, provider, trusted, tuning)
+
+
+def _open_url(url: str, backend: str, provider: str | None, tuning: Tuning) -> Runtime:
+    """Open a server's model, of which there is no bundle here."""
+    if provider is not None or backend == AUTO:
+        raise BadInput("expected a URL with the backend triton alone, and no provider; leave the others out")
+    runtime = backend_class(backend).open_url(url)
+    runtime.tuning = tuning
+    return runtime
 
 
 def _open_fastest(

@@ -89,6 +89,19 @@ class Runtime(ABC):
         return bundle.file(cls.FILE)
 
     @classmethod
+    def open_url(cls, url: str, *, batch: BatchRange | None = None) -> Self:
+        """Open a model that a server runs, where the backend is a client of such servers.
+
+        Raises:
+            BadInput: the backend runs files, or the URL is none of a model.
+            BackendUnavailable: the server or the model is not there, or does not answer in time.
+            ResnetExportError: the server refuses to tell what the model takes and gives.
+        """
+        raise BadInput(
+            "expected a bundle or a model file for this backend, got a URL; those are for the backend triton"
+        )
+
+    @classmethod
     def open_model(
         cls,
         model: Path | Bundle,

@@ -18,6 +18,7 @@ from exporter.cli._options import (
     threads_option,
     timeout_option,
     trust_option,
+    url_option,
 )
 from exporter.verification.report.bench_lines import bench_lines, compare_lines
 from runtimes.errors import BackendUnavailable, PlanError, ResnetExportError
@@ -33,6 +34,8 @@ Examples:
   resnet-deploy bench resnet50-int8 --backend onnxruntime --batch 1,8 --threads 1
   resnet-deploy bench resnet50-int8 --against resnet50-fp32 --min-speedup 1.5
   resnet-deploy bench resnet50-int8 --json > new.json
+  resnet-deploy bench resnet50 --backend onnxruntime --backend triton \\
+      --url grpc://host:8001/resnet50 --concurrency 1,4,16
   resnet-deploy bench --compare old.json new.json
 
 \b
@@ -42,14 +45,14 @@ Exit codes: 0 measured, 1 failed, 2 wrong usage, 3 nothing could be measured,
 _measuring, _comparing = map(option_group, ("Measuring", "Comparing"))
 
 
-def _sizes(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    """The batch sizes of `--batch 1,8,32`."""
+def _sizes(_context: click.Context, option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """The numbers of `--batch 1,8,32`, or of `--concurrency 1,4`."""
     if text is None:
         return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise PlanError(f"expected --batch as whole numbers, got '{text}'; for example 1,8,32") from None
+        raise PlanError(f"expected {option.opts[0]} as whole numbers, got '{text}'; for example 1,8,32") from None
 
 
 @click.command(cls=GroupedCommand, epilog=EPILOG)
@@ -62,6 +65,7 @@ def _sizes(_context: click.Context, _option: click.Parameter, text: str | None) 
     help="Backend to measure; repeatable.  [default: every installed backend]",
 )
 @provider_option
+@url_option
 @timeout_option
 @threads_option
 @trust_option
@@ -71,6 +75,14 @@ def _sizes(_context: click.Context, _option: click.Parameter, text: str | None) 
     callback=_sizes,
     metavar="N,...",
     help="Batch sizes.  [default: the bundle's smallest, the one that it is tuned for, and its largest]",
+)
+@_measuring(
+    "--concurrency",
+    callback=_sizes,
+    default="1",
+    show_default=True,
+    metavar="N,...",
+    help="Requests that the server of --url gets at a time, each number measured on its own.",
 )
 @_measuring(
     "--data", metavar="SOURCE", help="Pictures to read from files.  [default: mosaics, as large as photographs]"
@@ -181,7 +193,7 @@ def _plan(bundles: tuple[Path, ...], options: dict[str, Any]) -> BenchPlan:
         one.check_accepted()
     return BenchPlan(
         bundles=opened,
-        backends=None if not backends or "all" in backends else backends,
+        backends=_named_backends(backends),
         provider=options["provider"],
         tuning=options["tuning"],
         batches=options["batches"],
@@ -192,7 +204,19 @@ def _plan(bundles: tuple[Path, ...], options: dict[str, Any]) -> BenchPlan:
         variants=options["variants"],
         trust_engines=tuple(sorted(trusted_engines(options["trust_engines"]))),
         timeout_s=options["timeout"],
+        url=options["url"],
+        concurrency=tuple(dict.fromkeys(options["concurrency"])),
     )
+
+
+def _named_backends(backends: tuple[str, ...]) -> tuple[str, ...] | None:
+    """None for every backend of this machine, beside which a server's may be named."""
+    from runtimes._open import local_backend_names
+    from runtimes.server_url import BACKEND
+
+    if "all" not in backends:
+        return backends or None
+    return (*local_backend_names(), BACKEND) if BACKEND in backends else None
 
 
 def _compare(bundles: tuple[Path, ...], options: dict[str, Any]) -> None:

@@ -19,9 +19,10 @@ from exporter.cli._options import (
     threads_option,
     timeout_option,
     trust_option,
+    url_option,
 )
 from exporter.verification.report.lines import check_lines
-from runtimes.errors import ParityError, ResnetExportError
+from runtimes.errors import ParityError, PlanError, ResnetExportError
 from runtimes.printable import printable
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ Examples:
   resnet-deploy check resnet50-int8 --data images/ --html report.html
   resnet-deploy check resnet50-int8 --budget min_agreement=0.99 --junit out.xml
   resnet-deploy check new/resnet50-int8 --against released/resnet50-int8
+  resnet-deploy check resnet50 --backend triton --url grpc://host/resnet50
   resnet-deploy check                      # every bundle of resnet-parity.toml
 
 \b
@@ -55,6 +57,7 @@ _images, _diagnosis = map(option_group, ("Images and limits", "Diagnosis"))
     metavar="NAME|all",
     help="Backend to run; repeatable.  [default: every installed backend]",
 )
+@url_option
 @timeout_option
 @threads_option
 @trust_option
@@ -122,6 +125,8 @@ def check(bundles: tuple[Path, ...], **options: Any) -> None:
         replace(plan_from_entry(entry), trust_engines=trusted, tuning=options["tuning"])
         for entry in entries_to_check(bundles, options["config"], _settings(options))
     ]
+    if options["url"] is not None and len(plans) > 1:
+        raise PlanError(f"expected one bundle with --url, whose model it is, got {len(plans)}; check one at a time")
     if options["blocks"] or options["bisect"]:
         check_can_follow_blocks()
         plans = [replace(plan, blocks=options["blocks"], bisect=options["bisect"]) for plan in plans]
@@ -184,4 +189,5 @@ def _settings(options: dict[str, Any]) -> Settings:
         budget=budget_from_text(options["budget"]),
         against=options["against"],
         timeout_s=options["timeout"],
+        url=options["url"],
     )

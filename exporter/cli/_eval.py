@@ -19,6 +19,7 @@ from exporter.cli._options import (
     quiet_option,
     threads_option,
     trust_option,
+    url_option,
 )
 from runtimes.errors import AccuracyError, BadInput, PlanError
 from runtimes.printable import count_text
@@ -70,6 +71,7 @@ _data = option_group("Data")
     help="Backend that runs the model; auto takes the fastest that bench measured.",
 )
 @provider_option
+@url_option
 @threads_option
 @trust_option
 @output_group(
@@ -114,7 +116,10 @@ def evaluate(bundle: Path, **options: Any) -> None:
     from runtimes._open import open_runtime
     from runtimes.bundle import Bundle
     from runtimes.classify import check_classifier
+    from runtimes.server_url import place_of
 
+    backend, tuning = options["backend"], options["tuning"]
+    provider = place_of(backend, options["provider"], options["url"])
     if options["min_top1"] is not None and math.isnan(options["min_top1"]):
         raise BadInput("expected --min-top1 from 0 to 1, got nan")
     resume, against = options["resume"], options["against"]
@@ -131,7 +136,6 @@ def evaluate(bundle: Path, **options: Any) -> None:
         for problem in source.left_out:
             progress(f"left out {problem}")
         pairs = PairedCount(against, source) if against is not None else None
-        backend, provider, tuning = options["backend"], options["provider"], options["tuning"]
         trusted = options["trust_engines"]
         with open_runtime(opened, backend, provider=provider, trust_engine=trusted, tuning=tuning) as runtime:
             provider = runtime.provider

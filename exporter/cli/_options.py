@@ -23,6 +23,13 @@ provider_option = backend_group(
 )
 
 
+url_option = backend_group(
+    "--url",
+    metavar="URL",
+    help="Model on a server for --backend triton: grpc://HOST:8001/MODEL[/VERSION], or grpcs:// for TLS.",
+)
+
+
 def _tuning(_context: click.Context, _option: click.Parameter, threads: int | None) -> Tuning:
     """The setting of `--threads`; refuses a number that is out of range before anything is read."""
     return Tuning(threads)

@@ -23,6 +23,7 @@ from exporter.cli._options import (
     provider_option,
     threads_option,
     trust_option,
+    url_option,
 )
 from runtimes.errors import BadInput
 from runtimes.printable import printable
@@ -69,6 +70,7 @@ command.add_command(inspect)
     help="Backend that runs the model; auto takes the fastest that bench measured.",
 )
 @provider_option
+@url_option
 @threads_option
 @trust_option
 @output_group(
@@ -82,13 +84,15 @@ def run(bundle: Path, images: tuple[Path, ...], **options: Any) -> None:
     """
     from runtimes import Bundle, open_runtime
     from runtimes.classify import check_classifier, classify
+    from runtimes.server_url import place_of
 
+    backend, tuning = options["backend"], options["tuning"]
+    provider = place_of(backend, options["provider"], options["url"])
     opened = Bundle.open(bundle)
     check_classifier(opened.manifest.outputs)
     for path in images:
         if not path.exists():  # refused before the model is loaded; the images themselves are read one by one
             raise BadInput(f"cannot read the picture {path}: there is no such file")
-    backend, provider, tuning = options["backend"], options["provider"], options["tuning"]
     trusted = options["trust_engines"]
     with open_runtime(opened, backend, provider=provider, trust_engine=trusted, tuning=tuning) as runtime:
         if runtime.choice is not None:

@@ -154,7 +154,8 @@ def _run_backend(task: _Task) -> tuple[Verdict, _Ran]:
     plan, evidence = task.plan, task.evidence
     if plan.against is not None and task.old_evidence is not None:
         evidence = replace(evidence, outputs=bundle_outputs(plan.against, task.backend, task.old_evidence, plan))
-    with open_runtime(plan.bundle, task.backend, trust_engine=plan.trust_engines, tuning=plan.tuning) as model:
+    where, trusted = plan.provider_of(task.backend), plan.trust_engines
+    with open_runtime(plan.bundle, task.backend, provider=where, trust_engine=trusted, tuning=plan.tuning) as model:
         fed = evidence_for(model, evidence, plan.bundle)
         answer = compare_backend(fed, task.backend, model, task.budget, plan.bundle.manifest.batch)
         kernels = model.kernels() if plan.bundle.manifest.kernels is not None else None

@@ -4,6 +4,7 @@
     data = "images/"                    # images in place of the golden inputs
     images = 512                        # at most that many of them
     timeout_s = 600                     # seconds that a backend may take
+    # url = "grpc://host:8001/model"    # with backends = ["triton"]: the bundle's model on a server
 
     [budget]                            # limits in place of the bundle's own
     min_agreement = 0.99
@@ -27,10 +28,11 @@ from typing import Annotated, Any
 import msgspec
 
 from exporter.verification.plan import CheckPlan
-from runtimes._open import backend_names
+from runtimes._open import backend_names, local_backend_names
 from runtimes.bundle import Bundle
 from runtimes.errors import BadInput, BundleError, PlanError, UnknownName
 from runtimes.parity.budget_options import changed_budget
+from runtimes.server_url import check_url
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -56,6 +58,7 @@ class Settings:
     budget: dict[str, float] = field(default_factory=dict)
     against: str | None = None
     timeout_s: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    url: str | None = None
 
     def with_defaults(self, defaults: Settings) -> Settings:
         """These settings, and `defaults` for what is not set; budgets are merged limit by limit."""
@@ -70,6 +73,7 @@ EXPECTED = {  # in messages, by key
     "budget": "limits with numbers, as { min_agreement = 0.99 }",
     "against": "the folder of a bundle in quotes",
     "timeout_s": "seconds, more than 0",
+    "url": "the URL of the bundle's model on a server in quotes",
 }
 
 
@@ -166,7 +170,7 @@ def plan_from_entry(entry: Entry) -> CheckPlan:
         PlanError: settings contradict each other.
         BadInput: an empty name is given.
     """
-    settings, known = entry.settings, backend_names()
+    settings, known, url = entry.settings, backend_names(), entry.settings.url
     given = tuple(dict.fromkeys(settings.backends if settings.backends is not None else (ALL,)))
     for name in given:
         if name not in (*known, ALL):
@@ -174,7 +178,8 @@ def plan_from_entry(entry: Entry) -> CheckPlan:
     if ALL in given and len(given) > 1:
         raise PlanError(f"expected backends by name or {ALL}, got both; leave one of them out")
     asked = ALL not in given
-    names = given if asked else known
+    names = given if asked else local_backend_names()
+    check_url(given, url)
     if not names:
         raise PlanError(f"expected a backend for {entry.path}, got none; name one, or {ALL}")
     for option, value in (("--data", settings.data), ("--against", settings.against)):
@@ -189,4 +194,4 @@ def plan_from_entry(entry: Entry) -> CheckPlan:
     images = CheckPlan.images if settings.images is None else settings.images
     if settings.images is not None and settings.data is None:
         raise PlanError("a number of images needs --data: golden inputs are all run; give both or neither")
-    return CheckPlan(bundle, names, asked, settings.budget, settings.data, images, against, settings.timeout_s)
+    return CheckPlan(bundle, names, asked, settings.budget, settings.data, images, against, settings.timeout_s, url=url)

@@ -283,7 +283,8 @@ def _open_runtime(bundle: Bundle, backend: str, plans: tuple[CheckPlan, ...]) ->
     if backend not in plan.backends:
         pytest.skip(f"{backend} is not among the backends that were asked for {plan.bundle.folder}")
     try:
-        return open_runtime(bundle, backend, trust_engine=plan.trust_engines, tuning=plan.tuning)
+        where, trusted = plan.provider_of(backend), plan.trust_engines
+        return open_runtime(bundle, backend, provider=where, trust_engine=trusted, tuning=plan.tuning)
     except BackendUnavailable as error:
         if not plan.asked:
             pytest.skip(f"{backend}: not here: {error}")

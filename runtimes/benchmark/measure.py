@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from runtimes._open import backend_class, open_runtime
 from runtimes.base import Runtime
 from runtimes.benchmark.results import THROUGHPUT, Answers, Contender, Line
+from runtimes.benchmark.together import rate_together
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable
 from runtimes.parity.evidence import compare_backend
@@ -99,7 +100,7 @@ class Measurement:
         start = time.perf_counter()
         backend_class(contender.backend).check_here()
         imported = time.perf_counter()
-        free = _free_device_memory(contender.provider)
+        free = _free_device_memory(contender)
         runtime = open_runtime(
             bundle,
             contender.backend,
@@ -111,7 +112,7 @@ class Measurement:
         if contender.variant and not self._many:
             runtime.use(contender.variant)
         loaded = time.perf_counter()
-        answers, after = self._answers(), _free_device_memory(contender.provider)
+        answers, after = self._answers(), _free_device_memory(contender)
         return Opened(
             provider=runtime.provider,
             batch=runtime.batch or bundle.manifest.batch,
@@ -141,6 +142,8 @@ class Measurement:
 
         A stream is one call, as long as the measurement should be: starting to overlap takes time.
         """
+        if self._task.contender.concurrency > 1:
+            return rate_together(self._call(job), self._task.contender.concurrency, job.seconds, job.calls)
         call, images = self._call(job), 0
         taken: list[float] = []
         gc.collect()
@@ -270,8 +273,8 @@ def _settled(taken: list[float]) -> bool:
     return abs(last - before) <= STEADY * before
 
 
-def _free_device_memory(provider: str | None) -> int | None:
-    if provider == "cpu":
+def _free_device_memory(contender: Contender) -> int | None:
+    if contender.provider == "cpu" or contender.is_served:
         return None
     try:
         from runtimes.nvidia.cuda import device

@@ -10,6 +10,7 @@ from typing import Literal
 from runtimes.benchmark.machine import Machine
 from runtimes.benchmark.statistics import Decision, Interval, median_interval
 from runtimes.manifest import ModelFacts
+from runtimes.server_url import is_url
 from runtimes.specs import BatchRange, TensorSpec
 from runtimes.tuning import Hint
 
@@ -88,18 +89,27 @@ class Contender:
 
     Attributes:
         bundle: the one of `Result.bundles` that it runs, by its folder.
+        provider: of `triton`, the URL of the model.
         variant: as the backend names it; empty for what `open_runtime` opens.
+        concurrency: how many requests a server has at any time.
     """
 
     bundle: str
     backend: str
     provider: str | None = None
     variant: str = ""
+    concurrency: int = 1
 
     @property
     def name(self) -> str:
-        """`onnxruntime cpu`, `pytorch compile cpu`."""
-        return " ".join(filter(None, (self.backend, self.variant, self.provider)))
+        """`onnxruntime cpu`, `pytorch compile cpu`, `triton`, `triton 4 at a time`: a result has one server."""
+        several = f" {self.concurrency} at a time" if self.concurrency > 1 else ""
+        return " ".join(filter(None, (self.backend, self.variant, None if self.is_served else self.provider))) + several
+
+    @property
+    def is_served(self) -> bool:
+        """Does it run on a server, of whose processor and memory nothing is known here?"""
+        return is_url(self.provider)
 
     @property
     def runs_reference(self) -> bool:
@@ -257,7 +267,9 @@ class Result:
     def roof_of(self, entry: Entry) -> Roof | None:
         """The roof of the type that the convolutions are computed in: FP32 for PyTorch, which runs the reference, but
         in a variant of BF16, and for INT8 that is simulated. A processor has no arithmetic in FP16 worth the name:
-        there it is FP32's."""
+        there it is FP32's. None for a server's model."""
+        if entry.contender.is_served:
+            return None
         bundle, provider = self.bundle_of(entry), "cpu" if entry.contender.provider == "cpu" else "cuda"
         dtype = "fp32" if entry.contender.runs_reference or _in_float(entry) else bundle.precision
         if "bf16" in entry.contender.variant:

@@ -87,8 +87,9 @@ def kept_ranking(bundle_sha256: str, machine_key: str, threads: int) -> tuple[Ra
 
 def ranking_of(result: Result, bundle: BundleFacts) -> Ranking | None:
     """The order of a bundle's contenders that `open_runtime` can open, the fastest first; None where fewer than two
-    were measured beside each other: one alone says nothing of the others."""
-    able = [one for one in result.entries_of(bundle) if one.can_win and one.of_line("copies")]
+    were measured beside each other: one alone says nothing of the others. A server's model is never chosen."""
+    here = [one for one in result.entries_of(bundle) if not one.contender.is_served]
+    able = [one for one in here if one.can_win and one.of_line("copies")]
     if len({(one.contender.backend, one.contender.provider) for one in able}) < 2:
         return None
     each = {winner.measure: winner for winner in result.winners if winner.bundle == bundle.folder}

@@ -171,10 +171,10 @@ def test_auto_takes_a_bundle_alone(tiny_model: Path, state: Path) -> None:
 
 
 def test_the_documented_order_names_every_backend() -> None:
-    from runtimes import backend_names
+    from runtimes._open import local_backend_names
 
     documented = open_runtime.__doc__ or ""
-    assert set(backend_names()) <= {backend for backend, _ in winners.ORDER}
+    assert set(local_backend_names()) <= {backend for backend, _ in winners.ORDER}
     places = [
         documented.index(name) for name in ("tensorrt,", "tensorrt-rtx", "cuda, openvino", "the cpu, and pytorch")
     ]

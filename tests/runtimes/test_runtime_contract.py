@@ -265,6 +265,7 @@ def test_closing_one_runtime_leaves_another_of_the_same_file_alone(backend: Back
 
 
 def test_a_file_whose_name_is_no_text_opens(backend: Backend, tmp_path: Path) -> None:
+    backend.need_file()
     path = tmp_path / os.fsdecode(b"b\xe9") / backend.path.name
     path.parent.mkdir()
     shutil.copy(backend.path, path)
@@ -309,7 +310,7 @@ def test_a_fork_that_ends_by_an_error_ends(backend: Backend) -> None:
         "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(backend.path), backend.name], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, backend.given, backend.name], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1, done.stderr
     assert "open it after the fork" in done.stderr

@@ -47,6 +47,7 @@ def test_a_bundle_opens_by_its_path_or_as_itself_with_its_batch_range(backend: B
 
 
 def test_a_single_file_opens_with_the_batch_it_declares(backend: Backend) -> None:
+    backend.need_file()
     with open_runtime(backend.path, backend.name, provider=backend.provider) as runtime:
         assert runtime.batch is None
 

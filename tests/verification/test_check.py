@@ -16,7 +16,8 @@ from exporter.verification import check
 from exporter.verification import own_process as isolated
 from exporter.verification.check import check_bundle
 from exporter.verification.plan import CheckPlan
-from runtimes import Bundle, backend_names
+from runtimes import Bundle
+from runtimes._open import local_backend_names
 from runtimes.parity.golden import golden_arrays
 
 
@@ -40,7 +41,7 @@ def test_every_backend_is_listed_and_those_here_are_in_budget(run: Any, bundle: 
     expected = {f"resnet20-fp16.{backend}.{limit}" for backend in here for limit in limits}
     assert set(found) == expected | {"resnet20-fp16.tensorrt.answers", "resnet20-fp16.tensorrt-rtx.answers"}
     assert found["resnet20-fp16.tensorrt.answers"].find("skipped") is not None
-    assert set(backend_names()) == {name.split(".")[1] for name in found}
+    assert set(local_backend_names()) == {name.split(".")[1] for name in found}
 
 
 def test_json_has_each_backends_verdict_and_figures(run: Any, bundle: Path) -> None:
@@ -175,7 +176,7 @@ def test_a_backend_named_twice_answers_once(run: Any, bundle: Path) -> None:
 
 
 def test_no_backend_here_ends_with_3(run: Any, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.verification.parity_toml.backend_names", lambda: ("tensorrt", "tensorrt-rtx"))
+    monkeypatch.setattr("exporter.verification.parity_toml.local_backend_names", lambda: ("tensorrt", "tensorrt-rtx"))
     shown = run("check", bundle, "--junit", tmp_path / "junit.xml")
     assert shown.code == 3
     assert all(case.find("error") is not None for case in cases(tmp_path / "junit.xml").values())

@@ -10,9 +10,11 @@ from exporter.verification.own_process import check_timeout
 from runtimes.benchmark.results import LINES, Line
 from runtimes.bundle import Bundle
 from runtimes.errors import PlanError
+from runtimes.server_url import BACKEND, check_url
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 ROUNDS, SECONDS = 10, 0.25
+MOST_REQUESTS = 1024
 LATENCY_CALLS = 10
 """Calls of the smallest batch in each round, so that ten rounds have the hundred that a 99th percentile needs."""
 
@@ -32,6 +34,8 @@ class BenchPlan:
         lines: which of the lines to measure.
         variants: measure backends' variants, too: PyTorch's BF16 and torch.compile.
         timeout_s: seconds that a backend may take to open, to warm up or for one measurement; None sets no limit.
+        url: of the one bundle's model on a server, for the backend `triton`.
+        concurrency: how many requests that server gets at a time, each level measured on its own.
 
     Raises:
         PlanError: nothing to measure, the same bundle twice, or a number out of range.
@@ -50,6 +54,8 @@ class BenchPlan:
     variants: bool = True
     trust_engines: tuple[str, ...] = ()
     timeout_s: float | None = None
+    url: str | None = None
+    concurrency: tuple[int, ...] = (1,)
 
     def __post_init__(self) -> None:
         if not self.bundles:
@@ -64,6 +70,7 @@ class BenchPlan:
         if self.warm_up is not None and self.warm_up < 1:
             raise PlanError(f"expected at least 1 call to warm up, got {self.warm_up}")
         check_timeout(self.timeout_s)
+        self._check_server()
         for size in self.batches or ():
             for bundle in self.bundles:
                 batch = bundle.manifest.batch
@@ -71,6 +78,21 @@ class BenchPlan:
                     raise PlanError(
                         f"expected --batch from {batch.min} to {batch.max}, the range of {bundle.folder}, got {size}"
                     )
+
+    def _check_server(self) -> None:
+        check_url(self.backends or (), self.url)
+        if self.url is not None and len(self.bundles) > 1:
+            raise PlanError(
+                f"expected one bundle with --url, whose model it is, got {len(self.bundles)}; leave one out"
+            )
+        if self.url is None and self.concurrency != (1,):
+            raise PlanError(f"--concurrency is of requests to a server; give --backend {BACKEND} and --url with it")
+        if not self.concurrency or not all(1 <= one <= MOST_REQUESTS for one in self.concurrency):
+            raise PlanError(f"expected --concurrency from 1 to {MOST_REQUESTS}, got {self.concurrency}; as 1,4,16")
+
+    def provider_of(self, backend: str) -> str | None:
+        """Where a backend runs, as `open_runtime` takes it; None measures each place that it has."""
+        return self.url if backend == BACKEND else self.provider
 
     def sizes_of(self, bundle: Bundle) -> tuple[int, ...]:
         """The batch sizes to measure a bundle at, ascending."""

@@ -20,6 +20,11 @@ def remarks_on(entry: Entry, manifest: Manifest, here: Processor | None = None) 
     here, said = here or processor(), list(entry.remarks)
     on_cpu = entry.contender.provider == "cpu"
     reference = entry.contender.runs_reference
+    if entry.contender.is_served:
+        said.append(
+            f"it runs on a server, {entry.contender.provider}: its time to load and its memory are the client's alone, "
+            "and each call goes there and back"
+        )
     if reference:
         said.append("it runs the FP32 reference, not the bundle's own graph")
     if on_cpu and manifest.precision == "int8" and not reference and not here.has_int8_dot:

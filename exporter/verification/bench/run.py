@@ -6,6 +6,7 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from exporter.verification.bench.pictures import picture_files
@@ -14,7 +15,7 @@ from exporter.verification.bench.remarks import remarks_on
 from exporter.verification.bench.speedup import speedup_of
 from exporter.verification.bench.station import Station, contenders_of
 from exporter.verification.own_process import OwnProcess, Verdict, run_in_own_process
-from runtimes._open import backend_names
+from runtimes._open import local_backend_names
 from runtimes.benchmark.machine import this_machine
 from runtimes.benchmark.measure import Job, Task
 from runtimes.benchmark.results import (
@@ -33,6 +34,7 @@ from runtimes.benchmark.roof import library_names, measure_roofs
 from runtimes.benchmark.statistics import decide, drift, variation
 from runtimes.bundle import MANIFEST, Bundle, sha256_of_file
 from runtimes.progress import Progress, silent
+from runtimes.server_url import BACKEND as TRITON
 
 
 def bench(plan: BenchPlan, say: Progress = silent) -> Result:
@@ -114,17 +116,17 @@ def _made(folder: Path) -> Path:
 def _contenders(plan: BenchPlan, say: Progress) -> tuple[list[tuple[Bundle, Contender]], list[Entry]]:
     """Who is measured with which bundle, and an entry for each backend that is not here."""
     found, missing = [], []
-    for backend in plan.backends if plan.backends is not None else backend_names():
+    for backend in plan.backends if plan.backends is not None else local_backend_names():
         say(f"look for {backend}")
-        verdict, reason, here = run_in_own_process(
-            _look, backend, plan.provider, plan.variants, timeout_s=plan.timeout_s
-        )
+        where = plan.provider_of(backend)
+        verdict, reason, here = run_in_own_process(_look, backend, where, plan.variants, timeout_s=plan.timeout_s)
         for bundle in plan.bundles:
             folder = str(bundle.folder)
             if verdict != "ok":
-                missing.append(Entry(Contender(folder, backend, plan.provider), verdict, reason))
-            else:
-                found += [(bundle, Contender(folder, one.backend, one.provider, one.variant)) for one in here]
+                missing.append(Entry(Contender(folder, backend, where), verdict, reason))
+                continue
+            levels = plan.concurrency if backend == TRITON else (1,)
+            found += [(bundle, replace(one, bundle=folder, concurrency=level)) for one in here for level in levels]
     return found, missing
 
 
@@ -134,10 +136,13 @@ def _look(backend: str, provider: str | None, variants: bool) -> tuple[Verdict, 
 
 def _jobs(plan: BenchPlan, task: Task) -> Iterator[Job]:
     """Every line at every batch size. The device alone runs one batch at a time, so it is not measured where a backend
-    takes several."""
-    sizes = plan.sizes_of(task.bundle)
+    takes several; nor on a server, where no arrays can be left. Pictures are streamed one batch after another, so they
+    are not where a server gets several requests at a time."""
+    sizes, contender = plan.sizes_of(task.bundle), task.contender
     for line in plan.lines:
-        if line == "device" and task.contender.variant == THROUGHPUT:
+        if line == "device" and (contender.variant == THROUGHPUT or contender.is_served):
+            continue
+        if line == "files" and contender.concurrency > 1:
             continue
         for size in sizes:
             times = LATENCY_CALLS if line == "copies" and size == sizes[0] else 1
@@ -165,7 +170,8 @@ def order_of_round(number: int, count: int) -> list[int]:
 def _roofs(stations: Sequence[Station], threads: int, say: Progress) -> tuple[Roof, ...]:
     """Those of each kind of device that something runs on."""
     say("multiply matrices for the machine's own peak")
-    here = {"cpu" if one.entry.contender.provider == "cpu" else "cuda" for one in stations if one.ok}
+    places = {one.entry.contender.provider for one in stations if one.ok and not one.entry.contender.is_served}
+    here = {"cpu" if place == "cpu" else "cuda" for place in places}
     return roofs_of(sorted(here), threads)
 
 
@@ -197,12 +203,12 @@ def winners_of(bundle: BundleFacts, entries: Sequence[Entry]) -> Iterator[Winner
     if len(able) < 2:
         return
     common = set.intersection(*({one.batch for one in entry.of_line("copies")} for entry in able))
-    if common and sum(one.latency is not None for one in able) > 1:
+    alone = [one for one in able if one.latency is not None and one.contender.concurrency == 1]
+    if common and len(alone) > 1:
         at = min(common)
         rates = {
             one.contender.name: next(timing.images_per_s for timing in one.of_line("copies") if timing.batch == at)
-            for one in able
-            if one.latency is not None
+            for one in alone
         }
         yield Winner(bundle.folder, "latency", decide(rates))
     yield Winner(bundle.folder, "throughput", decide({one.contender.name: one.fastest().images_per_s for one in able}))

@@ -69,6 +69,7 @@ def check_line(plan: CheckPlan) -> str:
     words = ["resnet-deploy", "check", plan.bundle.manifest.name]
     if plan.asked:
         words += [word for backend in plan.backends for word in ("--backend", backend)]
+    words += ["--url", plan.url] if plan.url is not None else []
     if plan.data is not None:
         words += ["--data", plan.data, "--images", str(plan.images)]
     words += _budget_words(plan.budget)
