@@ -23,17 +23,25 @@ from exporter.cli._options import json_option, output_group
     metavar="FILE",
     help="Engine of this bundle, built on the machine that will run it, to be copied along.",
 )
+@output_group(
+    "--plugin",
+    type=click.Choice(["nvinfer", "nvinferserver"]),
+    default="nvinfer",
+    show_default=True,
+    help="Plug-in to write for; nvinferserver runs a model that takes uint8 in Triton.",
+)
 @json_option
 def deepstream(bundle: Path, output: Path, **options: Any) -> None:
     """Write DeepStream's configuration of BUNDLE.
 
-    config_infer.txt is for Gst-nvinfer where the model takes float32, and for Gst-nvinferserver where it takes uint8
-    pixels; labels.txt is in DeepStream's form. What DeepStream cannot feed exactly is refused.
+    config_infer.txt, labels.txt in DeepStream's form, and the model. Of a bundle that takes uint8 pixels, the model is
+    written once more as DIR/bundle, which takes the same pixels as nvinfer feeds them. What DeepStream cannot feed
+    exactly is refused.
     """
     from exporter.deployment.deepstream import CONFIG, write_deepstream
     from runtimes.bundle import Bundle
 
-    files = write_deepstream(Bundle.open(bundle), output, options["engine"])
+    files = write_deepstream(Bundle.open(bundle), output, options["engine"], options["plugin"])
     names = sorted(path.name for path in output.iterdir())
     if options["as_json"]:
         return echo_json({"output": str(output), "plugin": files.plugin, "files": names})

@@ -2,11 +2,11 @@
 
 DeepStream has two plug-ins that run a network. Gst-nvinfer loads a TensorRT engine and writes its input itself, float32
 `net-scale-factor * (pixel - offset)`, with one offset a channel and one factor for all (NvDsInferConvert_*Float in
-nvdsinfer_context_impl.cpp). It cannot write uint8, nor divide each channel by its own standard deviation.
-Gst-nvinferserver has Triton run the network, and writes whatever type the network takes, uint8 among them, in NCHW or
-NHWC. So a model that takes normalised float32 is for nvinfer, if its standard deviations are all the same, and one that
-takes uint8 pixels of its own size is for nvinferserver. Others are refused: numbers that are nearly right are not what
-was proven.
+nvdsinfer_context_impl.cpp). It can neither write uint8 nor divide each channel by its own standard deviation. So a
+model that takes normalised float32 is for nvinfer if its standard deviations are all the same; one that takes uint8
+pixels, and normalises them itself, is written once more to take them as float32 (`float_pixels`), with a factor of 1.
+Others are refused: numbers that are nearly right are not what was proven. Gst-nvinferserver has Triton run the network,
+and writes whatever type the network takes; it is for the uint8 model as it is.
 
 Sources: DeepStream's pages on Gst-nvinfer and Gst-nvinferserver; for the classes, ClassifyPostprocessor in
 nvdsinfer_context_impl.cpp.
@@ -19,6 +19,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter.deployment.float_pixels import float_manifest, write_float_bundle
 from runtimes.bundle import Bundle
 from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import BadInput, BundleError, PlanError
@@ -28,6 +29,9 @@ from runtimes.parity.compare import LOGITS, is_classifier
 from runtimes.preprocess import BGR, LEVELS, PIXELS, takes_any_size
 
 CONFIG, LABELS, MODEL, ENGINE = "config_infer.txt", "labels.txt", "model.onnx", "model.engine"
+NVINFER, SERVER = PLUGINS = ("nvinfer", "nvinferserver")
+FLOAT_BUNDLE = "bundle"
+"""Folder of the bundle that takes float pixels, beside the configuration."""
 MODES = {"fp32": 0, "int8": 1, "fp16": 2}
 """Precision -> nvinfer's network-mode, which counts only where nvinfer builds an engine of its own."""
 RGB_FORMAT, BGR_FORMAT, GRAY_FORMAT = 0, 1, 2
@@ -47,8 +51,9 @@ class DeepStreamFiles:
     texts: dict[str, str]
 
 
-def deepstream_files(bundle: Bundle, engine: EngineFacts | None = None) -> DeepStreamFiles:
-    """The configuration and the labels of a bundle; beside them nvinfer looks for `model.onnx` and `model.engine`.
+def deepstream_files(bundle: Bundle, engine: EngineFacts | None = None, plugin: str = NVINFER) -> DeepStreamFiles:
+    """The configuration and the labels of a bundle. Beside them nvinfer looks for `model.engine`, and for `model.onnx`
+    or, where the bundle takes uint8, `bundle/model.onnx`.
 
     Args:
         engine: of the bundle, to be beside the configuration as `model.engine`; None where it is still to be built.
@@ -63,13 +68,23 @@ def deepstream_files(bundle: Bundle, engine: EngineFacts | None = None) -> DeepS
     labels = bundle.labels
     texts = {} if labels is None else {LABELS: labels_text(labels)}
     named = labels is not None
-    if manifest.inputs[0].dtype == PIXELS:
-        return DeepStreamFiles("nvinferserver", {CONFIG: _server_config(manifest, named=named), **texts})
-    return DeepStreamFiles("nvinfer", {CONFIG: _config(manifest, engine, named=named), **texts})
+    if plugin == SERVER:
+        if manifest.inputs[0].dtype != PIXELS:
+            raise PlanError(
+                f"--plugin {SERVER} is for models that take uint8 pixels, and this one takes float32; leave it out, or "
+                "export the model with --uint8-input"
+            )
+        return DeepStreamFiles(SERVER, {CONFIG: _server_config(manifest, named=named), **texts})
+    return DeepStreamFiles(NVINFER, {CONFIG: _config(manifest, engine, named=named), **texts})
 
 
-def write_deepstream(bundle: Bundle, output: Path, engine: Path | None = None) -> DeepStreamFiles:
+def write_deepstream(
+    bundle: Bundle, output: Path, engine: Path | None = None, plugin: str = NVINFER
+) -> DeepStreamFiles:
     """Write a new folder for DeepStream: configuration, labels, the model, and the engine if one is given.
+
+    Of a bundle that takes uint8, the model for nvinfer is a bundle of its own in it, so that its engine can be built
+    and proven as any other.
 
     Args:
         engine: an engine of this bundle, as `resnet-deploy build` wrote it.
@@ -78,14 +93,16 @@ def write_deepstream(bundle: Bundle, output: Path, engine: Path | None = None) -
         PlanError: as `deepstream_files`; or there is something at `output` already.
         BadInput: the engine is of another bundle, or of another library than TensorRT.
         BundleError: the bundle or the engine cannot be read, or the folder cannot be written.
+        BackendUnavailable, ExportError: as `exporter.deployment.float_pixels.write_float_bundle`.
     """
-    facts = None if engine is None else _checked_engine(bundle, engine)
-    files = deepstream_files(bundle, facts)
-    if files.plugin != "nvinfer" and engine is not None:
+    takes_uint8 = bundle.manifest.inputs[0].dtype == PIXELS
+    if takes_uint8 and engine is not None:
         raise PlanError(
-            "--engine is for nvinfer, and a model that takes uint8 runs in nvinferserver, from a Triton repository; "
-            "leave --engine out"
+            "--engine is of a model that takes uint8, which nvinfer cannot feed; leave it out, and build the bundle "
+            f"that is written to DIR/{FLOAT_BUNDLE}"
         )
+    facts = None if engine is None else _checked_engine(bundle, engine)
+    files = deepstream_files(bundle, facts, plugin)
     if output.exists() or output.is_symlink():
         raise PlanError(f"{output} exists; remove it, or give another --output")
     staged = output.with_name(f".{output.name}.partial-{secrets.token_hex(8)}")
@@ -93,7 +110,9 @@ def write_deepstream(bundle: Bundle, output: Path, engine: Path | None = None) -
         staged.mkdir(parents=True)
         for name, text in files.texts.items():
             write_in_one_step(staged / name, text.encode())
-        if files.plugin == "nvinfer":
+        if files.plugin == NVINFER and takes_uint8:
+            write_float_bundle(bundle, staged / FLOAT_BUNDLE)
+        elif files.plugin == NVINFER:
             shutil.copyfile(bundle.file(MODEL), staged / MODEL)
         if engine is not None:
             shutil.copyfile(engine, staged / ENGINE)
@@ -132,16 +151,13 @@ def _check(manifest: Manifest) -> None:
         raise PlanError(
             "DeepStream scales pictures to one size, and this model takes any; export it with --uint8-input alone"
         )
-    if spec.dtype == PIXELS:
-        return
     if manifest.precision not in MODES:
         raise PlanError(f"nvinfer has no {manifest.precision}; export the model with --fp16 or --int8")
-    if len(set(steps.std)) > 1:
+    if spec.dtype != PIXELS and len(set(steps.std)) > 1:
         values = ", ".join(f"{value:g}" for value in steps.std)
         raise PlanError(
             "nvinfer multiplies all channels by one net-scale-factor, and this model's channels have standard "
-            f"deviations of their own ({values}); export it with --uint8-input, which normalises in the graph, for "
-            "Gst-nvinferserver"
+            f"deviations of their own ({values}); export it with --uint8-input, which normalises in the graph"
         )
 
 
@@ -158,13 +174,15 @@ def _checked_engine(bundle: Bundle, engine: Path) -> EngineFacts:
 
 def _config(manifest: Manifest, engine: EngineFacts | None, *, named: bool) -> str:
     """nvinfer's file."""
+    takes_uint8 = manifest.inputs[0].dtype == PIXELS
+    manifest = float_manifest(manifest) if takes_uint8 else manifest
     steps, batch = manifest.preprocess, manifest.batch
     means = [LEVELS * mean for mean in steps.mean]
     order = GRAY_FORMAT if steps.channels == 1 else BGR_FORMAT if steps.channels_order == BGR else RGB_FORMAT
     dla = None if engine is None else engine.options.get("dla_core")
     lines = [
         f"# {manifest.name}, for Gst-nvinfer; written by resnet-deploy deepstream.",
-        *_engine_comment(manifest, engine),
+        *_engine_comment(manifest, engine, f"DIR/{FLOAT_BUNDLE}" if takes_uint8 else "BUNDLE"),
         *_picture_comment(manifest),
         "[property]",
         "gpu-id=0",
@@ -173,7 +191,7 @@ def _config(manifest: Manifest, engine: EngineFacts | None, *, named: bool) -> s
         "process-mode=1",
         "# 1: classifier",
         "network-type=1",
-        f"onnx-file={MODEL}",
+        f"onnx-file={FLOAT_BUNDLE}/{MODEL}" if takes_uint8 else f"onnx-file={MODEL}",
         f"model-engine-file={ENGINE}",
         *([f"labelfile-path={LABELS}"] if named else []),
         f"batch-size={batch.max}",
@@ -204,9 +222,8 @@ def _server_config(manifest: Manifest, *, named: bool) -> str:
     network = "IMAGE_FORMAT_RGB" if manifest.preprocess.channels == 3 else "IMAGE_FORMAT_GRAY"
     label_line = [f'    labelfile_path: "{LABELS}"'] if named else []
     lines = [
-        f"# {manifest.name}, for Gst-nvinferserver; written by resnet-deploy deepstream. It takes uint8 pixels, which",
-        "# nvinfer cannot feed. The repository beside this file is that of: resnet-deploy triton BUNDLE --output",
-        f"# {REPOSITORY}",
+        f"# {manifest.name}, for Gst-nvinferserver; written by resnet-deploy deepstream. The repository beside this",
+        f"# file is that of: resnet-deploy triton BUNDLE --output {REPOSITORY}",
         *_picture_comment(manifest),
         "infer_config {",
         "  unique_id: 1",
@@ -242,20 +259,17 @@ def _server_config(manifest: Manifest, *, named: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _engine_comment(manifest: Manifest, engine: EngineFacts | None) -> list[str]:
+def _engine_comment(manifest: Manifest, engine: EngineFacts | None, place: str) -> list[str]:
     if engine is not None:
-        proof = "proven on this machine" if engine.checked else "not checked yet"
+        proof = "proven where it was built" if engine.checked else "not checked yet"
         return [f"# {ENGINE}: {engine.backend} {engine.version}, {', '.join(engine.targets)}, {proof}."]
     lines = [
-        f"# {ENGINE} is still to come: build it on the board (resnet-deploy build BUNDLE) and copy it from the",
-        "# bundle's engines/ to this name, or write this folder again with --engine.",
+        f"# {ENGINE} is still to come: build it where it will run, with resnet-deploy build {place}, and copy it from",
+        "# that bundle's engines/ to this name.",
     ]
     if manifest.precision == "int8":
-        return [
-            *lines,
-            "# nvinfer cannot build it: it wants a table for INT8, and the scales are in the graph.",
-        ]
-    return [*lines, f"# Without it nvinfer builds an engine from {MODEL} itself, which nothing has proven."]
+        return [*lines, "# nvinfer cannot build it: it wants a table for INT8, and the scales are in the graph."]
+    return [*lines, "# Without it nvinfer builds an engine from onnx-file itself, which nothing has proven."]
 
 
 def _picture_comment(manifest: Manifest) -> list[str]:

@@ -9,19 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from commands import Ran
 from engine_bundles import BATCH, add_engine
 from engine_fixtures import api_fixture, cuda_fixture, folder_fixture  # noqa: F401  # pytest finds them by their names
+from PIL import Image
+from quantized_files import network
 from small_bundles import LABELS, bundle_fixture  # noqa: F401  # likewise
 from standin_tensorrt import StandinTensorRT
 
 from exporter.deployment.deepstream import deepstream_files, labels_text
-from runtimes import Bundle
+from exporter.graph.pixel_input import with_float_pixels, with_uint8_input
+from exporter.lowering.precisions import fp16
+from runtimes import Bundle, open_runtime
+from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.bundle_writing import write_manifest
 from runtimes.errors import PlanError
 from runtimes.kernels import KernelCount
 from runtimes.manifest import Manifest
+from runtimes.parity.golden import golden_arrays
 from runtimes.preprocess import Preprocess
 from runtimes.specs import BatchRange, TensorSpec
 
@@ -81,10 +88,10 @@ def test_grey_pictures_are_fed_and_a_model_without_labels_names_none(bundle: Pat
     assert [*files.texts] == ["config_infer.txt"]
 
 
-def test_uint8_pixels_are_for_nvinferserver(bundle: Path, manifest: Manifest, deploy: Callable[..., Ran]) -> None:
+def test_nvinferserver_feeds_uint8_pixels(bundle: Path, manifest: Manifest, deploy: Callable[..., Ran]) -> None:
     with_manifest(bundle, manifest, inputs=(PIXELS,), preprocess=replace(COLOUR, std=(0.2, 0.3, 0.4)), precision="int8")
     output = bundle.parent / "for-deepstream"
-    ran = deploy("deepstream", bundle, "--output", output, "--json")
+    ran = deploy("deepstream", bundle, "--output", output, "--plugin", "nvinferserver", "--json")
     assert ran.json == {
         "output": str(output),
         "plugin": "nvinferserver",
@@ -121,6 +128,63 @@ def test_an_engine_of_the_bundle_is_copied_along_with_its_dla_core(
     ran = deploy("deepstream", folder, "--output", folder.parent / "other", "--engine", engine)
     assert (ran.code, "was built from another model" in ran.error) == (2, True)
     assert sorted(path.name for path in folder.parent.glob("*other*")) == []
+
+
+@pytest.fixture
+def pixel_bundle(folder: Path, manifest: Manifest) -> Bundle:
+    """The small network in FP16, taking uint8, with golden inputs."""
+    given = with_uint8_input(onnx.load(folder / "model.onnx"), manifest.preprocess)
+    onnx.save(fp16.lower(given, {}), folder / "model.onnx")
+    pixels = np.random.default_rng(4).integers(0, 256, (5, 28, 28, 1), np.uint8)
+    with OnnxRuntime.open(folder / "model.onnx") as runtime:
+        np.savez(folder / "golden.npz", inputs=pixels, logits=runtime.run({"input": pixels})["logits"])
+    (folder / "labels.txt").write_text("".join(f"kind {place}\n" for place in range(10)))
+    spec = TensorSpec("input", "uint8", ("batch", 28, 28, 1))
+    return with_manifest(folder, manifest, inputs=(spec,), batch=BATCH)
+
+
+def test_uint8_is_written_once_more_for_nvinfer_and_computes_the_same_bits(
+    pixel_bundle: Bundle, tmp_path: Path, deploy: Callable[..., Ran]
+) -> None:
+    given = pixel_bundle
+    output = tmp_path / "ds"
+    ran = deploy("deepstream", given.folder, "--output", output)
+    assert ran.code == 0, ran.err
+    found = settings((output / "config_infer.txt").read_text())
+    assert (found["net-scale-factor"], found["offsets"]) == ("1", "0")
+    assert (found["infer-dims"], found["onnx-file"]) == ("1;28;28", "bundle/model.onnx")
+    made = Bundle.open(output / "bundle")
+    (spec,) = made.manifest.inputs
+    assert (spec.dtype, spec.shape[1:]) == ("float32", (1, 28, 28))
+    assert made.labels == given.labels
+    pixels, logits = golden_arrays(given)
+    planes, kept = golden_arrays(made)
+    assert np.array_equal(planes[:, 0], pixels[..., 0])
+    assert np.array_equal(kept["logits"], logits["logits"])
+    with open_runtime(given, "onnxruntime") as one, open_runtime(made, "onnxruntime") as other:
+        assert np.array_equal(one.run({"input": pixels})["logits"], other.run({"input": planes})["logits"])
+    classes = [deploy("run", bundle.folder, *made_pictures(tmp_path)).out for bundle in (given, made)]
+    assert classes[0] == classes[1]
+    again = deploy("deepstream", given.folder, "--output", tmp_path / "again")
+    assert again.code == 0
+    for name in ("config_infer.txt", "labels.txt", "bundle/model.onnx", "bundle/manifest.json", "bundle/golden.npz"):
+        assert (tmp_path / "again" / name).read_bytes() == (output / name).read_bytes(), name
+    ran = deploy("deepstream", given.folder, "--output", tmp_path / "other", "--engine", given.folder / "x.engine")
+    assert (ran.code, "build the bundle that is written to DIR/bundle" in ran.error) == (2, True)
+    assert not [*tmp_path.glob("*other*")]
+
+
+def made_pictures(folder: Path) -> list[Path]:
+    random = np.random.default_rng(2)
+    paths = [folder / f"{place}.png" for place in range(2)]
+    for path in paths:
+        Image.fromarray(random.integers(0, 256, (40, 30), np.uint8)).save(path)
+    return paths
+
+
+def test_a_graph_that_does_not_begin_with_pixels_is_refused() -> None:
+    with pytest.raises(PlanError, match="begins with the Cast and the Transpose"):
+        with_float_pixels(network())
 
 
 def _refused(manifest: Manifest) -> dict[str, tuple[dict[str, Any], str]]:
