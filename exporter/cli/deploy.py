@@ -12,6 +12,7 @@ from exporter.cli._bench import bench
 from exporter.cli._build import build
 from exporter.cli._check import check
 from exporter.cli._common import echo_json, echo_lines, run_command, run_program
+from exporter.cli._deepstream import deepstream
 from exporter.cli._doctor import doctor
 from exporter.cli._eval import evaluate
 from exporter.cli._help import GroupedCommand
@@ -54,6 +55,7 @@ def main() -> None:
 command.add_command(bench)
 command.add_command(build)
 command.add_command(check)
+command.add_command(deepstream)
 command.add_command(doctor)
 command.add_command(evaluate)
 command.add_command(inspect)

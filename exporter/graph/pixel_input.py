@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from runtimes.errors import PlanError
 from runtimes.preprocess import BGR, LEVELS, Preprocess
 
 MEAN, SCALE, ORDER = "pixels.mean", "pixels.scale", "pixels.order"
@@ -60,6 +61,34 @@ def with_uint8_input(model: onnx.ModelProto, preprocess: Preprocess) -> onnx.Mod
     batch, channels, height, width = source.type.tensor_type.shape.dim
     shape = [batch.dim_param or batch.dim_value, height.dim_value, width.dim_value, channels.dim_value]
     source.CopyFrom(helper.make_tensor_value_info(name, TensorProto.UINT8, shape))
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+def with_float_pixels(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a graph made by `with_uint8_input`, lowered or not, that takes the same pixels as float32 (batch,
+    channels, height, width). Every type on the way holds the 256 levels, so that it computes the same bits.
+
+    Raises:
+        PlanError: it does not begin as such a graph does.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph = result.graph
+    (source,) = graph.input
+    cast, transpose = (next((node for node in graph.node if node.name == name), None) for name in (CAST, TRANSPOSE))
+    shape = source.type.tensor_type.shape.dim
+    if cast is None or transpose is None or list(transpose.input) != list(cast.output) or len(shape) != 4:
+        raise PlanError(
+            "expected a graph that begins with the Cast and the Transpose of pixels, as --uint8-input makes it"
+        )
+    rows, height, width, channels = (size.dim_param or size.dim_value for size in shape)
+    source.CopyFrom(helper.make_tensor_value_info(source.name, TensorProto.FLOAT, [rows, channels, height, width]))
+    kept = [value for value in graph.value_info if value.name != cast.output[0]]
+    cast.output[0] = transpose.output[0]
+    graph.node.remove(transpose)
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
     onnx.checker.check_model(result, full_check=True)
     return result
 
