@@ -23,6 +23,7 @@ from exporter.cli._options import (
     threads_option,
     trust_option,
 )
+from exporter.cli._triton import triton
 from runtimes.errors import BadInput
 from runtimes.printable import printable
 
@@ -54,6 +55,7 @@ command.add_command(build)
 command.add_command(check)
 command.add_command(evaluate)
 command.add_command(inspect)
+command.add_command(triton)
 
 
 @command.command(cls=GroupedCommand)
