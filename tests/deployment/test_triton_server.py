@@ -10,22 +10,18 @@ import json
 import shutil
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from triton_answers import in_process, over_grpc, over_http, posted, tensor_of, written
 from triton_bundles import add_engine
-from triton_server import TRITON, ServerEnded, TritonServer, need_server, triton_server
+from triton_server import TRITON, TritonServer, need_server, triton_server
 
 from exporter import ExportPlan, export
-from exporter.deployment.triton.config import Serving
-from exporter.deployment.triton.models import TritonPlan, triton_models
-from exporter.deployment.triton.repository import write_repository
 from runtimes.bundle import Bundle
 from runtimes.parity.golden import golden_arrays
 from runtimes.picture_file import open_image
@@ -69,17 +65,6 @@ def bundles(shipped_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> di
     }
 
 
-BACKENDS = {"plan": "tensorrt", "openvino": "openvino"}
-"""Of the models that onnxruntime does not run."""
-
-
-def written(bundle: Bundle, name: str, repository: Path, *, version: int = 1, ensemble: bool = False) -> Path:
-    backend = BACKENDS.get(name, "onnxruntime")
-    plan = TritonPlan((bundle,), (backend,), name=name, serving=Serving(max_delay_us=100), ensemble=ensemble)
-    (folder, *_) = write_repository(triton_models(plan), repository, version)
-    return folder.parent
-
-
 @pytest.fixture(scope="module")
 def backends(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The server's backends, and one that stands in for TensorRT's."""
@@ -93,62 +78,15 @@ def backends(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def start(backends: Path) -> Any:
-    return partial(triton_server, backends=backends)
-
-
-@pytest.fixture(scope="module")
-def server(bundles: dict[str, Bundle], start: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
+def server(
+    bundles: dict[str, Bundle], backends: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TritonServer]:
     """One that serves all of them, and a decoder in front of `pictures`, by itself and as an ensemble."""
     folder = tmp_path_factory.mktemp("server")
     for name, bundle in bundles.items():
         written(bundle, name, folder / "repository", ensemble=name == "pictures")
-    with start(folder / "repository", folder / "server.log", "--log-verbose=1") as running:
+    with triton_server(folder / "repository", folder / "log", "--log-verbose=1", backends=backends) as running:
         yield running
-
-
-def over_http(server: TritonServer, model: str, inputs: NDArray[Any]) -> NDArray[np.float32]:
-    """The logits by HTTP and JSON."""
-    kind = {"float32": "FP32", "uint8": "UINT8"}[inputs.dtype.name]
-    tensor = {"name": "input", "shape": inputs.shape, "datatype": kind, "data": inputs.ravel().tolist()}
-    output = posted(server, model, {"inputs": [tensor]})["outputs"][0]
-    return np.array(output["data"], np.float32).reshape(output["shape"])
-
-
-def posted(server: TritonServer, model: str, request: dict[str, Any]) -> Any:
-    url = f"http://{server.http}/v2/models/{model}/infer"
-    with urllib.request.urlopen(url, json.dumps(request).encode(), timeout=60) as answer:
-        return json.loads(answer.read())
-
-
-def over_grpc(server: TritonServer, model: str, inputs: NDArray[Any]) -> NDArray[np.float32]:
-    """The logits by gRPC."""
-    from tritonclient.grpc import InferenceServerClient
-
-    with InferenceServerClient(server.grpc) as client:
-        logits: NDArray[np.float32] = client.infer(model, [tensor_of(inputs)]).as_numpy("logits")
-    return logits
-
-
-def tensor_of(inputs: NDArray[Any]) -> Any:
-    from tritonclient.grpc import InferInput
-
-    tensor = InferInput("input", inputs.shape, {"float32": "FP32", "uint8": "UINT8"}[inputs.dtype.name])
-    tensor.set_data_from_numpy(inputs)
-    return tensor
-
-
-def in_process(bundle: Bundle, name: str, inputs: NDArray[Any]) -> NDArray[np.float32]:
-    """What the stand-in's library answers here, with the options that it has there."""
-    import onnxruntime
-    import openvino
-
-    path = bundle.file("model.onnx")
-    if BACKENDS.get(name) == "openvino":
-        compiled = openvino.Core().compile_model(str(path), "CPU")
-        return np.array(compiled({"input": inputs})["logits"])
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return np.array(session.run(["logits"], {"input": inputs})[0])
 
 
 LIMITS = {"integers": 0.2, "fp16": 1e-2, "plan": 1e-2, "openvino": 2e-2}
@@ -313,71 +251,3 @@ def test_the_decoder_says_which_picture_it_cannot_take(server: TritonServer) -> 
 
     with pytest.raises(InferenceServerException, match="cannot read the picture: cannot identify"):
         decoded(server, [b"no picture"])
-
-
-# --- versions, and what the server refuses ---
-
-
-def test_a_new_version_beside_the_old_one_is_the_one_that_is_served(
-    bundles: dict[str, Bundle], start: Any, tmp_path: Path
-) -> None:
-    for version in (1, 2):
-        written(bundles["fp32"], "fp32", tmp_path / "repository", version=version)
-    with start(tmp_path / "repository", tmp_path / "log") as running:
-        assert json.loads(running.get("/v2/models/fp32"))["versions"] == ["2"]
-
-
-def test_without_its_ci_configuration_a_model_for_a_gpu_is_refused(
-    bundles: dict[str, Bundle], start: Any, tmp_path: Path
-) -> None:
-    written(bundles["plan"], "plan", tmp_path / "repository")
-    with (
-        pytest.raises(ServerEnded, match="KIND_GPU but no GPUs are available"),
-        start(tmp_path / "repository", tmp_path / "log", config=None),
-    ):
-        pass
-
-
-def test_a_model_for_either_is_served_without_a_gpu_as_it_is(
-    bundles: dict[str, Bundle], start: Any, tmp_path: Path
-) -> None:
-    written(bundles["fp32"], "fp32", tmp_path / "repository")
-    images, _ = golden_arrays(bundles["fp32"])
-    with start(tmp_path / "repository", tmp_path / "log", config=None) as running:
-        np.testing.assert_array_equal(
-            over_grpc(running, "fp32", images[:2]), in_process(bundles["fp32"], "fp32", images[:2])
-        )
-
-
-BROKEN = {
-    "a type that the model has not": ("TYPE_FP32", "TYPE_FP99", "TYPE_FP99"),
-    "an unknown backend": ('backend: "onnxruntime"', 'backend: "onnx"', "unable to find backend"),
-    "an input of two names": ('name: "input"', 'name: "input" name: "pixels"', "name"),
-    "a policy that is none": ("latest", "newest", "newest"),
-    "a negative batch": ("max_batch_size: 4", "max_batch_size: -4", "max_batch_size"),
-    "another model's name": ('name: "fp32"', 'name: "other"', "other"),
-    "a warm-up of another input": ('key: "input"', 'key: "inputs"', "inputs"),
-    "an output that the model has not": ('name: "logits"', 'name: "classes"', ""),  # it may end before it says which
-    "labels that are not there": ("labels.txt", "names.txt", "names.txt"),
-    "a model file that is not there": ("model.onnx", "other.onnx", "other.onnx"),
-    "dimensions of none": ("dims: [ 1, 28, 28 ]", "dims: [ 0, 28, 28 ]", "dimension must be integer >= 1"),
-    "a batch that the server prefers and may not make": (
-        "max_queue_delay_microseconds: 100",
-        "preferred_batch_size: [ 8 ]",
-        "must be <= max batch size",
-    ),
-}
-
-
-@pytest.mark.parametrize("broken", BROKEN)
-def test_a_repository_with_one_change_is_refused(
-    broken: str, bundles: dict[str, Bundle], start: Any, tmp_path: Path
-) -> None:
-    old, new, said = BROKEN[broken]
-    folder = written(bundles["fp32"], "fp32", tmp_path / "repository")
-    config = folder / "configs" / "ci.pbtxt"
-    text = config.read_text()
-    assert old in text
-    config.write_text(text.replace(old, new))
-    with pytest.raises(ServerEnded, match=said), start(tmp_path / "repository", tmp_path / "log"):
-        pass
