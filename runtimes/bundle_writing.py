@@ -62,6 +62,19 @@ def staging_folder(destination: Path, *, force: bool) -> Iterator[Path]:
         BundleError: the folder cannot be written; says why.
     """
     check_destination(destination, force=force)
+    with new_folder_beside(destination) as staging:
+        yield staging
+        _exchange(staging, destination)
+
+
+@contextmanager
+def new_folder_beside(destination: Path) -> Iterator[Path]:
+    """Make a new folder beside `destination` to write into, and rename out of; what is left of it in the end is
+    removed. A folder that a killed run left behind is removed by the next run.
+
+    Raises:
+        BundleError: it cannot be written, or the block raised an OSError; says why.
+    """
     with _explaining_errors(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(destination)
@@ -69,7 +82,6 @@ def staging_folder(destination: Path, *, force: bool) -> Iterator[Path]:
     try:
         with _explaining_errors(destination):
             yield staging
-            _exchange(staging, destination)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         os.close(lock)

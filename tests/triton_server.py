@@ -73,13 +73,16 @@ def _environment() -> dict[str, str]:
 
 
 @contextmanager
-def triton_server(repository: Path, log: Path, *options: str, config: str | None = "ci") -> Iterator[TritonServer]:
+def triton_server(
+    repository: Path, log: Path, *options: str, config: str | None = "ci", backends: Path = TRITON / "backends"
+) -> Iterator[TritonServer]:
     """Start a server on `repository`, wait until it is ready, and stop it in the end.
 
     Args:
         log: the file that it writes to.
         options: more words for its command line.
         config: the name of the configuration that it reads where a model has it; None reads `config.pbtxt`.
+        backends: the folder of its backends.
 
     Raises:
         ServerEnded: it did not take the repository, or was not ready in time.
@@ -87,7 +90,7 @@ def triton_server(repository: Path, log: Path, *options: str, config: str | None
     http, grpc, metrics = _free_ports(3)
     command = [
         str(TRITON / "bin" / "tritonserver"),
-        *("--model-repository", str(repository), "--backend-directory", str(TRITON / "backends")),
+        *("--model-repository", str(repository), "--backend-directory", str(backends)),
         *("--http-address=127.0.0.1", f"--http-port={http}", "--grpc-address=127.0.0.1", f"--grpc-port={grpc}"),
         *(f"--metrics-port={metrics}", "--exit-on-error=true", "--disable-auto-complete-config"),
         *(() if config is None else (f"--model-config-name={config}",)),

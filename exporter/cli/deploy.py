@@ -26,6 +26,7 @@ from exporter.cli._options import (
     trust_option,
     url_option,
 )
+from exporter.cli._triton import triton
 from runtimes.errors import BadInput
 from runtimes.printable import printable
 
@@ -59,6 +60,7 @@ command.add_command(deepstream)
 command.add_command(doctor)
 command.add_command(evaluate)
 command.add_command(inspect)
+command.add_command(triton)
 
 
 @command.command(cls=GroupedCommand)

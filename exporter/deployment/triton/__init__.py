@@ -1,0 +1,1 @@
+"""A model repository for NVIDIA's Triton Inference Server, written from bundles."""

@@ -1,0 +1,133 @@
+"""A model of Triton's Python backend: decodes picture files into pixels, as `resnet-deploy run` reads them.
+
+It needs Pillow and numpy in the server's Python, and nothing else: resnet-export wrote it, and the server runs it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+from PIL import Image, JpegImagePlugin
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "GIF", "AVIF", "JPEG2000")
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+MOST_PIXELS, LONGEST_SIDE = 178_956_970, 1 << 20
+MOST_RESIZED = 1 << 24
+ORIENTATION = 0x0112
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def decode(data: bytes, channels: int, resize: list[int]) -> NDArray[np.uint8]:
+    """The pixels of a picture file, upright: uint8 (height, width, channels).
+
+    Args:
+        channels: 1 or 3.
+        resize: to what the model resizes it: the shorter side, or height and width; empty for not at all.
+
+    Raises:
+        ValueError: it is no picture, or too large.
+    """
+    image = _open(data)
+    if image.mode.startswith("I"):  # 16 bits
+        levels = (np.arange(1 << 16) / 257).round().astype(np.uint8)
+        image = Image.fromarray(levels[np.asarray(image).clip(0, (1 << 16) - 1)])
+    if image.mode not in MODES:
+        raise ValueError(f"expected whole numbers in grey or colour, got pixels of mode {image.mode}; save it as a PNG")
+    width, height = _resized(image.size, resize)
+    if width * height > MOST_RESIZED:
+        raise ValueError(
+            f"expected a picture that is resized to at most {MOST_RESIZED:,} pixels, got {width * height:,} of one of "
+            f"{image.height}x{image.width}; cut it"
+        )
+    mode = "L" if channels == 1 else "RGB"
+    pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _open(data: bytes) -> Image.Image:
+    """A JPEG is read as one: Pillow looks behind it for further pictures, and fails where that part is damaged."""
+    file, is_jpeg = io.BytesIO(data), data[:2] == b"\xff\xd8"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are mostly about metadata
+        with JpegImagePlugin.JpegImageFile(file) if is_jpeg else Image.open(file, formats=_formats()) as opened:
+            if opened.width * opened.height > MOST_PIXELS or max(opened.size) > LONGEST_SIDE:
+                raise ValueError(
+                    f"it has {opened.width}x{opened.height} pixels, and more than {MOST_PIXELS:,}, or {LONGEST_SIDE:,} "
+                    "on a side, are not read; make it smaller"
+                )
+            opened.load()
+            turn = TURNS.get(_orientation(opened))
+            image = opened.copy() if turn is None else opened.transpose(turn)
+    image.info.clear()  # unused, and Pillow warns of some transparencies on converting
+    return image
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _orientation(opened: Image.Image) -> int:
+    """By EXIF, or else by XMP, 1 to 8; 1 where neither has one, or they are damaged."""
+    alone = Image.new("1", (1, 1))
+    if opened.format != "TIFF":  # Pillow turns those itself
+        alone.info = {name: value for name, value in opened.info.items() if "xmp" in str(name).lower()}
+    for image in (opened, alone):
+        try:
+            found = image.getexif().get(ORIENTATION)
+        except Exception:  # a decoder raises whatever it stumbles over
+            continue
+        if isinstance(found, int) and found in TURNS:
+            return found
+    return 1
+
+
+def _resized(size: tuple[int, int], resize: list[int]) -> tuple[int, int]:
+    """The (width, height) to which the model resizes a picture of `size`, (width, height)."""
+    if not resize:
+        return size
+    if len(resize) == 2:
+        return resize[1], resize[0]
+    short, long = sorted(size)
+    scaled = int(resize[0] * long / short)
+    return (resize[0], scaled) if size[0] <= size[1] else (scaled, resize[0])
+
+
+class TritonPythonModel:
+    """What the Python backend loads for each instance."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read what the model takes from the configuration."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        self.channels = int(parameters["channels"]["string_value"])
+        self.resize = [int(side) for side in re.findall(r"\d+", parameters["resize"]["string_value"])]
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """One response for each request: its pictures' pixels, uint8 (pictures, height, width, channels)."""
+        return [self._response(request) for request in requests]
+
+    def _response(self, request: Any) -> Any:
+        files = pb_utils.get_input_tensor_by_name(request, "picture").as_numpy().reshape(-1)
+        try:
+            pictures = [decode(bytes(data), self.channels, self.resize) for data in files]
+            if len({picture.shape for picture in pictures}) > 1:
+                raise ValueError("expected pictures of one size in one request, got several; send a request for each")
+        except Exception as error:  # a decoder raises whatever it stumbles over: OSError, SyntaxError, MemoryError
+            said = " ".join(str(error).split()) or type(error).__name__
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"cannot read the picture: {said}"))
+        return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", np.stack(pictures))])
