@@ -15,6 +15,7 @@ from exporter.cli._common import echo_json, echo_lines, run_command, run_program
 from exporter.cli._eval import evaluate
 from exporter.cli._help import GroupedCommand
 from exporter.cli._inspect import inspect
+from exporter.cli._kit import kit
 from exporter.cli._options import (
     backend_group,
     json_option,
@@ -54,6 +55,7 @@ command.add_command(build)
 command.add_command(check)
 command.add_command(evaluate)
 command.add_command(inspect)
+command.add_command(kit)
 
 
 @command.command(cls=GroupedCommand)
