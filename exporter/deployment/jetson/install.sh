@@ -62,7 +62,7 @@ trap 'exit 143' TERM
 printf 'installing into %s ...\n' "$venv"
 "$python" -m venv --system-site-packages "$venv" || stop 1 "no environment could be made at $venv"
 pip() {
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+    "$venv/bin/python" -m pip --require-virtualenv install --no-user --quiet --disable-pip-version-check "$@"
 }
 # shellcheck disable=SC2086  # $from is several words, or none
 pip $from ./resnet_export-*.whl "$cuda" ||

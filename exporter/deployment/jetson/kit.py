@@ -84,14 +84,17 @@ class KitPlan:
                 )
         if self.jetpack is not None and self.jetpack not in {one.name for one in JETPACKS}:
             raise UnknownName("JetPack", self.jetpack, [one.name for one in JETPACKS if one.takes_our_graphs])
+        if self.jetpack is not None and self.wheels is not None and self.wheels.machine != "aarch64":
+            raise PlanError(f"expected wheels for aarch64 with --jetpack, got {self.wheels}; leave one of them out")
         if self.is_for_a_jetson and not self.boards:
             raise PlanError(self._reason_for_none)
-        if self.jetpack is not None and not self.is_for_a_jetson:
-            raise PlanError(f"expected wheels for aarch64 with --jetpack, got {self.wheels}; leave one of them out")
 
     @property
     def is_for_a_jetson(self) -> bool:
-        return self.wheels is None or self.wheels.machine == "aarch64"
+        """Or is it for another machine: the wheels are for no Jetson's architecture, or for no JetPack's Python?"""
+        if self.jetpack is not None or self.wheels is None:
+            return True
+        return self.wheels.machine == "aarch64" and self.wheels.python in {one.python for one in JETPACKS}
 
     @property
     def boards(self) -> tuple[JetPack, ...]:
@@ -117,9 +120,10 @@ class KitPlan:
                 "install JetPack 6.1 or newer"
             )
         if self.wheels is not None and not any(one.python == self.wheels.python for one in chosen):
-            given = f"JetPack {self.jetpack}" if self.jetpack else "a Jetson"
-            pythons = ", ".join(sorted({one.python for one in chosen}))
-            return f"expected --wheels for Python {pythons} of {given}, got {self.wheels}; TensorRT is for that alone"
+            return (
+                f"expected --wheels for Python {chosen[0].python} of JetPack {self.jetpack}, got {self.wheels}; its "
+                "TensorRT is for that Python alone"
+            )
         newer = next(bundle for bundle in self.bundles for one in chosen if not _reads(one, bundle.manifest))
         manifest = newer.manifest
         return (
