@@ -146,6 +146,7 @@ def _open_fastest(
             raise BadInput(f"expected a bundle for the backend auto, got the file {path}; name a backend")
         model = Bundle.open(path)
     skipped: list[str] = []
+    absent: dict[str, str] = {}
     for choice in candidates(model, tuning, provider):
         try:
             backend_class(choice.backend).check_here()
@@ -155,10 +156,15 @@ def _open_fastest(
         except (BackendUnavailable, UnknownName, BadInput, BundleError) as error:
             # a plug-in that was measured may be gone, a library may not take the graph, an engine not be trusted
             skipped.append(f"{choice.backend}: {error}")
+            if isinstance(error.__cause__, ImportError):
+                absent[skipped[-1]] = choice.backend
             continue
         found.choice = replace(choice, provider=found.provider, skipped=tuple(skipped))
         return found
-    raise BackendUnavailable(f"no backend can run {model.folder} here: {'; '.join(skipped)}")
+    said = [one for one in skipped if one not in absent]
+    if said and absent:  # what is here and cannot says more than what is not
+        said.append(f"not installed: {', '.join(dict.fromkeys(absent.values()))}")
+    raise BackendUnavailable(f"no backend can run {model.folder} here: {'; '.join(said or skipped)}")
 
 
 def open_as_evidence(bundle: Bundle, backend: str, *, tuning: Tuning = DEFAULT_TUNING) -> Runtime:

@@ -72,6 +72,14 @@ def state_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def builds_in_process() -> Iterator[None]:
+    """`resnet-deploy build` builds in the tests' own process, where the stand-ins are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RESNET_EXPORT_IN_PROCESS", "1")
+        yield
+
+
 # --- runtimes: one small model in each backend's own file, and a manifest that fits it ---
 
 

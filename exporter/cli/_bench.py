@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli._common import echo_json, echo_lines, status
+from exporter.cli._common import echo_json, echo_lines, status, warn_of_power
 from exporter.cli._files import check_output_files, write_output
 from exporter.cli._help import GroupedCommand, option_group
 from exporter.cli._options import (
@@ -160,6 +160,8 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
     else:
         echo_lines(bench_lines(result))
     _check_measured(result)
+    if not options["quiet"]:
+        warn_of_power(result.machine.power, "the figures are not the most that this board reaches")
     problem = keep_rankings(result)
     if problem and not options["quiet"]:
         click.echo(f"not kept for --backend auto: {printable(problem)}", err=True)

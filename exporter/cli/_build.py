@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from exporter.cli._common import echo_json, echo_lines, size_text, status
+from exporter.cli._common import echo_json, echo_lines, size_text, status, warn_of_power
 from exporter.cli._help import GroupedCommand, option_group
 from exporter.cli._options import json_option, output_group, quiet_option
 from exporter.verification.report.lines import parity_lines
@@ -60,7 +60,12 @@ _device, _builder = map(option_group, ("Device", "Builder"))
     metavar="N",
     help="From 0, which builds fast, to 5, which runs fast.  [default: the library's, 3]",
 )
-@_builder("--workspace", type=click.IntRange(min=1), metavar="MIB", help="Largest scratch memory of a kernel, in MiB.")
+@_builder(
+    "--workspace",
+    type=click.IntRange(min=1),
+    metavar="MIB",
+    help="Largest scratch memory of a kernel, in MiB.  [default: the library's own; on a Jetson by its memory]",
+)
 @_builder(
     "--timing-cache",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -72,6 +77,12 @@ _device, _builder = map(option_group, ("Device", "Builder"))
     "--allow-fallback-layers",
     is_flag=True,
     help="Accept convolutions in another precision than the bundle's, or off the DLA.",
+)
+@_builder(
+    "--in-process",
+    is_flag=True,
+    envvar="RESNET_EXPORT_IN_PROCESS",
+    help="Build in this process, as for a debugger, and not in one of its own.",
 )
 @output_group("--force", is_flag=True, help="Build even if nothing has changed.")
 @output_group(
@@ -109,6 +120,7 @@ def build(bundle: Path, **options: Any) -> None:
         allow_fallback_layers=options["allow_fallback_layers"],
         timing_cache=options["timing_cache"],
         force=options["force"],
+        own_process=not options["in_process"],
     )
     if options["print_trtexec"]:
         from exporter.engines.trtexec import trtexec_lines
@@ -117,6 +129,8 @@ def build(bundle: Path, **options: Any) -> None:
         return echo_json({"trtexec": lines}) if options["as_json"] else echo_lines(lines)
     with status(quiet=options["quiet"]) as progress:
         engine = build_engine(plan, progress)
+    if not engine.cached and not options["quiet"]:
+        warn_of_power(engine.facts.power, "the builder timed kernels, to choose among them, on a slower board")
     if options["as_json"]:
         import msgspec
 
@@ -132,6 +146,15 @@ def _proof_lines(engine: Engine) -> list[str]:
     if engine.report is None:
         return [f"{'answers':<12} not checked: the engine was built ahead of time, for a device that is not here"]
     return parity_lines(engine.report)
+
+
+def workspace_text(facts: EngineFacts) -> str:
+    """How much scratch memory the builder's kernels were allowed, and by whom."""
+    allowed = None if facts.memory is None else facts.memory.workspace_bytes
+    if allowed is None:
+        return ""
+    chosen = "" if "workspace_bytes" in facts.options else ", by the board's size"
+    return f"; {allowed // MIB} MiB of scratch for a kernel{chosen}"
 
 
 def engine_lines(path: Path, facts: EngineFacts) -> list[str]:
@@ -157,6 +180,10 @@ def engine_lines(path: Path, facts: EngineFacts) -> list[str]:
         lines.append(f"{'':<12} on DLA: {len(facts.layers.on_dla)} of {among} layers")
     if facts.layers.on_gpu:
         lines.append(f"{'':<12} on the GPU and not on DLA: {', '.join(facts.layers.on_gpu)}")
+    if facts.memory is not None:
+        lines.append(f"{'memory':<12} {facts.memory}{workspace_text(facts)}")
+    if facts.power is not None:
+        lines.append(f"{'power':<12} {facts.power}")
     if facts.options:
         lines.append(f"{'options':<12} {', '.join(f'{name} {value}' for name, value in facts.options.items())}")
     return [*lines, f"{'seconds':<12} {facts.seconds:.1f}"]

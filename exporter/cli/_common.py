@@ -21,6 +21,7 @@ from runtimes.printable import as_text, printable
 from runtimes.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from runtimes.board.power import Power
     from runtimes.manifest import Manifest
 
 INTERRUPTED, TERMINATED, WRONG_USE = 130, 143, 2
@@ -124,6 +125,12 @@ def _as_texts(value: object) -> object:
 def echo_lines(lines: Iterable[str]) -> None:
     """Print lines on stdout; control characters in names are escaped, so that each stays one line."""
     click.echo("\n".join(map(printable, lines)))
+
+
+def warn_of_power(state: Power | None, why: str) -> None:
+    """Say on stderr that a Jetson is slower than it could be, and why that matters."""
+    if state is not None and state.problem:
+        click.echo(f"warning: {printable(state.problem)}: {why}", err=True)
 
 
 def gives_text(manifest: Manifest) -> str:

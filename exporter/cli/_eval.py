@@ -13,7 +13,7 @@ import click
 from exporter.cli._common import echo_json, echo_lines, status
 from exporter.cli._help import GroupedCommand, option_group
 from exporter.cli._options import (
-    backend_group,
+    backend_option,
     output_group,
     provider_option,
     quiet_option,
@@ -63,13 +63,7 @@ _data = option_group("Data")
     metavar="N",
     help="Number of images, spread evenly over the classes.  [default: all]",
 )
-@backend_group(
-    "--backend",
-    default="onnxruntime",
-    show_default=True,
-    metavar="NAME|auto",
-    help="Backend that runs the model; auto takes the fastest that bench measured.",
-)
+@backend_option
 @provider_option
 @url_option
 @threads_option

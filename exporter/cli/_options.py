@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import click
 
 from exporter.cli._help import option_group
@@ -27,6 +29,20 @@ url_option = backend_group(
     "--url",
     metavar="URL",
     help="Model on a server for --backend triton: grpc://HOST:8001/MODEL[/VERSION], or grpcs:// for TLS.",
+)
+
+
+def _backend_here(_context: click.Context, _option: click.Parameter, name: str | None) -> str:
+    """The backend that was named, or else `onnxruntime`; on a board, which has none, `auto`: the engine built there."""
+    return name or ("auto" if find_spec("onnxruntime") is None else "onnxruntime")
+
+
+backend_option = backend_group(
+    "--backend",
+    callback=_backend_here,
+    metavar="NAME|auto",
+    help="Backend that runs the model; auto takes the fastest that bench measured.  "
+    "[default: onnxruntime, or auto where that is not installed]",
 )
 
 

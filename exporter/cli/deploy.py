@@ -17,8 +17,9 @@ from exporter.cli._doctor import doctor
 from exporter.cli._eval import evaluate
 from exporter.cli._help import GroupedCommand
 from exporter.cli._inspect import inspect
+from exporter.cli._kit import kit
 from exporter.cli._options import (
-    backend_group,
+    backend_option,
     json_option,
     output_group,
     provider_option,
@@ -60,19 +61,14 @@ command.add_command(deepstream)
 command.add_command(doctor)
 command.add_command(evaluate)
 command.add_command(inspect)
+command.add_command(kit)
 command.add_command(triton)
 
 
 @command.command(cls=GroupedCommand)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@backend_group(
-    "--backend",
-    default="onnxruntime",
-    show_default=True,
-    metavar="NAME|auto",
-    help="Backend that runs the model; auto takes the fastest that bench measured.",
-)
+@backend_option
 @provider_option
 @url_option
 @threads_option

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import cast
 
 from exporter.engines import builders, timings
-from exporter.engines.builders import BuildOptions, BuiltNetwork, EngineBuilder, Job
+from exporter.engines.apart import watched_build
+from exporter.engines.builders import BuildOptions, BuiltNetwork, EngineBuild, EngineBuilder, Job
 from exporter.engines.folder import cached_facts, check_folder, folder_lock, remove_left_over, write_error
 from exporter.engines.layers import (
     check_dla,
@@ -26,6 +27,8 @@ from exporter.engines.layers import (
 )
 from runtimes._open import backend_class, remedy_for
 from runtimes._plugins import load_plugin, plugin_names
+from runtimes.board.memory import MemoryUse, board_workspace
+from runtimes.board.power import power
 from runtimes.bundle import Bundle
 from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import BackendUnavailable, ParityError, PlanError
@@ -70,6 +73,7 @@ class BuildPlan:
         timing_cache: file for the builder's measurements, read by the next build; version and device are added to its
             name.
         force: build even if nothing has changed.
+        own_process: build in a new interpreter: a script that asks for it needs `if __name__ == "__main__"`.
 
     Raises:
         PlanError: an option does not fit the bundle's precision, or is out of range.
@@ -82,6 +86,7 @@ class BuildPlan:
     allow_fallback_layers: bool = False
     timing_cache: Path | None = None
     force: bool = False
+    own_process: bool = False
 
     def __post_init__(self) -> None:
         self.bundle.check_accepted()
@@ -157,7 +162,8 @@ def build_engine(plan: BuildPlan, on_step: Progress) -> Engine:
         return Engine(path, facts, cached=True, report=None)
     start = time.perf_counter()
     cache = None if plan.timing_cache is None else timings.timing_file(plan.timing_cache, builder.VERSION, targets)
-    built, layers = _build(builder, plan, timings.read_timings(cache), on_step)
+    state = power()
+    built, layers, memory = _build(plan, timings.read_timings(cache), on_step)
     facts = EngineFacts(
         schema_version=SCHEMA_VERSION,
         backend=plan.backend,
@@ -177,6 +183,8 @@ def build_engine(plan: BuildPlan, on_step: Progress) -> Engine:
         engine_bytes=len(built.plan),
         key=key,
         typed_refusal=built.typed_refusal,
+        power=state,
+        memory=memory,
     )
     kept = _prove_and_keep(path, built.plan, lambda facts: seal_facts(facts, machine_key), facts, plan, on_step)
     if cache is not None and built.timing_cache:
@@ -184,19 +192,27 @@ def build_engine(plan: BuildPlan, on_step: Progress) -> Engine:
     return kept
 
 
+def build_here(backend: str, job: Job, on_step: Progress) -> EngineBuild:
+    """Build with the builder of this name, in this process."""
+    return load_builder(backend).build(job, on_step)
+
+
 def _build(
-    builder: EngineBuilder, plan: BuildPlan, measured: bytes | None, on_step: Progress
-) -> tuple[BuiltNetwork, LayerFacts]:
+    plan: BuildPlan, measured: bytes | None, on_step: Progress
+) -> tuple[BuiltNetwork, LayerFacts, MemoryUse | None]:
     """Build the engine, and check in which precision its layers run, and that DLA runs what it was asked to run."""
     manifest, core = plan.bundle.manifest, plan.options.dla_core
+    workspace = plan.options.workspace_bytes
+    if workspace is None and (workspace := board_workspace()) is not None:
+        on_step(f"a kernel may have {workspace >> 20} MiB of scratch memory, by the board's memory")
     job = Job(
         plan.bundle.file(ONNX).read_bytes(),
         manifest.precision,
         manifest.inputs,
         manifest.batch,
-        replace(plan.options, timing_cache=measured),
+        replace(plan.options, timing_cache=measured, workspace_bytes=workspace),
     )
-    built, layers = builder.build(job, on_step)
+    (built, layers), memory = watched_build(build_here, plan.backend, job, on_step, own_process=plan.own_process)
     facts = layer_facts(layers, built.convolutions, manifest.precision, built.left_in_float)
     if core is not None:
         on_dla, on_gpu = layers_on_dla(layers, built.order), layers_on_gpu(layers, built.order)
@@ -207,7 +223,7 @@ def _build(
             if manifest.asked.dla_friendly:
                 check_dla_stretch(facts, built.convolutions, built.order, core)
         check_precision(facts, manifest.precision)
-    return built, facts
+    return built, facts, memory
 
 
 def _prove_and_keep(

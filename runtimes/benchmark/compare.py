@@ -120,6 +120,7 @@ def _difference_of_machines(first: Result, second: Result) -> str:
         "processor": (one.processor, other.processor),
         "flags": (" ".join(one.flags), " ".join(other.flags)),
         "GPU": (one.gpu.name if one.gpu else "none", other.gpu.name if other.gpu else "none"),
+        "power mode": (one.power.mode if one.power else "none", other.power.mode if other.power else "none"),
         "usable cores": (one.usable_cores, other.usable_cores),
         "threads": (first.settings.threads, second.settings.threads),
         **{

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from runtimes.board.power import Power, power
 from runtimes.cores import usable_cores
 from runtimes.errors import BackendUnavailable
 from runtimes.processor import processor
@@ -23,6 +24,8 @@ PACKAGES = (
 GOVERNORS = "sys/devices/system/cpu/cpufreq"
 DRIVER = "proc/driver/nvidia/version"
 ROOT = Path("/")
+OF_THE_MOMENT = ("load", "system", "governors", "power")
+"""Fields of a machine that its key leaves out."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Machine:
             say.
         load: the average number of running processes of the minute before.
         versions: of the packages that run models, by name.
+        power: the power mode, clocks and temperatures of a Jetson; None elsewhere, and in results of earlier versions.
     """
 
     processor: str
@@ -62,11 +66,12 @@ class Machine:
     python: str
     load: float | None
     versions: dict[str, str]
+    power: Power | None = None
 
     @property
     def key(self) -> str:
         """A name for what decides speed here, sha256 in hex: not the state of the moment, nor the system's release."""
-        fixed = {name: value for name, value in asdict(self).items() if name not in ("load", "system", "governors")}
+        fixed = {name: value for name, value in asdict(self).items() if name not in OF_THE_MOMENT}
         return hashlib.sha256(msgspec.json.encode(fixed, order="sorted")).hexdigest()
 
     @property
@@ -79,7 +84,7 @@ def this_machine(root: Path = ROOT) -> Machine:
     """Describe the machine that this process runs on. What it does not tell is left empty.
 
     Args:
-        root: where `proc` and `sys` are.
+        root: where `proc`, `sys`, `etc` and `var` are.
     """
     known = processor()
     return Machine(
@@ -94,6 +99,7 @@ def this_machine(root: Path = ROOT) -> Machine:
         python=platform.python_version(),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         versions=installed_versions(),
+        power=power(root),
     )
 
 

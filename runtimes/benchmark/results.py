@@ -9,6 +9,7 @@ from typing import Literal
 
 from runtimes.benchmark.machine import Machine
 from runtimes.benchmark.statistics import Decision, Interval, median_interval
+from runtimes.board.power import Power
 from runtimes.manifest import ModelFacts
 from runtimes.server_url import is_url
 from runtimes.specs import BatchRange, TensorSpec
@@ -243,6 +244,7 @@ class Result:
         roofs: the machine's own peaks, for comparison.
         variation: the median coefficient of variation of a rate over the rounds.
         drift: the speed in the second half of the rounds over that in the first half.
+        power_after: the state of a Jetson after the rounds; `machine` has the one before.
         speedup: of two bundles; None where there is one, or more, or nothing ran one of them rightly.
     """
 
@@ -257,6 +259,7 @@ class Result:
     variation: float
     drift: float
     speedup: Speedup | None = None
+    power_after: Power | None = None
 
     def bundle_of(self, entry: Entry) -> BundleFacts:
         return next(one for one in self.bundles if one.folder == entry.contender.bundle)

@@ -17,6 +17,8 @@ from typing import BinaryIO, NamedTuple
 
 import msgspec
 
+from runtimes.board.memory import MemoryUse
+from runtimes.board.power import Power
 from runtimes.errors import BadInput, BundleError, PlanError
 from runtimes.nvidia.plan_files import HEADER_BYTES, plan_header, sidecar_of
 from runtimes.nvidia.trust import seal_of
@@ -73,6 +75,8 @@ class EngineFacts:
         key: equal keys mean that a new build would change nothing.
         typed_refusal: why the parser refused the typed graph, if typing is `weak`.
         seal: proves that this machine built it (see `trust`); empty if there is no proof.
+        power: the state of the Jetson before the build; None elsewhere, and in sidecars of earlier versions.
+        memory: what the build took of the machine's memory; None where the system does not tell.
     """
 
     schema_version: int
@@ -94,6 +98,8 @@ class EngineFacts:
     key: str
     typed_refusal: str = ""
     seal: str = ""
+    power: Power | None = None
+    memory: MemoryUse | None = None
 
     @property
     def version_compatible(self) -> bool:

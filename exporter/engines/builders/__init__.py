@@ -23,8 +23,9 @@ class BuildOptions:
 
     Attributes:
         targets: compute capabilities, such as `sm86`; only TensorRT-RTX builds for others than this machine's.
-        workspace_bytes: most scratch memory that a kernel may use; None is the library's own limit, or half of the free
-            memory where GPU and CPU share it.
+        workspace_bytes: most scratch memory that a kernel may use; None is what `runtimes.board.memory` says of a
+            Jetson of this size, elsewhere the library's own limit, or half of the free memory where GPU and CPU share
+            it.
         optimization_level: the builder's, 0 (fast build) to 5; None is the library's default.
         version_compatible: newer versions of the same library can load the engine.
         hardware_compatible: `ampere-plus` or `same-compute-capability`; None is this GPU alone.

@@ -32,6 +32,7 @@ from runtimes.benchmark.results import (
 )
 from runtimes.benchmark.roof import library_names, measure_roofs
 from runtimes.benchmark.statistics import decide, drift, variation
+from runtimes.board.power import power
 from runtimes.bundle import MANIFEST, Bundle, sha256_of_file
 from runtimes.progress import Progress, silent
 from runtimes.server_url import BACKEND as TRITON
@@ -67,6 +68,7 @@ def bench(plan: BenchPlan, say: Progress = silent) -> Result:
             station.warm_up(plan.warm_up)
         before = _roofs(stations, plan.tuning.cores, say)
         _rounds(plan, stations, say)
+        power_after = power()
         after = _roofs(stations, plan.tuning.cores, say)
         entries = [remarks_on(station.finish(), station.task.bundle.manifest) for station in stations]
     bundles = tuple(map(bundle_facts, plan.bundles))
@@ -89,6 +91,7 @@ def bench(plan: BenchPlan, say: Progress = silent) -> Result:
         variation=statistics.median(map(variation, series)) if series else 0.0,
         drift=drift(series),
         speedup=speedup_of(bundles, entries),
+        power_after=power_after,
     )
 
 

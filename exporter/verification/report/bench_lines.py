@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from runtimes.benchmark.statistics import Interval
 
 LINE_NAMES = {"device": "device", "copies": "copies", "files": "files"}
+FELL = 0.95
+"""A locked clock below this share of what it was has been lowered."""
 MEASURES = {"latency": "latency at the smallest batch", "throughput": "images a second at the best batch"}
 
 
@@ -27,6 +29,8 @@ def bench_lines(result: Result) -> Iterator[str]:
     if result.speedup is not None:
         yield f"{'speed-up':<12} {speedup_text(result.speedup)}"
     yield f"{'noise':<12} {noise_text(result)}"
+    if (cooled := throttle_text(result)) is not None:
+        yield f"{'heat':<12} {cooled}"
     if result.settings.pictures:
         yield f"{'files':<12} {result.settings.pictures}"
     yield (
@@ -49,6 +53,8 @@ def machine_lines(machine: Machine, threads: int) -> Iterator[str]:
             f"{'':<12} {gpu.name} ({gpu.target}), {gpu.memory_bytes / 2**30:.0f} GiB, CUDA {gpu.cuda}"
             f"{f', driver {gpu.driver}' if gpu.driver else ''}"
         )
+    if machine.power is not None:
+        yield f"{'power':<12} {machine.power}{f'; {machine.power.problem}' if machine.power.problem else ''}"
     versions = ", ".join(f"{name} {one}" for name, one in machine.versions.items())
     yield f"{'':<12} {machine.system}, Python {machine.python}, {versions}"
 
@@ -66,6 +72,22 @@ def noise_text(result: Result) -> str:
         f"a rate varies by {result.variation:.1%} over the {result.settings.rounds} rounds (coefficient of variation); "
         f"the second half was {drifted}{busy}"
     )
+
+
+def throttle_text(result: Result) -> str | None:
+    """How hot a Jetson was before and after the rounds, and which of its clocks fell; None elsewhere."""
+    before, after = result.machine.power, result.power_after
+    if before is None or after is None or not before.temperatures_c or not after.temperatures_c:
+        return None
+    was = {one.name: one for one in before.clocks}
+    fell = [
+        f"{one.name} fell from {was[one.name].mhz} to {one.mhz} MHz"
+        for one in after.clocks
+        if one.name in was and was[one.name].is_locked and one.mhz < FELL * was[one.name].mhz
+    ]
+    hottest = [max(one.temperatures_c.values()) for one in (before, after)]
+    slower = f"; {', '.join(fell)}: it was throttled, so cool it and measure again" if fell else ""
+    return f"{hottest[0]:.0f} C before the rounds, {hottest[1]:.0f} C after them{slower}"
 
 
 def winner_text(result: Result, winner: Winner) -> str:
