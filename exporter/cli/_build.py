@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from exporter.cli._build_on import build_on, is_on_board, on_options
 from exporter.cli._common import echo_json, echo_lines, size_text, status
 from exporter.cli._help import GroupedCommand, option_group
 from exporter.cli._options import json_option, output_group, quiet_option
@@ -73,6 +74,7 @@ _device, _builder = map(option_group, ("Device", "Builder"))
     is_flag=True,
     help="Accept convolutions in another precision than the bundle's, or off the DLA.",
 )
+@on_options
 @output_group("--force", is_flag=True, help="Build even if nothing has changed.")
 @json_option
 @quiet_option
@@ -86,6 +88,7 @@ def build(bundle: Path, **options: Any) -> None:
     from exporter.engines.builders import BuildOptions
     from runtimes.bundle import Bundle
 
+    on_board = is_on_board(options)
     targets, workspace = options["targets"], options["workspace"]
     chosen = BuildOptions(
         targets=tuple(targets.lower().split(",")) if targets else (),
@@ -104,6 +107,8 @@ def build(bundle: Path, **options: Any) -> None:
         timing_cache=options["timing_cache"],
         force=options["force"],
     )
+    if on_board:
+        return build_on(plan.bundle, options, engine_lines)
     with status(quiet=options["quiet"]) as progress:
         engine = build_engine(plan, progress)
     if options["as_json"]:
