@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,7 +20,7 @@ from exporter.deployment.remote.ssh import Answer, Ssh
 from exporter.engines.folder import check_folder, folder_lock, remove_left_over, write_error
 from runtimes.bundle import MANIFEST, Bundle
 from runtimes.errors import BackendUnavailable, BadInput, BoardError, BundleError, PlanError
-from runtimes.manifest import json_from_manifest
+from runtimes.manifest import FileFacts, json_from_manifest
 from runtimes.nvidia.engine_file import EngineFacts, facts_of
 from runtimes.nvidia.plan_files import FOLDER, sidecar_of
 from runtimes.parity.compare import ParityReport
@@ -152,7 +152,7 @@ def _install(plan: RemotePlan, ssh: Ssh) -> tuple[str, ...]:
         if answer.code or found is None:
             raise BackendUnavailable(
                 f"expected a version from {' '.join(command)} --version on {board}, got exit code {answer.code}: "
-                f"{said or answer.out.strip()!r}; install it there again, or name another with --remote-command"
+                f"{said or answer.out.strip()}; install it there again, or name another with --remote-command"
             )
         if found[2] != ".".join(ours.split(".")[:2]):
             raise BackendUnavailable(f"expected resnet-deploy {ours} on {board}, as here, got {found[1]}; {ANOTHER}")
@@ -165,17 +165,22 @@ def _install(plan: RemotePlan, ssh: Ssh) -> tuple[str, ...]:
 
 
 def _bytes_to_copy(bundle: Bundle) -> int:
-    return sum(facts.bytes for name, facts in bundle.manifest.files.items() if name not in REFERENCES)
+    return sum(facts.bytes for facts in _files_to_copy(bundle).values())
+
+
+def _files_to_copy(bundle: Bundle) -> dict[str, FileFacts]:
+    """The files that the manifest names, without the reference, which a board does not need."""
+    return {name: facts for name, facts in bundle.manifest.files.items() if name not in REFERENCES}
 
 
 def _copy_bundle(bundle: Bundle, ssh: Ssh) -> None:
-    """Copy the files that the manifest names, without the reference, which a board needs not. Their names come from a
-    stranger perhaps, so no command line has them: a folder of links is copied."""
+    """Copy the bundle. Its files' names may come from a stranger, so no command line has them: a folder of links is
+    copied."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "bundle"
         folder.mkdir()
-        files = {name: facts for name, facts in bundle.manifest.files.items() if name not in REFERENCES}
-        for name in files:
+        files = _files_to_copy(bundle)
+        for name in {PurePosixPath(name) for name in files}:  # two names may be of one file
             link = folder / name
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to((bundle.folder / name).resolve())
@@ -262,7 +267,7 @@ def _bring_back(plan: RemotePlan, ssh: Ssh, engine: _There, checked: _Said) -> R
         ssh.get(f"{THERE}/{FOLDER}/{engine.name}", staged)
         ssh.get(f"{THERE}/{FOLDER}/{sidecar_of(path).name}", sidecar_of(staged))
         ssh.get(JUNIT, _junit_of(staged))
-        _json_of(staged).write_text(checked.out)
+        _json_of(staged).write_text(checked.out, encoding="utf-8")
         try:
             facts = facts_of(staged)
             if facts.onnx_sha256 != plan.bundle.manifest.files["model.onnx"].sha256:

@@ -31,8 +31,8 @@ MARK = "resnet-deploy:"
 """Precedes what we want to read: a login shell's start-up files may print, too."""
 FOLDER = re.compile(r"/[\w./-]+", re.ASCII)
 HOLD = (
-    'end() { if p=$(cat "$d/pid") && test -n "$p" && kill -TERM -- "-$p"; then n=0; '
-    "while kill -0 -- -$p && test $n -lt 10; do sleep 1; n=$((n + 1)); done; kill -KILL -- -$p; "
+    'end() { if p=$(cat "$d/pid") && test -n "$p" && kill -s TERM -- "-$p"; then n=0; '
+    'while kill -s 0 -- "-$p" && test $n -lt 10; do sleep 1; n=$((n + 1)); done; kill -s KILL -- "-$p"; '
     'fi 2>/dev/null; rm -rf -- "$d"; }; '
     'umask 077; d=$(mktemp -d "${TMPDIR:-/var/tmp}/resnet-deploy.XXXXXXXXXX") || exit 1; '
     'trap "exit 0" HUP INT TERM PIPE; trap end EXIT; '
@@ -40,7 +40,11 @@ HOLD = (
 )
 """For sh: makes the folder, and removes it when standard input ends; before that it ends the process group in `pid`, by
 force after 10 s. Not in /tmp, which is memory on some systems."""
-RUN = "echo {mark}; cd {folder} || exit 1; setsid {command} & echo $! >pid; wait $!; s=$?; rm -f pid; exit $s"
+RUN = (
+    "echo {mark}; cd {folder} || exit 1; setsid {command} & echo $! >pid || kill -s TERM -- -$!; "
+    "wait $!; s=$?; rm -f pid; exit $s"
+)
+"""Runs a command in the folder, in a process group of its own, and ends with its exit code."""
 REMEDIES = {
     "REMOTE HOST IDENTIFICATION HAS CHANGED": "its host key is not the one that ssh knows: if the board was installed "
     "anew, forget the old key with ssh-keygen -R, else another machine answers",
@@ -68,7 +72,6 @@ class Ssh:
         quiet: show no progress of copies.
 
     Raises:
-        BadInput: ssh takes no such configuration.
         BackendUnavailable: ssh or scp is not here, or does not reach the board; says why.
         BoardError: the board has no place for the folder.
     """
@@ -92,6 +95,7 @@ class Ssh:
         try:
             self.folder = self._made_folder()
         except BaseException:
+            self._holder.terminate()  # it may be connecting still, which nobody wants to wait for
             self.close()
             raise
 
@@ -120,7 +124,7 @@ class Ssh:
         """Run a command in the folder; `on_line` gets each line of its standard error as it comes.
 
         Raises:
-            BackendUnavailable: the connection was lost.
+            BackendUnavailable: the connection was lost, or takes no further command.
         """
         script = RUN.format(mark=MARK, folder=shlex.quote(self.folder), command=quoted(command))
         with tempfile.TemporaryFile() as out:
@@ -141,7 +145,7 @@ class Ssh:
             out.seek(0)
             answer = out.read().decode(errors="replace").partition(f"{MARK}\n")[2]
         if process.returncode == SSH_FAILED:
-            raise self._lost()
+            raise self._broken()
         return Answer(process.returncode, answer)
 
     def put(self, local: Path, name: str) -> None:
@@ -167,8 +171,8 @@ class Ssh:
             ).returncode
             why = last_line(said) or f"scp ended with exit code {code}"
         if code:
-            if self._holder.poll() is not None:
-                raise self._lost()
+            if self._is_lost():
+                raise self._broken()
             raise BoardError(f"cannot copy to or from {self.board.text}: {why}; copy again, or free some room")
 
     def _there(self, name: str) -> str:
@@ -222,12 +226,22 @@ class Ssh:
         remedy = next(
             (remedy for said, remedy in REMEDIES.items() if said in text), "connect by hand with ssh to see why"
         )
-        raise BackendUnavailable(f"ssh does not reach {self.board.text}: {last_line(self._said)}; {remedy}")
+        raise BackendUnavailable(
+            f"ssh does not reach {self.board.text}: {last_line(self._said) or 'it says no more'}; {remedy}"
+        )
 
-    def _lost(self) -> BackendUnavailable:
+    def _is_lost(self) -> bool:
+        with suppress(subprocess.TimeoutExpired):
+            self._holder.wait(1)  # it may notice a moment after the others
+        return self._holder.poll() is not None
+
+    def _broken(self) -> BackendUnavailable:
+        board = self.board.text
+        if not self._is_lost():
+            return BackendUnavailable(f"sshd on {board} takes no second command on a connection; raise its MaxSessions")
         return BackendUnavailable(
-            f"the connection to {self.board.text} was lost; nothing was brought back, and its temporary folder goes "
-            "once the board notices that; build again"
+            f"the connection to {board} was lost; nothing was brought back, and the temporary folder there goes once "
+            "the board notices that; build again"
         )
 
 
