@@ -67,6 +67,6 @@ def find_install(ssh: Ssh, command: tuple[str, ...]) -> tuple[str, ...]:
             )
         return words
     raise BackendUnavailable(
-        f"expected {' or '.join(map(' '.join, places))} on {board}, got none (ssh's commands have a short PATH); install "
-        "it there, or name it: --remote-command '~/venv/bin/resnet-deploy'"
+        f"expected {' or '.join(map(' '.join, places))} on {board}, got none (its PATH is short over ssh); install it there, "
+        "or name it: --remote-command '~/venv/bin/resnet-deploy'"
     )
