@@ -66,7 +66,8 @@ def find_install(ssh: Ssh, command: tuple[str, ...]) -> tuple[str, ...]:
                 f"expected resnet-deploy {ours} on {board}, as here, got {found[1]}; install the same version on both"
             )
         return words
+    wanted = " or ".join(map(" ".join, places))
     raise BackendUnavailable(
-        f"expected {' or '.join(map(' '.join, places))} on {board}, got none (its PATH is short over ssh); install it there, "
-        "or name it: --remote-command '~/venv/bin/resnet-deploy'"
+        f"expected {wanted} on {board}, got none (its PATH is short over ssh); install it there, or name it: "
+        "--remote-command '~/venv/bin/resnet-deploy'"
     )
