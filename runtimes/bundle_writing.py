@@ -18,7 +18,7 @@ from runtimes.bundle import MANIFEST, read_manifest, sha256_of_file
 from runtimes.errors import BundleError, PlanError
 from runtimes.manifest import FileFacts, Manifest, json_from_manifest
 
-ENGINES, OF_ENGINES = "engines", (".engine", ".json", ".cache")
+ENGINES, OF_ENGINES = "engines", (".engine", ".json", ".cache", ".xml")
 """A bundle's folder that its manifest does not list, since devices build engines into it; and the suffixes of its
 files."""
 REJECTED = ".rejected"

@@ -8,6 +8,7 @@
             BuildError              1   an engine could not be built
         CalibrationError            1   the calibration data or what it measured is unusable
         BundleError                 1   a bundle cannot be read or written
+        BoardError                  1   a command on another machine failed; its exit code, 1 to 4, is kept
         UnknownName                 2   no such model, backend or precision; lists the nearest
         PlanError                   2   options that contradict each other
         BadInput                    2   a file or value that is not what it should be
@@ -62,6 +63,14 @@ class CalibrationError(ResnetExportError):
 
 class BundleError(ResnetExportError):
     """A bundle cannot be read (missing, changed, malformed) or written."""
+
+
+class BoardError(ResnetExportError):
+    """A command on another machine failed; its exit code is this error's, where it is one of ours (1 to 4)."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = code if code in (1, 2, 3, 4) else 1
 
 
 class UnknownName(ResnetExportError):

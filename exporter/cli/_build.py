@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from exporter.cli._build_on import build_on, is_on_board, on_options
 from exporter.cli._common import echo_json, echo_lines, size_text, status, warn_of_power
 from exporter.cli._help import GroupedCommand, option_group
 from exporter.cli._options import json_option, output_group, quiet_option
@@ -84,6 +85,7 @@ _device, _builder = map(option_group, ("Device", "Builder"))
     envvar="RESNET_EXPORT_IN_PROCESS",
     help="Build in this process, as for a debugger, and not in one of its own.",
 )
+@on_options
 @output_group("--force", is_flag=True, help="Build even if nothing has changed.")
 @output_group(
     "--print-trtexec",
@@ -103,6 +105,7 @@ def build(bundle: Path, **options: Any) -> None:
     from exporter.engines.builders import BuildOptions
     from runtimes.bundle import Bundle
 
+    on_board = is_on_board(options)
     targets, workspace = options["targets"], options["workspace"]
     chosen = BuildOptions(
         targets=tuple(targets.lower().split(",")) if targets else (),
@@ -122,6 +125,8 @@ def build(bundle: Path, **options: Any) -> None:
         force=options["force"],
         own_process=not options["in_process"],
     )
+    if on_board:
+        return build_on(plan.bundle, options, engine_lines)
     if options["print_trtexec"]:
         from exporter.engines.trtexec import trtexec_lines
 
