@@ -117,7 +117,11 @@ def test_jetpack_chooses_the_row_of_the_board(bundle: Path, deploy: Callable[...
         (("--wheels", "linux-riscv64-cp310"), 2, "expected --wheels as linux-aarch64-cp310 (JetPack 6)"),
         (("--wheels", "linux-aarch64-cp38"), 2, "got 'linux-aarch64-cp38'"),
         (("--wheels", "win-arm64-cp310"), 2, "the package runs on no other platform"),
-        (("--wheels", "linux-aarch64-cp311", "--jetpack", "7.2"), 2, "expected --wheels for Python 3.12 of JetPack 7.2"),
+        (
+            ("--wheels", "linux-aarch64-cp311", "--jetpack", "7.2"),
+            2,
+            "expected --wheels for Python 3.12 of JetPack 7.2",
+        ),
         (("--wheels", "linux-aarch64-cp312", "--jetpack", "6.2"), 2, "expected --wheels for Python 3.10 of JetPack 6"),
         (("--wheels", "linux-x86_64-cp310", "--jetpack", "6.2"), 2, "expected wheels for aarch64 with --jetpack"),
         (("--jetpack", "6.3"), 2, "unknown JetPack '6.3'; choose from 6.1, 6.2, "),
