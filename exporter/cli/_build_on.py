@@ -27,14 +27,14 @@ OPTIONS = (
     _board(
         "--on",
         metavar="USER@BOARD",
-        help="Build and check over ssh on this machine, with its own install; bring the engine back. USER@BOARD:PORT"
-        " names a port.",
+        help="Build and check on that machine, over ssh, with its own install, and bring the engine back."
+        " USER@BOARD:PORT names a port.",
     ),
     _board(
         "--remote-command",
         metavar="COMMAND",
-        help="What runs resnet-deploy there, such as '~/venv/bin/resnet-deploy'.  [default: resnet-deploy, else"
-        " ~/resnet/bin/resnet-deploy]",
+        help="What runs resnet-deploy there, such as '~/venv/bin/resnet-deploy'.  [default: from its PATH, or in"
+        " ~/resnet]",
     ),
     _board(
         "--ssh-config",

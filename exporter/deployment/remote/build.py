@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import importlib.metadata
 import re
 import secrets
 import tempfile
@@ -16,10 +15,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from exporter.deployment.remote.address import Address
-from exporter.deployment.remote.ssh import Answer, Ssh
+from exporter.deployment.remote.look import check_machine, find_install
+from exporter.deployment.remote.ssh import Ssh
 from exporter.engines.folder import check_folder, folder_lock, remove_left_over, write_error
 from runtimes.bundle import MANIFEST, Bundle
-from runtimes.errors import BackendUnavailable, BadInput, BoardError, BundleError, PlanError
+from runtimes.errors import BadInput, BoardError, BundleError
 from runtimes.manifest import FileFacts, json_from_manifest
 from runtimes.nvidia.engine_file import EngineFacts, facts_of
 from runtimes.nvidia.plan_files import FOLDER, sidecar_of
@@ -28,18 +28,11 @@ from runtimes.parity.compare import ParityReport
 Say = Callable[[str], None]
 """Shows one line of what is done, here or on the board."""
 REFERENCES = ("reference.pt2", "reference.onnx")
-COMMANDS = (("resnet-deploy",), ("~/resnet/bin/resnet-deploy",))
-"""Where the board's own install is looked for: on the path, and where docs/jetson.md puts it."""
-MACHINES, DLA_MACHINE = ("Linux x86_64", "Linux aarch64"), "Linux aarch64"
-SLACK_BYTES = 64 << 20
 ANOTHER = "install the same version on both"
-NOT_FOUND, KILLED, NOT_HERE = (126, 127), (137,), 3
+KILLED, NOT_HERE = 137, 3
 THERE, JUNIT = "bundle", "check.xml"
 """In the board's temporary folder."""
-DF = re.compile(r"\s\d+\s+\d+\s+(\d+)\s+\d+%\s")
-"""A line of `df -P`: blocks, used, available, capacity."""
-VERSION = re.compile(r"version ((\d+\.\d+)\S*)")
-ENGINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*\.engine")
+ENGINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*\.engine")
 """As `engine_name` makes them: no folder, and nothing that a shell reads."""
 
 
@@ -104,8 +97,10 @@ def build_on_board(plan: RemotePlan, say: Say) -> RemoteBuild:
     check_folder(plan.bundle.folder / FOLDER)
     step(f"connect to {board}")
     with Ssh(plan.board, plan.ssh_config, quiet=plan.quiet) as ssh:
-        command = _look_at(plan, ssh)
-        step(f"copy {_bytes_to_copy(plan.bundle) / 1e6:.1f} MB to {board}")
+        size = sum(facts.bytes for facts in _files_to_copy(plan.bundle).values())
+        check_machine(ssh, size, needs_dla=plan.needs_dla)
+        command = find_install(ssh, plan.command)
+        step(f"copy {size / 1e6:.1f} MB to {board}")
         _copy_bundle(plan.bundle, ssh)
         built = _ask(plan, ssh, say, (*command, "build", THERE, "--json", *quiet, *plan.arguments))
         engine = _built(built, board)
@@ -117,55 +112,6 @@ def build_on_board(plan: RemotePlan, say: Say) -> RemoteBuild:
             checked.expect_success("check", board)
         step(f"bring {engine.name} back")
         return _bring_back(plan, ssh, engine, checked)
-
-
-def _look_at(plan: RemotePlan, ssh: Ssh) -> tuple[str, ...]:
-    """Check that the board can do it, before anything is copied; gives the words that run its install."""
-    board = plan.board.text
-    seen = ssh.run(("sh", "-c", "uname -sm; df -Pk ."), _drop).out
-    machine, _, disk = seen.partition("\n")
-    if machine not in MACHINES:
-        raise BackendUnavailable(f"expected {' or '.join(MACHINES)}, got {machine!r} on {board}; name another")
-    if plan.needs_dla and machine != DLA_MACHINE:
-        raise PlanError(f"expected a Jetson for --dla, got {machine} on {board}; leave --dla out, or name a Jetson")
-    free = DF.search(disk)
-    needed = 2 * _bytes_to_copy(plan.bundle) + SLACK_BYTES
-    if free is not None and int(free[1]) << 10 < needed:
-        raise BackendUnavailable(
-            f"expected {needed / 1e6:.0f} MB of free disk on {board} for the bundle and its engine, got "
-            f"{(int(free[1]) << 10) / 1e6:.0f} MB in {Path(ssh.folder).parent}; free some room, or set TMPDIR there"
-        )
-    return _install(plan, ssh)
-
-
-def _install(plan: RemotePlan, ssh: Ssh) -> tuple[str, ...]:
-    """The words that run the board's `resnet-deploy`, which has to be of our version, up to its last number."""
-    ours = importlib.metadata.version("resnet-export")
-    board, answer, said = plan.board.text, Answer(0, ""), ""
-    for command in [plan.command] if plan.command else COMMANDS:
-        lines: list[str] = []
-        answer = ssh.run((*command, "--version"), lines.append)
-        said = next((line for line in reversed(lines) if line.strip()), "")
-        if answer.code in NOT_FOUND:
-            continue
-        found = VERSION.search(answer.out)
-        if answer.code or found is None:
-            raise BackendUnavailable(
-                f"expected a version from {' '.join(command)} --version on {board}, got exit code {answer.code}: "
-                f"{said or answer.out.strip()}; install it there again, or name another with --remote-command"
-            )
-        if found[2] != ".".join(ours.split(".")[:2]):
-            raise BackendUnavailable(f"expected resnet-deploy {ours} on {board}, as here, got {found[1]}; {ANOTHER}")
-        return command
-    wanted = " or ".join(map(" ".join, [plan.command] if plan.command else COMMANDS))
-    raise BackendUnavailable(
-        f"expected {wanted} on {board}, got none (ssh's commands have a short PATH); install it there, or name it: "
-        "--remote-command '~/venv/bin/resnet-deploy'"
-    )
-
-
-def _bytes_to_copy(bundle: Bundle) -> int:
-    return sum(facts.bytes for facts in _files_to_copy(bundle).values())
 
 
 def _files_to_copy(bundle: Bundle) -> dict[str, FileFacts]:
@@ -202,7 +148,7 @@ class _Said(NamedTuple):
         """
         if self.code:
             why = f"it ended with exit code {self.code} and gave no reason; see what it printed"
-            if self.code in KILLED:
+            if self.code == KILLED:
                 why = "it was killed, as systems do when memory runs out; end other programs there, or give --workspace"
             raise BoardError(f"{verb} on {board}: {self.error or why}", self.code)
 
