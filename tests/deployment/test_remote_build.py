@@ -206,6 +206,13 @@ def test_nothing_is_brought_back_if_the_check_there_fails(bundle: Path, board: B
         ({}, "cannot copy to or from board: "),  # there is no engine
         (
             {
+                "build": f"{BUILT}; mkdir bundle/engines; touch bundle/engines/tensorrt-1.engine bundle/engines/tensorrt-1.json",
+                "check": "echo '{}'; mkdir check.xml",
+            },
+            "cannot copy to or from board: ",
+        ),
+        (
+            {
                 "build": f"{BUILT}; mkdir bundle/engines; echo x >bundle/engines/tensorrt-1.engine; echo y >bundle/engines/tensorrt-1.json"
             },
             "tensorrt-1.engine from board cannot be used: ",

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from runtimes.errors import BadInput
 
 ADDRESS = re.compile(
-    r"(?:(?P<user>[A-Za-z0-9_][\w.-]*)@)?(?P<host>[A-Za-z0-9_][\w.-]*|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::(?P<port>\d{1,5}))?",
+    r"(?:(?P<user>[A-Za-z0-9_][\w.-]*)@)?"
+    r"(?P<host>[A-Za-z0-9_][\w.-]*|\[[0-9A-Fa-f:.]+(?:%\w+)?\])"
+    r"(?::(?P<port>\d{1,5}))?",
     re.ASCII,
 )
 """No part begins with a hyphen. A host may be an alias of ssh's configuration, or an IPv6 address in brackets."""

@@ -150,20 +150,20 @@ class Ssh:
 
     def put(self, local: Path, name: str) -> None:
         """Copy a folder, following links, to `name` in the board's folder. Raises as `_copy`."""
-        self._copy(str(local.absolute()), self._there(name))
+        self._copy(str(local.absolute()), self._there(name), "-r")
 
     def get(self, name: str, local: Path) -> None:
         """Copy the file `name` of the board's folder, which must need no quotes, to here. Raises as `_copy`."""
         self._copy(self._there(name), str(local.absolute()))
 
-    def _copy(self, source: str, destination: str) -> None:
+    def _copy(self, source: str, destination: str, *flags: str) -> None:
         """
         Raises:
             BackendUnavailable: the connection was lost.
             BoardError: scp failed, and says why.
         """
         shown = not self._quiet and os.isatty(2)  # scp draws its progress if its standard output is a terminal
-        words = ["scp", "-r", *([] if shown else ["-q"]), *self._options("ControlMaster=no", "ProxyCommand=false")]
+        words = ["scp", *flags, *([] if shown else ["-q"]), *self._options("ControlMaster=no", "ProxyCommand=false")]
         with tempfile.TemporaryFile() as said:
             stdout = 2 if shown else subprocess.DEVNULL
             code = subprocess.run(
