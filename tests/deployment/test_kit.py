@@ -117,7 +117,11 @@ def test_jetpack_chooses_the_row_of_the_board(bundle: Path, deploy: Callable[...
         (("--wheels", "linux-riscv64-cp310"), 2, "expected --wheels as linux-aarch64-cp310 (JetPack 6)"),
         (("--wheels", "linux-aarch64-cp38"), 2, "got 'linux-aarch64-cp38'"),
         (("--wheels", "win-arm64-cp310"), 2, "the package runs on no other platform"),
-        (("--wheels", "linux-aarch64-cp311", "--jetpack", "7.2"), 2, "expected --wheels for Python 3.12 of JetPack 7.2"),
+        (
+            ("--wheels", "linux-aarch64-cp311", "--jetpack", "7.2"),
+            2,
+            "expected --wheels for Python 3.12 of JetPack 7.2",
+        ),
         (("--wheels", "linux-aarch64-cp312", "--jetpack", "6.2"), 2, "expected --wheels for Python 3.10 of JetPack 6"),
         (("--wheels", "linux-x86_64-cp310", "--jetpack", "6.2"), 2, "expected wheels for aarch64 with --jetpack"),
         (("--jetpack", "6.3"), 2, "unknown JetPack '6.3'; choose from 6.1, 6.2, "),
@@ -183,6 +187,26 @@ def test_bundles_that_no_board_builds_are_refused(bundle: Path, deploy: Callable
     rewrite_manifest(bundle, lambda document: document["parity"].update(ok=False))
     ran = deploy(*pack)
     assert (ran.code, "was rejected by its export" in ran.error) == (1, True)
+
+
+def test_bundles_whose_files_a_kit_cannot_hold_are_refused(
+    bundle: Path, deploy: Callable[..., Ran], tmp_path: Path, manifest: Manifest
+) -> None:
+    pack = ("kit", bundle, "--output", tmp_path / "kit.tar")
+    (bundle / "manifest.json").unlink()
+    (bundle / "a\nb").write_text("two lines")
+    write_manifest(bundle, manifest)
+    ran = deploy(*pack)
+    assert (ran.code, "expected printable names of files" in ran.error) == (2, True)
+    (bundle / "manifest.json").unlink()
+    (bundle / "a\nb").unlink()
+    (bundle / "model.onnx").unlink()
+    write_manifest(bundle, manifest)
+    ran = deploy(*pack)
+    assert (ran.code, "has no model.onnx" in ran.error) == (1, True)
+    named = bundle.rename(bundle.with_name("a\nb"))
+    ran = deploy("kit", named, "--output", tmp_path / "kit.tar")
+    assert (ran.code, "expected a printable name" in ran.error) == (2, True)
 
 
 # --- engines ---

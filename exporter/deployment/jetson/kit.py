@@ -76,6 +76,9 @@ class KitPlan:
                 )
             names[name] = bundle.folder
             bundle.check_accepted()
+            bundle.file(ONNX)
+            if odd := [file for file in bundle.manifest.files if not file.isprintable()]:
+                raise PlanError(f"expected printable names of files in {bundle.folder}, got {odd[0]!r}; rename it")
             _check_engines(bundle)
             if bundle.manifest.kernels is not None:
                 raise PlanError(
