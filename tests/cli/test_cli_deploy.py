@@ -151,7 +151,7 @@ def test_output_that_cannot_be_written_is_one_line(bundle: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("verb", [[], ["build"], ["check"], ["eval"], ["inspect"], ["run"]], ids=" ".join)
+@pytest.mark.parametrize("verb", [[], ["build"], ["check"], ["eval"], ["inspect"], ["kit"], ["run"]], ids=" ".join)
 def test_help_loads_nothing_heavy(verb: list[str]) -> None:
     code = (
         f"import sys; sys.argv[1:] = {[*verb, '--help']}\n"

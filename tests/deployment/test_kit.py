@@ -269,6 +269,9 @@ def test_the_wheel_is_the_package_that_runs_and_has_the_same_bytes_from_an_insta
     (tmp_path / "exporter" / "__init__.py").unlink()
     with pytest.raises(BackendUnavailable, match="__init__.py is missing"):
         own_wheel.own_wheel()
+    (tmp_path / record).with_name("METADATA").unlink()
+    with pytest.raises(BackendUnavailable, match="has no METADATA; install it again"):
+        own_wheel.own_wheel()
 
 
 def test_without_an_install_there_is_no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
