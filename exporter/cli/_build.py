@@ -83,6 +83,7 @@ _device, _builder = map(option_group, ("Device", "Builder"))
     "--in-process",
     is_flag=True,
     envvar="RESNET_EXPORT_IN_PROCESS",
+    show_envvar=True,
     help="Build in this process, as for a debugger, and not in one of its own.",
 )
 @on_options

@@ -14,6 +14,7 @@ from PIL import Image
 from spoilt import spoilt
 
 from calibration.data import built_in
+from exporter.cli import deploy
 from exporter.verification.parity_toml import CONFIG
 from runtimes import Bundle
 from runtimes.cores import usable_cores
@@ -151,7 +152,7 @@ def test_output_that_cannot_be_written_is_one_line(bundle: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("verb", [[], ["build"], ["check"], ["eval"], ["inspect"], ["run"], ["triton"]], ids=" ".join)
+@pytest.mark.parametrize("verb", [[], *([name] for name in deploy.command.commands)], ids=" ".join)
 def test_help_loads_nothing_heavy(verb: list[str]) -> None:
     code = (
         f"import sys; sys.argv[1:] = {[*verb, '--help']}\n"

@@ -26,7 +26,7 @@ from manifest_edits import rewrite_manifest
 from small_bundles import write_bundle
 from standin_tensorrt import StandinTensorRT
 
-from exporter.deployment.jetson import base_wheels, kit, own_wheel
+from exporter.deployment.jetson import archive, base_wheels, kit, own_wheel
 from exporter.deployment.jetson.base_wheels import WheelPlatform, collect_wheels
 from runtimes import Bundle, Manifest
 from runtimes.bundle_writing import write_manifest
@@ -93,10 +93,10 @@ def test_the_same_bundles_give_the_same_bytes(bundle: Path, deploy: Callable[...
         path.chmod(0o700)
     assert deploy("kit", other, "--output", tmp_path / "again.tar").code == 0
     assert (tmp_path / "again.tar").read_bytes() == (tmp_path / "kit.tar").read_bytes()
-    with tarfile.open(tmp_path / "kit.tar") as archive:
-        entries = archive.getmembers()
+    with tarfile.open(tmp_path / "kit.tar") as packed:
+        entries = packed.getmembers()
     assert [one.name for one in entries if one.isfile()] == sorted(one.name for one in entries if one.isfile())
-    assert {(one.uid, one.gid, one.uname, one.mtime) for one in entries} == {(0, 0, "", kit.MTIME)}
+    assert {(one.uid, one.gid, one.uname, one.mtime) for one in entries} == {(0, 0, "", archive.MTIME)}
     assert {oct(one.mode) for one in entries if one.isfile()} == {"0o644", "0o755"}
     mine = unpacked(tmp_path / "kit.tar", tmp_path / "board") / "bundles" / bundle.name
     assert deploy("kit", mine, "--output", tmp_path / "third.tar").code == 0  # it has no reference any more
@@ -159,7 +159,7 @@ def test_a_kit_that_cannot_be_finished_leaves_nothing(
     def no_room(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(kit, "_add", no_room)
+    monkeypatch.setattr(archive, "_add", no_room)
     ran = deploy("kit", bundle, "--output", tmp_path / "kit.tar")
     assert (ran.code, "kit.tar: No space left on device; give another --output" in ran.error) == (1, True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundles"]
@@ -187,6 +187,26 @@ def test_bundles_that_no_board_builds_are_refused(bundle: Path, deploy: Callable
     rewrite_manifest(bundle, lambda document: document["parity"].update(ok=False))
     ran = deploy(*pack)
     assert (ran.code, "was rejected by its export" in ran.error) == (1, True)
+
+
+def test_bundles_whose_files_a_kit_cannot_hold_are_refused(
+    bundle: Path, deploy: Callable[..., Ran], tmp_path: Path, manifest: Manifest
+) -> None:
+    pack = ("kit", bundle, "--output", tmp_path / "kit.tar")
+    (bundle / "manifest.json").unlink()
+    (bundle / "a\nb").write_text("two lines")
+    write_manifest(bundle, manifest)
+    ran = deploy(*pack)
+    assert (ran.code, "expected printable names of files" in ran.error) == (2, True)
+    (bundle / "manifest.json").unlink()
+    (bundle / "a\nb").unlink()
+    (bundle / "model.onnx").unlink()
+    write_manifest(bundle, manifest)
+    ran = deploy(*pack)
+    assert (ran.code, "has no model.onnx" in ran.error) == (1, True)
+    named = bundle.rename(bundle.with_name("a\nb"))
+    ran = deploy("kit", named, "--output", tmp_path / "kit.tar")
+    assert (ran.code, "expected a printable name" in ran.error) == (2, True)
 
 
 # --- engines ---
@@ -218,9 +238,9 @@ def test_the_wheel_is_the_package_that_runs_and_has_the_same_bytes_from_an_insta
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wheel = own_wheel.own_wheel()
-    with zipfile.ZipFile(io.BytesIO(wheel.data)) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
-        archive.extractall(tmp_path)
+    with zipfile.ZipFile(io.BytesIO(wheel.data)) as opened:
+        files = {name: opened.read(name) for name in opened.namelist()}
+        opened.extractall(tmp_path)
     record = next(name for name in files if name.endswith("/RECORD"))
     assert {row[0] for row in csv.reader(files[record].decode().splitlines())} == set(files)
     for name, digest, size in csv.reader(files[record].decode().splitlines()):
@@ -248,6 +268,9 @@ def test_the_wheel_is_the_package_that_runs_and_has_the_same_bytes_from_an_insta
         own_wheel.own_wheel()
     (tmp_path / "exporter" / "__init__.py").unlink()
     with pytest.raises(BackendUnavailable, match="__init__.py is missing"):
+        own_wheel.own_wheel()
+    (tmp_path / record).with_name("METADATA").unlink()
+    with pytest.raises(BackendUnavailable, match="has no METADATA; install it again"):
         own_wheel.own_wheel()
 
 

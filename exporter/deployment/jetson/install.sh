@@ -72,6 +72,8 @@ trap - EXIT
 
 deploy=$venv/bin/resnet-deploy
 "$deploy" --version
+said=$("$venv/bin/python" -c 'import numpy, PIL.Image, msgspec, cuda.bindings.runtime' 2>&1) ||
+    stop 3 "the packages are installed and do not load: $(printf '%s' "$said" | grep -i error | tail -n 1)"
 found=$("$venv/bin/python" -c 'import tensorrt; print(tensorrt.__version__)' 2>&1) ||
     stop 3 "TensorRT is missing, all else is installed: expected 'import tensorrt' to work in $python, got" \
         "$(printf '%s' "$found" | tail -n 1); on a Jetson: sudo apt-get install python3-libnvinfer, then run this again"

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-import secrets
-import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
+from exporter.deployment.jetson.archive import Content, content_of, write_archive
 from exporter.deployment.jetson.base_wheels import WheelPlatform, collect_wheels
 from exporter.deployment.jetson.own_wheel import own_wheel
 from exporter.deployment.jetson.readme import CUDA_OF_PYTHON, readme
@@ -30,16 +25,7 @@ ROOT = "resnet-kit"
 REFERENCES = ("reference.pt2", "reference.onnx")
 ONNX = "model.onnx"
 SCRIPT = Path(__file__).with_name("install.sh")
-MTIME = 315532800
-"""1980-01-01: of every file, so that equal files give equal kits. Of 1970-01-01 tar warns."""
 BOARDS = "linux-aarch64"
-
-
-class _Content(NamedTuple):
-    """A file of a kit: its content, or where that is; sha256 in hex, and bytes."""
-
-    data: bytes | Path
-    facts: FileFacts
 
 
 @dataclass(frozen=True)
@@ -76,6 +62,9 @@ class KitPlan:
                 )
             names[name] = bundle.folder
             bundle.check_accepted()
+            bundle.file(ONNX)
+            if odd := [file for file in bundle.manifest.files if not file.isprintable()]:
+                raise PlanError(f"expected printable names of files in {bundle.folder}, got {odd[0]!r}; rename it")
             _check_engines(bundle)
             if bundle.manifest.kernels is not None:
                 raise PlanError(
@@ -167,29 +156,29 @@ def write_kit(plan: KitPlan, on_step: Progress) -> Kit:
     """
     on_step("wheel")
     own = own_wheel()
-    files = {own.name: _content(own.data), "install.sh": _content(SCRIPT.read_bytes())}
+    files = {own.name: content_of(own.data), "install.sh": content_of(SCRIPT.read_bytes())}
     wheels: Mapping[str, bytes] = {}
     if plan.wheels is not None:
         on_step(f"wheels for {plan.wheels}")
         wheels = collect_wheels(plan.wheels, [*own.requires, CUDA_OF_PYTHON.get(plan.wheels.minor, CUDA_OF_PYTHON[12])])
-        files["wheels/PLATFORM"] = _content(f"{plan.wheels}\n".encode())
-        files |= {f"wheels/{name}": _content(data) for name, data in wheels.items()}
+        files["wheels/PLATFORM"] = content_of(f"{plan.wheels}\n".encode())
+        files |= {f"wheels/{name}": content_of(data) for name, data in wheels.items()}
     manifests = {name_of(bundle): _manifest_without_reference(bundle) for bundle in plan.bundles}
     engines: list[str] = []
     for bundle in plan.bundles:
         name, manifest = name_of(bundle), manifests[name_of(bundle)]
-        files[f"bundles/{name}/{MANIFEST}"] = _content(_manifest_bytes(bundle, manifest))
+        files[f"bundles/{name}/{MANIFEST}"] = content_of(_manifest_bytes(bundle, manifest))
         for file, facts in manifest.files.items():
-            files[f"bundles/{name}/{file}"] = _Content(bundle.folder / file, facts)
+            files[f"bundles/{name}/{file}"] = Content(bundle.folder / file, facts)
         if plan.engines:
             packed = _engines_for_boards(bundle)
             engines += [f"{name}/{file}" for file in packed if not file.endswith(".json")]
             files |= {f"bundles/{name}/{file}": content for file, content in packed.items()}
-    files["README.md"] = _content(readme(manifests, plan.boards, plan.wheels, own.name).encode())
+    files["README.md"] = content_of(readme(manifests, plan.boards, plan.wheels, own.name).encode())
     sums = "".join(f"{content.facts.sha256}  {name}\n" for name, content in sorted(files.items()))
-    files["SHA256SUMS"] = _content(sums.encode())
+    files["SHA256SUMS"] = content_of(sums.encode())
     on_step("pack")
-    _write(plan.output, dict(sorted(files.items())))
+    write_archive(plan.output, ROOT, dict(sorted(files.items())))
     jetpacks = tuple(one.name for one in plan.boards)
     size = plan.output.stat().st_size
     return Kit(
@@ -222,19 +211,19 @@ def _check_engines(bundle: Bundle) -> None:
             )
 
 
-def _engines_for_boards(bundle: Bundle) -> dict[str, _Content]:
+def _engines_for_boards(bundle: Bundle) -> dict[str, Content]:
     """The engines that were built and proven on aarch64, and their sidecars.
 
     Raises:
         BundleError, BadInput: one is not what its sidecar says.
         PlanError: there is none.
     """
-    found: dict[str, _Content] = {}
+    found: dict[str, Content] = {}
     for path in sorted((bundle.folder / FOLDER).glob("*.engine")):
         facts = facts_of(path)
         if facts.platform == BOARDS and facts.checked:
-            found[f"{FOLDER}/{path.name}"] = _Content(path, FileFacts(facts.engine_sha256, facts.engine_bytes))
-            found[f"{FOLDER}/{sidecar_of(path).name}"] = _content(sidecar_of(path).read_bytes())
+            found[f"{FOLDER}/{path.name}"] = Content(path, FileFacts(facts.engine_sha256, facts.engine_bytes))
+            found[f"{FOLDER}/{sidecar_of(path).name}"] = content_of(sidecar_of(path).read_bytes())
     if not found:
         raise PlanError(
             f"expected an engine that was built on a board in {bundle.folder / FOLDER}, got none; build it there, or "
@@ -253,58 +242,3 @@ def _manifest_bytes(bundle: Bundle, manifest: Manifest) -> bytes:
     if manifest.files == bundle.manifest.files:
         return (bundle.folder / MANIFEST).read_bytes()
     return json_from_manifest(manifest)
-
-
-def _content(data: bytes) -> _Content:
-    return _Content(data, FileFacts(hashlib.sha256(data).hexdigest(), len(data)))
-
-
-def _write(path: Path, files: Mapping[str, _Content]) -> None:
-    """Write the tar file beside its place, and rename it.
-
-    Raises:
-        BundleError: it cannot be written, or a file that it is to hold cannot be read; nothing is left.
-    """
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
-    try:
-        with partial.open("xb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
-                for entry, content in _entries(files):
-                    _add(archive, entry, content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise BundleError(f"cannot write {path}: {error.strerror or error}; give another --output") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _entries(files: Mapping[str, _Content]) -> Iterator[tuple[tarfile.TarInfo, bytes | Path | None]]:
-    """The folders and files, each folder before what is in it."""
-    folders = {parent.as_posix() for name in files for parent in Path(ROOT, name).parents} - {"."}
-    for folder in sorted(folders):
-        entry = _entry(folder, 0o755)
-        entry.type = tarfile.DIRTYPE
-        yield entry, None
-    for name, content in files.items():
-        entry = _entry(f"{ROOT}/{name}", 0o755 if name == "install.sh" else 0o644)
-        entry.size = content.facts.bytes
-        yield entry, content.data
-
-
-def _entry(name: str, mode: int) -> tarfile.TarInfo:
-    """Owned by root, of one time: nothing of the machine that packs."""
-    entry = tarfile.TarInfo(name)
-    entry.mode, entry.mtime = mode, MTIME
-    return entry
-
-
-def _add(archive: tarfile.TarFile, entry: tarfile.TarInfo, content: bytes | Path | None) -> None:
-    if content is None:
-        archive.addfile(entry)
-    elif isinstance(content, bytes):
-        archive.addfile(entry, io.BytesIO(content))
-    else:
-        with content.open("rb") as file:
-            archive.addfile(entry, file)

@@ -46,12 +46,9 @@ def own_wheel() -> Wheel:
         raise BackendUnavailable(
             f"a kit holds the installed package, and {DISTRIBUTION} is not installed in this Python; pip install it"
         ) from error
+    described = sorted(_about(installed))  # first, since without it there is no version either
     name = f"{DISTRIBUTION.replace('-', '_')}-{installed.version}"
-    about = {
-        f"{name}.dist-info/{path}": data
-        for path, data in sorted(_about(installed))
-        if path in ("METADATA", "entry_points.txt") or path.startswith("licenses/")
-    }
+    about = {f"{name}.dist-info/{path}": data for path, data in described}
     about[f"{name}.dist-info/WHEEL"] = (
         f"Wheel-Version: 1.0\nGenerator: {DISTRIBUTION} {installed.version}\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     ).encode()
@@ -61,9 +58,14 @@ def own_wheel() -> Wheel:
 
 
 def _about(installed: Distribution) -> Iterator[tuple[str, bytes]]:
-    """The files of the `.dist-info` folder, by their names in it."""
+    """What a wheel's `.dist-info` folder holds of the installed one, which has notes of its installer, too."""
+    for needed in ("METADATA", "entry_points.txt"):
+        text = installed.read_text(needed)
+        if text is None:
+            raise BackendUnavailable(f"the installed {DISTRIBUTION} has no {needed}; {REMEDY}")
+        yield needed, text.encode()
     for file in installed.files or ():
-        if file.parts[0].endswith(".dist-info"):
+        if file.parts[0].endswith(".dist-info") and file.parts[1] == "licenses":
             yield "/".join(file.parts[1:]), Path(str(file.locate())).read_bytes()
 
 

@@ -78,7 +78,7 @@ def _other_machine(wheels: WheelPlatform | None) -> Iterator[str]:
 def _install(boards: Sequence[JetPack], wheels: WheelPlatform | None) -> Iterator[str]:
     yield "```"
     if boards:
-        yield "sudo apt-get install python3-libnvinfer python3-venv"
+        yield "sudo apt-get install python3-libnvinfer python3-venv   # where they are missing"
     yield "./install.sh"
     yield "```"
     yield ""

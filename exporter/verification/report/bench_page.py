@@ -12,6 +12,7 @@ from exporter.verification.report.bench_lines import (
     rate_text,
     remarks_of,
     speedup_text,
+    throttle_text,
     winner_text,
 )
 from exporter.verification.report.bench_plots import latency_svg, throughput_svg
@@ -45,7 +46,7 @@ def html_from_result(result: Result) -> bytes:
         "rate": _rate,
         "lines": LINES,
         "machine_text": list(machine_lines(result.machine, result.settings.threads)),
-        "noise": noise_text(result),
+        "noise": "; ".join(filter(None, (noise_text(result), throttle_text(result)))),
         "speedup": speedup_text(result.speedup) if result.speedup is not None else None,
     }
     views = [_view(result, bundle, f"b{place}") for place, bundle in enumerate(result.bundles, 1)]
