@@ -96,8 +96,8 @@ RULES = (
         "RE802",
         "An operator that DLA does not have",
         "It runs on the GPU (with GPU fallback allowed), and the tensor is copied there.",
-        "Export with `--dla-friendly`: AveragePool of the whole picture in place of ReduceMean and GlobalAveragePool, a "
-        "1x1 convolution in place of Flatten and Gemm.",
+        "Export with `--dla-friendly`: AveragePool of the whole picture in place of ReduceMean and GlobalAveragePool, "
+        "a 1x1 convolution in place of Flatten and Gemm.",
     ),
     _not_on_dla(
         "RE803",
