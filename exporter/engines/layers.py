@@ -25,8 +25,8 @@ NAMED = 5
 DLA = "DLA"
 """The kind of a layer that holds a part of the graph which runs on DLA."""
 HIDDEN = "hidden by DLA"
-"""In place of the type of a convolution on DLA, where its stretch reads another than the bundle's: what the convolutions
-in it read is not told."""
+"""In place of a convolution's type on DLA, where its stretch reads another than the bundle's: what the convolutions in
+it read is not told."""
 FOREIGN = re.compile(r"\{ForeignNode\[(?P<first>.+?)(?:\.\.\.(?P<last>.+))?\]\}")
 """Name of such a layer: the first and the last of the graph's layers in it, each of which may be fused from several."""
 CONVOLVES = re.compile(r"conv|correlation|gemm|runtime_fusion|dla", re.IGNORECASE)
