@@ -45,8 +45,8 @@ _device, _builder = map(option_group, ("Device", "Builder"))
     "dla_core",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Run on this DLA core, and on the GPU only what is no convolution and DLA does not run; needs one batch size,"
-    " and is best with an export made with --dla-friendly.",
+    help="Run on this DLA core; what DLA does not have runs on the GPU, but no convolution may. Needs one batch size;"
+    " resnet-export --dla-friendly leaves least to the GPU.",
 )
 @_device("--version-compatible", is_flag=True, help="Let newer versions of the library load the engine.")
 @_device(

@@ -29,7 +29,7 @@ from runtimes.parity.compare import LOGITS, is_classifier
 from runtimes.preprocess import BGR, LEVELS, PIXELS, takes_any_size
 
 CONFIG, LABELS, MODEL, ENGINE = "config_infer.txt", "labels.txt", "model.onnx", "model.engine"
-NVINFER, SERVER = PLUGINS = ("nvinfer", "nvinferserver")
+NVINFER, SERVER = "nvinfer", "nvinferserver"
 FLOAT_BUNDLE = "bundle"
 """Folder of the bundle that takes float pixels, beside the configuration."""
 MODES = {"fp32": 0, "int8": 1, "fp16": 2}
@@ -65,9 +65,8 @@ def deepstream_files(bundle: Bundle, engine: EngineFacts | None = None, plugin: 
     bundle.check_accepted()
     manifest = bundle.manifest
     _check(manifest)
-    labels = bundle.labels
-    texts = {} if labels is None else {LABELS: labels_text(labels)}
-    named = labels is not None
+    texts = {} if bundle.labels is None else {LABELS: labels_text(bundle.labels)}
+    named = bool(texts)
     if plugin == SERVER:
         if manifest.inputs[0].dtype != PIXELS:
             raise PlanError(

@@ -24,6 +24,9 @@ DATA_TYPES = {
 NAMED = 5
 DLA = "DLA"
 """The kind of a layer that holds a part of the graph which runs on DLA."""
+HIDDEN = "hidden by DLA"
+"""In place of a convolution's type on DLA, where its stretch reads another than the bundle's: what the convolutions in
+it read is not told."""
 FOREIGN = re.compile(r"\{ForeignNode\[(?P<first>.+?)(?:\.\.\.(?P<last>.+))?\]\}")
 """Name of such a layer: the first and the last of the graph's layers in it, each of which may be fused from several."""
 CONVOLVES = re.compile(r"conv|correlation|gemm|runtime_fusion|dla", re.IGNORECASE)
@@ -186,8 +189,9 @@ def layer_facts(
             continue
         kernels[layer.kind][layer.reads[0]] += 1
         if CONVOLVES.search(layer.kind) and not layer.moves_data:
+            read = HIDDEN if layer.on_dla and layer.reads[0] != precision else layer.reads[0]
             for node in layer.nodes:
-                types[node].add(layer.reads[0])
+                types[node].add(read)
     counted = Counter(" and ".join(sorted(types[name])) or "unknown" for name in convolutions)
     fallback = tuple(name for name in convolutions if name not in left_in_float and types[name] != {precision})
     return LayerFacts(
@@ -199,8 +203,14 @@ def check_precision(facts: LayerFacts, precision: str) -> None:
     """Check that every convolution runs in the bundle's precision.
 
     Raises:
-        BuildError: one does not; names some.
+        BuildError: one does not, or that is not told; names some.
     """
+    if facts.fallback and facts.convolutions.get(HIDDEN):
+        raise BuildError(
+            f"the bundle promises {precision}, and the engine inspector does not tell in which type DLA runs "
+            f"{facts.convolutions[HIDDEN]} of its convolutions; accept that with --allow-fallback-layers, or export "
+            "with --fp16"
+        )
     if facts.fallback:
         types = ", ".join(f"{count} {name}" for name, count in facts.convolutions.items())
         raise BuildError(

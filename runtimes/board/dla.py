@@ -11,9 +11,8 @@ Version = tuple[int, int, int]
 ROOT = Path("/")
 MODEL = "proc/device-tree/model"
 BOARDS: Mapping[str, bool] = MappingProxyType({"Orin Nano": False, "Orin NX": True, "AGX Orin": True, "Thor": False})
-"""A part of a board's name -> has it a DLA? The Orin Nano's modules and Thor's have none, those of AGX Orin and Orin NX
-two (or one) each: NVIDIA, "Jetson Modules, Support, Ecosystem, and Lineup"; for Thor also TensorRT 11.4.1, "Strongly
-Typed Networks for DLA"."""
+"""A part of a board's name -> has it a DLA? NVIDIA's answers to questions about DLA (its developer blog) name AGX Orin
+and Orin NX of this generation, and so not Orin Nano; TensorRT 11.4.1, "Working with DLA", says that Thor has none."""
 NEWEST_KNOWN: Version = (11, 4, 1)
 DLA_VERSIONS = "TensorRT up to 10.7 (JetPack 6), or from 11.4.1 on (AGX Orin, JetPack 7.2.2)"
 
@@ -64,8 +63,8 @@ TABLE = (
         None,
         dla=True,
         pairs=True,
-        source="TensorRT 11.4.1, 'Strongly Typed Networks for DLA': AGX Orin with JetPack 7.2.2 or newer; tensor types "
-        "alone decide the precision",
+        source="TensorRT 11.4.1, 'Working with DLA': AGX Orin with JetPack 7.2.2 or newer; 'Strongly Typed Networks "
+        "for DLA': tensor types alone decide the precision",
     ),
 )
 

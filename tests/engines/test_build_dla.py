@@ -187,3 +187,15 @@ def test_an_int8_bundle_is_refused_on_the_dla_of_jetpack_6(
     with imported_as_tensorrt(StandinTensorRT(cuda, "10.3.0.30")):
         ran = deploy("build", static, "--dla", "0")
     assert (ran.code, "takes no Q/DQ pairs" in ran.error, "--fp16" in ran.error) == (3, True, True)
+
+
+def test_what_dla_does_not_tell_is_no_proof_of_int8(
+    static: Path, manifest: Manifest, api: StandinTensorRT, convolutions: list[str], deploy: Callable[..., Ran]
+) -> None:
+    (static / "manifest.json").unlink()
+    write_manifest(static, replace(manifest, batch=BatchRange(2, 2, 2), precision="int8"))
+    api.dla_cores = 1  # its stretches read FP16, whatever is computed in them
+    ran = deploy("build", static, "--dla", "0")
+    assert (ran.code, f"does not tell in which type DLA runs {len(convolutions)} of its" in ran.error) == (1, True)
+    facts = deploy("build", static, "--dla", "0", "--allow-fallback-layers", "--json").json
+    assert facts["layers"]["convolutions"] == {"hidden by DLA": len(convolutions)}
