@@ -137,7 +137,7 @@ def _kserve_of(models: list[TritonModel], folder: Path | None, image: str | None
         raise PlanError("expected --kserve and --image together, got one of them; give both")
     decodes = any("model.py" in model.version for model in models)
     kserve = KServe(folder, image, decodes=decodes, needs_gpu=any(model.needs_gpu for model in models))
-    check_kserve(kserve, output)
+    check_kserve(kserve, output, [model.bundle for model in models])
     return kserve
 
 
