@@ -22,7 +22,8 @@ BACKENDS = {"plan": "tensorrt", "openvino": "openvino"}
 
 def written(bundle: Bundle, name: str, repository: Path, *, version: int = 1, ensemble: bool = False) -> Path:
     backend = BACKENDS.get(name, "onnxruntime")
-    plan = TritonPlan((bundle,), (backend,), name=name, serving=Serving(max_delay_us=100), ensemble=ensemble)
+    serving = Serving() if name in ("openvino", "fixed") else Serving(max_delay_us=100)
+    plan = TritonPlan((bundle,), (backend,), name=name, serving=serving, ensemble=ensemble)
     (folder, *_) = write_repository(triton_models(plan), repository, version)
     return folder.parent
 

@@ -28,8 +28,8 @@ _models, _serving, _kserve = map(option_group, ("Models", "Serving", "KServe"))
     "backends",
     multiple=True,
     type=click.Choice(BACKENDS),
-    help="Triton's backend that runs the model. Repeatable: a model for each.  [default: tensorrt for a bundle with"
-    " engines for it, else onnxruntime]",
+    help="Triton's backend that runs the model. Repeatable: a model NAME-BACKEND for each.  [default: tensorrt for a"
+    " bundle with engines for it, else onnxruntime]",
 )
 @_models("--name", metavar="NAME", help="The model's name; with one bundle.  [default: the bundle's]")
 @_models("--version", type=int, default=1, show_default=True, metavar="N", help="The version's number.")
@@ -137,7 +137,7 @@ def _kserve_of(models: list[TritonModel], folder: Path | None, image: str | None
         raise PlanError("expected --kserve and --image together, got one of them; give both")
     decodes = any("model.py" in model.version for model in models)
     kserve = KServe(folder, image, decodes=decodes, needs_gpu=any(model.needs_gpu for model in models))
-    check_kserve(kserve, output)
+    check_kserve(kserve, output, [model.bundle for model in models])
     return kserve
 
 

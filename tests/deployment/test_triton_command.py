@@ -95,7 +95,9 @@ REFUSED: dict[str, Case] = {
     "a backend twice": ({}, ("--backend", "openvino", "--backend", "openvino"), 2, "each --backend once"),
     "batches from 2 on": ({"batch": BatchRange(2, 3, 4)}, (), 2, "one image too; export it with --batch 1:3:4"),
     "an ensemble of prepared images": ({}, ("--ensemble",), 2, "export it with --uint8-input full"),
-    "an engine on onnxruntime": ({}, ("--backend", "onnxruntime", "--engine", "a"), 2, "leave one of them out"),
+    "an engine on onnxruntime": ({}, ("--engine", "a"), 2, "--engine is about what tensorrt serves, got onnxruntime"),
+    "trust in no engine": ({}, ("--trust-engine", "0" * 64), 2, "--trust-engine is about what tensorrt serves"),
+    "a wait for no batch": ({}, ("--backend", "openvino", "--max-delay-us", 9), 2, "the server makes none for"),
     "a sha256 that is none": ({}, ("--trust-engine", "abc"), 2, "64 hexadecimal digits"),
     "KServe without an image": ({}, ("--kserve", "deploy"), 2, "--kserve and --image together"),
     "an image that is none": ({}, ("--kserve", "deploy", "--image", "No Image"), 2, "expected the name of an image"),
@@ -253,6 +255,20 @@ def test_kserve_gets_an_image_and_a_service_that_runs_it(deploy: Any, bundle: Ma
     ]
 
 
+def test_kserves_predictor_is_a_pod_by_kubernetes_schema(deploy: Any, bundle: Made, tmp_path: Path) -> None:
+    schemas = pytest.importorskip("kubernetes_validate")
+    made = bundle()
+    add_engine(made)
+    kserve = ("--kserve", tmp_path / "deploy", "--image", "image")
+    assert deploy("triton", made, "--output", tmp_path / "repository", *kserve).code == 0
+    service = yaml.safe_load((tmp_path / "deploy" / "inference_service.yaml").read_text())
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": service["metadata"], "spec": service["spec"]["predictor"]}
+    schemas.validate(pod, schemas.latest_version(), strict=True)
+    pod["spec"]["containers"][0]["readiness"] = pod["spec"]["containers"][0].pop("readinessProbe")
+    with pytest.raises(schemas.ValidationError, match="readiness"):
+        schemas.validate(pod, schemas.latest_version(), strict=True)
+
+
 def test_without_a_decoder_or_a_gpu_kserve_asks_for_neither(deploy: Any, bundle: Made, tmp_path: Path) -> None:
     output, kserve = tmp_path / "repository", ("--kserve", tmp_path / "deploy", "--image", "20-resnet")
     assert deploy("triton", bundle(), "--output", output, *kserve).code == 0
@@ -267,7 +283,11 @@ def test_kserves_files_are_not_written_over_others_or_into_the_repository(
 ) -> None:
     made, output = bundle(), tmp_path / "repository"
     (tmp_path / "Dockerfile").write_text("FROM scratch\n")
-    for folder, said in {tmp_path: "exists, and is another", output / "kserve": "lies in the repository"}.items():
+    for folder, said in {
+        tmp_path: "exists, and is another",
+        output / "kserve": f"lies in {output}",
+        made: f"lies in {made}",
+    }.items():
         ran = deploy("triton", made, "--output", output, "--kserve", folder, "--image", "image")
         assert said in refused(ran, output, 2)
     assert (tmp_path / "Dockerfile").read_text() == "FROM scratch\n"

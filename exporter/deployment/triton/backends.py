@@ -59,9 +59,9 @@ def _onnxruntime_refusal(manifest: Manifest) -> str:
     with a product of scales that FP16 does not hold (its optimizer WeightBiasQuantization)."""
     if _has(manifest, "QuantizeLinear", "FLOAT16") or _has(manifest, "DequantizeLinear", "FLOAT16"):
         return (
-            "its INT8 has FP16 scales, and ONNX Runtime as Triton runs it rounds them down, before 1.30, and spoils "
-            f"the biases of convolutions, from 1.23 on; {BY_ENGINE}, or for a server without a GPU export it again "
-            "with --int8 --target cpu"
+            "its INT8 has FP16 scales, with which ONNX Runtime as Triton runs it cuts off what it should round (before "
+            f"1.30) and spoils the biases of convolutions (from 1.23 on); {BY_ENGINE}, or for a server without a GPU "
+            "export it again with --int8 --target cpu"
         )
     if _has(manifest, "Conv", "BFLOAT16"):
         return f"ONNX Runtime has no BF16 convolution on the CPU, and none was proven on a GPU; {BY_ENGINE}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,15 +51,17 @@ def kserve_files(kserve: KServe, repository: Path) -> dict[str, str]:
     return {DOCKERFILE: _dockerfile(kserve, repository), MANIFEST: _inference_service(kserve)}
 
 
-def check_kserve(kserve: KServe, repository: Path) -> None:
-    """Refuse, before anything is written, a folder for the files that is the repository or in it, or has other ones.
+def check_kserve(kserve: KServe, repository: Path, bundles: Iterable[Path]) -> None:
+    """Refuse, before anything is written, a folder for the files that lies in the repository or a bundle, or has other
+    ones.
 
     Raises:
         PlanError: it is.
     """
     folder = kserve.folder.resolve()
-    if folder == repository.resolve() or repository.resolve() in folder.parents:
-        raise PlanError(f"{kserve.folder} lies in the repository, which holds models alone; give another --kserve")
+    for other in (repository, *bundles):
+        if folder.is_relative_to(other.resolve()):
+            raise PlanError(f"{kserve.folder} lies in {other}, which holds nothing else; give another --kserve")
     if folder.exists() and not folder.is_dir():
         raise PlanError(f"{kserve.folder} is not a folder; give another --kserve")
     for name, text in kserve_files(kserve, repository).items():

@@ -98,11 +98,19 @@ def triton_models(plan: TritonPlan) -> list[TritonModel]:
     for bundle in plan.bundles:
         bundle.check_accepted()
         backends = [server_backend(name) for name in plan.backends or (_default_backend(bundle),)]
+        _check_engines_are_served(plan, backends)
         for backend in backends:
             name = plan.name or bundle.manifest.name
             found += _models(plan, bundle, backend, f"{name}-{backend.name}" if len(backends) > 1 else name)
     _check_names(found)
     return found
+
+
+def _check_engines_are_served(plan: TritonPlan, backends: Sequence[ServerBackend]) -> None:
+    names = [backend.name for backend in backends]
+    if (plan.engines or plan.trusted) and "tensorrt" not in names:
+        option = "--engine" if plan.engines else "--trust-engine"
+        raise PlanError(f"{option} is about what tensorrt serves, got {', '.join(names)}; leave it out, or the backend")
 
 
 def _default_backend(bundle: Bundle) -> str:
@@ -145,8 +153,11 @@ def _check_served(plan: TritonPlan, bundle: Bundle, backend: ServerBackend) -> N
             f"{bundle.folder} takes batches of {manifest.batch}, and a server sends what comes, one image too; "
             f"export it with --batch 1:{manifest.batch.opt}:{manifest.batch.max}"
         )
-    if plan.engines and backend.name != "tensorrt":
-        raise PlanError(f"--engine names what --backend tensorrt serves, got {backend.name}; leave one of them out")
+    if plan.serving.max_delay_us is not None and not batches_freely(bundle, backend):
+        raise PlanError(
+            f"--max-delay-us waits for a batch, and the server makes none for {bundle.folder} on {backend.name}; leave "
+            "it out"
+        )
     if plan.ensemble:
         check_ensemble(bundle)
 

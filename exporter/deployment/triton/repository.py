@@ -56,7 +56,7 @@ def check_repository(models: Sequence[TritonModel], repository: Path, version: i
     except OSError as error:
         raise BundleError(f"cannot read {error.filename}: {error.strerror}; choose another --output") from error
     for model in models:
-        if repository == model.bundle.resolve() or model.bundle.resolve() in repository.parents:
+        if repository.is_relative_to(model.bundle.resolve()):
             raise PlanError(f"{repository} lies in the bundle {model.bundle}; choose another --output")
 
 
