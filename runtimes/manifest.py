@@ -18,6 +18,8 @@ from runtimes.source_file import SourceFile
 from runtimes.specs import BatchRange, TensorSpec
 
 SCHEMA_VERSION = 1
+REFERENCES = ("reference.pt2", "reference.onnx")
+"""The files with what a model was held against."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,11 @@ class Manifest:
             return budget
         kept = budget.errors_alone()
         return replace(kept, **{name: getattr(budget, name) for name in CLASS_LIMITS if name in self.asked.budget})
+
+
+def without_reference(manifest: Manifest) -> Manifest:
+    """The manifest of the same bundle for a device, which has no use for what it was held against."""
+    return replace(manifest, files={name: one for name, one in manifest.files.items() if name not in REFERENCES})
 
 
 def json_from_manifest(manifest: Manifest) -> bytes:

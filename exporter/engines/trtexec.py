@@ -60,8 +60,8 @@ def trtexec_lines(plan: BuildPlan) -> list[str]:
     ]
     if plan.options.workspace_bytes is None:
         lines += [
-            "# On a board, resnet-deploy build allows half of the free memory as scratch",
-            "# memory; trtexec knows no such limit: give --workspace MIB.",
+            "# On a board, resnet-deploy build limits scratch memory by the board's own;",
+            "# trtexec knows no such limit: give --workspace MIB.",
         ]
     for generation in GENERATIONS:
         lines += ["", f"# TensorRT {generation.versions}", *_of_generation(plan, generation)]

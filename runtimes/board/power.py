@@ -109,11 +109,12 @@ def _recorded(root: Path, modes: dict[int, str]) -> str:
 
 
 def _full_mode(modes: dict[int, str]) -> int | None:
-    """The number of the mode without a limit, MAXN or MAXN_SUPER, or of the one with the most watts. Modes are numbered
-    in no such order: MAXN_SUPER of an Orin Nano is 2."""
-    for number in sorted(modes):
-        if modes[number].upper().startswith("MAXN"):
-            return number
+    """The number of the mode without a limit, MAXN_SUPER or else MAXN, or of the one with the most watts. Modes are
+    numbered in no such order: MAXN_SUPER of an Orin Nano is 2."""
+    for name in ("MAXN_SUPER", "MAXN"):
+        for number in sorted(modes):
+            if modes[number].upper().startswith(name):
+                return number
     watts = {number: int(found[1]) for number, name in modes.items() if (found := re.search(r"(\d+)W", name))}
     return max(watts, key=lambda number: watts[number]) if watts else None
 

@@ -269,7 +269,7 @@ def test_a_board_that_will_not_do_is_refused_before_anything_is_copied(
 def test_dla_is_refused_on_what_is_no_jetson(bundle: Path, board: Board, build: Build, manifest: Manifest) -> None:
     board.put_program("uname", "echo Linux x86_64")
     (bundle / "manifest.json").unlink()
-    write_manifest(bundle, replace(manifest, precision="fp16"))
+    write_manifest(bundle, replace(manifest, precision="fp16", batch=BatchRange(2, 2, 2)))
     ran = build(bundle, "--dla", "0")
     assert (ran.code, "expected a Jetson for --dla, got Linux x86_64 on board; " in ran.error) == (2, True)
 

@@ -14,8 +14,12 @@ stop() {
     exit "$code"
 }
 
+explain() {
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
+}
 case ${1-} in
-    -*) sed -n 's/^# \{0,1\}//p' "$0" | sed 1d && exit 2 ;;
+    -h | --help) explain && exit 0 ;;
+    -*) explain >&2 && exit 2 ;;
 esac
 [ $# -le 1 ] || stop 2 "expected one folder for the environment, got $#; give one, or none for ~/resnet"
 venv=${1:-${HOME:?expected a home folder, got none; give FOLDER}/resnet}

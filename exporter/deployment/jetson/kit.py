@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from exporter.deployment.jetson.archive import Content, content_of, write_archive
@@ -14,7 +14,7 @@ from exporter.engines.build import NEWEST_OPSETS
 from runtimes.board.jetpack import JETPACKS, JetPack
 from runtimes.bundle import MANIFEST, Bundle, sha256_of_file
 from runtimes.errors import BundleError, PlanError, UnknownName
-from runtimes.manifest import FileFacts, Manifest, json_from_manifest
+from runtimes.manifest import FileFacts, Manifest, json_from_manifest, without_reference
 from runtimes.nvidia.engine_file import facts_of, read_sidecar
 from runtimes.nvidia.plan_files import FOLDER, sidecar_of
 from runtimes.printable import is_utf8
@@ -22,7 +22,6 @@ from runtimes.progress import Progress
 
 ROOT = "resnet-kit"
 """The folder that a kit unpacks to."""
-REFERENCES = ("reference.pt2", "reference.onnx")
 ONNX = "model.onnx"
 SCRIPT = Path(__file__).with_name("install.sh")
 BOARDS = "linux-aarch64"
@@ -163,7 +162,7 @@ def write_kit(plan: KitPlan, on_step: Progress) -> Kit:
         wheels = collect_wheels(plan.wheels, [*own.requires, CUDA_OF_PYTHON.get(plan.wheels.minor, CUDA_OF_PYTHON[12])])
         files["wheels/PLATFORM"] = content_of(f"{plan.wheels}\n".encode())
         files |= {f"wheels/{name}": content_of(data) for name, data in wheels.items()}
-    manifests = {name_of(bundle): _manifest_without_reference(bundle) for bundle in plan.bundles}
+    manifests = {name_of(bundle): without_reference(bundle.manifest) for bundle in plan.bundles}
     engines: list[str] = []
     for bundle in plan.bundles:
         name, manifest = name_of(bundle), manifests[name_of(bundle)]
@@ -230,11 +229,6 @@ def _engines_for_boards(bundle: Bundle) -> dict[str, Content]:
             "leave out --engines"
         )
     return found
-
-
-def _manifest_without_reference(bundle: Bundle) -> Manifest:
-    manifest = bundle.manifest
-    return replace(manifest, files={name: one for name, one in manifest.files.items() if name not in REFERENCES})
 
 
 def _manifest_bytes(bundle: Bundle, manifest: Manifest) -> bytes:

@@ -78,13 +78,17 @@ def _other_machine(wheels: WheelPlatform | None) -> Iterator[str]:
 def _install(boards: Sequence[JetPack], wheels: WheelPlatform | None) -> Iterator[str]:
     yield "```"
     if boards:
-        yield "sudo apt-get install python3-libnvinfer python3-venv   # where they are missing"
+        yield "sudo apt-get install python3-libnvinfer python3-venv   # needs a network"
     yield "./install.sh"
     yield "```"
     yield ""
     yield (
         "It makes `~/resnet` (or `./install.sh FOLDER`), which sees the system's own TensorRT, and "
-        + ("needs no network: all packages are in `wheels/`." if wheels else "takes other packages from the network.")
+        + (
+            "needs no network: all other packages are in `wheels/`."
+            if wheels
+            else "takes other packages from the network."
+        )
     )
 
 
@@ -95,8 +99,9 @@ def _commands(bundles: Mapping[str, Manifest]) -> Iterator[str]:
         yield f"{DEPLOY} build {folder}"
         yield f"{DEPLOY} check {folder}"
         yield f"{DEPLOY} bench {folder}"
-        yield f"{DEPLOY} run {folder} photo.jpg"
+        yield f"{DEPLOY} run {folder} photo.jpg   # a picture of yours"
     yield "```"
     yield ""
     yield "`build` keeps an engine only after its precision and its answers are proven on this machine. The power mode"
-    yield "decides the speed: `sudo nvpmodel -q` shows it, `sudo jetson_clocks` locks the clocks."
+    yield "decides the speed: `sudo nvpmodel -q` shows it, `sudo jetson_clocks` locks the clocks. Where something does"
+    yield f"not work, `{DEPLOY} doctor` says why."

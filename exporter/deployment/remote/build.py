@@ -8,7 +8,7 @@ import secrets
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -20,14 +20,13 @@ from exporter.deployment.remote.ssh import Ssh
 from exporter.engines.folder import check_folder, folder_lock, remove_left_over, write_error
 from runtimes.bundle import MANIFEST, Bundle
 from runtimes.errors import BadInput, BoardError, BundleError
-from runtimes.manifest import FileFacts, json_from_manifest
+from runtimes.manifest import json_from_manifest, without_reference
 from runtimes.nvidia.engine_file import EngineFacts, facts_of
 from runtimes.nvidia.plan_files import FOLDER, sidecar_of
 from runtimes.parity.compare import ParityReport
 
 Say = Callable[[str], None]
 """Shows one line of what is done, here or on the board."""
-REFERENCES = ("reference.pt2", "reference.onnx")
 ANOTHER = "install the same version on both"
 KILLED, NOT_HERE = 137, 3
 THERE, JUNIT = "bundle", "check.xml"
@@ -97,7 +96,7 @@ def build_on_board(plan: RemotePlan, say: Say) -> RemoteBuild:
     check_folder(plan.bundle.folder / FOLDER)
     step(f"connect to {board}")
     with Ssh(plan.board, plan.ssh_config, quiet=plan.quiet) as ssh:
-        size = sum(facts.bytes for facts in _files_to_copy(plan.bundle).values())
+        size = sum(facts.bytes for facts in without_reference(plan.bundle.manifest).files.values())
         check_machine(ssh, size, needs_dla=plan.needs_dla)
         command = find_install(ssh, plan.command)
         step(f"copy {size / 1e6:.1f} MB to {board}")
@@ -114,23 +113,18 @@ def build_on_board(plan: RemotePlan, say: Say) -> RemoteBuild:
         return _bring_back(plan, ssh, engine, checked)
 
 
-def _files_to_copy(bundle: Bundle) -> dict[str, FileFacts]:
-    """The files that the manifest names, without the reference, which a board does not need."""
-    return {name: facts for name, facts in bundle.manifest.files.items() if name not in REFERENCES}
-
-
 def _copy_bundle(bundle: Bundle, ssh: Ssh) -> None:
     """Copy the bundle. Its files' names may come from a stranger, so no command line has them: a folder of links is
     copied."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "bundle"
         folder.mkdir()
-        files = _files_to_copy(bundle)
-        for name in {PurePosixPath(name) for name in files}:  # two names may be of one file
+        manifest = without_reference(bundle.manifest)
+        for name in {PurePosixPath(name) for name in manifest.files}:  # two names may be of one file
             link = folder / name
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to((bundle.folder / name).resolve())
-        (folder / MANIFEST).write_bytes(json_from_manifest(replace(bundle.manifest, files=files)))
+        (folder / MANIFEST).write_bytes(json_from_manifest(manifest))
         ssh.put(folder, "bundle")
 
 
