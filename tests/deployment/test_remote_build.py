@@ -35,6 +35,7 @@ from runtimes.bundle import read_manifest
 from runtimes.bundle_writing import check_destination, write_manifest
 from runtimes.errors import BackendUnavailable
 from runtimes.nvidia.engine_file import facts_of
+from runtimes.specs import BatchRange
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSION = importlib.metadata.version("resnet-export")
@@ -460,6 +461,10 @@ def test_an_interrupted_build_ends_there_and_leaves_nothing(
         (
             ("--on", "board", "--timing-cache", "times"),
             "expected --timing-cache as an absolute path on the board, got ",
+        ),
+        (
+            ("--on", "board", "--print-trtexec"),
+            "--print-trtexec builds nothing, so there is nothing to do --on a board; ",
         ),
     ],
 )
