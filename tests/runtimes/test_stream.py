@@ -210,7 +210,7 @@ def test_in_a_fork_in_the_middle_of_a_stream_closing_ends(backend: Backend) -> N
         "stream.close(); model.close(); sys.exit(code)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, backend.path, backend.name], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, backend.given, backend.name], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
 
