@@ -71,7 +71,7 @@ def trtexec_lines(plan: BuildPlan) -> list[str]:
 def _of_generation(plan: BuildPlan, generation: _Generation) -> Iterator[str]:
     options, manifest = plan.options, plan.bundle.manifest
     if options.dla_core is not None:
-        refusal = dla_refusal(generation.with_dla, None, manifest.precision)
+        refusal = dla_refusal(generation.with_dla, "", manifest.precision)
         if refusal:
             yield f"# none: {refusal}"
             return
