@@ -30,6 +30,13 @@ from exporter.cli._options import json_option, output_group
     show_default=True,
     help="Plug-in to write for; nvinferserver runs a model that takes uint8 in Triton.",
 )
+@output_group(
+    "--trust-engine",
+    "trust_engines",
+    multiple=True,
+    metavar="SHA256",
+    help="Copy the engine although another machine built it; an engine is code.",
+)
 @json_option
 def deepstream(bundle: Path, output: Path, **options: Any) -> None:
     """Write DeepStream's configuration of BUNDLE.
@@ -40,8 +47,13 @@ def deepstream(bundle: Path, output: Path, **options: Any) -> None:
     """
     from exporter.deployment.deepstream import CONFIG, write_deepstream
     from runtimes.bundle import Bundle
+    from runtimes.errors import PlanError
+    from runtimes.nvidia.trust import trusted_engines
 
-    files = write_deepstream(Bundle.open(bundle), output, options["engine"], options["plugin"])
+    engine, trusted = options["engine"], trusted_engines(options["trust_engines"])
+    if trusted and engine is None:
+        raise PlanError("--trust-engine is about --engine, got none; leave it out, or name the engine")
+    files = write_deepstream(Bundle.open(bundle), output, engine, options["plugin"], trusted)
     names = sorted(path.name for path in output.iterdir())
     if options["as_json"]:
         return echo_json({"output": str(output), "plugin": files.plugin, "files": names})

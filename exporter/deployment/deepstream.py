@@ -14,28 +14,33 @@ nvdsinfer_context_impl.cpp.
 
 from __future__ import annotations
 
-import secrets
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.deployment.float_pixels import float_manifest, write_float_bundle
+from exporter.deployment.deepstream_text import (
+    ENGINE,
+    FLOAT_BUNDLE,
+    LABELS,
+    MODEL,
+    MODES,
+    labels_text,
+    nvinfer_text,
+    nvinferserver_text,
+)
+from exporter.deployment.float_pixels import write_float_bundle
 from runtimes.bundle import Bundle
-from runtimes.bundle_writing import write_in_one_step
-from runtimes.errors import BadInput, BundleError, PlanError
+from runtimes.bundle_writing import new_folder_beside
+from runtimes.errors import BadInput, PlanError
 from runtimes.manifest import Manifest
-from runtimes.nvidia.engine_file import EngineFacts, facts_of
-from runtimes.parity.compare import LOGITS, is_classifier
-from runtimes.preprocess import BGR, LEVELS, PIXELS, takes_any_size
+from runtimes.nvidia.engine_file import Engine, EngineFacts, engine_content, open_engine
+from runtimes.nvidia.trust import check_trusted
+from runtimes.parity.compare import is_classifier
+from runtimes.preprocess import PIXELS, takes_any_size
 
-CONFIG, LABELS, MODEL, ENGINE = "config_infer.txt", "labels.txt", "model.onnx", "model.engine"
+CONFIG = "config_infer.txt"
 NVINFER, SERVER = "nvinfer", "nvinferserver"
-FLOAT_BUNDLE = "bundle"
-"""Folder of the bundle that takes float pixels, beside the configuration."""
-MODES = {"fp32": 0, "int8": 1, "fp16": 2}
-"""Precision -> nvinfer's network-mode, which counts only where nvinfer builds an engine of its own."""
-RGB_FORMAT, BGR_FORMAT, GRAY_FORMAT = 0, 1, 2
-REPOSITORY = "triton_model_repo"
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,16 @@ def deepstream_files(bundle: Bundle, engine: EngineFacts | None = None, plugin: 
                 f"--plugin {SERVER} is for models that take uint8 pixels, and this one takes float32; leave it out, or "
                 "export the model with --uint8-input"
             )
-        return DeepStreamFiles(SERVER, {CONFIG: _server_config(manifest, named=named), **texts})
-    return DeepStreamFiles(NVINFER, {CONFIG: _config(manifest, engine, named=named), **texts})
+        return DeepStreamFiles(SERVER, {CONFIG: nvinferserver_text(manifest, named=named), **texts})
+    return DeepStreamFiles(NVINFER, {CONFIG: nvinfer_text(manifest, engine, named=named), **texts})
 
 
 def write_deepstream(
-    bundle: Bundle, output: Path, engine: Path | None = None, plugin: str = NVINFER
+    bundle: Bundle,
+    output: Path,
+    engine: Path | None = None,
+    plugin: str = NVINFER,
+    trusted: Collection[str] = (),
 ) -> DeepStreamFiles:
     """Write a new folder for DeepStream: configuration, labels, the model, and the engine if one is given.
 
@@ -87,11 +96,14 @@ def write_deepstream(
 
     Args:
         engine: an engine of this bundle, as `resnet-deploy build` wrote it.
+        trusted: sha256 of engines to copy though this machine did not build them.
 
     Raises:
-        PlanError: as `deepstream_files`; or there is something at `output` already.
+        PlanError: as `deepstream_files`; there is something at `output` already, or that lies in the bundle; or the
+            engine's weights are in the bundle alone.
         BadInput: the engine is of another bundle, or of another library than TensorRT.
-        BundleError: the bundle or the engine cannot be read, or the folder cannot be written.
+        BundleError: the bundle or the engine cannot be read, the engine is not trusted, or the folder cannot be
+            written.
         BackendUnavailable, ExportError: as `exporter.deployment.float_pixels.write_float_bundle`.
     """
     takes_uint8 = bundle.manifest.inputs[0].dtype == PIXELS
@@ -100,33 +112,23 @@ def write_deepstream(
             "--engine is of a model that takes uint8, which nvinfer cannot feed; leave it out, and build the bundle "
             f"that is written to DIR/{FLOAT_BUNDLE}"
         )
-    facts = None if engine is None else _checked_engine(bundle, engine)
-    files = deepstream_files(bundle, facts, plugin)
+    read = None if engine is None else _read_engine(bundle, engine, trusted)
+    files = deepstream_files(bundle, None if read is None else read.facts, plugin)
     if output.exists() or output.is_symlink():
         raise PlanError(f"{output} exists; remove it, or give another --output")
-    staged = output.with_name(f".{output.name}.partial-{secrets.token_hex(8)}")
-    try:
-        staged.mkdir(parents=True)
+    if output.resolve().is_relative_to(bundle.folder.resolve()):
+        raise PlanError(f"{output} lies in the bundle {bundle.folder}; choose another --output")
+    with new_folder_beside(output) as staged:
         for name, text in files.texts.items():
-            write_in_one_step(staged / name, text.encode())
+            (staged / name).write_text(text, encoding="utf-8")
         if files.plugin == NVINFER and takes_uint8:
             write_float_bundle(bundle, staged / FLOAT_BUNDLE)
         elif files.plugin == NVINFER:
             shutil.copyfile(bundle.file(MODEL), staged / MODEL)
-        if engine is not None:
-            shutil.copyfile(engine, staged / ENGINE)
+        if read is not None:
+            (staged / ENGINE).write_bytes(read.data)
         staged.rename(output)
-    except OSError as error:
-        raise BundleError(f"cannot write {output}: {error.strerror}; choose another --output") from error
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
     return files
-
-
-def labels_text(labels: tuple[str, ...]) -> str:
-    """Labels as DeepStream reads a classifier's: on one line, a semicolon between two. One inside a label becomes a
-    comma, as does what would end the line."""
-    return ";".join(",".join(label.replace(";", ",").splitlines()) for label in labels) + "\n"
 
 
 def _check(manifest: Manifest) -> None:
@@ -160,141 +162,21 @@ def _check(manifest: Manifest) -> None:
         )
 
 
-def _checked_engine(bundle: Bundle, engine: Path) -> EngineFacts:
-    facts = facts_of(engine)
-    if facts.onnx_sha256 != bundle.manifest.files[MODEL].sha256:
-        raise BadInput(
-            f"{engine} was built from another model than that of {bundle.folder}; build one from this bundle"
-        )
-    if facts.backend != "tensorrt":
-        raise BadInput(f"expected an engine of TensorRT, got one of {facts.backend}, which DeepStream does not load")
-    return facts
-
-
-def _config(manifest: Manifest, engine: EngineFacts | None, *, named: bool) -> str:
-    """nvinfer's file."""
-    takes_uint8 = manifest.inputs[0].dtype == PIXELS
-    manifest = float_manifest(manifest) if takes_uint8 else manifest
-    steps, batch = manifest.preprocess, manifest.batch
-    means = [LEVELS * mean for mean in steps.mean]
-    order = GRAY_FORMAT if steps.channels == 1 else BGR_FORMAT if steps.channels_order == BGR else RGB_FORMAT
-    dla = None if engine is None else engine.options.get("dla_core")
-    lines = [
-        f"# {manifest.name}, for Gst-nvinfer; written by resnet-deploy deepstream.",
-        *_engine_comment(manifest, engine, f"DIR/{FLOAT_BUNDLE}" if takes_uint8 else "BUNDLE"),
-        *_picture_comment(manifest),
-        "[property]",
-        "gpu-id=0",
-        "gie-unique-id=1",
-        "# 1: whole frames; 2: objects that an earlier gie found (then set operate-on-gie-id)",
-        "process-mode=1",
-        "# 1: classifier",
-        "network-type=1",
-        f"onnx-file={FLOAT_BUNDLE}/{MODEL}" if takes_uint8 else f"onnx-file={MODEL}",
-        f"model-engine-file={ENGINE}",
-        *([f"labelfile-path={LABELS}"] if named else []),
-        f"batch-size={batch.max}",
-        "# 0: FP32, 1: INT8, 2: FP16; an engine that is there already has its own",
-        f"network-mode={MODES[manifest.precision]}",
-        f"infer-dims={';'.join(map(str, steps.shape))}",
-        "# 0: channels first",
-        "network-input-order=0",
-        "# 0: RGB, 1: BGR, 2: grey",
-        f"model-color-format={order}",
-        "# the network takes net-scale-factor * (pixel - offset)",
-        f"net-scale-factor={1 / (LEVELS * steps.std[0]):.9g}",
-        f"offsets={';'.join(f'{mean:.9g}' for mean in (means[::-1] if order == BGR_FORMAT else means))}",
-        "maintain-aspect-ratio=0",
-        "# 0: nearest, 1: bilinear",
-        f"scaling-filter={0 if steps.interpolation == 'nearest' else 1}",
-        f"output-blob-names={manifest.outputs[0].name}",
-        *_score_comment(manifest),
-        "classifier-threshold=0",
-        "output-tensor-meta=1",
-        *([] if dla is None else ["enable-dla=1", f"use-dla-core={dla}"]),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _server_config(manifest: Manifest, *, named: bool) -> str:
-    """nvinferserver's file: protobuf's text format."""
-    network = "IMAGE_FORMAT_RGB" if manifest.preprocess.channels == 3 else "IMAGE_FORMAT_GRAY"
-    label_line = [f'    labelfile_path: "{LABELS}"'] if named else []
-    lines = [
-        f"# {manifest.name}, for Gst-nvinferserver; written by resnet-deploy deepstream. The repository beside this",
-        f"# file is that of: resnet-deploy triton BUNDLE --output {REPOSITORY}",
-        *_picture_comment(manifest),
-        "infer_config {",
-        "  unique_id: 1",
-        "  gpu_ids: [0]",
-        f"  max_batch_size: {manifest.batch.max}",
-        "  backend {",
-        "    triton {",
-        f'      model_name: "{manifest.name}"',
-        "      version: -1",
-        "      model_repo {",
-        f'        root: "{REPOSITORY}"',
-        "        strict_model_config: true",
-        "      }",
-        "    }",
-        "  }",
-        "  preprocess {",
-        f"    network_format: {network}",
-        "    tensor_order: TENSOR_ORDER_NHWC",
-        "    maintain_aspect_ratio: 0",
-        "    normalize { scale_factor: 1.0 }",
-        "  }",
-        "  postprocess {",
-        *label_line,
-        *(f"    {line}" for line in _score_comment(manifest)),
-        "    classification { threshold: 0.0 }",
-        "  }",
-        "}",
-        "input_control {",
-        "  process_mode: PROCESS_MODE_FULL_FRAME",
-        "  interval: 0",
-        "}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _engine_comment(manifest: Manifest, engine: EngineFacts | None, place: str) -> list[str]:
-    if engine is not None:
-        proof = "proven where it was built" if engine.checked else "not checked yet"
-        return [f"# {ENGINE}: {engine.backend} {engine.version}, {', '.join(engine.targets)}, {proof}."]
-    lines = [
-        f"# {ENGINE} is still to come: build it where it will run, with resnet-deploy build {place}, and copy it from",
-        "# that bundle's engines/ to this name.",
-    ]
-    if manifest.precision == "int8":
-        return [*lines, "# nvinfer cannot build it: it wants a table for INT8, and the scales are in the graph."]
-    return [*lines, "# Without it nvinfer builds an engine from onnx-file itself, which nothing has proven."]
-
-
-def _picture_comment(manifest: Manifest) -> list[str]:
-    """How DeepStream's pictures differ from those that the bundle was proven on."""
-    steps = manifest.preprocess
-    height, width = steps.crop
-    told = f"# DeepStream scales the frame, or the object, to {width}x{height} as it is."
-    if steps.resize in (None, steps.crop):
-        return [
-            f"{told} The bundle was proven on",
-            f"# pictures resized to that size ({steps.interpolation}, with Pillow).",
-        ]
-    wide = (
-        "x".join(map(str, steps.resize[::-1])) if isinstance(steps.resize, tuple) else f"{steps.resize} (shorter side)"
-    )
-    return [
-        f"{told} The bundle was proven on",
-        f"# pictures resized to {wide} ({steps.interpolation}, with Pillow) and cut from the centre: a frame",
-        "# shows more at its borders here, and squeezed if it is no square; expect other accuracy, and measure it.",
-    ]
-
-
-def _score_comment(manifest: Manifest) -> list[str]:
-    if manifest.outputs[0].name != LOGITS:
-        return []
-    return [
-        "# The network gives logits: the largest that is above the threshold is the class, and its logit is what",
-        "# DeepStream calls confidence. For probabilities take the softmax of the output tensor's metadata.",
-    ]
+def _read_engine(bundle: Bundle, path: Path, trusted: Collection[str]) -> Engine:
+    """An engine of the bundle that may be run: DeepStream loads what lies there."""
+    with open_engine(path) as (file, document, facts):
+        if facts.onnx_sha256 != bundle.manifest.files[MODEL].sha256:
+            raise BadInput(
+                f"{path} was built from another model than that of {bundle.folder}; build one from this bundle"
+            )
+        if facts.backend != "tensorrt":
+            raise BadInput(
+                f"expected an engine of TensorRT, got one of {facts.backend}, which DeepStream does not load"
+            )
+        if facts.stripped:
+            raise PlanError(
+                f"{path} has its weights in model.onnx, and nvinfer does not put them in; build it again without "
+                "--strip-weights"
+            )
+        check_trusted(document, str(path), trusted)
+        return Engine(facts, engine_content(path, facts, file))

@@ -71,7 +71,7 @@ def trtexec_lines(plan: BuildPlan) -> list[str]:
 def _of_generation(plan: BuildPlan, generation: _Generation) -> Iterator[str]:
     options, manifest = plan.options, plan.bundle.manifest
     if options.dla_core is not None:
-        refusal = dla_refusal(generation.with_dla, None, manifest.precision)
+        refusal = dla_refusal(generation.with_dla, "", manifest.precision)
         if refusal:
             yield f"# none: {refusal}"
             return
@@ -90,7 +90,8 @@ def _of_generation(plan: BuildPlan, generation: _Generation) -> Iterator[str]:
 def _words(plan: BuildPlan, generation: _Generation) -> list[str]:
     options, manifest = plan.options, plan.bundle.manifest
     words = [f"--onnx={plan.bundle.folder / ONNX}", *generation.flags, *_shapes(plan)]
-    words.append(f"--saveEngine={manifest.name}-trt{generation.name}.engine")
+    name = manifest.name.replace("/", "-")  # no folder
+    words.append(f"--saveEngine={name}-trt{generation.name}.engine")
     if manifest.precision == "fp32":
         words.append("--noTF32")
     if options.workspace_bytes is not None:

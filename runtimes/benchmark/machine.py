@@ -147,7 +147,7 @@ def _gpu(root: Path) -> Gpu | None:
 def driver_version(root: Path = ROOT) -> str | None:
     """The version of the driver, from a line as `NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.86  ...`."""
     try:
-        words = (root / DRIVER).read_text().splitlines()[0].split()
+        words = (root / DRIVER).read_text(errors="replace").splitlines()[0].split()
     except (OSError, IndexError):
         return None
     return next((word for word in words if word[0].isdigit() and "." in word), None)

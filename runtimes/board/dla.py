@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 
 Version = tuple[int, int, int]
-ROOT = Path("/")
-MODEL = "proc/device-tree/model"
 BOARDS: Mapping[str, bool] = MappingProxyType({"Orin Nano": False, "Orin NX": True, "AGX Orin": True, "Thor": False})
 """A part of a board's name -> has it a DLA? NVIDIA's answers to questions about DLA (its developer blog) name AGX Orin
 and Orin NX of this generation, and so not Orin Nano; TensorRT 11.4.1, "Working with DLA", says that Thor has none."""
@@ -76,30 +73,17 @@ def dla_versions(version: str) -> DlaVersions | None:
     return next((one for one in TABLE if one.first <= key and (one.last is None or key <= one.last)), None)
 
 
-def board_name(root: Path = ROOT) -> str | None:
-    """The board's own name, such as `NVIDIA Jetson AGX Orin Developer Kit`; None where the system has no device tree.
-
-    Args:
-        root: where `proc` is.
-    """
-    try:
-        text = (root / MODEL).read_bytes().rstrip(b"\0").decode("utf-8", "replace").strip()
-    except OSError:
-        return None
-    return text or None
-
-
-def board_has_dla(name: str | None) -> bool | None:
+def board_has_dla(name: str) -> bool | None:
     """Has the board of this name a DLA? None for one that is not in `BOARDS`."""
-    return next((has for part, has in BOARDS.items() if part.lower() in (name or "").lower()), None)
+    return next((has for part, has in BOARDS.items() if part.lower() in name.lower()), None)
 
 
-def dla_refusal(version: str, board: str | None, precision: str) -> str:
+def dla_refusal(version: str, board: str, precision: str) -> str:
     """Why this TensorRT on this board is known not to run a network on DLA, and what to do; empty if it is not known.
 
     Args:
         version: of TensorRT, `10.3.0.30`.
-        board: its name by `board_name`; None where it is not known.
+        board: its name by `runtimes.board.jetpack.board_name`; empty where it is not known.
         precision: the bundle's.
     """
     known = dla_versions(version)

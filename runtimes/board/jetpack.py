@@ -127,6 +127,16 @@ class Board:
         return self.jetpack is not None and self.jetpack.l4t == self.l4t
 
 
+def board_name(root: Path = ROOT) -> str:
+    """The name that the board has in the device tree, such as `NVIDIA Jetson AGX Orin Developer Kit`; empty where the
+    system has none.
+
+    Args:
+        root: where `proc` and `sys` are.
+    """
+    return next((name for path in MODELS if (name := _text(root / path).strip("\0\n "))), "")
+
+
 def this_board(root: Path = ROOT) -> Board | None:
     """The Jetson that this runs on; None elsewhere.
 
@@ -134,7 +144,7 @@ def this_board(root: Path = ROOT) -> Board | None:
         root: where `etc`, `proc` and `sys` are.
     """
     l4t = l4t_from_text(_text(root / RELEASE))
-    model = next((name for path in MODELS if (name := _text(root / path).strip("\0\n "))), "")
+    model = board_name(root)
     if not l4t and "Jetson" not in model:
         return None
     return Board(model, l4t, jetpack_of(l4t))

@@ -72,7 +72,7 @@ def memory(root: Path = ROOT) -> Memory | None:
     """
     text = ""
     with suppress(OSError):
-        text = (root / MEMINFO).read_text()
+        text = (root / MEMINFO).read_text(errors="replace")
     found = {name: int(kib) * 1024 for name, kib in re.findall(r"^(MemTotal|MemAvailable): +(\d+) kB$", text, re.M)}
     return Memory(found["MemTotal"], found["MemAvailable"]) if len(found) == 2 else None
 

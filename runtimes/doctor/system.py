@@ -6,6 +6,7 @@ import platform
 import re
 from collections.abc import Iterator
 
+from runtimes.board.memory import memory
 from runtimes.cores import usable_cores
 from runtimes.doctor.facts import SystemFacts
 from runtimes.doctor.host import Host
@@ -24,7 +25,7 @@ the word `max`, or a number larger than any memory."""
 def system_facts(host: Host) -> SystemFacts:
     """Describe the machine; what it does not tell is left empty."""
     total, free = memory_of(host)
-    known = processor_from_cpuinfo(host.text("/proc/cpuinfo"), host.machine)
+    cpuinfo = host.text("/proc/cpuinfo")
     return SystemFacts(
         name=distribution(host.text("/etc/os-release") or host.text("/usr/lib/os-release")),
         kernel=kernel_of(host),
@@ -33,16 +34,12 @@ def system_facts(host: Host) -> SystemFacts:
         python=host.python,
         container=container_of(host),
         wsl=is_wsl(host),
-        processor=known,
-        cores=usable_cores(host.root) if host.is_here else len(re.findall(r"^processor\s*:", _cpuinfo(host), re.M)),
+        processor=processor_from_cpuinfo(cpuinfo, host.machine),
+        cores=usable_cores(host.root) if host.is_here else len(re.findall(r"^processor\s*:", cpuinfo, re.M)),
         memory_bytes=total,
         free_bytes=free,
         executable=host.executable,
     )
-
-
-def _cpuinfo(host: Host) -> str:
-    return host.text("/proc/cpuinfo")
 
 
 def distribution(text: str) -> str:
@@ -79,8 +76,8 @@ def is_wsl(host: Host) -> bool:
 
 def memory_of(host: Host) -> tuple[int | None, int | None]:
     """All memory, and what is free for this process: what the kernel says, no more than the control group's limit."""
-    said = dict(re.findall(r"^(\w+):\s+(\d+) kB", host.text("/proc/meminfo"), re.M))
-    total, free = (int(said[key]) << 10 if key in said else None for key in ("MemTotal", "MemAvailable"))
+    said = memory(host.root)
+    total, free = (None, None) if said is None else (said.total_bytes, said.available_bytes)
     for limit, used in _limits(host):
         if total is None or limit < total:
             total = limit

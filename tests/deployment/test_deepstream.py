@@ -19,7 +19,8 @@ from quantized_files import network
 from small_bundles import LABELS, bundle_fixture  # noqa: F401  # likewise
 from standin_tensorrt import StandinTensorRT
 
-from exporter.deployment.deepstream import deepstream_files, labels_text
+from exporter.deployment.deepstream import deepstream_files
+from exporter.deployment.deepstream_text import labels_text, nvinfer_text
 from exporter.graph.pixel_input import with_float_pixels, with_uint8_input
 from exporter.lowering.precisions import fp16
 from runtimes import Bundle, open_runtime
@@ -28,6 +29,7 @@ from runtimes.bundle_writing import write_manifest
 from runtimes.errors import PlanError
 from runtimes.kernels import KernelCount
 from runtimes.manifest import Manifest
+from runtimes.nvidia.engine_file import facts_of
 from runtimes.parity.golden import golden_arrays
 from runtimes.preprocess import Preprocess
 from runtimes.specs import BatchRange, TensorSpec
@@ -128,6 +130,40 @@ def test_an_engine_of_the_bundle_is_copied_along_with_its_dla_core(
     ran = deploy("deepstream", folder, "--output", folder.parent / "other", "--engine", engine)
     assert (ran.code, "was built from another model" in ran.error) == (2, True)
     assert sorted(path.name for path in folder.parent.glob("*other*")) == []
+
+
+def test_only_a_trusted_engine_with_its_weights_is_copied_along(
+    folder: Path, api: StandinTensorRT, deploy: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, output = add_engine(folder, api), folder.parent / "ds"
+    sha256 = facts_of(engine).engine_sha256
+    monkeypatch.setenv("RESNET_EXPORT_ENGINE_KEY", str(folder.parent / "another.key"))
+    ran = deploy("deepstream", folder, "--output", output, "--engine", engine)
+    assert (ran.code, f"give --trust-engine {sha256}" in ran.error, output.exists()) == (1, True, False)
+    ran = deploy("deepstream", folder, "--output", output, "--engine", engine, "--trust-engine", sha256.upper())
+    assert ran.code == 0, ran.err
+    assert (output / "model.engine").read_bytes() == engine.read_bytes()
+    ran = deploy("deepstream", folder, "--output", folder.parent / "other", "--trust-engine", sha256)
+    assert (ran.code, "--trust-engine is about --engine" in ran.error) == (2, True)
+    stripped = add_engine(folder, api, strip_weights=True)
+    ran = deploy("deepstream", folder, "--output", folder.parent / "other", "--engine", stripped)
+    assert (ran.code, "has its weights in model.onnx" in ran.error) == (2, True)
+    assert not (folder.parent / "other").exists()
+
+
+def test_a_bundle_is_not_written_into(folder: Path, deploy: Callable[..., Ran]) -> None:
+    ran = deploy("deepstream", folder, "--output", folder / "ds")
+    assert (ran.code, "lies in the bundle" in ran.error, (folder / "ds").exists()) == (2, True, False)
+
+
+def test_names_of_strangers_stay_values(folder: Path, manifest: Manifest, api: StandinTensorRT) -> None:
+    facts = replace(facts_of(add_engine(folder, api)), version="1\ncustom-lib-path=/x.so")
+    name = 'm" } } preprocess { x: "\\'
+    opened = with_manifest(folder, manifest, name=name, inputs=(PIXELS,), preprocess=COLOUR)
+    text = deepstream_files(opened, plugin="nvinferserver").texts["config_infer.txt"]
+    assert 'model_name: "m\\" } } preprocess { x: \\"\\\\"\n' in text
+    plain = replace(opened.manifest, **colour(manifest))
+    assert "custom-lib-path" not in settings(nvinfer_text(plain, facts, named=False))
 
 
 @pytest.fixture

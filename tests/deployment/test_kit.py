@@ -30,7 +30,7 @@ from exporter.deployment.jetson import archive, base_wheels, kit, own_wheel
 from exporter.deployment.jetson.base_wheels import WheelPlatform, collect_wheels
 from runtimes import Bundle, Manifest
 from runtimes.bundle_writing import write_manifest
-from runtimes.errors import BackendUnavailable
+from runtimes.errors import BackendUnavailable, BundleError
 from runtimes.kernels import KernelCount
 
 OWN = own_wheel.Wheel("resnet_export-0.0.0-py3-none-any.whl", b"a wheel", ("numpy>=1.24",))
@@ -163,6 +163,12 @@ def test_a_kit_that_cannot_be_finished_leaves_nothing(
     ran = deploy("kit", bundle, "--output", tmp_path / "kit.tar")
     assert (ran.code, "kit.tar: No space left on device; give another --output" in ran.error) == (1, True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundles"]
+
+
+def test_an_archive_that_has_no_place_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="cannot write .*: Not a directory"):
+        archive.write_archive(tmp_path / "file" / "kit.tar", "kit", {})
 
 
 def test_two_bundles_of_one_name_are_refused(bundle: Path, deploy: Callable[..., Ran], tmp_path: Path) -> None:

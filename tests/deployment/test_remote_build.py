@@ -238,6 +238,16 @@ def test_an_engine_of_another_model_is_not_kept(proven: Path, board: Board, buil
     assert f"{ENGINE}.engine from board cannot be used: it is of another model.onnx" in ran.error
 
 
+@pytest.mark.parametrize("answer", ["{}", '{"bundles": [{"backends": []}]}', '{"bundles": [{"backends": [{}, {}]}]}'])
+def test_a_check_without_its_report_is_told_and_nothing_is_kept(
+    proven: Path, board: Board, build: Build, answer: str
+) -> None:
+    pretend(board, build=f"exec {REAL} build bundle --json", check=f"echo '{answer}'; touch check.xml")
+    ran = build(proven)
+    assert (ran.code, engines(proven)) == (1, [])
+    assert f"{ENGINE}.engine from board cannot be used: " in ran.error
+
+
 # --- a board that does not do ---
 
 

@@ -278,15 +278,26 @@ def test_without_a_decoder_or_a_gpu_kserve_asks_for_neither(deploy: Any, bundle:
     assert "resources" not in service["spec"]["predictor"]["containers"][0]
 
 
+def test_a_path_in_the_dockerfile_stays_one_word_of_a_comment(deploy: Any, bundle: Made, tmp_path: Path) -> None:
+    output = tmp_path / "to\nRUN serve"
+    assert deploy("triton", bundle(), "--output", output, "--kserve", tmp_path, "--image", "image").code == 0
+    lines = (tmp_path / "Dockerfile").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["#", "#", "#", "ARG", "FROM", "COPY", "EXPOSE", "CMD"]
+    assert lines[2].endswith(f"{tmp_path}/Dockerfile '{tmp_path}/to\\nRUN serve'")
+
+
 def test_kserves_files_are_not_written_over_others_or_into_the_repository(
     deploy: Any, bundle: Made, tmp_path: Path
 ) -> None:
     made, output = bundle(), tmp_path / "repository"
     (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+    (tmp_path / "odd" / "Dockerfile").mkdir(parents=True)
     for folder, said in {
         tmp_path: "exists, and is another",
         output / "kserve": f"lies in {output}",
         made: f"lies in {made}",
+        tmp_path / "Dockerfile" / "kserve": f"{tmp_path / 'Dockerfile'} is not a folder",
+        tmp_path / "odd": f"{tmp_path / 'odd' / 'Dockerfile'} exists, and is another",
     }.items():
         ran = deploy("triton", made, "--output", output, "--kserve", folder, "--image", "image")
         assert said in refused(ran, output, 2)

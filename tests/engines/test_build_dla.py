@@ -17,7 +17,7 @@ from standin_tensorrt import StandinTensorRT, imported_as_tensorrt
 
 from exporter.engines.layers import EngineLayer, layers_on_dla, layers_on_gpu, spread_over_dla
 from runtimes import Manifest
-from runtimes.board import dla
+from runtimes.board import jetpack
 from runtimes.bundle_writing import write_manifest
 from runtimes.manifest import Asked
 from runtimes.specs import BatchRange
@@ -174,7 +174,7 @@ def test_a_board_that_is_known_to_have_none_is_refused(
     api.dla_cores = 2
     name = "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
     (tmp_path / "model").write_bytes(name.encode() + b"\0")
-    monkeypatch.setattr(dla, "MODEL", str(tmp_path / "model"))
+    monkeypatch.setattr(jetpack, "MODELS", (str(tmp_path / "model"),))
     ran = deploy("build", static, "--dla", "0")
     assert (ran.code, f"{name} has no DLA" in ran.error) == (3, True)
 

@@ -56,6 +56,13 @@ def test_the_same_build_for_both_generations_builds_nothing_and_needs_no_tensorr
     assert deploy("build", folder, "--print-trtexec", "--json").json["trtexec"][-1].strip() == "--skipInference"
 
 
+def test_a_name_is_no_folder(bundle: Path, manifest: Manifest, deploy: Callable[..., Ran]) -> None:
+    changed(bundle, replace(manifest, precision="fp16", name="/etc/../r20"))
+    for words in commands(deploy("build", bundle, "--print-trtexec").out):
+        (saved,) = (word for word in words if word.startswith("--saveEngine="))
+        assert "/" not in saved
+
+
 def test_every_option_of_a_build_has_its_word(bundle: Path, manifest: Manifest, deploy: Callable[..., Ran]) -> None:
     changed(bundle, replace(manifest, precision="fp32", batch=BatchRange(2, 2, 2)))
     options = ["--optimization-level", "5", "--version-compatible", "--strip-weights"]

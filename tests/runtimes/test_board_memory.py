@@ -16,6 +16,8 @@ def test_memory_is_read_in_bytes(tmp_path: Path) -> None:
     assert memory(tmp_path / "none") is None
     write_files(tmp_path, {"proc/meminfo": "MemTotal: 12 kB\n"})
     assert memory(tmp_path) is None
+    (tmp_path / "proc" / "meminfo").write_bytes(b"\xff\nMemTotal: 12 kB\nMemAvailable: 5 kB\n")
+    assert memory(tmp_path) == Memory(12 << 10, 5 << 10)
 
 
 @pytest.mark.parametrize(

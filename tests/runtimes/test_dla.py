@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
-from runtimes.board.dla import TABLE, board_has_dla, board_name, dla_refusal, dla_versions
+from runtimes.board.dla import TABLE, board_has_dla, dla_refusal, dla_versions
 
 
 def test_the_stretches_follow_each_other_and_have_sources() -> None:
@@ -41,7 +40,7 @@ def test_versions(version: str, dla: bool, pairs: bool) -> None:
 @pytest.mark.parametrize("version", ["8.5.2.2", "", "unknown"])
 def test_a_version_before_the_table_is_not_known(version: str) -> None:
     assert dla_versions(version) is None
-    assert dla_refusal(version, None, "int8") == ""
+    assert dla_refusal(version, "", "int8") == ""
 
 
 @pytest.mark.parametrize(
@@ -52,19 +51,9 @@ def test_a_version_before_the_table_is_not_known(version: str) -> None:
         ("NVIDIA Orin Nano Developer Kit", False),
         ("NVIDIA Jetson AGX Thor Developer Kit", False),
         ("Raspberry Pi 5 Model B Rev 1.0", None),
-        (None, None),
+        ("", None),
     ],
 )
-def test_boards(name: str | None, has: bool | None) -> None:
+def test_boards(name: str, has: bool | None) -> None:
     assert board_has_dla(name) is has
     assert bool(dla_refusal("10.3.0.30", name, "fp16")) is (has is False)
-
-
-def test_a_board_says_its_name_in_the_device_tree(tmp_path: Path) -> None:
-    assert board_name(tmp_path) is None
-    place = tmp_path / "proc" / "device-tree"
-    place.mkdir(parents=True)
-    (place / "model").write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
-    assert board_name(tmp_path) == "NVIDIA Jetson AGX Orin Developer Kit"
-    (place / "model").write_bytes(b"\0")
-    assert board_name(tmp_path) is None

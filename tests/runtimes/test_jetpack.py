@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runtimes.board.jetpack import FAMILIES, JETPACKS, jetpack_of, l4t_from_text, this_board
+from runtimes.board.jetpack import FAMILIES, JETPACKS, MODELS, board_name, jetpack_of, l4t_from_text, this_board
 
 ORIN_NANO = "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super"
 
@@ -65,6 +65,13 @@ def test_a_board_is_read_from_its_tree(tmp_path: Path, where: str) -> None:
     assert board.jetpack is not None
     assert board.jetpack.name == "6.2"
     assert board.is_exact
+
+
+@pytest.mark.parametrize("where", MODELS)
+def test_a_boards_name_is_read_where_there_is_no_release(tmp_path: Path, where: str) -> None:
+    assert board_name(tmp_path) == ""
+    assert board_name(board_tree(tmp_path, None, ORIN_NANO, where)) == ORIN_NANO
+    assert board_name(board_tree(tmp_path, None, "", where)) == ""
 
 
 def test_what_a_board_hides_is_left_empty(tmp_path: Path) -> None:

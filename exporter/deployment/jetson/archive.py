@@ -8,6 +8,7 @@ import os
 import secrets
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,7 +49,8 @@ def write_archive(path: Path, root: str, files: Mapping[str, Content]) -> None:
     except OSError as error:
         raise BundleError(f"cannot write {path}: {error.strerror or error}; give another --output") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def _entries(root: str, files: Mapping[str, Content]) -> Iterator[tuple[tarfile.TarInfo, bytes | Path | None]]:

@@ -213,7 +213,7 @@ def _bring_back(plan: RemotePlan, ssh: Ssh, engine: _There, checked: _Said) -> R
             if facts.onnx_sha256 != plan.bundle.manifest.files["model.onnx"].sha256:
                 raise BundleError("it is of another model.onnx")
             report = _report(document) if not checked.code else None
-        except (BadInput, BundleError, msgspec.ValidationError, LookupError, TypeError) as error:
+        except (BadInput, BundleError, ValueError, LookupError, TypeError) as error:
             raise BoardError(f"{engine.name} from {board} cannot be used: {error}") from error
         with folder_lock(folder):
             for kind in (_as_is, sidecar_of, _json_of, _junit_of):

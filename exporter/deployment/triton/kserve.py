@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import BundleError, PlanError
+from runtimes.printable import printable
 
 DOCKERFILE, MANIFEST = "Dockerfile", "inference_service.yaml"
 IMAGE = re.compile(r"[a-z0-9]+([._:-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?")
@@ -52,21 +56,25 @@ def kserve_files(kserve: KServe, repository: Path) -> dict[str, str]:
 
 
 def check_kserve(kserve: KServe, repository: Path, bundles: Iterable[Path]) -> None:
-    """Refuse, before anything is written, a folder for the files that lies in the repository or a bundle, or has other
-    ones.
+    """Refuse, before anything is written, a folder for the files that lies in the repository or a bundle, has other
+    ones, or cannot be written.
 
     Raises:
         PlanError: it is.
+        BundleError: it cannot be read or written.
     """
     folder = kserve.folder.resolve()
     for other in (repository, *bundles):
         if folder.is_relative_to(other.resolve()):
             raise PlanError(f"{kserve.folder} lies in {other}, which holds nothing else; give another --kserve")
-    if folder.exists() and not folder.is_dir():
-        raise PlanError(f"{kserve.folder} is not a folder; give another --kserve")
+    nearest = next(one for one in (folder, *folder.parents) if one.exists())
+    if not nearest.is_dir():
+        raise PlanError(f"{nearest} is not a folder; give another --kserve")
+    if not os.access(nearest, os.W_OK):
+        raise BundleError(f"cannot write {kserve.folder}: {os.strerror(errno.EACCES)}; give another --kserve")
     for name, text in kserve_files(kserve, repository).items():
         path = folder / name
-        if path.exists() and path.read_bytes() != text.encode():
+        if path.exists() and not (path.is_file() and path.read_bytes() == text.encode()):
             raise PlanError(f"{path} exists, and is another; move it away, or give another --kserve")
 
 
@@ -87,11 +95,12 @@ def write_kserve(kserve: KServe, repository: Path) -> list[Path]:
 
 def _dockerfile(kserve: KServe, repository: Path) -> str:
     pillow = ["RUN python3 -m pip install --no-cache-dir pillow"] if kserve.decodes else []
+    file, context = (shlex.quote(printable(str(path))) for path in (kserve.folder / DOCKERFILE, repository))
     ports = [f"--http-port={HTTP}", f"--grpc-port={GRPC}", f"--metrics-port={METRICS}"]
     lines = [
         "# Triton with the models in it. SERVER_IMAGE is Triton's; plans need one with the TensorRT that built them:",
         "#   docker build --build-arg SERVER_IMAGE=nvcr.io/nvidia/tritonserver:YY.MM-py3 \\",
-        f"#     --tag {kserve.image} --file {kserve.folder / DOCKERFILE} {repository}",
+        f"#     --tag {kserve.image} --file {file} {context}",
         "ARG SERVER_IMAGE",
         "FROM ${SERVER_IMAGE}",
         *pillow,

@@ -84,7 +84,7 @@ def _check_version_is_new(model: TritonModel, folder: Path, version: int) -> Non
             f"{folder} has version {version} already, and a version is never changed; give --version "
             f"{versions[-1] + 1}, or another --name"
         )
-    for name in {CONFIG, CI_CONFIG, *model.beside}:
+    for name in sorted({CONFIG, CI_CONFIG, *model.beside}):
         path, expected = folder / name, model.beside.get(name)
         got = path.read_bytes() if path.is_file() else None
         if got != expected:

@@ -7,7 +7,8 @@ import tensorrt as api
 from exporter.engines.builders import BuildOptions, BuildTargets, EngineBuild, Job
 from exporter.engines.builders._network import build_network
 from exporter.engines.layers import layers_from_inspector, spread_over_dla
-from runtimes.board.dla import DLA_VERSIONS, board_name, dla_refusal
+from runtimes.board.dla import DLA_VERSIONS, dla_refusal
+from runtimes.board.jetpack import board_name
 from runtimes.errors import BackendUnavailable, BuildError, PlanError
 from runtimes.nvidia.cuda import Device, device
 from runtimes.nvidia.engine_file import DeviceFacts
