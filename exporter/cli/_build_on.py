@@ -45,7 +45,6 @@ OPTIONS = (
 )
 HERE = ("on", "remote_command", "ssh_config", "as_json", "quiet")
 """Options that this machine takes itself; the board's `build` gets all others."""
-BUILDS_NOTHING = {"print_trtexec": "--print-trtexec"}
 
 
 def on_options(command: Command) -> Command:
@@ -111,9 +110,8 @@ def _plan(bundle: Bundle, options: dict[str, Any]) -> RemotePlan:
     from exporter.deployment.remote.address import address_from_text
     from exporter.deployment.remote.build import RemotePlan
 
-    for name, option in BUILDS_NOTHING.items():
-        if options.get(name):
-            raise PlanError(f"{option} builds nothing, so there is nothing to do --on a board; leave one of them out")
+    if options["print_trtexec"]:
+        raise PlanError("--print-trtexec builds nothing, so there is nothing to do --on a board; leave one of them out")
     cache = options["timing_cache"]
     if cache is not None and not PurePosixPath(cache).is_absolute():
         raise PlanError(f"expected --timing-cache as an absolute path on the board, got {cache}; give one")

@@ -297,16 +297,20 @@ def _given_options(options: BuildOptions) -> dict[str, str | int | bool]:
     }
 
 
+def newest_opset(backend: str, version: str) -> int | None:
+    """The newest opset that the parser of this version reads; None where it reads all that bundles have."""
+    last, newest = NEWEST_OPSETS.get(backend, ((0, 0), 0))
+    return newest if tuple(int(part) for part in version.split(".")[:2]) <= last else None
+
+
 def check_opset(plan: BuildPlan, version: str) -> None:
     """Check that the library's parser reads the bundle's opset.
 
     Raises:
         BackendUnavailable: it is too old.
     """
-    opset = plan.bundle.manifest.opset
-    numbers = tuple(int(part) for part in version.split(".")[:2])
-    last, newest = NEWEST_OPSETS.get(plan.backend, ((0, 0), opset))
-    if numbers <= last and opset > newest:
+    opset, newest = plan.bundle.manifest.opset, newest_opset(plan.backend, version)
+    if newest is not None and opset > newest:
         raise BackendUnavailable(
             f"the bundle needs opset {opset} ({plan.bundle.manifest.precision}), "
             f"and TensorRT {version} reads none above {newest}; update TensorRT, or export with --fp16 or --int8"

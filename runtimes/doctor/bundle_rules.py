@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from runtimes.doctor.facts import MIB, BackendFacts, Facts
@@ -81,7 +82,7 @@ def _disk(facts: Facts) -> Iterator[Case]:
         yield Case(
             f"a build writes up to {size_text(bundle.disk_bytes)} beside the bundle, and "
             f"{size_text(bundle.free_disk_bytes)} are free",
-            f"make room, or copy the bundle to another disk: cp -r {bundle.path} ELSEWHERE",
+            f"make room, or copy the bundle to another disk: cp -r {shlex.quote(bundle.path)} ELSEWHERE",
         )
 
 
@@ -92,7 +93,7 @@ def _place(facts: Facts) -> Iterator[Case]:
     if not bundle.writable:
         yield Case(
             f"{bundle.path}/engines cannot be written, so no engine can be kept",
-            f"copy the bundle to a folder of yours: cp -r {bundle.path} ~",
+            f"copy the bundle to a folder of yours: cp -r {shlex.quote(bundle.path)} ~",
         )
     if bundle.key_problem:
         yield Case(
@@ -128,7 +129,7 @@ def _unbuilt(facts: Facts) -> Iterator[Case]:
         if facts.bundle is not None and one.unbuilt and runs_bundle(facts, one):
             yield Case(
                 f"the bundle has no engine that {one.name} loads here",
-                f"resnet-deploy build {facts.bundle.path} --backend {one.name}",
+                f"resnet-deploy build {shlex.quote(facts.bundle.path)} --backend {one.name}",
                 one.name,
             )
 

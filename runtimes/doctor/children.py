@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env={**os.environ, **(environment or {})},
+                start_new_session=True,  # what it starts itself ends with it, and holds no pipe open
             )
         except (OSError, ValueError, TypeError) as error:  # TypeError: a Python that does not know its file
             self._problem = f"it cannot be asked, for no process can be started: {error}"
@@ -59,9 +61,10 @@ class Child:
             return Answer(problem=_end_of(self._process.returncode, err.decode("utf-8", "replace")))
 
     def close(self) -> None:
-        """End it, whatever it does. A child that has answered is left alone."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
+        """End it and what it has started, whatever they do. A child that has ended is left alone."""
+        if self._process is not None and self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.communicate()
 
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,13 @@ def test_a_child_that_does_not_answer_is_a_problem_in_words(
 ) -> None:
     monkeypatch.setattr(children, "START", code)
     assert Child(["onnxruntime", ""]).answer(1).problem == problem
+
+
+def test_what_a_child_has_started_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "START", "import subprocess; subprocess.run(['sleep', '20'])")
+    start = time.monotonic()
+    assert Child(["onnxruntime", ""]).answer(1).problem == "it did not load within 1 s"
+    assert time.monotonic() - start < 10
 
 
 def test_a_python_that_cannot_be_started_is_a_problem_in_words(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,7 @@ CASES: list[tuple[str, str, Facts, str, str]] = [
     ("DR405", "warning", system(WELL, free_bytes=GIB // 2), "1.0 GiB of memory, and 512 MiB are free", "--batch 1:1:4"),
     ("DR406", "error", bundle(WELL, free_disk_bytes=10 << 20), "up to 100 MiB", "make room"),
     ("DR407", "error", bundle(WELL, writable=False), "cannot be written", "cp -r"),
+    ("DR407", "error", bundle(WELL, writable=False, path="it's $HOME"), "cannot be written", "'it'\"'\"'s $HOME' ~"),
     ("DR407", "error", bundle(WELL, key_problem="no home; set it"), "has no place: no home", "RESNET_EXPORT_ENGINE_KEY"),
     ("DR408", "note", bundle(NO_GPU, precision="int8"), "computes it in floating point", "--target cpu"),
     ("DR410", "note", replace(WELL, backends=(ONNXRUNTIME, replace(TENSORRT, unbuilt="none; x"))), "no engine that tensorrt loads", "resnet-deploy build resnet50-fp16 --backend tensorrt"),

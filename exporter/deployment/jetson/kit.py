@@ -10,7 +10,7 @@ from exporter.deployment.jetson.archive import Content, content_of, write_archiv
 from exporter.deployment.jetson.base_wheels import WheelPlatform, collect_wheels
 from exporter.deployment.jetson.own_wheel import own_wheel
 from exporter.deployment.jetson.readme import CUDA_OF_PYTHON, readme
-from exporter.engines.build import NEWEST_OPSETS
+from exporter.engines.build import newest_opset
 from runtimes.board.jetpack import JETPACKS, JetPack
 from runtimes.bundle import MANIFEST, Bundle, sha256_of_file
 from runtimes.errors import BundleError, PlanError, UnknownName
@@ -187,9 +187,8 @@ def write_kit(plan: KitPlan, on_step: Progress) -> Kit:
 
 def _reads(jetpack: JetPack, manifest: Manifest) -> bool:
     """Does its TensorRT read the bundle's opset?"""
-    last, newest = NEWEST_OPSETS["tensorrt"]
-    version = tuple(int(part) for part in jetpack.tensorrt.split(".")[:2])
-    return version > last or manifest.opset <= newest
+    newest = newest_opset("tensorrt", jetpack.tensorrt)
+    return newest is None or manifest.opset <= newest
 
 
 def _check_engines(bundle: Bundle) -> None:
