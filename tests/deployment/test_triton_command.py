@@ -10,21 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from triton_bundles import add_engine, bundle_fixture
+from triton_bundles import ANY_SIZE, add_engine, bundle_fixture, refused
 
 from runtimes.kernels import KernelCount
 from runtimes.manifest import GraphFacts, Manifest
-from runtimes.preprocess import Preprocess
-from runtimes.specs import BatchRange, TensorSpec
+from runtimes.specs import BatchRange
 
 __all__ = ["bundle_fixture"]
 
 Made = Callable[..., Path]
-ANY_SIZE: dict[str, Any] = {
-    "inputs": (TensorSpec("input", "uint8", ("batch", "height", "width", 3)),),
-    "preprocess": Preprocess(32, (28, 28), "bilinear", True, (0.5,) * 3, (0.2,) * 3),
-}
 FP16_SCALES: dict[str, Any] = {
     "precision": "int8",
     "graph": GraphFacts(4, 100, 1000, {"Conv": 2}, {"Conv": {"FLOAT16": 2}, "QuantizeLinear": {"FLOAT16": 2}}),
@@ -58,14 +52,6 @@ def test_json_names_each_model(deploy: Any, bundle: Made, tmp_path: Path) -> Non
         "needs_gpu": False,
         "largest_batch": 4,
     }
-
-
-def refused(ran: Any, output: Path, code: int) -> str:
-    """The one line that it says; nothing was written."""
-    assert ran.code == code, ran.err
-    assert not output.exists()
-    error: str = ran.error
-    return error
 
 
 Case = tuple[dict[str, Any], tuple[object, ...], int, str]
@@ -215,90 +201,3 @@ def test_a_new_version_keeps_the_models_configuration(deploy: Any, bundle: Made,
     ran = deploy("triton", bundle("bare", labels=False), "--output", output, "--version", 2)
     assert ran.code == 2
     assert not (output / "tiny-fp32" / "2").exists()
-
-
-# --- KServe ---
-
-
-def test_kserve_gets_an_image_and_a_service_that_runs_it(deploy: Any, bundle: Made, tmp_path: Path) -> None:
-    made = bundle(**ANY_SIZE)
-    add_engine(made)
-    arguments = ("triton", made, "--ensemble", "--output", tmp_path / "repository")
-    kserve = ("--kserve", tmp_path / "deploy", "--image", "registry.example.com:5000/team/resnet_20:1.2")
-    ran = deploy(*arguments, *kserve)
-    assert ran.code == 0
-    assert f"wrote        {tmp_path / 'deploy' / 'Dockerfile'}" in ran.out
-    service = yaml.safe_load((tmp_path / "deploy" / "inference_service.yaml").read_text())
-    (container,) = service["spec"]["predictor"].pop("containers")
-    assert service == {
-        "apiVersion": "serving.kserve.io/v1beta1",
-        "kind": "InferenceService",
-        "metadata": {"name": "resnet-20"},
-        "spec": {"predictor": {}},
-    }
-    assert container == {
-        "name": "kserve-container",
-        "image": "registry.example.com:5000/team/resnet_20:1.2",
-        "ports": [{"containerPort": 8080, "protocol": "TCP"}],
-        "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": 8080}},
-        "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": 8080}},
-        "resources": {"limits": {"nvidia.com/gpu": 1}},
-    }
-    lines = (tmp_path / "deploy" / "Dockerfile").read_text().splitlines()
-    instructions = [line.split(" ", 1) for line in lines if not line.startswith("#")]
-    assert [word for word, _ in instructions] == ["ARG", "FROM", "RUN", "COPY", "EXPOSE", "CMD"]
-    assert dict(instructions)["FROM"] == "${SERVER_IMAGE}"
-    assert json.loads(dict(instructions)["CMD"])[:3] == [
-        "tritonserver",
-        "--model-repository=/models",
-        f"--http-port={container['ports'][0]['containerPort']}",
-    ]
-
-
-def test_kserves_predictor_is_a_pod_by_kubernetes_schema(deploy: Any, bundle: Made, tmp_path: Path) -> None:
-    schemas = pytest.importorskip("kubernetes_validate")
-    made = bundle()
-    add_engine(made)
-    kserve = ("--kserve", tmp_path / "deploy", "--image", "image")
-    assert deploy("triton", made, "--output", tmp_path / "repository", *kserve).code == 0
-    service = yaml.safe_load((tmp_path / "deploy" / "inference_service.yaml").read_text())
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": service["metadata"], "spec": service["spec"]["predictor"]}
-    schemas.validate(pod, schemas.latest_version(), strict=True)
-    pod["spec"]["containers"][0]["readiness"] = pod["spec"]["containers"][0].pop("readinessProbe")
-    with pytest.raises(schemas.ValidationError, match="readiness"):
-        schemas.validate(pod, schemas.latest_version(), strict=True)
-
-
-def test_without_a_decoder_or_a_gpu_kserve_asks_for_neither(deploy: Any, bundle: Made, tmp_path: Path) -> None:
-    output, kserve = tmp_path / "repository", ("--kserve", tmp_path / "deploy", "--image", "20-resnet")
-    assert deploy("triton", bundle(), "--output", output, *kserve).code == 0
-    assert "pip" not in (tmp_path / "deploy" / "Dockerfile").read_text()
-    service = yaml.safe_load((tmp_path / "deploy" / "inference_service.yaml").read_text())
-    assert service["metadata"] == {"name": "model-20-resnet"}
-    assert "resources" not in service["spec"]["predictor"]["containers"][0]
-
-
-def test_a_path_in_the_dockerfile_stays_one_word_of_a_comment(deploy: Any, bundle: Made, tmp_path: Path) -> None:
-    output = tmp_path / "to\nRUN serve"
-    assert deploy("triton", bundle(), "--output", output, "--kserve", tmp_path, "--image", "image").code == 0
-    lines = (tmp_path / "Dockerfile").read_text().splitlines()
-    assert [line.split()[0] for line in lines] == ["#", "#", "#", "ARG", "FROM", "COPY", "EXPOSE", "CMD"]
-    assert lines[2].endswith(f"{tmp_path}/Dockerfile '{tmp_path}/to\\nRUN serve'")
-
-
-def test_kserves_files_are_not_written_over_others_or_into_the_repository(
-    deploy: Any, bundle: Made, tmp_path: Path
-) -> None:
-    made, output = bundle(), tmp_path / "repository"
-    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
-    (tmp_path / "odd" / "Dockerfile").mkdir(parents=True)
-    for folder, said in {
-        tmp_path: "exists, and is another",
-        output / "kserve": f"lies in {output}",
-        made: f"lies in {made}",
-        tmp_path / "Dockerfile" / "kserve": f"{tmp_path / 'Dockerfile'} is not a folder",
-        tmp_path / "odd": f"{tmp_path / 'odd' / 'Dockerfile'} exists, and is another",
-    }.items():
-        ran = deploy("triton", made, "--output", output, "--kserve", folder, "--image", "image")
-        assert said in refused(ran, output, 2)
-    assert (tmp_path / "Dockerfile").read_text() == "FROM scratch\n"

@@ -21,6 +21,8 @@ IMAGE = re.compile(r"[a-z0-9]+([._:-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*
 """A registry with its port, folders, and a tag (distribution.github.io, "reference")."""
 HTTP, GRPC, METRICS = 8080, 9000, 8002
 """Ports that KServe's own Triton runtime has."""
+SHARED, SHARED_MEMORY = "shm", "1Gi"
+"""The volume over /dev/shm: the Python backend passes tensors through it, and a container's own has 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class KServe:
     Attributes:
         folder: where the files go.
         image: the name under which the image is pushed, and pulled by the cluster.
-        decodes: a decoder of pictures is among the models, which needs Pillow.
+        decodes: a decoder of pictures is among the models, which needs Pillow and shared memory.
         needs_gpu: the server needs one.
 
     Raises:
@@ -119,12 +121,15 @@ def _inference_service(kserve: KServe) -> str:
         "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": HTTP}},
         "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": HTTP}},
         **({"resources": {"limits": {"nvidia.com/gpu": 1}}} if kserve.needs_gpu else {}),
+        **({"volumeMounts": [{"name": SHARED, "mountPath": "/dev/shm"}]} if kserve.decodes else {}),
     }
+    memory = {"medium": "Memory", "sizeLimit": SHARED_MEMORY}
+    volumes = {"volumes": [{"name": SHARED, "emptyDir": memory}]} if kserve.decodes else {}
     manifest: dict[str, object] = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
         "metadata": {"name": _service_name(kserve.image)},
-        "spec": {"predictor": {"containers": [container]}},
+        "spec": {"predictor": {"containers": [container], **volumes}},
     }
     return "\n".join(_yaml_lines(manifest)) + "\n"
 
