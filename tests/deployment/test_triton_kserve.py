@@ -38,6 +38,11 @@ def test_kserve_gets_an_image_and_a_service_that_runs_it(deploy: Any, bundle: Ma
         "ports": [{"containerPort": 8080, "protocol": "TCP"}],
         "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": 8080}},
         "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": 8080}},
+        "startupProbe": {
+            "httpGet": {"path": "/v2/health/live", "port": 8080},
+            "periodSeconds": 10,
+            "failureThreshold": 60,
+        },
         "resources": {"limits": {"nvidia.com/gpu": 1}},
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
     }

@@ -21,6 +21,8 @@ IMAGE = re.compile(r"[a-z0-9]+([._:-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*
 """A registry with its port, folders, and a tag (distribution.github.io, "reference")."""
 HTTP, GRPC, METRICS = 8080, 9000, 8002
 """Ports that KServe's own Triton runtime has."""
+STARTUP = {"periodSeconds": 10, "failureThreshold": 60}
+"""The server listens once it has loaded its models: it has ten minutes for that before it is started again."""
 SHARED, SHARED_MEMORY = "shm", "1Gi"
 """The volume over /dev/shm: the Python backend passes tensors through it, and a container's own has 64 MiB."""
 
@@ -114,12 +116,14 @@ def _dockerfile(kserve: KServe, repository: Path) -> str:
 
 
 def _inference_service(kserve: KServe) -> str:
+    live = {"path": "/v2/health/live", "port": HTTP}
     container: dict[str, object] = {
         "name": "kserve-container",
         "image": kserve.image,
         "ports": [{"containerPort": HTTP, "protocol": "TCP"}],
         "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": HTTP}},
-        "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": HTTP}},
+        "livenessProbe": {"httpGet": live},
+        "startupProbe": {"httpGet": live, **STARTUP},
         **({"resources": {"limits": {"nvidia.com/gpu": 1}}} if kserve.needs_gpu else {}),
         **({"volumeMounts": [{"name": SHARED, "mountPath": "/dev/shm"}]} if kserve.decodes else {}),
     }
