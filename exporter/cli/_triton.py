@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from exporter.cli._options import json_option, output_group
 if TYPE_CHECKING:
     from exporter.deployment.triton.kserve import KServe
     from exporter.deployment.triton.models import TritonModel
+    from exporter.deployment.triton.needs import ServerNeeds
 
 BACKENDS = ("tensorrt", "onnxruntime", "openvino")
 
@@ -91,6 +93,7 @@ def triton(bundles: tuple[Path, ...], output: Path, **options: Any) -> None:
     """
     from exporter.deployment.triton.config import Serving
     from exporter.deployment.triton.models import TritonPlan, triton_models
+    from exporter.deployment.triton.needs import server_needs
     from exporter.deployment.triton.repository import write_repository
     from runtimes.bundle import Bundle
     from runtimes.nvidia.trust import trusted_engines
@@ -106,7 +109,8 @@ def triton(bundles: tuple[Path, ...], output: Path, **options: Any) -> None:
         ensemble=options["ensemble"],
     )
     models = triton_models(plan)
-    kserve = _kserve_of(models, options["kserve_folder"], options["image"], output)
+    needs = server_needs(output, models)
+    kserve = _kserve_of(models, needs, options["kserve_folder"], options["image"], output)
     folders = write_repository(models, output, plan.version)
     also = _write_kserve(kserve, output)
     if options["as_json"]:
@@ -114,6 +118,7 @@ def triton(bundles: tuple[Path, ...], output: Path, **options: Any) -> None:
             {
                 "repository": str(output),
                 "models": [_facts(model, path, plan.version) for model, path in zip(models, folders, strict=True)],
+                "server": asdict(needs),
                 "kserve": list(map(str, also)),
             }
         )
@@ -121,12 +126,14 @@ def triton(bundles: tuple[Path, ...], output: Path, **options: Any) -> None:
         [
             *_model_lines(models, plan.version),
             *(f"{'wrote':<12} {path}" for path in also),
-            *_start_lines(models, output),
+            *_start_lines(needs, output),
         ]
     )
 
 
-def _kserve_of(models: list[TritonModel], folder: Path | None, image: str | None, output: Path) -> KServe | None:
+def _kserve_of(
+    models: list[TritonModel], needs: ServerNeeds, folder: Path | None, image: str | None, output: Path
+) -> KServe | None:
     """What to write for KServe, checked; None where nothing is asked for."""
     from exporter.deployment.triton.kserve import KServe, check_kserve
     from runtimes.errors import PlanError
@@ -135,8 +142,7 @@ def _kserve_of(models: list[TritonModel], folder: Path | None, image: str | None
         return None
     if folder is None or image is None:
         raise PlanError("expected --kserve and --image together, got one of them; give both")
-    decodes = any("model.py" in model.version for model in models)
-    kserve = KServe(folder, image, decodes=decodes, needs_gpu=any(model.needs_gpu for model in models))
+    kserve = KServe(folder, image, needs)
     check_kserve(kserve, output, [model.bundle for model in models])
     return kserve
 
@@ -167,12 +173,15 @@ def _model_lines(models: list[TritonModel], version: int) -> list[str]:
     return lines
 
 
-def _start_lines(models: list[TritonModel], output: Path) -> list[str]:
-    """The command that serves the repository. A decoder's tensors pass through /dev/shm."""
-    gpus = " --gpus all" if any(model.needs_gpu for model in models) else ""
-    shared = " --shm-size 1g" if any("model.py" in model.version for model in models) else ""
+def _start_lines(needs: ServerNeeds, output: Path) -> list[str]:
+    """The command that serves the repository, with all the models that it has. A decoder's tensors pass through
+    /dev/shm."""
+    gpus, shared = " --gpus all" * needs.gpu, " --shm-size 1g" * needs.shared_memory
     mount = shlex.quote(f"{output.absolute()}:/models:ro")
-    return [
+    lines = [
         f"{'serve it':<12} docker run --rm{gpus}{shared} -p 8000-8002:8000-8002 -v {mount} \\",
         f"{'':<12}   nvcr.io/nvidia/tritonserver:YY.MM-py3 tritonserver --model-repository=/models",
     ]
+    if needs.others:
+        lines.append(f"{'note':<12} not written by this command, and may need more: {', '.join(needs.others)}")
+    return lines

@@ -83,6 +83,43 @@ def test_without_a_decoder_or_a_gpu_kserve_asks_for_neither(deploy: Any, bundle:
     assert "volumes" not in predictor
 
 
+def test_models_that_are_there_already_are_served_too(deploy: Any, bundle: Made, tmp_path: Path) -> None:
+    decoded, plain, output = bundle(**ANY_SIZE), bundle("plain", name="plain"), tmp_path / "repository"
+    add_engine(decoded)
+    assert deploy("triton", decoded, "--ensemble", "--output", output).code == 0
+    ran = deploy("triton", plain, "--output", output, "--kserve", tmp_path / "deploy", "--image", "image")
+    assert "docker run --rm --gpus all --shm-size 1g -p" in ran.out
+    assert "note" not in ran.out
+    assert "pip install" in (tmp_path / "deploy" / "Dockerfile").read_text()
+    predictor = yaml.safe_load((tmp_path / "deploy" / "inference_service.yaml").read_text())["spec"]["predictor"]
+    assert predictor["containers"][0]["resources"] == {"limits": {"nvidia.com/gpu": 1}}
+    assert predictor["volumes"][0]["name"] == "shm"
+
+
+@pytest.mark.parametrize(
+    ("config", "gpu"),
+    [
+        ('platform: "tensorrt_plan"\n', True),
+        ("instance_group [ { count: 1, kind : KIND_GPU } ]\n", True),
+        ('backend: "python"  # kind: CPU\n  # kind: KIND_GPU\n', False),
+    ],
+)
+def test_of_others_models_is_said_that_they_may_need_more(
+    deploy: Any, bundle: Made, tmp_path: Path, config: str, gpu: bool
+) -> None:
+    output, theirs = tmp_path / "repository", tmp_path / "repository" / "the\rirs"
+    theirs.mkdir(parents=True)
+    (theirs / "config.pbtxt").write_text(config)
+    found = deploy("triton", bundle(), "--output", output, "--json").json["server"]
+    assert found == {"gpu": gpu, "pillow": False, "shared_memory": True, "others": ["the\rirs"]}
+    kserve = ("--kserve", tmp_path / "deploy", "--image", "image")
+    ran = deploy("triton", bundle("two", name="two"), "--output", output, *kserve)
+    assert "not written by this command, and may need more: the\\rirs" in ran.out
+    lines = (tmp_path / "deploy" / "Dockerfile").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == ["#"] * 5 + ["ARG", "FROM", "COPY", "EXPOSE", "CMD"]
+    assert lines[4] == "#   'the\\rirs'"
+
+
 def test_a_path_in_the_dockerfile_stays_one_word_of_a_comment(deploy: Any, bundle: Made, tmp_path: Path) -> None:
     output = tmp_path / "to\nRUN serve"
     assert deploy("triton", bundle(), "--output", output, "--kserve", tmp_path, "--image", "image").code == 0

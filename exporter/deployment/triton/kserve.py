@@ -8,10 +8,11 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter.deployment.triton.needs import ServerNeeds
 from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import BundleError, PlanError
 from runtimes.printable import printable
@@ -34,8 +35,7 @@ class KServe:
     Attributes:
         folder: where the files go.
         image: the name under which the image is pushed, and pulled by the cluster.
-        decodes: a decoder of pictures is among the models, which needs Pillow and shared memory.
-        needs_gpu: the server needs one.
+        needs: what the server needs for the repository.
 
     Raises:
         PlanError: `image` is no image's name.
@@ -43,8 +43,7 @@ class KServe:
 
     folder: Path
     image: str
-    decodes: bool
-    needs_gpu: bool
+    needs: ServerNeeds
 
     def __post_init__(self) -> None:
         if not IMAGE.fullmatch(self.image):
@@ -98,13 +97,14 @@ def write_kserve(kserve: KServe, repository: Path) -> list[Path]:
 
 
 def _dockerfile(kserve: KServe, repository: Path) -> str:
-    pillow = ["RUN python3 -m pip install --no-cache-dir pillow"] if kserve.decodes else []
+    pillow = ["RUN python3 -m pip install --no-cache-dir pillow"] if kserve.needs.pillow else []
     file, context = (shlex.quote(printable(str(path))) for path in (kserve.folder / DOCKERFILE, repository))
     ports = [f"--http-port={HTTP}", f"--grpc-port={GRPC}", f"--metrics-port={METRICS}"]
     lines = [
         "# Triton with the models in it. SERVER_IMAGE is Triton's; plans need one with the TensorRT that built them:",
         "#   docker build --build-arg SERVER_IMAGE=nvcr.io/nvidia/tritonserver:YY.MM-py3 \\",
         f"#     --tag {kserve.image} --file {file} {context}",
+        *_about_others(kserve.needs.others),
         "ARG SERVER_IMAGE",
         "FROM ${SERVER_IMAGE}",
         *pillow,
@@ -113,6 +113,16 @@ def _dockerfile(kserve: KServe, repository: Path) -> str:
         f"CMD {json.dumps(['tritonserver', '--model-repository=/models', *ports])}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _about_others(names: Sequence[str]) -> list[str]:
+    """A comment that says for which models the image may lack something."""
+    if not names:
+        return []
+    return [
+        "# resnet-deploy did not write these models; put in what else they need, such as Python packages:",
+        *(f"#   {shlex.quote(printable(name))}" for name in names),
+    ]
 
 
 def _inference_service(kserve: KServe) -> str:
@@ -124,11 +134,11 @@ def _inference_service(kserve: KServe) -> str:
         "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": HTTP}},
         "livenessProbe": {"httpGet": live},
         "startupProbe": {"httpGet": live, **STARTUP},
-        **({"resources": {"limits": {"nvidia.com/gpu": 1}}} if kserve.needs_gpu else {}),
-        **({"volumeMounts": [{"name": SHARED, "mountPath": "/dev/shm"}]} if kserve.decodes else {}),
+        **({"resources": {"limits": {"nvidia.com/gpu": 1}}} if kserve.needs.gpu else {}),
+        **({"volumeMounts": [{"name": SHARED, "mountPath": "/dev/shm"}]} if kserve.needs.shared_memory else {}),
     }
     memory = {"medium": "Memory", "sizeLimit": SHARED_MEMORY}
-    volumes = {"volumes": [{"name": SHARED, "emptyDir": memory}]} if kserve.decodes else {}
+    volumes = {"volumes": [{"name": SHARED, "emptyDir": memory}]} if kserve.needs.shared_memory else {}
     manifest: dict[str, object] = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
