@@ -24,6 +24,8 @@ from runtimes.errors import BundleError, PlanError
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """Model names that stand in a URL, and in a path, as they are."""
 CONFIG, CI_CONFIG = "config.pbtxt", "configs/ci.pbtxt"
+NEWEST_VERSION = (1 << 63) - 1
+"""A server with a larger one in its repository does not start."""
 KEEP = ".keep"
 """An empty file: an ensemble's version has none, and neither git nor a bucket keeps an empty folder."""
 
@@ -54,8 +56,8 @@ class TritonPlan:
     ensemble: bool = False
 
     def __post_init__(self) -> None:
-        if self.version < 1:
-            raise PlanError(f"expected a version of at least 1, got {self.version}")
+        if not 1 <= self.version <= NEWEST_VERSION:
+            raise PlanError(f"expected a version of 1 to {NEWEST_VERSION}, got {self.version}")
         if len(self.bundles) > 1 and (self.name is not None or self.engines):
             option = "--engine" if self.name is None else "--name"
             raise PlanError(f"expected one bundle with {option}, got {len(self.bundles)}; write each by itself")
