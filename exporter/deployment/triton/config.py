@@ -56,7 +56,8 @@ class Serving:
             raise PlanError(f"expected 1 to {MOST_VERSIONS} versions to serve, got {self.served_versions}")
         if self.max_delay_us is not None and not 1 <= self.max_delay_us <= LONGEST_DELAY_US:
             raise PlanError(
-                f"expected a delay of 1 to {LONGEST_DELAY_US} us, got {self.max_delay_us}; leave it out to wait for none"
+                f"expected a delay of 1 to {LONGEST_DELAY_US} us, got {self.max_delay_us}; leave it out to wait for "
+                "none"
             )
 
 
