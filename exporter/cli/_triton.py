@@ -54,7 +54,14 @@ _models, _serving, _kserve = map(option_group, ("Models", "Serving", "KServe"))
     is_flag=True,
     help="Also take picture files: a decoder in front of the model, for a bundle of --uint8-input full.",
 )
-@_serving("--instances", type=int, default=1, show_default=True, metavar="N", help="How many run at once, on each GPU.")
+@_serving(
+    "--instances",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many run at once, on each GPU or the CPU.",
+)
 @_serving(
     "--max-delay-us",
     type=int,

@@ -36,7 +36,7 @@ class Serving:
     """How models are served, whichever they are.
 
     Attributes:
-        instances: how many of each run at once, on each GPU.
+        instances: how many of each run at once, on each GPU or on the CPU.
         max_delay_us: how long a request may wait for others that make a batch with it, in microseconds; None waits for
             none: a batch is what came while the last one ran.
         served_versions: of the versions in the repository, so many of the newest are served.

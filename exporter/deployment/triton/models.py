@@ -100,7 +100,7 @@ def triton_models(plan: TritonPlan) -> list[TritonModel]:
     for bundle in plan.bundles:
         bundle.check_accepted()
         backends = [server_backend(name) for name in plan.backends or (_default_backend(bundle),)]
-        _check_engines_are_served(plan, backends)
+        _check_engines_are_served(plan, bundle, backends)
         for backend in backends:
             name = plan.name or bundle.manifest.name
             found += _models(plan, bundle, backend, f"{name}-{backend.name}" if len(backends) > 1 else name)
@@ -108,9 +108,11 @@ def triton_models(plan: TritonPlan) -> list[TritonModel]:
     return found
 
 
-def _check_engines_are_served(plan: TritonPlan, backends: Sequence[ServerBackend]) -> None:
+def _check_engines_are_served(plan: TritonPlan, bundle: Bundle, backends: Sequence[ServerBackend]) -> None:
     names = [backend.name for backend in backends]
     if (plan.engines or plan.trusted) and "tensorrt" not in names:
+        if not plan.backends:
+            served_engines(bundle, plan.engines, plan.trusted)  # says that there is none
         option = "--engine" if plan.engines else "--trust-engine"
         raise PlanError(f"{option} is about what tensorrt serves, got {', '.join(names)}; leave it out, or the backend")
 
