@@ -206,9 +206,22 @@ def test_a_version_is_not_written_twice(deploy: Any, bundle: Made, tmp_path: Pat
 def test_a_new_version_keeps_the_models_configuration(deploy: Any, bundle: Made, tmp_path: Path) -> None:
     made, output = bundle(), tmp_path / "repository"
     assert deploy("triton", made, "--output", output).code == 0
-    ran = deploy("triton", made, "--output", output, "--version", 2, "--instances", 3)
-    assert ran.code == 2
-    assert "which all versions share, 'count: 3', got 'count: 1'" in ran.error
-    ran = deploy("triton", bundle("bare", labels=False), "--output", output, "--version", 2)
-    assert ran.code == 2
+    assert deploy("triton", made, "--output", output, "--version", 4).code == 0
+    config = output / "tiny-fp32" / "config.pbtxt"
+    for options, said in {
+        ("--instances", 3): "--instances 3 would change the configuration of versions 1, 4 in {}; give --instances 1",
+        ("--max-delay-us", 9): "--max-delay-us 9 would change the configuration of versions 1, 4 in {}; give no --max",
+        ("--serve-versions", 2): "--serve-versions 2 would change the configuration of versions 1, 4 in {}; give",
+        ("--backend", "openvino"): "would change {}, which versions 1, 4 share, from 'backend: \"onnxruntime\"' to 'b",
+    }.items():
+        ran = deploy("triton", made, "--output", output, "--version", 2, *options)
+        assert ran.code == 2
+        assert said.format(config) in ran.error
+    config.write_bytes(config.read_bytes().replace(b"labels.txt", b"names.txt"))
+    ran = deploy("triton", made, "--output", output, "--version", 2)
+    assert "versions 1, 4 share, from 'label_filename: \"names.txt\"'" in ran.error
+    (output / "tiny-fp32" / "labels.txt").unlink()
+    config.write_bytes(config.read_bytes().replace(b"names.txt", b"labels.txt"))
+    ran = deploy("triton", made, "--output", output, "--version", 2)
+    assert f"versions 1, 4 have no labels.txt in {config.parent}, and this one needs it" in ran.error
     assert not (output / "tiny-fp32" / "2").exists()
