@@ -84,6 +84,7 @@ _models, _serving, _kserve = map(option_group, ("Models", "Serving", "KServe"))
     help="Write a Dockerfile and an InferenceService there.",
 )
 @_kserve("--image", metavar="NAME", help="Name of the image that the Dockerfile builds and the cluster pulls.")
+@_kserve("--force", is_flag=True, help="Replace both files if others are there. Models are never replaced.")
 @output_group(
     "--output",
     required=True,
@@ -117,7 +118,7 @@ def triton(bundles: tuple[Path, ...], output: Path, **options: Any) -> None:
     )
     models = triton_models(plan)
     needs = server_needs(output, models)
-    kserve = _kserve_of(models, needs, options["kserve_folder"], options["image"], output)
+    kserve = _kserve_of(models, needs, output, options)
     folders = write_repository(models, output, plan.version)
     also = _write_kserve(kserve, output)
     if options["as_json"]:
@@ -138,18 +139,19 @@ def triton(bundles: tuple[Path, ...], output: Path, **options: Any) -> None:
     )
 
 
-def _kserve_of(
-    models: list[TritonModel], needs: ServerNeeds, folder: Path | None, image: str | None, output: Path
-) -> KServe | None:
+def _kserve_of(models: list[TritonModel], needs: ServerNeeds, output: Path, options: dict[str, Any]) -> KServe | None:
     """What to write for KServe, checked; None where nothing is asked for."""
     from exporter.deployment.triton.kserve import KServe, check_kserve
     from runtimes.errors import PlanError
 
+    folder, image = options["kserve_folder"], options["image"]
     if folder is None and image is None:
+        if options["force"]:
+            raise PlanError("--force replaces the files of --kserve, got no --kserve; leave it out")
         return None
     if folder is None or image is None:
         raise PlanError("expected --kserve and --image together, got one of them; give both")
-    kserve = KServe(folder, image, needs)
+    kserve = KServe(folder, image, needs, replaces=options["force"])
     check_kserve(kserve, output, [model.bundle for model in models])
     return kserve
 

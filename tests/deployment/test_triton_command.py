@@ -97,6 +97,7 @@ REFUSED: dict[str, Case] = {
     "a wait for no batch": ({}, ("--backend", "openvino", "--max-delay-us", 9), 2, "the server makes none for"),
     "a sha256 that is none": ({}, ("--trust-engine", "abc"), 2, "64 hexadecimal digits"),
     "KServe without an image": ({}, ("--kserve", "deploy"), 2, "--kserve and --image together"),
+    "force without KServe": ({}, ("--force",), 2, "--force replaces the files of --kserve"),
     "an image that is none": ({}, ("--kserve", "deploy", "--image", "No Image"), 2, "expected the name of an image"),
 }
 

@@ -135,12 +135,34 @@ def test_kserves_files_are_not_written_over_others_or_into_the_repository(
     (tmp_path / "Dockerfile").write_text("FROM scratch\n")
     (tmp_path / "odd" / "Dockerfile").mkdir(parents=True)
     for folder, said in {
-        tmp_path: "exists, and is another",
+        tmp_path: "exists, and is another; give --force to replace it",
         output / "kserve": f"lies in {output}",
         made: f"lies in {made}",
         tmp_path / "Dockerfile" / "kserve": f"{tmp_path / 'Dockerfile'} is not a folder",
-        tmp_path / "odd": f"{tmp_path / 'odd' / 'Dockerfile'} exists, and is another",
+        tmp_path / "odd": f"{tmp_path / 'odd' / 'Dockerfile'} is not a file",
     }.items():
         ran = deploy("triton", made, "--output", output, "--kserve", folder, "--image", "image")
         assert said in refused(ran, output, 2)
     assert (tmp_path / "Dockerfile").read_text() == "FROM scratch\n"
+
+
+def test_the_next_release_replaces_both_files_by_force(deploy: Any, bundle: Made, tmp_path: Path) -> None:
+    made, output, folder = bundle(), tmp_path / "repository", tmp_path / "deploy"
+
+    def release(tag: int, *options: str) -> Any:
+        image = ("--kserve", folder, "--image", f"image:{tag}", *options)
+        return deploy("triton", made, "--output", output, "--version", tag, *image)
+
+    assert release(1).code == 0
+    ran = release(2)
+    assert (ran.code, "exists, and is another; give --force" in ran.error) == (2, True)
+    assert not (output / "tiny-fp32" / "2").exists()
+    assert release(2, "--force").code == 0
+    assert yaml.safe_load((folder / "inference_service.yaml").read_text())["metadata"] == {"name": "image"}
+    assert 'image: "image:2"' in (folder / "inference_service.yaml").read_text()
+    assert "--tag image:2 " in (folder / "Dockerfile").read_text()
+    assert (output / "tiny-fp32" / "2").is_dir()
+    (folder / "Dockerfile").unlink()
+    (folder / "Dockerfile").mkdir()
+    ran = release(3, "--force")
+    assert (ran.code, "is not a file" in ran.error) == (2, True)

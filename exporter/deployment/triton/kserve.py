@@ -36,6 +36,7 @@ class KServe:
         folder: where the files go.
         image: the name under which the image is pushed, and pulled by the cluster.
         needs: what the server needs for the repository.
+        replaces: files that are there already are replaced.
 
     Raises:
         PlanError: `image` is no image's name.
@@ -44,6 +45,7 @@ class KServe:
     folder: Path
     image: str
     needs: ServerNeeds
+    replaces: bool = False
 
     def __post_init__(self) -> None:
         if not IMAGE.fullmatch(self.image):
@@ -77,8 +79,10 @@ def check_kserve(kserve: KServe, repository: Path, bundles: Iterable[Path]) -> N
         raise BundleError(f"cannot write {kserve.folder}: {os.strerror(errno.EACCES)}; give another --kserve")
     for name, text in kserve_files(kserve, repository).items():
         path = folder / name
-        if path.exists() and not (path.is_file() and path.read_bytes() == text.encode()):
-            raise PlanError(f"{path} exists, and is another; move it away, or give another --kserve")
+        if path.exists() and not path.is_file():
+            raise PlanError(f"{path} is not a file; move it away, or give another --kserve")
+        if path.exists() and not kserve.replaces and path.read_bytes() != text.encode():
+            raise PlanError(f"{path} exists, and is another; give --force to replace it, or another --kserve")
 
 
 def write_kserve(kserve: KServe, repository: Path) -> list[Path]:
