@@ -24,10 +24,16 @@ from runtimes.nvidia.engine_file import (
 )
 from runtimes.nvidia.plan_files import HEADER_BYTES, engine_name, platform_text, sidecar_of
 from runtimes.nvidia.trust import ensure_machine_key
-from runtimes.specs import BatchRange
+from runtimes.preprocess import Preprocess
+from runtimes.specs import BatchRange, TensorSpec
 
 VERSION = "10.13.3.9"
 BATCH = BatchRange(1, 2, 4)
+ANY_SIZE: dict[str, Any] = {
+    "inputs": (TensorSpec("input", "uint8", ("batch", "height", "width", 3)),),
+    "preprocess": Preprocess(32, (28, 28), "bilinear", True, (0.5,) * 3, (0.2,) * 3),
+}
+"""Fields of a bundle that takes pictures of any size."""
 
 
 @pytest.fixture(name="bundle")
@@ -97,3 +103,11 @@ def add_engine(
     sealed = seal_facts(EngineFacts(**facts), ensure_machine_key() if key is None else key)
     sidecar_of(path).write_bytes(json_from_facts(sealed))
     return path
+
+
+def refused(ran: Any, output: Path, code: int) -> str:
+    """The one line that it says; nothing was written."""
+    assert ran.code == code, ran.err
+    assert not output.exists()
+    error: str = ran.error
+    return error

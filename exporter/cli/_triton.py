@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from exporter.cli._options import json_option, output_group
 if TYPE_CHECKING:
     from exporter.deployment.triton.kserve import KServe
     from exporter.deployment.triton.models import TritonModel
+    from exporter.deployment.triton.needs import ServerNeeds
 
 BACKENDS = ("tensorrt", "onnxruntime", "openvino")
 
@@ -52,7 +54,14 @@ _models, _serving, _kserve = map(option_group, ("Models", "Serving", "KServe"))
     is_flag=True,
     help="Also take picture files: a decoder in front of the model, for a bundle of --uint8-input full.",
 )
-@_serving("--instances", type=int, default=1, show_default=True, metavar="N", help="How many run at once, on each GPU.")
+@_serving(
+    "--instances",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="How many run at once, on each GPU or the CPU.",
+)
 @_serving(
     "--max-delay-us",
     type=int,
@@ -75,6 +84,7 @@ _models, _serving, _kserve = map(option_group, ("Models", "Serving", "KServe"))
     help="Write a Dockerfile and an InferenceService there.",
 )
 @_kserve("--image", metavar="NAME", help="Name of the image that the Dockerfile builds and the cluster pulls.")
+@_kserve("--force", is_flag=True, help="Replace both files if others are there. Models are never replaced.")
 @output_group(
     "--output",
     required=True,
@@ -91,6 +101,7 @@ def triton(bundles: tuple[Path, ...], output: Path, **options: Any) -> None:
     """
     from exporter.deployment.triton.config import Serving
     from exporter.deployment.triton.models import TritonPlan, triton_models
+    from exporter.deployment.triton.needs import server_needs
     from exporter.deployment.triton.repository import write_repository
     from runtimes.bundle import Bundle
     from runtimes.nvidia.trust import trusted_engines
@@ -106,7 +117,8 @@ def triton(bundles: tuple[Path, ...], output: Path, **options: Any) -> None:
         ensemble=options["ensemble"],
     )
     models = triton_models(plan)
-    kserve = _kserve_of(models, options["kserve_folder"], options["image"], output)
+    needs = server_needs(output, models)
+    kserve = _kserve_of(models, needs, output, options)
     folders = write_repository(models, output, plan.version)
     also = _write_kserve(kserve, output)
     if options["as_json"]:
@@ -114,6 +126,7 @@ def triton(bundles: tuple[Path, ...], output: Path, **options: Any) -> None:
             {
                 "repository": str(output),
                 "models": [_facts(model, path, plan.version) for model, path in zip(models, folders, strict=True)],
+                "server": asdict(needs),
                 "kserve": list(map(str, also)),
             }
         )
@@ -121,22 +134,24 @@ def triton(bundles: tuple[Path, ...], output: Path, **options: Any) -> None:
         [
             *_model_lines(models, plan.version),
             *(f"{'wrote':<12} {path}" for path in also),
-            *_start_lines(models, output),
+            *_start_lines(needs, output),
         ]
     )
 
 
-def _kserve_of(models: list[TritonModel], folder: Path | None, image: str | None, output: Path) -> KServe | None:
+def _kserve_of(models: list[TritonModel], needs: ServerNeeds, output: Path, options: dict[str, Any]) -> KServe | None:
     """What to write for KServe, checked; None where nothing is asked for."""
     from exporter.deployment.triton.kserve import KServe, check_kserve
     from runtimes.errors import PlanError
 
+    folder, image = options["kserve_folder"], options["image"]
     if folder is None and image is None:
+        if options["force"]:
+            raise PlanError("--force replaces the files of --kserve, got no --kserve; leave it out")
         return None
     if folder is None or image is None:
         raise PlanError("expected --kserve and --image together, got one of them; give both")
-    decodes = any("model.py" in model.version for model in models)
-    kserve = KServe(folder, image, decodes=decodes, needs_gpu=any(model.needs_gpu for model in models))
+    kserve = KServe(folder, image, needs, replaces=options["force"])
     check_kserve(kserve, output, [model.bundle for model in models])
     return kserve
 
@@ -167,12 +182,15 @@ def _model_lines(models: list[TritonModel], version: int) -> list[str]:
     return lines
 
 
-def _start_lines(models: list[TritonModel], output: Path) -> list[str]:
-    """The command that serves the repository. A decoder's tensors pass through /dev/shm."""
-    gpus = " --gpus all" if any(model.needs_gpu for model in models) else ""
-    shared = " --shm-size 1g" if any("model.py" in model.version for model in models) else ""
+def _start_lines(needs: ServerNeeds, output: Path) -> list[str]:
+    """The command that serves the repository, with all the models that it has. A decoder's tensors pass through
+    /dev/shm."""
+    gpus, shared = " --gpus all" * needs.gpu, " --shm-size 1g" * needs.shared_memory
     mount = shlex.quote(f"{output.absolute()}:/models:ro")
-    return [
+    lines = [
         f"{'serve it':<12} docker run --rm{gpus}{shared} -p 8000-8002:8000-8002 -v {mount} \\",
         f"{'':<12}   nvcr.io/nvidia/tritonserver:YY.MM-py3 tritonserver --model-repository=/models",
     ]
+    if needs.others:
+        lines.append(f"{'note':<12} not written by this command, and may need more: {', '.join(needs.others)}")
+    return lines

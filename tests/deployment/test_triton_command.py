@@ -10,21 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from triton_bundles import add_engine, bundle_fixture
+from triton_bundles import ANY_SIZE, add_engine, bundle_fixture, refused
 
 from runtimes.kernels import KernelCount
 from runtimes.manifest import GraphFacts, Manifest
-from runtimes.preprocess import Preprocess
-from runtimes.specs import BatchRange, TensorSpec
+from runtimes.specs import BatchRange
 
 __all__ = ["bundle_fixture"]
 
 Made = Callable[..., Path]
-ANY_SIZE: dict[str, Any] = {
-    "inputs": (TensorSpec("input", "uint8", ("batch", "height", "width", 3)),),
-    "preprocess": Preprocess(32, (28, 28), "bilinear", True, (0.5,) * 3, (0.2,) * 3),
-}
 FP16_SCALES: dict[str, Any] = {
     "precision": "int8",
     "graph": GraphFacts(4, 100, 1000, {"Conv": 2}, {"Conv": {"FLOAT16": 2}, "QuantizeLinear": {"FLOAT16": 2}}),
@@ -60,14 +54,6 @@ def test_json_names_each_model(deploy: Any, bundle: Made, tmp_path: Path) -> Non
     }
 
 
-def refused(ran: Any, output: Path, code: int) -> str:
-    """The one line that it says; nothing was written."""
-    assert ran.code == code, ran.err
-    assert not output.exists()
-    error: str = ran.error
-    return error
-
-
 Case = tuple[dict[str, Any], tuple[object, ...], int, str]
 REFUSED: dict[str, Case] = {
     "FP16 scales on onnxruntime": (
@@ -89,17 +75,29 @@ REFUSED: dict[str, Case] = {
     ),
     "a name with a folder": ({}, ("--name", "../model"), 2, "expected a model's name"),
     "a bundle's name that no model has": ({"name": "größe"}, (), 2, "got 'größe'; give --name"),
-    "version 0": ({}, ("--version", 0), 2, "expected a version of at least 1"),
-    "no instance": ({}, ("--instances", 0), 2, "expected at least one instance"),
-    "no delay": ({}, ("--max-delay-us", 0), 2, "expected a delay of at least 1 us"),
+    "version 0": ({}, ("--version", 0), 2, "expected a version of 1 to 9223372036854775807, got 0"),
+    "a version that no server reads": ({}, ("--version", 1 << 63), 2, "got 9223372036854775808"),
+    "no instance": ({}, ("--instances", 0), 2, "expected 1 to 2147483647 instances, got 0"),
+    "more instances than are counted": ({}, ("--instances", 1 << 31), 2, "2147483647 instances, got 2147483648"),
+    "no version to serve": ({}, ("--serve-versions", 0), 2, "expected 1 to 4294967295 versions to serve, got 0"),
+    "more versions than are counted": ({}, ("--serve-versions", 1 << 32), 2, "to serve, got 4294967296"),
+    "no delay": ({}, ("--max-delay-us", 0), 2, "expected a delay of 1 to 9223372036854775 us, got 0"),
+    "a delay that no server holds": ({}, ("--max-delay-us", 1 << 64), 2, "us, got 18446744073709551616"),
     "a backend twice": ({}, ("--backend", "openvino", "--backend", "openvino"), 2, "each --backend once"),
     "batches from 2 on": ({"batch": BatchRange(2, 3, 4)}, (), 2, "one image too; export it with --batch 1:3:4"),
     "an ensemble of prepared images": ({}, ("--ensemble",), 2, "export it with --uint8-input full"),
-    "an engine on onnxruntime": ({}, ("--engine", "a"), 2, "--engine is about what tensorrt serves, got onnxruntime"),
-    "trust in no engine": ({}, ("--trust-engine", "0" * 64), 2, "--trust-engine is about what tensorrt serves"),
+    "an engine on onnxruntime": (
+        {},
+        ("--engine", "a", "--backend", "onnxruntime"),
+        2,
+        "--engine is about what tensorrt serves, got onnxruntime",
+    ),
+    "an engine that is none": ({}, ("--engine", "a"), 3, "has no engine for TensorRT; build one.*resnet-deploy build"),
+    "trust in no engine": ({}, ("--trust-engine", "0" * 64), 3, "has no engine for TensorRT; build one"),
     "a wait for no batch": ({}, ("--backend", "openvino", "--max-delay-us", 9), 2, "the server makes none for"),
     "a sha256 that is none": ({}, ("--trust-engine", "abc"), 2, "64 hexadecimal digits"),
     "KServe without an image": ({}, ("--kserve", "deploy"), 2, "--kserve and --image together"),
+    "force without KServe": ({}, ("--force",), 2, "--force replaces the files of --kserve"),
     "an image that is none": ({}, ("--kserve", "deploy", "--image", "No Image"), 2, "expected the name of an image"),
 }
 
@@ -209,96 +207,22 @@ def test_a_version_is_not_written_twice(deploy: Any, bundle: Made, tmp_path: Pat
 def test_a_new_version_keeps_the_models_configuration(deploy: Any, bundle: Made, tmp_path: Path) -> None:
     made, output = bundle(), tmp_path / "repository"
     assert deploy("triton", made, "--output", output).code == 0
-    ran = deploy("triton", made, "--output", output, "--version", 2, "--instances", 3)
-    assert ran.code == 2
-    assert "which all versions share, 'count: 3', got 'count: 1'" in ran.error
-    ran = deploy("triton", bundle("bare", labels=False), "--output", output, "--version", 2)
-    assert ran.code == 2
-    assert not (output / "tiny-fp32" / "2").exists()
-
-
-# --- KServe ---
-
-
-def test_kserve_gets_an_image_and_a_service_that_runs_it(deploy: Any, bundle: Made, tmp_path: Path) -> None:
-    made = bundle(**ANY_SIZE)
-    add_engine(made)
-    arguments = ("triton", made, "--ensemble", "--output", tmp_path / "repository")
-    kserve = ("--kserve", tmp_path / "deploy", "--image", "registry.example.com:5000/team/resnet_20:1.2")
-    ran = deploy(*arguments, *kserve)
-    assert ran.code == 0
-    assert f"wrote        {tmp_path / 'deploy' / 'Dockerfile'}" in ran.out
-    service = yaml.safe_load((tmp_path / "deploy" / "inference_service.yaml").read_text())
-    (container,) = service["spec"]["predictor"].pop("containers")
-    assert service == {
-        "apiVersion": "serving.kserve.io/v1beta1",
-        "kind": "InferenceService",
-        "metadata": {"name": "resnet-20"},
-        "spec": {"predictor": {}},
-    }
-    assert container == {
-        "name": "kserve-container",
-        "image": "registry.example.com:5000/team/resnet_20:1.2",
-        "ports": [{"containerPort": 8080, "protocol": "TCP"}],
-        "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": 8080}},
-        "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": 8080}},
-        "resources": {"limits": {"nvidia.com/gpu": 1}},
-    }
-    lines = (tmp_path / "deploy" / "Dockerfile").read_text().splitlines()
-    instructions = [line.split(" ", 1) for line in lines if not line.startswith("#")]
-    assert [word for word, _ in instructions] == ["ARG", "FROM", "RUN", "COPY", "EXPOSE", "CMD"]
-    assert dict(instructions)["FROM"] == "${SERVER_IMAGE}"
-    assert json.loads(dict(instructions)["CMD"])[:3] == [
-        "tritonserver",
-        "--model-repository=/models",
-        f"--http-port={container['ports'][0]['containerPort']}",
-    ]
-
-
-def test_kserves_predictor_is_a_pod_by_kubernetes_schema(deploy: Any, bundle: Made, tmp_path: Path) -> None:
-    schemas = pytest.importorskip("kubernetes_validate")
-    made = bundle()
-    add_engine(made)
-    kserve = ("--kserve", tmp_path / "deploy", "--image", "image")
-    assert deploy("triton", made, "--output", tmp_path / "repository", *kserve).code == 0
-    service = yaml.safe_load((tmp_path / "deploy" / "inference_service.yaml").read_text())
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": service["metadata"], "spec": service["spec"]["predictor"]}
-    schemas.validate(pod, schemas.latest_version(), strict=True)
-    pod["spec"]["containers"][0]["readiness"] = pod["spec"]["containers"][0].pop("readinessProbe")
-    with pytest.raises(schemas.ValidationError, match="readiness"):
-        schemas.validate(pod, schemas.latest_version(), strict=True)
-
-
-def test_without_a_decoder_or_a_gpu_kserve_asks_for_neither(deploy: Any, bundle: Made, tmp_path: Path) -> None:
-    output, kserve = tmp_path / "repository", ("--kserve", tmp_path / "deploy", "--image", "20-resnet")
-    assert deploy("triton", bundle(), "--output", output, *kserve).code == 0
-    assert "pip" not in (tmp_path / "deploy" / "Dockerfile").read_text()
-    service = yaml.safe_load((tmp_path / "deploy" / "inference_service.yaml").read_text())
-    assert service["metadata"] == {"name": "model-20-resnet"}
-    assert "resources" not in service["spec"]["predictor"]["containers"][0]
-
-
-def test_a_path_in_the_dockerfile_stays_one_word_of_a_comment(deploy: Any, bundle: Made, tmp_path: Path) -> None:
-    output = tmp_path / "to\nRUN serve"
-    assert deploy("triton", bundle(), "--output", output, "--kserve", tmp_path, "--image", "image").code == 0
-    lines = (tmp_path / "Dockerfile").read_text().splitlines()
-    assert [line.split()[0] for line in lines] == ["#", "#", "#", "ARG", "FROM", "COPY", "EXPOSE", "CMD"]
-    assert lines[2].endswith(f"{tmp_path}/Dockerfile '{tmp_path}/to\\nRUN serve'")
-
-
-def test_kserves_files_are_not_written_over_others_or_into_the_repository(
-    deploy: Any, bundle: Made, tmp_path: Path
-) -> None:
-    made, output = bundle(), tmp_path / "repository"
-    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
-    (tmp_path / "odd" / "Dockerfile").mkdir(parents=True)
-    for folder, said in {
-        tmp_path: "exists, and is another",
-        output / "kserve": f"lies in {output}",
-        made: f"lies in {made}",
-        tmp_path / "Dockerfile" / "kserve": f"{tmp_path / 'Dockerfile'} is not a folder",
-        tmp_path / "odd": f"{tmp_path / 'odd' / 'Dockerfile'} exists, and is another",
+    assert deploy("triton", made, "--output", output, "--version", 4).code == 0
+    config = output / "tiny-fp32" / "config.pbtxt"
+    for options, said in {
+        ("--instances", 3): "--instances 3 would change the configuration of versions 1, 4 in {}; give --instances 1",
+        ("--max-delay-us", 9): "--max-delay-us 9 would change the configuration of versions 1, 4 in {}; give no --max",
+        ("--serve-versions", 2): "--serve-versions 2 would change the configuration of versions 1, 4 in {}; give",
+        ("--backend", "openvino"): "would change {}, which versions 1, 4 share, from 'backend: \"onnxruntime\"' to 'b",
     }.items():
-        ran = deploy("triton", made, "--output", output, "--kserve", folder, "--image", "image")
-        assert said in refused(ran, output, 2)
-    assert (tmp_path / "Dockerfile").read_text() == "FROM scratch\n"
+        ran = deploy("triton", made, "--output", output, "--version", 2, *options)
+        assert ran.code == 2
+        assert said.format(config) in ran.error
+    config.write_bytes(config.read_bytes().replace(b"labels.txt", b"names.txt"))
+    ran = deploy("triton", made, "--output", output, "--version", 2)
+    assert "versions 1, 4 share, from 'label_filename: \"names.txt\"'" in ran.error
+    (output / "tiny-fp32" / "labels.txt").unlink()
+    config.write_bytes(config.read_bytes().replace(b"names.txt", b"labels.txt"))
+    ran = deploy("triton", made, "--output", output, "--version", 2)
+    assert f"versions 1, 4 have no labels.txt in {config.parent}, and this one needs it" in ran.error
+    assert not (output / "tiny-fp32" / "2").exists()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from triton_bundles import add_engine, bundle_fixture, parsed
 
-from exporter.deployment.triton.config import Serving
+from exporter.deployment.triton.config import LONGEST_DELAY_US, MOST_INSTANCES, MOST_VERSIONS, Serving
 from exporter.deployment.triton.models import TritonPlan, triton_models
 from exporter.deployment.triton.pbtxt import text_from_fields
 from exporter.deployment.triton.repository import write_repository
@@ -144,6 +144,15 @@ def test_what_is_asked_of_the_server_is_written(bundle: Made, tmp_path: Path) ->
         assert config.instance_group[0].count == 3
         assert config.dynamic_batching.max_queue_delay_microseconds == 250
         assert config.version_policy.latest.num_versions == 2
+
+
+def test_the_largest_numbers_are_those_that_the_schema_holds(bundle: Made, tmp_path: Path) -> None:
+    serving = Serving(MOST_INSTANCES, LONGEST_DELAY_US, MOST_VERSIONS)
+    folder = written(bundle(), tmp_path, serving=serving) / "tiny-fp32"
+    found = parsed(folder / "config.pbtxt")
+    assert found.instance_group[0].count == MOST_INSTANCES
+    assert found.version_policy.latest.num_versions == MOST_VERSIONS
+    assert found.dynamic_batching.max_queue_delay_microseconds == LONGEST_DELAY_US
 
 
 # --- engines ---

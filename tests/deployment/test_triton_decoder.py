@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -33,16 +33,24 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class TritonError:
+    said: str
+    code: str = "internal"
+    INTERNAL: ClassVar = "internal"
+    INVALID_ARG: ClassVar = "invalid"
+
+
+@dataclass(frozen=True)
 class InferenceResponse:
     tensors: list[Tensor] = field(default_factory=list)
-    error: str | None = None
+    error: TritonError | None = None
 
 
 @pytest.fixture(name="decoder")
 def decoder_fixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The file as the server loads it, in a room with what the Python backend has there."""
     backend: Any = types.ModuleType("triton_python_backend_utils")
-    backend.Tensor, backend.InferenceResponse, backend.TritonError = Tensor, InferenceResponse, str
+    backend.Tensor, backend.InferenceResponse, backend.TritonError = Tensor, InferenceResponse, TritonError
     backend.get_input_tensor_by_name = lambda request, name: request[name]
     monkeypatch.setitem(sys.modules, backend.__name__, backend)
     path = tmp_path / "model.py"
@@ -119,9 +127,27 @@ def test_each_request_has_its_own_answer_and_its_own_error(decoder: Any) -> None
     )
     (tensor,) = good.tensors
     assert (tensor.name, tensor.values.shape, tensor.values.dtype) == ("pixels", (2, 5, 4, 3), np.uint8)
-    assert bad.error.startswith("cannot read the picture: cannot identify image file")
-    assert "expected pictures of one size in one request" in mixed.error
-    assert "got pixels of mode F" in deep.error
+    assert bad.error == TritonError("cannot read the picture: not a picture file, or a damaged one", "invalid")
+    assert mixed.error.said.startswith("expected pictures of one size in one request")
+    assert "got pixels of mode F" in deep.error.said
+    assert (mixed.error.code, deep.error.code) == ("invalid", "invalid")
+
+
+def test_too_many_pixels_are_not_called_damage_and_a_full_memory_is_the_servers(
+    decoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = b"P4 20000 20000 "
+    (answer,) = answers(decoder, [large])
+    assert answer.error == TritonError(
+        "cannot read the picture: more than 178,956,970 pixels are not read; make it smaller", "invalid"
+    )
+
+    def full(_: bytes) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decoder, "_open", full)
+    (answer,) = answers(decoder, [large])
+    assert answer.error == TritonError("cannot read the picture: MemoryError", "internal")
 
 
 def floating() -> bytes:

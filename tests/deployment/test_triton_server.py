@@ -6,6 +6,7 @@ backends that NVIDIA ships.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import time
@@ -246,8 +247,22 @@ def test_the_ensemble_gives_labels(server: TritonServer, bundles: dict[str, Bund
     assert label == labels[int(index)]
 
 
-def test_the_decoder_says_which_picture_it_cannot_take(server: TritonServer) -> None:
+@pytest.mark.parametrize("model", ["pictures-decoder", "pictures-ensemble"])
+def test_pictures_that_cannot_be_taken_are_the_clients_mistake(model: str, server: TritonServer) -> None:
+    from PIL import Image
     from tritonclient.utils import InferenceServerException
 
-    with pytest.raises(InferenceServerException, match="cannot read the picture: cannot identify"):
-        decoded(server, [b"no picture"])
+    files = []
+    for size in ((40, 30), (30, 40)):
+        file = io.BytesIO()
+        Image.new("RGB", size).save(file, "PNG")
+        files.append(file.getvalue())
+    output = "pixels" if model == "pictures-decoder" else "logits"
+    for sent, said in {
+        (b"no picture",): "cannot read the picture: not a picture file, or a damaged one$",
+        (files[0][:-40],): "not a picture file, or a damaged one$",
+        tuple(files): "expected pictures of one size in one request",
+    }.items():
+        with pytest.raises(InferenceServerException, match=said) as refused:
+            decoded(server, list(sent), model=model, output=output)
+        assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"

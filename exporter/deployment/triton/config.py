@@ -26,6 +26,9 @@ TRITON_FROM_NUMPY = {
 }
 ANY = -1
 """The size of a free dimension."""
+MOST_INSTANCES, MOST_VERSIONS = (1 << 31) - 1, (1 << 32) - 1
+LONGEST_DELAY_US = ((1 << 63) - 1) // 1000
+"""The types of `count`, `num_versions` (int32, uint32), and of the server's nanoseconds."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Serving:
     """How models are served, whichever they are.
 
     Attributes:
-        instances: how many of each run at once, on each GPU.
+        instances: how many of each run at once, on each GPU or on the CPU.
         max_delay_us: how long a request may wait for others that make a batch with it, in microseconds; None waits for
             none: a batch is what came while the last one ran.
         served_versions: of the versions in the repository, so many of the newest are served.
@@ -47,14 +50,14 @@ class Serving:
     served_versions: int = 1
 
     def __post_init__(self) -> None:
-        if self.instances < 1 or self.served_versions < 1:
+        if not 1 <= self.instances <= MOST_INSTANCES:
+            raise PlanError(f"expected 1 to {MOST_INSTANCES} instances, got {self.instances}")
+        if not 1 <= self.served_versions <= MOST_VERSIONS:
+            raise PlanError(f"expected 1 to {MOST_VERSIONS} versions to serve, got {self.served_versions}")
+        if self.max_delay_us is not None and not 1 <= self.max_delay_us <= LONGEST_DELAY_US:
             raise PlanError(
-                f"expected at least one instance and one version to serve, got {self.instances} and "
-                f"{self.served_versions}"
-            )
-        if self.max_delay_us is not None and self.max_delay_us < 1:
-            raise PlanError(
-                f"expected a delay of at least 1 us, got {self.max_delay_us}; leave it out to wait for none"
+                f"expected a delay of 1 to {LONGEST_DELAY_US} us, got {self.max_delay_us}; leave it out to wait for "
+                "none"
             )
 
 

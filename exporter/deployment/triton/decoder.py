@@ -32,6 +32,10 @@ TURNS = {
 }
 
 
+class PictureRefused(ValueError):
+    """A file that is not decoded, which is the sender's to mend."""
+
+
 def decode(data: bytes, channels: int, resize: list[int]) -> NDArray[np.uint8]:
     """The pixels of a picture file, upright: uint8 (height, width, channels).
 
@@ -40,23 +44,38 @@ def decode(data: bytes, channels: int, resize: list[int]) -> NDArray[np.uint8]:
         resize: to what the model resizes it: the shorter side, or height and width; empty for not at all.
 
     Raises:
-        ValueError: it is no picture, or too large.
+        PictureRefused: it is no picture, damaged, or too large.
     """
-    image = _open(data)
+    image = _opened(data)
     if image.mode.startswith("I"):  # 16 bits
         levels = (np.arange(1 << 16) / 257).round().astype(np.uint8)
         image = Image.fromarray(levels[np.asarray(image).clip(0, (1 << 16) - 1)])
     if image.mode not in MODES:
-        raise ValueError(f"expected whole numbers in grey or colour, got pixels of mode {image.mode}; save it as a PNG")
+        raise PictureRefused(
+            f"expected whole numbers in grey or colour, got pixels of mode {image.mode}; save it as a PNG"
+        )
     width, height = _resized(image.size, resize)
     if width * height > MOST_RESIZED:
-        raise ValueError(
+        raise PictureRefused(
             f"expected a picture that is resized to at most {MOST_RESIZED:,} pixels, got {width * height:,} of one of "
             f"{image.height}x{image.width}; cut it"
         )
     mode = "L" if channels == 1 else "RGB"
     pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _opened(data: bytes) -> Image.Image:
+    """The picture of a file, upright. What else a decoder stumbles over, and Pillow's raise whatever they like, is
+    damage; what it says of that names objects of this process."""
+    try:
+        return _open(data)
+    except (PictureRefused, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureRefused(f"more than {MOST_PIXELS:,} pixels are not read; make it smaller") from error
+    except Exception as error:
+        raise PictureRefused("not a picture file, or a damaged one") from error
 
 
 def _open(data: bytes) -> Image.Image:
@@ -66,7 +85,7 @@ def _open(data: bytes) -> Image.Image:
         warnings.simplefilter("ignore")  # they are mostly about metadata
         with JpegImagePlugin.JpegImageFile(file) if is_jpeg else Image.open(file, formats=_formats()) as opened:
             if opened.width * opened.height > MOST_PIXELS or max(opened.size) > LONGEST_SIDE:
-                raise ValueError(
+                raise PictureRefused(
                     f"it has {opened.width}x{opened.height} pixels, and more than {MOST_PIXELS:,}, or {LONGEST_SIDE:,} "
                     "on a side, are not read; make it smaller"
                 )
@@ -108,6 +127,10 @@ def _resized(size: tuple[int, int], resize: list[int]) -> tuple[int, int]:
     return (resize[0], scaled) if size[0] <= size[1] else (scaled, resize[0])
 
 
+def _error(said: str, code: Any) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(said, code))
+
+
 class TritonPythonModel:
     """What the Python backend loads for each instance."""
 
@@ -125,9 +148,11 @@ class TritonPythonModel:
         files = pb_utils.get_input_tensor_by_name(request, "picture").as_numpy().reshape(-1)
         try:
             pictures = [decode(bytes(data), self.channels, self.resize) for data in files]
-            if len({picture.shape for picture in pictures}) > 1:
-                raise ValueError("expected pictures of one size in one request, got several; send a request for each")
-        except Exception as error:  # a decoder raises whatever it stumbles over: OSError, SyntaxError, MemoryError
-            said = " ".join(str(error).split()) or type(error).__name__
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"cannot read the picture: {said}"))
+        except PictureRefused as error:
+            return _error(f"cannot read the picture: {error}", pb_utils.TritonError.INVALID_ARG)
+        except Exception as error:
+            return _error(f"cannot read the picture: {type(error).__name__}", pb_utils.TritonError.INTERNAL)
+        if len({picture.shape for picture in pictures}) > 1:
+            said = "expected pictures of one size in one request, got several; send a request for each"
+            return _error(said, pb_utils.TritonError.INVALID_ARG)
         return pb_utils.InferenceResponse([pb_utils.Tensor("pixels", np.stack(pictures))])

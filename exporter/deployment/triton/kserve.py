@@ -8,10 +8,11 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from exporter.deployment.triton.needs import ServerNeeds
 from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import BundleError, PlanError
 from runtimes.printable import printable
@@ -21,6 +22,10 @@ IMAGE = re.compile(r"[a-z0-9]+([._:-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*
 """A registry with its port, folders, and a tag (distribution.github.io, "reference")."""
 HTTP, GRPC, METRICS = 8080, 9000, 8002
 """Ports that KServe's own Triton runtime has."""
+STARTUP = {"periodSeconds": 10, "failureThreshold": 60}
+"""The server listens once it has loaded its models: it has ten minutes for that before it is started again."""
+SHARED, SHARED_MEMORY = "shm", "1Gi"
+"""The volume over /dev/shm: the Python backend passes tensors through it, and a container's own has 64 MiB."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ class KServe:
     Attributes:
         folder: where the files go.
         image: the name under which the image is pushed, and pulled by the cluster.
-        decodes: a decoder of pictures is among the models, which needs Pillow.
-        needs_gpu: the server needs one.
+        needs: what the server needs for the repository.
+        replaces: files that are there already are replaced.
 
     Raises:
         PlanError: `image` is no image's name.
@@ -39,8 +44,8 @@ class KServe:
 
     folder: Path
     image: str
-    decodes: bool
-    needs_gpu: bool
+    needs: ServerNeeds
+    replaces: bool = False
 
     def __post_init__(self) -> None:
         if not IMAGE.fullmatch(self.image):
@@ -74,8 +79,10 @@ def check_kserve(kserve: KServe, repository: Path, bundles: Iterable[Path]) -> N
         raise BundleError(f"cannot write {kserve.folder}: {os.strerror(errno.EACCES)}; give another --kserve")
     for name, text in kserve_files(kserve, repository).items():
         path = folder / name
-        if path.exists() and not (path.is_file() and path.read_bytes() == text.encode()):
-            raise PlanError(f"{path} exists, and is another; move it away, or give another --kserve")
+        if path.exists() and not path.is_file():
+            raise PlanError(f"{path} is not a file; move it away, or give another --kserve")
+        if path.exists() and not kserve.replaces and path.read_bytes() != text.encode():
+            raise PlanError(f"{path} exists, and is another; give --force to replace it, or another --kserve")
 
 
 def write_kserve(kserve: KServe, repository: Path) -> list[Path]:
@@ -94,13 +101,14 @@ def write_kserve(kserve: KServe, repository: Path) -> list[Path]:
 
 
 def _dockerfile(kserve: KServe, repository: Path) -> str:
-    pillow = ["RUN python3 -m pip install --no-cache-dir pillow"] if kserve.decodes else []
+    pillow = ["RUN python3 -m pip install --no-cache-dir pillow"] if kserve.needs.pillow else []
     file, context = (shlex.quote(printable(str(path))) for path in (kserve.folder / DOCKERFILE, repository))
     ports = [f"--http-port={HTTP}", f"--grpc-port={GRPC}", f"--metrics-port={METRICS}"]
     lines = [
         "# Triton with the models in it. SERVER_IMAGE is Triton's; plans need one with the TensorRT that built them:",
         "#   docker build --build-arg SERVER_IMAGE=nvcr.io/nvidia/tritonserver:YY.MM-py3 \\",
         f"#     --tag {kserve.image} --file {file} {context}",
+        *_about_others(kserve.needs.others),
         "ARG SERVER_IMAGE",
         "FROM ${SERVER_IMAGE}",
         *pillow,
@@ -111,20 +119,35 @@ def _dockerfile(kserve: KServe, repository: Path) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _about_others(names: Sequence[str]) -> list[str]:
+    """A comment that says for which models the image may lack something."""
+    if not names:
+        return []
+    return [
+        "# resnet-deploy did not write these models; put in what else they need, such as Python packages:",
+        *(f"#   {shlex.quote(printable(name))}" for name in names),
+    ]
+
+
 def _inference_service(kserve: KServe) -> str:
+    live = {"path": "/v2/health/live", "port": HTTP}
     container: dict[str, object] = {
         "name": "kserve-container",
         "image": kserve.image,
         "ports": [{"containerPort": HTTP, "protocol": "TCP"}],
         "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": HTTP}},
-        "livenessProbe": {"httpGet": {"path": "/v2/health/live", "port": HTTP}},
-        **({"resources": {"limits": {"nvidia.com/gpu": 1}}} if kserve.needs_gpu else {}),
+        "livenessProbe": {"httpGet": live},
+        "startupProbe": {"httpGet": live, **STARTUP},
+        **({"resources": {"limits": {"nvidia.com/gpu": 1}}} if kserve.needs.gpu else {}),
+        **({"volumeMounts": [{"name": SHARED, "mountPath": "/dev/shm"}]} if kserve.needs.shared_memory else {}),
     }
+    memory = {"medium": "Memory", "sizeLimit": SHARED_MEMORY}
+    volumes = {"volumes": [{"name": SHARED, "emptyDir": memory}]} if kserve.needs.shared_memory else {}
     manifest: dict[str, object] = {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
         "metadata": {"name": _service_name(kserve.image)},
-        "spec": {"predictor": {"containers": [container]}},
+        "spec": {"predictor": {"containers": [container], **volumes}},
     }
     return "\n".join(_yaml_lines(manifest)) + "\n"
 

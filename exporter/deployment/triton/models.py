@@ -24,6 +24,8 @@ from runtimes.errors import BundleError, PlanError
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 """Model names that stand in a URL, and in a path, as they are."""
 CONFIG, CI_CONFIG = "config.pbtxt", "configs/ci.pbtxt"
+NEWEST_VERSION = (1 << 63) - 1
+"""A server with a larger one in its repository does not start."""
 KEEP = ".keep"
 """An empty file: an ensemble's version has none, and neither git nor a bucket keeps an empty folder."""
 
@@ -54,8 +56,8 @@ class TritonPlan:
     ensemble: bool = False
 
     def __post_init__(self) -> None:
-        if self.version < 1:
-            raise PlanError(f"expected a version of at least 1, got {self.version}")
+        if not 1 <= self.version <= NEWEST_VERSION:
+            raise PlanError(f"expected a version of 1 to {NEWEST_VERSION}, got {self.version}")
         if len(self.bundles) > 1 and (self.name is not None or self.engines):
             option = "--engine" if self.name is None else "--name"
             raise PlanError(f"expected one bundle with {option}, got {len(self.bundles)}; write each by itself")
@@ -98,7 +100,7 @@ def triton_models(plan: TritonPlan) -> list[TritonModel]:
     for bundle in plan.bundles:
         bundle.check_accepted()
         backends = [server_backend(name) for name in plan.backends or (_default_backend(bundle),)]
-        _check_engines_are_served(plan, backends)
+        _check_engines_are_served(plan, bundle, backends)
         for backend in backends:
             name = plan.name or bundle.manifest.name
             found += _models(plan, bundle, backend, f"{name}-{backend.name}" if len(backends) > 1 else name)
@@ -106,9 +108,11 @@ def triton_models(plan: TritonPlan) -> list[TritonModel]:
     return found
 
 
-def _check_engines_are_served(plan: TritonPlan, backends: Sequence[ServerBackend]) -> None:
+def _check_engines_are_served(plan: TritonPlan, bundle: Bundle, backends: Sequence[ServerBackend]) -> None:
     names = [backend.name for backend in backends]
     if (plan.engines or plan.trusted) and "tensorrt" not in names:
+        if not plan.backends:
+            served_engines(bundle, plan.engines, plan.trusted)  # says that there is none
         option = "--engine" if plan.engines else "--trust-engine"
         raise PlanError(f"{option} is about what tensorrt serves, got {', '.join(names)}; leave it out, or the backend")
 

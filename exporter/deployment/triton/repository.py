@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
@@ -15,6 +16,12 @@ from runtimes.errors import BundleError, PlanError
 
 FOLDER_MODE, FILE_MODE = 0o755, 0o644
 """A server in a container runs as another user."""
+OPTIONS = {
+    "--instances": re.compile(r"^  count: (\d+)$", re.MULTILINE),
+    "--max-delay-us": re.compile(r"^  max_queue_delay_microseconds: (\d+)$", re.MULTILINE),
+    "--serve-versions": re.compile(r"^    num_versions: (\d+)$", re.MULTILINE),
+}
+"""Options that stand in a configuration, and where."""
 
 
 def write_repository(models: Sequence[TritonModel], repository: Path, version: int) -> list[Path]:
@@ -78,8 +85,8 @@ def _check_holds_models(repository: Path) -> None:
 def _check_version_is_new(model: TritonModel, folder: Path, version: int) -> None:
     if not folder.exists():
         return
+    versions = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
     if (folder / str(version)).exists():
-        versions = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
         raise PlanError(
             f"{folder} has version {version} already, and a version is never changed; give --version "
             f"{versions[-1] + 1}, or another --name"
@@ -88,17 +95,30 @@ def _check_version_is_new(model: TritonModel, folder: Path, version: int) -> Non
         path, expected = folder / name, model.beside.get(name)
         got = path.read_bytes() if path.is_file() else None
         if got != expected:
-            raise PlanError(
-                f"expected in {path}, which all versions share, {_first_difference(expected, got)}; give the options "
-                "that the earlier version was written with, or another --name"
-            )
+            raise PlanError(_change(path, versions, got, expected))
 
 
-def _first_difference(expected: bytes | None, got: bytes | None) -> str:
-    if expected is None or got is None:
-        return "no file, got one" if expected is None else "a file, got none"
-    lines = zip_longest(expected.decode().splitlines(), got.decode(errors="replace").splitlines(), fillvalue="nothing")
-    return next((f"'{old.strip()}', got '{new.strip()}'" for old, new in lines if old != new), "other line ends")
+def _change(path: Path, versions: Sequence[int], old: bytes | None, new: bytes | None) -> str:
+    """What a new version would change in a file, which all versions of a model share; None for no file."""
+    many = len(versions) > 1
+    those = f"version{'s' * many} {', '.join(map(str, versions))}" if versions else "the model"
+    if old is None or new is None:
+        has, needs = ("no", "needs it") if old is None else ("a", "has none")
+        verb = "have" if many else "has"
+        return f"{those} {verb} {has} {path.name} in {path.parent}, and this one {needs}; give another --name"
+    before, after = old.decode(errors="replace"), new.decode()
+    for option, pattern in OPTIONS.items():
+        was, is_now = pattern.search(before), pattern.search(after)
+        if (was and was[1]) != (is_now and is_now[1]):
+            there = f"{option} {was[1]}" if was else f"no {option}"
+            given = f"{option} {is_now[1]}" if is_now else f"no {option}"
+            return f"{given} would change the configuration of {those} in {path}; give {there}, or another --name"
+    lines = zip_longest(before.splitlines(), after.splitlines(), fillvalue="nothing")
+    pair = next(((one.strip(), other.strip()) for one, other in lines if one != other), ("its line ends", "others"))
+    return (
+        f"this would change {path}, which {those} {'share' if many else 'has'}, from '{pair[0]}' to '{pair[1]}'; give "
+        "a bundle and options as before, or another --name"
+    )
 
 
 def _place_for_staging(repository: Path) -> Path:
