@@ -38,7 +38,8 @@ _device, _builder = map(option_group, ("Device", "Builder"))
     "--target",
     "targets",
     metavar="SM,...",
-    help="GPUs to build for, such as sm86,sm120, on any machine; tensorrt-rtx only.  [default: this machine's GPU]",
+    help="GPUs to build for, such as sm86,sm120, on any machine; tensorrt-rtx only.  [default: all that tensorrt-rtx"
+    " has; tensorrt builds for this machine's GPU]",
 )
 @_device(
     "--dla",
