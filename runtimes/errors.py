@@ -74,11 +74,14 @@ class BoardError(ResnetExportError):
 
 
 class UnknownName(ResnetExportError):
-    """A name that is not in a table; the message lists the nearest ones, and `shown_by`, a command that shows all."""
+    """A name that is not in a table; the message lists the nearest ones, and `shown_by`, a command that shows all.
+
+    `more` is said of the table, at the end.
+    """
 
     exit_code = 2
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], shown_by: str = "") -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], shown_by: str = "", *, more: str = "") -> None:
         import difflib  # here, since `--help` loads this file
 
         names = sorted(known)
@@ -86,7 +89,7 @@ class UnknownName(ResnetExportError):
         hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"choose from {', '.join(names)}"
         if nearest and shown_by:
             hint += f" `{shown_by}` shows all"
-        super().__init__(f"unknown {kind} '{name}'; {hint}")
+        super().__init__(f"unknown {kind} '{name}'; {hint}{f'; {more}' if more else ''}")
 
 
 class PlanError(ResnetExportError):

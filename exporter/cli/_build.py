@@ -38,7 +38,8 @@ _device, _builder = map(option_group, ("Device", "Builder"))
     "--target",
     "targets",
     metavar="SM,...",
-    help="GPUs to build for, such as sm86,sm120, on any machine; tensorrt-rtx only.  [default: this machine's GPU]",
+    help="GPUs to build for, such as sm86,sm120, on any machine; tensorrt-rtx only.  [default: all that tensorrt-rtx"
+    " has; tensorrt builds for this machine's GPU]",
 )
 @_device(
     "--dla",
@@ -129,10 +130,9 @@ def build(bundle: Path, **options: Any) -> None:
     if on_board:
         return build_on(plan.bundle, options, engine_lines)
     if options["print_trtexec"]:
-        from exporter.engines.trtexec import trtexec_lines
+        from exporter.engines.trtexec import trtexec_commands, trtexec_lines
 
-        lines = trtexec_lines(plan)
-        return echo_json({"trtexec": lines}) if options["as_json"] else echo_lines(lines)
+        return echo_json({"trtexec": trtexec_commands(plan)}) if options["as_json"] else echo_lines(trtexec_lines(plan))
     with status(quiet=options["quiet"]) as progress:
         engine = build_engine(plan, progress)
     if not engine.cached and not options["quiet"]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from exporter.lowering.qdq.lint import BlockReport, QdqReport
     from runtimes.manifest import GraphFacts, Manifest
 
+ONNX = "model.onnx"
 ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 ELSEWHERE = "other values in onnxruntime"
 FUSES_ANYWAY = ("left in float", ELSEWHERE)
@@ -68,7 +69,8 @@ def inspect(path: Path, as_json: bool, **options: Any) -> None:
     """
     asked = LintOptions(**options)
     if asked.given and (path.suffix in ENGINE_SUFFIXES or not path.is_file()):
-        raise PlanError(f"{asked.given[0]} is for ONNX files, and {path} is none; leave it out")
+        instead = f"give {path / ONNX}" if (path / ONNX).is_file() else "leave it out"
+        raise PlanError(f"{asked.given[0]} is for ONNX files, and {path} is none; {instead}")
     if path.suffix in ENGINE_SUFFIXES:
         return _inspect_engine(path, as_json=as_json)
     if path.is_file():

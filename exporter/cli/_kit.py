@@ -34,7 +34,7 @@ _board = option_group("Board")
     "--wheels",
     metavar="PLATFORM",
     help="Pack the packages that it installs, too, so that it needs no network: linux-aarch64-cp310 for JetPack 6,"
-    " linux-aarch64-cp312 for JetPack 7.",
+    " linux-aarch64-cp312 for JetPack 7, linux-x86_64-cp3NN for a PC or server.",
 )
 @_board(
     "--jetpack", metavar="VERSION", help="The board's JetPack, such as 6.2.  [default: any that builds the bundles]"
@@ -51,9 +51,9 @@ _board = option_group("Board")
 @json_option
 @quiet_option
 def kit(bundles: tuple[Path, ...], **options: Any) -> None:
-    """Pack each BUNDLE for a Jetson, in one tar file.
+    """Pack each BUNDLE for a Jetson, in one tar file; with --wheels linux-x86_64-..., for another machine.
 
-    It holds the bundles without their FP32 reference, this package, a script that installs it beside JetPack's own
+    It holds the bundles without their FP32 reference, this package, a script that installs it beside the machine's own
     TensorRT, and a README with the commands. The same bundles give the same bytes.
     """
     output: Path = options["output"]

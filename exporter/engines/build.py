@@ -146,7 +146,7 @@ def build_engine(plan: BuildPlan, on_step: Progress) -> Engine:
         BadInput: the timing cache cannot be used.
     """
     plan.bundle.file(ONNX)
-    builder = load_builder(plan.backend)
+    builder = _builder_for(plan)
     check_opset(plan, builder.VERSION)
     targets, device = builder.choose_targets(plan.options)
     manifest = plan.bundle.manifest
@@ -190,6 +190,24 @@ def build_engine(plan: BuildPlan, on_step: Progress) -> Engine:
     if cache is not None and built.timing_cache:
         timings.write_timings(cache, built.timing_cache)
     return kept
+
+
+def _builder_for(plan: BuildPlan) -> EngineBuilder:
+    """The builder of a plan; one that is missing is no matter where it could not do what is asked for.
+
+    Raises:
+        BackendUnavailable: it is not installed.
+        PlanError: it is not installed, and --target asks for the other one.
+    """
+    try:
+        return load_builder(plan.backend)
+    except BackendUnavailable:
+        if plan.backend == "tensorrt" and plan.options.targets:
+            raise PlanError(
+                "--target is for tensorrt-rtx, and tensorrt builds for the GPU that is here; "
+                "add --backend tensorrt-rtx, or leave out --target"
+            ) from None
+        raise
 
 
 def build_here(backend: str, job: Job, on_step: Progress) -> EngineBuild:

@@ -23,17 +23,19 @@ class _Generation:
 
     Attributes:
         with_dla: the version of those whose TensorRT runs on DLA.
+        dla_versions: all of them.
     """
 
     name: str
     versions: str
     flags: tuple[str, ...]
     with_dla: str
+    dla_versions: str
 
 
 GENERATIONS = (
-    _Generation("10", "10.3 to 10.16", ("--stronglyTyped",), "10.7.0"),
-    _Generation("11", "11", (), "11.4.1"),
+    _Generation("10", "10.3 to 10.16", ("--stronglyTyped",), "10.7.0", "10.3 to 10.7"),
+    _Generation("11", "11", (), "11.4.1", "11.4.1 and newer"),
 )
 """Networks of TensorRT 11 are always strongly typed; there `--stronglyTyped` does nothing."""
 
@@ -45,6 +47,40 @@ def trtexec_lines(plan: BuildPlan) -> list[str]:
         PlanError: the plan is for TensorRT-RTX, or for a GPU that is not the machine's own.
         BundleError: the bundle has no graph.
     """
+    _check(plan)
+    lines = [
+        "# Engines of trtexec run in other programs; resnet-deploy loads only those",
+        "# that it built and proved itself. Never add --fp16 or --int8: the precision",
+        "# is in the graph. JetPack has the tool in /usr/src/tensorrt/bin.",
+    ]
+    if plan.options.workspace_bytes is None:
+        lines += [
+            "# On a board, resnet-deploy build limits scratch memory by the board's own,",
+            "# and these lines do not: repeat this command with --workspace MIB.",
+        ]
+    for generation in GENERATIONS:
+        lines += ["", f"# TensorRT {_versions(plan, generation)}", *_of_generation(plan, generation)]
+    return lines
+
+
+def trtexec_commands(plan: BuildPlan) -> list[dict[str, object]]:
+    """The same build as words, for each generation of trtexec: `tensorrt`, its versions; `command`, the words, or
+    None where it cannot build this; `notes`, a sentence each.
+
+    Raises:
+        PlanError, BundleError: as `trtexec_lines`.
+    """
+    _check(plan)
+    commands: list[dict[str, object]] = []
+    for generation in GENERATIONS:
+        refusal = _refusal(plan, generation)
+        notes = [refusal] if refusal else list(_notes(plan, generation))
+        command = None if refusal else ["trtexec", *_words(plan, generation)]
+        commands.append({"tensorrt": _versions(plan, generation), "command": command, "notes": notes})
+    return commands
+
+
+def _check(plan: BuildPlan) -> None:
     plan.bundle.file(ONNX)
     if plan.backend != "tensorrt":
         raise PlanError(
@@ -53,38 +89,38 @@ def trtexec_lines(plan: BuildPlan) -> list[str]:
         )
     if plan.options.targets:
         raise PlanError("trtexec builds for the GPU of the machine that it runs on; leave out --target")
-    lines = [
-        "# Engines of trtexec run in other programs; resnet-deploy loads only those",
-        "# that it built and proved itself. Never add --fp16 or --int8: the precision",
-        "# is in the graph. JetPack has the tool in /usr/src/tensorrt/bin.",
-    ]
-    if plan.options.workspace_bytes is None:
-        lines += [
-            "# On a board, resnet-deploy build limits scratch memory by the board's own;",
-            "# trtexec knows no such limit: give --workspace MIB.",
-        ]
-    for generation in GENERATIONS:
-        lines += ["", f"# TensorRT {generation.versions}", *_of_generation(plan, generation)]
-    return lines
+
+
+def _versions(plan: BuildPlan, generation: _Generation) -> str:
+    return generation.versions if plan.options.dla_core is None else generation.dla_versions
+
+
+def _refusal(plan: BuildPlan, generation: _Generation) -> str:
+    if plan.options.dla_core is None:
+        return ""
+    return dla_refusal(generation.with_dla, "", plan.bundle.manifest.precision)
 
 
 def _of_generation(plan: BuildPlan, generation: _Generation) -> Iterator[str]:
-    options, manifest = plan.options, plan.bundle.manifest
-    if options.dla_core is not None:
-        refusal = dla_refusal(generation.with_dla, "", manifest.precision)
-        if refusal:
-            yield f"# none: {refusal}"
-            return
-        yield f"# on DLA: {'10.7 at the newest' if generation.name == '10' else 'from 11.4.1 on, on AGX Orin'}"
-    (last, newest) = NEWEST_OPSETS["tensorrt"]
-    if manifest.opset > newest and generation.name == str(last[0]):
-        yield f"# not {'.'.join(map(str, last))}, which reads no opset above {newest}; this graph has {manifest.opset}"
-    if options.hardware_compatible == "same-compute-capability" and generation.name == "10":
-        yield "# from 10.13 on: earlier ones do not know sameComputeCapability"
+    if refusal := _refusal(plan, generation):
+        yield f"# none: {refusal}"
+        return
+    yield from (f"# {note}" for note in _notes(plan, generation))
     *words, last_word = map(shlex.quote, _words(plan, generation))
     yield f"trtexec{CONTINUED}"
     yield from (f"{INDENT}{word}{CONTINUED}" for word in words)
     yield f"{INDENT}{last_word}"
+
+
+def _notes(plan: BuildPlan, generation: _Generation) -> Iterator[str]:
+    options, manifest = plan.options, plan.bundle.manifest
+    if options.dla_core is not None:
+        yield f"on DLA: {'AGX Orin, Orin NX' if generation.name == '10' else 'AGX Orin'}"
+    (last, newest) = NEWEST_OPSETS["tensorrt"]
+    if manifest.opset > newest and generation.name == str(last[0]):
+        yield f"not {'.'.join(map(str, last))}, which reads no opset above {newest}; this graph has {manifest.opset}"
+    if options.hardware_compatible == "same-compute-capability" and generation.name == "10":
+        yield "from 10.13 on: earlier ones do not know sameComputeCapability"
 
 
 def _words(plan: BuildPlan, generation: _Generation) -> list[str]:

@@ -11,6 +11,7 @@ BOARDS: Mapping[str, bool] = MappingProxyType({"Orin Nano": False, "Orin NX": Tr
 """A part of a board's name -> has it a DLA? NVIDIA's answers to questions about DLA (its developer blog) name AGX Orin
 and Orin NX of this generation, and so not Orin Nano; TensorRT 11.4.1, "Working with DLA", says that Thor has none."""
 NEWEST_KNOWN: Version = (11, 4, 1)
+INT8_DLA_VERSIONS = "TensorRT from 11.4.1 on (AGX Orin, JetPack 7.2.2)"
 DLA_VERSIONS = "TensorRT up to 10.7 (JetPack 6), or from 11.4.1 on (AGX Orin, JetPack 7.2.2)"
 
 

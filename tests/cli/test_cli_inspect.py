@@ -146,10 +146,14 @@ def test_options_that_contradict_each_other_are_refused(
 
 
 @pytest.mark.parametrize("option", [("--strict",), ("--build",), ("--github",), ("--dla",), ("--target-trt", "rtx")])
-def test_options_of_onnx_files_are_refused_for_bundles(deploy: Any, exported: Path, option: tuple[str, ...]) -> None:
+def test_options_of_onnx_files_are_refused_for_bundles(
+    deploy: Any, exported: Path, tmp_path: Path, option: tuple[str, ...]
+) -> None:
     shown = deploy("inspect", exported, *option)
     assert shown.code == 2
-    assert f"{option[0]} is for ONNX files, and {exported} is none; leave it out" in shown.error
+    assert f"{option[0]} is for ONNX files, and {exported} is none; give {exported}/model.onnx" in shown.error
+    shown = deploy("inspect", tmp_path, *option)
+    assert (shown.code, f"{tmp_path} is none; leave it out" in shown.error) == (2, True)
 
 
 def test_dla_is_judged_where_it_is_asked_for(deploy: Any, file: Any) -> None:

@@ -125,6 +125,7 @@ def test_jetpack_chooses_the_row_of_the_board(bundle: Path, deploy: Callable[...
         (("--wheels", "linux-aarch64-cp312", "--jetpack", "6.2"), 2, "expected --wheels for Python 3.10 of JetPack 6"),
         (("--wheels", "linux-x86_64-cp310", "--jetpack", "6.2"), 2, "expected wheels for aarch64 with --jetpack"),
         (("--jetpack", "6.3"), 2, "unknown JetPack '6.3'; choose from 6.1, 6.2, "),
+        (("--jetpack", "7.2.2"), 2, "what is newer than 7.2.1 brings is not known; leave out --jetpack for it"),
         (("--jetpack", "5.1.2"), 2, "JetPack 5.1.2 brings TensorRT 8.5.2, and bundles need 10.3"),
         (("--engines",), 2, "expected an engine that was built on a board"),
     ],

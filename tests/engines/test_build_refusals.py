@@ -28,6 +28,14 @@ def test_tensorrt_itself_is_asked_for_with_the_way_to_get_it(run: Any, bundle: P
     assert shown.code == 3
     assert "needs the package 'tensorrt'" in shown.error
     assert "--system-site-packages" in shown.error
+    shown = run("build", bundle, "--target", "sm86")
+    assert (shown.code, "--target is for tensorrt-rtx" in shown.error) == (2, True)
+    assert "add --backend tensorrt-rtx" in shown.error
+
+
+def test_help_says_what_is_built_for_without_a_target(run: Any) -> None:
+    said = " ".join(run("build", "--help").out.split())
+    assert "[default: all that tensorrt-rtx has; tensorrt builds for this machine's GPU]" in said
 
 
 @pytest.mark.parametrize(

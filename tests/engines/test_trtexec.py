@@ -53,7 +53,13 @@ def test_the_same_build_for_both_generations_builds_nothing_and_needs_no_tensorr
     ]
     assert eleven == [word.replace("trt10", "trt11").replace("-10", "-11") for word in ten if "Typed" not in word]
     assert [path.name for path in (folder / "engines").iterdir()] == ["sm87.engine"]
-    assert deploy("build", folder, "--print-trtexec", "--json").json["trtexec"][-1].strip() == "--skipInference"
+    assert "repeat this command with --workspace MIB" in deploy("build", folder, "--print-trtexec").out
+    options = ("--workspace", "512", "--timing-cache", tmp_path / "the times", "--json")
+    found = deploy("build", folder, "--print-trtexec", *options).json["trtexec"]
+    assert [(one["tensorrt"], one["command"], one["notes"]) for one in found] == [
+        ("10.3 to 10.16", ten, []),
+        ("11", eleven, []),
+    ]
 
 
 def test_a_name_is_no_folder(bundle: Path, manifest: Manifest, deploy: Callable[..., Ran]) -> None:
@@ -97,11 +103,15 @@ def test_dla_is_printed_where_that_tensorrt_has_it_and_the_reason_where_it_has_n
     assert [[word for word in words if "DLA" in word or "GPU" in word] for words in commands(ran.out)] == [
         ["--useDLACore=1", "--allowGPUFallback"]
     ] * 2
-    assert "# on DLA: 10.7 at the newest" in ran.out
+    assert "# TensorRT 10.3 to 10.7\n# on DLA: AGX Orin, Orin NX\n" in ran.out
+    assert "# TensorRT 11.4.1 and newer\n# on DLA: AGX Orin\n" in ran.out
     changed(bundle, replace(manifest, precision="int8", batch=BatchRange(1, 1, 1)))
     ran = deploy("build", bundle, "--print-trtexec", "--dla", "0")
     assert len(commands(ran.out)) == 1
     assert "# none: the DLA of TensorRT 10.7.0 takes no Q/DQ pairs" in ran.out
+    ten, eleven = deploy("build", bundle, "--print-trtexec", "--dla", "0", "--json").json["trtexec"]
+    assert (ten["command"], "takes no Q/DQ pairs" in ten["notes"][0]) == (None, True)
+    assert "--useDLACore=0" in eleven["command"]
     changed(bundle, replace(manifest, precision="fp16"))
     ran = deploy("build", bundle, "--print-trtexec", "--dla", "0")
     assert (ran.code, "DLA runs one batch size alone" in ran.error) == (2, True)

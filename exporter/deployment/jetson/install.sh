@@ -85,6 +85,4 @@ case $found in
     [0-9].* | 10.[0-2].*) stop 3 "expected TensorRT 10.3 or newer, got $found; JetPack 6.1 and newer bring one" ;;
 esac
 printf 'TensorRT %s\n\nnext:\n' "$found"
-for bundle in bundles/*/; do
-    printf '  %s build %s\n' "$deploy" "$PWD/${bundle%/}"
-done
+"$venv/bin/python" -m exporter.deployment.jetson.next_commands "$deploy" "$found" "$PWD"/bundles/*

@@ -71,7 +71,12 @@ class KitPlan:
                     "numbers; export it again with --target tensorrt"
                 )
         if self.jetpack is not None and self.jetpack not in {one.name for one in JETPACKS}:
-            raise UnknownName("JetPack", self.jetpack, [one.name for one in JETPACKS if one.takes_our_graphs])
+            raise UnknownName(
+                "JetPack",
+                self.jetpack,
+                [one.name for one in JETPACKS if one.takes_our_graphs],
+                more=f"what is newer than {JETPACKS[-1].name} brings is not known; leave out --jetpack for it",
+            )
         if self.jetpack is not None and self.wheels is not None and self.wheels.machine != "aarch64":
             raise PlanError(f"expected wheels for aarch64 with --jetpack, got {self.wheels}; leave one of them out")
         if self.is_for_a_jetson and not self.boards:

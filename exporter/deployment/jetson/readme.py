@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from exporter.deployment.jetson.base_wheels import WheelPlatform
+from exporter.deployment.jetson.next_commands import ON_DLA, jetpacks_with_dla
+from runtimes.board.dla import DLA_VERSIONS, INT8_DLA_VERSIONS
 
 if TYPE_CHECKING:
     from runtimes.board.jetpack import JetPack
@@ -46,7 +48,7 @@ def readme(
         "",
         "## 3. Build, check, measure, run",
         "",
-        *_commands(bundles),
+        *_commands(bundles, boards),
     ]
     return "".join(f"{line}\n" for line in lines)
 
@@ -61,7 +63,7 @@ def _bundle_table(bundles: Mapping[str, Manifest]) -> Iterator[str]:
 
 
 def _board_table(boards: Sequence[JetPack]) -> Iterator[str]:
-    yield f"A Jetson with JetPack {' or '.join(one.name for one in boards)}. {L4T_OF}"
+    yield f"A Jetson with JetPack {_one_of([one.name for one in boards])}. {L4T_OF}"
     yield ""
     yield "| JetPack | L4T | TensorRT | CUDA | Ubuntu | Python | GPU |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
@@ -92,16 +94,43 @@ def _install(boards: Sequence[JetPack], wheels: WheelPlatform | None) -> Iterato
     )
 
 
-def _commands(bundles: Mapping[str, Manifest]) -> Iterator[str]:
+def _commands(bundles: Mapping[str, Manifest], boards: Sequence[JetPack]) -> Iterator[str]:
     yield "```"
-    for name in bundles:
+    for name, manifest in bundles.items():
         folder = shlex.quote(f"bundles/{name}")
-        yield f"{DEPLOY} build {folder}"
+        yield f"{DEPLOY} build {folder}{ON_DLA if jetpacks_with_dla(manifest, boards) else ''}"
         yield f"{DEPLOY} check {folder}"
         yield f"{DEPLOY} bench {folder}"
         yield f"{DEPLOY} run {folder} photo.jpg   # a picture of yours"
     yield "```"
     yield ""
-    yield "`build` keeps an engine only after its precision and its answers are proven on this machine. The power mode"
-    yield "decides the speed: `sudo nvpmodel -q` shows it, `sudo jetson_clocks` locks the clocks. Where something does"
-    yield f"not work, `{DEPLOY} doctor` says why."
+    for name, manifest in bundles.items():
+        if manifest.asked.dla_friendly:
+            yield from (_about_dla(name, manifest, boards), "")
+    yield "`build` keeps an engine only after its precision and its answers are proven on this machine."
+    if boards:
+        yield "The power mode decides the speed: `sudo nvpmodel -q` shows it, `sudo jetson_clocks` locks the clocks."
+    yield f"Where something does not work, `{DEPLOY} doctor` says why."
+
+
+def _about_dla(name: str, manifest: Manifest, boards: Sequence[JetPack]) -> str:
+    """Where a bundle that was written for DLA can be built for it."""
+    found = jetpacks_with_dla(manifest, boards)
+    written = f"`{name}` ({manifest.precision}) was written for DLA"
+    if found:
+        return (
+            f"{written}, and `--dla 0` builds it for DLA core 0: on AGX Orin or Orin NX with JetPack {_one_of(found)}."
+            " On any other board leave `--dla 0` out, and it is built for the GPU."
+        )
+    if not boards:
+        return f"{written}, which this machine has not: it is built for the GPU."
+    needed = INT8_DLA_VERSIONS if manifest.precision == "int8" else DLA_VERSIONS
+    return (
+        f"{written}, and no JetPack of section 1 has DLA for it: it is built for the GPU. {manifest.precision} on DLA"
+        f" needs {needed}."
+    )
+
+
+def _one_of(names: Sequence[str]) -> str:
+    """`6.1, 6.2 or 6.2.1`."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))

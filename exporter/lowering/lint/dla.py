@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from exporter.graph.dla_head import NOT_ON_DLA
+from exporter.lowering.lint.dla_operators import operator_findings
 from exporter.lowering.lint.findings import Finding, finding, findings_at
 from exporter.lowering.lint.versions import TensorRtVersion
 from exporter.lowering.qdq.reading import Readings
@@ -32,13 +32,11 @@ def dla_findings(view: View, versions: Sequence[TensorRtVersion]) -> Iterator[Fi
         more = f" and {len(wide) - 1} more run" if len(wide) > 1 else " runs"
         told = f"it{more} in FP32, which DLA does not have; export with --fp16"
         yield from findings_at(*wide[0], [("RE803", told)])
-    for place, node in enumerate(view.nodes):
-        if node.op_type in NOT_ON_DLA:
-            yield from findings_at(place, node, [("RE802", f"{node.op_type} runs on the GPU; see the rule's page")])
-        elif node.op_type == "Gemm" and node.input[1] not in view.constants.names:
-            yield from findings_at(place, node, [("RE802", "a Gemm whose weight is computed runs on the GPU")])
+    yield from operator_findings(view)
     pairs = [(place, node) for place, node in enumerate(view.nodes) if node.op_type in (QUANTIZE, DEQUANTIZE)]
     older = [one.text for one in versions if one.dla and not one.qdq_on_dla]
     if pairs and older:
-        told = f"the DLA of {', '.join(older)} takes no Q/DQ pairs; export with --fp16, or translate the scales"
+        told = (
+            f"the DLA of {', '.join(older)} takes no Q/DQ pairs; export with --fp16, or translate the scales (its page)"
+        )
         yield from findings_at(*pairs[0], [("RE804", told)])

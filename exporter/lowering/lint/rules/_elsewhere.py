@@ -95,9 +95,12 @@ RULES = (
     _not_on_dla(
         "RE802",
         "An operator that DLA does not have",
-        "It runs on the GPU (with GPU fallback allowed), and the tensor is copied there.",
+        "It runs on the GPU (with GPU fallback allowed), and the tensor is copied there. Judged is what NVIDIA's list "
+        "of DLA's operators says of each; a size that DLA does not take is seen by the build alone.",
         "Export with `--dla-friendly`: AveragePool of the whole picture in place of ReduceMean and GlobalAveragePool, "
-        "a 1x1 convolution in place of Flatten and Gemm.",
+        "a 1x1 convolution in place of Flatten and Gemm. It is refused with `--uint8-input full`, which resizes in the "
+        "graph: export with `--uint8-input` alone, and resize and crop before the model. Other operators: nothing, or "
+        "another network.",
     ),
     _not_on_dla(
         "RE803",
@@ -108,8 +111,10 @@ RULES = (
     _not_on_dla(
         "RE804",
         "Q/DQ pairs, for the DLA of TensorRT 10.3",
-        "The DLA of TensorRT 8 and 10 takes INT8 by calibration caches, and no Q/DQ pairs; NVIDIA's qdq-translator "
-        "turns the one into the other.",
-        "Export with `--fp16`, or translate the scales.",
+        "The DLA of TensorRT 8 and 10 takes INT8 by calibration caches, and no Q/DQ pairs. NVIDIA's qdq-translator "
+        "(github.com/NVIDIA/Deep-Learning-Accelerator-SW, tools/qdq-translator) writes the pairs' scales into such a "
+        "cache, and the graph without them.",
+        "Export with `--fp16`. Or translate the scales: give `model.onnx` to qdq-translator, and what it writes to "
+        "trtexec, as its README says; nothing proves that engine, and resnet-deploy does not load it.",
     ),
 )
