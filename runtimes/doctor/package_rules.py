@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from runtimes._open import remedy_for
 from runtimes.board.jetpack import OLDEST_TENSORRT
+from runtimes.doctor.board_rules import ENVIRONMENT
 from runtimes.doctor.facts import BackendFacts, Facts, LibraryFacts, Missing
 from runtimes.doctor.rule import Case, Rule, Severity
 
@@ -91,9 +92,9 @@ def _is_explained(facts: Facts, backend: str) -> bool:
 
 def _does_not_load(facts: Facts) -> Iterator[Case]:
     for one in facts.backends:
-        if one.version and not one.loads and not _is_explained(facts, one.name):
+        if (one.version or one.broke) and not one.loads and not _is_explained(facts, one.name):
             text, remedy = _split(one)
-            yield Case(f"{one.name} {one.version} does not load: {text}", remedy, one.name)
+            yield Case(f"{' '.join(filter(None, (one.name, one.version)))} does not load: {text}", remedy, one.name)
 
 
 def _split(backend: BackendFacts) -> tuple[str, str]:
@@ -108,7 +109,7 @@ def _split(backend: BackendFacts) -> tuple[str, str]:
 def _not_installed(facts: Facts) -> Iterator[Case]:
     for name in facts.asked:
         one = facts.backend(name)
-        if not one.version and not one.loads:
+        if not one.version and not one.loads and not one.broke:
             needed = re.search(r"needs the package '([\w.-]+)'", one.reason)
             said = f"the package '{needed[1]}' is missing" if needed else _split(one)[0]
             yield Case(f"{name} is not installed: {said}", remedy_for(name), name)
@@ -174,8 +175,10 @@ def _no_bindings(facts: Facts) -> Iterator[Case]:
 def _nothing_runs(facts: Facts) -> Iterator[Case]:
     if facts.backends and not facts.asked and not any(one.runs for one in facts.backends):
         yield Case(
-            "no backend runs here, so bundles can be inspected alone",
-            "pip install 'resnet-export[openvino]', onnxruntime, or on a Jetson use JetPack's TensorRT",
+            "no backend runs here, so bundles can only be inspected",
+            f"sudo apt-get install python3-libnvinfer && {ENVIRONMENT}"
+            if facts.board is not None
+            else "pip install 'resnet-export[openvino]'",
         )
 
 
