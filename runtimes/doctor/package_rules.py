@@ -183,15 +183,15 @@ def _nothing_runs(facts: Facts) -> Iterator[Case]:
 
 
 RULES = (
-    Rule("DR301", "warning", "two packages of ONNX Runtime", _both_runtimes),
-    Rule("DR302", "error", "a package of our name", _foreign_packages),
-    Rule("DR303", "warning", "a library that lacks others", _missing_libraries),
-    Rule("DR304", "error", "a backend that does not load", _does_not_load),
-    Rule("DR305", "error", "a backend that is not installed", _not_installed),
-    Rule("DR306", "error", "a backend that does not run", _does_not_run),
-    Rule("DR307", "warning", "a provider that does not work", _provider_does_not_work),
-    Rule("DR308", "error", "a TensorRT that is too old", _old_tensorrt),
-    Rule("DR309", "warning", "two packages of TensorRT", _two_tensorrts),
-    Rule("DR310", "error", "TensorRT without CUDA's bindings", _no_bindings),
-    Rule("DR311", "error", "no backend at all", _nothing_runs),
+    Rule("DR301", "warning", "onnxruntime and onnxruntime-gpu at once, which share files", _both_runtimes),
+    Rule("DR302", "error", "another package that installs modules of our names", _foreign_packages),
+    Rule("DR303", "warning", "a library that needs others, which are not found", _missing_libraries),
+    Rule("DR304", "error", "a backend that is here and does not load: it crashes, hangs or fails", _does_not_load),
+    Rule("DR305", "error", "a backend that was named and is not installed", _not_installed),
+    Rule("DR306", "error", "a backend that loads, and cannot run a model here", _does_not_run),
+    Rule("DR307", "warning", "a provider that failed to run a model of one ReLU", _provider_does_not_work),
+    Rule("DR308", "error", "a TensorRT that is older than 10.3", _old_tensorrt),
+    Rule("DR309", "warning", "TensorRT for two CUDA generations at once, which share files", _two_tensorrts),
+    Rule("DR310", "error", "TensorRT without cuda-python, which runs its engines", _no_bindings),
+    Rule("DR311", "error", "no backend that runs here", _nothing_runs),
 )
