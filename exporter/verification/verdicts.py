@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from exporter.verification.bundle_diff import Change
 from exporter.verification.own_process import Verdict
+from runtimes.board.jetpack import this_board
 from runtimes.errors import BackendUnavailable, ExportError, ParityError, ResnetExportError
 from runtimes.kernels import KernelCount
 from runtimes.manifest import Manifest
@@ -109,6 +110,8 @@ class BundleCheck:
                 said = f"{self.name} is undecided on {one.backend}: {one.reason}; {how_to_decide(one.answer)}"
                 return ParityError(said, one.answer.report)
         missing = [one for one in self.backends if one.verdict == "not here"]
+        if not self.asked and this_board() is not None:  # a Jetson has TensorRT, or should have
+            missing.sort(key=lambda one: one.backend != "tensorrt")
         if missing and self.missing_backend_is_error:
             return BackendUnavailable(f"{self.name}: {missing[0].backend} cannot answer: {missing[0].reason}")
         return None
