@@ -61,9 +61,7 @@ class ServedModel:
         """
         for spec in (*self.inputs, *self.outputs):
             if spec.dtype not in NUMPY_FROM_TRITON.values():
-                raise BadInput(
-                    f"expected numbers that numpy has, got '{spec.name}' of {spec.dtype}; {BEHIND}"
-                )
+                raise BadInput(f"expected numbers that numpy has, got '{spec.name}' of {spec.dtype}; {BEHIND}")
 
     @property
     def batch(self) -> BatchRange | None:
