@@ -10,6 +10,7 @@ from pathlib import Path
 import runtimes.backends as backends
 from runtimes._plugins import load_plugin, plugin_names
 from runtimes.base import Runtime
+from runtimes.board.jetpack import this_board
 from runtimes.bundle import Bundle, path_from_given
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, UnknownName
 from runtimes.nvidia.trust import trusted_engines
@@ -164,7 +165,11 @@ def _open_fastest(
     said = [one for one in skipped if one not in absent]
     if said and absent:  # what is here and cannot says more than what is not
         said.append(f"not installed: {', '.join(dict.fromkeys(absent.values()))}")
-    raise BackendUnavailable(f"no backend can run {model.folder} here: {'; '.join(said or skipped)}")
+    if not said and absent:
+        missing = ", ".join(dict.fromkeys(absent.values()))
+        remedy = remedy_for("onnxruntime" if this_board() is None else "tensorrt")
+        raise BackendUnavailable(f"no backend can run {model.folder} here, not installed: {missing}; {remedy}")
+    raise BackendUnavailable(f"no backend can run {model.folder} here: {'; '.join(said)}")
 
 
 def open_as_evidence(bundle: Bundle, backend: str, *, tuning: Tuning = DEFAULT_TUNING) -> Runtime:

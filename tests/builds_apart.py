@@ -48,3 +48,15 @@ def hangs(backend: str, job: Job, on_step: Progress) -> EngineBuild:
     on_step(f"in process {os.getpid()}")
     time.sleep(600)
     raise AssertionError
+
+
+def loads(backend: str) -> None:
+    """As a library that is well."""
+
+
+def raises(backend: str) -> None:
+    raise BuildError(f"no {backend}")
+
+
+def ends(backend: str) -> None:
+    os._exit(3)

@@ -39,8 +39,8 @@ Examples:
   resnet-deploy bench --compare old.json new.json
 
 \b
-Exit codes: 0 measured, 1 failed, 2 wrong usage, 3 nothing could be measured,
-            4 slower than --min-speedup asks for, or undecided."""
+Exit codes: 0 measured, 1 failed, 2 wrong usage, 3 a backend that was named
+            is not here, 4 slower than --min-speedup asks for, or undecided."""
 
 _measuring, _comparing = map(option_group, ("Measuring", "Comparing"))
 
@@ -167,6 +167,7 @@ def bench(bundles: tuple[Path, ...], **options: Any) -> None:
         click.echo(f"not kept for --backend auto: {printable(problem)}", err=True)
     if options["against"] is not None:
         check_speedup(result, options["min_speedup"])
+    _check_named(result, [name for name in options["backends"] if name != "all"])
 
 
 def _plan(bundles: tuple[Path, ...], options: dict[str, Any]) -> BenchPlan:
@@ -236,6 +237,18 @@ def _compare(bundles: tuple[Path, ...], options: dict[str, Any]) -> None:
         echo_json(msgspec.to_builtins(found))
     else:
         echo_lines(compare_lines(found))
+
+
+def _check_named(result: Result, names: list[str]) -> None:
+    """Fail where a backend that was named is not here; with `all`, those that are not here are left out.
+
+    Raises:
+        BackendUnavailable: says why the first is not.
+    """
+    for name in names:
+        entries = [one for one in result.entries if one.contender.backend == name]
+        if entries and all(one.verdict == "not here" for one in entries):
+            raise BackendUnavailable(f"{name} was not measured: {entries[0].reason}")
 
 
 def _check_measured(result: Result) -> None:

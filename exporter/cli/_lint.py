@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 UNTOLD = "unknown"
 """The type of convolutions that the log does not name: those of local functions and of graphs inside nodes."""
+RULES_PAGE = "; each rule: the page Rules of this project's documentation"
 CRASHED = "the parser or the builder crashed"
 
 
@@ -132,8 +133,6 @@ def check_strict(done: Linted) -> None:
 
 def closing_lines(done: Linted) -> list[str]:
     """The builder's verdict, where it disagrees, and how many findings there are."""
-    from exporter.lowering.lint.rules import PAGE
-
     lines = []
     if done.verdict is not None:
         lines.append(f"{'builder':<12} {_verdict_text(done.verdict)}")
@@ -142,7 +141,7 @@ def closing_lines(done: Linted) -> list[str]:
         lines += [f"{'disagreement':<12} {one}" for one in done.disagreements]
     found = _counts_text(done.report.counts, "error", "warning", "note")
     told = f"{'refused; ' * done.report.refused}{found or 'no findings'}, for {done.report.judged_for}"
-    return [*lines, f"{'linted':<12} {told}{f'; each rule: {PAGE}' if found else ''}"]
+    return [*lines, f"{'linted':<12} {told}{RULES_PAGE if found else ''}"]
 
 
 def finding_line(found: Finding) -> str:

@@ -54,11 +54,12 @@ def command(**options: Any) -> None:
     if options["list_models"]:
         return _list(as_json=options["as_json"])
     plan = plan_from_options(options)
+    if not options["dry_run"] or os.path.lexists(plan.output):  # a dry run loads numpy for that alone
+        from runtimes.bundle_writing import check_destination
+
+        check_destination(plan.output, force=plan.force)  # before the packages are loaded
     if options["dry_run"]:
         return _describe(plan, as_json=options["as_json"])
-    from runtimes.bundle_writing import check_destination
-
-    check_destination(plan.output, force=plan.force)  # before the packages are loaded
     with status(quiet=options["quiet"]) as progress:
         start = time.perf_counter()
         progress("load packages")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from exporter.engines.builders import EngineBuild, Job
 from runtimes.board.memory import GIB, MIB, MemoryUse, MemoryWatch
-from runtimes.errors import BuildError, ResnetExportError
+from runtimes.errors import BackendUnavailable, BuildError, ResnetExportError
 from runtimes.progress import Progress
 
 Build = Callable[[str, Job, Progress], EngineBuild]
@@ -101,6 +101,34 @@ def build_apart(build: Build, backend: str, job: Job, on_step: Progress) -> Engi
         process.kill()
         process.join()
         ours.close()
+
+
+def check_loads(load: Callable[[str], object], backend: str) -> None:
+    """Run `load(backend)` in a new interpreter that ends with it: a library that crashes there would crash here, too.
+    What it raises there is left to the caller, who meets it as well.
+
+    Raises:
+        BackendUnavailable: the process crashed, or ended by itself.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=_load, args=(load, backend), daemon=True)
+    process.start()
+    try:
+        process.join()
+        code = process.exitcode
+    finally:
+        process.kill()
+        process.join()
+    if code:
+        how = f"crashes ({signal.Signals(-code).name})" if code < 0 else f"ends with exit code {code}"
+        raise BackendUnavailable(
+            f"{backend} {how} when it is loaded; see what is wrong with: resnet-deploy doctor --backend {backend}"
+        )
+
+
+def _load(load: Callable[[str], object], backend: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in `_serve`
+    with suppress(Exception):
+        load(backend)
 
 
 def _answers(connection: Connection, work: object) -> Iterator[Any]:

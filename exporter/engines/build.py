@@ -6,6 +6,7 @@ import glob
 import hashlib
 import json
 import secrets
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import cast
 
 from exporter.engines import builders, timings
-from exporter.engines.apart import watched_build
+from exporter.engines.apart import check_loads, watched_build
 from exporter.engines.builders import BuildOptions, BuiltNetwork, EngineBuild, EngineBuilder, Job
 from exporter.engines.folder import cached_facts, check_folder, folder_lock, remove_left_over, write_error
 from exporter.engines.layers import (
@@ -146,6 +147,8 @@ def build_engine(plan: BuildPlan, on_step: Progress) -> Engine:
         BadInput: the timing cache cannot be used.
     """
     plan.bundle.file(ONNX)
+    if plan.own_process and f"{builders.__name__}.{plan.backend.replace('-', '_')}" not in sys.modules:
+        check_loads(load_builder, plan.backend)
     builder = _builder_for(plan)
     check_opset(plan, builder.VERSION)
     targets, device = builder.choose_targets(plan.options)

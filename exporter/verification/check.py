@@ -157,7 +157,8 @@ def _run_backend(task: _Task) -> tuple[Verdict, _Ran]:
     where, trusted = plan.provider_of(task.backend), plan.trust_engines
     with open_runtime(plan.bundle, task.backend, provider=where, trust_engine=trusted, tuning=plan.tuning) as model:
         fed = evidence_for(model, evidence, plan.bundle)
-        answer = compare_backend(fed, task.backend, model, task.budget, plan.bundle.manifest.batch)
+        batch = model.batch or plan.bundle.manifest.batch  # a server may take fewer sizes than the bundle
+        answer = compare_backend(fed, task.backend, model, task.budget, batch)
         kernels = model.kernels() if plan.bundle.manifest.kernels is not None else None
         details = model.details
     return verdict_on(answer), _Ran(answer, kernels, details)

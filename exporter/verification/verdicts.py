@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from exporter.verification.bundle_diff import Change
 from exporter.verification.own_process import Verdict
+from runtimes.board.jetpack import this_board
 from runtimes.errors import BackendUnavailable, ExportError, ParityError, ResnetExportError
 from runtimes.kernels import KernelCount
 from runtimes.manifest import Manifest
@@ -109,6 +110,8 @@ class BundleCheck:
                 said = f"{self.name} is undecided on {one.backend}: {one.reason}; {how_to_decide(one.answer)}"
                 return ParityError(said, one.answer.report)
         missing = [one for one in self.backends if one.verdict == "not here"]
+        if not self.asked and this_board() is not None:  # a Jetson has TensorRT, or should have
+            missing.sort(key=lambda one: one.backend != "tensorrt")
         if missing and self.missing_backend_is_error:
             return BackendUnavailable(f"{self.name}: {missing[0].backend} cannot answer: {missing[0].reason}")
         return None
@@ -141,7 +144,10 @@ def remarks_on(check: BundleCheck, manifest: Manifest) -> tuple[str, ...]:
     found = []
     if any(answer.ok and answer.verdict == "undecided" for answer in answers):
         found.append("golden inputs need not decide that; to have it decided, give pictures with --data")
+    sizes = manifest.batch.proof_sizes
     for one in check.backends:
+        if one.answer is not None and one.answer.report.batches != sizes:
+            found.append(_sizes_remark(one.backend, one.answer.report.batches, sizes))
         if one.details:
             found.append(f"{one.backend}: {'; '.join(f'{name} {value}' for name, value in one.details.items())}")
     is_known = check.no_accuracy or any(answer.accuracy is not None for answer in answers)
@@ -150,6 +156,13 @@ def remarks_on(check: BundleCheck, manifest: Manifest) -> tuple[str, ...]:
     if manifest.model.weights.kind == "random" and budget.min_agreement is None and budget.max_accuracy_drop is None:
         found.append(RANDOM_WEIGHTS)
     return tuple(found)
+
+
+def _sizes_remark(backend: str, sent: Sequence[int], proven: Sequence[int]) -> str:
+    """That a backend, which takes other batches than the bundle, was not run at all of the bundle's sizes."""
+    sent_text, proven_text = (", ".join(map(str, sizes)) for sizes in (sent, proven))
+    limit = f"takes batches of {sent[0]}" if len(sent) == 1 else f"takes batches of {sent[0]} to {sent[-1]}"
+    return f"{backend}: the server {limit}; it was run at batch {sent_text}, and not at the bundle's {proven_text}"
 
 
 def how_to_decide(answer: BackendParity) -> str:
@@ -174,9 +187,10 @@ def why_not_judged(limit: str, answer: BackendParity, no_accuracy: str = "") -> 
 
 
 def merge_reports(check: BundleCheck) -> ParityReport | None:
-    """The reports of all backends as one; None where none answered."""
+    """The reports of all backends as one, with the batch sizes that any of them ran; None where none answered."""
     reports = [one.answer.report for one in check.backends if one.answer is not None]
     if not reports:
         return None
     compared = {name: measured for report in reports for name, measured in report.backends.items()}
-    return replace(reports[0], ok=all(report.ok for report in reports), backends=compared)
+    sizes = tuple(sorted({size for report in reports for size in report.batches}))
+    return replace(reports[0], ok=all(report.ok for report in reports), batches=sizes, backends=compared)

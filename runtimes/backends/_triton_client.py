@@ -136,6 +136,9 @@ class ModelClient:
 
     def _error(self, code: str, message: str) -> ResnetExportError:
         said = printable(" ".join(message.split())) or code
+        if code == "UNAVAILABLE" and self._address.tls and "WRONG_VERSION_NUMBER" in said:
+            plain = str(self._address).replace("grpcs://", "grpc://", 1)
+            return BackendUnavailable(f"{self._address}: the port answers without TLS; give {plain}")
         if code == "UNAVAILABLE":
             return BackendUnavailable(
                 f"{self._address}: no server that answers, or the model is not ready ({said}); start it, and check the "
@@ -159,7 +162,15 @@ class ModelClient:
         except InferenceServerException:
             return "; see the server's log"
         ready = sorted({f"{one.name}/{one.version}" for one in index.models if one.state == "READY"})
-        return f"; it has {printable(', '.join(ready))}" if ready else "; it has no model that is ready"
+        if not ready:
+            return "; it has no model that is ready"
+        has = f"; it has {printable(', '.join(ready))}"
+        if not self._version or not any(one.startswith(f"{self._model}/") for one in ready):
+            return has
+        return (
+            f"{has}; where version {self._version} is in the repository, write it anew with --serve-versions, so that "
+            "more than the newest are served"
+        )
 
     def close(self) -> None:
         """End the connection."""

@@ -20,6 +20,9 @@ NUMPY_FROM_TRITON = {
     "FP64": "float64",
 }
 FREE = -1
+ENSEMBLE = "ensemble"
+"""What Triton names as the platform of a model that is made of others."""
+BEHIND = "of an ensemble name the model behind it"
 REMEDY = "serve the bundle's own with: resnet-deploy triton BUNDLE --output DIR"
 
 
@@ -58,10 +61,7 @@ class ServedModel:
         """
         for spec in (*self.inputs, *self.outputs):
             if spec.dtype not in NUMPY_FROM_TRITON.values():
-                raise BadInput(
-                    f"expected numbers that numpy has, got '{spec.name}' of {spec.dtype}; of an ensemble name the "
-                    "model behind it"
-                )
+                raise BadInput(f"expected numbers that numpy has, got '{spec.name}' of {spec.dtype}; {BEHIND}")
 
     @property
     def batch(self) -> BatchRange | None:
@@ -87,12 +87,12 @@ def agreed_batch(served: ServedModel, manifest: Manifest, where: str) -> BatchRa
     ):
         names, wanted = sorted(one.name for one in found), sorted(one.name for one in expected)
         if names != wanted:
-            raise _another(where, f"expected the {kind}s {', '.join(wanted)}, got {', '.join(names) or 'none'}")
+            raise _another(served, where, f"expected the {kind}s {', '.join(wanted)}, got {', '.join(names) or 'none'}")
         each = {one.name: one for one in found}
         for spec in expected:
             if _form(each[spec.name]) != _form(spec):
                 got = _text(each[spec.name])
-                raise _another(where, f"{kind} '{spec.name}': expected {_text(spec)}, got {got}")
+                raise _another(served, where, f"{kind} '{spec.name}': expected {_text(spec)}, got {got}")
     return _common_batch(served, manifest.batch, where)
 
 
@@ -105,11 +105,11 @@ def _common_batch(served: ServedModel, batch: BatchRange, where: str) -> BatchRa
         )
     if not served.max_batch and isinstance(fixed, int):  # the whole shape is the model's own
         if not batch.min <= fixed <= batch.max:
-            raise _another(where, f"expected batches of {batch}, got {fixed}")
+            raise _another(served, where, f"expected batches of {batch}, got {fixed}")
         return BatchRange(fixed, fixed, fixed)
     most = served.max_batch or batch.max
     if most < batch.min:
-        raise _another(where, f"expected batches from {batch.min} on, got at most {most}")
+        raise _another(served, where, f"expected batches from {batch.min} on, got at most {most}")
     return BatchRange(batch.min, min(batch.opt, most), most)
 
 
@@ -122,5 +122,6 @@ def _text(spec: TensorSpec) -> str:
     return f"{spec.dtype} {'x'.join(map(str, spec.shape))}"
 
 
-def _another(where: str, what: str) -> ResnetExportError:
-    return ResnetExportError(f"{where} is another model than the bundle's: {what}; {REMEDY}")
+def _another(served: ServedModel, where: str, what: str) -> ResnetExportError:
+    remedy = BEHIND if served.backend == ENSEMBLE else REMEDY
+    return ResnetExportError(f"{where} is another model than the bundle's: {what}; {remedy}")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from runtimes.base import Runtime
+from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput
 from runtimes.manifest import Manifest
 from runtimes.processor import processor
@@ -56,6 +57,18 @@ class PyTorchRuntime(Runtime):
         self._call: Callable[..., Any] = self._module
         self._variant = ""
         self._threads = threads
+
+    @classmethod
+    def file_of(cls, bundle: Bundle) -> Path:
+        if cls.FILE not in bundle.manifest.files:
+            why = (
+                "it was left out on purpose, as by --no-reference or `resnet-deploy deepstream`; run another backend, "
+                "or export the bundle without --no-reference"
+                if bundle.manifest.source_file is None
+                else "the bundle was made of a model file; run another backend"
+            )
+            raise BackendUnavailable(f"{bundle.folder} has no {cls.FILE}, the FP32 program that pytorch runs: {why}")
+        return super().file_of(bundle)
 
     @classmethod
     def open(

@@ -96,7 +96,7 @@ RULES = (
     Rule("DR201", "error", "a JetPack that is too old", _too_old),
     Rule("DR202", "error", "an environment that does not see JetPack's TensorRT", _hidden),
     Rule("DR203", "error", "another Python than JetPack's", _other_python),
-    Rule("DR204", "warning", "no TensorRT for Python", _not_installed),
-    Rule("DR205", "note", "a release that is not in the table", _unknown_release),
-    Rule("DR206", "error", "a server's TensorRT on JetPack 6", _servers_tensorrt),
+    Rule("DR204", "warning", "a board without TensorRT's package for Python", _not_installed),
+    Rule("DR205", "note", "an L4T release that is not in the table of JetPacks", _unknown_release),
+    Rule("DR206", "error", "a server's TensorRT on a board with JetPack 6", _servers_tensorrt),
 )

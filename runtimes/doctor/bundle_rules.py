@@ -154,13 +154,13 @@ def size_text(count: int) -> str:
 
 RULES = (
     Rule("DR401", "error", "a bundle that its export rejected", _rejected),
-    Rule("DR402", "note", "a bundle that a builder refuses", _not_built),
+    Rule("DR402", "note", "a bundle that the builder of engines refuses", _not_built),
     Rule("DR403", "note", "a bundle that a backend refuses", _not_run),
     Rule("DR404", "error", "a precision that the GPU or TensorRT has not", _precision),
     Rule("DR405", "warning", "too little memory to build", _memory),
     Rule("DR406", "error", "too little room to build", _disk),
-    Rule("DR407", "error", "no place for an engine or its key", _place),
-    Rule("DR408", "note", "INT8 in floating point", _simulated),
+    Rule("DR407", "error", "no place to write an engine, or the key that seals it", _place),
+    Rule("DR408", "note", "INT8 that is computed in floating point, slower than FP32", _simulated),
     Rule("DR409", "error", "a bundle that nothing runs", _nowhere),
-    Rule("DR410", "note", "a bundle without an engine", _unbuilt),
+    Rule("DR410", "note", "a bundle without an engine for this machine", _unbuilt),
 )

@@ -160,5 +160,5 @@ RULES = (
     Rule("DR108", "error", "a package for a newer CUDA than the driver's", _driver_too_old),
     Rule("DR109", "warning", "a GPU that is too old for TensorRT", _gpu_too_old),
     Rule("DR110", "warning", "a GPU that TensorRT-RTX does not build for", _not_for_rtx),
-    Rule("DR111", "warning", "a GPU that nothing uses", _unused),
+    Rule("DR111", "warning", "a GPU, and no backend that runs on it", _unused),
 )

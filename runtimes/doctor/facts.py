@@ -173,6 +173,11 @@ class BackendFacts:
         """The providers that work."""
         return tuple(one.name for one in self.providers if one.works)
 
+    @property
+    def broke(self) -> bool:
+        """Did the process that loads it crash, end or hang? Then its module is here, even without metadata."""
+        return self.reason.startswith(("it crashed", "it ended", "it did not load"))
+
 
 @dataclass(frozen=True)
 class BundleFacts:

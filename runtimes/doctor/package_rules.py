@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from runtimes._open import remedy_for
 from runtimes.board.jetpack import OLDEST_TENSORRT
+from runtimes.doctor.board_rules import ENVIRONMENT
 from runtimes.doctor.facts import BackendFacts, Facts, LibraryFacts, Missing
 from runtimes.doctor.rule import Case, Rule, Severity
 
@@ -91,9 +92,9 @@ def _is_explained(facts: Facts, backend: str) -> bool:
 
 def _does_not_load(facts: Facts) -> Iterator[Case]:
     for one in facts.backends:
-        if one.version and not one.loads and not _is_explained(facts, one.name):
+        if (one.version or one.broke) and not one.loads and not _is_explained(facts, one.name):
             text, remedy = _split(one)
-            yield Case(f"{one.name} {one.version} does not load: {text}", remedy, one.name)
+            yield Case(f"{' '.join(filter(None, (one.name, one.version)))} does not load: {text}", remedy, one.name)
 
 
 def _split(backend: BackendFacts) -> tuple[str, str]:
@@ -108,7 +109,7 @@ def _split(backend: BackendFacts) -> tuple[str, str]:
 def _not_installed(facts: Facts) -> Iterator[Case]:
     for name in facts.asked:
         one = facts.backend(name)
-        if not one.version and not one.loads:
+        if not one.version and not one.loads and not one.broke:
             needed = re.search(r"needs the package '([\w.-]+)'", one.reason)
             said = f"the package '{needed[1]}' is missing" if needed else _split(one)[0]
             yield Case(f"{name} is not installed: {said}", remedy_for(name), name)
@@ -174,21 +175,23 @@ def _no_bindings(facts: Facts) -> Iterator[Case]:
 def _nothing_runs(facts: Facts) -> Iterator[Case]:
     if facts.backends and not facts.asked and not any(one.runs for one in facts.backends):
         yield Case(
-            "no backend runs here, so bundles can be inspected alone",
-            "pip install 'resnet-export[openvino]', onnxruntime, or on a Jetson use JetPack's TensorRT",
+            "no backend runs here, so bundles can only be inspected",
+            f"sudo apt-get install python3-libnvinfer && {ENVIRONMENT}"
+            if facts.board is not None
+            else "pip install 'resnet-export[openvino]'",
         )
 
 
 RULES = (
-    Rule("DR301", "warning", "two packages of ONNX Runtime", _both_runtimes),
-    Rule("DR302", "error", "a package of our name", _foreign_packages),
-    Rule("DR303", "warning", "a library that lacks others", _missing_libraries),
-    Rule("DR304", "error", "a backend that does not load", _does_not_load),
-    Rule("DR305", "error", "a backend that is not installed", _not_installed),
-    Rule("DR306", "error", "a backend that does not run", _does_not_run),
-    Rule("DR307", "warning", "a provider that does not work", _provider_does_not_work),
-    Rule("DR308", "error", "a TensorRT that is too old", _old_tensorrt),
-    Rule("DR309", "warning", "two packages of TensorRT", _two_tensorrts),
-    Rule("DR310", "error", "TensorRT without CUDA's bindings", _no_bindings),
-    Rule("DR311", "error", "no backend at all", _nothing_runs),
+    Rule("DR301", "warning", "onnxruntime and onnxruntime-gpu at once, which share files", _both_runtimes),
+    Rule("DR302", "error", "another package that installs modules of our names", _foreign_packages),
+    Rule("DR303", "warning", "a library that needs others, which are not found", _missing_libraries),
+    Rule("DR304", "error", "a backend that is here and does not load: it crashes, hangs or fails", _does_not_load),
+    Rule("DR305", "error", "a backend that was named and is not installed", _not_installed),
+    Rule("DR306", "error", "a backend that loads, and cannot run a model here", _does_not_run),
+    Rule("DR307", "warning", "a provider that failed to run a model of one ReLU", _provider_does_not_work),
+    Rule("DR308", "error", "a TensorRT that is older than 10.3", _old_tensorrt),
+    Rule("DR309", "warning", "TensorRT for two CUDA generations at once, which share files", _two_tensorrts),
+    Rule("DR310", "error", "TensorRT without cuda-python, which runs its engines", _no_bindings),
+    Rule("DR311", "error", "no backend that runs here", _nothing_runs),
 )

@@ -147,7 +147,7 @@ def _here(facts: Facts, one: BackendFacts) -> str:
         return "builds alone"
     if one.loads:
         return "does not run"
-    return "does not load" if one.version else "not installed"
+    return "does not load" if one.version or one.broke else "not installed"
 
 
 def _finding(one: Finding, columns: int) -> Iterator[Line]:
@@ -163,4 +163,4 @@ def _closing(findings: Sequence[Finding]) -> str:
         for noun in ("error", "warning", "note")
         if (number := sum(one.severity == noun for one in findings))
     ]
-    return f"{', '.join(counts)}; each rule: docs/doctor.md" if counts else "nothing is wrong"
+    return ", ".join(counts) or "nothing is wrong"

@@ -11,7 +11,7 @@ from runtimes._open import backend_names
 from runtimes.board.dla import DLA_VERSIONS, board_has_dla, dla_versions
 from runtimes.board.jetpack import Board, this_board
 from runtimes.doctor.answers import DRIVER
-from runtimes.doctor.children import Answer, Child
+from runtimes.doctor.children import TIMEOUT_S, Answer, Child
 from runtimes.doctor.facts import BackendFacts, BundleFacts, Facts, LibraryFacts, NvidiaFacts, PackageFacts, SystemFacts
 from runtimes.doctor.host import Host, Unread
 from runtimes.doctor.libraries import Loader, library_facts
@@ -101,18 +101,25 @@ def _with_gpus(nvidia: NvidiaFacts) -> NvidiaFacts:
 
 def _loaded(facts: Facts, names: Sequence[str], on_step: Progress) -> tuple[BackendFacts, ...]:
     """Each backend, loaded in a process of its own."""
-    bundle, found = "" if facts.bundle is None else facts.bundle.path, []
+    bundle = "" if facts.bundle is None else facts.bundle.path
+    found: list[BackendFacts] = []
     running: list[tuple[str, Child]] = []
+
+    def wait_for_first() -> None:
+        name, child = running.pop(0)
+        try:
+            on_step(f"load {name}, for at most {TIMEOUT_S:g} s", len(found), len(names))
+            found.append(_backend(name, child.answer(), facts.packages))
+        finally:
+            child.close()
+
     try:
-        for place, name in enumerate(names):
-            on_step("load backends", place, len(names))
+        for name in names:
             running.append((name, Child([name, bundle], NO_CACHE)))
             if len(running) == TOGETHER:
-                first, child = running.pop(0)
-                found.append(_backend(first, child.answer(), facts.packages))
+                wait_for_first()
         while running:
-            name, child = running.pop(0)
-            found.append(_backend(name, child.answer(), facts.packages))
+            wait_for_first()
     finally:
         for _, child in running:  # of an interruption
             child.close()

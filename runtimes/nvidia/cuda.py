@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
 
 
+NO_DRIVER = "run on a machine with an NVIDIA GPU and install its driver, or use --backend onnxruntime"
+
+
 @dataclass(frozen=True)
 class Device:
     """A GPU. `driver` is the newest CUDA version that its driver runs; an `integrated` GPU shares the CPU's memory, as
@@ -80,8 +83,25 @@ def device(index: int = 0) -> Device:
 def _check_driver() -> None:
     try:
         call("cudaGetDeviceCount")
+    except CudaError as error:
+        if error.code != INSUFFICIENT_DRIVER or driver_is_here():
+            raise
+        raise _without_driver("there is no NVIDIA driver here") from error
     except RuntimeError as error:  # without libcuda.so.1 cuda-python 12 raises, where 13 returns the code
-        raise CudaError("cudaGetDeviceCount", INSUFFICIENT_DRIVER, "cudaErrorInsufficientDriver", str(error)) from error
+        raise _without_driver(str(error)) from error
+
+
+def driver_is_here() -> bool:
+    """Is the driver's library here? Without it CUDA calls the driver too old, too."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+def _without_driver(text: str) -> CudaError:
+    return CudaError("cudaGetDeviceCount", INSUFFICIENT_DRIVER, "cudaErrorInsufficientDriver", text, NO_DRIVER)
 
 
 def _attribute(name: str, index: int) -> int:

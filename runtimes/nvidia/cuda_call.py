@@ -19,9 +19,9 @@ REMEDIES = {
 class CudaError(BackendUnavailable):
     """A CUDA call failed: `code` and `name` are its cudaError_t, the message ends with a remedy where one is known."""
 
-    def __init__(self, call: str, code: int, name: str, text: str) -> None:
-        remedy = f"; {REMEDIES[code]}" if code in REMEDIES else ""
-        super().__init__(f"{call}: {name} ({code}): {text}{remedy}")
+    def __init__(self, call: str, code: int, name: str, text: str, remedy: str = "") -> None:
+        known = remedy or REMEDIES.get(code, "")
+        super().__init__(f"{call}: {name} ({code}): {text}{f'; {known}' if known else ''}")
         self.code = code
         self.name = name
 

@@ -355,6 +355,14 @@ def test_a_failure_in_any_step_leaves_nothing(run: Any, tmp_path: Path, monkeypa
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_refuses_the_output_that_the_export_would(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    for words in ((), ("--force",)):
+        ran = run("resnet20", "--weights", "random", "--output", tmp_path / "mine", *words, "--dry-run")
+        assert (ran.code, "mine" in ran.error) == (2, True)
+
+
 def test_dry_run_and_list_say_what_there_is_and_load_nothing_heavy(run: Any, tmp_path: Path) -> None:
     assert (
         run("resnet50", "--variant", "v1", "--weights", "random", "--dry-run", "--json").json["output"]

@@ -40,7 +40,9 @@ def test_a_finding_is_a_line_with_its_rule_first_and_the_last_line_counts(deploy
         "RE213 warning, not fused",
         "RE216 warning, not fused",
     ]
-    assert lines[-1] == f"linted       2 warnings, for {ASIDE}; each rule: docs/rules.md"
+    assert (
+        lines[-1] == f"linted       2 warnings, for {ASIDE}; each rule: the page Rules of this project's documentation"
+    )
 
 
 def test_a_float_file_is_linted_too(deploy: Any, file: Any) -> None:
@@ -169,7 +171,10 @@ def test_dla_is_judged_where_it_is_asked_for(deploy: Any, file: Any) -> None:
 def test_processors_are_judged_by_their_rules(deploy: Any, file: Any) -> None:
     shown = deploy("inspect", file(convolved()), "--target", "cpu")
     assert "RE704 warning, runs in float: Conv of " in shown.out
-    assert shown.out.splitlines()[-1] == "linted       1 warning, for processors; each rule: docs/rules.md"
+    assert (
+        shown.out.splitlines()[-1]
+        == "linted       1 warning, for processors; each rule: the page Rules of this project's documentation"
+    )
 
 
 def test_the_builders_verdict_stands_beside_the_linters(deploy: Any, file: Any) -> None:

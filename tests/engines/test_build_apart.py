@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +20,12 @@ from own_bundle import bundle_fixture  # noqa: F401  # likewise
 from standin_tensorrt import StandinTensorRT
 
 from exporter.engines import build as build_file
-from exporter.engines.apart import Build, build_apart, watched_build
+from exporter.engines.apart import Build, build_apart, check_loads, watched_build
 from exporter.engines.builders import BuildOptions, EngineBuild, Job
 from runtimes import open_runtime
 from runtimes.board.memory import MIB, board_workspace
 from runtimes.board.power import power
-from runtimes.errors import BuildError, UnknownName
+from runtimes.errors import BackendUnavailable, BuildError, UnknownName
 from runtimes.nvidia.engine_file import facts_of
 from runtimes.nvidia.plan_files import sidecar_of
 from runtimes.nvidia.trust import ensure_machine_key, seal_of
@@ -169,3 +170,29 @@ def test_a_crash_is_one_line_and_leaves_no_engine(
     ran = deploy("build", bundle, *TARGETS, "--quiet")
     assert (ran.code, "the build's own process was ended by SIGSEGV" in ran.error) == (1, True)
     assert engines(bundle) == []
+
+
+def test_a_library_that_crashes_when_it_is_loaded_is_one_line(
+    bundle: Path, deploy: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tensorrt_rtx.py").write_text("import os; os.abort()")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("RESNET_EXPORT_IN_PROCESS")
+    for name in ("tensorrt_rtx", "exporter.engines.builders.tensorrt_rtx"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    ran = deploy("build", bundle, *TARGETS, "--quiet")
+    assert (ran.code, ran.error) == (
+        3,
+        "error: tensorrt-rtx crashes (SIGABRT) when it is loaded; see what is wrong with: "
+        "resnet-deploy doctor --backend tensorrt-rtx",
+    )
+
+
+@pytest.mark.parametrize("load", [builds_apart.raises, builds_apart.loads])
+def test_a_library_that_loads_or_raises_is_left_to_the_caller(load: Callable[[str], object]) -> None:
+    check_loads(load, "tensorrt")
+
+
+def test_a_library_that_ends_the_process_is_one_line() -> None:
+    with pytest.raises(BackendUnavailable, match="^tensorrt ends with exit code 3 when it is loaded; "):
+        check_loads(builds_apart.ends, "tensorrt")

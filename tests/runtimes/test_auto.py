@@ -165,6 +165,23 @@ def test_none_that_can_run_it_gives_every_reason(bundle: Bundle, state: Path, mo
         open_runtime(bundle, "auto")
 
 
+@pytest.mark.parametrize(
+    ("board", "remedy"),
+    [(None, "pip install 'resnet-export[export]' for the CPU"), ("a Jetson", "on a Jetson use JetPack's own")],
+)
+def test_none_that_is_installed_names_each_once_and_the_remedy_of_this_machine(
+    bundle: Bundle, state: Path, monkeypatch: pytest.MonkeyPatch, board: str | None, remedy: str
+) -> None:
+    def absent(name: str) -> None:
+        raise BackendUnavailable(f"{name} is missing") from ImportError(name)
+
+    monkeypatch.setattr("runtimes._open.backend_class", absent)
+    monkeypatch.setattr("runtimes._open.this_board", lambda: board)
+    with pytest.raises(BackendUnavailable) as caught:
+        open_runtime(bundle, "auto")
+    assert f"not installed: tensorrt, tensorrt-rtx, onnxruntime, openvino, pytorch; {remedy}" in str(caught.value)
+
+
 def test_auto_takes_a_bundle_alone(tiny_model: Path, state: Path) -> None:
     with pytest.raises(BadInput, match="expected a bundle for the backend auto, got the file"):
         open_runtime(tiny_model / "model.onnx", "auto")

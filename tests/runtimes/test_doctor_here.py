@@ -97,6 +97,14 @@ def test_what_a_child_has_started_ends_with_it(monkeypatch: pytest.MonkeyPatch) 
     assert time.monotonic() - start < 10
 
 
+def test_what_is_waited_for_is_named_with_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(children, "START", "print('hello')")
+    steps: list[str] = []
+    facts = examine(backends=("onnxruntime", "openvino"), on_step=lambda step, done=0, total=0: steps.append(step))
+    assert steps[-2:] == [f"load {name}, for at most 120 s" for name in ("onnxruntime", "openvino")]
+    assert {one.reason for one in facts.backends} == {"it ended with exit code 0"}
+
+
 def test_a_python_that_cannot_be_started_is_a_problem_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert Child(["driver", "x"]).answer().problem.startswith("it cannot be asked, for no process can be started: ")

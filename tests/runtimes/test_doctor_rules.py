@@ -23,6 +23,7 @@ from runtimes.doctor.facts import (
     ProviderFacts,
     SystemFacts,
 )
+from runtimes.doctor.page import page
 from runtimes.doctor.rule import Finding
 from runtimes.doctor.rules import RULES, findings_of, what_cannot_work
 from runtimes.processor import Processor
@@ -121,6 +122,8 @@ CASES: list[tuple[str, str, Facts, str, str]] = [
     ("DR303", "note", replace(NO_GPU, libraries=(cuda_provider(Missing("libcuda.so.1")),)), "needs NVIDIA's driver", ""),
     ("DR303", "error", replace(WELL, libraries=(LibraryFacts("/x", "TensorRT", "tensorrt", True, (Missing("libz.so.1"),)),)), "TensorRT does not load", "--force-reinstall"),
     ("DR304", "error", replace(WELL, backends=(ONNXRUNTIME, replace(TENSORRT, loads=False, runs=False, reason="ImportError: bad")),), "does not load: ImportError: bad", "install it again"),
+    ("DR304", "error", replace(NO_GPU, asked=("tensorrt",), backends=(BackendFacts("tensorrt", reason="it did not load within 120 s"),)), "tensorrt does not load: it did not load within 120 s", "import tensorrt"),
+    ("DR304", "error", replace(NO_GPU, backends=(ONNXRUNTIME, BackendFacts("tensorrt", reason="it crashed (SIGABRT)"),)), "tensorrt does not load: it crashed (SIGABRT)", "import tensorrt"),
     ("DR305", "error", replace(NO_GPU, asked=("openvino",), backends=(BackendFacts("openvino", reason="backend needs the package 'openvino', which"),)), "'openvino' is missing", "[openvino]"),
     ("DR306", "error", replace(WELL, asked=("tensorrt",), backends=(replace(TENSORRT, runs=False, reason="no device; wait"),)), "no device", "wait"),
     ("DR306", "note", replace(NO_GPU, backends=(ONNXRUNTIME, replace(RTX, runs=False, reason="x"))), "no NVIDIA driver, and no GPU", "--backend"),
@@ -128,7 +131,8 @@ CASES: list[tuple[str, str, Facts, str, str]] = [
     ("DR308", "error", packages(replace(WELL, packages=PackageFacts()), Package("cuda-python", "12", ""), Package("tensorrt", "8.6.1", "")), "8.6.1 is too old", "--upgrade"),
     ("DR309", "warning", packages(WELL, Package("tensorrt-cu12", "10.9.0", "")), "tensorrt-cu13 and tensorrt-cu12", "pip uninstall"),
     ("DR310", "error", replace(ON_BOARD, packages=replace(UNSEEN, installed=(Package("tensorrt", "10.3.0", "/usr/lib/python3.10/dist-packages"),))), "without cuda-python", "'cuda-python>=12.8,<13'"),
-    ("DR311", "error", replace(NO_GPU, bundle=None, backends=(BackendFacts("onnxruntime"),)), "no backend runs here", "pip install"),
+    ("DR311", "error", replace(NO_GPU, bundle=None, backends=(BackendFacts("onnxruntime"),)), "bundles can only be inspected", "pip install 'resnet-export[openvino]'"),
+    ("DR311", "error", replace(ON_BOARD, bundle=None, backends=(BackendFacts("onnxruntime"),)), "no backend runs here", "sudo apt-get install python3-libnvinfer && python3 -m venv"),
     ("DR401", "error", bundle(WELL, rejection="onnxruntime: 90 % agree"), "90 % agree", "report.html"),
     ("DR402", "note", bundle(WELL, build_refusals={"tensorrt": "it is for cpu; export it again"}), "it is for cpu", "export it again"),
     ("DR403", "note", replace(WELL, backends=(replace(ONNXRUNTIME, refusal="no BF16; use another"), TENSORRT)), "no BF16", "use another"),
@@ -158,6 +162,18 @@ def test_a_rule_speaks(rule: str, severity: str, facts: Facts, text: str, remedy
     assert found[0].severity == severity
     assert text in found[0].text
     assert remedy in found[0].remedy
+
+
+def test_what_crashes_is_not_said_to_be_missing() -> None:
+    crashed = BackendFacts("tensorrt", reason="it crashed (SIGABRT)")
+    facts = replace(NO_GPU, asked=("tensorrt",), backends=(crashed, BackendFacts("openvino", reason="no package")))
+    rules = {one.rule for one in findings_of(facts)}
+    assert ("DR304" in rules, "DR305" in rules) == (True, False)
+    found = page(facts, findings_of(facts), 96)
+    assert "docs/" not in "".join(line.text for line in found), "the page stands by itself"
+    lines = [line.text.split() for line in found]
+    assert ["tensorrt", "-", "does", "not", "load"] in lines
+    assert ["openvino", "-", "not", "installed"] in lines
 
 
 def test_every_rule_has_a_case_and_an_id_of_its_own() -> None:

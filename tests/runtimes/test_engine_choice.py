@@ -229,7 +229,9 @@ def test_without_a_driver_opening_says_so_in_one_line(bundle: Path, engine: Path
             BackendUnavailable, match="^cudaGetDeviceCount: cudaErrorInsufficientDriver .35.: "
         ) as caught:
             open_runtime(model, RTX)
-        assert said(caught.value, "update the NVIDIA driver, or use --backend onnxruntime")
+        assert said(
+            caught.value, "run on a machine with an NVIDIA GPU and install its driver, or use --backend onnxruntime"
+        )
     gc.collect()  # nothing that was made on the way complains of not being closed
 
 

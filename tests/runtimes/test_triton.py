@@ -234,6 +234,27 @@ def test_a_model_or_version_that_is_not_there_is_named_beside_those_that_are(
     assert caught.value.exit_code == 3
 
 
+def test_a_version_that_is_not_served_is_told_how_to_be(server: FakeTriton) -> None:
+    server.versions = ("2",)
+    with pytest.raises(BackendUnavailable, match="where version 1 is in the repository, write it anew with --serve-v"):
+        open_runtime(f"{server.url}/1", "triton")
+
+
+def test_tls_to_a_port_without_it_says_so(server: FakeTriton, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_triton_client, "WAITS_S", ())
+    with pytest.raises(BackendUnavailable) as caught:
+        open_runtime(server.url.replace("grpc://", "grpcs://"), "triton")
+    url = server.url.removeprefix("grpc")
+    assert str(caught.value) == f"grpcs{url}: the port answers without TLS; give grpc{url}"
+
+
+def test_an_ensemble_is_no_model_of_the_bundle(manifest: Manifest) -> None:
+    image = TensorSpec("image", "BYTES", ("batch", 1))
+    served = ServedModel("triton 2.51.0", "ensemble", ("1",), 4, (image,), manifest.outputs)
+    with pytest.raises(ResnetExportError, match="is another model .*; of an ensemble name the model behind it$"):
+        agreed_batch(served, manifest, "")
+
+
 def test_another_service_is_no_triton() -> None:
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("127.0.0.1:0")

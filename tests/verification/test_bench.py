@@ -184,6 +184,20 @@ def test_a_backend_that_is_not_here_is_listed_with_its_reason(deploy: Any, bundl
     assert "expected a backend that can run it, got none: tensorrt-rtx" in done.err
 
 
+def test_a_backend_that_was_named_and_is_not_here_ends_with_3_and_the_others_are_measured(
+    deploy: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = replace(entry("tensorrt-rtx"), verdict="not here", reason="no driver", timings=(), latency=None)
+    found = result(entry("onnxruntime"), absent)
+    monkeypatch.setattr("exporter.verification.bench.run.bench", lambda *_: found)
+    monkeypatch.setattr("runtimes.benchmark.winners.keep_rankings", lambda _: "")
+    named = deploy("bench", bundle, *ONE, "--backend", "tensorrt-rtx")
+    assert (named.code, named.err) == (3, "error: tensorrt-rtx was not measured: no driver\n")
+    assert "onnxruntime cpu" in named.out
+    for every in ((), ("--backend", "all")):
+        assert deploy("bench", bundle, *every).code == 0
+
+
 def test_wrong_answers_are_shown_and_win_nothing(deploy: Any, copy: Path) -> None:
     answer_nan(copy)
     done = deploy("bench", copy, *ONE, "--batch", "1", *QUICK)

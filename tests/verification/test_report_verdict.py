@@ -123,3 +123,13 @@ def test_several_bundles_have_one_verdict_and_a_table_of_contents(good: Made, tu
     page = page_of(section(good), section(turned))
     assert "Parity of 2 bundles" in page
     assert [link in page for link in ('href="#b1"', 'id="b1"', 'href="#b2"', 'id="b2"')] == [True] * 4
+
+
+@pytest.mark.parametrize(("board", "first"), [(None, "onnxruntime"), ("a Jetson", "tensorrt")])
+def test_where_nothing_is_here_a_jetson_is_told_how_it_gets_tensorrt(
+    good: Any, monkeypatch: pytest.MonkeyPatch, board: str | None, first: str
+) -> None:
+    monkeypatch.setattr("exporter.verification.verdicts.this_board", lambda: board)
+    missing = [BackendCheck(name, "not here", f"no {name}", None, 0.0) for name in ("onnxruntime", "tensorrt")]
+    nobody = replace(good[0], backends=tuple(missing), asked=False)
+    assert str(nobody.problem).endswith(f": {first} cannot answer: no {first}")

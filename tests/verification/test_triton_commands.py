@@ -106,6 +106,22 @@ def test_the_processes_that_check_starts_reach_the_server_too(deploy: Deploy, bu
     assert "triton 2.51.0, version 1" in done.out
 
 
+def test_check_names_the_batches_that_a_server_was_really_sent(
+    deploy: Deploy, bundle: Path, server: FakeTriton, in_this_process: None
+) -> None:
+    server.max_batch = 1
+    alone = deploy("check", bundle, *TO, server.url, "--quiet")
+    assert set(server.rows) == {1}
+    assert alone.code == 0, alone.err
+    (how,) = (line for line in alone.out.splitlines() if "errors relative" in line)
+    assert how.endswith(", batch 1"), how
+    assert "triton: the server takes batches of 1; it was run at batch 1, and not at the bundle's 1, 4, 8" in alone.out
+    server.max_batch = 4
+    both = deploy("check", bundle, *TO, server.url, "--backend", "onnxruntime", "--json", "--quiet").json["bundles"][0]
+    sizes = {one["backend"]: one["answer"]["report"]["batches"] for one in both["backends"]}
+    assert sizes == {"triton": [1, 2, 4], "onnxruntime": [1, 4, 8]}
+
+
 def not_a_number(outputs: dict[str, Any]) -> dict[str, Any]:
     return {name: np.full_like(values, np.nan) for name, values in outputs.items()}
 
@@ -142,6 +158,7 @@ def test_a_server_that_is_down_ends_each_command_with_3(
     for words in (("check", bundle), ("run", bundle, data / "3" / "a.png"), ("eval", bundle, "--data", data)):
         done = deploy(*words, *TO, url)
         assert (done.code, "no server that answers" in done.err) == (3, True), done.err
+        assert f"{done.out}{done.err}".count("no server that answers") == 1, "it is said once"
 
 
 def test_every_backend_is_those_of_this_machine(bundle: Path) -> None:
