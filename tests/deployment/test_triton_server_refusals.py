@@ -11,6 +11,7 @@ import pytest
 from triton_answers import in_process, over_grpc, written
 from triton_server import ServerEnded, need_server, triton_server
 
+from exporter.deployment.triton.models import NEWEST_VERSION
 from runtimes.bundle import Bundle
 from runtimes.parity.golden import golden_arrays
 from runtimes.specs import BatchRange
@@ -28,11 +29,21 @@ def bundle(shipped_bundle: Any) -> Bundle:
     return made
 
 
-def test_a_new_version_beside_the_old_one_is_the_one_that_is_served(bundle: Bundle, tmp_path: Path) -> None:
-    for version in (1, 2):
+@pytest.mark.parametrize("newest", [2, NEWEST_VERSION])
+def test_a_new_version_beside_the_old_one_is_the_one_that_is_served(
+    newest: int, bundle: Bundle, tmp_path: Path
+) -> None:
+    for version in (1, newest):
         written(bundle, "fp32", tmp_path / "repository", version=version)
     with triton_server(tmp_path / "repository", tmp_path / "log") as running:
-        assert json.loads(running.get("/v2/models/fp32"))["versions"] == ["2"]
+        assert json.loads(running.get("/v2/models/fp32"))["versions"] == [str(newest)]
+
+
+def test_a_larger_version_than_can_be_written_stops_the_server(bundle: Bundle, tmp_path: Path) -> None:
+    folder = written(bundle, "fp32", tmp_path / "repository")
+    (folder / "1").rename(folder / str(NEWEST_VERSION + 1))
+    with pytest.raises(ServerEnded, match="stoll"), triton_server(tmp_path / "repository", tmp_path / "log"):
+        pass
 
 
 def test_without_its_ci_configuration_a_model_for_a_gpu_is_refused(shipped_bundle: Any, tmp_path: Path) -> None:
