@@ -243,12 +243,12 @@ def _check_named(result: Result, names: list[str]) -> None:
     """Fail where a backend that was named is not here; with `all`, those that are not here are left out.
 
     Raises:
-        BackendUnavailable: says why the first is not.
+        BackendUnavailable: names the first that is not; its entry says why.
     """
     for name in names:
         entries = [one for one in result.entries if one.contender.backend == name]
         if entries and all(one.verdict == "not here" for one in entries):
-            raise BackendUnavailable(f"{name} was not measured: {entries[0].reason}")
+            raise BackendUnavailable(f"{name} was not measured, for it is not here; its entry says why, and what to do")
 
 
 def _check_measured(result: Result) -> None:

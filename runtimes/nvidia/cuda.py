@@ -27,13 +27,10 @@ from cuda.bindings.runtime import (  # type: ignore[import-untyped]  # NVIDIA's 
 )
 from numpy.typing import DTypeLike, NDArray
 
-from runtimes.nvidia.cuda_call import INSUFFICIENT_DRIVER, CudaError, call
+from runtimes.nvidia.cuda_call import INSUFFICIENT_DRIVER, NO_DRIVER, CudaError, call, driver_is_here
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
-
-
-NO_DRIVER = "run on a machine with an NVIDIA GPU and install its driver, or use --backend onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -89,15 +86,6 @@ def _check_driver() -> None:
         raise _without_driver("there is no NVIDIA driver here") from error
     except RuntimeError as error:  # without libcuda.so.1 cuda-python 12 raises, where 13 returns the code
         raise _without_driver(str(error)) from error
-
-
-def driver_is_here() -> bool:
-    """Is the driver's library here? Without it CUDA calls the driver too old, too."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    return True
 
 
 def _without_driver(text: str) -> CudaError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 from cuda.bindings import runtime as cudart  # type: ignore[import-untyped]  # NVIDIA's bindings ship no types
@@ -14,6 +15,8 @@ REMEDIES = {
     NO_DEVICE: "check that nvidia-smi lists a GPU (a container needs --gpus all), or use --backend onnxruntime",
     OUT_OF_MEMORY: "close other programs that use the GPU, or take a smaller batch",
 }
+
+NO_DRIVER = "run on a machine with an NVIDIA GPU and install its driver, or use --backend onnxruntime"
 
 
 class CudaError(BackendUnavailable):
@@ -39,3 +42,12 @@ def call(name: str, *arguments: Any) -> Any:
         code, text = cudart.cudaGetErrorName(error)[1], cudart.cudaGetErrorString(error)[1]
         raise CudaError(name, int(error), code.decode(), text.decode())
     return tuple(values) if len(values) > 1 else values[0] if values else None
+
+
+def driver_is_here() -> bool:
+    """Is the driver's library here? Without it CUDA calls the driver too old, too."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True

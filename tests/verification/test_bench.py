@@ -192,8 +192,12 @@ def test_a_backend_that_was_named_and_is_not_here_ends_with_3_and_the_others_are
     monkeypatch.setattr("exporter.verification.bench.run.bench", lambda *_: found)
     monkeypatch.setattr("runtimes.benchmark.winners.keep_rankings", lambda _: "")
     named = deploy("bench", bundle, *ONE, "--backend", "tensorrt-rtx")
-    assert (named.code, named.err) == (3, "error: tensorrt-rtx was not measured: no driver\n")
+    assert (named.code, named.err) == (
+        3,
+        "error: tensorrt-rtx was not measured, for it is not here; its entry says why, and what to do\n",
+    )
     assert "onnxruntime cpu" in named.out
+    assert "no driver" in named.out
     for every in ((), ("--backend", "all")):
         assert deploy("bench", bundle, *every).code == 0
 
