@@ -142,16 +142,16 @@ def check(bundles: tuple[Path, ...], **options: Any) -> None:
         write_output(html, page.html_from_sections(sections), "--html")
     if summary is not None:
         write_summary(summary, markdown_from_checks(checks))
-    problem = next((one.problem for one in done if one.problem is not None), None)
     if as_json:
         import msgspec
 
         bundles_json = [{"ok": one.ok, **msgspec.to_builtins(one)} for one in checks]
         echo_json({"ok": all(one.ok for one in checks), "bundles": bundles_json})
     else:
-        echo_lines(line for one in done for line in check_lines(one.check, _error_text(one, problem)))
+        echo_lines(line for one in checks for line in check_lines(one))
     if options["github"]:  # a runner reads its commands from both streams, and JSON is to stay JSON
         click.echo("".join(f"{printable(line)}\n" for line in annotation_lines(checks)), nl=False, err=as_json)
+    problem = next((one.problem for one in done if one.problem is not None), None)
     if problem is not None:
         if isinstance(problem, ParityError):
             problem.shown = not as_json
@@ -164,11 +164,6 @@ class _Done(NamedTuple):
     check: BundleCheck
     evidence: Evidence
     problem: ResnetExportError | None
-
-
-def _error_text(done: _Done, problem: ResnetExportError | None) -> str:
-    """The error of the command, if it is of this bundle; empty otherwise."""
-    return str(problem) if problem is not None and done.problem is problem else ""
 
 
 def _check_one(plan: CheckPlan, progress: Progress) -> _Done:

@@ -158,7 +158,6 @@ def test_a_server_that_is_down_ends_each_command_with_3(
     for words in (("check", bundle), ("run", bundle, data / "3" / "a.png"), ("eval", bundle, "--data", data)):
         done = deploy(*words, *TO, url)
         assert (done.code, "no server that answers" in done.err) == (3, True), done.err
-        assert f"{done.out}{done.err}".count("no server that answers") == 1, "it is said once"
 
 
 def test_every_backend_is_those_of_this_machine(bundle: Path) -> None:

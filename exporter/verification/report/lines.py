@@ -87,12 +87,8 @@ def accuracy_line(measured: Accuracy, backend: str = "") -> str:
     )
 
 
-def check_lines(check: BundleCheck, error: str = "") -> list[str]:
-    """A checked bundle: parity, broken limits, accuracy and flips of each backend, drift, bisection and changes.
-
-    Args:
-        error: what the command ends with, where that is known: reasons that it gives are not said here, too.
-    """
+def check_lines(check: BundleCheck) -> list[str]:
+    """A checked bundle: parity, broken limits, accuracy and flips of each backend, drift, bisection and changes."""
     from exporter.verification.verdicts import (
         merge_reports,
     )  # here, since `--help` loads this file and may not load numpy
@@ -104,8 +100,7 @@ def check_lines(check: BundleCheck, error: str = "") -> list[str]:
         lines += parity_lines(report)
     for one in check.backends:
         if one.answer is None:
-            told = error == one.reason or (f"{one.backend} " in error and error.endswith(f": {one.reason}"))
-            lines.append(f"{one.backend:<12} {one.verdict}" + ("" if told else f": {one.reason}"))
+            lines.append(f"{one.backend:<12} {one.verdict}: {one.reason}")
             continue
         broken = (limit for limit in one.answer.limits if limit.verdict == "broken")
         lines += [f"{'':<12} {one.backend}: {limit.text}" for limit in broken]
