@@ -14,7 +14,7 @@ from runtimes.errors import BadInput, BundleError
 from runtimes.manifest import FileFacts, Manifest, manifest_from_json
 from runtimes.textfile import lines_from_text
 
-MANIFEST, LABELS = "manifest.json", "labels.txt"
+MANIFEST, ONNX, LABELS = "manifest.json", "model.onnx", "labels.txt"
 LARGEST_MANIFEST = 16 << 20
 
 

@@ -30,7 +30,7 @@ from runtimes._open import backend_class, remedy_for
 from runtimes._plugins import load_plugin, plugin_names
 from runtimes.board.memory import MemoryUse, board_workspace
 from runtimes.board.power import power
-from runtimes.bundle import Bundle
+from runtimes.bundle import ONNX, Bundle
 from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import BackendUnavailable, ParityError, PlanError
 from runtimes.nvidia.engine_file import SCHEMA_VERSION, EngineFacts, LayerFacts, json_from_facts, seal_facts
@@ -39,8 +39,6 @@ from runtimes.nvidia.trust import ensure_machine_key
 from runtimes.parity.compare import ParityReport
 from runtimes.parity.golden import golden_report
 from runtimes.progress import Progress
-
-ONNX = "model.onnx"
 
 REVISION = 1
 """Version of how this package builds; part of every cache key, so that raising it builds every engine again."""

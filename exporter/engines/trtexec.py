@@ -6,15 +6,16 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from exporter.engines.build import NEWEST_OPSETS, ONNX, BuildPlan
+from exporter.engines.build import NEWEST_OPSETS, BuildPlan
 from runtimes.board.dla import dla_refusal
+from runtimes.board.memory import MIB
+from runtimes.bundle import ONNX
 from runtimes.errors import PlanError
 from runtimes.preprocess import takes_any_size
 from runtimes.specs import PICTURE_SIDES
 
 LEVELS = {"ampere-plus": "ampere+", "same-compute-capability": "sameComputeCapability"}
 CONTINUED, INDENT = " \\", "    "
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)

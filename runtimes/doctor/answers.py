@@ -12,7 +12,7 @@ import msgspec
 
 from runtimes._open import backend_class
 from runtimes.base import Runtime
-from runtimes.bundle import Bundle, read_manifest
+from runtimes.bundle import ONNX, Bundle, read_manifest
 from runtimes.doctor.facts import BackendFacts, ProviderFacts
 from runtimes.doctor.nvidia import ask_driver
 from runtimes.errors import ResnetExportError, first_line
@@ -24,7 +24,6 @@ RELU = (
     b"\x01\n\x02\x08\x04b\x13\n\x01y\x12\x0e\n\x0c\x08\x01\x12\x08\n\x02\x08\x01\n\x02\x08\x04B\x04\n\x00\x10\r"
 )
 """An ONNX file with one ReLU of four numbers: the smallest that any provider runs."""
-ONNX = "model.onnx"
 
 
 def main(question: str) -> None:

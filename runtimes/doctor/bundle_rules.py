@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
-from runtimes.doctor.facts import MIB, BackendFacts, Facts
+from runtimes.board.memory import MIB
+from runtimes.doctor.facts import BackendFacts, Facts
 from runtimes.doctor.precisions import precisions_of
 from runtimes.doctor.rule import Case, Rule, Severity
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from runtimes.board.jetpack import Board
 from runtimes.processor import Processor
 
-MIB, GIB = 1 << 20, 1 << 30
-
 
 @dataclass(frozen=True)
 class SystemFacts:

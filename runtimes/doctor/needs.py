@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from runtimes.bundle import Bundle
-from runtimes.doctor.facts import GIB, BundleFacts
+from runtimes.board.memory import GIB
+from runtimes.bundle import ONNX, Bundle
+from runtimes.doctor.facts import BundleFacts
 from runtimes.errors import BackendUnavailable, BadInput
 from runtimes.nvidia.plan_files import FOLDER
 from runtimes.nvidia.trust import key_file
 
-ONNX = "model.onnx"
 LIBRARY_BYTES = GIB
 """What Python, TensorRT and a CUDA context take before any graph: an assumption."""
 COPIES_IN_MEMORY = 4

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from runtimes.board.jetpack import Board, jetpack_of
+from runtimes.board.memory import GIB
 from runtimes.doctor.facts import (
-    GIB,
     BackendFacts,
     BundleFacts,
     Facts,

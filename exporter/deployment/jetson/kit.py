@@ -12,7 +12,7 @@ from exporter.deployment.jetson.own_wheel import own_wheel
 from exporter.deployment.jetson.readme import CUDA_OF_PYTHON, readme
 from exporter.engines.build import newest_opset
 from runtimes.board.jetpack import JETPACKS, JetPack
-from runtimes.bundle import MANIFEST, Bundle, sha256_of_file
+from runtimes.bundle import MANIFEST, ONNX, Bundle, sha256_of_file
 from runtimes.errors import BundleError, PlanError, UnknownName
 from runtimes.manifest import FileFacts, Manifest, json_from_manifest, without_reference
 from runtimes.nvidia.engine_file import facts_of, read_sidecar
@@ -22,7 +22,6 @@ from runtimes.progress import Progress
 
 ROOT = "resnet-kit"
 """The folder that a kit unpacks to."""
-ONNX = "model.onnx"
 SCRIPT = Path(__file__).with_name("install.sh")
 BOARDS = "linux-aarch64"
 
