@@ -46,6 +46,7 @@ HEAVY = {
     "safetensors",
     "matplotlib",
     "jinja2",
+    "fsspec",
 }
 
 
