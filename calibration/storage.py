@@ -7,6 +7,7 @@ system knows of credentials, endpoints and retries, it reads from the environmen
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 import tempfile
@@ -40,9 +41,12 @@ CREDENTIALS = {
     "gs": "gcloud auth application-default login, or FSSPEC_GS_TOKEN=anon for a public bucket",
     "hf": "HF_TOKEN, or hf auth login",
 }
+LOGGERS = ("fsspec", "s3fs", "gcsfs", "adlfs", "aiobotocore", "asyncio", "google", "huggingface_hub")
+"""Of the packages, some of which tell of each attempt, with a traceback; on stderr, unless logging is set up."""
 PATIENCE_S, LONG_PATIENCE_S = 60.0, 3600.0
 """How long an answer, or a picture, is waited for; and a listing of all files, or a copy of a file of many pictures."""
 
+SILENT = logging.NullHandler()
 Answer = TypeVar("Answer")
 Kind = Literal["folder", "file", "nothing"]
 
@@ -159,15 +163,21 @@ def _store_of_process(url: str, process: int) -> Store:
         raise BadInput(f"expected one URL, got {printable(url)}; unpack the archive, and name its folder")
     scheme = _scheme(url)
     try:
+        from fsspec import get_filesystem_class
         from fsspec.core import url_to_fs
 
-        return Store(*_answer(url, lambda: url_to_fs(url)))
+        get_filesystem_class(scheme)
+        for name in LOGGERS:
+            logging.getLogger(name).addHandler(SILENT)
     except ImportError as error:
         package = PACKAGES.get(scheme)
         remedy = f"pip install 'resnet-export[storage]'{f' {package}' if package else ''}"
         raise StorageUnavailable(
             f"{scheme}:// needs a package that is not installed ({first_line(error)}); {remedy}"
         ) from error
+    except ValueError as error:
+        raise BadInput(f"expected a path, or a URL as s3://, gs:// or hf://, got '{printable(url)}'") from error
+    return Store(*_answer(url, lambda: url_to_fs(url)))
 
 
 def _listed(store: Store) -> list[str]:
@@ -175,10 +185,21 @@ def _listed(store: Store) -> list[str]:
     from fsspec.asyn import AsyncFileSystem
 
     kind = type(store.files)
+    # fsspec's own walk, which some inherit, leaves a folder out that cannot be listed.
     inherited = kind.find is AbstractFileSystem.find or getattr(kind, "_find", None) is AsyncFileSystem._find
-    # fsspec's own walk leaves a folder out that cannot be listed, unless it is told to fail.
-    names: list[str] = store.files.find(store.root, **({"on_error": "raise"} if inherited else {}))
+    names: list[str] = _walked(store) if inherited else store.files.find(store.root)
     store.files.invalidate_cache()  # of the facts of each file, a kilobyte for each
+    return names
+
+
+def _walked(store: Store) -> list[str]:
+    names: list[str] = []
+    folders = [store.root]
+    while folders:
+        folder = folders.pop()
+        for entry in store.files.ls(folder, detail=True):
+            if entry["name"].rstrip("/") != folder.rstrip("/"):  # some list the folder itself
+                (folders if entry["type"] == "directory" else names).append(entry["name"])
     return names
 
 
