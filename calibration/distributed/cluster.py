@@ -111,9 +111,10 @@ def _room_for_gpus(nodes: Sequence[Node], gpus: float) -> int:
     room = sum(int(node.gpus / gpus) for node in nodes)
     if not room:
         most = max((node.gpus for node in nodes), default=0)
+        has = f"with at most {most:g} on a machine" if most else "without any"
         raise BackendUnavailable(
-            f"expected {gpus:g} GPU{'s' * (gpus > 1)} for each worker, got a Ray cluster with {most:g} on a machine at "
-            "most; add a machine with a GPU, or choose another --backend or --provider"
+            f"expected {gpus:g} GPU{'s' * (gpus > 1)} for each worker, got a Ray cluster {has}; add a machine that has "
+            "them, or choose another --backend or --provider"
         )
     return room
 
