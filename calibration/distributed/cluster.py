@@ -126,11 +126,12 @@ def _connect(request: RayRequest) -> None:
         BackendUnavailable: there is no cluster, it does not answer, or it has another version of Ray or Python.
     """
     own: dict[str, Any] = {}
+    found = os.environ.get("RAY_ADDRESS", "") if request.address == "auto" else request.address
     if request.address == "local":
         cores = max(usable_cores(), request.workers or 0)
         own = {"num_cpus": cores, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    elif request.address != "auto":
-        _check_answers(request.address)
+    elif address_of(found) is not None:
+        _check_answers(found)
     before = signal.getsignal(signal.SIGTERM)
     try:
         with _silenced_stderr(), warnings.catch_warnings():

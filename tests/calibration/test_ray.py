@@ -21,7 +21,7 @@ import calibration.distributed.ray as ray_module
 from calibration.distributed.cluster import Node, cluster_executor, connected, local_executor
 from calibration.distributed.ray import RayExecutor
 from calibration.distributed.request import RayRequest, executor_of, ray_request
-from calibration.distributed.shards import shards_of
+from calibration.distributed.shards import Shard, shards_of
 from runtimes.errors import BackendUnavailable, BadInput, ExportError, PlanError, UnknownName
 
 SHARDS = shards_of(97, 8)
@@ -47,7 +47,7 @@ def test_the_results_are_those_of_one_process_whatever_the_number_of_workers(
 def test_work_of_workers_that_die_is_done_once_and_what_always_kills_is_named(
     executor: RayExecutor, tmp_path: Path
 ) -> None:
-    found = []
+    found: list[tuple[Shard, int]] = []
     plan = Adding(tmp_path, dies_once=frozenset({0, 5, 12}), dies_always=frozenset({3, 7}))
     with pytest.raises(ExportError) as raised:
         found += replace(executor, workers=2).run(plan, SHARDS, lambda place: f"{place}.jpg")
@@ -155,6 +155,9 @@ def test_an_address_where_no_ray_answers_is_refused_at_once(
     scheme: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(cluster_module, "ANSWERS_WITHIN_S", 0.5)
+    monkeypatch.setenv("RAY_ADDRESS", f"{scheme}127.0.0.1:1")  # what `auto` means then
+    with pytest.raises(BackendUnavailable, match="got no answer"), executor_of(ray_request("auto"), None):
+        pytest.fail("there is none")
     with socket.socket() as silent, socket.socket() as web:
         for server in (silent, web):
             server.bind(("127.0.0.1", 0))

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,15 @@ def wait_for(journal: Path, lines: int, process: subprocess.Popen[str]) -> None:
     pytest.fail(f"nothing to interrupt: {process.communicate()}")
 
 
-def actors() -> list[int]:
-    """The processes of the actors at work."""
-    commands = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
-    found = [process for process, command in commands.items() if command.startswith(b"ray::Actor")]
-    assert found
+def actors(cluster: Cluster) -> list[int]:
+    """The processes of a cluster's actors, and of no other's on this machine."""
+    raylets = {one.process.pid for node in cluster.list_all_nodes() for one in node.all_processes["raylet"]}
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended
+            parent = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent in raylets and path.read_bytes().startswith(b"ray::Actor"):
+                found.append(int(path.parent.name))
     return found
 
 
@@ -75,7 +80,9 @@ def test_workers_that_are_killed_change_no_count(
     expected = run(bundle, "--data", many, "--json", "--resume", alone).json
     process = begun(bundle, "--data", many, "--json", "--resume", shared, "--ray", two_nodes.address)
     wait_for(shared, 5, process)
-    for one in actors()[:2]:
+    killed = actors(two_nodes)[:2]
+    assert len(killed) == 2
+    for one in killed:
         os.kill(one, signal.SIGKILL)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, counts(json.loads(out))) == (0, counts(expected)), err
