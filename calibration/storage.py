@@ -94,6 +94,7 @@ def names_below_url(url: str) -> list[str]:
     million files at once would take a gigabyte.
 
     Raises:
+        BadInput: a folder in it vanished meanwhile.
         StorageUnavailable: it cannot be listed.
     """
     store = _store(url)
@@ -102,9 +103,14 @@ def names_below_url(url: str) -> list[str]:
     def below(folder: str) -> list[str]:
         return _answer(url, lambda: _files_below(store.files, folder), LONG_PATIENCE_S)
 
-    names, folders = _answer(url, lambda: _entries(store.files, store.root), LONG_PATIENCE_S)
-    for found in map_ahead(below, folders, ahead=2 * LISTED_AT_ONCE, threads=LISTED_AT_ONCE):
-        names += found
+    try:
+        names, folders = _answer(url, lambda: _entries(store.files, store.root), LONG_PATIENCE_S)
+        for found in map_ahead(below, folders, ahead=2 * LISTED_AT_ONCE, threads=LISTED_AT_ONCE):
+            names += found
+    except FileNotFoundError as error:
+        raise BadInput(
+            f"{url}: a folder in it vanished while it was listed; leave it alone meanwhile, and repeat"
+        ) from error
     outside = next((name for name in names if not name.startswith(prefix)), None)
     if outside is not None:
         raise BadInput(
@@ -197,7 +203,7 @@ def _files_below(files: Any, folder: str) -> list[str]:
 
     kind = type(files)
     # fsspec's own walk, which some inherit, leaves a folder out that cannot be listed.
-    if kind.find is not AbstractFileSystem.find and getattr(kind, "_find", None) is not AsyncFileSystem._find:
+    if kind._find is not AsyncFileSystem._find if files.async_impl else kind.find is not AbstractFileSystem.find:
         names: list[str] = files.find(folder)
         return names
     names, folders = _entries(files, folder)
@@ -210,11 +216,12 @@ def _files_below(files: Any, folder: str) -> list[str]:
 
 def _entries(files: Any, folder: str) -> tuple[list[str], list[str]]:
     """The files and the folders in a folder."""
-    entries = [(one["name"], one["type"]) for one in files.ls(folder, detail=True)]
-    inside = [(name, kind) for name, kind in entries if name.rstrip("/") != folder.rstrip("/")]  # some list it itself
-    return [name for name, kind in inside if kind != "directory"], [
-        name for name, kind in inside if kind == "directory"
-    ]
+    names: list[str] = []
+    folders: list[str] = []
+    for entry in files.ls(folder, detail=True):
+        if entry["name"].rstrip("/") != folder.rstrip("/"):  # some list the folder itself
+            (folders if entry["type"] == "directory" else names).append(entry["name"])
+    return names, folders
 
 
 def _answer(url: str, ask: Callable[[], Answer], within_s: float | None = None) -> Answer:
