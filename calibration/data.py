@@ -16,10 +16,11 @@ from PIL import Image
 from calibration.folders import SHOWN, counts_by_suffix, files_below
 from calibration.idx import read_idx
 from calibration.order import order_evenly
+from calibration.picture_readers import ArrayPictures, FilePictures, ReadPicture, StackedPictures, chosen_pictures
 from calibration.splits import check_no_splits
 from runtimes.arrays import array_from_npy, arrays_from_npz
 from runtimes.errors import BadInput
-from runtimes.picture_file import ARRAY_SUFFIX, IMAGE_SUFFIXES, Picture, open_picture, picture_from_array
+from runtimes.picture_file import ARRAY_SUFFIX, IMAGE_SUFFIXES, Picture
 from runtimes.preprocess import Preprocess
 from runtimes.printable import as_text
 
@@ -36,45 +37,43 @@ FASHION_MNIST_CLASSES = (
     "Ankle boot",
 )  # README of github.com/zalandoresearch/fashion-mnist, "Labels"
 
-CHANNELS_APART = 37
-
 Split = Literal["train", "test"]
 IDX_NAMES: dict[Split, str] = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Pictures in a fixed order, decoded one at a time.
+    """Pictures in a fixed order, decoded one at a time. Pickled, it tells where they are and holds none of them.
 
     Attributes:
         name: what a user would call it.
         count: how many pictures.
-        image: decode the picture at a place, 0 <= place < count; raises BadInput if it cannot be read, or is neither
-            grey nor in colour.
+        picture: decode the picture at a place, 0 <= place < count, whatever its channels; raises BadInput if it cannot
+            be read.
         labels: class indices, int64 (count,), where they are known.
         classes: class names, where they are known.
         names: the pictures' paths below the given folder, with slashes; None for other sources.
         left_out: what is ignored in a folder, in words: files that are no pictures, class folders without pictures.
-        any_channels: as `image`, but also for pictures of other channels than grey and colour; None where there are
-            none.
     """
 
     name: str
     count: int
-    image: Callable[[int], Image.Image] = field(repr=False)
+    picture: ReadPicture = field(repr=False)
     labels: NDArray[np.int64] | None = field(default=None, repr=False)
     classes: tuple[str, ...] | None = field(default=None, repr=False)
     names: tuple[str, ...] | None = field(default=None, repr=False)
     left_out: tuple[str, ...] = ()
-    any_channels: Callable[[int], Picture] | None = field(default=None, repr=False)
 
-    def picture(self, place: int) -> Picture:
-        """The picture at a place, whatever its channels.
+    def image(self, place: int) -> Image.Image:
+        """The picture at a place, in grey or colour.
 
         Raises:
-            BadInput: it cannot be read.
+            BadInput: it cannot be read, or has other channels.
         """
-        return self.image(place) if self.any_channels is None else self.any_channels(place)
+        found = self.picture(place)
+        if not isinstance(found, Image.Image):
+            raise BadInput(f"{self.name}: expected pictures in grey or colour, got {found.shape[2]} channels")
+        return found
 
     def name_of(self, place: int) -> str:
         """What a user would call the picture at a place: its path below the folder, or `pictures.npz 17`."""
@@ -82,16 +81,12 @@ class ImageSource:
 
     def subset(self, places: NDArray[np.int64]) -> ImageSource:
         """The pictures at these places, in their order."""
-        labels = None if self.labels is None else self.labels[places]
-        names = None if self.names is None else tuple(self.names[place] for place in places)
-        any_channels = self.any_channels
         return replace(
             self,
             count=len(places),
-            image=lambda place: self.image(int(places[place])),
-            labels=labels,
-            names=names,
-            any_channels=None if any_channels is None else lambda place: any_channels(int(places[place])),
+            picture=chosen_pictures(self.picture, places),
+            labels=None if self.labels is None else self.labels[places],
+            names=None if self.names is None else tuple(self.names[place] for place in places),
         )
 
 
@@ -174,12 +169,11 @@ def _source_from_folder(folder: Path) -> ImageSource:
             f"--data: {folder} holds no pictures; expected files such as {', '.join(IMAGE_SUFFIXES[:3])}, or "
             f"{ARRAY_SUFFIX} for other channels, in it or in a subfolder for each class, got {others or 'none'}"
         )
-    names = tuple(as_text(path.relative_to(folder).as_posix()) for path in paths)
+    below = tuple(path.relative_to(folder).as_posix() for path in paths)
+    names = tuple(map(as_text, below))
     check_no_splits({name.split("/", 1)[0] for name in names if "/" in name}, folder, "--data")
     left_out = (f"{folder}: {others}, which are no pictures",) if others else ()
-    source = replace(
-        _source_of(str(folder), len(paths), lambda place: open_picture(paths[place])), names=names, left_out=left_out
-    )
+    source = ImageSource(str(folder), len(paths), FilePictures(folder, below), names=names, left_out=left_out)
     if any("/" not in name for name in names):
         return source
     parents = [name.split("/", 1)[0] for name in names]
@@ -197,19 +191,30 @@ def _source_from_folder(folder: Path) -> ImageSource:
 
 
 def _source_from_npz(path: Path) -> ImageSource:
+    arrays = _arrays_of_npz(path)
+    return _source_from_arrays(path, _images_of_npz, arrays["images"], arrays.get("labels"))
+
+
+def _images_of_npz(path: Path) -> NDArray[Any]:
+    return _arrays_of_npz(path)["images"]
+
+
+def _arrays_of_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        arrays = arrays_from_npz(path, ("images",), ("labels",))
+        return arrays_from_npz(path, ("images",), ("labels",))
     except ValueError as error:
         raise BadInput(f"--data: cannot read {path}: {error}") from error
-    return _source_from_arrays(str(path), arrays["images"], arrays.get("labels"))
 
 
 def _source_from_npy(path: Path) -> ImageSource:
+    return _source_from_arrays(path, _images_of_npy, _images_of_npy(path), None)
+
+
+def _images_of_npy(path: Path) -> NDArray[Any]:
     try:
-        images = array_from_npy(path)
+        return array_from_npy(path)
     except ValueError as error:
         raise BadInput(f"--data: cannot read {path}: {error}") from error
-    return _source_from_arrays(str(path), images, None)
 
 
 def _source_from_idx(path: Path) -> ImageSource:
@@ -218,10 +223,18 @@ def _source_from_idx(path: Path) -> ImageSource:
         raise BadInput(f"{path}: expected images of shape (n, height, width), got {images.shape}")
     beside = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
     labels = read_idx(beside) if beside != path and beside.exists() else None
-    return _source_from_arrays(str(path), images, labels)
+    return _source_from_arrays(path, read_idx, images, labels)
 
 
-def _source_from_arrays(name: str, images: NDArray[Any], labels: NDArray[Any] | None) -> ImageSource:
+def _source_from_arrays(
+    path: Path, read: Callable[[Path], NDArray[Any]], images: NDArray[Any], labels: NDArray[Any] | None
+) -> ImageSource:
+    _check_arrays(str(path), images, labels)
+    pictures = ArrayPictures(path, read, images.shape, [images])
+    return ImageSource(str(path), len(images), pictures, None if labels is None else labels.astype(np.int64))
+
+
+def _check_arrays(name: str, images: NDArray[Any], labels: NDArray[Any] | None) -> None:
     channels_first = images.ndim == 4 and images.shape[1] in (1, 3)
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels_first:
         kept = "expected 'images' of uint8 (n, height, width) or (n, height, width, channels)"
@@ -238,20 +251,6 @@ def _source_from_arrays(name: str, images: NDArray[Any], labels: NDArray[Any] | 
             f"{name}: expected labels of whole numbers, not negative, got {', '.join(map(str, labels[:3]))}, ... "
             f"({labels.dtype})"
         )
-    source = _source_of(name, len(images), lambda place: picture_from_array(images[place]))
-    return replace(source, labels=None if labels is None else labels.astype(np.int64))
-
-
-def _source_of(name: str, count: int, picture: Callable[[int], Picture]) -> ImageSource:
-    """A source of pictures, whatever their channels."""
-
-    def image(place: int) -> Image.Image:
-        found = picture(place)
-        if not isinstance(found, Image.Image):
-            raise BadInput(f"{name}: expected pictures in grey or colour, got {found.shape[2]} channels")
-        return found
-
-    return ImageSource(name, count, image, any_channels=picture)
 
 
 @functools.cache
@@ -261,17 +260,20 @@ def built_in(split: Split) -> ImageSource:
 
     1,000 training images (100 of each class) or the first 2,000 test images; grey, 28 x 28 pixels.
     """
+    images, labels = _built_in_arrays(split)
+    picture = functools.partial(_built_in_picture, split)
+    return ImageSource(f"built-in ({split})", len(images), picture, labels.astype(np.int64), FASHION_MNIST_CLASSES)
+
+
+@functools.cache
+def _built_in_arrays(split: Split) -> tuple[NDArray[Any], NDArray[Any]]:
     # A Traversable that is a path, since wheels are unpacked.
     with np.load(files("calibration") / "assets" / "fashion_mnist.npz") as archive:  # type: ignore[arg-type]
-        pixels: NDArray[Any] = archive[f"{split}_images"]
-        labels: NDArray[Any] = archive[f"{split}_labels"]
-    return ImageSource(
-        name=f"built-in ({split})",
-        count=len(pixels),
-        image=lambda place: Image.fromarray(pixels[place]),
-        labels=labels.astype(np.int64),
-        classes=FASHION_MNIST_CLASSES,
-    )
+        return archive[f"{split}_images"], archive[f"{split}_labels"]
+
+
+def _built_in_picture(split: Split, place: int) -> Picture:
+    return Image.fromarray(_built_in_arrays(split)[0][place])
 
 
 def with_channels(source: ImageSource, channels: int) -> ImageSource:
@@ -279,13 +281,7 @@ def with_channels(source: ImageSource, channels: int) -> ImageSource:
 
     They show nothing real, so they have no labels; but a model that mixes channels up is found out.
     """
-
-    def picture(place: int) -> Picture:
-        return np.dstack(
-            [np.asarray(source.image((place + CHANNELS_APART * channel) % source.count)) for channel in range(channels)]
-        )
-
-    return _source_of(source.name, source.count, picture)
+    return ImageSource(source.name, source.count, StackedPictures(source.image, source.count, channels))
 
 
 def inputs_from_source(source: ImageSource, preprocess: Preprocess, count: int) -> NDArray[np.float32]:

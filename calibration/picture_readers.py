@@ -1,0 +1,106 @@
+"""How the pictures of a source are read: by place, and picklable without pixels, so that another process reads them.
+
+What is pickled is where pictures lie. A process that unpickles it needs the same paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from runtimes.errors import BadInput
+from runtimes.picture_file import Picture, open_picture, picture_from_array
+
+ReadPicture = Callable[[int], Picture]
+"""Reads the picture at a place; raises BadInput if it cannot be read."""
+CHANNELS_APART = 37
+
+
+@dataclass(frozen=True)
+class FilePictures:
+    """Pictures in files of their own.
+
+    Attributes:
+        folder: what they lie in.
+        files: their paths below it, with slashes.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+
+    def __call__(self, place: int) -> Picture:
+        return open_picture(Path(self.folder, self.files[place]))
+
+    def chosen(self, places: NDArray[np.int64]) -> FilePictures:
+        return FilePictures(self.folder, tuple(self.files[place] for place in places))
+
+
+@dataclass(frozen=True)
+class ArrayPictures:
+    """Pictures in one file that holds them as an array; another process reads the file when it wants the first one.
+
+    Attributes:
+        path: the file.
+        read: reads its images, uint8 (n, height, width) or (n, height, width, channels); raises BadInput.
+        shape: theirs.
+    """
+
+    path: Path
+    read: Callable[[Path], NDArray[Any]]
+    shape: tuple[int, ...]
+    held: list[NDArray[Any]] = field(default_factory=list, repr=False, compare=False)
+    lock: Lock = field(default_factory=Lock, repr=False, compare=False)
+
+    def __call__(self, place: int) -> Picture:
+        with self.lock:
+            if not self.held:
+                self.held.append(self._read())
+        return picture_from_array(self.held[0][place])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArrayPictures, (self.path, self.read, self.shape)
+
+    def _read(self) -> NDArray[Any]:
+        images = self.read(self.path)
+        if images.shape != self.shape:
+            raise BadInput(
+                f"{self.path}: expected images of shape {self.shape}, as when it was opened, got {images.shape}; leave "
+                "it alone meanwhile, and repeat"
+            )
+        return images
+
+
+@dataclass(frozen=True)
+class ChosenPictures:
+    """Those of other pictures that are at these places, int64 (pictures,)."""
+
+    picture: ReadPicture
+    places: NDArray[np.int64]
+
+    def __call__(self, place: int) -> Picture:
+        return self.picture(int(self.places[place]))
+
+
+@dataclass(frozen=True)
+class StackedPictures:
+    """Pictures of `channels` channels, each channel another one of `count` grey images of one size."""
+
+    image: Callable[[int], Image.Image]
+    count: int
+    channels: int
+
+    def __call__(self, place: int) -> Picture:
+        places = ((place + CHANNELS_APART * channel) % self.count for channel in range(self.channels))
+        return np.dstack([np.asarray(self.image(one)) for one in places])
+
+
+def chosen_pictures(picture: ReadPicture, places: NDArray[np.int64]) -> ReadPicture:
+    """Read those at these places only; of files, no others are named."""
+    return picture.chosen(places) if isinstance(picture, FilePictures) else ChosenPictures(picture, places)
