@@ -80,11 +80,11 @@ def measure_ranges(
 
     tensors = load_precision(request.precision).observed_tensors(exact, request.target)
     histograms = collect(exact, tensors, images.as_inputs(sample.batches(BATCH, count)))
-    for problem in sample.unreadable:
+    for problem in sample.seen.unreadable:
         steps.left_out(problem)
-    sample.check(allow_few=request.allow_few_images)
+    sample.seen.check(allow_few=request.allow_few_images)
     provenance = _provenance(clean, images)
-    return table_from_histograms(histograms, provenance, images=sample.images, fingerprint=sample.fingerprint)
+    return table_from_histograms(histograms, provenance, images=sample.seen.images, fingerprint=sample.seen.fingerprint)
 
 
 def few_inputs(images: CalibrationSet, request: LoweringRequest) -> NDArray[Any] | None:
@@ -160,11 +160,11 @@ def given_table(
     sample = _open_sample(images, request)
     for _ in sample.batches(BATCH):
         pass
-    if sample.fingerprint != table.fingerprint:
-        so_many = f"give --calibration-images {table.images}, or " if sample.images != table.images else ""
+    if sample.seen.fingerprint != table.fingerprint:
+        so_many = f"give --calibration-images {table.images}, or " if sample.seen.images != table.images else ""
         raise CalibrationError(
             f"{path} was measured on other images than {images.data}: fingerprint {table.fingerprint[:16]}..., "
-            f"expected {sample.fingerprint[:16]}...; {so_many}leave --calibration out to measure again"
+            f"expected {sample.seen.fingerprint[:16]}...; {so_many}leave --calibration out to measure again"
         )
     return table
 
