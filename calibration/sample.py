@@ -168,9 +168,10 @@ def neighbour_correlation(picture: Picture) -> float:
 
 def _strips(picture: Picture) -> Iterator[Picture]:
     """The picture from top to bottom, in strips of some STRIP_PIXELS."""
-    is_image = isinstance(picture, Image.Image)
-    width, height = picture.size if is_image else picture.shape[1::-1]
-    rows = max(1, STRIP_PIXELS // width)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        yield picture.crop((0, top, width, bottom)) if is_image else picture[top:bottom]
+    if isinstance(picture, Image.Image):
+        rows = max(1, STRIP_PIXELS // picture.width)
+        for top in range(0, picture.height, rows):
+            yield picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+    else:
+        rows = max(1, STRIP_PIXELS // picture.shape[1])
+        yield from np.split(picture, range(rows, len(picture), rows))

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from exporter.verification.answers import OpenModel, answers_of
 from exporter.verification.own_process import Verdict, run_in_own_process
 from exporter.verification.pictures import Pictures, inputs_from_pictures, open_pictures
 from exporter.verification.plan import CheckPlan
-from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, PlanError
 from runtimes.manifest import Manifest
 from runtimes.parity.compare import is_classifier
 from runtimes.parity.evidence import Evidence
-from runtimes.parity.golden import evidence_for, golden_evidence
+from runtimes.parity.golden import golden_evidence
 from runtimes.printable import count_text
 from runtimes.progress import Progress, silent
 
@@ -50,18 +50,6 @@ def gather_inputs(plan: CheckPlan, say: Progress = silent) -> CheckInputs:
     return CheckInputs(evidence, pictures, old_evidence)
 
 
-def bundle_outputs(bundle: Bundle, backend: str, evidence: Evidence, plan: CheckPlan) -> dict[str, Any]:
-    """The outputs by name of a bundle on a backend, for the inputs of `evidence`, opened as `plan` says."""
-    from runtimes._open import open_runtime
-
-    with open_runtime(bundle, backend, trust_engine=plan.trust_engines, tuning=plan.tuning) as model:
-        return _outputs(model, bundle, evidence)
-
-
-def _outputs(model: Runtime, bundle: Bundle, evidence: Evidence) -> dict[str, Any]:
-    return model.run({model.inputs[0].name: evidence_for(model, evidence, bundle).inputs})
-
-
 def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress) -> Evidence:
     """The golden inputs and outputs; or pictures, and what the reference program answers to them."""
     if pictures is None:
@@ -81,10 +69,7 @@ def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress) -> Evid
 
 def _run_reference(plan: CheckPlan, evidence: Evidence) -> tuple[Verdict, dict[str, Any]]:
     """In a process of its own: the reference's outputs."""
-    from runtimes._open import open_reference
-
-    with open_reference(plan.bundle, tuning=plan.tuning) as model:
-        return "ok", _outputs(model, plan.bundle, evidence)
+    return "ok", answers_of(OpenModel(plan.bundle, None, evidence.inputs, plan)).outputs
 
 
 def _old_evidence(old: Bundle, plan: CheckPlan, evidence: Evidence, pictures: Pictures | None) -> Evidence:
