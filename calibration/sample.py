@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -45,14 +45,14 @@ class Seen:
         unreadable: why, for each picture that could not be read.
         noisy: pictures whose neighbouring pixels are unrelated.
         digests: sum of the pictures' sha256 digests modulo 2**256, so that it does not depend on their order.
-        distinct: the digests of different pictures, two of them at most.
+        distinct: the digests of different pictures, the smallest two.
     """
 
     images: int = 0
     unreadable: list[str] = field(default_factory=list)
     noisy: int = 0
     digests: int = 0
-    distinct: set[bytes] = field(default_factory=set)
+    distinct: frozenset[bytes] = frozenset()
 
     @property
     def fingerprint(self) -> str:
@@ -64,14 +64,13 @@ class Seen:
         self.images += 1
         self.digests = (self.digests + int.from_bytes(digest, "big")) % (1 << DIGEST_BITS)
         self.noisy += correlation < NOISE_CORRELATION
-        if len(self.distinct) < 2:
-            self.distinct.add(digest)
+        self.distinct = _smallest_two(self.distinct | {digest})
 
     def merge(self, other: Seen) -> Seen:
         """What both saw together, `other` after this one; a new one."""
         digests = (self.digests + other.digests) % (1 << DIGEST_BITS)
-        distinct = set(sorted(self.distinct | other.distinct)[:2])
         unreadable = [*self.unreadable, *other.unreadable]
+        distinct = _smallest_two(self.distinct | other.distinct)
         return Seen(self.images + other.images, unreadable, self.noisy + other.noisy, digests, distinct)
 
     def check(self, *, allow_few: bool) -> None:
@@ -104,15 +103,12 @@ class Sample:
     preprocess: Preprocess
     seen: Seen = field(default_factory=Seen)
 
-    def batches(
-        self, size: int, on_image: Callable[[], None] = lambda: None, places: range | None = None
-    ) -> Iterator[NDArray[np.float32]]:
+    def batches(self, size: int, places: range | None = None) -> Iterator[NDArray[np.float32]]:
         """Preprocessed batches, float32 (size, channels, height, width), of which the last may be smaller.
 
         Decoding runs ahead in threads.
 
         Args:
-            on_image: called after each picture.
             places: which pictures of the source; None takes all.
 
         Raises:
@@ -121,7 +117,6 @@ class Sample:
         rows: list[NDArray[np.float32]] = []
         places = range(self.source.count) if places is None else places
         for decoded in read_ahead(self.source, places, self._prepare, ahead=size * AHEAD):
-            on_image()
             if isinstance(decoded, Unreadable):
                 self.seen.unreadable.append(decoded.reason)
                 check_readable(self.seen.unreadable, self.source.count)
@@ -164,6 +159,10 @@ def neighbour_correlation(picture: Picture) -> float:
     if (spread <= ROUNDING * mean[2:4]).any():
         return 1.0
     return float((mean[4] - mean[0] * mean[1]) / np.sqrt(spread[0] * spread[1]))
+
+
+def _smallest_two(digests: frozenset[bytes]) -> frozenset[bytes]:
+    return frozenset(sorted(digests)[:2])
 
 
 def _strips(picture: Picture) -> Iterator[Picture]:

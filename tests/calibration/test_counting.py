@@ -1,0 +1,138 @@
+"""The calibration images in shards: the same counts, to the last bit, whoever works on them and in whatever order."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from peak_memory import peak_growth_below
+from PIL import Image
+
+from calibration import counting
+from calibration.collect import collect
+from calibration.counting import SHARD, OpenCounter, count_images
+from calibration.data import ImageSource, built_in, open_source
+from calibration.distributed.local import Local
+from calibration.distributed.shards import Executor, OpenWorker, Result, Shard
+from calibration.histogram import Histogram
+from calibration.sample import Sample, Seen
+from runtimes.errors import BadInput, CalibrationError
+from runtimes.preprocess import Preprocess
+
+GREY = Preprocess(28, (28, 28), "bilinear", True, (0.286,), (0.353,))
+COUNT = 3 * SHARD + 5
+TENSORS = ("input", "sum", "positive")
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Several workers, each opened from a pickled task, whose shards are done in some order."""
+
+    workers: int
+    seed: int
+
+    def run(
+        self, open_worker: OpenWorker[Result], shards: Sequence[Shard], name_of: Callable[[int], str] = str
+    ) -> Generator[tuple[Shard, Result], None, None]:
+        opened = [pickle.loads(pickle.dumps(open_worker))(1) for _ in range(self.workers)]
+        for number, place in enumerate(np.random.default_rng(self.seed).permutation(len(shards))):
+            yield shards[place], opened[number % self.workers].work(shards[place])
+
+
+def facts(histograms: dict[str, Histogram]) -> dict[str, tuple[int, float, bytes]]:
+    return {name: (one.exponent, one.largest, one.counts.tobytes()) for name, one in histograms.items()}
+
+
+def small_graph() -> onnx.ModelProto:
+    """input -> sum = conv(input) -> positive = relu(sum)."""
+    filters = np.random.default_rng(0).standard_normal((4, 1, 3, 3), np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["input", "filters"], ["sum"]), helper.make_node("Relu", ["sum"], ["positive"])],
+        "small",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 1, 28, 28])],
+        [helper.make_tensor_value_info("positive", TensorProto.FLOAT, ["batch", 4, 26, 26])],
+        [numpy_helper.from_array(filters, "filters")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+@pytest.fixture(name="task", scope="module")
+def task_fixture(tmp_path_factory: pytest.TempPathFactory) -> OpenCounter:
+    """A folder of pictures of which one cannot be read."""
+    folder = tmp_path_factory.mktemp("pictures")
+    train = built_in("train")
+    for place in range(COUNT):
+        train.image(place).save(folder / f"{place:03}.png")
+    (folder / "040.png").write_bytes(b"torn")
+    source = open_source(str(folder))
+    return OpenCounter(source, GREY, small_graph(), TENSORS, as_pixels=False)
+
+
+@pytest.fixture(name="whole", scope="module")
+def whole_fixture(task: OpenCounter) -> tuple[Seen, dict[str, Histogram]]:
+    """One pass over all of them, without shards."""
+    sample = Sample(task.source, GREY)
+    return sample.seen, collect(task.model, TENSORS, sample.batches(7))
+
+
+@pytest.mark.parametrize(
+    "executor", [Local(), Local(1), Shuffled(1, 0), Shuffled(2, 1), Shuffled(5, 2)], ids=lambda one: str(one)
+)
+def test_workers_and_order_change_no_bit(
+    task: OpenCounter, whole: tuple[Seen, dict[str, Histogram]], executor: Executor
+) -> None:
+    told: list[int] = []
+    seen, histograms = count_images(task, executor, told.append)
+    assert (seen, facts(histograms)) == (whole[0], facts(whole[1]))
+    assert (seen.images, sum(told)) == (COUNT - 1, COUNT)
+    assert "040.png" in seen.unreadable[0]
+
+
+def test_what_cannot_be_read_is_told_in_the_pictures_order(task: OpenCounter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counting, "check_readable", lambda *_: None)
+    source = replace(task.source, picture=Torn())
+    seen, histograms = count_images(replace(task, source=source, tensors=()), Shuffled(2, 3))
+    assert (seen.images, histograms) == (COUNT - 3, {})
+    assert seen.unreadable == ["torn 5", "torn 40", "torn 100"]
+
+
+def test_too_many_that_cannot_be_read_are_counted_over_all_shards(task: OpenCounter) -> None:
+    source = replace(task.source, picture=Torn())
+    with pytest.raises(CalibrationError, match="of the 101 pictures cannot be read, more than 1 %: torn"):
+        count_images(replace(task, source=source, tensors=()), Shuffled(2, 3))
+
+
+def test_two_parts_of_what_was_seen_add_up(task: OpenCounter) -> None:
+    source = built_in("train")
+    for cut in (0, 1, 30):
+        parts = [Sample(source, GREY), Sample(source, GREY)]
+        for part, places in zip(parts, (range(cut), range(cut, 40)), strict=True):
+            assert sum(map(len, part.batches(4, places))) == len(places)
+        both = parts[0].seen.merge(parts[1].seen)
+        assert (both.images, len(both.distinct), both.noisy) == (40, 2, 0)
+        assert both.fingerprint == parts[1].seen.merge(parts[0].seen).fingerprint
+
+
+def test_a_photograph_is_looked_at_in_strips() -> None:
+    """48 MB as Pillow holds it: copied whole, and in float32 to look for noise, it took 300 MB more."""
+    photograph = Image.linear_gradient("L").resize((4000, 3000)).convert("RGB")
+    sample = Sample(
+        ImageSource("photographs", 1, lambda place: photograph), replace(GREY, mean=(0.5,) * 3, std=(0.5,) * 3)
+    )
+    with peak_growth_below(40):
+        assert len(list(sample.batches(2))) == 1
+
+
+@dataclass(frozen=True)
+class Torn:
+    """Pictures of which a few cannot be read."""
+
+    def __call__(self, place: int) -> Image.Image:
+        if place in (5, 40, 100):
+            raise BadInput(f"torn {place}")
+        return built_in("train").image(place)
