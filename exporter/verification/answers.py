@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -12,18 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.distributed.local import Local
+from calibration.distributed.seen import check_seen, manifest_digest, seen_bundle
 from calibration.distributed.shards import Executor, Shard, shards_of
+from exporter.verification.pictures import PictureInputs
 from exporter.verification.plan import CheckPlan
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
+from runtimes.cores import usable_cores
 from runtimes.kernels import KernelCount
 from runtimes.parity.compare import OtherBatch
 from runtimes.parity.evidence import Inputs, joined, outputs_at
 from runtimes.parity.golden import inputs_for
+from runtimes.tuning import Tuning
 
 SHARD = 64
 """How many inputs are in memory at a time, twice over; made a multiple of the largest batch."""
-LOCAL = Local()
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class OpenModel:
         inputs: as the bundle's graph takes them.
         plan: says how backends are opened.
         proves: also run the smaller batch sizes, on the first inputs.
-        has_share: it runs beside others, so that it may use no more threads than it is given.
+        elsewhere: it runs in other processes, perhaps on other machines, which see the bundle at the same path.
     """
 
     bundle: Bundle
@@ -67,16 +70,26 @@ class OpenModel:
     inputs: Inputs
     plan: CheckPlan
     proves: bool = False
-    has_share: bool = False
+    elsewhere: bool = False
 
     def __call__(self, threads: int) -> ModelWorker:
-        return ModelWorker(self, self._open(threads))
+        """Open a worker.
 
-    def _open(self, threads: int) -> Runtime:
+        Raises:
+            BackendUnavailable: the backend is not here, or this process does not see the bundle or the pictures.
+            ResnetExportError: as `runtimes.open_runtime`.
+        """
+        if not self.elsewhere:
+            return ModelWorker(self, self._open(self.plan.tuning))
+        if isinstance(self.inputs, PictureInputs):
+            check_seen(self.inputs.source, 0)
+        here = replace(self, bundle=seen_bundle(self.bundle.folder, manifest_digest(self.bundle)))
+        return ModelWorker(here, here._open(replace(self.plan.tuning, threads=min(threads, usable_cores()))))
+
+    def _open(self, tuning: Tuning) -> Runtime:
         from runtimes._open import backend_class, open_reference, open_runtime
 
         plan = self.plan
-        tuning = replace(plan.tuning, threads=threads) if self.has_share else plan.tuning
         if self.backend is None:
             return open_reference(self.bundle, tuning=tuning)
         backend_class(self.backend).check_here()
@@ -112,16 +125,18 @@ class ModelWorker:
         self._model.close()
 
 
-def answers_of(task: OpenModel, executor: Executor = LOCAL, name_of: Callable[[int], str] = str) -> Answered:
+def answers_of(task: OpenModel, executor: Executor | None = None) -> Answered:
     """The model's answers to all inputs, the same ones wherever the shards are run and whichever is done first.
 
-    `name_of` is what a user calls an input.
+    Args:
+        executor: runs the model elsewhere; None runs it in this process.
     """
-    largest = task.bundle.manifest.batch.max
-    shards = shards_of(len(task.inputs), -(-SHARD // largest) * largest)
-    found: dict[int, Answered] = {}
-    with closing(executor.run(task, shards, name_of)) as results:
-        for shard, answered in results:
-            found[shard.start] = answered
+    largest, inputs = task.bundle.manifest.batch.max, task.inputs
+    name_of = inputs.source.name_of if isinstance(inputs, PictureInputs) else str
+    if executor is not None:
+        task = replace(task, bundle=replace(task.bundle, folder=task.bundle.folder.absolute()), elsewhere=True)
+    shards = shards_of(len(inputs), -(-SHARD // largest) * largest)
+    with closing((executor or Local()).run(task, shards, name_of)) as results:
+        found = {shard.start: answered for shard, answered in results}
     ordered = [found[start] for start in sorted(found)]
     return ordered[0]._replace(outputs=joined([one.outputs for one in ordered]))

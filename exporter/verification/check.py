@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from calibration.distributed.shards import Executor
 from exporter.verification.answers import Facts, OpenModel, answers_of
 from exporter.verification.bundle_diff import changes
 from exporter.verification.inputs import CheckInputs, gather_inputs
-from exporter.verification.own_process import Verdict, run_in_own_process
+from exporter.verification.own_process import Verdict, run_here, run_in_own_process
 from exporter.verification.plan import CheckPlan
 from exporter.verification.verdicts import BackendCheck, BundleCheck, check_from_answer, remarks_on, verdict_on
 from runtimes._plugins import needed_for
@@ -49,12 +50,15 @@ class _Task:
     old_evidence: Evidence | None
 
 
-def check_bundle(plan: CheckPlan, say: Progress = silent, inputs: CheckInputs | None = None) -> CheckResult:
+def check_bundle(
+    plan: CheckPlan, say: Progress = silent, inputs: CheckInputs | None = None, executor: Executor | None = None
+) -> CheckResult:
     """Run a bundle on each backend of the plan and hold the answers to the budget.
 
     Args:
         say: called as each step begins.
         inputs: what `gather_inputs` gave, where that is at hand already.
+        executor: whose workers share the pictures of `data`; None runs each backend in a process of its own.
 
     Raises:
         ResnetExportError: the inputs cannot be gathered (see `gather_inputs`), or blocks cannot be followed.
@@ -62,14 +66,14 @@ def check_bundle(plan: CheckPlan, say: Progress = silent, inputs: CheckInputs | 
     """
     bundle = plan.bundle
     budget = changed_budget(bundle.manifest.budget, plan.budget)
-    inputs = inputs or gather_inputs(plan, say)
+    inputs = inputs or gather_inputs(plan, say, executor)
     evidence, pictures = inputs.evidence, inputs.pictures
     drift, bisection = _follow_blocks(plan, evidence, budget, say)
     found = []
     for backend in plan.backends:
         say(f"check {bundle.manifest.name} on {backend}")
         task = _Task(plan, backend, budget, evidence, inputs.old_evidence)
-        found.append(_check_backend(task, plan.timeout_s))
+        found.append(_check_backend(task, plan.timeout_s, executor))
     check = BundleCheck(
         bundle=str(bundle.folder),
         name=bundle.manifest.name,
@@ -120,10 +124,13 @@ def check_can_follow_blocks() -> None:
         importlib.import_module("exporter.verification.blocks.bisect")
 
 
-def _check_backend(task: _Task, timeout_s: float | None) -> BackendCheck:
-    """Run a backend in a process of its own, and say what became of it."""
+def _check_backend(task: _Task, timeout_s: float | None, executor: Executor | None) -> BackendCheck:
+    """Run a backend in a process of its own, or on an executor's workers, and say what became of it."""
     start = time.perf_counter()
-    verdict, reason, ran = run_in_own_process(_run_backend, task, timeout_s=timeout_s)
+    if executor is None:
+        verdict, reason, ran = run_in_own_process(_run_backend, task, timeout_s=timeout_s)
+    else:
+        verdict, reason, ran = run_here(_run_backend, task, executor)
     seconds = round(time.perf_counter() - start, 3)
     if ran is None:
         return BackendCheck(task.backend, verdict, reason, None, seconds)
@@ -141,12 +148,13 @@ class _Ran(NamedTuple):
     facts: Facts
 
 
-def _run_backend(task: _Task) -> tuple[Verdict, _Ran]:
-    """In the backend's own process: open the runtime, feed it, and compare its answers with the reference's."""
+def _run_backend(task: _Task, executor: Executor | None = None) -> tuple[Verdict, _Ran]:
+    """In the backend's own process, or by an executor's workers: open the runtime, feed it, and compare its answers
+    with the reference's."""
     plan, evidence, expected = task.plan, task.evidence, task.evidence.outputs
     if plan.against is not None and task.old_evidence is not None:
-        expected = answers_of(OpenModel(plan.against, task.backend, task.old_evidence.inputs, plan)).outputs
-    found = answers_of(OpenModel(plan.bundle, task.backend, evidence.inputs, plan, proves=True))
+        expected = answers_of(OpenModel(plan.against, task.backend, task.old_evidence.inputs, plan), executor).outputs
+    found = answers_of(OpenModel(plan.bundle, task.backend, evidence.inputs, plan, proves=True), executor)
     assert found.facts is not None
     terms = Terms(task.budget, must_decide=evidence.must_decide)
     answers = Answers(found.outputs, found.facts.batches, found.again)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,13 +10,14 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from peak_memory import peak_growth_below
 from PIL import Image
+from shuffled import Shuffled
 
 from calibration import counting
 from calibration.collect import collect
 from calibration.counting import SHARD, OpenCounter, count_images
 from calibration.data import ImageSource, built_in, open_source
 from calibration.distributed.local import Local
-from calibration.distributed.shards import Executor, OpenWorker, Result, Shard
+from calibration.distributed.shards import Executor
 from calibration.histogram import Histogram
 from calibration.sample import Sample, Seen
 from runtimes.errors import BadInput, CalibrationError
@@ -27,21 +26,6 @@ from runtimes.preprocess import Preprocess
 GREY = Preprocess(28, (28, 28), "bilinear", True, (0.286,), (0.353,))
 COUNT = 3 * SHARD + 5
 TENSORS = ("input", "sum", "positive")
-
-
-@dataclass(frozen=True)
-class Shuffled:
-    """Several workers, each opened from a pickled task, whose shards are done in some order."""
-
-    workers: int
-    seed: int
-
-    def run(
-        self, open_worker: OpenWorker[Result], shards: Sequence[Shard], name_of: Callable[[int], str] = str
-    ) -> Generator[tuple[Shard, Result], None, None]:
-        opened = [pickle.loads(pickle.dumps(open_worker))(1) for _ in range(self.workers)]
-        for number, place in enumerate(np.random.default_rng(self.seed).permutation(len(shards))):
-            yield shards[place], opened[number % self.workers].work(shards[place])
 
 
 def facts(histograms: dict[str, Histogram]) -> dict[str, tuple[int, float, bytes]]:
