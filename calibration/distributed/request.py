@@ -1,0 +1,85 @@
+"""What `--ray` asks for, in words that need no Ray; and the executor that it means."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from calibration.distributed.local import Local
+from calibration.distributed.shards import Executor
+from runtimes.errors import BackendUnavailable, BadInput, PlanError
+
+MOST_WORKERS = 256
+"""On one machine: each is a process of some hundred megabytes."""
+WHERE = "local, local:N, auto, HOST:PORT or ray://HOST:PORT"
+
+
+@dataclass(frozen=True)
+class RayRequest:
+    """Where workers are wanted.
+
+    Attributes:
+        address: `local`, `auto`, `HOST:PORT` of a cluster that this machine is part of, or `ray://HOST:PORT`.
+        workers: how many, for `local`; None takes one for each core that this process may use.
+        gpus: of each worker; None takes one where the task needs one.
+    """
+
+    address: str
+    workers: int | None = None
+    gpus: float | None = None
+
+
+def ray_request(text: str, gpus: float | None = None) -> RayRequest:
+    """The request that a text such as `local:4` makes.
+
+    Raises:
+        BadInput: it is none.
+        PlanError: no worker, or more than 256 on this machine; no share of a GPU that Ray knows.
+    """
+    if gpus is not None and not (0 <= gpus < 1 or (math.isfinite(gpus) and gpus == int(gpus))):
+        raise PlanError(f"expected a share of one GPU, or a whole number of them, got {gpus} for --gpus-per-worker")
+    name, _, count = text.partition(":")
+    if name == "local":
+        if text == name:
+            return RayRequest(name, None, gpus)
+        if not (count.isascii() and count.isdigit() and 1 <= int(count[:9]) <= MOST_WORKERS):
+            raise PlanError(f"--ray: expected from 1 to {MOST_WORKERS} workers, got '{text}'; give local:N, as local:4")
+        return RayRequest(name, int(count), gpus)
+    if text == "auto":
+        return RayRequest(text, None, gpus)
+    if address_of(text) is None:
+        raise BadInput(f"--ray: expected {WHERE}, got '{text}'")
+    return RayRequest(text, None, gpus)
+
+
+def address_of(text: str) -> tuple[str, int] | None:
+    """The host and port of `HOST:PORT`, `[IPv6]:PORT` or `ray://HOST:PORT`; None for anything else."""
+    found = re.fullmatch(r"(?:ray://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", text)
+    if found is None or not 1 <= int(found[2]) <= 65535:
+        return None
+    return found[1].strip("[]"), int(found[2])
+
+
+@contextmanager
+def executor_of(request: RayRequest | None, threads: int | None, *, gpu: bool = False) -> Iterator[Executor]:
+    """The executor that a request means, ready to run; None means this process.
+
+    Args:
+        threads: of each worker; None takes its share of the cores.
+        gpu: whether the task needs a GPU.
+
+    Raises:
+        BackendUnavailable: Ray is not installed, the cluster does not answer, or has no room for a worker.
+    """
+    if request is None:
+        yield Local(threads)
+        return
+    try:
+        from calibration.distributed.cluster import connected
+    except ImportError as error:
+        raise BackendUnavailable("--ray needs Ray; pip install 'resnet-export[ray]'") from error
+    with connected(request, threads, gpu=gpu) as executor:
+        yield executor

@@ -1,0 +1,191 @@
+"""Work on shards on the workers of Ray: a cluster of two nodes on this machine, whose workers really die."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from shard_workers import Adding, Dying
+
+import calibration.distributed.cluster as cluster_module
+import calibration.distributed.ray as ray_module
+from calibration.distributed.cluster import Node, cluster_executor, connected, local_executor
+from calibration.distributed.ray import RayExecutor
+from calibration.distributed.request import RayRequest, executor_of, ray_request
+from calibration.distributed.shards import shards_of
+from runtimes.errors import BackendUnavailable, BadInput, ExportError, PlanError, UnknownName
+
+TESTS = Path(__file__).resolve().parent.parent
+NODE = {"object_store_memory": 1 << 27}
+SHARDS = shards_of(97, 8)
+SUMS = {shard: sum(range(shard.start, shard.stop)) for shard in SHARDS}
+
+
+@pytest.fixture(scope="module", name="two_nodes")
+def two_nodes_fixture() -> Iterator[Cluster]:
+    paths = os.pathsep.join((str(TESTS), str(TESTS.parent)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", paths, prepend=os.pathsep)  # what workers import is theirs
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False, **NODE})
+        cluster.add_node(num_cpus=2, **NODE)
+        yield cluster
+        cluster.shutdown()
+
+
+@pytest.fixture(scope="module", name="executor")
+def executor_fixture(two_nodes: Cluster) -> Iterator[RayExecutor]:
+    with connected(ray_request(two_nodes.address), None, gpu=False) as executor:
+        yield executor
+
+
+def test_the_results_are_those_of_one_process_whatever_the_number_of_workers(
+    executor: RayExecutor, tmp_path: Path
+) -> None:
+    assert executor == RayExecutor(workers=5, threads=1, cpus=1.0, gpus=0.0)
+    for workers in (1, 5):
+        found = list(replace(executor, workers=workers).run(Adding(tmp_path), SHARDS))
+        assert (len(found), dict(found)) == (len(SHARDS), SUMS)
+    assert len(list(tmp_path.iterdir())) > 2  # processes
+    assert list(executor.run(Adding(tmp_path), ())) == []
+
+
+def test_work_of_workers_that_die_is_done_once_and_what_always_kills_is_named(
+    executor: RayExecutor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    plan = Adding(tmp_path, dies_once=frozenset({0, 5, 12}), dies_always=frozenset({3, 7}))
+    with pytest.raises(ExportError) as raised:
+        found += replace(executor, workers=2).run(plan, SHARDS, lambda place: f"{place}.jpg")
+    assert str(raised.value) == ""
+    assert sorted(found) == [(shard, SUMS[shard]) for shard in SHARDS if shard.number not in (3, 7)]
+    assert len(list(tmp_path.glob("died-*"))) == 3
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_of_ours_is_raised_as_itself(executor: RayExecutor, tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="unknown shard '2'; choose from 1, 2"):
+        list(executor.run(Adding(tmp_path, fails=frozenset({2})), SHARDS))
+
+
+def test_workers_that_die_before_they_work_end_it(executor: RayExecutor) -> None:
+    with pytest.raises(ExportError, match="no worker is left: 3 died one after another before they could work"):
+        list(replace(executor, workers=1).run(Dying(), SHARDS))
+
+
+def test_no_more_work_is_tried_once_many_shards_kill(
+    executor: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_module, "MOST_LOST", 1)
+    with pytest.raises(ExportError, match=r"from 0 to 7 and 1 more such shards \(it .*\); what else was begun is done"):
+        list(replace(executor, workers=1).run(Adding(tmp_path, dies_always=frozenset(range(13))), SHARDS))
+
+
+def test_a_worker_that_lacks_a_package_is_told(
+    executor: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text("class Opening:\n    def __call__(self, threads): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    opening = importlib.import_module("only_here").Opening()
+    said = f"a worker on {socket.gethostname()} lacks a package: No module named 'only_here'; pip install the same"
+    with pytest.raises(BackendUnavailable, match=said):
+        list(executor.run(opening, SHARDS))
+
+
+def test_a_worker_of_another_version_is_told(executor: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_module, "_version", lambda: "9.9")
+    with pytest.raises(BackendUnavailable, match="expected resnet-export 9.9 on every worker, got .* on "):
+        list(executor.run(Dying(), SHARDS))
+
+
+def test_a_cluster_without_room_is_not_waited_for_without_end(
+    executor: RayExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_module, "PLACED_WITHIN_S", 1)
+    with pytest.raises(BackendUnavailable, match="expected the cluster to have room for a worker within 1 s, got none"):
+        list(replace(executor, cpus=64.0).run(Dying(), SHARDS))
+
+
+def test_no_gpu_in_the_cluster_is_told(two_nodes: Cluster, executor: RayExecutor) -> None:
+    nodes = [Node(3, 0), Node(2, 0)]
+    for make in (cluster_executor, local_executor_of_two):
+        with pytest.raises(BackendUnavailable, match="expected 1 GPU for each worker, got a Ray cluster with 0 on a"):
+            make(None, 1.0, nodes)
+
+
+def local_executor_of_two(threads: int | None, gpus: float, nodes: list[Node]) -> RayExecutor:
+    return local_executor(2, threads, gpus, nodes)
+
+
+def test_workers_are_as_many_as_the_machines_have_room_for() -> None:
+    nodes = [Node(8, 2), Node(32, 4), Node(3, 0)]
+    assert cluster_executor(None, 0.0, nodes) == RayExecutor(43, 1, 1.0, 0.0)
+    assert cluster_executor(4, 0.0, nodes) == RayExecutor(10, 4, 4.0, 0.0)
+    assert cluster_executor(None, 1.0, nodes) == RayExecutor(6, 4, 4.0, 1.0)
+    assert cluster_executor(None, 0.5, nodes) == RayExecutor(12, 2, 2.0, 0.5)
+    assert cluster_executor(8, 2.0, nodes) == RayExecutor(3, 8, 8.0, 2.0)
+    with pytest.raises(BackendUnavailable, match="expected a machine with 64 free cores in the Ray cluster, got at"):
+        cluster_executor(64, 0.0, nodes)
+    monkey = local_executor(3, None, 0.5, [Node(2, 1)])
+    assert (monkey.workers, monkey.cpus, monkey.gpus) == (2, 1.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value"), [("ray.__version__", "2.44.0"), ("platform.python_version", lambda: "3.10.4")]
+)
+def test_another_version_of_ray_or_python_in_the_cluster_is_told(
+    two_nodes: Cluster, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch, attribute: str, value: Any
+) -> None:
+    ray.shutdown()
+    monkeypatch.setattr(attribute, value)
+    with (
+        pytest.raises(BackendUnavailable, match="expected the cluster's versions of Ray and Python, got others: "),
+        executor_of(ray_request(two_nodes.address), None),
+    ):
+        pytest.fail("they differ")
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_no_ray_answers_is_refused_at_once(
+    scheme: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster_module, "ANSWERS_WITHIN_S", 0.5)
+    with socket.socket() as silent, socket.socket() as web:
+        for server in (silent, web):
+            server.bind(("127.0.0.1", 0))
+            server.listen()
+        threading.Thread(target=lambda: web.accept()[0].sendall(b"HTTP/1.1 400 Bad Request"), daemon=True).start()
+        for port, said in (
+            (silent.getsockname()[1], "got no answer (timed out); start one with `ray start --head`"),
+            (web.getsockname()[1], "expected a Ray cluster, got another server"),
+            (1, "got no answer (Connection refused)"),
+        ):
+            place = f"{scheme}127.0.0.1:{port}"
+            with pytest.raises(BackendUnavailable) as raised, executor_of(ray_request(place), None):
+                pytest.fail("there is none")
+            assert str(raised.value).startswith(f"--ray {place}: ")
+            assert said in str(raised.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_requests_that_cannot_be_meant() -> None:
+    assert ray_request("local") == RayRequest("local")
+    assert ray_request("local:3", 0.5) == RayRequest("local", 3, 0.5)
+    assert ray_request("[::1]:6379").address == "[::1]:6379"
+    for text in ("", "here", "host", "host:", "host:0", "host:66000", "ray://host", "http://host:1", "a b:1", "auto:2"):
+        with pytest.raises(BadInput, match="--ray: expected local, local:N, auto, HOST:PORT or ray://HOST:PORT, got"):
+            ray_request(text)
+    for text in ("local:", "local:0", "local:-1", "local:257", "local:two", f"local:{10**12}"):
+        with pytest.raises(PlanError, match="expected from 1 to 256 workers"):
+            ray_request(text)
+    for gpus in (1.5, float("nan"), float("inf"), -1.0):
+        with pytest.raises(PlanError, match="expected a share of one GPU, or a whole number of them"):
+            ray_request("auto", gpus)
