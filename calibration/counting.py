@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from calibration.collect import BATCH, Collector, merged
 from calibration.data import ImageSource
+from calibration.distributed.seen import check_seen
 from calibration.distributed.shards import Executor, Shard, shards_of
 from calibration.histogram import Histogram
 from calibration.reading import check_readable
@@ -43,6 +44,8 @@ class OpenCounter:
     Attributes:
         tensors: of the model, to be counted; with none, the images are only looked at.
         as_pixels: the model has the preprocessing inside, and takes uint8 pixels.
+        readable: the place of a picture that a worker must see (`calibration.distributed.seen.first_readable`); None
+            asks for none.
     """
 
     source: ImageSource
@@ -50,8 +53,15 @@ class OpenCounter:
     model: onnx.ModelProto
     tensors: Sequence[str]
     as_pixels: bool
+    readable: int | None = None
 
     def __call__(self, threads: int) -> ShardCounter:
+        """Open a worker.
+
+        Raises:
+            BackendUnavailable: this process does not see the pictures.
+        """
+        check_seen(self.source, self.readable)
         return ShardCounter(self, threads)
 
     def inputs(self, batches: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[Any]]:

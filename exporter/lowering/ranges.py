@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from calibration.counting import OpenCounter, count_images
 from calibration.data import ImageSource, check_channels, choose_evenly
 from calibration.distributed.local import Local
+from calibration.distributed.seen import first_readable
 from calibration.distributed.shards import Executor
 from calibration.order import spread_places
 from calibration.reading import Unreadable, check_readable, read_ahead
@@ -133,7 +134,8 @@ def _counter(
     assert source is not None
     check_channels(source, images.preprocess)
     chosen = source.subset(chosen_places(source, request))
-    return OpenCounter(chosen, images.preprocess, model, tensors, images.as_pixels)
+    readable = None if isinstance(images.executor, Local) else first_readable(chosen)
+    return OpenCounter(chosen, images.preprocess, model, tensors, images.as_pixels, readable)
 
 
 def given_table(

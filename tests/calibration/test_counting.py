@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 import pytest
+from memory_growth import peak_growth_below
 from onnx import TensorProto, helper, numpy_helper
-from peak_memory import peak_growth_below
 from PIL import Image
 from shuffled import Shuffled
 
