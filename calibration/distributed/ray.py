@@ -75,12 +75,12 @@ class RayExecutor:
 
 def _lost_text(lost: dict[Shard, str], name_of: Callable[[int], str]) -> str:
     shard, cause = min(lost.items())
-    others = f" and {len(lost) - 1} more such shards" if len(lost) > 1 else ""
     which = f"the pictures from {name_of(shard.start)} to {name_of(shard.stop - 1)}"
+    others = f", and so with {len(lost) - 1} more shard{'s' * (len(lost) > 2)}" if len(lost) > 1 else ""
     rest = "what else was begun is done" if len(lost) > MOST_LOST else "all others are done"
     return (
-        f"a worker died each of the {MOST_RESTARTS + 1} times that it worked on {which}{others} ({cause}); {rest}; "
-        "find the picture among them that does it, and remove it"
+        f"a worker died each of the {MOST_RESTARTS + 1} times that it worked on {which} ({cause}){others}; {rest}; "
+        "find the pictures that do it, and remove them"
     )
 
 

@@ -39,7 +39,7 @@ def ray_request(text: str, gpus: float | None = None) -> RayRequest:
         BadInput: it is none.
         PlanError: no worker, or more than 256 on this machine; no share of a GPU that Ray knows.
     """
-    if gpus is not None and not (0 <= gpus < 1 or (math.isfinite(gpus) and gpus == int(gpus))):
+    if gpus is not None and not (0 <= gpus < math.inf and (gpus < 1 or gpus == int(gpus))):
         raise PlanError(f"expected a share of one GPU, or a whole number of them, got {gpus} for --gpus-per-worker")
     name, _, count = text.partition(":")
     if name == "local":

@@ -54,25 +54,26 @@ def test_the_results_are_those_of_one_process_whatever_the_number_of_workers(
     for workers in (1, 5):
         found = list(replace(executor, workers=workers).run(Adding(tmp_path), SHARDS))
         assert (len(found), dict(found)) == (len(SHARDS), SUMS)
-    assert len(list(tmp_path.iterdir())) > 2  # processes
     assert list(executor.run(Adding(tmp_path), ())) == []
 
 
 def test_work_of_workers_that_die_is_done_once_and_what_always_kills_is_named(
-    executor: RayExecutor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    executor: RayExecutor, tmp_path: Path
 ) -> None:
     found = []
     plan = Adding(tmp_path, dies_once=frozenset({0, 5, 12}), dies_always=frozenset({3, 7}))
     with pytest.raises(ExportError) as raised:
         found += replace(executor, workers=2).run(plan, SHARDS, lambda place: f"{place}.jpg")
-    assert str(raised.value) == ""
+    assert str(raised.value) == (
+        "a worker died each of the 3 times that it worked on the pictures from 24.jpg to 31.jpg (it crashed, or was "
+        "killed), and so with 1 more shard; all others are done; find the pictures that do it, and remove them"
+    )
     assert sorted(found) == [(shard, SUMS[shard]) for shard in SHARDS if shard.number not in (3, 7)]
     assert len(list(tmp_path.glob("died-*"))) == 3
-    assert capfd.readouterr() == ("", "")
 
 
 def test_an_error_of_ours_is_raised_as_itself(executor: RayExecutor, tmp_path: Path) -> None:
-    with pytest.raises(UnknownName, match="unknown shard '2'; choose from 1, 2"):
+    with pytest.raises(UnknownName, match="unknown shard '2'; did you mean 2"):
         list(executor.run(Adding(tmp_path, fails=frozenset({2})), SHARDS))
 
 
@@ -84,8 +85,9 @@ def test_workers_that_die_before_they_work_end_it(executor: RayExecutor) -> None
 def test_no_more_work_is_tried_once_many_shards_kill(
     executor: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ray_module, "MOST_LOST", 1)
-    with pytest.raises(ExportError, match=r"from 0 to 7 and 1 more such shards \(it .*\); what else was begun is done"):
+    monkeypatch.setattr(ray_module, "MOST_LOST", 0)
+    monkeypatch.setattr(ray_module, "MOST_RESTARTS", 0)
+    with pytest.raises(ExportError, match=r"pictures from 0 to 7.* \(it .*\); what else was begun is done"):
         list(replace(executor, workers=1).run(Adding(tmp_path, dies_always=frozenset(range(13))), SHARDS))
 
 
@@ -138,19 +140,23 @@ def test_workers_are_as_many_as_the_machines_have_room_for() -> None:
     assert (monkey.workers, monkey.cpus, monkey.gpus) == (2, 1.0, 0.5)
 
 
-@pytest.mark.parametrize(
-    ("attribute", "value"), [("ray.__version__", "2.44.0"), ("platform.python_version", lambda: "3.10.4")]
-)
+@pytest.mark.parametrize("versions", [("2.44.0", "3.11.7"), ("2.60.0", "3.10.4")])
 def test_another_version_of_ray_or_python_in_the_cluster_is_told(
-    two_nodes: Cluster, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch, attribute: str, value: Any
+    two_nodes: Cluster, executor: RayExecutor, monkeypatch: pytest.MonkeyPatch, versions: Any
 ) -> None:
     ray.shutdown()
-    monkeypatch.setattr(attribute, value)
+    monkeypatch.setattr("ray._private.utils.compute_version_info", lambda: versions)
     with (
-        pytest.raises(BackendUnavailable, match="expected the cluster's versions of Ray and Python, got others: "),
+        pytest.raises(BackendUnavailable, match="expected the cluster's versions of Ray and Python, got others: ") as told,
         executor_of(ray_request(two_nodes.address), None),
     ):
         pytest.fail("they differ")
+    assert f"Ray: {versions[0]} Python: {versions[1]}" in str(told.value)
+
+
+def refuse(web: socket.socket) -> None:
+    with web.accept()[0] as connection:
+        connection.sendall(b"HTTP/1.1 400 Bad Request")
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
@@ -162,7 +168,7 @@ def test_an_address_where_no_ray_answers_is_refused_at_once(
         for server in (silent, web):
             server.bind(("127.0.0.1", 0))
             server.listen()
-        threading.Thread(target=lambda: web.accept()[0].sendall(b"HTTP/1.1 400 Bad Request"), daemon=True).start()
+        threading.Thread(target=refuse, args=(web,), daemon=True).start()
         for port, said in (
             (silent.getsockname()[1], "got no answer (timed out); start one with `ray start --head`"),
             (web.getsockname()[1], "expected a Ray cluster, got another server"),
@@ -180,7 +186,7 @@ def test_requests_that_cannot_be_meant() -> None:
     assert ray_request("local") == RayRequest("local")
     assert ray_request("local:3", 0.5) == RayRequest("local", 3, 0.5)
     assert ray_request("[::1]:6379").address == "[::1]:6379"
-    for text in ("", "here", "host", "host:", "host:0", "host:66000", "ray://host", "http://host:1", "a b:1", "auto:2"):
+    for text in ("", "here", "host", "host:", "host:0", "host:66000", "ray://host", "http://host:1", "a b:1"):
         with pytest.raises(BadInput, match="--ray: expected local, local:N, auto, HOST:PORT or ray://HOST:PORT, got"):
             ray_request(text)
     for text in ("local:", "local:0", "local:-1", "local:257", "local:two", f"local:{10**12}"):
