@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path, PurePath
@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from calibration.folders import SHOWN, counts_by_suffix, files_below
-from calibration.idx import read_idx
+from calibration.array_files import open_array_file
+from calibration.folders import SHOWN, counts_by_suffix, files_below, folders_in, suffix_of
 from calibration.order import order_evenly
-from calibration.picture_readers import ArrayPictures, FilePictures, ReadPicture, StackedPictures, chosen_pictures
+from calibration.picture_readers import FilePictures, ReadPicture, StackedPictures, chosen_pictures
 from calibration.splits import check_no_splits
-from runtimes.arrays import array_from_npy, arrays_from_npz
+from calibration.storage import is_url, kind_of, without_file_scheme
 from runtimes.errors import BadInput
 from runtimes.picture_file import ARRAY_SUFFIX, IMAGE_SUFFIXES, Picture
 from runtimes.preprocess import Preprocess
@@ -111,23 +111,18 @@ def open_source(data: str, *, split: Split = "train") -> ImageSource:
         raise BadInput(
             "expected something for --data, got nothing; name a folder of pictures, an .npz, an IDX file, or built-in"
         )
-    path = Path(data)
-    if path.is_dir():
-        found = {part: sorted(path.glob(f"{name}*")) for part, name in IDX_NAMES.items()}
-        if any(found.values()) and not found[split]:
-            raise BadInput(
-                f"--data: expected {IDX_NAMES[split]} in {path}, got only "
-                f"{next(filter(None, found.values()))[0].name}; add it, or name a file"
-            )
-        return _source_from_idx(found[split][0]) if found[split] else _source_from_folder(path)
-    if not path.exists():
-        raise BadInput(f"--data: {path} does not exist; give a folder of pictures, an .npz, an IDX file, or built-in")
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    where = without_file_scheme(data)
+    where = where.rstrip("/") if is_url(where) else str(Path(where))
+    kind = kind_of(where)
+    if kind == "folder":
+        return _source_from_folder(where, files_below(where), split)
+    if kind == "nothing":
+        raise BadInput(f"--data: {where} does not exist; give a folder of pictures, an .npz, an IDX file, or built-in")
+    if suffix_of(where) in IMAGE_SUFFIXES:
         raise BadInput(
-            f"--data: expected a folder of pictures, got the picture {path}; name the folder that it lies in"
+            f"--data: expected a folder of pictures, got the picture {where}; name the folder that it lies in"
         )
-    readers = {".npz": _source_from_npz, ARRAY_SUFFIX: _source_from_npy}
-    return readers.get(path.suffix.lower(), _source_from_idx)(path)
+    return _source_from_array_file(where)
 
 
 def choose_evenly(source: ImageSource, count: int, seed: int) -> NDArray[np.int64]:
@@ -157,31 +152,30 @@ def check_channels(source: ImageSource, preprocess: Preprocess) -> None:
         return
 
 
-def _source_from_folder(folder: Path) -> ImageSource:
-    files = list(files_below(folder))
+def _source_from_folder(folder: str, files: Sequence[str], split: Split) -> ImageSource:
+    if images := _idx_images(folder, files, split):
+        return _source_from_array_file(images)
     suffixes: tuple[str, ...] = IMAGE_SUFFIXES
-    if not any(path.suffix.lower() in suffixes for path in files):
+    if not any(suffix_of(file) in suffixes for file in files):
         suffixes = (ARRAY_SUFFIX,)  # beside pictures, arrays are something else: labels, say
-    paths = sorted(path for path in files if path.suffix.lower() in suffixes)
-    others = counts_by_suffix(path for path in files if path.suffix.lower() not in suffixes)
-    if not paths:
+    pictures = tuple(file for file in files if suffix_of(file) in suffixes)
+    others = counts_by_suffix(file for file in files if suffix_of(file) not in suffixes)
+    if not pictures:
         raise BadInput(
             f"--data: {folder} holds no pictures; expected files such as {', '.join(IMAGE_SUFFIXES[:3])}, or "
             f"{ARRAY_SUFFIX} for other channels, in it or in a subfolder for each class, got {others or 'none'}"
         )
-    below = tuple(path.relative_to(folder).as_posix() for path in paths)
-    names = tuple(map(as_text, below))
+    names = tuple(map(as_text, pictures))
     check_no_splits({name.split("/", 1)[0] for name in names if "/" in name}, folder, "--data")
     left_out = (f"{folder}: {others}, which are no pictures",) if others else ()
-    source = ImageSource(str(folder), len(paths), FilePictures(folder, below), names=names, left_out=left_out)
+    own = names if names == pictures else pictures  # one tuple in memory, and once in a pickle
+    source = ImageSource(folder, len(names), FilePictures(folder, own), names=names, left_out=left_out)
     if any("/" not in name for name in names):
         return source
     parents = [name.split("/", 1)[0] for name in names]
     classes = tuple(sorted(set(parents)))
     numbers = {name: number for number, name in enumerate(classes)}
-    empty = sorted(
-        {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")} - set(classes)
-    )
+    empty = sorted(set(map(as_text, folders_in(folder, files))) - set(classes))
     if empty:
         some = ", ".join(empty[:SHOWN]) + (", ..." if len(empty) > SHOWN else "")
         left_out = (*left_out, f"{folder}: {len(empty)} class folder{'s' * (len(empty) > 1)} without a picture: {some}")
@@ -190,67 +184,20 @@ def _source_from_folder(folder: Path) -> ImageSource:
     )
 
 
-def _source_from_npz(path: Path) -> ImageSource:
-    arrays = _arrays_of_npz(path)
-    return _source_from_arrays(path, _images_of_npz, arrays["images"], arrays.get("labels"))
+def _idx_images(folder: str, files: Sequence[str], split: Split) -> str | None:
+    """The IDX file with the images of `split`; None if the folder has no such files."""
+    found = {
+        part: [file for file in files if file.startswith(name) and "/" not in file] for part, name in IDX_NAMES.items()
+    }
+    if any(found.values()) and not found[split]:
+        other = next(filter(None, found.values()))[0]
+        raise BadInput(f"--data: expected {IDX_NAMES[split]} in {folder}, got only {other}; add it, or name a file")
+    return f"{folder}/{found[split][0]}" if found[split] else None
 
 
-def _images_of_npz(path: Path) -> NDArray[Any]:
-    return _arrays_of_npz(path)["images"]
-
-
-def _arrays_of_npz(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        return arrays_from_npz(path, ("images",), ("labels",))
-    except ValueError as error:
-        raise BadInput(f"--data: cannot read {path}: {error}") from error
-
-
-def _source_from_npy(path: Path) -> ImageSource:
-    return _source_from_arrays(path, _images_of_npy, _images_of_npy(path), None)
-
-
-def _images_of_npy(path: Path) -> NDArray[Any]:
-    try:
-        return array_from_npy(path)
-    except ValueError as error:
-        raise BadInput(f"--data: cannot read {path}: {error}") from error
-
-
-def _source_from_idx(path: Path) -> ImageSource:
-    images = read_idx(path)
-    if images.ndim != 3:
-        raise BadInput(f"{path}: expected images of shape (n, height, width), got {images.shape}")
-    beside = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
-    labels = read_idx(beside) if beside != path and beside.exists() else None
-    return _source_from_arrays(path, read_idx, images, labels)
-
-
-def _source_from_arrays(
-    path: Path, read: Callable[[Path], NDArray[Any]], images: NDArray[Any], labels: NDArray[Any] | None
-) -> ImageSource:
-    _check_arrays(str(path), images, labels)
-    pictures = ArrayPictures(path, read, images.shape, [images])
-    return ImageSource(str(path), len(images), pictures, None if labels is None else labels.astype(np.int64))
-
-
-def _check_arrays(name: str, images: NDArray[Any], labels: NDArray[Any] | None) -> None:
-    channels_first = images.ndim == 4 and images.shape[1] in (1, 3)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels_first:
-        kept = "expected 'images' of uint8 (n, height, width) or (n, height, width, channels)"
-        raise BadInput(
-            f"{name}: {kept}, got images {images.dtype} {images.shape}; "
-            f"{'transpose them' if channels_first else 'scale them to 0..255'}"
-        )
-    if images.size == 0:
-        raise BadInput(f"{name} holds no pictures, or empty ones: images of shape {images.shape}")
-    if labels is not None and labels.shape != images.shape[:1]:
-        raise BadInput(f"{name}: expected a label for each of {len(images)} images, got labels of shape {labels.shape}")
-    if labels is not None and (labels.dtype.kind not in "iu" or labels.min() < 0):
-        raise BadInput(
-            f"{name}: expected labels of whole numbers, not negative, got {', '.join(map(str, labels[:3]))}, ... "
-            f"({labels.dtype})"
-        )
+def _source_from_array_file(where: str) -> ImageSource:
+    pictures, labels = open_array_file(where)
+    return ImageSource(where, pictures.shape[0], pictures, labels)
 
 
 @functools.cache
