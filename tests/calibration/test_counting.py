@@ -4,57 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-import onnx
 import pytest
+from counted_pictures import COUNT, GREY, TENSORS, counting_task
 from memory_growth import peak_growth_below
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from shuffled import Shuffled
 
 from calibration import counting
 from calibration.collect import collect
-from calibration.counting import SHARD, OpenCounter, count_images
-from calibration.data import ImageSource, built_in, open_source
+from calibration.counting import OpenCounter, count_images
+from calibration.data import ImageSource, built_in
 from calibration.distributed.local import Local
 from calibration.distributed.shards import Executor
 from calibration.histogram import Histogram
 from calibration.sample import Sample, Seen
 from runtimes.errors import BadInput, CalibrationError
-from runtimes.preprocess import Preprocess
-
-GREY = Preprocess(28, (28, 28), "bilinear", True, (0.286,), (0.353,))
-COUNT = 3 * SHARD + 5
-TENSORS = ("input", "sum", "positive")
 
 
 def facts(histograms: dict[str, Histogram]) -> dict[str, tuple[int, float, bytes]]:
     return {name: (one.exponent, one.largest, one.counts.tobytes()) for name, one in histograms.items()}
 
 
-def small_graph() -> onnx.ModelProto:
-    """input -> sum = conv(input) -> positive = relu(sum)."""
-    filters = np.random.default_rng(0).standard_normal((4, 1, 3, 3), np.float32)
-    graph = helper.make_graph(
-        [helper.make_node("Conv", ["input", "filters"], ["sum"]), helper.make_node("Relu", ["sum"], ["positive"])],
-        "small",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 1, 28, 28])],
-        [helper.make_tensor_value_info("positive", TensorProto.FLOAT, ["batch", 4, 26, 26])],
-        [numpy_helper.from_array(filters, "filters")],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-
-
 @pytest.fixture(name="task", scope="module")
 def task_fixture(tmp_path_factory: pytest.TempPathFactory) -> OpenCounter:
-    """A folder of pictures of which one cannot be read."""
-    folder = tmp_path_factory.mktemp("pictures")
-    train = built_in("train")
-    for place in range(COUNT):
-        train.image(place).save(folder / f"{place:03}.png")
-    (folder / "040.png").write_bytes(b"torn")
-    source = open_source(str(folder))
-    return OpenCounter(source, GREY, small_graph(), TENSORS, as_pixels=False)
+    return counting_task(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(name="whole", scope="module")

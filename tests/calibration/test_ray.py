@@ -147,7 +147,9 @@ def test_another_version_of_ray_or_python_in_the_cluster_is_told(
     ray.shutdown()
     monkeypatch.setattr("ray._private.utils.compute_version_info", lambda: versions)
     with (
-        pytest.raises(BackendUnavailable, match="expected the cluster's versions of Ray and Python, got others: ") as told,
+        pytest.raises(
+            BackendUnavailable, match="expected the cluster's versions of Ray and Python, got others: "
+        ) as told,
         executor_of(ray_request(two_nodes.address), None),
     ):
         pytest.fail("they differ")
