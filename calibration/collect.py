@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from queue import SimpleQueue
 
@@ -28,30 +28,51 @@ def collect(
 ) -> dict[str, Histogram]:
     """Histograms of the named tensors over all batches of float32 (images, channels, height, width).
 
-    A few batches are run and counted at a time, each by a thread of its own: cores that share a batch wait for one
-    another at every layer.
-
     Raises:
         CalibrationError: a tensor holds NaN or infinite values; names it.
     """
-    at_once = min(usable_cores(), MOST_AT_ONCE)
-    session = _session_with_outputs(model, tensors, threads=usable_cores() // at_once)
-    idle: SimpleQueue[_Counter] = SimpleQueue()
-    counters = [_Counter(session, tensors) for _ in range(at_once)]
-    for counter in counters:
-        idle.put(counter)
+    return Collector(model, tensors, usable_cores()).collect(batches)
 
-    def count(batch: NDArray[np.float32]) -> None:
-        counter = idle.get()
-        try:
-            counter.count(batch)
-        finally:
-            idle.put(counter)
 
-    pieces = (piece for given in batches for piece in np.split(given, range(BATCH, len(given), BATCH)))
-    for _ in map_ahead(count, pieces, ahead=2 * at_once, threads=at_once):
-        pass
-    return {name: reduce(Histogram.merge, (counter.histograms[name] for counter in counters)) for name in tensors}
+class Collector:
+    """Runs a graph over batches, and counts the values of some of its tensors.
+
+    A few batches are run and counted at a time, each by a thread of its own: cores that share a batch wait for one
+    another at every layer. Safe to use from several threads.
+    """
+
+    def __init__(self, model: onnx.ModelProto, tensors: Sequence[str], threads: int) -> None:
+        self._tensors, self._at_once = tensors, min(threads, MOST_AT_ONCE)
+        session = _session_with_outputs(model, tensors, threads=threads // self._at_once)
+        self._idle: SimpleQueue[_Runner] = SimpleQueue()
+        for _ in range(self._at_once):
+            self._idle.put(_Runner(session, tensors))
+
+    def collect(self, batches: Iterable[NDArray[np.float32]]) -> dict[str, Histogram]:
+        """As `collect`."""
+        counters = [{name: Histogram() for name in self._tensors} for _ in range(self._at_once)]
+        free: SimpleQueue[dict[str, Histogram]] = SimpleQueue()
+        for counter in counters:
+            free.put(counter)
+
+        def count(batch: NDArray[np.float32]) -> None:
+            runner, counter = self._idle.get(), free.get()
+            try:
+                for name, values in runner.values(batch).items():
+                    counter[name].update(values, name)
+            finally:
+                free.put(counter)
+                self._idle.put(runner)
+
+        pieces = (piece for given in batches for piece in np.split(given, range(BATCH, len(given), BATCH)))
+        for _ in map_ahead(count, pieces, ahead=2 * self._at_once, threads=self._at_once):
+            pass
+        return reduce(merged, counters)
+
+
+def merged(histograms: Mapping[str, Histogram], others: Mapping[str, Histogram]) -> dict[str, Histogram]:
+    """The histograms of both data together, tensor by tensor."""
+    return {name: one.merge(others[name]) for name, one in histograms.items()}
 
 
 def with_free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -65,29 +86,28 @@ def with_free_batch(model: onnx.ModelProto) -> onnx.ModelProto:
     return free
 
 
-class _Counter:
-    """Runs a graph and counts the values of some tensors, one batch at a time.
+class _Runner:
+    """Runs a graph, and gives the values of some tensors, for one batch at a time.
 
     The values always go into the same memory: fresh memory for 40 MB an image has to be cleared by the system first,
     which takes a fifth of the time of a run.
     """
 
     def __init__(self, session: ort.InferenceSession, tensors: Sequence[str]) -> None:
-        self.histograms = {name: Histogram() for name in tensors}
-        self._session, self._source = session, session.get_inputs()[0].name
+        self._session, self._source, self._tensors = session, session.get_inputs()[0].name, tensors
         self._inner = [name for name in tensors if name != self._source]
         self._binding = session.io_binding()
         self._values: list[NDArray[np.float32]] = []
 
-    def count(self, batch: NDArray[np.float32]) -> None:
-        """Count at most BATCH images; fewer are filled up with the last one, which counts once."""
+    def values(self, batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """Each tensor for at most BATCH images, (images, ...), until the next call; fewer are run with the last one
+        repeated."""
         count = len(batch)
         full = batch if count == BATCH else np.concatenate([batch, np.repeat(batch[-1:], BATCH - count, axis=0)])
         if self._inner:  # asked for nothing, onnxruntime gives everything
             self._run(np.ascontiguousarray(full))
-        values = {self._source: batch, **dict(zip(self._inner, (each[:count] for each in self._values), strict=True))}
-        for name, histogram in self.histograms.items():
-            histogram.update(values[name], name)
+        inner = dict(zip(self._inner, (each[:count] for each in self._values), strict=True))
+        return {name: inner.get(name, batch) for name in self._tensors}
 
     def _run(self, full: NDArray[np.float32]) -> None:
         if not self._values:  # the first time, onnxruntime says how large they are

@@ -16,16 +16,25 @@ def bring_to_one_size(pictures: Iterable[Image.Image], preprocess: Preprocess) -
 
     They are read one at a time, and no larger one is kept in memory.
     """
-    height, width = fitting_size(preprocess)
     kept: list[Image.Image] = []
     fit = False
     for picture in pictures:
-        if not fit and (
-            picture.width > width or picture.height > height or any(picture.size != one.size for one in kept[:1])
-        ):
-            fit, kept = True, [ImageOps.fit(one, (width, height)) for one in kept]
-        kept.append(ImageOps.fit(picture, (width, height)) if fit else picture)
+        if not fit and (is_too_large(picture, preprocess) or any(picture.size != one.size for one in kept[:1])):
+            fit, kept = True, [fitted(one, preprocess) for one in kept]
+        kept.append(fitted(picture, preprocess) if fit else picture)
     return kept
+
+
+def is_too_large(picture: Image.Image, preprocess: Preprocess) -> bool:
+    """Is the picture higher or wider than `fitting_size`?"""
+    height, width = fitting_size(preprocess)
+    return picture.width > width or picture.height > height
+
+
+def fitted(picture: Image.Image, preprocess: Preprocess) -> Image.Image:
+    """The picture resized and cropped to `fitting_size`; a picture of that size stays as it is."""
+    height, width = fitting_size(preprocess)
+    return ImageOps.fit(picture, (width, height))
 
 
 def fitting_size(preprocess: Preprocess) -> tuple[int, int]:

@@ -5,6 +5,7 @@ What is pickled is where pictures lie. A process that unpickles it needs the sam
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,9 @@ class FilePictures:
         file = self.files[place]
         return bytes_from_url(self.folder, file) if is_url(self.folder) else Path(self.folder, file).read_bytes()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FilePictures, (_from_anywhere(self.folder), self.files)
+
     def chosen(self, places: NDArray[np.int64]) -> FilePictures:
         return FilePictures(self.folder, tuple(self.files[place] for place in places))
 
@@ -79,7 +83,7 @@ class ArrayPictures:
         return picture_from_array(self.held[0][place])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ArrayPictures, (self.where, self.read, self.shape)
+        return ArrayPictures, (_from_anywhere(self.where), self.read, self.shape)
 
     def _read(self) -> NDArray[Any]:
         images = self.read(self.where)
@@ -118,3 +122,8 @@ class StackedPictures:
 def chosen_pictures(picture: ReadPicture, places: NDArray[np.int64]) -> ReadPicture:
     """Read those at these places only; of files, no others are named."""
     return picture.chosen(places) if isinstance(picture, FilePictures) else ChosenPictures(picture, places)
+
+
+def _from_anywhere(where: str) -> str:
+    """A path as a process finds it that works in another folder; a URL is as good anywhere."""
+    return where if is_url(where) else os.path.abspath(where)

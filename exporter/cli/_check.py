@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,8 +16,10 @@ from exporter.cli._help import GroupedCommand, option_group
 from exporter.cli._options import (
     backend_group,
     json_option,
+    needs_gpu,
     output_group,
     quiet_option,
+    ray_options,
     threads_option,
     timeout_option,
     trust_option,
@@ -26,6 +30,7 @@ from runtimes.errors import ParityError, PlanError, ResnetExportError
 from runtimes.printable import printable
 
 if TYPE_CHECKING:
+    from calibration.distributed.shards import Executor
     from exporter.verification.parity_toml import Settings
     from exporter.verification.plan import CheckPlan
     from exporter.verification.verdicts import BundleCheck
@@ -61,6 +66,7 @@ _images, _diagnosis = map(option_group, ("Images and limits", "Diagnosis"))
 @timeout_option
 @threads_option
 @trust_option
+@ray_options
 @_images(
     "--data",
     metavar="SOURCE",
@@ -133,8 +139,8 @@ def check(bundles: tuple[Path, ...], **options: Any) -> None:
         plans = [replace(plan, blocks=options["blocks"], bisect=options["bisect"]) for plan in plans]
     opened = [one.folder for plan in plans for one in (plan.bundle, plan.against) if one is not None]
     check_output_files({"--junit": junit, "--html": html}, opened)
-    with status(quiet=options["quiet"]) as progress:
-        done = [_check_one(plan, progress) for plan in plans]
+    with status(quiet=options["quiet"]) as progress, _workers(plans, options) as executor:
+        done = [_check_one(plan, progress, executor) for plan in plans]
     checks = [one.check for one in done]
     if junit is not None:
         write_output(junit, xml_from_checks(checks), "--junit")
@@ -167,11 +173,35 @@ class _Done(NamedTuple):
     problem: ResnetExportError | None
 
 
-def _check_one(plan: CheckPlan, progress: Progress) -> _Done:
+@contextmanager
+def _workers(plans: list[CheckPlan], options: dict[str, Any]) -> Iterator[Executor | None]:
+    """The workers of `--ray`, which share the pictures of `--data`; None without it.
+
+    Raises:
+        PlanError: there are no pictures to share, or a limit of time for processes that are none of ours.
+        BackendUnavailable: as `calibration.distributed.request.executor_of`.
+    """
+    if options["ray"] is None:
+        yield None
+        return
+    from calibration.distributed.request import executor_of
+
+    if any(plan.data is None for plan in plans):
+        raise PlanError("--ray shares pictures among workers, and golden inputs are few; give --data, or leave it out")
+    if any(plan.timeout_s is not None for plan in plans):
+        raise PlanError(
+            "--timeout ends a backend's process on this machine, and --ray runs it elsewhere; leave one out"
+        )
+    gpu = any(plan.asked and needs_gpu(backend, None) for plan in plans for backend in plan.backends)
+    with executor_of(options["ray"], options["tuning"].threads, gpu=gpu) as executor:
+        yield executor
+
+
+def _check_one(plan: CheckPlan, progress: Progress, executor: Executor | None) -> _Done:
     from exporter.verification.check import check_bundle, failed_check
 
     try:
-        found, evidence = check_bundle(plan, progress)
+        found, evidence = check_bundle(plan, progress, executor=executor)
     except ResnetExportError as error:  # the other bundles are checked all the same
         found, evidence = failed_check(plan, error)
         return _Done(found, evidence, error)

@@ -11,9 +11,11 @@ import click
 from exporter.cli._common import echo_json, echo_lines, gives_text, run_command, run_program, size_text, status
 from exporter.cli._export_options import export_options, plan_from_options
 from exporter.cli._help import GroupedCommand
+from exporter.cli._options import ray_options
 from exporter.models.registry import MODELS
 from exporter.pipeline.plan import CROP, FULL, ExportPlan
 from runtimes._plugins import needed_for
+from runtimes.errors import PlanError
 
 if TYPE_CHECKING:
     from exporter.pipeline.export import Export
@@ -42,6 +44,7 @@ Exit codes: 0 done and within budget, 1 failed, 2 wrong usage,
 @click.command(cls=GroupedCommand, epilog=EPILOG, no_args_is_help=True)
 @click.argument("model", required=False)
 @export_options
+@ray_options
 @click.version_option(package_name="resnet-export")
 def command(**options: Any) -> None:
     """Export MODEL to a bundle: an ONNX graph in the precision asked for, and the proof that it agrees with the
@@ -54,6 +57,8 @@ def command(**options: Any) -> None:
     if options["list_models"]:
         return _list(as_json=options["as_json"])
     plan = plan_from_options(options)
+    if options["ray"] is not None and (not plan.lowering_request.is_calibrated or plan.data is None):
+        raise PlanError("--ray shares the pictures that INT8 is calibrated on; give --int8 and --data, or leave it out")
     if not options["dry_run"] or os.path.lexists(plan.output):  # a dry run loads numpy for that alone
         from runtimes.bundle_writing import check_destination
 
@@ -67,6 +72,7 @@ def command(**options: Any) -> None:
         # (measured: 2.5 times the time).
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         with needed_for("exporting", "pip install 'resnet-export[export]'"):
+            from calibration.distributed.request import executor_of
             from exporter.pipeline.export import export
 
             if plan.report:
@@ -74,7 +80,8 @@ def command(**options: Any) -> None:
         if plan.spec.source == "custom":
             progress(f"import {plan.model}, which runs its code")
         loading = round(time.perf_counter() - start, 3)
-        result = export(plan, progress)
+        with executor_of(options["ray"], None) as executor:
+            result = export(plan, progress, executor)
     seconds = {"load packages": loading, **result.seconds}
     if options["as_json"]:
         echo_json(_json(result, seconds))

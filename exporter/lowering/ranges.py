@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from calibration.collect import BATCH, collect
+from calibration.counting import OpenCounter, count_images
 from calibration.data import ImageSource, check_channels, choose_evenly
+from calibration.distributed.local import Local
+from calibration.distributed.seen import first_readable
+from calibration.distributed.shards import Executor
 from calibration.order import spread_places
 from calibration.reading import Unreadable, check_readable, read_ahead
-from calibration.sample import Sample
 from calibration.table import CalibrationTable, Provenance, table_from_file, table_from_histograms
 from exporter.lowering.equalize import bias_sizes, streams
 from exporter.lowering.registry import load_precision
@@ -41,17 +43,14 @@ class CalibrationSet:
         source: all pictures, of which `chosen_places` chooses some; None if a table is given without pictures.
         as_pixels: the graph has the preprocessing inside, and takes uint8 pixels.
         data: what `--data` says, for messages; None where it is not given.
+        executor: where they are read and run.
     """
 
     source: ImageSource | None
     preprocess: Preprocess
     as_pixels: bool
     data: str | None = None
-
-    def as_inputs(self, batches: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[Any]]:
-        """Turn normalised batches, float32 (images, channels, height, width), into what the graph takes."""
-        for batch in batches:
-            yield self.preprocess.pixels_from_inputs(batch) if self.as_pixels else batch
+    executor: Executor = field(default=Local(), repr=False)
 
 
 def measure_ranges(
@@ -70,21 +69,20 @@ def measure_ranges(
         CalibrationError: there are too few images, or they are no pictures.
         BadInput: the pictures have other channels than the model.
     """
-    sample = _open_sample(images, request)
-    total, done = sample.source.count, 0
-
-    def count() -> None:
-        nonlocal done
-        done += 1
-        steps.progress("calibrate", done, total)
-
     tensors = load_precision(request.precision).observed_tensors(exact, request.target)
-    histograms = collect(exact, tensors, images.as_inputs(sample.batches(BATCH, count)))
-    for problem in sample.unreadable:
+    task, done = _counter(exact, tensors, images, request), 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        steps.progress("calibrate", done, task.source.count)
+
+    seen, histograms = count_images(task, images.executor, tell)
+    for problem in seen.unreadable:
         steps.left_out(problem)
-    sample.check(allow_few=request.allow_few_images)
+    seen.check(allow_few=request.allow_few_images)
     provenance = _provenance(clean, images)
-    return table_from_histograms(histograms, provenance, images=sample.images, fingerprint=sample.fingerprint)
+    return table_from_histograms(histograms, provenance, images=seen.images, fingerprint=seen.fingerprint)
 
 
 def few_inputs(images: CalibrationSet, request: LoweringRequest) -> NDArray[Any] | None:
@@ -110,7 +108,8 @@ def few_inputs(images: CalibrationSet, request: LoweringRequest) -> NDArray[Any]
             pixels.append(one)
     if not pixels:
         check_readable(unreadable, len(places))
-    return next(images.as_inputs([images.preprocess.normalise(np.stack(pixels))]))
+    stacked = np.stack(pixels)
+    return stacked if images.as_pixels else images.preprocess.normalise(stacked)
 
 
 def chosen_places(source: ImageSource, request: LoweringRequest) -> NDArray[np.int64]:
@@ -127,11 +126,16 @@ def chosen_places(source: ImageSource, request: LoweringRequest) -> NDArray[np.i
     return choose_evenly(source, request.calibration_images or CALIBRATION_IMAGES, request.seed)
 
 
-def _open_sample(images: CalibrationSet, request: LoweringRequest) -> Sample:
+def _counter(
+    model: onnx.ModelProto, tensors: Sequence[str], images: CalibrationSet, request: LoweringRequest
+) -> OpenCounter:
+    """What counts the tensors of a graph on the pictures to calibrate on."""
     source = images.source
     assert source is not None
     check_channels(source, images.preprocess)
-    return Sample(source.subset(chosen_places(source, request)), images.preprocess)
+    chosen = source.subset(chosen_places(source, request))
+    readable = None if isinstance(images.executor, Local) else first_readable(chosen)
+    return OpenCounter(chosen, images.preprocess, model, tensors, images.as_pixels, readable)
 
 
 def given_table(
@@ -157,14 +161,12 @@ def given_table(
     _check_sizes(clean, table, path)
     if images.source is None:
         return table
-    sample = _open_sample(images, request)
-    for _ in sample.batches(BATCH):
-        pass
-    if sample.fingerprint != table.fingerprint:
-        so_many = f"give --calibration-images {table.images}, or " if sample.images != table.images else ""
+    seen, _ = count_images(_counter(clean, (), images, request), images.executor)
+    if seen.fingerprint != table.fingerprint:
+        so_many = f"give --calibration-images {table.images}, or " if seen.images != table.images else ""
         raise CalibrationError(
             f"{path} was measured on other images than {images.data}: fingerprint {table.fingerprint[:16]}..., "
-            f"expected {sample.fingerprint[:16]}...; {so_many}leave --calibration out to measure again"
+            f"expected {seen.fingerprint[:16]}...; {so_many}leave --calibration out to measure again"
         )
     return table
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import onnx
 from torch.export import ExportedProgram
 
+from calibration.distributed.shards import Executor
 from calibration.observers import find_observer
 from exporter.graph.build import GraphForm, clean_graph, in_its_form
 from exporter.graph.intake.take import TakenFile
@@ -95,12 +96,13 @@ class _Proven(NamedTuple):
     golden: Golden
 
 
-def export(plan: ExportPlan, progress: Progress = silent) -> Export:
+def export(plan: ExportPlan, progress: Progress = silent, executor: Executor | None = None) -> Export:
     """Carry out a plan. The bundle at `plan.output` is complete and proven when this returns, untouched when it raises.
 
     Args:
         plan: what to export.
         progress: called as each step begins, and with the counts of long ones.
+        executor: whose workers share the pictures to calibrate on; None reads and runs them in this process.
 
     Raises:
         ParityError: the bundle is out of budget, or its images leave that undecided. With `plan.keep_rejected`, it is
@@ -118,6 +120,8 @@ def export(plan: ExportPlan, progress: Progress = silent) -> Export:
             model = _load_model(plan, folder, steps)
             plan = _with_fixed_batch(plan, model)
             loaded, calibration, images, choosing = _load(model, plan, precision, steps)
+            if executor is not None:
+                calibration = replace(calibration, executor=executor)
         program = loaded.taken if isinstance(loaded, LoadedFile) else _trace(loaded, images.first, plan, steps)
         form = _graph_form(plan, loaded)
         float_graph = clean_graph(program, form, loaded.preprocess, images.first.inputs, steps)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from calibration.data import ImageSource
+from calibration.one_size import fitted, is_too_large
 from calibration.reading import Unreadable, read_ahead
 from exporter.pipeline.images import Images
 from exporter.pipeline.plan import FULL
@@ -57,7 +58,9 @@ class PictureReader:
 
     def _prepare(self, picture: Picture) -> Image.Image | NDArray[np.uint8]:
         if self.uint8_input == FULL:
-            return image_from_pixels(self.preprocess.picture(picture))
+            image = image_from_pixels(self.preprocess.picture(picture))
+            # Once one is too large, all are fitted; those too large here, before they wait: a photograph is 50 MB.
+            return fitted(image, self.preprocess) if is_too_large(image, self.preprocess) else image
         return self.preprocess.pixels(picture)
 
     def _images(self, read: Iterable[tuple[int, Any]]) -> Images:

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from calibration.distributed.shards import Executor
+from exporter.verification.answers import Facts, OpenModel, answers_of
 from exporter.verification.bundle_diff import changes
-from exporter.verification.inputs import CheckInputs, bundle_outputs, gather_inputs
-from exporter.verification.own_process import Verdict, run_in_own_process
+from exporter.verification.inputs import CheckInputs, gather_inputs
+from exporter.verification.own_process import Verdict, run_here, run_in_own_process
 from exporter.verification.plan import CheckPlan
 from exporter.verification.verdicts import BackendCheck, BundleCheck, check_from_answer, remarks_on, verdict_on
 from runtimes._plugins import needed_for
 from runtimes.errors import ResnetExportError
-from runtimes.kernels import KernelCount
 from runtimes.parity.budget import Budget
 from runtimes.parity.budget_options import changed_budget
-from runtimes.parity.evidence import BackendParity, Evidence, compare_backend
-from runtimes.parity.golden import evidence_for
+from runtimes.parity.evidence import Answers, BackendParity, Evidence, Terms, judge
 from runtimes.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -50,12 +50,15 @@ class _Task:
     old_evidence: Evidence | None
 
 
-def check_bundle(plan: CheckPlan, say: Progress = silent, inputs: CheckInputs | None = None) -> CheckResult:
+def check_bundle(
+    plan: CheckPlan, say: Progress = silent, inputs: CheckInputs | None = None, executor: Executor | None = None
+) -> CheckResult:
     """Run a bundle on each backend of the plan and hold the answers to the budget.
 
     Args:
         say: called as each step begins.
         inputs: what `gather_inputs` gave, where that is at hand already.
+        executor: whose workers share the pictures of `data`; None runs each backend in a process of its own.
 
     Raises:
         ResnetExportError: the inputs cannot be gathered (see `gather_inputs`), or blocks cannot be followed.
@@ -63,23 +66,21 @@ def check_bundle(plan: CheckPlan, say: Progress = silent, inputs: CheckInputs | 
     """
     bundle = plan.bundle
     budget = changed_budget(bundle.manifest.budget, plan.budget)
-    inputs = inputs or gather_inputs(plan, say)
+    inputs = inputs or gather_inputs(plan, say, executor)
     evidence, pictures = inputs.evidence, inputs.pictures
     drift, bisection = _follow_blocks(plan, evidence, budget, say)
     found = []
     for backend in plan.backends:
         say(f"check {bundle.manifest.name} on {backend}")
         task = _Task(plan, backend, budget, evidence, inputs.old_evidence)
-        found.append(_check_backend(task, plan.timeout_s))
+        found.append(_check_backend(task, plan.timeout_s, executor))
     check = BundleCheck(
         bundle=str(bundle.folder),
         name=bundle.manifest.name,
         budget=budget,
         evidence="its golden inputs" if pictures is None else f"pictures of {pictures.source.name}",
         images=len(evidence.inputs),
-        reference=bundle.manifest.reference_text
-        if plan.against is None
-        else f"{plan.against.manifest.name} in {plan.against.folder}",
+        reference=_reference_text(plan),
         backends=tuple(found),
         image_names=pictures.names if pictures is not None else (),
         left_out=pictures.left_out if pictures is not None else (),
@@ -123,16 +124,18 @@ def check_can_follow_blocks() -> None:
         importlib.import_module("exporter.verification.blocks.bisect")
 
 
-def _check_backend(task: _Task, timeout_s: float | None) -> BackendCheck:
-    """Run a backend in a process of its own, and say what became of it."""
+def _check_backend(task: _Task, timeout_s: float | None, executor: Executor | None) -> BackendCheck:
+    """Run a backend in a process of its own, or on an executor's workers, and say what became of it."""
     start = time.perf_counter()
-    verdict, reason, ran = run_in_own_process(_run_backend, task, timeout_s=timeout_s)
+    if executor is None:
+        verdict, reason, ran = run_in_own_process(_run_backend, task, timeout_s=timeout_s)
+    else:
+        verdict, reason, ran = run_here(_run_backend, task, executor)
     seconds = round(time.perf_counter() - start, 3)
     if ran is None:
         return BackendCheck(task.backend, verdict, reason, None, seconds)
-    answer, kernels, details = ran
-    found, promised = check_from_answer(task.backend, answer, seconds), task.plan.bundle.manifest.kernels
-    found = replace(found, details=details)
+    kernels, promised = ran.facts.kernels, task.plan.bundle.manifest.kernels
+    found = replace(check_from_answer(task.backend, ran.answer, seconds), details=ran.facts.details)
     if kernels is None or promised is None:
         return found
     missing = kernels.shortfall(promised)
@@ -142,26 +145,21 @@ def _check_backend(task: _Task, timeout_s: float | None) -> BackendCheck:
 
 class _Ran(NamedTuple):
     answer: BackendParity
-    kernels: KernelCount | None
-    details: dict[str, str]
+    facts: Facts
 
 
-def _run_backend(task: _Task) -> tuple[Verdict, _Ran]:
-    """In the backend's own process: open the runtime, feed it, and compare its answers with the reference's."""
-    from runtimes._open import backend_class, open_runtime
-
-    backend_class(task.backend).check_here()
-    plan, evidence = task.plan, task.evidence
+def _run_backend(task: _Task, executor: Executor | None = None) -> tuple[Verdict, _Ran]:
+    """In the backend's own process, or by an executor's workers: open the runtime, feed it, and compare its answers
+    with the reference's."""
+    plan, evidence, expected = task.plan, task.evidence, task.evidence.outputs
     if plan.against is not None and task.old_evidence is not None:
-        evidence = replace(evidence, outputs=bundle_outputs(plan.against, task.backend, task.old_evidence, plan))
-    where, trusted = plan.provider_of(task.backend), plan.trust_engines
-    with open_runtime(plan.bundle, task.backend, provider=where, trust_engine=trusted, tuning=plan.tuning) as model:
-        fed = evidence_for(model, evidence, plan.bundle)
-        batch = model.batch or plan.bundle.manifest.batch  # a server may take fewer sizes than the bundle
-        answer = compare_backend(fed, task.backend, model, task.budget, batch)
-        kernels = model.kernels() if plan.bundle.manifest.kernels is not None else None
-        details = model.details
-    return verdict_on(answer), _Ran(answer, kernels, details)
+        expected = answers_of(OpenModel(plan.against, task.backend, task.old_evidence.inputs, plan), executor).outputs
+    found = answers_of(OpenModel(plan.bundle, task.backend, evidence.inputs, plan, proves=True), executor)
+    assert found.facts is not None
+    terms = Terms(task.budget, must_decide=evidence.must_decide)
+    answers = Answers(found.outputs, found.facts.batches, found.again)
+    answer = judge(expected, task.backend, answers, terms, evidence.labels)
+    return verdict_on(answer), _Ran(answer, found.facts)
 
 
 def _follow_blocks(
@@ -171,12 +169,12 @@ def _follow_blocks(
         return None, None
     check_can_follow_blocks()
     from exporter.verification.blocks.bisect import bisect_blocks
-    from exporter.verification.blocks.drift import drift_of_bundle
+    from exporter.verification.blocks.drift import MOST_IMAGES, drift_of_bundle
 
-    drift, bisection = None, None
+    drift, bisection, few = None, None, evidence.inputs[:MOST_IMAGES]
     if plan.blocks:
         say("follow the blocks")
-        drift = drift_of_bundle(plan.bundle, evidence.inputs, budget)
+        drift = drift_of_bundle(plan.bundle, few, budget)
     if plan.bisect:
-        bisection = bisect_blocks(plan.bundle, evidence.inputs, evidence.outputs, budget, say)
+        bisection = bisect_blocks(plan.bundle, few, evidence.outputs, budget, say)
     return drift, bisection

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from exporter.verification.own_process import Verdict, run_in_own_process
+from calibration.distributed.shards import Executor
+from exporter.verification.answers import OpenModel, answers_of
+from exporter.verification.own_process import Verdict, run_here, run_in_own_process
 from exporter.verification.pictures import Pictures, inputs_from_pictures, open_pictures
 from exporter.verification.plan import CheckPlan
-from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput, BundleError, PlanError
 from runtimes.manifest import Manifest
 from runtimes.parity.compare import is_classifier
 from runtimes.parity.evidence import Evidence
-from runtimes.parity.golden import evidence_for, golden_evidence
+from runtimes.parity.golden import golden_evidence
 from runtimes.printable import count_text
 from runtimes.progress import Progress, silent
 
@@ -34,8 +35,11 @@ class CheckInputs:
     old_evidence: Evidence | None
 
 
-def gather_inputs(plan: CheckPlan, say: Progress = silent) -> CheckInputs:
+def gather_inputs(plan: CheckPlan, say: Progress = silent, executor: Executor | None = None) -> CheckInputs:
     """The inputs of a check and the reference's outputs: the same for all backends, so several checks can share them.
+
+    Args:
+        executor: runs the reference; None runs it in a process of its own.
 
     Raises:
         BundleError: the golden file is not the model's, or there is no reference program for `data`.
@@ -45,24 +49,12 @@ def gather_inputs(plan: CheckPlan, say: Progress = silent) -> CheckInputs:
     """
     pictures = open_pictures(plan.bundle, plan.data, plan.images) if plan.data is not None else None
     _check_limits_apply(plan, pictures)
-    evidence = _evidence(plan, pictures, say)
+    evidence = _evidence(plan, pictures, say, executor)
     old_evidence = None if plan.against is None else _old_evidence(plan.against, plan, evidence, pictures)
     return CheckInputs(evidence, pictures, old_evidence)
 
 
-def bundle_outputs(bundle: Bundle, backend: str, evidence: Evidence, plan: CheckPlan) -> dict[str, Any]:
-    """The outputs by name of a bundle on a backend, for the inputs of `evidence`, opened as `plan` says."""
-    from runtimes._open import open_runtime
-
-    with open_runtime(bundle, backend, trust_engine=plan.trust_engines, tuning=plan.tuning) as model:
-        return _outputs(model, bundle, evidence)
-
-
-def _outputs(model: Runtime, bundle: Bundle, evidence: Evidence) -> dict[str, Any]:
-    return model.run({model.inputs[0].name: evidence_for(model, evidence, bundle).inputs})
-
-
-def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress) -> Evidence:
+def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress, executor: Executor | None) -> Evidence:
     """The golden inputs and outputs; or pictures, and what the reference program answers to them."""
     if pictures is None:
         return golden_evidence(plan.bundle)
@@ -71,7 +63,10 @@ def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress) -> Evid
     if plan.against is not None:
         return evidence  # the other bundle's answers are the reference
     say(f"run {plan.bundle.manifest.reference_text} on {count_text(len(inputs))}")
-    verdict, reason, outputs = run_in_own_process(_run_reference, plan, evidence, timeout_s=plan.timeout_s)
+    if executor is None:
+        verdict, reason, outputs = run_in_own_process(_run_reference, plan, evidence, timeout_s=plan.timeout_s)
+    else:
+        verdict, reason, outputs = run_here(_run_reference, plan, evidence, executor)
     if verdict == "not here":
         raise BackendUnavailable(f"--data is held against the bundle's reference: {reason}")
     if verdict != "ok":
@@ -79,12 +74,11 @@ def _evidence(plan: CheckPlan, pictures: Pictures | None, say: Progress) -> Evid
     return replace(evidence, outputs=outputs)
 
 
-def _run_reference(plan: CheckPlan, evidence: Evidence) -> tuple[Verdict, dict[str, Any]]:
-    """In a process of its own: the reference's outputs."""
-    from runtimes._open import open_reference
-
-    with open_reference(plan.bundle, tuning=plan.tuning) as model:
-        return "ok", _outputs(model, plan.bundle, evidence)
+def _run_reference(
+    plan: CheckPlan, evidence: Evidence, executor: Executor | None = None
+) -> tuple[Verdict, dict[str, Any]]:
+    """In a process of its own, or by an executor's workers: the reference's outputs."""
+    return "ok", answers_of(OpenModel(plan.bundle, None, evidence.inputs, plan), executor).outputs
 
 
 def _old_evidence(old: Bundle, plan: CheckPlan, evidence: Evidence, pictures: Pictures | None) -> Evidence:

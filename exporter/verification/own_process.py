@@ -118,6 +118,17 @@ def run_in_own_process(
         return process.ask(work, *arguments)
 
 
+def run_here(work: Callable[..., tuple[Verdict, Any]], *arguments: object) -> Outcome:
+    """Run `work(*arguments)` in this process: the same outcome, but for a crash, which ends it."""
+    try:
+        verdict, value = work(*arguments)
+    except BackendUnavailable as error:
+        return Outcome("not here", str(error), None)
+    except ResnetExportError as error:
+        return Outcome("failed", str(error), None)
+    return Outcome(verdict, "", value)
+
+
 def _serve(connection: Connection) -> None:
     """In the new process: receive work, do it, and send its outcome, again and again.
 
@@ -137,8 +148,7 @@ def _serve(connection: Connection) -> None:
             elif isinstance(work, str):
                 connection.send(("ok", "", _called(kept, work, arguments)))
             else:
-                verdict, value = work(*arguments)
-                connection.send((verdict, "", value))
+                connection.send(run_here(work, *arguments))
         except BackendUnavailable as error:
             connection.send(("not here", str(error), None))
         except ResnetExportError as error:

@@ -23,7 +23,7 @@ from runtimes.benchmark.together import rate_together
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable
 from runtimes.parity.evidence import compare_backend
-from runtimes.parity.golden import evidence_for, golden_evidence
+from runtimes.parity.golden import evidence_for, golden_evidence, inputs_for
 from runtimes.specs import BatchRange
 from runtimes.tuning import Tuning
 
@@ -222,7 +222,7 @@ class Measurement:
 
     def _feeds(self, batch: int) -> dict[str, NDArray[Any]]:
         runtime, bundle = self._opened, self._task.bundle
-        inputs = evidence_for(runtime, golden_evidence(bundle), bundle).inputs
+        inputs = inputs_for(runtime, golden_evidence(bundle).inputs[:], bundle)
         return {runtime.inputs[0].name: repeated(inputs, batch)}
 
     def _batches(self, job: Job) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,13 @@ from runtimes.specs import BatchRange
 LOWEST_DECADE, HIGHEST_DECADE, BINS_A_DECADE = -9, 1, 4
 
 
+class Inputs(Protocol):
+    """Inputs as a model takes them, (images, ...): an array, or what reads rows of one when they are asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Inputs, and the reference's outputs for them.
@@ -32,7 +39,7 @@ class Evidence:
             or accuracy; for them an undecided limit is said, and is none.
     """
 
-    inputs: NDArray[Any]
+    inputs: Inputs
     outputs: Mapping[str, NDArray[Any]]
     labels: NDArray[Any] | None = None
     must_decide: bool = False
@@ -146,12 +153,10 @@ def compare_backend(
         budget: what the precision may cost.
         batch: the batch sizes that the model is made for.
     """
-    count = len(evidence.inputs)
+    inputs, count = evidence.inputs[:], len(evidence.inputs)
     *smaller, largest = batch.proof_sizes
-    again = [
-        OtherBatch(np.arange(min(size, count)), outputs_at(runtime, evidence.inputs[:size], size)) for size in smaller
-    ]
-    answers = Answers(outputs_at(runtime, evidence.inputs, largest), batch.proof_sizes, again)
+    again = [OtherBatch(np.arange(min(size, count)), outputs_at(runtime, inputs[:size], size)) for size in smaller]
+    answers = Answers(outputs_at(runtime, inputs, largest), batch.proof_sizes, again)
     terms = Terms(budget, must_decide=evidence.must_decide)
     return judge(evidence.outputs, name, answers, terms, evidence.labels)
 

@@ -24,7 +24,7 @@ def golden_arrays(bundle: Bundle) -> tuple[NDArray[Any], dict[str, NDArray[Any]]
         BundleError: `golden.npz` is missing, does not hold them, or is of another model.
     """
     found = golden_evidence(bundle)
-    return found.inputs, dict(found.outputs)
+    return found.inputs[:], dict(found.outputs)
 
 
 def golden_evidence(bundle: Bundle) -> Evidence:
@@ -67,19 +67,20 @@ def golden_report(bundle: Bundle, name: str, runtime: Runtime) -> ParityReport:
     ).report
 
 
-def evidence_for(runtime: Runtime, evidence: Evidence, bundle: Bundle) -> Evidence:
-    """The evidence with inputs that this backend takes.
+def inputs_for(runtime: Runtime, inputs: NDArray[Any], bundle: Bundle) -> NDArray[Any]:
+    """A bundle's inputs as this backend takes them.
 
     Where a model has its preprocessing inside, it takes pixels, but its FP32 program takes preprocessed images.
     """
-    if evidence.inputs.dtype == PIXELS and runtime.inputs[0].dtype != PIXELS:
-        return replace(
-            evidence,
-            inputs=bundle.manifest.preprocess.inputs_from_pixels(
-                evidence.inputs, any_size=takes_any_size(bundle.manifest.inputs[0])
-            ),
-        )
-    return evidence
+    if inputs.dtype == PIXELS and runtime.inputs[0].dtype != PIXELS:
+        any_size = takes_any_size(bundle.manifest.inputs[0])
+        return bundle.manifest.preprocess.inputs_from_pixels(inputs, any_size=any_size)
+    return inputs
+
+
+def evidence_for(runtime: Runtime, evidence: Evidence, bundle: Bundle) -> Evidence:
+    """The evidence with inputs that this backend takes."""
+    return replace(evidence, inputs=inputs_for(runtime, evidence.inputs[:], bundle))
 
 
 def _fits(spec: TensorSpec, values: NDArray[Any]) -> bool:

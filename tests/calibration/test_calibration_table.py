@@ -51,7 +51,9 @@ def measured(graph: onnx.ModelProto, provenance: Provenance) -> Callable[[Any], 
     def measure(places: Any) -> CalibrationTable:
         sample = Sample(built_in("train").subset(np.asarray(places)), PREPROCESS)
         histograms = collect(graph, place_pairs(graph).observed, sample.batches(BATCH))
-        return table_from_histograms(histograms, provenance, images=sample.images, fingerprint=sample.fingerprint)
+        return table_from_histograms(
+            histograms, provenance, images=sample.seen.images, fingerprint=sample.seen.fingerprint
+        )
 
     return measure
 

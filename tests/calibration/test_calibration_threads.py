@@ -23,11 +23,11 @@ def test_sessions_of_an_export_have_as_many_threads_as_the_process_has_cores(
     assert probe.open_session(model).get_session_options().intra_op_num_threads == cores
     seen: list[onnxruntime.InferenceSession] = []
 
-    class Counter(collect._Counter):
+    class Runner(collect._Runner):
         def __init__(self, session: onnxruntime.InferenceSession, tensors: Sequence[str]) -> None:
             super().__init__(session, tensors)
             seen.append(session)
 
-    monkeypatch.setattr(collect, "_Counter", Counter)
+    monkeypatch.setattr(collect, "_Runner", Runner)
     collect.collect(model, [model.graph.output[0].name], [])
     assert [one.get_session_options().intra_op_num_threads for one in seen] == [threads] * at_once

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from calibration.data import ImageSource, built_in, open_source, with_channels
-from calibration.sample import Sample, neighbour_correlation
+from calibration.sample import Sample, Seen, neighbour_correlation
 from runtimes.errors import BadInput, CalibrationError
 from runtimes.preprocess import Preprocess
 
@@ -20,11 +20,11 @@ GREY = Preprocess(28, (28, 28), "bilinear", True, (0.286,), (0.353,))
 ALL = np.arange(1000)
 
 
-def exhausted(source: ImageSource, size: int = 4, preprocess: Preprocess = GREY) -> Sample:
+def exhausted(source: ImageSource, size: int = 4, preprocess: Preprocess = GREY) -> Seen:
     sample = Sample(source, preprocess)
     for _ in sample.batches(size):
         pass
-    return sample
+    return sample.seen
 
 
 def source_of(picture: Callable[[int], Image.Image], count: int) -> ImageSource:
@@ -48,18 +48,12 @@ def folder_with_broken(folder: Path, broken: list[int], count: int = 600) -> Ima
 @pytest.mark.parametrize(("count", "size"), [(64, 4), (65, 4), (3, 4), (10, 1), (7, 100)])
 def test_batches_hold_every_picture_in_order_and_only_the_last_may_be_smaller(count: int, size: int) -> None:
     source = built_in("train").subset(ALL[:count])
-    told = 0
-
-    def tell() -> None:
-        nonlocal told
-        told += 1
-
     sample = Sample(source, GREY)
-    batches = list(sample.batches(size, tell))
+    batches = list(sample.batches(size))
     assert [len(batch) for batch in batches] == [size] * (count // size) + ([count % size] if count % size else [])
     assert {batch.dtype.name for batch in batches} == {"float32"}
     np.testing.assert_array_equal(np.concatenate(batches), GREY.batch([source.image(place) for place in range(count)]))
-    assert (sample.images, told, sample.unreadable) == (count, count, [])
+    assert (sample.seen.images, sample.seen.unreadable) == (count, [])
 
 
 def test_the_fingerprint_is_of_the_content_whatever_its_order_and_batches() -> None:
@@ -184,7 +178,7 @@ def test_pictures_smaller_than_the_crop_are_taken(size: tuple[int, int]) -> None
     sample = Sample(source_of(lambda place: ramp(place, size), 64), whole)
     batches = list(sample.batches(16))
     assert [batch.shape for batch in batches] == [(16, 1, 32, 32)] * 4
-    sample.check(allow_few=False)
+    sample.seen.check(allow_few=False)
 
 
 def test_pictures_are_decoded_ahead_but_not_all_at_once() -> None:
@@ -227,8 +221,8 @@ def test_arrays_of_many_channels_are_sampled_and_told_apart() -> None:
     source = with_channels(built_in("train"), 5)
     sample = Sample(source.subset(ALL[:64]), steps)
     assert [batch.shape for batch in sample.batches(16)] == [(16, 5, 28, 28)] * 4
-    sample.check(allow_few=False)
-    assert sample.fingerprint != exhausted(source.subset(ALL[1:65]), preprocess=steps).fingerprint
+    sample.seen.check(allow_few=False)
+    assert sample.seen.fingerprint != exhausted(source.subset(ALL[1:65]), preprocess=steps).fingerprint
     noise = np.random.default_rng(0).integers(0, 256, (64, 28, 28, 5), np.uint8)
     with pytest.raises(CalibrationError, match="look like random noise"):
         exhausted(replace(source, picture=lambda place: noise[place]).subset(ALL[:64]), preprocess=steps).check(

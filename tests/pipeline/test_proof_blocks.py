@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from memory_growth import peak_growth_below
 from numpy.typing import NDArray
-from peak_memory import peak_growth_below
 from PIL import Image
 
 from calibration.data import ImageSource, built_in

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from memory_growth import peak_growth_below
 from numpy.typing import NDArray
-from peak_memory import peak_growth_below
 from PIL import Image
 from plain_pictures import noise, pixels, plain
 from torchvision.models import get_model_weights

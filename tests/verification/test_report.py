@@ -95,7 +95,7 @@ def test_a_flip_shows_the_picture_that_the_model_was_fed(turned: Made) -> None:
         r'<img src="data:image/png;base64,([^"]+)" class="small" alt="golden image (\d+), which was ([^"]+)"', page
     )
     assert len(addresses) == len(made.flips) == made.flip_count == TINY_IMAGES
-    preprocess, inputs = turned[1].bundle.manifest.preprocess, turned[2].inputs
+    preprocess, inputs = turned[1].bundle.manifest.preprocess, turned[2].inputs[:]
     for data, place, said in addresses:
         with Image.open(io.BytesIO(base64.b64decode(data))) as image:
             np.testing.assert_array_equal(

@@ -40,7 +40,9 @@ def section_from_check(
     bundle = plan.bundle
     flips = _flips_by_backends(check)
     shown = [flip.image for flip, _ in flips[:SHOWN_FLIPS]]
-    inputs = [evidence.inputs[image] for image in shown] if read is None else read(shown) if shown else []
+    inputs = (
+        [evidence.inputs[image : image + 1][0] for image in shown] if read is None else read(shown) if shown else []
+    )
     return Section(
         check=check,
         manifest=bundle.manifest,
