@@ -31,6 +31,7 @@ class TritonRuntime(Runtime):
     """
 
     FILE = "model.onnx"  # what the server's model was made from
+    TOGETHER = True
 
     def __init__(
         self, address: ModelAddress, client: ModelClient, served: ServedModel, batch: BatchRange | None

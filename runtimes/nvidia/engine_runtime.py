@@ -2,8 +2,8 @@
 
 Follows NVIDIA's samples (python/common_runtime.py) and the notes of NvInferRuntime.h.
 
-Threads: use one instance from one thread at a time. `sibling()` makes an instance for another thread, which shares the
-engine, as many threads may, but has its own contexts, stream and buffers.
+Threads that share an instance take turns. `sibling()` makes one for another thread, which shares the engine, as many
+threads may, but has its own contexts, stream and buffers.
 """
 
 from __future__ import annotations
@@ -187,6 +187,9 @@ class EngineRuntime(Runtime):
             ValueError: the runtime is closed.
         """
         self._check_usable()
+        return self._turns.take(lambda: self._run_on_device(feeds))
+
+    def _run_on_device(self, feeds: Mapping[str, object]) -> dict[str, DeviceArray]:
         self._release_inputs()
         tensors = {name: tensor_from_dlpack(array, self._stream.handle) for name, array in feeds.items()}
         count = check_feeds(self._fed, {name: placeholder(tensor) for name, tensor in tensors.items()})
