@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable
+from runtimes.forks import check_own_import
 from runtimes.nvidia.cuda import (
     DeviceBuffer,
     Event,
@@ -121,6 +122,7 @@ class EngineRuntime(Runtime):
             raise BackendUnavailable(
                 f"{cls.BACKEND} runs on an NVIDIA GPU alone, got provider '{provider}'; leave --provider out"
             )
+        check_own_import(cls.API.__name__)
         if isinstance(model, Path):
             return cls(load_engine(cls.API, model, cls.here, trusted))
         cls.check_bundle(model.manifest, provider)
