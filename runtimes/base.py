@@ -255,6 +255,28 @@ class Runtime(ABC):
             self._streams.add(found)
         return found
 
+    @final
+    def sibling(self) -> Self:
+        """Another runtime of the same model, opened as this one: for another thread to run beside it.
+
+        It has its own memory for inputs and outputs, and shares the weights wherever its library can. Each is closed
+        for itself.
+
+        Raises:
+            BackendUnavailable: the backend has none; or as `run`.
+            ValueError: as `run`.
+        """
+        self._check_usable()
+        found = self._turns.take(self._sibling)
+        found.tuning, found.preprocess, found.choice = self.tuning, self.preprocess, self.choice
+        return found
+
+    def _sibling(self) -> Self:
+        raise BackendUnavailable(
+            f"expected a backend whose runtimes share a model, got {type(self).__name__}; open the model again for "
+            "another thread"
+        )
+
     def _run_each(self, batches: Iterator[dict[str, NDArray[Any]]]) -> Iterator[dict[str, NDArray[Any]]]:
         """Run one batch after another, each of any number of rows, and yield the outputs in order.
 

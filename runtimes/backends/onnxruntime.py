@@ -235,6 +235,14 @@ class OnnxRuntime(Runtime):
 
         return call
 
+    def _sibling(self) -> OnnxRuntime:
+        if self._graphs is not None:
+            raise BackendUnavailable(
+                "onnxruntime's cuda-graph serves one thread alone, expected another provider; open the model again for "
+                "another thread"
+            )
+        return OnnxRuntime(self._session, self._provider, self.batch, self._path, self._int8)
+
     def _close(self) -> None:
         self._buffers.clear()
         self._graphs = None

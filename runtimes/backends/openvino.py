@@ -216,6 +216,10 @@ class OpenVinoRuntime(Runtime):
 
         return call
 
+    def _sibling(self) -> OpenVinoRuntime:
+        compiled = Compiled(self._model, self._memory, self._not_kept)
+        return OpenVinoRuntime(compiled, self._path, self._plan, self.batch)
+
     def _close(self) -> None:
         del self._request, self._model, self._memory
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -160,6 +161,11 @@ class PyTorchRuntime(Runtime):
             torch.autocast(self._provider, torch.bfloat16) if bf16 else nullcontext(),
         ):
             yield
+
+    def _sibling(self) -> PyTorchRuntime:
+        found = copy(self)  # of the same module
+        Runtime.__init__(found, self.inputs, self.outputs, self.batch)
+        return found
 
     def _close(self) -> None:
         del self._call, self._module

@@ -87,6 +87,10 @@ class TritonRuntime(Runtime):
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return self._client.infer(feeds, self.outputs)
 
+    def _sibling(self) -> TritonRuntime:
+        client = ModelClient(self._address, connection_from_environment())
+        return TritonRuntime(self._address, client, self._served, self.batch)
+
     def _close(self) -> None:
         self._client.close()
 

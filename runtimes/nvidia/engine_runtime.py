@@ -141,9 +141,7 @@ class EngineRuntime(Runtime):
         """This library, its version, and the GPU that it would run on."""
         return Here(cls.BACKEND, cls.API.__version__, device().target)
 
-    def sibling(self) -> Self:
-        """Another instance on the same engine, for another thread. Raises as `run` does where the runtime is closed."""
-        self._check_usable()
+    def _sibling(self) -> Self:
         return type(self)(self._loaded)
 
     @property

@@ -9,12 +9,10 @@ import sys
 import pytest
 from backend_fixtures import Backend, backend_fixture, one_thread_fixture  # noqa: F401  # pytest finds the fixtures by their names
 
-from runtimes import forks
 from runtimes.errors import BackendUnavailable
-from runtimes.forks import check_own_import
+from runtimes.forks import STAY_BEHIND, check_own_import
 from runtimes.tuning import Tuning
 
-FORKS = 2
 OWN_FORK = """
 import json, os, signal, sys, threading, time, traceback, warnings
 warnings.simplefilter("ignore")  # from Python 3.12 on: a process with threads forks
@@ -75,16 +73,17 @@ os._exit(0)
 """
 
 
-def test_a_fork_in_the_middle_of_runs_in_other_threads_is_told_or_answers(backend: Backend) -> None:
+@pytest.mark.parametrize("forks", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_fork_in_the_middle_of_runs_in_other_threads_is_told_or_answers(backend: Backend, forks: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", OWN_FORK, backend.given, backend.name, str(FORKS)],
+        [sys.executable, "-c", OWN_FORK, backend.given, backend.name, str(forks)],
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=120 + 30 * forks,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert lines[1::2] == [0] * FORKS, done.stdout + done.stderr
+    assert lines[1::2] == [0] * forks, done.stdout + done.stderr
     for run, step, own in lines[::2]:
         assert "open it after the fork" in run
         assert "open it after the fork" in step
@@ -101,7 +100,7 @@ def test_what_stays_behind_in_a_fork_is_not_opened_there(
     if backend.name != backend_name:
         pytest.skip("another backend's turn")
     package = {"pytorch": "torch"}.get(backend_name, backend_name)
-    monkeypatch.setattr(forks, "_inherited", {package})
+    monkeypatch.setattr("runtimes.forks._inherited", {package})
     with pytest.raises(BackendUnavailable, match=f"expected a process that imports {package} itself") as caught:
         backend.kind.open(backend.path, tuning=Tuning())
     assert "\n" not in str(caught.value)
@@ -110,5 +109,5 @@ def test_what_stays_behind_in_a_fork_is_not_opened_there(
 
 
 def test_nothing_is_refused_in_a_process_of_its_own() -> None:
-    for package in forks.STAY_BEHIND:
+    for package in STAY_BEHIND:
         check_own_import(package)

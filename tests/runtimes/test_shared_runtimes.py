@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from backend_fixtures import Backend, backend_fixture, one_thread_fixture  # noqa: F401  # pytest finds the fixtures by their names
+from engine_bundles import opened
 from engine_fixtures import (  # noqa: F401  # as above
     api_fixture,
     cuda_fixture,
@@ -54,6 +56,37 @@ def test_threads_that_share_a_runtime_get_their_own_answers(backend: Backend) ->
 
 def test_threads_that_share_an_engine_get_their_own_answers(runtime: EngineRuntime) -> None:
     stress(runtime)
+
+
+def siblings(runtime: Runtime) -> None:
+    """Threads with siblings, which run side by side and are each closed for itself."""
+    runtime.preprocess = STEPS
+    fed = [{INPUT: images(1 + place % 3, seed=place)} for place in range(THREADS)]
+    expected = [runtime.run(one)[OUTPUT] for one in fed]
+
+    def work(place: int) -> None:
+        with runtime.sibling() as mine:
+            assert (mine.inputs, mine.outputs, mine.batch) == (runtime.inputs, runtime.outputs, runtime.batch)
+            for _ in range(ROUNDS):
+                assert_same_rows(mine.run(fed[place])[OUTPUT], expected[place])
+            assert len(list(mine.stream([np.zeros((28, 28), np.uint8)] * 3, batch=3))) == 1
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(work, range(THREADS)))
+    last = runtime.sibling()
+    runtime.close()
+    with last:  # it outlives the one that it came from
+        assert_same_rows(last.run(fed[0])[OUTPUT], expected[0])
+    with pytest.raises(ValueError, match="the runtime is closed; open it again"):
+        runtime.sibling()
+
+
+def test_siblings_run_in_threads_of_their_own(backend: Backend) -> None:
+    siblings(backend.open())
+
+
+def test_an_engines_siblings_run_in_threads_of_their_own(engine: Path) -> None:
+    siblings(opened(engine))
 
 
 class Watched:
