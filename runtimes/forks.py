@@ -20,11 +20,8 @@ def _note_fork() -> None:
 os.register_at_fork(after_in_child=_note_fork)
 
 
-def check_own_import(package: str, but: str = "") -> None:
+def check_own_import(package: str) -> None:
     """Check that a package of STAY_BEHIND was not imported before this process was forked.
-
-    Args:
-        but: what else would do, for the message.
 
     Raises:
         BackendUnavailable: it was.
@@ -32,5 +29,5 @@ def check_own_import(package: str, but: str = "") -> None:
     if package in _inherited:
         raise BackendUnavailable(
             f"expected a process that imports {package} itself, got the fork of one that had imported it, where its "
-            f"threads and devices stay; {but}start processes with multiprocessing's 'spawn', or fork before the import"
+            f"threads and devices stay; start processes with multiprocessing's 'spawn', or fork before the import"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,13 +24,8 @@ class Settings:
         with self._lock, _true_fp32(), _threads(threads):
             yield
 
-    def renew(self) -> None:
-        """Begin anew, in a fork whose parent's other threads may have held the lock."""
-        self._lock = threading.RLock()
-
 
 SETTINGS = Settings()
-os.register_at_fork(after_in_child=SETTINGS.renew)
 
 
 @contextmanager

@@ -82,6 +82,7 @@ class PyTorchRuntime(Runtime):
         batch: BatchRange | None = None,
         tuning: Tuning = DEFAULT_TUNING,
     ) -> PyTorchRuntime:
+        check_own_import("torch")
         device = provider or "cpu"
         if device not in ("cpu", "cuda"):
             raise BackendUnavailable(f"pytorch has no provider '{device}' here; choose from cpu, cuda")
@@ -89,8 +90,6 @@ class PyTorchRuntime(Runtime):
             raise BackendUnavailable(
                 "pytorch sees no CUDA device; use --provider cpu, or install a driver for this build of torch"
             )
-        if device == "cuda" or tuning.cores > 1:
-            check_own_import("torch", "" if device == "cuda" else "open it on the CPU with --threads 1, ")
         with SETTINGS.exact(tuning.cores):
             program, names = program_from_file(path)
             return cls(program, names, device, batch, tuning.cores)

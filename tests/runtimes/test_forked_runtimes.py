@@ -11,7 +11,6 @@ from backend_fixtures import Backend, backend_fixture, one_thread_fixture  # noq
 
 from runtimes.errors import BackendUnavailable
 from runtimes.forks import STAY_BEHIND, check_own_import
-from runtimes.tuning import Tuning
 
 OWN_FORK = """
 import json, os, signal, sys, threading, time, traceback, warnings
@@ -89,7 +88,7 @@ def test_a_fork_in_the_middle_of_runs_in_other_threads_is_told_or_answers(backen
         assert "open it after the fork" in step
         if backend.name in ("onnxruntime", "triton"):
             assert own == "answered"
-        elif own != "answered":
+        else:
             assert "start processes with multiprocessing's 'spawn', or fork before the import" in own
 
 
@@ -102,10 +101,8 @@ def test_what_stays_behind_in_a_fork_is_not_opened_there(
     package = {"pytorch": "torch"}.get(backend_name, backend_name)
     monkeypatch.setattr("runtimes.forks._inherited", {package})
     with pytest.raises(BackendUnavailable, match=f"expected a process that imports {package} itself") as caught:
-        backend.kind.open(backend.path, tuning=Tuning())
+        backend.open()
     assert "\n" not in str(caught.value)
-    if package == "torch":  # on one thread it has none to wait for
-        backend.open().close()
 
 
 def test_nothing_is_refused_in_a_process_of_its_own() -> None:
