@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import inspect
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -127,7 +128,9 @@ class OutputStream(Iterator[Outputs]):
         does one in a forked process, or in the middle of its own step."""
         if self._process == os.getpid():
             with self._lock:
-                if not self._outputs.gi_running:  # else the handler of a signal calls: the step ends it
+                if (
+                    inspect.getgeneratorstate(self._outputs) != inspect.GEN_RUNNING
+                ):  # else the handler of a signal calls: the step ends it
                     self._outputs.close()
 
     def __del__(self) -> None:

@@ -49,7 +49,7 @@ def test_a_leak_is_a_slope_whose_whole_interval_is_above_the_bound(
         soak.slope_of([*zip(done, 9e5 + each * done + warming_up + jitter, strict=True)])
         for jitter in np.random.default_rng(0).normal(0, noise, (100, 241))
     ]
-    assert sum(one.low < each < one.high for one in slopes) >= 90  # of 95 to be expected
+    assert sum(one.low < each < one.high for one in slopes) >= 85  # 95 are to be expected
     none = soak.Slope(0.0, 0.0, 0.0)
     assert soak.Row("made", "runs", 9600, 0, 900.0, slopes[0], none, none).leaks == leaks
 
@@ -67,14 +67,14 @@ def test_a_handle_in_a_hundred_runs_is_a_leak(soak: ModuleType) -> None:
 
 def test_every_kind_of_work_is_done_and_answers_are_the_first_ones(soak: ModuleType, good: Made) -> None:
     open_ = partial(open_runtime, good[1].bundle, "onnxruntime", tuning=Tuning(1))
-    rows = soak.soak("onnxruntime", open_, soak.Amount(runs=200, opens=30, threads=3))
+    rows = soak.soak("onnxruntime", open_, soak.Amount(runs=100, opens=25, threads=3))
     assert [(one.work, one.wrong) for one in rows] == [("runs", 0), ("streams", 0), ("opens", 0), ("threads", 0)]
     assert all(one.done > 0 and one.mib > 0 for one in rows)
     assert not [one for one in rows if "handles" in one.leaks or "threads" in one.leaks], soak.table(rows)
 
 
 def test_an_engine_gives_back_what_it_takes(soak: ModuleType, engine: Path) -> None:
-    rows = soak.soak("tensorrt", lambda: opened(engine), soak.Amount(runs=60, opens=10, threads=2))
+    rows = soak.soak("tensorrt", lambda: opened(engine), soak.Amount(runs=50, opens=25, threads=2))
     assert [one.work for one in rows] == ["runs", "opens", "threads"]
     assert not any(one.wrong for one in rows)
     assert not [one for one in rows if "handles" in one.leaks or "threads" in one.leaks], soak.table(rows)
