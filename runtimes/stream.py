@@ -128,9 +128,8 @@ class OutputStream(Iterator[Outputs]):
         does one in a forked process, or in the middle of its own step."""
         if self._process == os.getpid():
             with self._lock:
-                if (
-                    inspect.getgeneratorstate(self._outputs) != inspect.GEN_RUNNING
-                ):  # else the handler of a signal calls: the step ends it
+                # It runs where the handler of a signal calls in the middle of a step, which then ends it.
+                if inspect.getgeneratorstate(self._outputs) != inspect.GEN_RUNNING:
                     self._outputs.close()
 
     def __del__(self) -> None:
