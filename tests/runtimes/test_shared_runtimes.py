@@ -26,7 +26,7 @@ from engine_fixtures import (  # noqa: F401  # as above
 from numpy.typing import NDArray
 from tiny_answers import INPUT, OUTPUT, assert_same_rows, images
 
-from runtimes import Preprocess, Runtime
+from runtimes import Preprocess, Runtime, open_runtime
 from runtimes.nvidia.engine_runtime import EngineRuntime
 from runtimes.stream import OutputStream
 
@@ -133,6 +133,24 @@ def test_closing_waits_for_the_thread_that_runs_and_the_next_ones_are_told(
             assert_same_rows(first.result(20)[OUTPUT], expected)
             error = second.exception(20)  # none where it had its turn before `close`
             assert error is None or "the runtime is closed; open it again" in str(error)
+
+
+def test_closing_a_client_ends_its_requests_that_are_under_way(tiny_model: Path) -> None:
+    pytest.importorskip("tritonclient.grpc", reason="the backend triton needs its client")
+    from fake_triton import FakeTriton, fake_triton, model_of
+
+    with (
+        fake_triton(FakeTriton(model_of(tiny_model / "model.onnx"), max_batch=0)) as server,
+        open_runtime(server.url, "triton") as runtime,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        server.hang = "ModelInfer"
+        waiting = pool.submit(runtime.run, {INPUT: images(1)})
+        while not server.calls["ModelInfer"]:
+            time.sleep(0.01)
+        runtime.close()
+        with pytest.raises(ValueError, match="the runtime is closed; open it again"):
+            waiting.result(20)
 
 
 def test_closing_ends_the_streams_that_other_threads_read(backend: Backend) -> None:
