@@ -18,6 +18,7 @@ from runtimes.errors import BackendUnavailable, BadInput, UnknownName
 from runtimes.kernels import KernelCount
 from runtimes.specs import BatchRange, TensorSpec, check_feeds, declared_batch, with_free_batch
 from runtimes.tuning import DEFAULT_TUNING, Tuning
+from runtimes.turns import Turns
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on; JetPack 6 has 3.10
@@ -33,8 +34,9 @@ class Runtime(ABC):
     """A loaded model that can be run, until it is closed. Each backend is a subclass.
 
     Inputs are checked here, once for every backend. A batch above the range is split; one below it is padded, and its
-    outputs are trimmed. The arrays that `run` returns belong to the caller: no later call changes them. Use an instance
-    from one thread at a time, and only in the process that opened it.
+    outputs are trimmed. The arrays that `run` returns belong to the caller: no later call changes them. Threads may
+    share an instance: they take turns, so that one runs it at a time (see `TOGETHER`, and `sibling` for threads that
+    run side by side). Only the process that opened it can use it.
     """
 
     FILE: ClassVar[str]
@@ -45,6 +47,8 @@ class Runtime(ABC):
     """The preprocessing of the bundle that it was opened from; None for a single model file."""
     choice: Choice | None = None
     """How `auto` came to this backend; None where it was named."""
+    TOGETHER: ClassVar[bool] = False
+    """May several threads be in `_run` at a time? Otherwise they take turns."""
     VARIANTS: ClassVar[tuple[str, ...]] = ()
     """Other ways to run the model, faster or less exact, that a benchmark measures too: names that `use` takes."""
 
@@ -53,7 +57,7 @@ class Runtime(ABC):
         self.outputs = tuple(outputs)
         self.batch = batch if batch is not None else declared_batch(inputs)
         self._fed = tuple(with_free_batch(spec) for spec in inputs)
-        self._closed = False
+        self._turns = Turns(together=self.TOGETHER)
         self._streams: WeakSet[OutputStream] = WeakSet()
         self._process = os.getpid()
 
@@ -194,10 +198,7 @@ class Runtime(ABC):
         self._check_usable()
         count = check_feeds(self._fed, feeds)
         contiguous = _contiguous(feeds)
-        if self.batch is None or self.batch.min <= count <= self.batch.max:
-            return self._run(contiguous)
-        parts = [self._run_rows(contiguous, start, stop, self.batch.min) for start, stop in self.batch.chunks(count)]
-        return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.outputs}
+        return self._turns.take(lambda: self._run_in_range(contiguous, count))
 
     @final
     def prepared(self, feeds: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
@@ -215,11 +216,12 @@ class Runtime(ABC):
         count = check_feeds(self._fed, feeds)
         if self.batch is not None and not self.batch.min <= count <= self.batch.max:
             raise BadInput(f"expected a batch from {self.batch.min} to {self.batch.max}, got {count}")
-        call = self._prepared(_contiguous(feeds))
+        contiguous = _contiguous(feeds)
+        call = self._turns.take(lambda: self._prepared(contiguous))
 
         def checked() -> None:
             self._check_usable()
-            call()
+            self._turns.take(call)
 
         return checked
 
@@ -249,8 +251,31 @@ class Runtime(ABC):
 
         self._check_usable()
         found = open_stream(self, pictures, self.preprocess if preprocess is None else preprocess, batch)
-        self._streams.add(found)
+        with self._turns.lock:
+            self._streams.add(found)
         return found
+
+    @final
+    def sibling(self) -> Self:
+        """Another runtime of the same model, opened as this one: for another thread to run beside it.
+
+        It has its own memory for inputs and outputs, and shares the weights wherever its library can. Each is closed
+        for itself.
+
+        Raises:
+            BackendUnavailable: the backend has none; or as `run`.
+            ValueError: as `run`.
+        """
+        self._check_usable()
+        found = self._turns.take(self._sibling)
+        found.tuning, found.preprocess, found.choice = self.tuning, self.preprocess, self.choice
+        return found
+
+    def _sibling(self) -> Self:
+        raise BackendUnavailable(
+            f"expected a backend whose runtimes share a model, got {type(self).__name__}; open the model again for "
+            "another thread"
+        )
 
     def _run_each(self, batches: Iterator[dict[str, NDArray[Any]]]) -> Iterator[dict[str, NDArray[Any]]]:
         """Run one batch after another, each of any number of rows, and yield the outputs in order.
@@ -268,8 +293,7 @@ class Runtime(ABC):
             BackendUnavailable: another process opened it, of which this one is a fork.
             ValueError: the runtime is closed.
         """
-        if self._closed:
-            raise ValueError("the runtime is closed; open it again")
+        self._turns.check()
         if self._process != os.getpid():
             # A backend's threads stay behind: PyTorch waits for its own without end, and CUDA's state is the other
             # process's (pytorch#49555).
@@ -277,6 +301,13 @@ class Runtime(ABC):
                 f"expected a model that process {os.getpid()} opened, got one of process {self._process}, which "
                 "forked; open it after the fork, or start processes with multiprocessing's 'spawn'"
             )
+
+    @final
+    def _run_in_range(self, feeds: dict[str, NDArray[Any]], count: int) -> dict[str, NDArray[Any]]:
+        if self.batch is None or self.batch.min <= count <= self.batch.max:
+            return self._run(feeds)
+        parts = [self._run_rows(feeds, start, stop, self.batch.min) for start, stop in self.batch.chunks(count)]
+        return {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in self.outputs}
 
     @final
     def _run_rows(self, feeds: dict[str, NDArray[Any]], start: int, stop: int, least: int) -> dict[str, NDArray[Any]]:
@@ -289,14 +320,20 @@ class Runtime(ABC):
 
     @final
     def close(self) -> None:
-        """Free the model. A second call does nothing, nor does one in a forked process: the model belongs to its
-        parent."""
-        if not self._closed:
-            self._closed = True
-            if self._process == os.getpid():
-                for stream in list(self._streams):
-                    stream.close()
-                self._close()
+        """Free the model, and end its streams, once no other thread is in the middle of a run.
+
+        A second call does nothing, nor does one in a forked process: the model belongs to its parent. Where the handler
+        of a signal calls it in the middle of this thread's own run, the model is freed when that run ends.
+        """
+        if self._process == os.getpid():
+            self._turns.end(self._free)
+        else:
+            self._turns.ended = True
+
+    def _free(self) -> None:
+        for stream in list(self._streams):  # none comes any more
+            stream.close()
+        self._close()
 
     @final
     def __del__(self) -> None:

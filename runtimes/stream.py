@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import inspect
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -105,18 +108,34 @@ def _outputs_of_pictures(
 
 
 class OutputStream(Iterator[Outputs]):
-    """The outputs of a stream of pictures. Closing it, or its runtime, ends its threads."""
+    """The outputs of a stream of pictures. Closing it, or its runtime, ends its threads.
+
+    Threads may share it: each gets the next batch's outputs, once the thread before it has got its own.
+    """
 
     def __init__(self, runtime: Streams, outputs: Generator[Outputs, None, None]) -> None:
         self._runtime, self._outputs = runtime, outputs
+        self._lock, self._process = threading.RLock(), os.getpid()
 
     def __next__(self) -> Outputs:
-        self._runtime._check_usable()
-        return next(self._outputs)
+        self._runtime._check_usable()  # before the lock, which a fork may have got from a thread that is not there
+        with self._lock:
+            self._runtime._check_usable()
+            return next(self._outputs)
 
     def close(self) -> None:
-        """End the stream and its threads. A second call does nothing."""
-        self._outputs.close()
+        """End the stream and its threads, once no other thread waits for its outputs. A second call does nothing, nor
+        does one in a forked process, or in the middle of its own step."""
+        if self._process == os.getpid():
+            with self._lock:
+                # It runs where the handler of a signal calls in the middle of a step, which then ends it.
+                if inspect.getgeneratorstate(self._outputs) != inspect.GEN_RUNNING:
+                    self._outputs.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_process", os.getpid()) != os.getpid():
+            # What ends its threads would wait for locks that they may hold: in a fork it is never let go of.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._outputs))
 
 
 def _equal_parts(rows: Iterable[NDArray[Any]], most: int) -> Iterator[list[NDArray[Any]]]:

@@ -41,6 +41,8 @@ NUMPY_FROM_ORT = {
     "tensor(bool)": "bool",
 }
 ERRORS_ONLY, FATAL_ONLY = 3, 4
+MOST_BUFFERS = 32
+"""How many input shapes keep a buffer on the device; the oldest one's makes room."""
 FP16_ROUNDS = (1, 30)
 """The first version whose CPU kernel rounds when it quantizes FP16; those before it truncate (onnxruntime pull request
 32452)."""
@@ -193,12 +195,14 @@ class OnnxRuntime(Runtime):
         return self._run_bound(feeds, "cuda") if self._graphs is None else self._graphs.run(feeds)
 
     def _run_bound(self, feeds: dict[str, NDArray[Any]], device: str) -> dict[str, NDArray[Any]]:
-        """Run through device buffers that are kept for each input shape, so that a call allocates only its outputs on
+        """Run through device buffers that are kept for some input shapes, so that a call allocates only its outputs on
         the device."""
         binding = self._session.io_binding()
         for name, array in feeds.items():
             buffer = self._buffers.get((name, array.shape))
             if buffer is None:
+                if len(self._buffers) >= MOST_BUFFERS:
+                    del self._buffers[next(iter(self._buffers))]
                 # A copy: on the CPU the buffer is the very memory it is made from, and the next call writes to it.
                 buffer = self._buffers[name, array.shape] = ort.OrtValue.ortvalue_from_numpy(array.copy(), device, 0)
             else:
@@ -234,6 +238,14 @@ class OnnxRuntime(Runtime):
             binding.synchronize_outputs()
 
         return call
+
+    def _sibling(self) -> OnnxRuntime:
+        if self._graphs is not None:
+            raise BackendUnavailable(
+                "onnxruntime's cuda-graph serves one thread alone, expected another provider; open the model again for "
+                "another thread"
+            )
+        return OnnxRuntime(self._session, self._provider, self.batch, self._path, self._int8)
 
     def _close(self) -> None:
         self._buffers.clear()

@@ -18,6 +18,7 @@ from runtimes.backends._openvino_package import ov
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.forks import check_own_import
 from runtimes.kernels import KernelCount, promises_integers
 from runtimes.onnx_metadata import metadata_of
 from runtimes.parity.budget import Budget
@@ -76,6 +77,7 @@ class OpenVinoRuntime(Runtime):
     def _open(
         cls, path: Path, provider: str | None, batch: BatchRange | None, tuning: Tuning, budget: Budget | None
     ) -> OpenVinoRuntime:
+        check_own_import("openvino")
         core, device = ov.Core(), (provider or "cpu").upper()
         if device not in core.available_devices:
             raise BackendUnavailable(
@@ -213,6 +215,10 @@ class OpenVinoRuntime(Runtime):
             request.infer(share_outputs=True)
 
         return call
+
+    def _sibling(self) -> OpenVinoRuntime:
+        compiled = Compiled(self._model, self._memory, self._not_kept)
+        return OpenVinoRuntime(compiled, self._path, self._plan, self.batch)
 
     def _close(self) -> None:
         del self._request, self._model, self._memory

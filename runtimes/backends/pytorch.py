@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -14,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
+from runtimes.backends._torch_settings import SETTINGS
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput
+from runtimes.forks import check_own_import
 from runtimes.manifest import Manifest
 from runtimes.processor import processor
 from runtimes.reference_scan import plain_program
@@ -79,6 +82,7 @@ class PyTorchRuntime(Runtime):
         batch: BatchRange | None = None,
         tuning: Tuning = DEFAULT_TUNING,
     ) -> PyTorchRuntime:
+        check_own_import("torch")
         device = provider or "cpu"
         if device not in ("cpu", "cuda"):
             raise BackendUnavailable(f"pytorch has no provider '{device}' here; choose from cpu, cuda")
@@ -86,8 +90,9 @@ class PyTorchRuntime(Runtime):
             raise BackendUnavailable(
                 "pytorch sees no CUDA device; use --provider cpu, or install a driver for this build of torch"
             )
-        program, names = program_from_file(path)
-        return cls(program, names, device, batch, tuning.cores)
+        with SETTINGS.exact(tuning.cores):
+            program, names = program_from_file(path)
+            return cls(program, names, device, batch, tuning.cores)
 
     @classmethod
     def check_bundle(cls, manifest: Manifest, provider: str | None) -> None:
@@ -151,11 +156,15 @@ class PyTorchRuntime(Runtime):
         bf16 = "bf16" in self._variant
         with (
             torch.inference_mode(),
-            _true_fp32(),
-            _threads(self._threads),
+            SETTINGS.exact(self._threads),
             torch.autocast(self._provider, torch.bfloat16) if bf16 else nullcontext(),
         ):
             yield
+
+    def _sibling(self) -> PyTorchRuntime:
+        found = copy(self)  # of the same module
+        Runtime.__init__(found, self.inputs, self.outputs, self.batch)
+        return found
 
     def _close(self) -> None:
         del self._call, self._module
@@ -196,30 +205,6 @@ def _silent_loader() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-@contextmanager
-def _true_fp32() -> Iterator[None]:
-    """Turn off TF32, which cuDNN's convolutions use by default, and matrix products where a program asked for it."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Compute on `count` threads. PyTorch has one number for all of a process, so it is put back: that takes less than
-    a microsecond."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _has_bf16(provider: str) -> bool:

@@ -15,7 +15,7 @@ from runtimes.backends._triton_connection import connection_from_environment
 from runtimes.backends._triton_model import ServedModel, agreed_batch
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
-from runtimes.errors import BadInput, PlanError
+from runtimes.errors import BadInput, PlanError, ResnetExportError
 from runtimes.server_url import FORM, ModelAddress
 from runtimes.specs import BatchRange
 from runtimes.tuning import DEFAULT_TUNING, Tuning
@@ -31,6 +31,7 @@ class TritonRuntime(Runtime):
     """
 
     FILE = "model.onnx"  # what the server's model was made from
+    TOGETHER = True
 
     def __init__(
         self, address: ModelAddress, client: ModelClient, served: ServedModel, batch: BatchRange | None
@@ -84,7 +85,15 @@ class TritonRuntime(Runtime):
         return {"server": self._served.text}
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return self._client.infer(feeds, self.outputs)
+        try:
+            return self._client.infer(feeds, self.outputs)
+        except (ResnetExportError, ValueError):  # gRPC has its own words for a channel that is closed
+            self._turns.check()
+            raise
+
+    def _sibling(self) -> TritonRuntime:
+        client = ModelClient(self._address, connection_from_environment())
+        return TritonRuntime(self._address, client, self._served, self.batch)
 
     def _close(self) -> None:
         self._client.close()

@@ -2,8 +2,8 @@
 
 Follows NVIDIA's samples (python/common_runtime.py) and the notes of NvInferRuntime.h.
 
-Threads: use one instance from one thread at a time. `sibling()` makes an instance for another thread, which shares the
-engine, as many threads may, but has its own contexts, stream and buffers.
+Threads that share an instance take turns. `sibling()` makes one for another thread, which shares the engine, as many
+threads may, but has its own contexts, stream and buffers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable
+from runtimes.forks import check_own_import
 from runtimes.nvidia.cuda import (
     DeviceBuffer,
     Event,
@@ -121,6 +122,7 @@ class EngineRuntime(Runtime):
             raise BackendUnavailable(
                 f"{cls.BACKEND} runs on an NVIDIA GPU alone, got provider '{provider}'; leave --provider out"
             )
+        check_own_import(cls.API.__name__)
         if isinstance(model, Path):
             return cls(load_engine(cls.API, model, cls.here, trusted))
         cls.check_bundle(model.manifest, provider)
@@ -139,9 +141,7 @@ class EngineRuntime(Runtime):
         """This library, its version, and the GPU that it would run on."""
         return Here(cls.BACKEND, cls.API.__version__, device().target)
 
-    def sibling(self) -> Self:
-        """Another instance on the same engine, for another thread. Raises as `run` does where the runtime is closed."""
-        self._check_usable()
+    def _sibling(self) -> Self:
         return type(self)(self._loaded)
 
     @property
@@ -187,6 +187,9 @@ class EngineRuntime(Runtime):
             ValueError: the runtime is closed.
         """
         self._check_usable()
+        return self._turns.take(lambda: self._run_on_device(feeds))
+
+    def _run_on_device(self, feeds: Mapping[str, object]) -> dict[str, DeviceArray]:
         self._release_inputs()
         tensors = {name: tensor_from_dlpack(array, self._stream.handle) for name, array in feeds.items()}
         count = check_feeds(self._fed, {name: placeholder(tensor) for name, tensor in tensors.items()})

@@ -43,6 +43,14 @@ def test_onnxruntime_writes_nothing_into_the_home_folder(given: str | None, tiny
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_device_buffers_are_kept_for_some_shapes_alone(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtimes.backends.onnxruntime.MOST_BUFFERS", 3)
+    with OnnxRuntime.open(tiny_model / "model.onnx") as runtime:
+        for count in (1, 2, 3, 4, 5, 1):
+            assert runtime._run_bound({INPUT: images(count)}, "cpu")[OUTPUT].shape == (count, 10)
+        assert [shape[0] for _, shape in runtime._buffers] == [4, 5, 1]
+
+
 def test_running_through_device_buffers_gives_what_a_plain_run_gives(tiny_model: Path) -> None:
     with OnnxRuntime.open(tiny_model / "model.onnx") as runtime:
         # A buffer is made, used again, made for another size, used again.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from runtimes.backends.pytorch import _true_fp32
+from runtimes.backends._torch_settings import SETTINGS
 
 
 @pytest.fixture(name="_asked_for_less")
@@ -20,7 +20,7 @@ def asked_for_less_fixture() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_asked_for_less")
 def test_products_are_in_fp32_where_the_process_asked_for_tf32() -> None:
-    with _true_fp32():
+    with SETTINGS.exact(1):
         assert torch.get_float32_matmul_precision() == "highest"
         assert not torch.backends.cudnn.allow_tf32
     assert torch.get_float32_matmul_precision() == "high"

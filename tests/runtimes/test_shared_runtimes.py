@@ -1,0 +1,215 @@
+"""A runtime may be handed to several threads: they take turns, and closing waits for who runs."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from backend_fixtures import Backend, backend_fixture, one_thread_fixture  # noqa: F401  # pytest finds the fixtures by their names
+from engine_bundles import opened
+from engine_fixtures import (  # noqa: F401  # as above
+    api_fixture,
+    cuda_fixture,
+    engine_fixture,
+    folder_fixture,
+    reference_fixture,
+    runtime_fixture,
+)
+from numpy.typing import NDArray
+from tiny_answers import INPUT, OUTPUT, assert_same_rows, images
+
+from runtimes import Preprocess, Runtime, open_runtime
+from runtimes.nvidia.engine_runtime import EngineRuntime
+from runtimes.stream import OutputStream
+
+THREADS, ROUNDS = 4, 12
+STEPS = Preprocess(28, (28, 28), "bilinear", True, (0.5,), (0.5,))
+
+
+def stress(runtime: Runtime) -> None:
+    """Threads that each feed pictures and batch sizes of their own: each must get its own answers."""
+    fed = [{INPUT: images(1 + place % 3, seed=place)} for place in range(THREADS)]
+    expected = [runtime.run(one)[OUTPUT] for one in fed]
+    begin = threading.Barrier(THREADS)
+
+    def work(place: int) -> None:
+        begin.wait(20)
+        for _ in range(ROUNDS):
+            assert_same_rows(runtime.run(fed[place])[OUTPUT], expected[place])
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(work, range(THREADS)))
+
+
+def test_threads_that_share_a_runtime_get_their_own_answers(backend: Backend) -> None:
+    with backend.open() as runtime:
+        stress(runtime)
+
+
+def test_threads_that_share_an_engine_get_their_own_answers(runtime: EngineRuntime) -> None:
+    stress(runtime)
+
+
+def siblings(runtime: Runtime) -> None:
+    """Threads with siblings, which run side by side and are each closed for itself."""
+    runtime.preprocess = STEPS
+    fed = [{INPUT: images(1 + place % 3, seed=place)} for place in range(THREADS)]
+    expected = [runtime.run(one)[OUTPUT] for one in fed]
+
+    def work(place: int) -> None:
+        with runtime.sibling() as mine:
+            assert (mine.inputs, mine.outputs, mine.batch) == (runtime.inputs, runtime.outputs, runtime.batch)
+            for _ in range(ROUNDS):
+                assert_same_rows(mine.run(fed[place])[OUTPUT], expected[place])
+            assert len(list(mine.stream([np.zeros((28, 28), np.uint8)] * 3, batch=3))) == 1
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        list(pool.map(work, range(THREADS)))
+    last = runtime.sibling()
+    runtime.close()
+    with last:  # it outlives the one that it came from
+        assert_same_rows(last.run(fed[0])[OUTPUT], expected[0])
+    with pytest.raises(ValueError, match="the runtime is closed; open it again"):
+        runtime.sibling()
+
+
+def test_siblings_run_in_threads_of_their_own(backend: Backend) -> None:
+    siblings(backend.open())
+
+
+def test_an_engines_siblings_run_in_threads_of_their_own(engine: Path) -> None:
+    siblings(opened(engine))
+
+
+class Watched:
+    """In place of `_run`: slow, and counts how many threads are in it at a time."""
+
+    def __init__(self, inner: Callable[[dict[str, NDArray[Any]]], dict[str, NDArray[Any]]]) -> None:
+        self.inner, self.inside, self.most = inner, 0, 0
+        self.entered = threading.Event()
+
+    def __call__(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        self.inside += 1
+        self.most = max(self.most, self.inside)
+        self.entered.set()
+        time.sleep(0.05)
+        found = self.inner(feeds)
+        self.inside -= 1
+        return found
+
+
+def test_one_thread_runs_at_a_time_but_where_a_server_puts_requests_together(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with backend.open() as runtime, ThreadPoolExecutor(3) as pool:
+        watched = Watched(runtime._run)
+        monkeypatch.setattr(runtime, "_run", watched)
+        list(pool.map(lambda _: runtime.run({INPUT: images(1)}), range(3)))
+        assert (watched.most > 1) == runtime.TOGETHER
+
+
+def test_closing_waits_for_the_thread_that_runs_and_the_next_ones_are_told(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with backend.open() as runtime, ThreadPoolExecutor(2) as pool:
+        expected = runtime.run({INPUT: images(2)})[OUTPUT]
+        watched = Watched(runtime._run)
+        monkeypatch.setattr(runtime, "_run", watched)
+        first = pool.submit(runtime.run, {INPUT: images(2)})
+        assert watched.entered.wait(20)
+        second = pool.submit(runtime.run, {INPUT: images(2)})
+        if not runtime.TOGETHER:
+            time.sleep(0.01)
+            runtime.close()
+            assert first.done() or watched.inside == 0
+            assert_same_rows(first.result(20)[OUTPUT], expected)
+            error = second.exception(20)  # none where it had its turn before `close`
+            assert error is None or "the runtime is closed; open it again" in str(error)
+
+
+def test_closing_a_client_ends_its_requests_that_are_under_way(tiny_model: Path) -> None:
+    pytest.importorskip("tritonclient.grpc", reason="the backend triton needs its client")
+    from fake_triton import FakeTriton, fake_triton, model_of
+
+    with (
+        fake_triton(FakeTriton(model_of(tiny_model / "model.onnx"), max_batch=0)) as server,
+        open_runtime(server.url, "triton") as runtime,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        server.hang = "ModelInfer"
+        waiting = pool.submit(runtime.run, {INPUT: images(1)})
+        while not server.calls["ModelInfer"]:
+            time.sleep(0.01)
+        runtime.close()
+        with pytest.raises(ValueError, match="the runtime is closed; open it again"):
+            waiting.result(20)
+
+
+def test_closing_ends_the_streams_that_other_threads_read(backend: Backend) -> None:
+    picture = np.zeros((28, 28), np.uint8)
+    with backend.open() as runtime, ThreadPoolExecutor(3) as pool:
+        shared, own = (runtime.stream((picture for _ in iter(int, 1)), STEPS, batch=1) for _ in range(2))
+        next(shared), next(own)
+
+        def read(stream: OutputStream) -> None:
+            for _ in stream:
+                pass
+
+        readers = [pool.submit(read, stream) for stream in (shared, shared, own)]
+        time.sleep(0.05)
+        runtime.close()
+        for reader in readers:
+            with pytest.raises(ValueError, match="the runtime is closed; open it again"):
+                reader.result(20)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_threads_that_share_a_stream_get_each_batch_once(backend: Backend) -> None:
+    pictures = [np.full((28, 28), place, np.uint8) for place in range(24)]
+    with backend.open() as runtime:
+        expected = [one[OUTPUT].tobytes() for one in runtime.stream(pictures, STEPS, batch=1)]
+        stream = runtime.stream(pictures, STEPS, batch=1)
+        with ThreadPoolExecutor(3) as pool:
+            found = list(pool.map(lambda _: [one[OUTPUT].tobytes() for one in stream], range(3)))
+    assert sorted(itertools.chain(*found)) == sorted(expected)
+
+
+def test_the_handler_of_a_signal_may_close_in_the_middle_of_a_run(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = backend.open()
+    if runtime.TOGETHER:
+        runtime.close()
+        pytest.skip("no turns are taken")
+    inner, refused = runtime._run, []
+
+    def interrupted(feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        signal.raise_signal(signal.SIGUSR1)
+        return inner(feeds)
+
+    def handler(*_: object) -> None:
+        try:
+            runtime.run({INPUT: images(1)})
+        except RuntimeError as error:
+            refused.append(str(error))
+        runtime.close()
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        monkeypatch.setattr(runtime, "_run", interrupted)
+        assert runtime.run({INPUT: images(1)})[OUTPUT].shape == (1, 10)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert refused == [
+        "expected one run at a time, got another in the middle of it, as from the handler of a signal; run it afterwards"
+    ]
+    with pytest.raises(ValueError, match="the runtime is closed; open it again"):
+        runtime.run({INPUT: images(1)})
