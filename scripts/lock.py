@@ -32,7 +32,7 @@ HEADER = "# Written by scripts/lock.py from pyproject.toml. Install with: pip in
 def wanted(project: Mapping[str, Any]) -> dict[str, list[str]]:
     """What each file is to hold, with all that it needs in turn: the name of the file -> requirements.
 
-    The action installs its own checkout, which needs hatchling to be built; the release builds with build and hatchling.
+    The action installs its own checkout, which needs hatchling to be built; a release is built with both tools.
     """
     tools = {line.partition("==")[0]: line for line in project["dependency-groups"]["dev"] if isinstance(line, str)}
     facts = project["project"]

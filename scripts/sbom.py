@@ -1,6 +1,6 @@
 """Write a wheel's bill of materials (CycloneDX 1.6, JSON): what it needs, with versions, licences and digests.
 
-    pip install --dry-run --ignore-installed --require-hashes --requirement .github/requirements/action.txt --report report.json
+    pip install --dry-run --ignore-installed --require-hashes -r .github/requirements/action.txt --report report.json
     python scripts/sbom.py dist/resnet_export-0.1.0-py3-none-any.whl --report report.json --output sbom.cdx.json
 
 Versions, licences and digests are those of the files that pip would install, as its own report has them; the extra
@@ -140,7 +140,7 @@ def _purl(facts: Json) -> str:
 
 
 def _licences(facts: Json) -> list[Json]:
-    """By the SPDX expression, or else the classifiers, or else the first line of the free text; none if there is none."""
+    """The SPDX expression, or else the classifiers, or else the first line of the free text; empty without any."""
     if facts.get("license_expression"):
         return [{"expression": facts["license_expression"]}]
     kinds = [one.rpartition(" :: ")[2] for one in facts.get("classifier") or () if one.startswith("License :: ")]

@@ -17,10 +17,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 HOOK = """
 import os, sys
-EVENTS = ("socket.connect", "socket.sendto", "socket.sendmsg", "socket.bind", "socket.getaddrinfo", "socket.gethostbyname",
-          "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn")
+CONNECTIONS = ("connect", "sendto", "sendmsg", "bind", "getaddrinfo", "gethostbyname")
+PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "pty.spawn")
+EVENTS = (*(f"socket.{name}" for name in CONNECTIONS), *PROGRAMS)
 NOTES = os.open(os.environ["AUDIT_NOTES"], os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
-sys.addaudithook(lambda event, arguments: os.write(NOTES, f"{event} {arguments!r:.200}\\n".encode()) if event in EVENTS else None)
+
+def note(event, arguments):
+    if event in EVENTS:
+        os.write(NOTES, f"{event} {arguments!r:.200}\\n".encode())
+
+sys.addaudithook(note)
 """
 SCRIPT = """
 import json, os, sys
