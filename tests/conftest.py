@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import Ran, run_main
+from traced_once import trace_once
 
 from exporter.cli import deploy as deploy_cli
 from exporter.cli import export as export_cli
@@ -40,6 +41,20 @@ from runtimes.parity.flips import Flips
 from runtimes.parity.measures import Accuracy, Comparison
 from runtimes.preprocess import Preprocess
 from runtimes.specs import BatchRange, TensorSpec
+
+
+def shared_folder(factory: pytest.TempPathFactory, name: str) -> Path:
+    """A folder that all of pytest's processes share."""
+    mine = factory.getbasetemp()
+    folder = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / name
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graphs_are_made_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Exports of one program share its graph: see `traced_once`."""
+    trace_once(shared_folder(tmp_path_factory, "graphs"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -185,9 +200,7 @@ def shipped_bundle(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The shipped ResNet-20 as a bundle; not to be changed. All of pytest's processes share one export of each form."""
     from exporter import ExportPlan, export
 
-    mine = tmp_path_factory.getbasetemp()
-    shared = (mine.parent if "PYTEST_XDIST_WORKER" in os.environ else mine) / "shipped"
-    shared.mkdir(exist_ok=True)
+    shared = shared_folder(tmp_path_factory, "shipped")
 
     def bundle(
         precision: str, features: str | None = None, *, uint8: str | None = None, batch: BatchRange = SMALL_BATCH

@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: layers, light imports, public names, extras, and what is in the wheel."""
+"""The house rules that a machine can check: layers, light imports, public names and extras."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import graphlib
 import importlib
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -158,33 +157,6 @@ def test_the_exception_tree_in_the_docstring_is_the_real_one() -> None:
         if isinstance(kind, type) and issubclass(kind, errors.ResnetExportError)
     }
     assert drawn == real
-
-
-def test_the_wheel_holds_the_three_packages_and_nothing_else(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
-    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(LAYERS)
-    needed = {
-        "exporter/models/assets/resnet20.safetensors",
-        "exporter/models/assets/resnet20.json",
-        "exporter/models/assets/README.md",
-        "calibration/assets/fashion_mnist.npz",
-        "calibration/assets/README.md",
-        *(
-            f"exporter/verification/report/assets/{name}"
-            for name in ("report.html.j2", "section.html.j2", "report.css")
-        ),
-        *(f"{package}/py.typed" for package in LAYERS),
-    }
-    assert needed <= set(names)
-    assert not [name for name in names if name.endswith(".pyc")]
-    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
 
 
 def test_every_backend_has_a_remedy_that_names_an_extra() -> None:

@@ -158,7 +158,8 @@ def test_a_resnet50_gives_strides_of_4_to_32_with_readable_names_and_a_free_batc
     assert "fc.weight" not in {tensor.name for tensor in graph.graph.initializer}
 
 
-@pytest.mark.parametrize("size", [64, pytest.param(352, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [64, 352])
 def test_int8_stages_of_a_resnet50_are_in_budget(size: int, tmp_path: Path) -> None:
     plan = ExportPlan(
         "resnet50",

@@ -267,6 +267,20 @@ def test_default_weights_are_downloaded_with_all_that_the_weights_object_says(
     assert (loaded.preprocess.resize, loaded.preprocess.crop) == (256, (224, 224))
 
 
+def test_a_download_of_other_bytes_than_its_name_says_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.models import ResNet18_Weights
+
+    served = tmp_path / "resnet18-00000000.pth"
+    served.write_bytes(b"something else")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr(ResNet18_Weights.DEFAULT.value, "url", served.as_uri())
+    with pytest.raises(WeightsUnavailable, match=r"cannot fetch .*resnet18-00000000.pth \(invalid hash value"):
+        load("default", tmp_path, "resnet18")
+    assert not any((tmp_path / "hub/hub/checkpoints").iterdir())
+
+
 def test_without_a_network_default_weights_fail_within_seconds_and_name_the_ways_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -303,7 +303,8 @@ def test_blocks_of_every_kind_are_matched_with_the_programs(name: str) -> None:
 
 
 def test_values_are_kept_as_they_were_before_an_operator_in_place_changed_them() -> None:
-    module, _, inputs = traced(CifarResNet(1, 1, 10), (1, 28, 28))
+    module = program_from_module(CifarResNet(1, 1, 10).eval(), (1, 28, 28)).module()
+    inputs = np.random.default_rng(0).standard_normal((2, 1, 28, 28), dtype=np.float32)
     sums = [node.name for node in module.graph.nodes if "add_" in str(node.target)]
     assert len(sums) == 3
     assert all(
@@ -317,17 +318,16 @@ def test_additions_that_cannot_be_matched_are_refused() -> None:
         PlanError, match="additions that follow from one another, got some side by side; its blocks cannot be followed"
     ):
         match_blocks(outline_of_program(module.graph), graph.graph)
-    longer, _, _ = traced(CifarResNet(2, 1, 10), (1, 28, 28))
-    _, shorter, _ = traced(CifarResNet(1, 1, 10), (1, 28, 28))
+    longer = program_from_module(CifarResNet(2, 1, 10).eval(), (1, 28, 28)).module()
+    short, shorter, _ = traced(CifarResNet(1, 1, 10), (1, 28, 28))
     with pytest.raises(PlanError, match="additions in its ONNX graph too, got 6 and 3; its blocks cannot be followed"):
         match_blocks(outline_of_program(longer.graph), shorter.graph)
     bare = onnx.ModelProto()
     bare.CopyFrom(shorter)
     for node in bare.graph.node:
         node.op_type = "Elu" if node.op_type == "Relu" else node.op_type
-    module, _, _ = traced(CifarResNet(1, 1, 10), (1, 28, 28))
     with pytest.raises(PlanError, match="expected blocks that end alike in the program and its ONNX graph"):
-        match_blocks(outline_of_program(module.graph), bare.graph)
+        match_blocks(outline_of_program(short.graph), bare.graph)
 
 
 def test_values_of_another_shape_are_refused(shipped_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
