@@ -13,6 +13,8 @@ from runtimes.errors import BadInput
 from runtimes.picture_file import IMAGE_SUFFIXES
 from runtimes.textfile import lines_from_text, text_from_file
 
+LARGEST_FILE = 512 << 20
+"""In bytes. A line takes some fifty, and ImageNet has 1.3 million pictures."""
 KAGGLE_HEADER = "ImageId,PredictionString"
 SHOWN = 3
 
@@ -54,7 +56,7 @@ def with_labels(source: ImageSource, path: Path) -> ImageSource:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = lines_from_text(text_from_file(path).rstrip())
+        lines = lines_from_text(text_from_file(path, LARGEST_FILE).rstrip())
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise BadInput(

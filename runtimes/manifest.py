@@ -18,6 +18,7 @@ from runtimes.source_file import SourceFile
 from runtimes.specs import BatchRange, TensorSpec
 
 SCHEMA_VERSION = 1
+MOST_CLASSES = 1 << 20
 REFERENCES = ("reference.pt2", "reference.onnx")
 """The files with what a model was held against."""
 
@@ -169,7 +170,7 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
     """
     try:
         version = msgspec.json.decode(data, type=dict[str, object]).get("schema_version")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{where}: expected a JSON object, got: {error}; export the bundle again") from error
     if version != SCHEMA_VERSION:
         raise BundleError(
@@ -178,12 +179,16 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, PlanError) as error:
+    except (ValueError, RecursionError, PlanError) as error:
         raise BundleError(f"{where}: {error}; export the bundle again") from error
     # it is shown on terminals, and in logs whose lines a CI runner may take for commands
     if not manifest.name.isprintable():
         raise BundleError(
             f"{where}: expected a name of printable characters, got {manifest.name!r}; do not use this bundle"
+        )
+    if not 0 <= manifest.model.classes <= MOST_CLASSES:
+        raise BundleError(
+            f"{where}: expected from 0 to {MOST_CLASSES:,} classes, got {manifest.model.classes}; do not use this bundle"
         )
     if not manifest.inputs or not manifest.outputs:
         raise BundleError(

@@ -31,6 +31,8 @@ WITH_ALPHA = {2: "LA", 4: "RGBA"}
 LEVELS = 255
 ChannelsOrder = Literal["rgb", "bgr"]
 BGR: ChannelsOrder = "bgr"
+LONGEST_CROP = 1 << 13
+"""In pixels, of a model's input: both sides so long are 67 million of them."""
 MOST_RESIZED, LONGEST_RESIZED = 1 << 24, 1 << 16
 """In pixels, of all and of one side. Only long strips get so large when they are resized, and of those only the crop's
 part is resized."""
@@ -69,6 +71,11 @@ class Preprocess:
         ]
         if min(sizes) < 1:
             raise PlanError(f"expected sizes of at least one pixel, got resize {self.resize} and crop {self.crop}")
+        if max(self.crop) > LONGEST_CROP or max(sizes) > LONGEST_RESIZED:
+            raise PlanError(
+                f"expected a crop of at most {LONGEST_CROP:,} and a resize of at most {LONGEST_RESIZED:,} pixels, got "
+                f"{self.crop} and {self.resize}; take smaller ones"
+            )
         if self.interpolation not in RESAMPLING:
             raise PlanError(f"expected an interpolation among {', '.join(RESAMPLING)}, got '{self.interpolation}'")
         if self.interpolation == "lanczos" and not self.antialias:

@@ -131,7 +131,7 @@ def _whole_lines(path: Path, option: str = "--resume") -> Iterator[_Line]:
                 continue
             try:
                 batch = msgspec.json.decode(line, type=EvaluatedBatch)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise BadInput(
                     f"{option}: {path}, line {number} is damaged ({error}); delete the file to begin again"
                 ) from error
@@ -236,7 +236,7 @@ def _check_header(line: bytes, key: EvaluationKey, path: Path) -> None:
 def _key_from_line(line: bytes, path: Path, option: str) -> EvaluationKey:
     try:
         return msgspec.json.decode(line, type=EvaluationKey)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         made = "give another file, which will be made" if option == "--resume" else "give a file of --resume"
         raise BadInput(f"{option}: {path} was not written by an evaluation; {made}") from error
 
