@@ -18,7 +18,9 @@ from runtimes.source_file import SourceFile
 from runtimes.specs import BatchRange, TensorSpec
 
 SCHEMA_VERSION = 1
-MOST_CLASSES = 1 << 20
+MOST_CLASSES, LARGEST_SIZE = 1 << 20, (1 << 31) - 1
+DTYPES = ("bool", "uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+"""numpy's names of the types that inputs and outputs may have."""
 REFERENCES = ("reference.pt2", "reference.onnx")
 """The files with what a model was held against."""
 
@@ -186,13 +188,23 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
         raise BundleError(
             f"{where}: expected a name of printable characters, got {manifest.name!r}; do not use this bundle"
         )
-    if not 0 <= manifest.model.classes <= MOST_CLASSES:
-        raise BundleError(
-            f"{where}: expected from 0 to {MOST_CLASSES:,} classes, got {manifest.model.classes}; do not use this bundle"
-        )
     if not manifest.inputs or not manifest.outputs:
         raise BundleError(
             f"{where}: expected an input and an output, got {len(manifest.inputs)} and {len(manifest.outputs)}; export "
             "the bundle again"
         )
+    if not 0 <= manifest.model.classes <= MOST_CLASSES:
+        raise BundleError(
+            f"{where}: expected from 0 to {MOST_CLASSES:,} classes, got {manifest.model.classes}; do not use this bundle"
+        )
+    for spec in (*manifest.inputs, *manifest.outputs):
+        if spec.dtype not in DTYPES or not spec.shape or not all(map(_is_size, spec.shape)):
+            raise BundleError(
+                f"{where}: expected numbers of a size or a free one, got '{spec.name}' as {spec.dtype} "
+                f"{'x'.join(map(str, spec.shape)) or 'without a batch'}; do not use this bundle"
+            )
     return manifest
+
+
+def _is_size(size: int | str) -> bool:
+    return bool(size) if isinstance(size, str) else 0 < size <= LARGEST_SIZE
