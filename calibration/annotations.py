@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from calibration.data import ImageSource
+from calibration.storage import local_file, without_file_scheme
 from runtimes.errors import BadInput
 from runtimes.picture_file import IMAGE_SUFFIXES
 from runtimes.textfile import lines_from_text, text_from_file
@@ -19,10 +20,10 @@ KAGGLE_HEADER = "ImageId,PredictionString"
 SHOWN = 3
 
 
-def with_labels(source: ImageSource, path: Path) -> ImageSource:
+def with_labels(source: ImageSource, path: Path | str) -> ImageSource:
     """Label a folder's pictures with the classes that a file gives, in place of its subfolders' names.
 
-    The file has, in UTF-8 or in UTF-16 with its mark, one of
+    It is named by its path or its URL and has, in UTF-8 or in UTF-16 with its mark, one of
     - a line `PICTURE CLASS` for each picture, with a tab, a comma or spaces between (Caffe's `val.txt`, with spaces,
       has class indices);
     - Kaggle's `LOC_val_solution.csv`: the header `ImageId,PredictionString`, and for each picture its name without
@@ -35,6 +36,7 @@ def with_labels(source: ImageSource, path: Path) -> ImageSource:
     Raises:
         BadInput: the source is no folder; the file cannot be read; it names a picture that is not there, or one twice;
             a picture has no line; or there is not a line for each picture.
+        StorageUnavailable: the storage cannot be read.
     """
     if source.names is None:
         raise BadInput(f"--data-labels is for a folder of pictures, and {source.name} is none; leave it out")
@@ -54,9 +56,10 @@ def with_labels(source: ImageSource, path: Path) -> ImageSource:
     return replace(source, labels=np.array([numbers[name] for name in chosen], np.int64), classes=classes)
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: Path | str) -> list[str]:
     try:
-        lines = lines_from_text(text_from_file(path, LARGEST_FILE).rstrip())
+        with local_file(without_file_scheme(str(path))) as file:
+            lines = lines_from_text(text_from_file(file, LARGEST_FILE).rstrip())
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise BadInput(
@@ -70,7 +73,7 @@ def _lines(path: Path) -> list[str]:
     return lines
 
 
-def _kaggle_pairs(lines: Sequence[str], path: Path) -> list[tuple[str, str]]:
+def _kaggle_pairs(lines: Sequence[str], path: Path | str) -> list[tuple[str, str]]:
     pairs = []
     for number, line in enumerate(lines[1:], start=2):
         picture, _, boxes = line.partition(",")
@@ -80,7 +83,7 @@ def _kaggle_pairs(lines: Sequence[str], path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _pairs(lines: Sequence[str], names: Sequence[str], path: Path) -> list[tuple[str, str]] | None:
+def _pairs(lines: Sequence[str], names: Sequence[str], path: Path | str) -> list[tuple[str, str]] | None:
     """Split each line into name and class, at the separator after the first line's name; None if they hold no names."""
     known = _places(names)
     halves = {separator: lines[0].split(separator, 1) for separator in ("\t", ",", None)}
@@ -102,7 +105,7 @@ def _pairs(lines: Sequence[str], names: Sequence[str], path: Path) -> list[tuple
     return pairs
 
 
-def _by_picture(pairs: Sequence[tuple[str, str]], source: ImageSource, path: Path) -> list[str]:
+def _by_picture(pairs: Sequence[tuple[str, str]], source: ImageSource, path: Path | str) -> list[str]:
     assert source.names is not None
     known = _places(source.names)
     found: dict[int, str] = {}

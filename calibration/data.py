@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path, PurePath
@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from calibration.folders import SHOWN, counts_by_suffix, files_below
-from calibration.idx import read_idx
+from calibration.array_files import open_array_file
+from calibration.folders import SHOWN, counts_by_suffix, files_below, folders_in, suffix_of
 from calibration.order import order_evenly
+from calibration.picture_readers import FilePictures, ReadPicture, StackedPictures, chosen_pictures
 from calibration.splits import check_no_splits
-from runtimes.arrays import array_from_npy, arrays_from_npz
+from calibration.storage import is_url, kind_of, without_file_scheme
 from runtimes.errors import BadInput
-from runtimes.picture_file import ARRAY_SUFFIX, IMAGE_SUFFIXES, Picture, open_picture, picture_from_array
+from runtimes.picture_file import ARRAY_SUFFIX, IMAGE_SUFFIXES, Picture
 from runtimes.preprocess import Preprocess
 from runtimes.printable import as_text
 
@@ -36,45 +37,43 @@ FASHION_MNIST_CLASSES = (
     "Ankle boot",
 )  # README of github.com/zalandoresearch/fashion-mnist, "Labels"
 
-CHANNELS_APART = 37
-
 Split = Literal["train", "test"]
 IDX_NAMES: dict[Split, str] = {"train": "train-images-idx3-ubyte", "test": "t10k-images-idx3-ubyte"}
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Pictures in a fixed order, decoded one at a time.
+    """Pictures in a fixed order, decoded one at a time. Pickled, it tells where they are and holds none of them.
 
     Attributes:
         name: what a user would call it.
         count: how many pictures.
-        image: decode the picture at a place, 0 <= place < count; raises BadInput if it cannot be read, or is neither
-            grey nor in colour.
+        picture: decode the picture at a place, 0 <= place < count, whatever its channels; raises BadInput if it cannot
+            be read.
         labels: class indices, int64 (count,), where they are known.
         classes: class names, where they are known.
         names: the pictures' paths below the given folder, with slashes; None for other sources.
         left_out: what is ignored in a folder, in words: files that are no pictures, class folders without pictures.
-        any_channels: as `image`, but also for pictures of other channels than grey and colour; None where there are
-            none.
     """
 
     name: str
     count: int
-    image: Callable[[int], Image.Image] = field(repr=False)
+    picture: ReadPicture = field(repr=False)
     labels: NDArray[np.int64] | None = field(default=None, repr=False)
     classes: tuple[str, ...] | None = field(default=None, repr=False)
     names: tuple[str, ...] | None = field(default=None, repr=False)
     left_out: tuple[str, ...] = ()
-    any_channels: Callable[[int], Picture] | None = field(default=None, repr=False)
 
-    def picture(self, place: int) -> Picture:
-        """The picture at a place, whatever its channels.
+    def image(self, place: int) -> Image.Image:
+        """The picture at a place, in grey or colour.
 
         Raises:
-            BadInput: it cannot be read.
+            BadInput: it cannot be read, or has other channels.
         """
-        return self.image(place) if self.any_channels is None else self.any_channels(place)
+        found = self.picture(place)
+        if not isinstance(found, Image.Image):
+            raise BadInput(f"{self.name}: expected pictures in grey or colour, got {found.shape[2]} channels")
+        return found
 
     def name_of(self, place: int) -> str:
         """What a user would call the picture at a place: its path below the folder, or `pictures.npz 17`."""
@@ -82,16 +81,12 @@ class ImageSource:
 
     def subset(self, places: NDArray[np.int64]) -> ImageSource:
         """The pictures at these places, in their order."""
-        labels = None if self.labels is None else self.labels[places]
-        names = None if self.names is None else tuple(self.names[place] for place in places)
-        any_channels = self.any_channels
         return replace(
             self,
             count=len(places),
-            image=lambda place: self.image(int(places[place])),
-            labels=labels,
-            names=names,
-            any_channels=None if any_channels is None else lambda place: any_channels(int(places[place])),
+            picture=chosen_pictures(self.picture, places),
+            labels=None if self.labels is None else self.labels[places],
+            names=None if self.names is None else tuple(self.names[place] for place in places),
         )
 
 
@@ -116,23 +111,18 @@ def open_source(data: str, *, split: Split = "train") -> ImageSource:
         raise BadInput(
             "expected something for --data, got nothing; name a folder of pictures, an .npz, an IDX file, or built-in"
         )
-    path = Path(data)
-    if path.is_dir():
-        found = {part: sorted(path.glob(f"{name}*")) for part, name in IDX_NAMES.items()}
-        if any(found.values()) and not found[split]:
-            raise BadInput(
-                f"--data: expected {IDX_NAMES[split]} in {path}, got only "
-                f"{next(filter(None, found.values()))[0].name}; add it, or name a file"
-            )
-        return _source_from_idx(found[split][0]) if found[split] else _source_from_folder(path)
-    if not path.exists():
-        raise BadInput(f"--data: {path} does not exist; give a folder of pictures, an .npz, an IDX file, or built-in")
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    where = without_file_scheme(data)
+    where = where.rstrip("/") if is_url(where) else str(Path(where))
+    kind = kind_of(where)
+    if kind == "folder":
+        return _source_from_folder(where, files_below(where), split)
+    if kind == "nothing":
+        raise BadInput(f"--data: {where} does not exist; give a folder of pictures, an .npz, an IDX file, or built-in")
+    if suffix_of(where) in IMAGE_SUFFIXES:
         raise BadInput(
-            f"--data: expected a folder of pictures, got the picture {path}; name the folder that it lies in"
+            f"--data: expected a folder of pictures, got the picture {where}; name the folder that it lies in"
         )
-    readers = {".npz": _source_from_npz, ARRAY_SUFFIX: _source_from_npy}
-    return readers.get(path.suffix.lower(), _source_from_idx)(path)
+    return _source_from_array_file(where)
 
 
 def choose_evenly(source: ImageSource, count: int, seed: int) -> NDArray[np.int64]:
@@ -162,32 +152,29 @@ def check_channels(source: ImageSource, preprocess: Preprocess) -> None:
         return
 
 
-def _source_from_folder(folder: Path) -> ImageSource:
-    files = list(files_below(folder))
+def _source_from_folder(folder: str, files: Sequence[str], split: Split) -> ImageSource:
+    if images := _idx_images(folder, files, split):
+        return _source_from_array_file(images)
     suffixes: tuple[str, ...] = IMAGE_SUFFIXES
-    if not any(path.suffix.lower() in suffixes for path in files):
+    if not any(suffix_of(file) in suffixes for file in files):
         suffixes = (ARRAY_SUFFIX,)  # beside pictures, arrays are something else: labels, say
-    paths = sorted(path for path in files if path.suffix.lower() in suffixes)
-    others = counts_by_suffix(path for path in files if path.suffix.lower() not in suffixes)
-    if not paths:
+    pictures = tuple(file for file in files if suffix_of(file) in suffixes)
+    others = counts_by_suffix(file for file in files if suffix_of(file) not in suffixes)
+    if not pictures:
         raise BadInput(
             f"--data: {folder} holds no pictures; expected files such as {', '.join(IMAGE_SUFFIXES[:3])}, or "
             f"{ARRAY_SUFFIX} for other channels, in it or in a subfolder for each class, got {others or 'none'}"
         )
-    names = tuple(as_text(path.relative_to(folder).as_posix()) for path in paths)
+    names = tuple(map(as_text, pictures))
     check_no_splits({name.split("/", 1)[0] for name in names if "/" in name}, folder, "--data")
     left_out = (f"{folder}: {others}, which are no pictures",) if others else ()
-    source = replace(
-        _source_of(str(folder), len(paths), lambda place: open_picture(paths[place])), names=names, left_out=left_out
-    )
+    source = ImageSource(folder, len(names), FilePictures(folder, pictures), names=names, left_out=left_out)
     if any("/" not in name for name in names):
         return source
     parents = [name.split("/", 1)[0] for name in names]
     classes = tuple(sorted(set(parents)))
     numbers = {name: number for number, name in enumerate(classes)}
-    empty = sorted(
-        {path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")} - set(classes)
-    )
+    empty = sorted(set(map(as_text, folders_in(folder, files))) - set(classes))
     if empty:
         some = ", ".join(empty[:SHOWN]) + (", ..." if len(empty) > SHOWN else "")
         left_out = (*left_out, f"{folder}: {len(empty)} class folder{'s' * (len(empty) > 1)} without a picture: {some}")
@@ -196,62 +183,20 @@ def _source_from_folder(folder: Path) -> ImageSource:
     )
 
 
-def _source_from_npz(path: Path) -> ImageSource:
-    try:
-        arrays = arrays_from_npz(path, ("images",), ("labels",))
-    except ValueError as error:
-        raise BadInput(f"--data: cannot read {path}: {error}") from error
-    return _source_from_arrays(str(path), arrays["images"], arrays.get("labels"))
+def _idx_images(folder: str, files: Sequence[str], split: Split) -> str | None:
+    """The IDX file with the images of `split`; None if the folder has no such files."""
+    found = {
+        part: [file for file in files if file.startswith(name) and "/" not in file] for part, name in IDX_NAMES.items()
+    }
+    if any(found.values()) and not found[split]:
+        other = next(filter(None, found.values()))[0]
+        raise BadInput(f"--data: expected {IDX_NAMES[split]} in {folder}, got only {other}; add it, or name a file")
+    return f"{folder}/{found[split][0]}" if found[split] else None
 
 
-def _source_from_npy(path: Path) -> ImageSource:
-    try:
-        images = array_from_npy(path)
-    except ValueError as error:
-        raise BadInput(f"--data: cannot read {path}: {error}") from error
-    return _source_from_arrays(str(path), images, None)
-
-
-def _source_from_idx(path: Path) -> ImageSource:
-    images = read_idx(path)
-    if images.ndim != 3:
-        raise BadInput(f"{path}: expected images of shape (n, height, width), got {images.shape}")
-    beside = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
-    labels = read_idx(beside) if beside != path and beside.exists() else None
-    return _source_from_arrays(str(path), images, labels)
-
-
-def _source_from_arrays(name: str, images: NDArray[Any], labels: NDArray[Any] | None) -> ImageSource:
-    channels_first = images.ndim == 4 and images.shape[1] in (1, 3)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or channels_first:
-        kept = "expected 'images' of uint8 (n, height, width) or (n, height, width, channels)"
-        raise BadInput(
-            f"{name}: {kept}, got images {images.dtype} {images.shape}; "
-            f"{'transpose them' if channels_first else 'scale them to 0..255'}"
-        )
-    if images.size == 0:
-        raise BadInput(f"{name} holds no pictures, or empty ones: images of shape {images.shape}")
-    if labels is not None and labels.shape != images.shape[:1]:
-        raise BadInput(f"{name}: expected a label for each of {len(images)} images, got labels of shape {labels.shape}")
-    if labels is not None and (labels.dtype.kind not in "iu" or labels.min() < 0):
-        raise BadInput(
-            f"{name}: expected labels of whole numbers, not negative, got {', '.join(map(str, labels[:3]))}, ... "
-            f"({labels.dtype})"
-        )
-    source = _source_of(name, len(images), lambda place: picture_from_array(images[place]))
-    return replace(source, labels=None if labels is None else labels.astype(np.int64))
-
-
-def _source_of(name: str, count: int, picture: Callable[[int], Picture]) -> ImageSource:
-    """A source of pictures, whatever their channels."""
-
-    def image(place: int) -> Image.Image:
-        found = picture(place)
-        if not isinstance(found, Image.Image):
-            raise BadInput(f"{name}: expected pictures in grey or colour, got {found.shape[2]} channels")
-        return found
-
-    return ImageSource(name, count, image, any_channels=picture)
+def _source_from_array_file(where: str) -> ImageSource:
+    pictures, labels = open_array_file(where)
+    return ImageSource(where, pictures.shape[0], pictures, labels)
 
 
 @functools.cache
@@ -261,17 +206,20 @@ def built_in(split: Split) -> ImageSource:
 
     1,000 training images (100 of each class) or the first 2,000 test images; grey, 28 x 28 pixels.
     """
+    images, labels = _built_in_arrays(split)
+    picture = functools.partial(_built_in_picture, split)
+    return ImageSource(f"built-in ({split})", len(images), picture, labels.astype(np.int64), FASHION_MNIST_CLASSES)
+
+
+@functools.cache
+def _built_in_arrays(split: Split) -> tuple[NDArray[Any], NDArray[Any]]:
     # A Traversable that is a path, since wheels are unpacked.
     with np.load(files("calibration") / "assets" / "fashion_mnist.npz") as archive:  # type: ignore[arg-type]
-        pixels: NDArray[Any] = archive[f"{split}_images"]
-        labels: NDArray[Any] = archive[f"{split}_labels"]
-    return ImageSource(
-        name=f"built-in ({split})",
-        count=len(pixels),
-        image=lambda place: Image.fromarray(pixels[place]),
-        labels=labels.astype(np.int64),
-        classes=FASHION_MNIST_CLASSES,
-    )
+        return archive[f"{split}_images"], archive[f"{split}_labels"]
+
+
+def _built_in_picture(split: Split, place: int) -> Picture:
+    return Image.fromarray(_built_in_arrays(split)[0][place])
 
 
 def with_channels(source: ImageSource, channels: int) -> ImageSource:
@@ -279,13 +227,7 @@ def with_channels(source: ImageSource, channels: int) -> ImageSource:
 
     They show nothing real, so they have no labels; but a model that mixes channels up is found out.
     """
-
-    def picture(place: int) -> Picture:
-        return np.dstack(
-            [np.asarray(source.image((place + CHANNELS_APART * channel) % source.count)) for channel in range(channels)]
-        )
-
-    return _source_of(source.name, source.count, picture)
+    return ImageSource(source.name, source.count, StackedPictures(source.image, source.count, channels))
 
 
 def inputs_from_source(source: ImageSource, preprocess: Preprocess, count: int) -> NDArray[np.float32]:

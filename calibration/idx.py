@@ -23,13 +23,17 @@ MOST_DIMENSIONS = 32
 GZIP_START = b"\x1f\x8b"
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
+def read_idx(path: Path, name: str | None = None) -> NDArray[np.uint8]:
     """Read the array of unsigned bytes in an IDX file, gzip-compressed or not; no more is unpacked than its header
     says.
+
+    Args:
+        name: what to call the file in messages; None takes its path.
 
     Raises:
         BadInput: the file is missing, truncated, or not an IDX file of unsigned bytes.
     """
+    shown = name or str(path)
     try:
         if not stat.S_ISREG(path.stat().st_mode) and not path.is_dir():  # a pipe would be waited for without end
             raise OSError("it is no file")
@@ -37,23 +41,23 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
             compressed = file.read(len(GZIP_START)) == GZIP_START
         stored = path.stat().st_size
         with gzip.open(path) if compressed else path.open("rb") as stream:
-            return _array(stream, path, stored, compressed=compressed)
+            return _array(stream, shown, stored, compressed=compressed)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise BadInput(f"cannot read {path}: {error}") from error
+        raise BadInput(f"cannot read {shown}: {error}") from error
 
 
-def _array(stream: io.BufferedIOBase, path: Path, stored: int, *, compressed: bool) -> NDArray[np.uint8]:
+def _array(stream: io.BufferedIOBase, name: str, stored: int, *, compressed: bool) -> NDArray[np.uint8]:
     head = stream.read(4)
     if len(head) < 4 or head[:3] != bytes([0, 0, UNSIGNED_BYTE]):
         raise BadInput(
-            f"{path}: expected an IDX file of unsigned bytes, got a file that starts with {head.hex() or 'nothing'}"
+            f"{name}: expected an IDX file of unsigned bytes, got a file that starts with {head.hex() or 'nothing'}"
         )
     rank = head[3]
     sizes = stream.read(4 * rank)
     if not 1 <= rank <= MOST_DIMENSIONS or len(sizes) < 4 * rank:
         got = f"{rank} in {len(head) + len(sizes)} bytes"
         raise BadInput(
-            f"{path}: expected the sizes of 1 to {MOST_DIMENSIONS} dimensions, got {got}; the file is truncated or not "
+            f"{name}: expected the sizes of 1 to {MOST_DIMENSIONS} dimensions, got {got}; the file is truncated or not "
             "IDX"
         )
     shape: tuple[Any, ...] = struct.unpack(f">{rank}I", sizes)
@@ -64,7 +68,7 @@ def _array(stream: io.BufferedIOBase, path: Path, stored: int, *, compressed: bo
     if len(data) != expected:
         found = f"{len(data)}{' or more' if len(data) > expected else ''}" if compressed else there
         raise BadInput(
-            f"{path}: expected {expected} bytes of data for shape {shape}, got {found}; the file is truncated or not "
+            f"{name}: expected {expected} bytes of data for shape {shape}, got {found}; the file is truncated or not "
             "IDX"
         )
     return np.frombuffer(data, np.uint8).reshape(shape)

@@ -31,7 +31,7 @@ def splits_among(names: Collection[str]) -> dict[str, str]:
 
 
 def check_no_splits(
-    names: Collection[str], folder: Path, option: str, *, prefer: tuple[str, str, str] = MEASURE_WITH
+    names: Collection[str], folder: Path | str, option: str, *, prefer: tuple[str, str, str] = MEASURE_WITH
 ) -> None:
     """Refuse the splits of a data set where folders of classes are expected.
 
@@ -46,5 +46,5 @@ def check_no_splits(
         right = min(found, key=lambda name: prefer.index(found[name]))
         raise BadInput(
             f"{option}: expected a folder for each class in {folder}, got the parts of a data set "
-            f"({', '.join(found)}); give one of them: {option} {folder / right}"
+            f"({', '.join(found)}); give one of them: {option} {folder}/{right}"
         )

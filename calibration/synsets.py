@@ -7,14 +7,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from calibration.storage import local_file, without_file_scheme
 from runtimes.errors import BadInput
 from runtimes.textfile import lines_from_text, text_from_file
 
 WORDNET_ID = re.compile(r"n[0-9]{8}")
 
 
-def synsets_from_file(path: Path, count: int) -> tuple[str, ...]:
-    """Read the WordNet ids of a model's `count` classes, in the order of the classes.
+def synsets_from_file(path: Path | str, count: int) -> tuple[str, ...]:
+    """Read the WordNet ids of a model's `count` classes, in the order of the classes, from a file: a path, or a URL.
 
     A text file has one at the start of each line, as Kaggle's `LOC_synset_mapping.txt`: `n01440764 tench, Tinca tinca`.
     A `.json` file is Keras' `imagenet_class_index.json`: `{"0": ["n01440764", "tench"], ...}`.
@@ -22,10 +23,12 @@ def synsets_from_file(path: Path, count: int) -> tuple[str, ...]:
     Raises:
         BadInput: it cannot be read, does not hold `count` different WordNet ids, or is in the order of ImageNet's
             devkit (`map_clsloc.txt`: `n02119789 1 kit_fox`), which is not that of any model's classes.
+        StorageUnavailable: the storage cannot be read.
     """
     try:
-        text = text_from_file(path)
-        is_json = path.suffix.lower() == ".json"
+        with local_file(without_file_scheme(str(path))) as file:
+            text = text_from_file(file)
+        is_json = str(path).lower().endswith(".json")
         rows = (
             _rows_from_json(json.loads(text), path)
             if is_json
@@ -51,7 +54,7 @@ def synsets_from_file(path: Path, count: int) -> tuple[str, ...]:
     return synsets
 
 
-def check_not_devkit(rows: Sequence[Sequence[str]], path: Path) -> None:
+def check_not_devkit(rows: Sequence[Sequence[str]], path: Path | str) -> None:
     """Refuse the order of classes that ImageNet's devkit has.
 
     Args:
@@ -68,7 +71,7 @@ def check_not_devkit(rows: Sequence[Sequence[str]], path: Path) -> None:
         )
 
 
-def _rows_from_json(value: object, path: Path) -> list[list[str]]:
+def _rows_from_json(value: object, path: Path | str) -> list[list[str]]:
     rows = [value.get(str(place)) for place in range(len(value))] if isinstance(value, dict) else []
     if not rows or not all(
         isinstance(row, list) and row and all(isinstance(word, str) for word in row) for row in rows

@@ -4,6 +4,7 @@ allocated."""
 from __future__ import annotations
 
 import ast
+import io
 import math
 import re
 import stat
@@ -78,10 +79,19 @@ def array_from_npy(path: Path) -> NDArray[Any]:
     try:
         _check_file(path)
         with path.open("rb") as file:
-            header = header_from_bytes(file.read(LONGEST_HEADER))
-            _check_size(header, path.stat().st_size)
-            file.seek(header.start)
-            return _array(header, file)
+            return _array_from_file(file, path.stat().st_size)
+    except Exception as error:  # as above
+        raise ValueError(_one_line(error)) from error
+
+
+def array_from_bytes(data: bytes) -> NDArray[Any]:
+    """The array in the content of an `.npy` file.
+
+    Raises:
+        ValueError: as `arrays_from_npz`.
+    """
+    try:
+        return _array_from_file(io.BytesIO(data), len(data))
     except Exception as error:  # as above
         raise ValueError(_one_line(error)) from error
 
@@ -134,6 +144,13 @@ def check_growth(size: int, stored: int) -> None:
 def _check_file(path: Path) -> None:
     if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for without end
         raise OSError("it is no file")
+
+
+def _array_from_file(file: IO[bytes], size: int) -> NDArray[Any]:
+    header = header_from_bytes(file.read(LONGEST_HEADER))
+    _check_size(header, size)
+    file.seek(header.start)
+    return _array(header, file)
 
 
 def _header_of_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> ArrayHeader:

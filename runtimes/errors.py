@@ -14,6 +14,7 @@
         BadInput                    2   a file or value that is not what it should be
         BackendUnavailable          3   a package, driver or device is missing; names the remedy
         WeightsUnavailable          3   pretrained weights could not be fetched
+        StorageUnavailable          3   storage that a URL names could not be read; names the remedy
         ParityError                 4   measured, and out of budget; carries the report
         AccuracyError               4   measured, and less accurate than was asked for
         SpeedError                  4   measured, and slower than was asked for, or undecided
@@ -112,6 +113,12 @@ class BackendUnavailable(ResnetExportError):
 
 class WeightsUnavailable(ResnetExportError):
     """Pretrained weights could not be fetched."""
+
+    exit_code = 3
+
+
+class StorageUnavailable(ResnetExportError):
+    """Storage that a URL names could not be read: a package, credentials, the network or an answer is missing."""
 
     exit_code = 3
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import io
 import re
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError, _imaging
 
-from runtimes.arrays import array_from_npy
+from runtimes.arrays import array_from_bytes, array_from_npy
 from runtimes.errors import BadInput
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "GIF", "AVIF", "JPEG2000")
@@ -71,13 +74,28 @@ def open_picture(path: Path) -> Picture:
     """
     if path.suffix.lower() != ARRAY_SUFFIX:
         return open_image(path)
+    return _picture_of_array(lambda: array_from_npy(path), path)
+
+
+def picture_from_bytes(data: bytes, name: str) -> Picture:
+    """Read a picture as `open_picture` does, from the content of the file of that name.
+
+    Raises:
+        BadInput: as `open_picture`.
+    """
+    if name.lower().endswith(ARRAY_SUFFIX):
+        return _picture_of_array(lambda: array_from_bytes(data), name)
+    return _plain_image(lambda: _decode(io.BytesIO(data), is_jpeg=data.startswith(JPEG_START)), name)
+
+
+def _picture_of_array(read: Callable[[], NDArray[Any]], name: str | Path) -> Picture:
     try:
-        array = array_from_npy(path)
+        array = read()
     except ValueError as error:
-        raise BadInput(f"cannot read the array {path}: {error}") from error
+        raise BadInput(f"cannot read the array {name}: {error}") from error
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or array.size == 0:
         raise BadInput(
-            f"{path}: expected an array of uint8 (height, width, channels), got {array.dtype} {array.shape}; scale the "
+            f"{name}: expected an array of uint8 (height, width, channels), got {array.dtype} {array.shape}; scale the "
             "values to 0..255"
         )
     return picture_from_array(array)
@@ -100,33 +118,42 @@ def open_image(path: Path) -> Image.Image:
         BadInput: the file is missing, is no picture that Pillow reads, or holds more than MOST_PIXELS or a side of more
             than LONGEST_SIDE.
     """
+    return _plain_image(lambda: _decoded_file(path), path)
+
+
+def _plain_image(decode: Callable[[], Image.Image], name: str | Path) -> Image.Image:
+    """What `decode` gives, in eight bits; `name` is for messages."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for without end
-            raise OSError("it is a folder; name the pictures in it" if path.is_dir() else "it is no file")
-        image = _decode(path)
+        image = decode()
         if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips at 255 instead of scaling
             levels = (np.arange(1 << 16) / 257).round().astype(np.uint8)
             image = Image.fromarray(levels[np.asarray(image).clip(0, (1 << 16) - 1)])
     except UnidentifiedImageError as error:
-        raise BadInput(f"cannot read the picture {path}: it is damaged, or none of {', '.join(FORMATS)}") from error
+        raise BadInput(f"cannot read the picture {name}: it is damaged, or none of {', '.join(FORMATS)}") from error
     except Exception as error:
         # a decoder raises whatever it stumbles over: OSError, SyntaxError, ValueError, RuntimeError, MemoryError
         raise BadInput(
-            f"cannot read the picture {path}: {' '.join(str(error).split()) or type(error).__name__}"
+            f"cannot read the picture {name}: {' '.join(str(error).split()) or type(error).__name__}"
         ) from error
     if image.mode not in MODES:
         raise BadInput(
-            f"{path}: expected whole numbers in grey or colour, got pixels of mode {image.mode}; save it as a PNG"
+            f"{name}: expected whole numbers in grey or colour, got pixels of mode {image.mode}; save it as a PNG"
         )
     return image
 
 
-def _decode(path: Path) -> Image.Image:
-    _silence_warnings()
+def _decoded_file(path: Path) -> Image.Image:
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for without end
+        raise OSError("it is a folder; name the pictures in it" if path.is_dir() else "it is no file")
     with path.open("rb") as file:
         is_jpeg = file.read(len(JPEG_START)) == JPEG_START
+    return _decode(path, is_jpeg=is_jpeg)
+
+
+def _decode(source: Path | io.BytesIO, *, is_jpeg: bool) -> Image.Image:
+    _silence_warnings()
     # Pillow looks for further pictures behind a JPEG (MPO), and fails where what tells of them is damaged.
-    with JpegImagePlugin.JpegImageFile(path) if is_jpeg else Image.open(path, formats=_formats()) as opened:
+    with JpegImagePlugin.JpegImageFile(source) if is_jpeg else Image.open(source, formats=_formats()) as opened:
         if opened.width * opened.height > MOST_PIXELS:
             raise ValueError(
                 f"it has {opened.width}x{opened.height} pixels, and more than {MOST_PIXELS:,} are not read; make it "

@@ -85,7 +85,9 @@ def _sizes(_context: click.Context, option: click.Parameter, text: str | None) -
     help="Requests that the server of --url gets at a time, each number measured on its own.",
 )
 @_measuring(
-    "--data", metavar="SOURCE", help="Pictures to read from files.  [default: mosaics, as large as photographs]"
+    "--data",
+    metavar="SOURCE",
+    help="Pictures to read from files; those of a URL are copied first.  [default: mosaics, as large as photographs]",
 )
 @_measuring("--rounds", type=int, default=10, show_default=True, metavar="N", help="Number of rounds.")
 @_measuring(

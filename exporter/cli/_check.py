@@ -64,7 +64,8 @@ _images, _diagnosis = map(option_group, ("Images and limits", "Diagnosis"))
 @_images(
     "--data",
     metavar="SOURCE",
-    help="Run images instead of the bundle's golden inputs; the bundle's reference program gives the expected outputs.",
+    help="Run images (a folder, a file or a URL) instead of the bundle's golden inputs; the bundle's reference program"
+    " gives the expected outputs.",
 )
 @_images("--images", type=click.IntRange(min=1), metavar="N", help="Run at most N of the images.  [default: 512]")
 @_images(

@@ -42,20 +42,18 @@ _data = option_group("Data")
     "--data",
     required=True,
     metavar="SOURCE",
-    help="Labelled images: a folder with class folders, a flat folder, an .npz file, an IDX file, or built-in (its"
-    " test images).",
+    help="Labelled images: a folder with class folders, a flat folder, an .npz file, an IDX file, or the URL of one"
+    " (s3://, gs://, hf://); or built-in (its test images).",
 )
 @_data(
     "--data-labels",
-    type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Classes of a flat folder: lines of IMAGE CLASS, or ImageNet's LOC_val_solution.csv.",
+    help="Classes of a flat folder, a file or its URL: lines of IMAGE CLASS, or ImageNet's LOC_val_solution.csv.",
 )
 @_data(
     "--synsets",
-    type=click.Path(path_type=Path),
     metavar="FILE",
-    help="WordNet ids of the model's classes, in order, such as LOC_synset_mapping.txt.",
+    help="WordNet ids of the model's classes, a file or its URL, in order, such as LOC_synset_mapping.txt.",
 )
 @_data(
     "--images",

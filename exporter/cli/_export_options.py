@@ -124,7 +124,7 @@ OPTIONS = (
         "--data",
         metavar="SOURCE",
         help="Images for the proof and for calibration: a folder (with or without class folders), an .npz file, an IDX"
-        " file, or built-in.",
+        " file, or the URL of one (s3://, gs://, hf://); or built-in.",
     ),
     _calibration(
         "--calibration-images", type=int, metavar="N", help="Images to calibrate on.  [default: 512, or all if fewer]"

@@ -27,6 +27,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from calibration.storage import is_url
 from exporter.verification.plan import CheckPlan
 from runtimes._open import backend_names, local_backend_names
 from runtimes.bundle import Bundle
@@ -138,7 +139,7 @@ def _settings(table: Mapping[str, Any], where: str, folder: Path, other_key: str
 
 
 def _path_in(folder: Path, name: str | None) -> str | None:
-    return name if name in (None, "built-in") else str(folder / str(name))
+    return name if name is None or name == "built-in" or is_url(name) else str(folder / name)
 
 
 def entries_to_check(bundles: Sequence[Path], config: Path | None, given: Settings) -> list[Entry]:

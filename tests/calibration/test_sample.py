@@ -231,6 +231,6 @@ def test_arrays_of_many_channels_are_sampled_and_told_apart() -> None:
     assert sample.fingerprint != exhausted(source.subset(ALL[1:65]), preprocess=steps).fingerprint
     noise = np.random.default_rng(0).integers(0, 256, (64, 28, 28, 5), np.uint8)
     with pytest.raises(CalibrationError, match="look like random noise"):
-        exhausted(replace(source, any_channels=lambda place: noise[place]).subset(ALL[:64]), preprocess=steps).check(
+        exhausted(replace(source, picture=lambda place: noise[place]).subset(ALL[:64]), preprocess=steps).check(
             allow_few=False
         )

@@ -167,7 +167,7 @@ def test_one_damaged_picture_is_left_out_wherever_it_is(rescaled: Rescaled) -> N
                 raise BadInput(f"cannot read {place}")
             return source.image(place)
 
-        damaged = replace(source.subset(np.arange(128)), image=image)
+        damaged = replace(source.subset(np.arange(128)), picture=image)
         steps = Steps()
         found = lower(
             rescaled.graph,
@@ -183,7 +183,7 @@ def test_pictures_of_which_too_many_cannot_be_read_are_refused_by_name(rescaled:
     def image(place: int) -> Image.Image:
         raise BadInput(f"cannot read {place}")
 
-    damaged = replace(built_in("train").subset(np.arange(512)), image=image)
+    damaged = replace(built_in("train").subset(np.arange(512)), picture=image)
     with pytest.raises(CalibrationError, match="pictures cannot be read, more than 1 %: cannot read 0"):
         lower(
             rescaled.graph,

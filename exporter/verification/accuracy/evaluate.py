@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,8 +92,8 @@ class EvaluationData:
 
     Attributes:
         data: as `calibration.data.open_source` takes it; where there are training and test images, the test images.
-        data_labels: a file with the images' labels, as `calibration.annotations.with_labels` takes it.
-        synsets: a file with the model's WordNet ids, as `calibration.synsets.synsets_from_file` takes it.
+        data_labels: a file, or a URL, with the images' labels, as `calibration.annotations.with_labels` takes it.
+        synsets: a file, or a URL, with the model's WordNet ids, as `calibration.synsets.synsets_from_file` takes it.
         images: how many, spread evenly over the classes, the same ones each time; None takes all.
 
     Raises:
@@ -102,8 +101,8 @@ class EvaluationData:
     """
 
     data: str
-    data_labels: Path | None = None
-    synsets: Path | None = None
+    data_labels: str | None = None
+    synsets: str | None = None
     images: int | None = None
 
     def __post_init__(self) -> None:

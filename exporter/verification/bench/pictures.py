@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from calibration.data import built_in, check_channels, open_source
+from calibration.data import ImageSource, built_in, check_channels, open_source
+from calibration.folders import suffix_of
+from calibration.picture_readers import FilePictures
+from calibration.storage import is_url
 from runtimes.bundle import Bundle
 from runtimes.errors import BadInput
 from runtimes.picture_file import ARRAY_SUFFIX
@@ -46,10 +49,7 @@ def picture_files(bundle: Bundle, data: str | None, folder: Path) -> PictureFile
             picture = source.picture(place)
         except BadInput:
             continue
-        path = Path(data) / source.names[place] if source.names is not None else None
-        if path is None or not path.is_file():
-            path = _write(picture, folder / f"{place}")
-        paths.append(path)
+        paths.append(_file_of(source, place, folder) or _write(picture, folder / f"{place}"))
         sizes.append(picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1])
     if not paths:
         raise BadInput(f"--data: {data} holds no picture that can be read; give another")
@@ -58,6 +58,18 @@ def picture_files(bundle: Bundle, data: str | None, folder: Path) -> PictureFile
     return PictureFiles(
         tuple(paths), f"{len(paths)} of {data}, {width}x{height} pixels and {kilobytes:.0f} kB at the middle"
     )
+
+
+def _file_of(source: ImageSource, place: int, folder: Path) -> Path | None:
+    """The file of a picture, or a copy in `folder` of one on storage; None where it has no file of its own."""
+    pictures = source.picture
+    if not isinstance(pictures, FilePictures):
+        return None
+    if not is_url(pictures.folder):
+        return Path(pictures.folder, pictures.files[place])
+    copy = folder / f"{place}{suffix_of(pictures.files[place])}"
+    copy.write_bytes(pictures.content(place))
+    return copy
 
 
 def _made(preprocess: Preprocess, folder: Path) -> PictureFiles:
