@@ -84,7 +84,7 @@ def server_readers(sample: Path) -> list[Reader]:
                 _triton_client.triton.InferenceServerClient = own
                 told[part] = right
 
-        return Reader(f"triton {part}", part, [right.SerializeToString()], spoilt_message(kind), ask, 5, named="expected")
+        return Reader(f"triton {part}", part, [right.SerializeToString()], spoilt_message(kind), ask, 5, named="grpc://")
 
     return [
         reader("metadata", service_pb2.ModelMetadataResponse),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -150,7 +151,8 @@ def _is_inside(path: object) -> bool:
     if not isinstance(path, str | bytes | os.PathLike):
         return isinstance(path, int)  # a descriptor was opened before, and judged then
     text = os.path.abspath(os.fsdecode(path))
-    return text == os.devnull or any(text == folder or text.startswith(f"{folder}/") for folder in folders)
+    own = (os.devnull, *folders)
+    return text in own or text.startswith((f"{tempfile.gettempdir()}/tmp", *(f"{folder}/" for folder in own)))
 
 
 def _is_foreign(code: object) -> bool:
