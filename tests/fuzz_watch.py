@@ -19,6 +19,8 @@ from peak_memory import RESET, peak_kib
 from runtimes.errors import ResnetExportError
 
 MOST_MIB, PROCESSOR_S, WALL_S = 200, 5.0, 30.0
+TEMPORARY = f"{tempfile.gettempdir()}/tmp"
+"""How Python's own temporary files and folders begin."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 ON_PATHS = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "shutil.")
 FORBIDDEN = (
@@ -35,7 +37,6 @@ FORBIDDEN = (
     "socket.getaddrinfo",
     "pickle.find_class",
     "webbrowser.open",
-    "ctypes.dlopen",
 )
 
 
@@ -139,6 +140,8 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     elif event.startswith(ON_PATHS):
         below = isinstance(arguments[-1], int) and arguments[-1] >= 0  # a folder's descriptor
         said = "" if below or _is_inside(arguments[0]) else f"{event} of {arguments[0]!r}"
+    elif event == "ctypes.dlopen":  # Pillow's own library, when it reads its first picture
+        said = "" if _is_installed(arguments[0]) else f"{event} {arguments}"
     elif event.startswith(FORBIDDEN) or (event == "exec" and _is_foreign(arguments[0])):
         said = f"{event} {str(arguments)[:200]}"
     if said and not _is_importing():
@@ -152,13 +155,18 @@ def _is_inside(path: object) -> bool:
         return isinstance(path, int)  # a descriptor was opened before, and judged then
     text = os.path.abspath(os.fsdecode(path))
     own = (os.devnull, *folders)
-    return text in own or text.startswith((f"{tempfile.gettempdir()}/tmp", *(f"{folder}/" for folder in own)))
+    return text in own or text.startswith((TEMPORARY, *(f"{folder}/" for folder in own)))
 
 
 def _is_foreign(code: object) -> bool:
-    """No code of a file: of a text, then, which typing and dataclasses have of their own."""
+    """Code of a text and not of a file; typing, dataclasses, and PyTorch's tracer make such of their own."""
     by = sys._getframe(2).f_code.co_filename
-    return not os.path.isabs(str(getattr(code, "co_filename", ""))) and not by.endswith(("/typing.py", "/dataclasses.py"))
+    return not os.path.isabs(str(getattr(code, "co_filename", ""))) and not _is_installed(by)
+
+
+def _is_installed(path: object) -> bool:
+    """Does it lie where Python and its packages do?"""
+    return os.path.abspath(str(path)).startswith((sys.prefix, sys.base_prefix))
 
 
 def _is_importing() -> bool:

@@ -16,6 +16,7 @@ from fuzz_readers import PREPROCESS, json_readers
 from fuzz_watch import held
 from manifest_edits import rewrite_manifest
 
+from PIL import Image
 from small_bundles import write_bundle
 
 from calibration.data import open_source
@@ -31,6 +32,7 @@ from exporter.verification.accuracy.resume_file import _whole_lines
 from exporter.verification.parity_toml import CONFIG, entries_from_toml, plan_from_entry
 from runtimes import Bundle, Manifest
 from runtimes.errors import BadInput, BundleError, PlanError, ResnetExportError
+from runtimes.picture_file import open_picture
 from runtimes.specs import LARGEST_BATCH, BatchRange
 
 DEEP = b"[" * 100_000
@@ -130,6 +132,7 @@ def test_a_table_holds_no_number_beyond_float32(field: str, value: Any, tmp_path
         (lambda one: one["preprocess"].update(resize=10**12), "a resize of at most"),
         (lambda one: one["model"].update(classes=10**12), "from 0 to 1,048,576 classes"),
         (lambda one: one["model"].update(classes=-1), "from 0 to 1,048,576 classes"),
+        (lambda one: one["parity"]["budget"].update(confidence=1.0), "a confidence from 0.5 to below 1"),
         (lambda one: one["inputs"][0].update(dtype="float8"), "'input' as float8"),
         (lambda one: one["inputs"][0].update(shape=[]), "without a batch"),
         (lambda one: one["outputs"][0].update(shape=["batch", -1]), "batchx-1"),
@@ -206,6 +209,13 @@ def test_a_picture_of_other_channels_is_named(tmp_path: Path) -> None:
     source = open_source(str(tmp_path))
     _, found = read_ahead(source, range(2), PREPROCESS, ahead=1)
     assert found.reason.startswith("1.npy: expected pictures of grey or colour")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "jp2", "jpg"])
+def test_a_picture_of_nothing_that_fills_the_memory_is_refused(form: str, tmp_path: Path) -> None:
+    path = tmp_path / f"bomb.{form}"
+    Image.new("RGB", (6000, 3500)).save(path, quality=5, progressive=True)
+    assert "times as many" in str(held(open_picture, path))
 
 
 # --- what is said ---
