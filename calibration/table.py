@@ -21,7 +21,7 @@ SCHEMA_VERSION = 2
 SIGNIFICANT_DIGITS = 9
 LARGEST_VALUE, SMALLEST_FACTOR = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 """What a float32 holds with all its digits."""
-LARGEST_FILE = 256 << 20
+LARGEST_FILE = 64 << 20
 """In bytes. A tensor takes some ten thousand, and a ResNet-1202 has a few thousand of them."""
 
 

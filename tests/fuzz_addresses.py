@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_mutate import spoilt_json, spoilt_message, spoilt_text
-from fuzz_readers import Reader, Spoil
+from fuzz_mutate import spoilt_message, spoilt_text
+from fuzz_readers import Reader
 
 from exporter.deployment.remote.address import address_from_text
 from runtimes import Bundle
@@ -84,7 +84,7 @@ def server_readers(sample: Path) -> list[Reader]:
                 _triton_client.triton.InferenceServerClient = own
                 told[part] = right
 
-        return Reader(f"triton {part}", part, [right.SerializeToString()], spoilt_message(kind), ask, 5, named="grpc://")
+        return Reader(f"triton {part}", part, [right.SerializeToString()], spoilt_message(kind), ask, 50, named="grpc://")
 
     return [
         reader("metadata", service_pb2.ModelMetadataResponse),
@@ -106,9 +106,7 @@ def text_readers() -> list[Reader]:
         def read(path: Path) -> None:
             parse(path.read_bytes().decode("utf-8", "surrogateescape"))
 
-        return Reader(name, "text", [text.encode() for text in texts], spoilt_text, read, 3, named="expected")
+        return Reader(name, "text", [text.encode() for text in texts], spoilt_text, read, 40, named="expected")
 
     return [reader(name, *kind) for name, kind in kinds.items()]
 
-
-SPOIL: Spoil = spoilt_json

@@ -116,13 +116,13 @@ def bundle_readers(sample: Path) -> list[Reader]:
             model.run({"input": np.zeros((2, 1, 28, 28), np.float32)})
 
     return [
-        Reader("manifest shown", NAME, manifest, spoilt_json, show, 10, place=inside(MANIFEST)),
-        Reader("manifest measured", NAME, manifest, spoilt_json, measure, 5, place=inside(MANIFEST)),
-        Reader("manifest evaluated", NAME, manifest, spoilt_json, evaluate, 5, place=inside(MANIFEST), writes=True),
-        Reader("manifest shipped", NAME, manifest, spoilt_json, ship, 5, place=inside(MANIFEST), writes=True),
-        Reader("bundle's labels", NAME, labels, spoilt_text, show, 5, place=inside("labels.txt")),
-        Reader("golden.npz", NAME, golden, spoilt_archive(lambda _: spoilt_array), measure, 5, place=inside("golden.npz")),
-        Reader("reference.pt2", "reference.pt2", program, spoilt_archive(part), open_program, 3),
+        Reader("manifest shown", NAME, manifest, spoilt_json, show, 100, place=inside(MANIFEST)),
+        Reader("manifest measured", NAME, manifest, spoilt_json, measure, 60, place=inside(MANIFEST)),
+        Reader("manifest evaluated", NAME, manifest, spoilt_json, evaluate, 40, place=inside(MANIFEST), writes=True, named="expected a classifier"),
+        Reader("manifest shipped", NAME, manifest, spoilt_json, ship, 40, place=inside(MANIFEST), writes=True),
+        Reader("bundle's labels", NAME, labels, spoilt_text, show, 30, place=inside("labels.txt")),
+        Reader("golden.npz", NAME, golden, spoilt_archive(lambda _: spoilt_array), measure, 60, place=inside("golden.npz")),
+        Reader("reference.pt2", "reference.pt2", program, spoilt_archive(part), open_program, 12),
     ]
 
 
@@ -239,6 +239,6 @@ def engine_readers(sample: Path) -> list[Reader]:
     stem = Path(name).stem
     sidecar = json_from_facts(facts)
     return [
-        Reader("plan", name, [plan], spoilt_bytes, look, 5, place=place("plan"), named=stem),
+        Reader("plan", name, [plan], spoilt_bytes, look, 30, place=place("plan"), named=stem),
         Reader("sidecar", name, [sidecar], spoilt_json, look, place=place("sidecar"), named=stem),
     ]

@@ -59,7 +59,7 @@ def checkpoint_readers() -> list[Reader]:
         Reader("checkpoint zip", "c.pth", zipped, spoilt_archive(lambda _: _spoilt_pickle), state_from_file),
         Reader("checkpoint pickle", "c.pt", old, _spoilt_pickle, state_from_file),
         Reader("safetensors", "c.safetensors", [save(dict(state))], _spoilt_safetensors, state_from_file),
-        Reader("config.json", "", [json.dumps(config).encode()], spoilt_json, config_beside, 3, place=beside),
+        Reader("config.json", "", [json.dumps(config).encode()], spoilt_json, config_beside, 40, place=beside),
     ]
 
 
@@ -136,10 +136,10 @@ def onnx_readers(sample: Path) -> list[Reader]:
     spoil = spoilt_message(onnx.ModelProto)
     stored = [_stored_elsewhere(seeds[0])]
     return [
-        Reader("ONNX inspected", "model.onnx", files, spoil, look, 10),
-        Reader("ONNX taken in", "model.onnx", seeds[:2], spoil, take, 5),
-        Reader("ONNX weights elsewhere", "stored.onnx", stored, spoil, look, 5, place=elsewhere, named="weights.bin"),
-        Reader("ONNX metadata", "model.onnx", files, spoil, tell, 5),
+        Reader("ONNX inspected", "model.onnx", files, spoil, look, 60),
+        Reader("ONNX taken in", "model.onnx", seeds[:2], spoil, take, 25),
+        Reader("ONNX weights elsewhere", "stored.onnx", stored, spoil, look, 40, place=elsewhere, named="weights.bin"),
+        Reader("ONNX metadata", "model.onnx", files, spoil, tell, 40),
     ]
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import msgspec
 import numpy as np
 from data_sets import LABELS, PIXELS, idx_from_array
 from fuzz_mutate import spoilt_archive, spoilt_array, spoilt_bytes, spoilt_json, spoilt_text
@@ -41,7 +40,7 @@ class Reader:
     Attributes:
         file: the name of a spoilt one.
         read: opens it and uses all of it, as the command does.
-        share: how many cases it gets, of a hundred shares in all.
+        cases: how many are tried in each run of the tests.
         writes: whether `read` may write into the file's folder.
         named: what a message may name in place of the file.
         place: writes a case into a folder where it is not a file alone, and gives what `read` is given.
@@ -52,7 +51,7 @@ class Reader:
     seeds: Sequence[bytes]
     spoil: Spoil
     read: Callable[[Path], object]
-    share: int = 10
+    cases: int = 60
     writes: bool = False
     named: str = ""
     place: Callable[[Path, bytes], Path] | None = None
@@ -203,7 +202,5 @@ def picture_readers() -> list[Reader]:
         "jp2": [saved(colour, "JPEG2000"), saved(grey, "JPEG2000", no_jp2=True)],
         "avif": [saved(colour, "AVIF")],
     }
-    return [Reader(f"picture {form}", f"picture.{form}", seeds, spoilt_bytes, open_and_use, 8) for form, seeds in forms.items()]
+    return [Reader(f"picture {form}", f"picture.{form}", seeds, spoilt_bytes, open_and_use, 50) for form, seeds in forms.items()]
 
-
-ENCODE = msgspec.json.encode

@@ -15,7 +15,7 @@ from runtimes.errors import PlanError
 from runtimes.private import read_regular
 
 SUFFIX = ".search.json"
-LARGEST_FILE = 64 << 20
+LARGEST_FILE = 8 << 20
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from runtimes.benchmark.results import SCHEMA_VERSION, Result
 from runtimes.errors import BadInput, PlanError
 from runtimes.private import read_regular
 
-LARGEST_FILE = 64 << 20
+LARGEST_FILE = 8 << 20
 
 
 def json_from_result(result: Result) -> bytes:

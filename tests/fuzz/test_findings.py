@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from data_sets import PIXELS
+from fuzz_bundles import command
 from fuzz_models import small_network
 from fuzz_readers import PREPROCESS, json_readers
 from fuzz_watch import held
 from manifest_edits import rewrite_manifest
 
+from onnx import numpy_helper
 from PIL import Image
 from small_bundles import write_bundle
 
@@ -25,6 +30,7 @@ from calibration.synsets import synsets_from_file
 from calibration.table import table_from_file
 from exporter.cli import _common
 from exporter.graph.onnx_file import model_from_file
+from exporter.models.checkpoints import state_from_file
 from exporter.models.hugging_face import config_beside
 from exporter.models.labels import labels_from_metadata, labels_from_path
 from exporter.pipeline.search_journal import Journal
@@ -133,6 +139,7 @@ def test_a_table_holds_no_number_beyond_float32(field: str, value: Any, tmp_path
         (lambda one: one["model"].update(classes=10**12), "from 0 to 1,048,576 classes"),
         (lambda one: one["model"].update(classes=-1), "from 0 to 1,048,576 classes"),
         (lambda one: one["parity"]["budget"].update(confidence=1.0), "a confidence from 0.5 to below 1"),
+        (lambda one: one["preprocess"].update(crop=[14, 28]), "expected an input of the 1x14x28"),
         (lambda one: one["inputs"][0].update(dtype="float8"), "'input' as float8"),
         (lambda one: one["inputs"][0].update(shape=[]), "without a batch"),
         (lambda one: one["outputs"][0].update(shape=["batch", -1]), "batchx-1"),
@@ -200,6 +207,32 @@ def test_a_model_with_a_tensor_of_no_known_kind_is_refused(spoil: Any, tmp_path:
     assert isinstance(error, BadInput)
 
 
+@pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand", "Range", "Tile"])
+def test_a_linter_computes_no_constant_that_fills_the_memory(kind: str, tmp_path: Path) -> None:
+    """A scale that is the largest of 300 million numbers, which a node makes of one or two."""
+    model = onnx.load_model_from_string(small_network(quantized=True))
+    numbers = {
+        "size": np.array([60_000, 5_000], np.int64),
+        "one": np.float32(0.1),
+        "row": np.array([1.0], np.float32),
+        "times": np.array([300_000_000], np.int64),
+        "none": np.float32(0),
+        "end": np.float32(3e8),
+        "step": np.float32(1),
+    }
+    inputs = {"ConstantOfShape": ["size"], "Expand": ["one", "size"], "Range": ["none", "end", "step"]}
+    huge = onnx.helper.make_node(kind, inputs.get(kind, ["row", "times"]), ["huge"], "huge")
+    model.graph.node.insert(0, onnx.helper.make_node("ReduceMax", ["huge"], ["largest"], "largest", keepdims=0))
+    model.graph.node.insert(0, huge)
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in numbers.items())
+    for node in model.graph.node:
+        if node.name in ("q", "dq"):
+            node.input[1] = "largest"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert held(lambda given: command("inspect", given), path) is None
+
+
 # --- pictures ---
 
 
@@ -216,6 +249,19 @@ def test_a_picture_of_nothing_that_fills_the_memory_is_refused(form: str, tmp_pa
     path = tmp_path / f"bomb.{form}"
     Image.new("RGB", (6000, 3500)).save(path, quality=5, progressive=True)
     assert "times as many" in str(held(open_picture, path))
+
+
+# --- checkpoints ---
+
+
+def test_a_checkpoint_of_nothing_that_fills_the_memory_is_refused(tmp_path: Path) -> None:
+    buffer, path = io.BytesIO(), tmp_path / "bomb.pth"
+    torch.save({"weight": torch.zeros(60_000_000)}, buffer)
+    with zipfile.ZipFile(buffer) as right, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+        for name in right.namelist():
+            packed.writestr(name, right.read(name))
+    del buffer
+    assert "times as many" in str(held(state_from_file, path))
 
 
 # --- what is said ---
