@@ -14,6 +14,8 @@ from runtimes.errors import BadInput
 from runtimes.picture_file import IMAGE_SUFFIXES
 from runtimes.textfile import lines_from_text, text_from_file
 
+LARGEST_FILE = 512 << 20
+"""In bytes. A line takes some fifty, and ImageNet has 1.3 million pictures."""
 KAGGLE_HEADER = "ImageId,PredictionString"
 SHOWN = 3
 
@@ -57,7 +59,7 @@ def with_labels(source: ImageSource, path: Path | str) -> ImageSource:
 def _lines(path: Path | str) -> list[str]:
     try:
         with local_file(without_file_scheme(str(path))) as file:
-            lines = lines_from_text(text_from_file(file).rstrip())
+            lines = lines_from_text(text_from_file(file, LARGEST_FILE).rstrip())
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise BadInput(

@@ -38,12 +38,18 @@ def read_ahead(
     """
 
     def read(place: int) -> Prepared | Unreadable:
+        name = source.names[place] if source.names is not None else f"{source.name} {place}"
         try:
-            return prepare(source.picture(place))
+            picture = source.picture(place)
         except BadInput as error:
-            return Unreadable(str(error))
+            return Unreadable(str(error))  # which names it
         except MemoryError:
-            name = source.names[place] if source.names is not None else f"{source.name} {place}"
+            return Unreadable(f"cannot read the picture {name}: there is not enough memory for it")
+        try:
+            return prepare(picture)
+        except BadInput as error:
+            return Unreadable(f"{name}: {error}")
+        except MemoryError:
             return Unreadable(f"cannot prepare the picture {name}: there is not enough memory for it")
 
     return map_ahead(read, places, ahead=ahead, threads=threads)

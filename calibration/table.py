@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,9 @@ from runtimes.preprocess import Preprocess
 
 SCHEMA_VERSION = 2
 SIGNIFICANT_DIGITS = 9
-LARGEST_FILE = 256 << 20
+LARGEST_VALUE, SMALLEST_FACTOR = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+"""What a float32 holds with all its digits."""
+LARGEST_FILE = 64 << 20
 """In bytes. A tensor takes some ten thousand, and a ResNet-1202 has a few thousand of them."""
 
 
@@ -188,16 +189,16 @@ def table_from_file(path: Path) -> CalibrationTable:
         for name, tensor in table.tensors.items():
             numbers = (tensor.largest, *tensor.thresholds.values())
             if (
-                not all(math.isfinite(number) and number >= 0 for number in numbers)
+                not all(_is_finite(number) and number >= 0 for number in numbers)
                 or exponent_above(tensor.largest) > tensor.exponent
             ):
                 raise ValueError(f"the range of '{name}' is damaged")
             _ = tensor.histogram
         for values in table.factors.values():
-            if not all(math.isfinite(value) and value > 0 for value in values):
+            if not all(_is_finite(value) and value >= SMALLEST_FACTOR for value in values):
                 raise ValueError("a factor of equalization is damaged")
         for each in table.corrections.values():
-            if not all(math.isfinite(value) for values in each.values() for value in values):
+            if not all(_is_finite(value) for values in each.values() for value in values):
                 raise ValueError("a correction of a bias is damaged")
     except OSError as error:
         raise BadInput(f"cannot read the calibration table {path}: {error.strerror}") from error
@@ -209,6 +210,11 @@ def table_from_file(path: Path) -> CalibrationTable:
             "version"
         )
     return table
+
+
+def _is_finite(value: float) -> bool:
+    """Whether it is finite as a float32, too, which it becomes."""
+    return abs(value) <= LARGEST_VALUE
 
 
 def lists_from_arrays(arrays: Mapping[str, NDArray[np.float32]]) -> dict[str, list[float]]:

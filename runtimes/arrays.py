@@ -128,16 +128,16 @@ def header_from_bytes(data: bytes) -> ArrayHeader:
     return ArrayHeader(dtype, shape, fortran, start + length)
 
 
-def check_growth(size: int, stored: int) -> None:
+def check_growth(size: int, stored: int, most: int = MOST_GROWTH) -> None:
     """Refuse data that unpacks to so much more than it takes in its file that it looks made to fill the memory.
 
     Raises:
-        ValueError: `stored` bytes unpack to `size`, more than MOST_GROWTH times as many.
+        ValueError: `stored` bytes unpack to `size`, which is more than FREE_BYTES and than `most` times as many.
     """
-    if size > max(FREE_BYTES, MOST_GROWTH * stored):
+    if size > max(FREE_BYTES, most * stored):
         raise ValueError(
-            f"it unpacks from {stored:,} bytes to {size:,}, more than {MOST_GROWTH} times as many; store it "
-            "uncompressed if so meant"
+            f"it unpacks from {stored:,} bytes to {size:,}, more than {most} times as many; store it uncompressed if so "
+            "meant"
         )
 
 

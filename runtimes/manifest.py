@@ -15,9 +15,12 @@ from runtimes.parity.compare import ParityReport
 from runtimes.parity.measures import Accuracy
 from runtimes.preprocess import Preprocess
 from runtimes.source_file import SourceFile
-from runtimes.specs import BatchRange, TensorSpec
+from runtimes.specs import PICTURE, BatchRange, TensorSpec
 
 SCHEMA_VERSION = 1
+MOST_CLASSES, LARGEST_SIZE = 1 << 20, (1 << 31) - 1
+DTYPES = ("bool", "uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32", "float64")
+"""numpy's names of the types that inputs and outputs may have."""
 REFERENCES = ("reference.pt2", "reference.onnx")
 """The files with what a model was held against."""
 
@@ -169,7 +172,7 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
     """
     try:
         version = msgspec.json.decode(data, type=dict[str, object]).get("schema_version")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{where}: expected a JSON object, got: {error}; export the bundle again") from error
     if version != SCHEMA_VERSION:
         raise BundleError(
@@ -178,7 +181,7 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, PlanError) as error:
+    except (ValueError, RecursionError, PlanError) as error:
         raise BundleError(f"{where}: {error}; export the bundle again") from error
     # it is shown on terminals, and in logs whose lines a CI runner may take for commands
     if not manifest.name.isprintable():
@@ -190,4 +193,25 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
             f"{where}: expected an input and an output, got {len(manifest.inputs)} and {len(manifest.outputs)}; export "
             "the bundle again"
         )
+    if not 0 <= manifest.model.classes <= MOST_CLASSES:
+        raise BundleError(
+            f"{where}: expected from 0 to {MOST_CLASSES:,} classes, got {manifest.model.classes}; do not use this bundle"
+        )
+    for spec in (*manifest.inputs, *manifest.outputs):
+        if spec.dtype not in DTYPES or not spec.shape or not all(map(_is_size, spec.shape)):
+            raise BundleError(
+                f"{where}: expected numbers of a size or a free one, got '{spec.name}' as {spec.dtype} "
+                f"{'x'.join(map(str, spec.shape)) or 'without a batch'}; do not use this bundle"
+            )
+    shape, form = manifest.inputs[0].shape[1:], manifest.preprocess.shape
+    channels, *sides = form
+    if shape not in (form, (*sides, channels), (*PICTURE, channels)):
+        raise BundleError(
+            f"{where}: expected an input of the {'x'.join(map(str, form))} that its preprocessing makes, got "
+            f"{'x'.join(map(str, manifest.inputs[0].shape))}; export the bundle again"
+        )
     return manifest
+
+
+def _is_size(size: int | str) -> bool:
+    return bool(size) if isinstance(size, str) else 0 < size <= LARGEST_SIZE

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import io
+import logging
 import re
 import stat
 import warnings
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError, _imaging
 
-from runtimes.arrays import array_from_bytes, array_from_npy
+from runtimes.arrays import array_from_bytes, array_from_npy, check_growth
 from runtimes.errors import BadInput
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "GIF", "AVIF", "JPEG2000")
@@ -49,6 +50,9 @@ Picture = Image.Image | NDArray[np.uint8]
 """Grey or colour; or, of any other number of channels, uint8 (height, width, channels)."""
 MOST_PIXELS = 178_956_970
 """13,377 x 13,377. A larger picture Pillow takes for a decompression bomb."""
+MOST_GROWTH = 400
+"""A picture of more than 64 MiB of pixels may be so many times as large as its file. Photographs are ten to a hundred
+times as large; black ones as a JPEG 230 times, where nothing was made to deceive."""
 LONGEST_SIDE = 1 << 20
 """In pixels. A JPEG has 65,535 at most; to shrink a longer side, Pillow would need gigabytes of filter weights."""
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
@@ -164,6 +168,7 @@ def _decode(source: Path | io.BytesIO, *, is_jpeg: bool) -> Image.Image:
                 f"it has {opened.width}x{opened.height} pixels, and no side of more than {LONGEST_SIDE:,} is read; cut "
                 "it"
             )
+        check_growth(opened.width * opened.height * _bytes_of_pixel(opened), _size_of(source), MOST_GROWTH)
         opened.load()
         turn = TURNS.get(_orientation(opened))
         if turn is not None:
@@ -173,6 +178,15 @@ def _decode(source: Path | io.BytesIO, *, is_jpeg: bool) -> Image.Image:
             image = opened if is_jpeg else opened.copy()
     image.info.clear()  # unused, and Pillow warns of some transparencies on converting
     return image
+
+
+def _bytes_of_pixel(image: Image.Image) -> int:
+    """What Pillow takes for a pixel: four bytes for several channels, or for more than eight bits."""
+    return 1 if image.mode in ("1", "L", "P") else 4
+
+
+def _size_of(source: Path | io.BytesIO) -> int:
+    return source.stat().st_size if isinstance(source, Path) else source.getbuffer().nbytes
 
 
 def _orientation(opened: Image.Image) -> int:
@@ -192,9 +206,10 @@ def _orientation(opened: Image.Image) -> int:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """The formats of FORMATS that this Pillow reads. Also stops its libtiff from writing to stderr: Pillow raises its
-    errors."""
+    """The formats of FORMATS that this Pillow reads. Also stops its loggers and its libtiff from writing to stderr: Pillow
+    raises their errors."""
     Image.init()
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # its errors are raised; without a handler, printed too
     with contextlib.suppress(AttributeError, OSError):  # where it is linked in such a way that it cannot be told
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
     return tuple(name for name in FORMATS if name in Image.OPEN)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -29,8 +28,12 @@ MODES = {1: "L", 3: "RGB"}
 WITH_ALPHA = {2: "LA", 4: "RGBA"}
 """Pillow's modes whose transparency is a channel like the others, for models of 2 or 4 channels."""
 LEVELS = 255
+SMALLEST_VALUE, LARGEST_VALUE = (float(value) for value in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+"""What a float32 holds with all its digits: mean and standard deviation become such."""
 ChannelsOrder = Literal["rgb", "bgr"]
 BGR: ChannelsOrder = "bgr"
+LONGEST_CROP = 1 << 13
+"""In pixels, of a model's input: both sides so long are 67 million of them."""
 MOST_RESIZED, LONGEST_RESIZED = 1 << 24, 1 << 16
 """In pixels, of all and of one side. Only long strips get so large when they are resized, and of those only the crop's
 part is resized."""
@@ -69,6 +72,11 @@ class Preprocess:
         ]
         if min(sizes) < 1:
             raise PlanError(f"expected sizes of at least one pixel, got resize {self.resize} and crop {self.crop}")
+        if max(self.crop) > LONGEST_CROP or max(sizes) > LONGEST_RESIZED:
+            raise PlanError(
+                f"expected a crop of at most {LONGEST_CROP:,} and a resize of at most {LONGEST_RESIZED:,} pixels, got "
+                f"{self.crop} and {self.resize}; take smaller ones"
+            )
         if self.interpolation not in RESAMPLING:
             raise PlanError(f"expected an interpolation among {', '.join(RESAMPLING)}, got '{self.interpolation}'")
         if self.interpolation == "lanczos" and not self.antialias:
@@ -77,8 +85,8 @@ class Preprocess:
             raise PlanError(
                 f"expected one mean and one standard deviation per channel, got {len(self.mean)} and {len(self.std)}"
             )
-        if not all(math.isfinite(value) for value in self.mean) or not all(
-            math.isfinite(value) and value > 0 for value in self.std
+        if not all(abs(value) <= LARGEST_VALUE for value in self.mean) or not all(
+            SMALLEST_VALUE <= value <= LARGEST_VALUE for value in self.std
         ):
             raise PlanError(
                 f"expected finite means and positive standard deviations, got mean {self.mean} and std {self.std}"

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 PICTURE = ("height", "width")
 """Names of the free dimensions of a model that takes pictures of any size."""
+LARGEST_BATCH = 1 << 16
+"""A batch that a manifest or a user asks for is made in memory; no device runs more images at once."""
 PICTURE_SIDES = (1, 512, 2048)
 """Sides in pixels for which an engine for pictures of any size is built: smallest, tuned for, largest. Its memory is
 that of a batch of the largest."""
@@ -42,6 +44,8 @@ class BatchRange:
                 f"expected a batch range with 1 <= min <= opt <= max, got {self}; write N or MIN:OPT:MAX, for example "
                 "1:8:32"
             )
+        if self.max > LARGEST_BATCH:
+            raise PlanError(f"expected a batch of at most {LARGEST_BATCH:,} images, got {self}; write a smaller one")
 
     @classmethod
     def parse(cls, text: str) -> BatchRange:

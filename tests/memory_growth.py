@@ -17,13 +17,14 @@ def peak_growth_below(mib: int) -> Iterator[None]:
     The peak of `getrusage` is that of the whole life of the process: behind a test that took more it sees nothing.
     """
     RESET.write_text("5")  # the peak is what is in use now (proc(5), Linux 4.0)
-    before = _peak_kib()
+    before = peak_kib()
     yield
-    grown = (_peak_kib() - before) / 1024
+    grown = (peak_kib() - before) / 1024
     assert grown < mib, f"the peak grew by {grown:.0f} MiB"
 
 
-def _peak_kib() -> int:
+def peak_kib() -> int:
+    """The peak since it was last reset, in KiB."""
     found = re.search(r"^VmHWM:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1])

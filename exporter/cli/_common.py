@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from runtimes.manifest import Manifest
 
 INTERRUPTED, TERMINATED, WRONG_USE = 130, 143, 2
+LONGEST_ERROR = 4000
+"""In characters. A list of what a command found takes some hundreds."""
 COLLECTION = (50_000, 20, 100)
 """After how many new objects, and collections of younger ones, Python looks for unused ones (`gc.set_threshold`)."""
 
@@ -185,6 +187,10 @@ def _raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    """Print an error as one line, and exit."""
-    click.echo(f"error: {printable(message)}", err=True)
+    """Print an error as one line, and exit. Of a line that a stranger's file made endless the middle is left out: what
+    is wrong is said at its beginning, and what to do at its end."""
+    said = printable(message)
+    if len(said) > LONGEST_ERROR:
+        said = f"{said[: LONGEST_ERROR // 2]} [...] {said[-LONGEST_ERROR // 2 :]}"
+    click.echo(f"error: {said}", err=True)
     sys.exit(code)

@@ -251,7 +251,7 @@ def _bundle_lines(path: Path, manifest: Manifest, rejection: str) -> list[str]:
 def _graph_lines(facts: GraphFacts) -> list[str]:
     lines = [f"{'graph':<12} {facts.nodes} nodes, {_count(facts.parameters)} parameters, {_work(facts.macs)}"]
     for operator, count in facts.operators.items():
-        types = ", ".join(f"{number} {name}" for name, number in facts.types[operator].items())
+        types = ", ".join(f"{number} {name}" for name, number in facts.types.get(operator, {}).items())
         lines.append(f"{'':<12} {operator:<20} {count:>4}  {types}")
     return lines
 

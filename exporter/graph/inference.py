@@ -104,8 +104,8 @@ def _types_and_shapes(
     lean = _lean_model(model, graph, outer, batch)
     try:
         inferred = onnx.shape_inference.infer_shapes(lean, data_prop=True).graph
-    except onnx.shape_inference.InferenceError:
-        # An operator of a domain that the file does not import: what follows from it stays unknown.
+    except Exception:  # InferenceError, and the ValueErrors of what it does not look at itself
+        # An operator of a domain that the file does not import, say: what follows from it stays unknown.
         inferred = lean.graph
     for tensor in graph.initializer:
         types[tensor.name], shapes[tensor.name] = type_name(tensor.data_type), tuple(tensor.dims)

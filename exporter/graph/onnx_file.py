@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx import TensorProto, external_data_helper
+from onnx import TensorProto, external_data_helper, numpy_helper
 
 from exporter.graph.facts import inline_functions, subgraphs
 from runtimes.errors import BadInput, first_line
@@ -75,8 +75,11 @@ def checked_model(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         BadInput: onnx's checker refuses it, or a file that it names is missing or too short.
     """
     for tensor in tensors_of(model.graph):
+        _check_tensor(tensor, path)
         if tensor.data_location == TensorProto.EXTERNAL:
             _load_small(tensor, path)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        _check_type(value.type.tensor_type.elem_type, value.name, path)
     try:
         onnx.checker.check_model(_without_weights(model))
         model = inline_functions(model)
@@ -107,6 +110,33 @@ def _check_inputs(graph: onnx.GraphProto, path: Path) -> None:
                     )
         for _, inner in subgraphs(node):
             _check_inputs(inner, path)
+
+
+def _check_tensor(tensor: TensorProto, path: Path) -> None:
+    """Check a tensor's type, its shape and, of one that is small and stored in the file, its values.
+
+    Raises:
+        BadInput: one of them is none.
+    """
+    _check_type(tensor.data_type, tensor.name, path)
+    try:
+        if any(size < 0 for size in tensor.dims):
+            raise ValueError(f"its shape is {list(tensor.dims)}")
+        if tensor.data_location != TensorProto.EXTERNAL and math.prod(tensor.dims) <= LOADED_ELEMENTS:
+            numpy_helper.to_array(tensor)
+    except Exception as error:  # numpy's, and onnx's own
+        raise BadInput(
+            f"{path} is no valid ONNX model: the values of '{tensor.name}' cannot be read: {first_line(error)}; save it "
+            "again"
+        ) from error
+
+
+def _check_type(kind: int, name: str, path: Path) -> None:
+    if kind not in TensorProto.DataType.values():
+        raise BadInput(
+            f"{path}: expected a type of values that onnx {onnx.__version__} knows, got number {kind} for '{name}'; "
+            "save it again, or update onnx"
+        )
 
 
 def _load_small(tensor: TensorProto, path: Path) -> None:

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from exporter.models.not_weights import archive_names, is_safetensors, refuse_other_formats
+from exporter.models.not_weights import archive_names, is_safetensors, refuse_other_formats, unpacked_bytes
+from runtimes.arrays import check_growth
 from runtimes.errors import BadInput
 
 WRAPPERS = (
@@ -189,6 +190,7 @@ def _plain_tensor(value: Tensor, key: str, path: Path) -> Tensor:
 def _values_from_pickle(path: Path) -> Any:
     """Load tensors and the plain values that scripts keep beside them: command-line options and numpy's numbers."""
     scalar: Any = np.float64(0).__reduce__()[0]
+    check_growth(unpacked_bytes(path), path.stat().st_size)
     kinds = (type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8"))
     harmless: list[Any] = [argparse.Namespace, scalar, np.dtype, *kinds]
     with warnings.catch_warnings(), torch.serialization.safe_globals(harmless):

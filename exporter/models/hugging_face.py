@@ -10,6 +10,7 @@ from exporter.models.labels import labels_from_id2label
 from exporter.models.registry import V1, V1_5
 from exporter.models.spec import ModelSpec
 from runtimes.errors import BadInput, PlanError
+from runtimes.textfile import text_from_file
 
 CONFIG = "config.json"
 
@@ -39,7 +40,7 @@ def config_beside(checkpoint: Path) -> Config | None:
     if not path.is_file():
         return None
     try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(text_from_file(path))
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(
             f"cannot read {path}, beside {checkpoint.name}: {error}; put it right, or move it away"

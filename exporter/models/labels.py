@@ -7,6 +7,7 @@ import ast
 import json
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -174,7 +175,7 @@ def _object_without_duplicates(pairs: Sequence[tuple[str, object]]) -> dict[str,
     """A JSON object as a dict. Refuses a key that occurs twice, of which Python's reader would keep the last."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"'{twice}' stands in it twice")
     return found
 
@@ -233,7 +234,7 @@ def labels_from_metadata(text: str) -> tuple[str, ...] | None:
             return _check_names(_labels_from_value(_value_from_text(structured[1], where), where), where)
         lines = [line.strip() for line in text.strip().splitlines()]
         return _check_names(lines if len(lines) > 1 else [name.strip() for name in text.split(",")], where)
-    except BadInput:
+    except (BadInput, ValueError):
         return None
 
 

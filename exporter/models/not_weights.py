@@ -68,6 +68,17 @@ def archive_names(path: Path) -> list[str] | None:
         return []
 
 
+def unpacked_bytes(path: Path) -> int:
+    """What the entries of a zip archive say that they take together, unpacked; 0 if the file is no zip archive.
+
+    PyTorch packs none of them.
+    """
+    if not zipfile.is_zipfile(path):
+        return 0
+    with zipfile.ZipFile(path) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
+
+
 def _format_of(path: Path, head: bytes) -> str:
     """What a file is and what to do; empty if it may be a checkpoint."""
     if not head:

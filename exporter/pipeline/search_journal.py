@@ -12,8 +12,10 @@ import msgspec
 from runtimes.block_precision import Tried
 from runtimes.bundle_writing import write_in_one_step
 from runtimes.errors import PlanError
+from runtimes.private import read_regular
 
 SUFFIX = ".search.json"
+LARGEST_FILE = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,11 @@ class Journal:
         """
         self.path, self.digest = path, digest
         self.tried: dict[tuple[str, ...], Tried] = {}
-        if not path.exists():
-            return
         try:
-            content = msgspec.json.decode(path.read_bytes(), type=_Content)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            content = msgspec.json.decode(read_regular(path, LARGEST_FILE), type=_Content)
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, RecursionError) as error:
             raise PlanError(f"{path} is no journal of a search; move it away, or choose another --output") from error
         if content.digest != digest:
             say(f"{path.name} is of another network, other images or options; searching from the start")

@@ -31,8 +31,9 @@ from calibration.storage import is_url
 from exporter.verification.plan import CheckPlan
 from runtimes._open import backend_names, local_backend_names
 from runtimes.bundle import Bundle
-from runtimes.errors import BadInput, BundleError, PlanError, UnknownName
+from runtimes.errors import BadInput, PlanError, ResnetExportError, UnknownName
 from runtimes.parity.budget_options import changed_budget
+from runtimes.private import read_regular
 from runtimes.server_url import check_url
 
 if sys.version_info >= (3, 11):
@@ -41,6 +42,7 @@ else:
     import tomli as tomllib
 
 ALL, CONFIG = "all", "resnet-parity.toml"
+LARGEST_FILE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,10 @@ def entries_from_toml(path: Path) -> tuple[Entry, ...]:
         PlanError: it names no bundle.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_regular(path, LARGEST_FILE).decode())
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror}; write one, or give a BUNDLE") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, and of numbers that are too long for Python
         raise BadInput(f"{path} is no TOML: {error}") from error
     tables = document.pop("bundles", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
@@ -166,11 +168,21 @@ def plan_from_entry(entry: Entry) -> CheckPlan:
     """Open the bundles of an entry and check its settings, before anything runs.
 
     Raises:
-        BundleError: a bundle cannot be read; names the file that names it, too.
+        BundleError: a bundle cannot be read.
         UnknownName: a backend or limit that there is not; lists the nearest.
         PlanError: settings contradict each other.
         BadInput: an empty name is given.
+        All name the file that names the bundle.
     """
+    try:
+        return _plan(entry)
+    except ResnetExportError as error:
+        if entry.named_by is not None:
+            error.args = (f"{entry.named_by}: {error}",)
+        raise
+
+
+def _plan(entry: Entry) -> CheckPlan:
     settings, known, url = entry.settings, backend_names(), entry.settings.url
     given = tuple(dict.fromkeys(settings.backends if settings.backends is not None else (ALL,)))
     for name in given:
@@ -186,10 +198,7 @@ def plan_from_entry(entry: Entry) -> CheckPlan:
     for option, value in (("--data", settings.data), ("--against", settings.against)):
         if value is not None and not value.strip():
             raise BadInput(f"expected something for {option}, got nothing; leave it out, or name what is meant")
-    try:
-        bundle = Bundle.open(entry.path)
-    except BundleError as error:
-        raise BundleError(f"{entry.named_by}: {error}" if entry.named_by else str(error)) from error
+    bundle = Bundle.open(entry.path)
     changed_budget(bundle.manifest.budget, settings.budget)
     against = Bundle.open(settings.against) if settings.against is not None else None
     images = CheckPlan.images if settings.images is None else settings.images

@@ -7,10 +7,10 @@ from pathlib import Path
 import msgspec
 
 from runtimes.benchmark.results import SCHEMA_VERSION, Result
-from runtimes.errors import BadInput
+from runtimes.errors import BadInput, PlanError
 from runtimes.private import read_regular
 
-LARGEST_FILE = 64 << 20
+LARGEST_FILE = 8 << 20
 
 
 def json_from_result(result: Result) -> bytes:
@@ -31,11 +31,11 @@ def result_from_file(path: Path) -> Result:
         raise BadInput(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; {remedy}") from error
     try:
         found = msgspec.json.decode(data, type=dict[str, object]).get("schema_version")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{path}: expected a JSON object, got: {error}; {remedy}") from error
     if found != SCHEMA_VERSION:
         raise BadInput(f"{path}: expected schema_version {SCHEMA_VERSION}, got {found!r}; measure again")
     try:
         return msgspec.json.decode(data, type=Result)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError, PlanError) as error:
         raise BadInput(f"{path}: {error}; {remedy}") from error

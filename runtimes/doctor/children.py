@@ -57,7 +57,7 @@ class Child:
             self.close()
         try:
             return Answer(msgspec.json.decode(out))
-        except msgspec.DecodeError:
+        except (ValueError, RecursionError):
             return Answer(problem=_end_of(self._process.returncode, err.decode("utf-8", "replace")))
 
     def close(self) -> None:

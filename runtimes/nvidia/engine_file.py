@@ -218,7 +218,7 @@ def sidecar_document(path: Path) -> Mapping[str, object]:
             f"cannot read {path} ({error.strerror}), which says what the engine beside it is; engines are executable, "
             "so one without is not loaded; build it again with: resnet-deploy build BUNDLE"
         ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: {error}; {BUILD_AGAIN}") from error
     version = document.get("schema_version")
     if version != SCHEMA_VERSION:
@@ -229,5 +229,5 @@ def sidecar_document(path: Path) -> Mapping[str, object]:
 def facts_from_document(document: Mapping[str, object], path: Path) -> EngineFacts:
     try:
         return msgspec.convert(document, EngineFacts)
-    except (msgspec.ValidationError, RecursionError, PlanError) as error:
+    except (ValueError, RecursionError, PlanError) as error:
         raise BundleError(f"{path}: {error}; {BUILD_AGAIN}") from error

@@ -19,6 +19,7 @@ from PIL import Image, JpegImagePlugin
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "PPM", "GIF", "AVIF", "JPEG2000")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 MOST_PIXELS, LONGEST_SIDE = 178_956_970, 1 << 20
+FREE_BYTES, MOST_GROWTH = 64 << 20, 400
 MOST_RESIZED = 1 << 24
 ORIENTATION = 0x0112
 TURNS = {
@@ -88,6 +89,12 @@ def _open(data: bytes) -> Image.Image:
                 raise PictureRefused(
                     f"it has {opened.width}x{opened.height} pixels, and more than {MOST_PIXELS:,}, or {LONGEST_SIDE:,} "
                     "on a side, are not read; make it smaller"
+                )
+            pixel_bytes = 1 if opened.mode in ("1", "L", "P") else 4
+            if opened.width * opened.height * pixel_bytes > max(FREE_BYTES, MOST_GROWTH * len(data)):
+                raise PictureRefused(
+                    f"it unpacks to {opened.width}x{opened.height} pixels, more than {MOST_GROWTH} times its size; make "
+                    "it smaller"
                 )
             opened.load()
             turn = TURNS.get(_orientation(opened))

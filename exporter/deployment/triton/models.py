@@ -217,7 +217,7 @@ def _check_names(models: Sequence[TritonModel]) -> None:
         if not NAME.fullmatch(model.name):
             raise PlanError(
                 "expected a model's name of at most 128 letters, digits, '.', '_' and '-', as it stands in URLs, got "
-                f"'{model.name}'; give --name"
+                f"'{model.name}' of {model.bundle}; give --name"
             )
         other = first.setdefault(model.name, model)
         if other is not model:

@@ -11,6 +11,7 @@ from exporter.graph.facts import subgraphs, type_name
 from exporter.graph.intake.plain import drops
 from exporter.graph.intake.wiring import Wiring, attributes_of
 from runtimes.errors import BadInput
+from runtimes.specs import LARGEST_BATCH
 
 TO_NCHW = (0, 3, 1, 2)
 """The axes of (batch, height, width, channels) in the order (batch, channels, height, width)."""
@@ -30,6 +31,8 @@ POINTWISE = (
 """Operators that may stand between an input of (batch, height, width, channels) and the Transpose behind it."""
 MOST_CHANNELS = 4
 """Of a picture: a last size of as many or fewer, behind a larger second one, is that of the channels."""
+LARGEST_SIZE = LARGEST_BATCH
+"""Of the batch, the channels and both sides."""
 CONTROL_FLOW = ("If", "Loop", "Scan")
 BY_CHANCE = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial")
 CHOOSES = ("ArgMax", "ArgMin", "TopK", "NonMaxSuppression", "Hardmax")
@@ -85,9 +88,11 @@ def image_input(model: onnx.ModelProto, where: str) -> ImageInput:
             f"{len(sizes)}; give a classifier's file"
         )
     found = [int(size.dim_value) if size.HasField("dim_value") and size.dim_value >= 0 else None for size in sizes]
-    if 0 in found:
+    if not all(size is None or 0 < size <= LARGEST_SIZE for size in found):
         shape = "x".join("?" if size is None else str(size) for size in found)
-        raise BadInput(f"{where}: expected sizes of at least one, got '{value.name}' of {shape}; save the file again")
+        raise BadInput(
+            f"{where}: expected sizes from 1 to {LARGEST_SIZE:,}, got '{value.name}' of {shape}; save the file again"
+        )
     _use_transpose(graph, wiring, value)
     layout = layout_of(wiring, value.name)
     batch, *rest = found

@@ -15,6 +15,7 @@ from onnx.reference import ReferenceEvaluator
 LARGEST = 1 << 16
 """Elements of a tensor that is computed: scales and zero points have at most one per channel; weights are not
 computed."""
+MOST_GROWTH = 4
 DEEPEST = 50
 """Nodes in a row that a value is computed through."""
 
@@ -86,13 +87,35 @@ def constant_tensor(node: onnx.NodeProto) -> TensorProto | None:
 
 
 def evaluate(node: onnx.NodeProto, name: str, given: Mapping[str, NDArray[Any]], opset: int) -> NDArray[Any] | None:
-    """Compute one node with onnx's reference implementation; None if that fails."""
-    inputs = [onnx.ValueInfoProto(name=one) for one in given]
-    graph = onnx.helper.make_graph([node], "one", inputs, [onnx.ValueInfoProto(name=name)])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    """Compute one node with onnx's reference implementation; None if that fails, or makes far more elements
+    than it is given, and than LARGEST."""
+    most = max(LARGEST, MOST_GROWTH * sum(value.size for value in given.values()))
     try:
+        if _elements(_model_of(node, name, given, opset, fed=False)) > most:
+            return None
+        model = _model_of(node, name, given, opset, fed=True)
         with np.errstate(all="ignore"):
             results: Any = ReferenceEvaluator(model).run(None, dict(given))
             return np.asarray(results[0])
     except Exception:  # any node of a foreign graph: whatever goes wrong, the value is not known
         return None
+
+
+def _model_of(
+    node: onnx.NodeProto, name: str, given: Mapping[str, NDArray[Any]], opset: int, *, fed: bool
+) -> onnx.ModelProto:
+    """A model of one node, which gives the tensor `name`; its inputs are fed, or stand in it."""
+    inputs = [onnx.ValueInfoProto(name=one) for one in given] if fed else []
+    stored = [] if fed else [numpy_helper.from_array(value, one) for one, value in given.items()]
+    graph = onnx.helper.make_graph([node], "one", inputs, [onnx.ValueInfoProto(name=name)], stored)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+
+
+def _elements(model: onnx.ModelProto) -> float:
+    """How many elements the output of a model has: a few numbers may tell a node to make billions. Infinite where that
+    cannot be told."""
+    (output,) = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output
+    shape = output.type.tensor_type.shape
+    if not output.type.tensor_type.HasField("shape") or not all(one.HasField("dim_value") for one in shape.dim):
+        return math.inf
+    return math.prod(one.dim_value for one in shape.dim)

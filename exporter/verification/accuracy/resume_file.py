@@ -156,7 +156,7 @@ def _whole_lines(path: Path, source: ImageSource, size: int, option: str) -> Ite
                 continue
             try:
                 shard = msgspec.json.decode(line, type=EvaluatedShard)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (ValueError, RecursionError) as error:
                 raise BadInput(
                     f"{option}: {path}, line {number} is damaged ({error}); delete the file to begin again"
                 ) from error
@@ -283,7 +283,7 @@ def _check_header(line: bytes, key: EvaluationKey, path: Path) -> None:
 def _key_from_line(line: bytes, path: Path, option: str) -> EvaluationKey:
     try:
         return msgspec.json.decode(line, type=EvaluationKey)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         made = "give another file, which will be made" if option == "--resume" else "give a file of --resume"
         earlier = line.startswith(b'{"bundle":') and b'"data":' in line and b'"shard":' not in line
         by = "was written by an earlier version, in another form" if earlier else "was not written by an evaluation"

@@ -1,0 +1,278 @@
+"""What spoilt files once did to their readers, each in its smallest form."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from data_sets import PIXELS
+from fuzz_bundles import command
+from fuzz_models import small_network
+from fuzz_readers import PREPROCESS, json_readers
+from fuzz_watch import held
+from manifest_edits import rewrite_manifest
+
+from onnx import numpy_helper
+from PIL import Image
+from small_bundles import write_bundle
+
+from calibration.data import open_source
+from calibration.reading import read_ahead
+from calibration.synsets import synsets_from_file
+from calibration.table import table_from_file
+from exporter.cli import _common
+from exporter.graph.onnx_file import model_from_file
+from exporter.models.checkpoints import state_from_file
+from exporter.models.hugging_face import config_beside
+from exporter.models.labels import labels_from_metadata, labels_from_path
+from exporter.pipeline.search_journal import Journal
+from exporter.verification.accuracy.resume_file import _whole_lines
+from exporter.verification.parity_toml import CONFIG, entries_from_toml, plan_from_entry
+from runtimes import Bundle, Manifest
+from runtimes.errors import BadInput, BundleError, PlanError, ResnetExportError
+from runtimes.picture_file import open_picture
+from runtimes.specs import LARGEST_BATCH, BatchRange
+
+DEEP = b"[" * 100_000
+LONG = "9" * 5000
+
+
+# --- texts ---
+
+
+@pytest.mark.parametrize("read", [labels_from_path, lambda path: synsets_from_file(path, 10)])
+def test_a_text_that_is_far_larger_than_any_list_of_classes_is_not_read(read: Any, tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes(b"a\n" * (3 << 20))
+    error = held(read, path)
+    assert isinstance(error, BadInput)
+    assert "larger than" in str(error)
+
+
+@pytest.mark.parametrize("read", [labels_from_path, lambda path: synsets_from_file(path, 10)])
+def test_a_pipe_is_no_text(read: Any, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "names.txt")
+    assert isinstance(held(read, tmp_path / "names.txt"), BadInput)
+
+
+def test_a_key_that_is_there_twice_among_very_many_is_found_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "names.json"
+    keys = [f'"{place}": "x"' for place in range(40_000)]
+    path.write_text(f"{{{', '.join([*keys, keys[-1]])}}}")
+    assert "'39999' stands in it twice" in str(held(labels_from_path, path))
+
+
+@pytest.mark.parametrize("text", ['{"0": "a", "0": "b"}', f"[{LONG}]", f'{{"a": {LONG}}}'])
+def test_metadata_that_is_no_list_of_names_gives_none(text: str) -> None:
+    assert labels_from_metadata(text) is None
+
+
+def test_a_config_beside_a_checkpoint_is_no_pipe(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b" " * (5 << 20) + b"{}")
+    with pytest.raises(BadInput, match="config.json"):
+        config_beside(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("text", [f"images = {LONG}", f"a = {'[' * 5000}", f"{'a.' * 5000}b = 1"])
+def test_a_toml_of_endless_numbers_or_depth_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / CONFIG
+    path.write_text(text)
+    assert isinstance(held(entries_from_toml, path), ResnetExportError)
+
+
+@pytest.mark.parametrize("line", ['backends = ["nosuch"]', "images = 5", 'against = "nothing"'])
+def test_what_a_toml_asks_for_wrongly_names_the_file(line: str, tmp_path: Path, manifest: Manifest) -> None:
+    write_bundle(tmp_path / "bundle", manifest)
+    path = tmp_path / CONFIG
+    path.write_text(f'{line}\n[[bundles]]\npath = "bundle"\n')
+    (entry,) = entries_from_toml(path)
+    with pytest.raises(ResnetExportError) as refused:
+        plan_from_entry(entry)
+    assert str(refused.value).startswith(f"{path}: ")
+
+
+# --- JSON ---
+
+
+def test_a_journal_of_endless_depth_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "x.search.json"
+    path.write_bytes(b'{"digest": "d", "tried": [], "more": ' + DEEP)
+    with pytest.raises(PlanError, match="x.search.json is no journal"):
+        Journal(path, "d", lambda said: None)
+
+
+def test_a_line_of_endless_depth_damages_a_resume_file(tmp_path: Path) -> None:
+    path = tmp_path / "resume.jsonl"
+    path.write_bytes(b"{}\n" + b'{"more": ' + DEEP + b"\n")
+    with pytest.raises(BadInput, match="line 2 is damaged"):
+        list(_whole_lines(path))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("corrections", {"mse": {"conv": [1e39]}}), ("factors", {"x": [1e39]}), ("factors", {"x": [1e-60]})]
+)
+def test_a_table_holds_no_number_beyond_float32(field: str, value: Any, tmp_path: Path) -> None:
+    right = next(reader for reader in json_readers() if reader.file == "calibration.json").seeds[0]
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({**json.loads(right), field: value}))
+    with pytest.raises(BadInput, match="damaged"):
+        table_from_file(path)
+
+
+# --- manifests ---
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda one: one["batch"].update(max=10**12), "at most 65,536 images"),
+        (lambda one: one["preprocess"].update(crop=[10**6, 10**6]), "a crop of at most"),
+        (lambda one: one["preprocess"].update(resize=10**12), "a resize of at most"),
+        (lambda one: one["model"].update(classes=10**12), "from 0 to 1,048,576 classes"),
+        (lambda one: one["model"].update(classes=-1), "from 0 to 1,048,576 classes"),
+        (lambda one: one["parity"]["budget"].update(confidence=1.0), "a confidence from 0.5 to below 1"),
+        (lambda one: one["preprocess"].update(crop=[14, 28]), "expected an input of the 1x14x28"),
+        (lambda one: one["inputs"][0].update(dtype="float8"), "'input' as float8"),
+        (lambda one: one["inputs"][0].update(shape=[]), "without a batch"),
+        (lambda one: one["outputs"][0].update(shape=["batch", -1]), "batchx-1"),
+        (lambda one: one["outputs"][0].update(shape=["batch", 10**30]), "manifest.json"),
+        (lambda one: one["outputs"][0].update(shape=["", 10]), "'logits'"),
+    ],
+)
+def test_a_manifest_of_sizes_that_nothing_has_is_refused(
+    change: Any, said: str, tmp_path: Path, manifest: Manifest
+) -> None:
+    bundle = write_bundle(tmp_path / "bundle", manifest)
+    rewrite_manifest(bundle, change)
+    with pytest.raises(BundleError) as refused:
+        Bundle.open(bundle)
+    assert said in str(refused.value)
+
+
+def test_operators_without_types_are_shown(tmp_path: Path, manifest: Manifest, deploy: Any) -> None:
+    bundle = write_bundle(tmp_path / "bundle", manifest)
+    rewrite_manifest(bundle, lambda one: one["graph"].update(types={}))
+    assert "Conv" in deploy("inspect", bundle).out
+
+
+def test_a_batch_that_no_device_runs_is_refused() -> None:
+    assert BatchRange.parse(str(LARGEST_BATCH)).max == LARGEST_BATCH
+    with pytest.raises(PlanError, match="at most 65,536 images"):
+        BatchRange.parse(str(LARGEST_BATCH + 1))
+
+
+# --- ONNX ---
+
+
+def _of_a_tensor_of_a_type_that_there_is_not(model: onnx.ModelProto) -> None:
+    model.graph.initializer[0].data_type = (1 << 31) - 1
+
+
+def _of_an_input_of_a_type_that_there_is_not(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = 1000
+
+
+def _of_values_that_do_not_fit(model: onnx.ModelProto) -> None:
+    model.graph.initializer[1].raw_data += b"\0"
+
+
+def _of_a_negative_size(model: onnx.ModelProto) -> None:
+    del model.graph.initializer[0].dims[:]
+    model.graph.initializer[0].dims.extend([-4, -1, 3, 3])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _of_a_tensor_of_a_type_that_there_is_not,
+        _of_an_input_of_a_type_that_there_is_not,
+        _of_values_that_do_not_fit,
+        _of_a_negative_size,
+    ],
+)
+def test_a_model_with_a_tensor_of_no_known_kind_is_refused(spoil: Any, tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(small_network())
+    spoil(model)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    error = held(model_from_file, path)
+    assert isinstance(error, BadInput)
+
+
+@pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand", "Range", "Tile"])
+def test_a_linter_computes_no_constant_that_fills_the_memory(kind: str, tmp_path: Path) -> None:
+    """A scale that is the largest of 300 million numbers, which a node makes of one or two."""
+    model = onnx.load_model_from_string(small_network(quantized=True))
+    numbers = {
+        "size": np.array([60_000, 5_000], np.int64),
+        "one": np.float32(0.1),
+        "row": np.array([1.0], np.float32),
+        "times": np.array([300_000_000], np.int64),
+        "none": np.float32(0),
+        "end": np.float32(3e8),
+        "step": np.float32(1),
+    }
+    inputs = {"ConstantOfShape": ["size"], "Expand": ["one", "size"], "Range": ["none", "end", "step"]}
+    huge = onnx.helper.make_node(kind, inputs.get(kind, ["row", "times"]), ["huge"], "huge")
+    model.graph.node.insert(0, onnx.helper.make_node("ReduceMax", ["huge"], ["largest"], "largest", keepdims=0))
+    model.graph.node.insert(0, huge)
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(value), name) for name, value in numbers.items())
+    for node in model.graph.node:
+        if node.name in ("q", "dq"):
+            node.input[1] = "largest"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert held(lambda given: command("inspect", given), path) is None
+
+
+# --- pictures ---
+
+
+def test_a_picture_of_other_channels_is_named(tmp_path: Path) -> None:
+    for place, channels in enumerate((1, 2)):
+        np.save(tmp_path / f"{place}.npy", PIXELS[0, ..., :channels])
+    source = open_source(str(tmp_path))
+    _, found = read_ahead(source, range(2), PREPROCESS, ahead=1)
+    assert found.reason.startswith("1.npy: expected pictures of grey or colour")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "jp2", "jpg"])
+def test_a_picture_of_nothing_that_fills_the_memory_is_refused(form: str, tmp_path: Path) -> None:
+    path = tmp_path / f"bomb.{form}"
+    Image.new("RGB", (6000, 3500)).save(path, quality=5, progressive=True)
+    assert "times as many" in str(held(open_picture, path))
+
+
+# --- checkpoints ---
+
+
+def test_a_checkpoint_of_nothing_that_fills_the_memory_is_refused(tmp_path: Path) -> None:
+    buffer, path = io.BytesIO(), tmp_path / "bomb.pth"
+    torch.save({"weight": torch.zeros(60_000_000)}, buffer)
+    with zipfile.ZipFile(buffer) as right, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
+        for name in right.namelist():
+            packed.writestr(name, right.read(name))
+    del buffer
+    assert "times as many" in str(held(state_from_file, path))
+
+
+# --- what is said ---
+
+
+def test_an_error_is_no_longer_than_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _common._fail("x.txt: expected a name, got " + "x" * 100_000 + "; give another", 2)
+    said = capsys.readouterr().err
+    assert len(said) < 4100
+    assert said.startswith("error: x.txt: expected")
+    assert said.endswith("; give another\n")
+
+
