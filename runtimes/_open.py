@@ -195,6 +195,7 @@ def open_reference(bundle: Bundle, *, tuning: Tuning = DEFAULT_TUNING) -> Runtim
     path, manifest = SourceFileRuntime.file_of(bundle), bundle.manifest
     runtime = SourceFileRuntime.of(path, facts, manifest.preprocess.shape, manifest.batch, tuning)
     runtime.tuning, runtime.preprocess = tuning, manifest.preprocess
+    _check_same(bundle, runtime)
     return runtime
 
 
@@ -206,4 +207,18 @@ def _opened(
     runtime.tuning = tuning
     if isinstance(model, Bundle):
         runtime.preprocess = model.manifest.preprocess
+        _check_same(model, runtime)
     return runtime
+
+
+def _check_same(bundle: Bundle, runtime: Runtime) -> None:
+    """Close a runtime whose bundle was replaced while it was opened: nobody knows whose file it runs.
+
+    Raises:
+        BundleError: it was.
+    """
+    try:
+        bundle.check_same()
+    except BundleError:
+        runtime.close()
+        raise

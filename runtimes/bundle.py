@@ -74,16 +74,54 @@ class Bundle:
             raise BundleError(f"{self.folder} has no {name}; it holds {', '.join(sorted(self.manifest.files))}")
         return self.folder / name
 
+    def read(self, name: str) -> bytes:
+        """The content of a file that the manifest names, verified: other content may be there than when it was opened.
+
+        Raises:
+            BundleError: the bundle has no such file, or it cannot be read, or was changed.
+        """
+        path = self.file(name)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"cannot read {path}: {error.strerror}; export or copy the bundle again") from error
+        if hashlib.sha256(data).hexdigest() != self.manifest.files[name].sha256:
+            raise BundleError(f"{path} was changed while {self.folder} was read; give the command again")
+        return data
+
+    def manifest_bytes(self) -> bytes:
+        """The manifest as it is written.
+
+        Raises:
+            BundleError: it cannot be read, or is another bundle's by now.
+        """
+        path = self.folder / MANIFEST
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BundleError(f"cannot read {path}: {error.strerror}; export or copy the bundle again") from error
+        self.check_same()
+        return data
+
+    def check_same(self) -> None:
+        """Check, after files were read, that they were of this bundle: bundles are replaced as whole folders.
+
+        Raises:
+            BundleError: another bundle has taken its place since it was opened, or it is gone.
+        """
+        if read_manifest(self.folder).files != self.manifest.files:
+            raise BundleError(f"{self.folder} was replaced by another bundle while it was read; give the command again")
+
     @property
     def labels(self) -> tuple[str, ...] | None:
         """Class names in order, where they are known.
 
         Raises:
-            BundleError: `labels.txt` is no UTF-8 text, or has not a line for each class.
+            BundleError: `labels.txt` is no UTF-8 text, has not a line for each class, or was changed.
         """
         if LABELS not in self.manifest.files:
             return None
-        data, classes = self.file(LABELS).read_bytes(), self.manifest.model.classes
+        data, classes = self.read(LABELS), self.manifest.model.classes
         ends = data.count(b"\n")  # a file of line ends alone would take ten times its size as a list
         try:
             labels = tuple(lines_from_text(data.decode())) if ends <= classes else ()

@@ -9,7 +9,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -35,13 +35,46 @@ def write_in_one_step(path: Path, data: bytes) -> None:
     """
     partial = _partial_path(path)
     try:
-        with partial.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(partial, data)
         partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong first is on its way
+            partial.unlink()
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file, and wait until it is on the disk. Raises OSError where it cannot be written."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_together(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Rename files that belong together into place, each `(source, destination)`; if one cannot be, what was there
+    before is put back, where the file system has hard links.
+
+    Raises:
+        OSError: one cannot be renamed.
+    """
+    kept = [(_partial_path(destination), destination) for _, destination in pairs]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for (source, destination), (old, _) in zip(pairs, kept, strict=True):
+            is_new = not os.path.lexists(destination)
+            with suppress(OSError):  # there is none, or there are no links
+                os.link(destination, old)
+            done.append((destination, source) if is_new else (old, destination))
+            source.replace(destination)
+    except BaseException:
+        for there, back in reversed(done):
+            with suppress(OSError):
+                there.replace(back)
+        raise
+    finally:
+        for old, _ in kept:
+            with suppress(OSError):
+                old.unlink()
 
 
 def _partial_path(path: Path) -> Path:
@@ -58,13 +91,20 @@ def staging_folder(destination: Path, *, force: bool) -> Iterator[Path]:
     two folders are exchanged in one step. A folder that a killed run left behind is removed by the next run.
 
     Raises:
-        PlanError: the destination exists without `force`, or is something else than a bundle.
+        PlanError: the destination exists without `force`, or is something else than a bundle, at the start or by the
+            end.
         BundleError: the folder cannot be written; says why.
     """
     check_destination(destination, force=force)
     with new_folder_beside(destination) as staging:
         yield staging
-        _exchange(staging, destination)
+        while True:
+            check_destination(destination, force=force)  # of two exports at once, the other may be done
+            try:
+                return _exchange(staging, destination)
+            except OSError as error:  # it is done in this moment
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT) or not staging.exists():
+                    raise
 
 
 @contextmanager
@@ -220,8 +260,9 @@ def _exchange(staging: Path, destination: Path) -> None:
     destination.rename(aside)
     try:
         staging.rename(destination)
-    except OSError:
-        aside.rename(destination)
+    except BaseException:  # Ctrl-C too
+        with suppress(OSError):  # another run's bundle is there
+            aside.rename(destination)
         raise
     shutil.rmtree(aside, ignore_errors=True)
 
@@ -234,7 +275,13 @@ def _locked_folder(destination: Path) -> tuple[Path, int]:
     while True:
         staging = _partial_path(destination)
         staging.mkdir()
-        lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            lock = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
         with suppress(OSError):  # a file system without locks, where no run clears anything away
             fcntl.flock(lock, fcntl.LOCK_EX)
         with suppress(FileNotFoundError):

@@ -691,8 +691,11 @@ class BuilderConfig:
         self.profiles.append(profile)
         return len(self.profiles) - 1
 
-    def create_timing_cache(self, data: bytes) -> TimingCache:
-        return TimingCache(self.api, data)
+    def create_timing_cache(self, data: bytes) -> TimingCache | None:
+        try:
+            return TimingCache(self.api, data)
+        except ValueError:  # as the real one, which logs an error
+            return None
 
     def set_timing_cache(self, cache: TimingCache, ignore_mismatch: bool) -> bool:  # the library's own signature
         if cache.version != self.api.__version__ and not ignore_mismatch:

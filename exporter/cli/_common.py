@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import io
 import json
@@ -65,10 +66,17 @@ def run_command(command: click.Command) -> NoReturn:
         _fail(str(error), error.exit_code)
     except OSError as error:  # one that the code below did not turn into an error of ours
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would complain once more at exit
-        if error.filename:
-            _fail(f"{error.filename}: {error.strerror}", 1)
-        _fail(f"cannot write the output: {error.strerror or error}; make room for it", 1)
+        _fail(_disk_text(error), 1)
     sys.exit(0)
+
+
+def _disk_text(error: OSError) -> str:
+    """What is wrong with a file or a stream, and what to do."""
+    why = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"cannot write {error.filename or 'the output'}: {why}; make room for it"
+    what = f"{error.filename}: {why}" if error.filename else f"a file or the output failed: {why}"
+    return f"{what}; see that its disk or network is well, and give the command again"
 
 
 def run_program(main: Callable[[], object]) -> None:

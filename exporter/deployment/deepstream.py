@@ -127,6 +127,7 @@ def write_deepstream(
             shutil.copyfile(bundle.file(MODEL), staged / MODEL)
         if read is not None:
             (staged / ENGINE).write_bytes(read.data)
+        bundle.check_same()
         staged.rename(output)
     return files
 

@@ -69,6 +69,7 @@ def write_float_bundle(bundle: Bundle, folder: Path) -> Manifest:
     np.savez_compressed(folder / GOLDEN, **arrays)  # type: ignore[arg-type]
     if (labels := bundle.labels) is not None:
         (folder / LABELS).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+    bundle.check_same()
     return write_manifest(folder, replace(float_manifest(bundle.manifest), graph=graph_facts(changed)))
 
 

@@ -3,8 +3,6 @@ that Linux kills for want of memory, is one error here."""
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,6 +12,7 @@ from typing import Any, NamedTuple
 
 from exporter.engines.builders import EngineBuild, Job
 from runtimes.board.memory import GIB, MIB, MemoryUse, MemoryWatch
+from runtimes.child import failure_text, signal_name, start_child
 from runtimes.errors import BackendUnavailable, BuildError, ResnetExportError
 from runtimes.progress import Progress
 
@@ -81,13 +80,9 @@ def build_apart(build: Build, backend: str, job: Job, on_step: Progress) -> Engi
 
     Raises:
         ProcessEnded: it crashed or was killed.
-        ResnetExportError: as `build`.
+        ResnetExportError: as `build`; or no process can be started.
     """
-    context = multiprocessing.get_context("spawn")  # a fork would take CUDA and its locks along
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()
+    process, ours = start_child(_serve)
     try:
         for said in _answers(ours, (build, backend, job)):
             if isinstance(said, EngineBuild):
@@ -109,24 +104,28 @@ def check_loads(load: Callable[[str], object], backend: str) -> None:
 
     Raises:
         BackendUnavailable: the process crashed, or ended by itself.
+        ResnetExportError: none can be started.
     """
-    process = multiprocessing.get_context("spawn").Process(target=_load, args=(load, backend), daemon=True)
-    process.start()
+    process, ours = start_child(_load)
     try:
+        with suppress(OSError):
+            ours.send((load, backend))
         process.join()
         code = process.exitcode
     finally:
         process.kill()
         process.join()
+        ours.close()
     if code:
-        how = f"crashes ({signal.Signals(-code).name})" if code < 0 else f"ends with exit code {code}"
+        name = signal_name(code)
+        how = f"crashes ({name})" if name else f"ends with exit code {code}"
         raise BackendUnavailable(
             f"{backend} {how} when it is loaded; see what is wrong with: resnet-deploy doctor --backend {backend}"
         )
 
 
-def _load(load: Callable[[str], object], backend: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in `_serve`
+def _load(connection: Connection) -> None:
+    load, backend = connection.recv()
     with suppress(Exception):
         load(backend)
 
@@ -151,17 +150,13 @@ def _rebuilt(failed: _Failed) -> ResnetExportError:
 
 
 def _ended(code: int | None) -> ProcessEnded:
-    name = signal.Signals(-code).name if code is not None and code < 0 else ""
+    name = signal_name(code)
     how = f"was ended by {name}" if name else f"ended with exit code {code}"
     return ProcessEnded(f"the build's own process {how}", out_of_memory=name == "SIGKILL")
 
 
 def _serve(connection: Connection) -> None:
-    """In the new process: build, and send each step and at last the engine, or why there is none.
-
-    Ctrl-C goes to all processes of a terminal; it is the parent that ends this one then.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In the new process: build, and send each step and at last the engine, or why there is none."""
     build, backend, job = connection.recv()
     lock = threading.Lock()  # a builder may report from several threads
 
@@ -174,4 +169,6 @@ def _serve(connection: Connection) -> None:
         answer = build(backend, job, on_step)
     except ResnetExportError as error:
         answer = _Failed(type(error), str(error))
+    except (OSError, MemoryError) as error:
+        answer = _Failed(BuildError, failure_text(error))
     connection.send(answer)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import secrets
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -17,7 +14,7 @@ from typing import cast
 from exporter.engines import builders, timings
 from exporter.engines.apart import check_loads, watched_build
 from exporter.engines.builders import BuildOptions, BuiltNetwork, EngineBuild, EngineBuilder, Job
-from exporter.engines.folder import cached_facts, check_folder, folder_lock, remove_left_over, write_error
+from exporter.engines.folder import cached_facts, check_folder, keep_engine, staged_engine
 from exporter.engines.layers import (
     check_dla,
     check_dla_stretch,
@@ -31,7 +28,7 @@ from runtimes._plugins import load_plugin, plugin_names
 from runtimes.board.memory import MemoryUse, board_workspace
 from runtimes.board.power import power
 from runtimes.bundle import ONNX, Bundle
-from runtimes.bundle_writing import write_in_one_step
+from runtimes.bundle_writing import write_synced
 from runtimes.errors import BackendUnavailable, ParityError, PlanError
 from runtimes.nvidia.engine_file import SCHEMA_VERSION, EngineFacts, LayerFacts, json_from_facts, seal_facts
 from runtimes.nvidia.plan_files import FOLDER, engine_name, platform_text, sidecar_of
@@ -225,7 +222,7 @@ def _build(
     if workspace is None and (workspace := board_workspace()) is not None:
         on_step(f"a kernel may have {workspace >> 20} MiB of scratch memory, by the board's memory")
     job = Job(
-        plan.bundle.file(ONNX).read_bytes(),
+        plan.bundle.read(ONNX),
         manifest.precision,
         manifest.inputs,
         manifest.batch,
@@ -258,12 +255,9 @@ def _prove_and_keep(
     Without a device here the engine is kept unchecked.
     """
     report = None
-    staged = path.with_name(f".{path.stem}.partial-{secrets.token_hex(8)}{path.suffix}")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        remove_left_over(path)
-        write_in_one_step(staged, engine)
-        write_in_one_step(sidecar_of(staged), json_from_facts(seal(facts)))
+    with staged_engine(path) as staged:
+        write_synced(staged, engine)
+        write_synced(sidecar_of(staged), json_from_facts(seal(facts)))
         if facts.device is not None:
             on_step("check")
             with backend_class(plan.backend).open(staged) as runtime:
@@ -273,19 +267,11 @@ def _prove_and_keep(
                 raise ParityError(
                     f"the engine's answers to the golden inputs are out of budget: {said}; it was not kept", report
                 )
+            plan.bundle.check_same()  # else the folder is gone, too
             facts = replace(facts, checked=True)
-            write_in_one_step(sidecar_of(staged), json_from_facts(seal(facts)))
-        with folder_lock(path.parent):
-            # Between the two renames the sidecar is the earlier engine's: it names another sha256, so readers refuse
-            # the pair.
-            staged.replace(path)
-            sidecar_of(staged).replace(sidecar_of(path))
-    except OSError as error:
-        raise write_error(path, error.strerror) from error
-    finally:
-        for left in path.parent.glob(f"{glob.escape(staged.stem)}.*"):
-            with suppress(OSError):
-                left.unlink()
+            write_synced(sidecar_of(staged), json_from_facts(seal(facts)))
+        plan.bundle.check_same()
+        keep_engine([(staged, path), (sidecar_of(staged), sidecar_of(path))])
     return Engine(path, seal(facts), cached=False, report=report)
 
 

@@ -74,6 +74,9 @@ def check_bundle(
         say(f"check {bundle.manifest.name} on {backend}")
         task = _Task(plan, backend, budget, evidence, inputs.old_evidence)
         found.append(_check_backend(task, plan.timeout_s, executor))
+    for one in (bundle, plan.against):
+        if one is not None:
+            one.check_same()
     check = BundleCheck(
         bundle=str(bundle.folder),
         name=bundle.manifest.name,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from runtimes.child import failure_text, signal_name, start_child
 from runtimes.errors import BackendUnavailable, PlanError, ResnetExportError
 
 if TYPE_CHECKING:
@@ -46,15 +45,14 @@ class OwnProcess:
 
     Args:
         timeout_s: how long each piece may take; None sets no limit: a backend may compile kernels for minutes.
+
+    Raises:
+        ResnetExportError: no process can be started.
     """
 
     def __init__(self, timeout_s: float | None = None) -> None:
         self._timeout_s = timeout_s
-        context = multiprocessing.get_context("spawn")  # a fork would take CUDA and its locks along
-        self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        self._process.start()
-        theirs.close()
+        self._process, self._ours = start_child(_serve)
 
     def ask(self, work: Callable[..., tuple[Verdict, Any]] | str, *arguments: object) -> Outcome:
         """Run `work(*arguments)` there, and wait for it.
@@ -130,11 +128,7 @@ def run_here(work: Callable[..., tuple[Verdict, Any]], *arguments: object) -> Ou
 
 
 def _serve(connection: Connection) -> None:
-    """In the new process: receive work, do it, and send its outcome, again and again.
-
-    Ctrl-C goes to all processes of a terminal; it is the parent that ends this one then.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In the new process: receive work, do it, and send its outcome, again and again."""
     kept: object = None
     while True:
         try:
@@ -153,6 +147,8 @@ def _serve(connection: Connection) -> None:
             connection.send(("not here", str(error), None))
         except ResnetExportError as error:
             connection.send(("failed", str(error), None))
+        except (OSError, MemoryError) as error:
+            connection.send(("failed", failure_text(error), None))
 
 
 def _called(kept: object, name: str, arguments: tuple[object, ...]) -> Any:
@@ -172,6 +168,6 @@ def _called(kept: object, name: str, arguments: tuple[object, ...]) -> Any:
 
 def _exit_text(code: int | None) -> str:
     """What a process ended with, in words."""
-    if code is not None and code < 0:
-        return f"its process was ended by {signal.Signals(-code).name}; run it alone {HOW_TO_SEE}"
+    if name := signal_name(code):
+        return f"its process was ended by {name}; run it alone {HOW_TO_SEE}"
     return f"its process ended with exit code {code} and no answer; run it alone {HOW_TO_SEE}"

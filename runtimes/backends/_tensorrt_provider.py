@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import onnxruntime as ort
 
 from runtimes.bundle import sha256_of_file
+from runtimes.bundle_writing import write_in_one_step
+from runtimes.errors import BackendUnavailable
+from runtimes.locks import folder_lock
 from runtimes.private import cache_base, private_cache
 from runtimes.specs import BatchRange
 
 NAME = "TensorrtExecutionProvider"
 FOLDERS = ("resnet-export", "tensorrt")
+SUMS = "SHA256SUMS"
 TYPES = {"fp16": ("trt_fp16_enable",), "bf16": ("trt_bf16_enable",), "int8": ("trt_fp16_enable", "trt_int8_enable")}
 """The settings that allow a precision's types: before TensorRT 11 the provider builds weakly typed networks."""
 
@@ -25,7 +31,7 @@ def tensorrt_settings(model: Path, batch: BatchRange | None) -> dict[str, str]:
     Raises:
         BackendUnavailable: the folder cannot be made, or others may write to it.
     """
-    folder = private_cache(*FOLDERS, sha256_of_file(model)[:16])
+    folder = _folder(model)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     described = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -44,6 +50,54 @@ def tensorrt_settings(model: Path, batch: BatchRange | None) -> dict[str, str]:
             )
             settings[f"trt_profile_{kind}_shapes"] = ",".join(shapes)
     return settings
+
+
+@contextmanager
+def checked_cache(model: Path | bytes | None) -> Iterator[None]:
+    """Open a session inside: what is damaged in the model's cache is removed first, so that it is built again, and what
+    is there afterwards counts as whole. The provider itself fails on a damaged engine, each time.
+
+    Of several processes at once, one builds, and the others wait and take what it has built. Where there is no file,
+    nothing is kept.
+    """
+    if not isinstance(model, Path):
+        yield
+        return
+    folder = _folder(model)
+    with folder_lock(folder):
+        whole = _sums(folder / SUMS)
+        for path in _cached(folder):
+            if whole.get(path.name) != sha256_of_file(path):
+                path.unlink()
+        yield
+        note_whole(model)
+
+
+def note_whole(model: Path | None) -> None:
+    """Note the checksums of all that is in the model's cache. Without them it is built again."""
+    if model is None:
+        return
+    with suppress(OSError, BackendUnavailable):
+        folder = _folder(model)
+        lines = (f"{sha256_of_file(path)}  {path.name}\n" for path in _cached(folder))
+        write_in_one_step(folder / SUMS, "".join(lines).encode())
+
+
+def _folder(model: Path) -> Path:
+    return private_cache(*FOLDERS, sha256_of_file(model)[:16])
+
+
+def _cached(folder: Path) -> list[Path]:
+    """The provider's engines, profiles and timings."""
+    return sorted(path for path in folder.iterdir() if path.is_file() and path.name != SUMS)
+
+
+def _sums(path: Path) -> dict[str, str]:
+    """Checksums by the names of files; empty where there are none to be read."""
+    with suppress(OSError, ValueError):
+        pairs = (line.split("  ", 1) for line in path.read_text(encoding="utf-8").splitlines())
+        return {name: digest for digest, name in pairs}
+    return {}
 
 
 def cache_folder() -> Path:

@@ -157,9 +157,12 @@ class OnnxRuntime(Runtime):
         if wanted != "cpu":
             cuda_provider.load_libraries()
         try:
-            session = ort.InferenceSession(
-                _path_or_content(model), options, providers=_providers(wanted, model, batch), enable_fallback=0
-            )
+            with tensorrt_provider.checked_cache(model if wanted == "tensorrt" else None):
+                session = ort.InferenceSession(
+                    _path_or_content(model), options, providers=_providers(wanted, model, batch), enable_fallback=0
+                )
+        except BackendUnavailable:
+            raise
         except Exception as error:  # onnxruntime's own errors share no base class below this one
             if wanted != "cpu":
                 _check_loaded(name, _providers_of_a_session_with_fallback(model, wanted, batch))
@@ -251,6 +254,8 @@ class OnnxRuntime(Runtime):
         self._buffers.clear()
         self._graphs = None
         del self._session
+        if self._provider == "tensorrt":
+            tensorrt_provider.note_whole(self._path)  # engines that it built since
 
 
 def _path_or_content(model: Path | bytes) -> Path | bytes:

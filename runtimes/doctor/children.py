@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from runtimes.child import signal_name
+
 START = "import sys; sys.path[:] = sys.argv[2:]; from runtimes.doctor.answers import main; main(sys.argv[1])"
 """Only what this Python imports from: `-c` alone would put the current folder first, with any file in it."""
 TIMEOUT_S = 120.0
@@ -72,9 +74,6 @@ def _end_of(code: int, err: str) -> str:
     """How a child ended that did not answer, and the last line that it wrote."""
     said = next((line.strip() for line in reversed(err.splitlines()) if line.strip()), "")[:SHOWN]
     how = f"it ended with exit code {code}"
-    if code < 0:
-        try:
-            how = f"it crashed ({signal.Signals(-code).name})"
-        except ValueError:
-            how = f"it crashed (signal {-code})"
+    if name := signal_name(code):
+        how = f"it crashed ({name})"
     return f"{how}{f': {said}' if said else ''}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -20,7 +20,8 @@ import msgspec
 from runtimes.board.memory import MemoryUse
 from runtimes.board.power import Power
 from runtimes.errors import BadInput, BundleError, PlanError
-from runtimes.nvidia.plan_files import HEADER_BYTES, plan_header, sidecar_of
+from runtimes.locks import folder_lock
+from runtimes.nvidia.plan_files import HEADER_BYTES, PlanHeader, plan_header, sidecar_of
 from runtimes.nvidia.trust import seal_of
 from runtimes.private import open_regular, read_regular
 from runtimes.specs import BatchRange
@@ -158,16 +159,8 @@ def read_engine(engine: Path) -> Engine:
 @contextmanager
 def open_engine(engine: Path) -> Iterator[OpenEngine]:
     """Open an engine; yields the file, its sidecar as JSON, and the sidecar parsed."""
-    try:
-        file = open_regular(engine)
-    except OSError as error:
-        raise BadInput(
-            f"cannot read {engine} ({error.strerror}); give an engine that resnet-deploy build wrote"
-        ) from error
-    with file:
-        header = plan_header(file.read(HEADER_BYTES), str(engine))
-        file.seek(0)
-        document = sidecar_document(sidecar_of(engine))
+    with ExitStack() as owned:
+        file, header, document = _opened_pair(engine, owned)
         facts = facts_from_document(document, sidecar_of(engine))
         if header.backend != facts.backend:
             raise BundleError(
@@ -178,8 +171,28 @@ def open_engine(engine: Path) -> Iterator[OpenEngine]:
         yield OpenEngine(file, document, facts)
 
 
+def _opened_pair(engine: Path, owned: ExitStack) -> tuple[BinaryIO, PlanHeader, Mapping[str, object]]:
+    """An engine's file, its header, and its sidecar as JSON, of one build: while another puts both into place, neither
+    is opened."""
+    try:
+        with folder_lock(engine.parent, shared=True):
+            file = owned.enter_context(open_regular(engine))
+            header = plan_header(file.read(HEADER_BYTES), str(engine))
+            file.seek(0)
+            return file, header, sidecar_document(sidecar_of(engine))
+    except OSError as error:
+        raise _unreadable(engine, error) from error
+
+
+def _unreadable(engine: Path, error: OSError) -> BadInput:
+    return BadInput(f"cannot read {engine} ({error.strerror}); give an engine that resnet-deploy build wrote")
+
+
 def engine_content(engine: Path, facts: EngineFacts, file: BinaryIO) -> bytes:
-    data = file.read(facts.engine_bytes)
+    try:
+        data = file.read(facts.engine_bytes)
+    except OSError as error:
+        raise _unreadable(engine, error) from error
     if hashlib.sha256(data).hexdigest() != facts.engine_sha256:
         raise _changed_error(engine)
     return data
@@ -187,8 +200,11 @@ def engine_content(engine: Path, facts: EngineFacts, file: BinaryIO) -> bytes:
 
 def _check_content(engine: Path, facts: EngineFacts, file: BinaryIO) -> None:
     digest = hashlib.sha256()
-    while piece := file.read(1 << 20):
-        digest.update(piece)
+    try:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    except OSError as error:
+        raise _unreadable(engine, error) from error
     if digest.hexdigest() != facts.engine_sha256:
         raise _changed_error(engine)
 

@@ -82,6 +82,12 @@ def engine_name(
     return "-".join([backend, version, "+".join(targets), f"b{batch.min}-{batch.opt}-{batch.max}", *words]) + ".engine"
 
 
+def finished(bundle: Path, pattern: str) -> list[Path]:
+    """The files in a bundle's `engines/` whose names match, in order; without those of a build that is not done, whose
+    names are hidden."""
+    return sorted(path for path in (bundle / FOLDER).glob(pattern) if not path.name.startswith("."))
+
+
 def sidecar_of(engine: Path) -> Path:
     """The `.json` beside an engine."""
     return engine.with_suffix(".json")

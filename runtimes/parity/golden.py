@@ -43,6 +43,7 @@ def golden_evidence(bundle: Bundle) -> Evidence:
         raise BundleError(
             f"{path} does not hold golden inputs and {' and '.join(names)} ({error}); export the bundle again"
         ) from error
+    bundle.check_same()
     inputs, outputs = arrays["inputs"], {name: arrays[name] for name in names}
     scalars = [name for name, values in arrays.items() if not values.ndim]
     if scalars:

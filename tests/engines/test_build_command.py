@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
+import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +28,10 @@ from tiny_answers import INPUT, OUTPUT, images
 
 from exporter.engines.build import BuildPlan, build_engine
 from runtimes import Bundle, Manifest, open_runtime
+from runtimes._open import backend_class
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.bundle_writing import write_manifest
+from runtimes.nvidia.engine_file import facts_of
 from runtimes.nvidia.trust import KEY_VARIABLE
 from runtimes.parity.golden import golden_report
 
@@ -192,12 +197,58 @@ def test_what_a_build_that_was_killed_left_is_removed_by_a_later_one(
     proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran]
 ) -> None:
     engine = Path(deploy("build", proven, "--json").json["engine"])
-    old, young = (engine.with_name(f".{engine.stem}.partial-{word}.engine") for word in ("old", "young"))
-    for path in (old, young):
+    before = set(engine.parent.iterdir())
+    killed = [
+        engine.with_name(f"{name}")
+        for name in (
+            f".{engine.stem}.partial-77aa.engine",
+            f".{engine.stem}.partial-77aa.check.json",
+            f".{engine.stem}.partial-77aa.lock",
+            f"..{engine.stem}.partial-77aa.cache.partial-88",
+            f".{engine.name}.partial-99",  # the earlier engine, to be put back
+        )
+    ]
+    for path in killed:
         path.write_bytes(b"half")
-    os.utime(old, (1000, 1000))
-    assert deploy("build", proven, "--force").code == 0
-    assert (old.exists(), young.exists()) == (False, True)
+    alive = engine.with_name(f".{engine.stem}.partial-55bb.engine")
+    alive.write_bytes(b"half")
+    os.utime(alive, (1000, 1000))  # a board's clock begins in 1970, and jumps when it finds the network
+    with alive.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert deploy("build", proven, "--force").code == 0
+    assert set(engine.parent.iterdir()) == before | {alive, alive.with_suffix(".lock")}
+
+
+def test_the_engine_that_was_asked_for_last_is_loaded_whatever_the_clock_says(
+    proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran]
+) -> None:
+    first = Path(deploy("build", proven, "--json").json["engine"])
+    ahead = time.time() + 1e6
+    os.utime(first, (ahead, ahead))  # it was built before the clock was put back
+    second = Path(deploy("build", proven, "--json", "--optimization-level", "5").json["engine"])
+    assert backend_class("tensorrt").file_of(Bundle.open(proven)) == second
+    assert deploy("build", proven, "--json").json["cached"]
+    assert backend_class("tensorrt").file_of(Bundle.open(proven)) == first
+
+
+def test_an_engine_whose_sidecar_cannot_be_put_beside_it_leaves_the_earlier_pair(
+    proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Path(deploy("build", proven, "--json").json["engine"])
+    before = {path: path.read_bytes() for path in engine.parent.iterdir()}
+    real = Path.replace
+
+    def replace(self: Path, target: Path) -> Path:
+        if target.suffix == ".json" and ".partial-" in self.stem:
+            raise OSError(5, "Input/output error")
+        return real(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        ran = deploy("build", proven, "--force")
+    assert (ran.code, "Input/output error" in ran.error) == (1, True)
+    assert {path: path.read_bytes() for path in engine.parent.iterdir()} == before
+    assert facts_of(engine).checked
 
 
 def test_a_timing_cache_that_cannot_be_used_is_told_before_the_build(
@@ -216,6 +267,16 @@ def test_a_timing_cache_that_cannot_be_used_is_told_before_the_build(
     ran = deploy("build", proven, "--timing-cache", tmp_path / "times")
     assert (ran.code, "the engine is built and kept, but" in ran.error) == (2, True)
     assert deploy("build", proven, "--json").json["cached"]
+
+
+@pytest.mark.parametrize("content", [b"\0garbage", b"[", b""])
+def test_a_damaged_timing_cache_is_not_used_and_written_anew(
+    content: bytes, proven: Path, api: StandinTensorRT, deploy: Callable[..., Ran], tmp_path: Path
+) -> None:
+    (tmp_path / f"times.{api.__version__}-sm87").write_bytes(content)
+    ran = deploy("build", proven, "--timing-cache", tmp_path / "times")
+    assert ran.code == 0, ran.err
+    assert json.loads((tmp_path / f"times.{api.__version__}-sm87").read_bytes()) == [api.__version__, 1]
 
 
 def test_engines_are_not_written_through_a_link(

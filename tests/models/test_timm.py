@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import sys
@@ -201,6 +202,21 @@ def test_default_weights_are_read_from_the_cache_with_their_labels(
     assert loaded.facts.weights.kind == "default"
     example = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     assert torch.equal(loaded.module(example), network(example))
+
+
+def test_a_damaged_file_of_the_cache_is_removed_to_be_downloaded_again(tmp_path: Path) -> None:
+    digest = hashlib.sha256(b"the weights").hexdigest()
+    blob, name = tmp_path / "blobs" / digest, tmp_path / "snapshots" / "0" / "model.safetensors"
+    for path in (blob, name):
+        path.parent.mkdir(parents=True)
+    blob.write_bytes(b"the weights")
+    name.symlink_to(blob)
+    assert source._is_whole(name)
+    blob.write_bytes(b"the weight")
+    assert not source._is_whole(name)
+    assert not blob.exists()
+    (tmp_path / "config.json").write_text("{}")  # small files are not called by their sha256
+    assert source._is_whole(tmp_path / "config.json")
 
 
 def test_without_a_network_default_weights_are_refused_at_once(

@@ -265,6 +265,10 @@ def test_default_weights_are_downloaded_with_all_that_the_weights_object_says(
     assert loaded.labels is not None
     assert (len(loaded.labels), loaded.labels[0]) == (1000, "tench")
     assert (loaded.preprocess.resize, loaded.preprocess.crop) == (256, (224, 224))
+    (cached,) = (tmp_path / "hub").rglob("*.pth")
+    cached.write_bytes(cached.read_bytes()[:-1000])  # torch.hub takes what it has as it is
+    assert load("default", tmp_path, "resnet18").facts.weights.sha256 == digest
+    assert cached.read_bytes() == served.read_bytes()
 
 
 def test_a_download_of_other_bytes_than_its_name_says_is_refused(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import secrets
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, BinaryIO, NamedTuple, cast
 
+from runtimes.bundle import sha256_of_file
+from runtimes.bundle_writing import new_folder_beside
 from runtimes.errors import BundleError
 from runtimes.manifest import FileFacts
 
@@ -31,29 +31,27 @@ def content_of(data: bytes) -> Content:
     return Content(data, FileFacts(hashlib.sha256(data).hexdigest(), len(data)))
 
 
-def write_archive(path: Path, root: str, files: Mapping[str, Content]) -> None:
-    """Write files below the folder `root` of a tar file, in their order, beside its place, and rename it.
+def write_archive(path: Path, root: str, files: Mapping[str, Content]) -> FileFacts:
+    """Write files below the folder `root` of a tar file, in their order, beside its place, and rename it; returns the
+    tar file's sha256 and size.
 
     Raises:
-        BundleError: it cannot be written, or a file that it is to hold cannot be read; nothing is left.
+        BundleError: it cannot be written, or a file that it is to hold cannot be read, or is not the one that was asked
+            for; nothing is left.
     """
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(8)}")
-    try:
-        with partial.open("xb") as file:
+    with new_folder_beside(path) as staging:
+        with (staging / path.name).open("xb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
                 for entry, content in _entries(root, files):
                     _add(archive, entry, content)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise BundleError(f"cannot write {path}: {error.strerror or error}; give another --output") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+        facts = FileFacts(sha256_of_file(staging / path.name), (staging / path.name).stat().st_size)
+        (staging / path.name).replace(path)
+    return facts
 
 
-def _entries(root: str, files: Mapping[str, Content]) -> Iterator[tuple[tarfile.TarInfo, bytes | Path | None]]:
+def _entries(root: str, files: Mapping[str, Content]) -> Iterator[tuple[tarfile.TarInfo, Content | None]]:
     """The folders and files, each folder before what is in it."""
     folders = {parent.as_posix() for name in files for parent in Path(root, name).parents} - {"."}
     for folder in sorted(folders):
@@ -63,7 +61,7 @@ def _entries(root: str, files: Mapping[str, Content]) -> Iterator[tuple[tarfile.
     for name, content in files.items():
         entry = _entry(f"{root}/{name}", 0o755 if name.endswith(".sh") and "/" not in name else 0o644)
         entry.size = content.facts.bytes
-        yield entry, content.data
+        yield entry, content
 
 
 def _entry(name: str, mode: int) -> tarfile.TarInfo:
@@ -73,11 +71,26 @@ def _entry(name: str, mode: int) -> tarfile.TarInfo:
     return entry
 
 
-def _add(archive: tarfile.TarFile, entry: tarfile.TarInfo, content: bytes | Path | None) -> None:
+def _add(archive: tarfile.TarFile, entry: tarfile.TarInfo, content: Content | None) -> None:
     if content is None:
         archive.addfile(entry)
-    elif isinstance(content, bytes):
-        archive.addfile(entry, io.BytesIO(content))
+    elif isinstance(content.data, bytes):
+        archive.addfile(entry, io.BytesIO(content.data))
     else:
-        with content.open("rb") as file:
-            archive.addfile(entry, file)
+        with content.data.open("rb") as file:
+            read = _Hashed(file)
+            archive.addfile(entry, cast(IO[bytes], read))
+        if read.digest.hexdigest() != content.facts.sha256:
+            raise BundleError(f"{content.data} was changed while it was packed; give the command again")
+
+
+class _Hashed:
+    """A file whose sha256 is taken while it is read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self.digest.update(data)
+        return data

@@ -12,11 +12,11 @@ from exporter.deployment.jetson.own_wheel import own_wheel
 from exporter.deployment.jetson.readme import CUDA_OF_PYTHON, readme
 from exporter.engines.build import newest_opset
 from runtimes.board.jetpack import JETPACKS, JetPack
-from runtimes.bundle import MANIFEST, ONNX, Bundle, sha256_of_file
+from runtimes.bundle import MANIFEST, ONNX, Bundle
 from runtimes.errors import BundleError, PlanError, UnknownName
 from runtimes.manifest import FileFacts, Manifest, json_from_manifest, without_reference
 from runtimes.nvidia.engine_file import facts_of, read_sidecar
-from runtimes.nvidia.plan_files import FOLDER, sidecar_of
+from runtimes.nvidia.plan_files import FOLDER, finished, sidecar_of
 from runtimes.printable import is_utf8
 from runtimes.progress import Progress
 
@@ -174,19 +174,16 @@ def write_kit(plan: KitPlan, on_step: Progress) -> Kit:
         for file, facts in manifest.files.items():
             files[f"bundles/{name}/{file}"] = Content(bundle.folder / file, facts)
         if plan.engines:
-            packed = _engines_for_boards(bundle)
-            engines += [f"{name}/{file}" for file in packed if not file.endswith(".json")]
-            files |= {f"bundles/{name}/{file}": content for file, content in packed.items()}
+            built = _engines_for_boards(bundle)
+            engines += [f"{name}/{file}" for file in built if not file.endswith(".json")]
+            files |= {f"bundles/{name}/{file}": content for file, content in built.items()}
     files["README.md"] = content_of(readme(manifests, plan.boards, plan.wheels, own.name).encode())
     sums = "".join(f"{content.facts.sha256}  {name}\n" for name, content in sorted(files.items()))
     files["SHA256SUMS"] = content_of(sums.encode())
     on_step("pack")
-    write_archive(plan.output, ROOT, dict(sorted(files.items())))
+    packed = write_archive(plan.output, ROOT, dict(sorted(files.items())))
     jetpacks = tuple(one.name for one in plan.boards)
-    size = plan.output.stat().st_size
-    return Kit(
-        plan.output, sha256_of_file(plan.output), size, tuple(manifests), tuple(engines), tuple(wheels), jetpacks
-    )
+    return Kit(plan.output, packed.sha256, packed.bytes, tuple(manifests), tuple(engines), tuple(wheels), jetpacks)
 
 
 def _reads(jetpack: JetPack, manifest: Manifest) -> bool:
@@ -201,7 +198,7 @@ def _check_engines(bundle: Bundle) -> None:
     Raises:
         BundleError: names the engine.
     """
-    for path in sorted((bundle.folder / FOLDER).glob("*.json")):
+    for path in finished(bundle.folder, "*.json"):
         try:
             found = read_sidecar(path).onnx_sha256
         except BundleError:  # one of another version; it is not packed, or refused there
@@ -221,7 +218,7 @@ def _engines_for_boards(bundle: Bundle) -> dict[str, Content]:
         PlanError: there is none.
     """
     found: dict[str, Content] = {}
-    for path in sorted((bundle.folder / FOLDER).glob("*.engine")):
+    for path in finished(bundle.folder, "*.engine"):
         facts = facts_of(path)
         if facts.platform == BOARDS and facts.checked:
             found[f"{FOLDER}/{path.name}"] = Content(path, FileFacts(facts.engine_sha256, facts.engine_bytes))
@@ -237,5 +234,5 @@ def _engines_for_boards(bundle: Bundle) -> dict[str, Content]:
 def _manifest_bytes(bundle: Bundle, manifest: Manifest) -> bytes:
     """A bundle without a reference keeps its manifest as it is, byte for byte."""
     if manifest.files == bundle.manifest.files:
-        return (bundle.folder / MANIFEST).read_bytes()
+        return bundle.manifest_bytes()
     return json_from_manifest(manifest)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import re
-import secrets
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -17,7 +14,7 @@ import msgspec
 from exporter.deployment.remote.address import Address
 from exporter.deployment.remote.look import check_machine, find_install
 from exporter.deployment.remote.ssh import Ssh
-from exporter.engines.folder import check_folder, folder_lock, remove_left_over, write_error
+from exporter.engines.folder import check_folder, keep_engine, staged_engine
 from runtimes.bundle import MANIFEST, Bundle
 from runtimes.errors import BadInput, BoardError, BundleError
 from runtimes.manifest import json_from_manifest, without_reference
@@ -199,11 +196,8 @@ def _bring_back(plan: RemotePlan, ssh: Ssh, engine: _There, checked: _Said) -> R
     """Copy the engine, its sidecar and the reports under hidden names, verify them, and rename all into place."""
     board, folder = plan.board.text, plan.bundle.folder / FOLDER
     path = folder / engine.name
-    staged = path.with_name(f".{path.stem}.partial-{secrets.token_hex(8)}{path.suffix}")
     document = checked.document("check", board)
-    try:
-        folder.mkdir(exist_ok=True)
-        remove_left_over(path)
+    with staged_engine(path) as staged:
         ssh.get(f"{THERE}/{FOLDER}/{engine.name}", staged)
         ssh.get(f"{THERE}/{FOLDER}/{sidecar_of(path).name}", sidecar_of(staged))
         ssh.get(JUNIT, _junit_of(staged))
@@ -215,15 +209,8 @@ def _bring_back(plan: RemotePlan, ssh: Ssh, engine: _There, checked: _Said) -> R
             report = _report(document) if not checked.code else None
         except (BadInput, BundleError, ValueError, LookupError, TypeError) as error:
             raise BoardError(f"{engine.name} from {board} cannot be used: {error}") from error
-        with folder_lock(folder):
-            for kind in (_as_is, sidecar_of, _json_of, _junit_of):
-                kind(staged).replace(kind(path))
-    except OSError as error:
-        raise write_error(path, error.strerror) from error
-    finally:
-        for left in folder.glob(f"{glob.escape(staged.stem)}.*"):
-            with suppress(OSError):
-                left.unlink()
+        plan.bundle.check_same()
+        keep_engine([(kind(staged), kind(path)) for kind in (_as_is, sidecar_of, _json_of, _junit_of)])
     return RemoteBuild(path, facts, document, _json_of(path), _junit_of(path), report, checked.error)
 
 

@@ -72,7 +72,7 @@ class TritonModel:
     Attributes:
         beside: the files in its folder, which all its versions share, by their names.
         version: the files of the version; one that is a path is copied.
-        bundle: the folder of the one that it is from.
+        source: the bundle that it is from.
         served: what runs it, in words.
         needs_gpu: does the server need one?
         largest_batch: images in one request, or put together from several; 0 for no limit.
@@ -81,10 +81,15 @@ class TritonModel:
     name: str
     beside: Mapping[str, bytes]
     version: Mapping[str, bytes | Path]
-    bundle: Path
+    source: Bundle
     served: str
     needs_gpu: bool
     largest_batch: int
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle's folder."""
+        return self.source.folder
 
 
 def triton_models(plan: TritonPlan) -> list[TritonModel]:
@@ -127,7 +132,7 @@ def _models(plan: TritonPlan, bundle: Bundle, backend: ServerBackend, name: str)
     _check_served(plan, bundle, backend)
     takes_plans = backend.name == "tensorrt"
     engines = served_engines(bundle, plan.engines, plan.trusted) if takes_plans else ()
-    labels = {} if bundle.labels is None else {LABELS: bundle.file(LABELS).read_bytes()}
+    labels = {} if bundle.labels is None else {LABELS: bundle.read(LABELS)}
     batching = batches_freely(bundle, backend)
     served = TritonModel(
         name=name,
@@ -137,7 +142,7 @@ def _models(plan: TritonPlan, bundle: Bundle, backend: ServerBackend, name: str)
             **labels,
         },
         version=_plans(engines) if takes_plans else {model_file(backend): bundle.file("model.onnx")},
-        bundle=bundle.folder,
+        source=bundle,
         served=f"{backend.name}: {_served_text(engines, backend)}",
         needs_gpu=backend.kind(bundle.manifest) == GPU,
         largest_batch=bundle.manifest.batch.max if batching or bundle.manifest.batch.is_static else 0,
@@ -193,7 +198,7 @@ def _in_front(
             decoder_name(served.name),
             {CONFIG: decoder},
             {"model.py": decoder_code()},
-            bundle.folder,
+            bundle,
             "python: picture files to pixels; the server's Python needs Pillow",
             needs_gpu=False,
             largest_batch=largest,
@@ -202,7 +207,7 @@ def _in_front(
             ensemble_name(served.name),
             {CONFIG: ensemble, **labels},
             {KEEP: b""},
-            bundle.folder,
+            bundle,
             f"ensemble: {decoder_name(served.name)}, {served.name}",
             needs_gpu=False,
             largest_batch=largest,

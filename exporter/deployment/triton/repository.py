@@ -32,7 +32,7 @@ def write_repository(models: Sequence[TritonModel], repository: Path, version: i
 
     Raises:
         PlanError: the folder holds something else than models, a model has this version, or another configuration.
-        BundleError: it cannot be written; nothing is left.
+        BundleError: it cannot be written, or a bundle was replaced meanwhile; nothing is left.
     """
     repository = Path(os.path.realpath(repository))
     is_new = not repository.exists()
@@ -42,6 +42,8 @@ def write_repository(models: Sequence[TritonModel], repository: Path, version: i
         whole = staging / "repository"
         _make(whole)
         moves = [_stage(model, whole, version, alone=model.name in there) for model in models]
+        for model in models:
+            model.source.check_same()
         if is_new:
             whole.rename(repository)
         else:

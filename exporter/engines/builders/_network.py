@@ -168,14 +168,14 @@ def _add_profile(builder: trt.Builder, config: trt.IBuilderConfig, network: trt.
 
 
 def _timing_cache(api: Any, config: trt.IBuilderConfig, data: bytes | None) -> trt.ITimingCache | None:
-    """Use an earlier build's timing cache; an empty one if it is of another version or device."""
+    """Use an earlier build's timing cache; an empty one if it is of another version or device, or damaged."""
     if data is None:
         return None
     editable = getattr(api.BuilderFlag, "EDITABLE_TIMING_CACHE", None)
     if editable is not None:  # not in 10.3
         config.set_flag(editable)
-    cache = config.create_timing_cache(data)
-    if not config.set_timing_cache(cache, ignore_mismatch=False):
+    cache: trt.ITimingCache | None = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         cache = config.create_timing_cache(b"")
         config.set_timing_cache(cache, ignore_mismatch=False)
     return cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from runtimes.preprocess import Preprocess
 
 PREFIX = "timm:"
 NETWORK_TIMEOUT_SECONDS = 10.0
+SHA256 = re.compile(r"[0-9a-f]{64}")
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 IMAGENET_CLASSES = 1000
 STARTING_BIAS = 2.0
@@ -131,6 +133,23 @@ def _first(name: object) -> object:
     return name[0] if isinstance(name, list | tuple) else name
 
 
+def _is_whole(cached: Path) -> bool:
+    """Is a file of Hugging Face's cache the one that was downloaded? The cache calls large files by their sha256, to
+    which a name links. One that was damaged since is removed, and so downloaded again.
+
+    Raises:
+        WeightsUnavailable: it is damaged, and cannot be removed.
+    """
+    blob = cached.resolve()
+    if SHA256.fullmatch(blob.name) is None or sha256_of_file(blob) == blob.name:
+        return True
+    try:
+        blob.unlink()
+    except OSError as error:
+        raise WeightsUnavailable(f"{blob} is damaged ({error.strerror} on removing it); remove it") from error
+    return False
+
+
 def _weights_file(spec: ModelSpec) -> Path:
     config = _config(spec)
     repository = config.get("hf_hub_id")
@@ -144,7 +163,7 @@ def _weights_file(spec: ModelSpec) -> Path:
     names = (config["hf_hub_filename"],) if config.get("hf_hub_filename") else WEIGHTS_FILES
     for name in names:
         cached = huggingface_hub.try_to_load_from_cache(repository, name, cache_dir=constants.HF_HUB_CACHE)
-        if isinstance(cached, str):
+        if isinstance(cached, str) and _is_whole(Path(cached)):
             return Path(cached)
     try:
         # huggingface_hub tries six times for each file before it gives up: a minute without a network.

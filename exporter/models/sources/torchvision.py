@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from http.client import HTTPException
 from pathlib import Path
 from urllib.error import URLError
 
@@ -23,6 +25,8 @@ from runtimes.errors import WeightsUnavailable
 from runtimes.preprocess import Preprocess
 
 NETWORK_TIMEOUT_SECONDS = 10.0
+CHECKSUM = re.compile(r"-([0-9a-f]{8,})\.")
+"""In the names of torchvision's files: the beginning of the sha256."""
 
 
 def create(spec: ModelSpec, classes: int | None, channels: int | None) -> nn.Module:
@@ -63,19 +67,28 @@ def pretrained(spec: ModelSpec) -> Pretrained:
         WeightsUnavailable: they could not be fetched, or do not have torchvision's checksum.
     """
     weights = _default_weights(spec)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     try:
+        _remove_damaged(cached)
         with network_timeout(NETWORK_TIMEOUT_SECONDS), redirect_stdout(sys.stderr):  # torch.hub prints the address
             state = weights.get_state_dict(progress=sys.stderr.isatty(), check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
+    except (URLError, HTTPException, OSError, RuntimeError) as error:
         reason = getattr(error, "reason", error)
         raise WeightsUnavailable(
             f"cannot fetch {weights.url} ({reason}); without a network use --weights random, "
             "or fetch it elsewhere and give --weights FILE"
         ) from error
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     labels = tuple(str(label) for label in weights.meta["categories"])
     module = load(spec, Checkpoint(state, "the default weights")).module
     return Pretrained(module, preprocess(spec), labels, "default", sha256_of_file(cached))
+
+
+def _remove_damaged(cached: Path) -> None:
+    """Remove a file of torch.hub's cache that does not have the checksum in its name, so that it is downloaded again:
+    torch.hub checks what it downloads, and never what it has."""
+    found = CHECKSUM.search(cached.name)
+    if found is not None and cached.is_file() and not sha256_of_file(cached).startswith(found[1]):
+        cached.unlink()
 
 
 def preprocess(spec: ModelSpec) -> Preprocess:

@@ -254,13 +254,21 @@ def open_resume_file(path: Path, key: EvaluationKey) -> Iterator[ResumeFile]:
             raise BadInput(f"--resume: {path} is not a file; give another, which will be made")
         with _write_errors(path):
             _lock(file, path)
-            header = file.read(LONGEST_HEADER)
+            header = _first_bytes(file)
             if ours.startswith(header) and header != ours:  # empty, or a first line that was only partly written
                 file.seek(0)
                 header = ours[: file.write(ours)]
                 os.fsync(file.fileno())
         _check_header(header.split(b"\n")[0], key, path)
         yield ResumeFile(path, file)
+
+
+def _first_bytes(file: FileIO) -> bytes:
+    """The header and what follows it, LONGEST_HEADER bytes or the whole file: one read may give less."""
+    found = b""
+    while len(found) < LONGEST_HEADER and (piece := file.read(LONGEST_HEADER - len(found))):
+        found += piece
+    return found
 
 
 def _lock(file: FileIO, path: Path) -> None:

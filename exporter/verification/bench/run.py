@@ -98,6 +98,7 @@ def bench(plan: BenchPlan, say: Progress = silent) -> Result:
 def bundle_facts(bundle: Bundle) -> BundleFacts:
     """What results say of a bundle."""
     manifest = bundle.manifest
+    bundle.check_same()
     return BundleFacts(
         folder=str(bundle.folder),
         name=manifest.name,

@@ -17,7 +17,7 @@ from exporter.verification.verdicts import BundleCheck
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
 from runtimes.nvidia.engine_file import read_sidecar
-from runtimes.nvidia.plan_files import FOLDER
+from runtimes.nvidia.plan_files import finished, sidecar_of
 from runtimes.parity.evidence import Evidence
 from runtimes.parity.flips import Flip
 from runtimes.preprocess import MODES, PIXELS, Preprocess
@@ -93,9 +93,9 @@ def layers_of(path: Path) -> tuple[GraphLayer, ...] | None:
 def engines_of(bundle: Bundle) -> tuple[EngineFile, ...]:
     """The engines in a bundle, from their sidecars; no engine is loaded."""
     found = []
-    for path in sorted((bundle.folder / FOLDER).glob("*.json")):
+    for path in finished(bundle.folder, "*.engine"):
         try:
-            facts = read_sidecar(path)
+            facts = read_sidecar(sidecar_of(path))
         except BundleError as error:
             found.append(EngineFile(path.stem, None, str(error)))
             continue
