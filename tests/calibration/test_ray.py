@@ -18,9 +18,10 @@ from shard_workers import Adding, Dying
 
 import calibration.distributed.cluster as cluster_module
 import calibration.distributed.ray as ray_module
+from calibration.distributed.address import RayRequest
 from calibration.distributed.cluster import Node, cluster_executor, connected, local_executor
 from calibration.distributed.ray import RayExecutor
-from calibration.distributed.request import RayRequest, executor_of, ray_request
+from calibration.distributed.request import executor_of, ray_request
 from calibration.distributed.shards import Shard, shards_of
 from runtimes.errors import BackendUnavailable, BadInput, ExportError, PlanError, UnknownName
 
