@@ -16,8 +16,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from calibration.distributed.address import RayRequest, address_of
 from calibration.distributed.ray import RayExecutor
-from calibration.distributed.request import RayRequest, address_of
 from runtimes.cores import usable_cores
 from runtimes.errors import BackendUnavailable, PlanError
 
@@ -140,7 +140,7 @@ def _connect(request: RayRequest) -> None:
     except (ConnectionError, RayError, RuntimeError, ValueError, OSError, SystemExit) as error:
         raise BackendUnavailable(_refusal(request.address, error)) from error
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
 
 

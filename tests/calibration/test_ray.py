@@ -18,9 +18,10 @@ from shard_workers import Adding, Dying
 
 import calibration.distributed.cluster as cluster_module
 import calibration.distributed.ray as ray_module
+from calibration.distributed.address import RayRequest
 from calibration.distributed.cluster import Node, cluster_executor, connected, local_executor
 from calibration.distributed.ray import RayExecutor
-from calibration.distributed.request import RayRequest, executor_of, ray_request
+from calibration.distributed.request import executor_of, ray_request
 from calibration.distributed.shards import Shard, shards_of
 from runtimes.errors import BackendUnavailable, BadInput, ExportError, PlanError, UnknownName
 
@@ -37,9 +38,9 @@ def executor_fixture(two_nodes: Cluster) -> Iterator[RayExecutor]:
 def test_the_results_are_those_of_one_process_whatever_the_number_of_workers(
     executor: RayExecutor, tmp_path: Path
 ) -> None:
-    assert executor == RayExecutor(workers=5, threads=1, cpus=1.0, gpus=0.0)
-    for workers in (1, 5):
-        found = list(replace(executor, workers=workers).run(Adding(tmp_path), SHARDS))
+    assert executor == RayExecutor(workers=3, threads=1, cpus=1.0, gpus=0.0)
+    for workers in (1, 2, 5):
+        found = list(replace(executor, workers=workers, cpus=0.5).run(Adding(tmp_path), SHARDS))
         assert (len(found), dict(found)) == (len(SHARDS), SUMS)
     assert list(executor.run(Adding(tmp_path), ())) == []
 
@@ -61,7 +62,7 @@ def test_work_of_workers_that_die_is_done_once_and_what_always_kills_is_named(
 
 def test_an_error_of_ours_is_raised_as_itself(executor: RayExecutor, tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="unknown shard '2'; did you mean 2"):
-        list(executor.run(Adding(tmp_path, fails=frozenset({2})), SHARDS))
+        list(replace(executor, workers=1).run(Adding(tmp_path, fails=frozenset({2})), SHARDS))
 
 
 def test_workers_that_die_before_they_work_end_it(executor: RayExecutor) -> None:
@@ -86,13 +87,13 @@ def test_a_worker_that_lacks_a_package_is_told(
     opening = importlib.import_module("only_here").Opening()
     said = f"a worker on {socket.gethostname()} lacks a package: No module named 'only_here'; pip install the same"
     with pytest.raises(BackendUnavailable, match=said):
-        list(executor.run(opening, SHARDS))
+        list(replace(executor, workers=1).run(opening, SHARDS))
 
 
 def test_a_worker_of_another_version_is_told(executor: RayExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_module, "_version", lambda: "9.9")
     with pytest.raises(BackendUnavailable, match="expected resnet-export 9.9 on every worker, got .* on "):
-        list(executor.run(Dying(), SHARDS))
+        list(replace(executor, workers=1).run(Dying(), SHARDS))
 
 
 def test_a_cluster_without_room_is_not_waited_for_without_end(

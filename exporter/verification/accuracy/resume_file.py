@@ -126,11 +126,14 @@ class ResumeFile:
         Raises:
             BadInput: it cannot be written.
         """
-        lines = list(_whole_lines(self.path, source, size, "--resume"))
-        ordered = sorted(lines, key=lambda line: -1 if line.shard is None else line.shard.start)
+        lines = [
+            (-1 if line.shard is None else line.shard.start, line.text)
+            for line in _whole_lines(self.path, source, size, "--resume")
+        ]
+        ordered = sorted(lines)
         if ordered != lines:
             with _write_errors(self.path):
-                write_in_one_step(self.path, b"".join(line.text for line in ordered))
+                write_in_one_step(self.path, b"".join(text for _, text in ordered))
 
 
 class _Line(NamedTuple):
@@ -160,15 +163,16 @@ def _whole_lines(path: Path, source: ImageSource, size: int, option: str) -> Ite
                 raise BadInput(
                     f"{option}: {path}, line {number} is damaged ({error}); delete the file to begin again"
                 ) from error
+            which = f"{option}: {path}, line {number}"
             if (shard.start, shard.stop) not in missing:
                 raise BadInput(
-                    f"{option}: {path}, line {number} holds no images that are still missing there (those from "
-                    f"{shard.start} to {shard.stop}); delete the file to begin again"
+                    f"{which} holds no images that are still missing there (those from {shard.start} to {shard.stop}); "
+                    "delete the file to begin again"
                 )
             if not _answers(shard, source):
                 raise BadInput(
-                    f"{option}: {path}, line {number} is damaged (no answers to the images from {shard.start} to "
-                    f"{shard.stop}); delete the file to begin again"
+                    f"{which} is damaged (no answers to the images from {shard.start} to {shard.stop}); delete the "
+                    "file to begin again"
                 )
             missing.remove((shard.start, shard.stop))
             yield _Line(line, shard)
@@ -180,14 +184,11 @@ def _answers(shard: EvaluatedShard, source: ImageSource) -> bool:
     assert source.classes is not None
     if len(shard.rows) + len(shard.unreadable) != shard.stop - shard.start or min(shard.model_s, shard.elapsed_s) < 0:
         return False
-    before = shard.start - 1
-    for row in shard.rows:
-        if not (len(row) > 2 and before < row[0] < shard.stop and row[1] == source.labels[row[0]]):
-            return False
-        if not all(0 <= given < len(source.classes) for given in row[2:]):
-            return False
-        before = row[0]
-    return True
+    places = [row[0] for row in shard.rows if len(row) > 2]
+    if len(places) < len(shard.rows) or places != sorted(set(places) & set(range(shard.start, shard.stop))):
+        return False
+    known = range(len(source.classes))
+    return all(row[1] == source.labels[row[0]] and all(given in known for given in row[2:]) for row in shard.rows)
 
 
 def finished_shards(path: Path, source: ImageSource) -> Iterator[EvaluatedShard]:
