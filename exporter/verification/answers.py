@@ -122,7 +122,9 @@ class ModelWorker:
             return Answered(outputs, tuple(again), Facts((*self._smaller, self._largest), kernels, model.details))
 
     def close(self) -> None:
-        self._model.close()
+        """Close the model, once it has answered what it works on."""
+        with self._lock:
+            self._model.close()
 
 
 def answers_of(task: OpenModel, executor: Executor | None = None) -> Answered:
