@@ -17,7 +17,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -35,10 +34,10 @@ BUNDLE = "export resnet20 --fp16 --weights random --output {bundle} --quiet"
 MIB = 1 << 20
 
 
-def size_from_text(_: click.Context, option: click.Parameter, text: str) -> tuple[int, int]:
+def size_from_text(_context: click.Context, option: click.Parameter, text: str) -> tuple[int, int]:
     """(width, height) of `640x480`."""
-    width, separator, height = text.partition("x")
-    if not separator or not (width + height).isdigit():
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit()):
         raise click.BadParameter(f"expected WIDTHxHEIGHT, got {text}", param=option)
     return int(width), int(height)
 
@@ -109,12 +108,9 @@ def inside(program: str, *arguments: str) -> None:
 
 
 def _own_peak_kib() -> int:
-    (found,) = _matches(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found)
-
-
-def _matches(pattern: str, text: str) -> Iterator[str]:
-    return (found[1] for found in re.finditer(pattern, text, re.MULTILINE))
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
 
 
 if __name__ == "__main__":
