@@ -16,8 +16,8 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from calibration.distributed.address import RayRequest, address_of
 from calibration.distributed.ray import RayExecutor
-from calibration.distributed.request import RayRequest, address_of
 from runtimes.cores import usable_cores
 from runtimes.errors import BackendUnavailable, PlanError
 
@@ -111,9 +111,10 @@ def _room_for_gpus(nodes: Sequence[Node], gpus: float) -> int:
     room = sum(int(node.gpus / gpus) for node in nodes)
     if not room:
         most = max((node.gpus for node in nodes), default=0)
+        has = f"with at most {most:g} on a machine" if most else "without any"
         raise BackendUnavailable(
-            f"expected {gpus:g} GPU{'s' * (gpus > 1)} for each worker, got a Ray cluster with {most:g} on a machine at "
-            "most; add a machine with a GPU, or choose another --backend or --provider"
+            f"expected {gpus:g} GPU{'s' * (gpus > 1)} for each worker, got a Ray cluster {has}; add a machine that has "
+            "them, or choose another --backend or --provider"
         )
     return room
 
@@ -125,11 +126,12 @@ def _connect(request: RayRequest) -> None:
         BackendUnavailable: there is no cluster, it does not answer, or it has another version of Ray or Python.
     """
     own: dict[str, Any] = {}
+    found = os.environ.get("RAY_ADDRESS", "") if request.address == "auto" else request.address
     if request.address == "local":
         cores = max(usable_cores(), request.workers or 0)
         own = {"num_cpus": cores, "object_store_memory": STORE_BYTES, "include_dashboard": False}
-    elif request.address != "auto":
-        _check_answers(request.address)
+    elif address_of(found) is not None:
+        _check_answers(found)
     before = signal.getsignal(signal.SIGTERM)
     try:
         with _silenced_stderr(), warnings.catch_warnings():
@@ -138,7 +140,7 @@ def _connect(request: RayRequest) -> None:
     except (ConnectionError, RayError, RuntimeError, ValueError, OSError, SystemExit) as error:
         raise BackendUnavailable(_refusal(request.address, error)) from error
     finally:
-        if threading.current_thread() is threading.main_thread():
+        if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
 
 

@@ -8,6 +8,7 @@ shows whether it is the one that kills; after three deaths it is given up.
 
 from __future__ import annotations
 
+import os
 import pickle
 import time
 from collections import Counter, deque
@@ -189,7 +190,7 @@ class _Crew(Generic[Result]):
         elif not hand.met:
             hand.met = True
             _check_version(*answer)
-            hand.waited_for = hand.actor.open.remote(self._opening, self._threads)
+            hand.waited_for = hand.actor.open.remote(self._opening, self._threads, os.getcwd())
         else:
             hand.waited_for = None
 
@@ -254,11 +255,15 @@ def _actor_class() -> type:
                 version = None
             return "done", (socket.gethostname(), version)
 
-        def open(self, opening: bytes, threads: int) -> tuple[str, Any]:
-            """Open the worker that `opening` pickles."""
+        def open(self, opening: bytes, threads: int, folder: str) -> tuple[str, Any]:
+            """Open the worker that `opening` pickles, in the caller's folder, if it is there: it may name paths."""
+            import contextlib
+            import os
             import pickle
             import socket
 
+            with contextlib.suppress(OSError):
+                os.chdir(folder)
             try:
                 open_worker = pickle.loads(opening)
             except ImportError as error:

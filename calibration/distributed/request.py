@@ -1,13 +1,12 @@
-"""What `--ray` asks for, in words that need no Ray; and the executor that it means."""
+"""What a text of `--ray` asks for, and the executor that it means; loads Ray where that is wanted, and no sooner."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
+from calibration.distributed.address import RayRequest, address_of
 from calibration.distributed.local import Local
 from calibration.distributed.shards import Executor
 from runtimes.errors import BackendUnavailable, BadInput, PlanError
@@ -15,21 +14,6 @@ from runtimes.errors import BackendUnavailable, BadInput, PlanError
 MOST_WORKERS = 256
 """On one machine: each is a process of some hundred megabytes."""
 WHERE = "local, local:N, auto, HOST:PORT or ray://HOST:PORT"
-
-
-@dataclass(frozen=True)
-class RayRequest:
-    """Where workers are wanted.
-
-    Attributes:
-        address: `local`, `auto`, `HOST:PORT` of a cluster that this machine is part of, or `ray://HOST:PORT`.
-        workers: how many, for `local`; None takes one for each core that this process may use.
-        gpus: of each worker; None takes one where the task needs one.
-    """
-
-    address: str
-    workers: int | None = None
-    gpus: float | None = None
 
 
 def ray_request(text: str, gpus: float | None = None) -> RayRequest:
@@ -53,14 +37,6 @@ def ray_request(text: str, gpus: float | None = None) -> RayRequest:
     if address_of(text) is None:
         raise BadInput(f"--ray: expected {WHERE}, got '{text}'")
     return RayRequest(text, None, gpus)
-
-
-def address_of(text: str) -> tuple[str, int] | None:
-    """The host and port of `HOST:PORT`, `[IPv6]:PORT` or `ray://HOST:PORT`; None for anything else."""
-    found = re.fullmatch(r"(?:ray://)?(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})", text)
-    if found is None or not 1 <= int(found[2]) <= 65535:
-        return None
-    return found[1].strip("[]"), int(found[2])
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from runtimes.errors import PlanError
 from runtimes.tuning import Tuning
 
 if TYPE_CHECKING:
-    from calibration.distributed.request import RayRequest
+    from calibration.distributed.address import RayRequest
 
 backend_group, output_group = map(option_group, ("Backend", "Output"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from threading import Event, Lock
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from calibration.distributed.local import Local
 from calibration.distributed.shards import Shard, shards_of
 from runtimes.cores import usable_cores
+from runtimes.errors import BadInput, BoardError, ParityError, UnknownName
+from runtimes.parity.compare import ParityReport
 
 
 class Sums:
@@ -90,3 +93,20 @@ def test_leaving_early_closes_the_worker_before_it_waits_for_the_work_under_way(
     assert next(results) == (Shard(0, 0, 10), 0)
     results.close()
     assert closed.is_set()
+
+
+def test_an_error_of_ours_is_the_same_in_another_process() -> None:
+    report = ParityReport(ok=False, images=1, batches=(1,), backends={})
+    for error in (
+        BadInput("no picture"),
+        UnknownName("backend", "onyx", ("onnxruntime", "pytorch")),
+        BoardError("gone", 4),
+        ParityError("out of budget", report),
+    ):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (type(copy), str(copy), copy.exit_code, vars(copy)) == (
+            type(error),
+            str(error),
+            error.exit_code,
+            vars(error),
+        )

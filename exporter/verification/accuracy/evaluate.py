@@ -176,7 +176,8 @@ def evaluate(
             if resume_file is not None:
                 resume_file.add(found)
             tally.add(found)
-            check_readable(tally.unreadable, source.count)
+            if found.unreadable:
+                check_readable(tally.unreadable, source.count)
             on_shard(found)
     if resume_file is not None:
         resume_file.sort(source, size)

@@ -126,11 +126,14 @@ class ResumeFile:
         Raises:
             BadInput: it cannot be written.
         """
-        lines = list(_whole_lines(self.path, source, size, "--resume"))
-        ordered = sorted(lines, key=lambda line: -1 if line.shard is None else line.shard.start)
+        lines = [
+            (-1 if line.shard is None else line.shard.start, line.text)
+            for line in _whole_lines(self.path, source, size, "--resume")
+        ]
+        ordered = sorted(lines)
         if ordered != lines:
             with _write_errors(self.path):
-                write_in_one_step(self.path, b"".join(line.text for line in ordered))
+                write_in_one_step(self.path, b"".join(text for _, text in ordered))
 
 
 class _Line(NamedTuple):
