@@ -27,7 +27,7 @@ class Recorder:
     def run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         count = len(feeds["input"])
         self.batches.append(count)
-        return {"logits": np.tile(np.arange(10, 0, -1, np.float32), (count, 1))}
+        return {"logits": np.tile(np.arange(10, 0, -1, dtype=np.float32), (count, 1))}
 
 
 @pytest.mark.parametrize(
