@@ -11,6 +11,7 @@ the pictures would take were they all kept decoded. A large picture is in memory
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -103,6 +104,8 @@ def inside(program: str, *arguments: str) -> None:
         main_of()
     except SystemExit as left:
         code = left.code
+    for child in multiprocessing.active_children():
+        child.join()  # until then, its peak is not counted
     print(max(_own_peak_kib(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024)
     raise SystemExit(code)
 
