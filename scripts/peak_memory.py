@@ -11,13 +11,13 @@ the pictures would take were they all kept decoded. A large picture is in memory
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -35,10 +35,10 @@ BUNDLE = "export resnet20 --fp16 --weights random --output {bundle} --quiet"
 MIB = 1 << 20
 
 
-def size_from_text(_: click.Context, option: click.Parameter, text: str) -> tuple[int, int]:
+def size_from_text(_context: click.Context, option: click.Parameter, text: str) -> tuple[int, int]:
     """(width, height) of `640x480`."""
-    width, separator, height = text.partition("x")
-    if not separator or not (width + height).isdigit():
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit()):
         raise click.BadParameter(f"expected WIDTHxHEIGHT, got {text}", param=option)
     return int(width), int(height)
 
@@ -104,17 +104,16 @@ def inside(program: str, *arguments: str) -> None:
         main_of()
     except SystemExit as left:
         code = left.code
+    for child in multiprocessing.active_children():
+        child.join()  # until then, its peak is not counted
     print(max(_own_peak_kib(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024)
     raise SystemExit(code)
 
 
 def _own_peak_kib() -> int:
-    (found,) = _matches(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found)
-
-
-def _matches(pattern: str, text: str) -> Iterator[str]:
-    return (found[1] for found in re.finditer(pattern, text, re.MULTILINE))
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
 
 
 if __name__ == "__main__":

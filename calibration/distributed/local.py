@@ -38,3 +38,6 @@ class Local:
                     yield first, future.result()
             for last, future in under_way:
                 yield last, future.result()
+
+
+LOCAL = Local()

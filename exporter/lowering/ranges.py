@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from calibration.counting import OpenCounter, count_images
 from calibration.data import ImageSource, check_channels, choose_evenly
-from calibration.distributed.local import Local
+from calibration.distributed.local import LOCAL, Local
 from calibration.distributed.seen import first_readable
 from calibration.distributed.shards import Executor
 from calibration.order import spread_places
@@ -50,7 +50,7 @@ class CalibrationSet:
     preprocess: Preprocess
     as_pixels: bool
     data: str | None = None
-    executor: Executor = field(default=Local(), repr=False)
+    executor: Executor = field(default=LOCAL, repr=False)
 
 
 def measure_ranges(

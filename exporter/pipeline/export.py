@@ -10,6 +10,7 @@ from typing import NamedTuple
 import onnx
 from torch.export import ExportedProgram
 
+from calibration.distributed.local import LOCAL
 from calibration.distributed.shards import Executor
 from calibration.observers import find_observer
 from exporter.graph.build import GraphForm, clean_graph, in_its_form
@@ -77,10 +78,7 @@ class Export:
 
 
 class _Loaded(NamedTuple):
-    """A model, and the images to calibrate it on and to prove it with.
-
-    `choosing` are those to choose blocks with; None where none are to be chosen.
-    """
+    """A model, and the images to calibrate it on, to prove it with, and to choose blocks with, if any are chosen."""
 
     model: LoadedModel | LoadedFile
     calibration: CalibrationSet
@@ -96,13 +94,13 @@ class _Proven(NamedTuple):
     golden: Golden
 
 
-def export(plan: ExportPlan, progress: Progress = silent, executor: Executor | None = None) -> Export:
+def export(plan: ExportPlan, progress: Progress = silent, executor: Executor = LOCAL) -> Export:
     """Carry out a plan. The bundle at `plan.output` is complete and proven when this returns, untouched when it raises.
 
     Args:
         plan: what to export.
         progress: called as each step begins, and with the counts of long ones.
-        executor: whose workers share the pictures to calibrate on; None reads and runs them in this process.
+        executor: whose workers share the pictures to calibrate on.
 
     Raises:
         ParityError: the bundle is out of budget, or its images leave that undecided. With `plan.keep_rejected`, it is
@@ -119,9 +117,7 @@ def export(plan: ExportPlan, progress: Progress = silent, executor: Executor | N
         with steps("take in" if plan.spec.source == ONNX else "weights"):
             model = _load_model(plan, folder, steps)
             plan = _with_fixed_batch(plan, model)
-            loaded, calibration, images, choosing = _load(model, plan, precision, steps)
-            if executor is not None:
-                calibration = replace(calibration, executor=executor)
+            loaded, calibration, images, choosing = _load(model, plan, precision.BUDGET, steps, executor)
         program = loaded.taken if isinstance(loaded, LoadedFile) else _trace(loaded, images.first, plan, steps)
         form = _graph_form(plan, loaded)
         float_graph = clean_graph(program, form, loaded.preprocess, images.first.inputs, steps)
@@ -201,18 +197,18 @@ def _with_fixed_batch(plan: ExportPlan, model: LoadedModel | LoadedFile) -> Expo
     return replace(plan, batch=BatchRange(size, size, size))
 
 
-def _load(loaded: LoadedModel | LoadedFile, plan: ExportPlan, precision: Precision, steps: Steps) -> _Loaded:
+def _load(model: LoadedModel | LoadedFile, plan: ExportPlan, own: Budget, steps: Steps, executor: Executor) -> _Loaded:
     """The images for a model; what contradicts itself is refused here, before the long work."""
     if plan.uint8_input == FULL:
-        check_resizable(loaded.preprocess)
-    calibration = calibration_set(loaded, plan)
-    budget, choosing = budget_for(plan, loaded, precision.BUDGET), None
+        check_resizable(model.preprocess)
+    calibration = replace(calibration_set(model, plan), executor=executor)
+    budget, choosing = budget_for(plan, model, own), None
     if plan.loss_target is None:
-        images = proof_images(loaded, plan, budget, steps)
+        images = proof_images(model, plan, budget, steps)
     else:
-        choosing, images = parted_images(loaded, plan, budget, steps)
-    plain = images_of_one_colour(loaded.preprocess, as_pixels=plan.uint8_input is not None)
-    return _Loaded(loaded, calibration, replace(images, plain=plain), choosing)
+        choosing, images = parted_images(model, plan, budget, steps)
+    plain = images_of_one_colour(model.preprocess, as_pixels=plan.uint8_input is not None)
+    return _Loaded(model, calibration, replace(images, plain=plain), choosing)
 
 
 def _trace(loaded: LoadedModel, images: Images, plan: ExportPlan, steps: Steps) -> ExportedProgram:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.distributed.local import Local
+from calibration.distributed.local import LOCAL
 from calibration.distributed.seen import check_seen, manifest_digest, seen_bundle
 from calibration.distributed.shards import Executor, Shard, shards_of
 from exporter.verification.pictures import PictureInputs
@@ -122,7 +122,9 @@ class ModelWorker:
             return Answered(outputs, tuple(again), Facts((*self._smaller, self._largest), kernels, model.details))
 
     def close(self) -> None:
-        self._model.close()
+        """Close the model, once it has answered what it works on."""
+        with self._lock:
+            self._model.close()
 
 
 def answers_of(task: OpenModel, executor: Executor | None = None) -> Answered:
@@ -136,7 +138,7 @@ def answers_of(task: OpenModel, executor: Executor | None = None) -> Answered:
     if executor is not None:
         task = replace(task, bundle=replace(task.bundle, folder=task.bundle.folder.absolute()), elsewhere=True)
     shards = shards_of(len(inputs), -(-SHARD // largest) * largest)
-    with closing((executor or Local()).run(task, shards, name_of)) as results:
+    with closing((executor or LOCAL).run(task, shards, name_of)) as results:
         found = {shard.start: answered for shard, answered in results}
     ordered = [found[start] for start in sorted(found)]
     return ordered[0]._replace(outputs=joined([one.outputs for one in ordered]))

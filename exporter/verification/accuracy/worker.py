@@ -25,6 +25,7 @@ from runtimes.classify import check_finite
 from runtimes.cores import usable_cores
 from runtimes.errors import BackendUnavailable
 from runtimes.parity.compare import class_scores
+from runtimes.preprocess import takes_any_size
 from runtimes.stream import preparer
 from runtimes.tuning import Tuning
 
@@ -41,7 +42,7 @@ def shard_size(bundle: Bundle) -> int:
 
 
 class EvaluationWorker:
-    """Classifies shards of a source's images at a bundle's middle batch.
+    """Classifies shards of a source's images at a bundle's middle batch, or one by one where they come in any size.
 
     Args:
         runtime: the bundle, opened; it is closed with the worker.
@@ -51,7 +52,8 @@ class EvaluationWorker:
 
     def __init__(self, bundle: Bundle, runtime: Runtime, source: ImageSource, threads: int) -> None:
         self._runtime, self._source, self._threads = runtime, source, threads
-        self._size = bundle.manifest.batch.opt
+        # Pictures of any size, photographs say, are fed one by one: a batch of them would be gigabytes.
+        self._size = 1 if takes_any_size(runtime.inputs[0]) else bundle.manifest.batch.opt
         self._prepare = preparer(bundle.manifest.preprocess, runtime.inputs[0])
         self._lock = Lock()
 
@@ -88,16 +90,13 @@ class EvaluationWorker:
 
     def _top_classes(self, inputs: Sequence[NDArray[Any]]) -> tuple[NDArray[np.int64], float]:
         """The most likely classes of each image, most likely first, int64 (images, 5), or fewer where there are fewer;
-        and how many seconds the model took.
-
-        Images of several sizes, which a model that resizes takes, are fed one by one.
-        """
-        batches = [np.stack(inputs)] if len({one.shape for one in inputs}) == 1 else [one[None] for one in inputs]
+        and how many seconds the model took."""
+        batch = np.stack(inputs)
         with self._lock:
             begin = time.perf_counter()
-            outputs = [self._runtime.run({self._runtime.inputs[0].name: batch}) for batch in batches]
+            outputs = self._runtime.run({self._runtime.inputs[0].name: batch})
             seconds = time.perf_counter() - begin
-        logits = np.concatenate([class_scores(one) for one in outputs])
+        logits = class_scores(outputs)
         check_finite(logits)
         return np.argsort(-logits, axis=1, kind="stable")[:, :TOP].astype(np.int64), seconds
 
