@@ -66,7 +66,7 @@ def is_url(where: str) -> bool:
 
 def without_file_scheme(where: str) -> str:
     """A path in place of a `file://` URL; anything else as it is."""
-    return where.removeprefix(LOCAL) or "/"
+    return (where.removeprefix(LOCAL) or "/") if where.startswith(LOCAL) else where
 
 
 def kind_of(where: str) -> Kind:
