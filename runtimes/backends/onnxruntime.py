@@ -41,8 +41,7 @@ NUMPY_FROM_ORT = {
     "tensor(bool)": "bool",
 }
 ERRORS_ONLY, FATAL_ONLY = 3, 4
-MOST_BUFFERS = 32
-"""How many input shapes keep a buffer on the device; the oldest one's makes room."""
+MOST_BUFFERS = 32  # that are kept on the device, one for each input shape; the oldest makes room
 FP16_ROUNDS = (1, 30)
 """The first version whose CPU kernel rounds when it quantizes FP16; those before it truncate (onnxruntime pull request
 32452)."""
@@ -244,10 +243,7 @@ class OnnxRuntime(Runtime):
 
     def _sibling(self) -> OnnxRuntime:
         if self._graphs is not None:
-            raise BackendUnavailable(
-                "onnxruntime's cuda-graph serves one thread alone, expected another provider; open the model again for "
-                "another thread"
-            )
+            raise BackendUnavailable("onnxruntime's cuda-graph serves one thread; open the model again for another")
         return OnnxRuntime(self._session, self._provider, self.batch, self._path, self._int8)
 
     def _close(self) -> None:

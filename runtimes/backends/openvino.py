@@ -28,8 +28,7 @@ from runtimes.tuning import DEFAULT_TUNING, Tuning
 
 BF16_ERROR = 5e-2
 """What BF16 may cost, of the largest logit: the budget of `--bf16`."""
-INTEGERS = ("i8", "u8")
-IMAGE_AXES = 4
+INTEGERS, IMAGE_AXES = ("i8", "u8"), 4
 SATURATES = "f32, since integers would saturate on this processor; to run it fast, export with --target cpu-safe"
 WHERE = ("Exception from ", "Check '", "FrontEnd API failed", "Loading input model")
 """How those lines of OpenVINO's messages begin that name a place in its source."""
@@ -217,8 +216,7 @@ class OpenVinoRuntime(Runtime):
         return call
 
     def _sibling(self) -> OpenVinoRuntime:
-        compiled = Compiled(self._model, self._memory, self._not_kept)
-        return OpenVinoRuntime(compiled, self._path, self._plan, self.batch)
+        return OpenVinoRuntime(Compiled(self._model, self._memory, self._not_kept), self._path, self._plan, self.batch)
 
     def _close(self) -> None:
         del self._request, self._model, self._memory
