@@ -251,6 +251,11 @@ def test_the_commands_that_verify_a_release_ask_for_what_it_attests() -> None:
     assert needs == "--predicate-type https://cyclonedx.org/bom"  # actions/attest, src/sbom.ts
 
 
+def test_it_is_said_whether_there_is_a_release() -> None:
+    released = re.findall(r"^## \[\d", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert ("No version has been released yet." in (ROOT / "docs/trust.md").read_text()) == (not released)
+
+
 def test_security_says_which_versions_are_mended_and_where_to_report() -> None:
     page = (ROOT / "SECURITY.md").read_text()
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == ["Supported versions", "How to report", "What counts"]

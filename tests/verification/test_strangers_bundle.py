@@ -7,6 +7,7 @@ import importlib.metadata
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -132,10 +133,10 @@ def test_an_operator_that_a_library_would_bring_is_refused(backend: str, tmp_pat
         open_runtime(path, backend)
 
 
-@pytest.mark.parametrize("location", ["../outside.bin", "/OUTSIDE", "link.bin"])
-@pytest.mark.parametrize("backend", READERS)
-def test_weights_outside_of_the_folder_are_not_read(backend: str, location: str, tmp_path: Path) -> None:
-    outside, folder = tmp_path / "outside.bin", tmp_path / "bundle"
+@pytest.fixture(params=["../outside.bin", "/OUTSIDE", "link.bin"])
+def elsewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A model whose weights lie outside of its folder, where they can be read."""
+    outside, folder, location = tmp_path / "outside.bin", tmp_path / "bundle", str(request.param)
     folder.mkdir()
     outside.write_bytes(np.arange(4, dtype=np.float32).tobytes())
     (folder / "link.bin").symlink_to(outside)
@@ -144,9 +145,26 @@ def test_weights_outside_of_the_folder_are_not_read(backend: str, location: str,
     weights.data_location = TensorProto.EXTERNAL
     for key, value in {"location": location.replace("/OUTSIDE", str(outside)), "offset": "0", "length": "16"}.items():
         weights.external_data.add(key=key, value=value)
-    path = one_node(folder, helper.make_node("Add", ["x", "w"], ["y"]), weights)
+    return one_node(folder, helper.make_node("Add", ["x", "w"], ["y"]), weights)
+
+
+@pytest.mark.parametrize("backend", READERS)
+def test_weights_outside_of_the_folder_are_not_read(backend: str, elsewhere: Path) -> None:
     with pytest.raises(ResnetExportError, match=r"outside|escapes|absolute"):
-        open_runtime(path, backend)
+        open_runtime(elsewhere, backend)
+
+
+def test_tensorrts_parser_refuses_a_path_and_follows_a_link(
+    elsewhere: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api: Any = pytest.importorskip("tensorrt_rtx")
+
+    monkeypatch.chdir(elsewhere.parent)  # where a parser that is given bytes looks
+    log = api.Logger(api.Logger.INTERNAL_ERROR)
+    builder = api.Builder(log)
+    network = builder.create_network(1 << int(api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parsed = api.OnnxParser(network, log).parse(elsewhere.read_bytes())
+    assert parsed == ("link.bin" in request.node.name)
 
 
 def test_a_manifest_larger_than_any_is_not_read(strangers: Path) -> None:
