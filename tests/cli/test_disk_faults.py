@@ -108,6 +108,7 @@ def test_a_triton_repository(assert_all_or_nothing: Check, root: Path, small: Pa
     )
 
 
+@pytest.mark.slow  # what is different from the next: nothing is to be put back
 def test_an_engine(
     assert_all_or_nothing: Check, root: Path, proven: Path, api: StandinTensorRT, deploy: Deploy
 ) -> None:
