@@ -10,7 +10,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
+
+import pytest
 
 PRELOADED = (
     "exporter.cli.deploy",
@@ -44,8 +47,16 @@ def _run(arguments: Sequence[str]) -> None:
     main()
 
 
-def started(arguments: Sequence[object]) -> BaseProcess:
+def _preload() -> None:
+    """Start the process that has loaded what commands import, if it does not run yet."""
     _CONTEXT.set_forkserver_preload(list(PRELOADED))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # it finds what this process finds
+        forkserver.ensure_running()
+
+
+def started(arguments: Sequence[object]) -> BaseProcess:
+    _preload()
     process = _CONTEXT.Process(target=_run, args=([*map(str, arguments)],))
     process.start()
     return process

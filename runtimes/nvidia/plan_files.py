@@ -12,6 +12,8 @@ from runtimes.errors import BadInput
 from runtimes.specs import BatchRange
 
 FOLDER = "engines"
+CHECK_JSON = ".check.json"
+"""What follows an engine's name in that of the check which came with it from another machine."""
 HEADER_BYTES = 28
 ONNX_FIRST_BYTE = 0x08
 """The field `ir_version`, which every writer puts first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import shutil
 import tempfile
@@ -26,7 +27,7 @@ from exporter.deployment.jetson import kit, own_wheel
 from exporter.deployment.remote import build as remote
 from exporter.verification.accuracy import resume_file
 from exporter.verification.accuracy.resume_file import EvaluationKey, open_resume_file
-from runtimes import BatchRange, Bundle, Manifest, bundle_writing
+from runtimes import BatchRange, Bundle, Manifest
 from runtimes.bundle_writing import staging_folder, write_manifest
 from runtimes.errors import BadInput, ResnetExportError
 
@@ -64,7 +65,8 @@ def all_or_nothing(root: Path, fresh: Callable[[], object], command: Callable[[]
         at = disk.done[-1] if disk.fault.at is None or disk.fault.at >= len(disk.done) else disk.done[disk.fault.at]
         where = (disk.fault, at, ran, state)
         if ran.code == 0:
-            assert state == "new", where
+            cannot_clear_up = at[0] in {"open", "scandir"} and ".partial-" in at[1]  # the next run does
+            assert state == "new" or cannot_clear_up, where
             continue
         failed += 1
         assert ran.code in {1, 2, 3}, where
@@ -106,6 +108,7 @@ def test_a_triton_repository(assert_all_or_nothing: Check, root: Path, small: Pa
     )
 
 
+@pytest.mark.slow  # what is different from the next: nothing is to be put back
 def test_an_engine(
     assert_all_or_nothing: Check, root: Path, proven: Path, api: StandinTensorRT, deploy: Deploy
 ) -> None:
@@ -141,7 +144,7 @@ def test_a_bundle_in_place_of_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not exchanges:  # a file system that cannot exchange two folders
-        monkeypatch.setattr(bundle_writing.ctypes, "CDLL", lambda *_, **__: object())
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
 
     def write() -> None:
         with staging_folder(root / "bundle", force=True) as folder:

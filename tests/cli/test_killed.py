@@ -19,9 +19,7 @@ from runtimes.nvidia.engine_file import facts_of
 FEW, MANY = 4, 200
 
 
-def numbers() -> Any:
-    """A few in the normal run, and all in the slow one."""
-    return pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+numbers = pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
 
 
 def assert_whole(kit: Path) -> None:
@@ -33,7 +31,7 @@ def assert_whole(kit: Path) -> None:
     assert {name: hashlib.sha256(content[f"resnet-kit/{name}"]).hexdigest() for name in sums} == sums
 
 
-@numbers()
+@numbers
 def test_a_kit(exported: Path, tmp_path: Path, count: int) -> None:
     command = ("kit", exported, "--output", tmp_path / "kit.tar", "--force", "--quiet")
     for _ in kills(command, count, 1):
@@ -44,7 +42,7 @@ def test_a_kit(exported: Path, tmp_path: Path, count: int) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["kit.tar"]
 
 
-@numbers()
+@numbers
 def test_an_engine(proven: Path, count: int) -> None:
     command = ("build", proven, "--force", "--quiet")
     torn = 0
@@ -62,7 +60,7 @@ def test_an_engine(proven: Path, count: int) -> None:
     assert len(list((proven / "engines").iterdir())) == 2
 
 
-@numbers()
+@numbers
 def test_an_evaluation(exported: Path, deploy: Any, tmp_path: Path, count: int) -> None:
     journal = tmp_path / "journal"
     command = ("eval", exported, "--data", "built-in", "--images", 1200, "--resume", journal, "--json", "--quiet")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import threading
 from collections.abc import Callable
@@ -17,10 +18,11 @@ from PIL import Image
 from small_bundles import write_bundle
 from standin_tensorrt import StandinTensorRT
 
-from runtimes import Bundle, Manifest, bundle_writing, open_runtime
+from runtimes import Bundle, Manifest, open_runtime
 from runtimes.bundle_writing import staging_folder, write_manifest
 from runtimes.errors import BundleError, PlanError
 from runtimes.nvidia.engine_file import facts_of
+from runtimes.parity import golden
 from runtimes.parity.golden import golden_arrays
 
 Deploy = Callable[..., Ran]
@@ -112,16 +114,14 @@ def test_an_engine_is_not_kept_in_the_bundle_that_came_meanwhile(
     shutil.rmtree(other / "engines")
     (other / "manifest.json").unlink()
     write_manifest(other, replace(manifest, name="other"))
-    import exporter.engines.build as build_module
-
-    real = build_module.golden_report
+    real = golden.golden_report
 
     def then_replaced(*arguments: Any) -> Any:
         found = real(*arguments)
         exchange(proven, other)
         return found
 
-    monkeypatch.setattr(build_module, "golden_report", then_replaced)
+    monkeypatch.setattr("exporter.engines.build.golden_report", then_replaced)
     ran = deploy("build", proven)
     assert (ran.code, "was replaced by another bundle while it was read" in ran.error) == (1, True)
     assert Bundle.open(proven).manifest.name == "other"
@@ -164,7 +164,7 @@ def test_two_exports_to_one_new_folder_leave_one_bundle_and_tell_the_other(manif
 def test_two_exports_at_once_on_a_file_system_that_cannot_exchange(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle_writing.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
     test_two_exports_to_one_new_folder_leave_one_bundle_and_tell_the_other(manifest, tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,16 +14,22 @@ import pytest
 from tiny_answers import INPUT, OUTPUT, images
 
 from runtimes.backends import _tensorrt_provider as provider
-from runtimes.backends import onnxruntime as backend
 from runtimes.backends.onnxruntime import OnnxRuntime
 
 REAL_SESSION = onnxruntime.InferenceSession
-DAMAGE = {
-    "flipped": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
+
+
+def flipped(data: bytes) -> bytes:
+    """With one bit that is another."""
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "flipped": flipped,
     "cut": lambda data: data[: len(data) // 2],
-    "empty": lambda data: b"",
+    "empty": lambda _: b"",
     "longer": lambda data: data + b"\0",
-    "another": lambda data: b"\0" * len(data),
+    "another": lambda data: bytes(len(data)),
 }
 
 
@@ -66,9 +73,9 @@ class Session:
 @pytest.fixture(name="session")
 def session_fixture(monkeypatch: pytest.MonkeyPatch) -> type[Session]:
     made = type("Made", (Session,), {"built": [], "late": False})
-    monkeypatch.setattr(backend.ort, "get_available_providers", lambda: [provider.NAME])
-    monkeypatch.setattr(backend.cuda_provider, "load_libraries", lambda: None)
-    monkeypatch.setattr(provider.ort, "InferenceSession", made)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [provider.NAME])
+    monkeypatch.setattr("runtimes.backends._cuda_provider.load_libraries", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", made)
     return made
 
 

@@ -210,8 +210,11 @@ def test_engines_are_told_by_their_sidecars(good: Made) -> None:
     (folder / "fits.json").write_bytes(json_from_facts(facts))
     (folder / "other.json").write_bytes(json_from_facts(replace(facts, onnx_sha256="1" * 64)))
     (folder / "rubbish.json").write_bytes(b"{")
+    (folder / "fits.check.json").write_bytes(b"{}")  # the check of an engine from a board
+    (folder / ".half.partial-77.json").write_bytes(b"{}")  # of a build that is not done
     try:
         said = text_of(page_of(section_from_check(found, plan, evidence)))
+        assert ("fits.check" in said, "half" in said) == (False, False)
     finally:
         shutil.rmtree(folder)
     assert (

@@ -19,7 +19,7 @@ from runtimes.bundle import MANIFEST, Bundle
 from runtimes.errors import BadInput, BoardError, BundleError
 from runtimes.manifest import json_from_manifest, without_reference
 from runtimes.nvidia.engine_file import EngineFacts, facts_of
-from runtimes.nvidia.plan_files import FOLDER, sidecar_of
+from runtimes.nvidia.plan_files import CHECK_JSON, FOLDER, sidecar_of
 from runtimes.parity.compare import ParityReport
 
 Say = Callable[[str], None]
@@ -226,7 +226,7 @@ def _as_is(engine: Path) -> Path:
 
 def _json_of(engine: Path) -> Path:
     """The check's JSON beside an engine."""
-    return engine.with_suffix(".check.json")
+    return engine.with_suffix(CHECK_JSON)
 
 
 def _junit_of(engine: Path) -> Path:

@@ -17,7 +17,7 @@ from exporter.verification.verdicts import BundleCheck
 from runtimes.bundle import Bundle
 from runtimes.errors import BundleError
 from runtimes.nvidia.engine_file import read_sidecar
-from runtimes.nvidia.plan_files import finished, sidecar_of
+from runtimes.nvidia.plan_files import CHECK_JSON, finished
 from runtimes.parity.evidence import Evidence
 from runtimes.parity.flips import Flip
 from runtimes.preprocess import MODES, PIXELS, Preprocess
@@ -93,9 +93,11 @@ def layers_of(path: Path) -> tuple[GraphLayer, ...] | None:
 def engines_of(bundle: Bundle) -> tuple[EngineFile, ...]:
     """The engines in a bundle, from their sidecars; no engine is loaded."""
     found = []
-    for path in finished(bundle.folder, "*.engine"):
+    for path in finished(bundle.folder, "*.json"):
+        if path.name.endswith(CHECK_JSON):
+            continue
         try:
-            facts = read_sidecar(sidecar_of(path))
+            facts = read_sidecar(path)
         except BundleError as error:
             found.append(EngineFile(path.stem, None, str(error)))
             continue
