@@ -195,7 +195,8 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
         )
     if not 0 <= manifest.model.classes <= MOST_CLASSES:
         raise BundleError(
-            f"{where}: expected from 0 to {MOST_CLASSES:,} classes, got {manifest.model.classes}; do not use this bundle"
+            f"{where}: expected from 0 to {MOST_CLASSES:,} classes, got {manifest.model.classes}; do not use this "
+            "bundle"
         )
     for spec in (*manifest.inputs, *manifest.outputs):
         if spec.dtype not in DTYPES or not spec.shape or not all(map(_is_size, spec.shape)):

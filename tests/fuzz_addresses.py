@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_mutate import spoilt_message, spoilt_text
+from fuzz_formats import spoilt_message
+from fuzz_mutate import spoilt_text
 from fuzz_readers import Reader
 
 from exporter.deployment.remote.address import address_from_text
@@ -84,7 +85,9 @@ def server_readers(sample: Path) -> list[Reader]:
                 _triton_client.triton.InferenceServerClient = own
                 told[part] = right
 
-        return Reader(f"triton {part}", part, [right.SerializeToString()], spoilt_message(kind), ask, 50, named="grpc://")
+        return Reader(
+            f"triton {part}", part, [right.SerializeToString()], spoilt_message(kind), ask, 50, named="grpc://"
+        )
 
     return [
         reader("metadata", service_pb2.ModelMetadataResponse),
@@ -109,4 +112,3 @@ def text_readers() -> list[Reader]:
         return Reader(name, "text", [text.encode() for text in texts], spoilt_text, read, 40, named="expected")
 
     return [reader(name, *kind) for name, kind in kinds.items()]
-

@@ -126,8 +126,8 @@ def _check_tensor(tensor: TensorProto, path: Path) -> None:
             numpy_helper.to_array(tensor)
     except Exception as error:  # numpy's, and onnx's own
         raise BadInput(
-            f"{path} is no valid ONNX model: the values of '{tensor.name}' cannot be read: {first_line(error)}; save it "
-            "again"
+            f"{path} is no valid ONNX model: the values of '{tensor.name}' cannot be read: {first_line(error)}; "
+            "save it again"
         ) from error
 
 

@@ -19,7 +19,6 @@ from fuzz_models import small_network
 from fuzz_readers import PREPROCESS, json_readers
 from fuzz_watch import held
 from manifest_edits import rewrite_manifest
-
 from onnx import numpy_helper
 from PIL import Image
 from small_bundles import write_bundle
@@ -117,7 +116,8 @@ def test_a_line_of_endless_depth_damages_a_resume_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("corrections", {"mse": {"conv": [1e39]}}), ("factors", {"x": [1e39]}), ("factors", {"x": [1e-60]})]
+    ("field", "value"),
+    [("corrections", {"mse": {"conv": [1e39]}}), ("factors", {"x": [1e39]}), ("factors", {"x": [1e-60]})],
 )
 def test_a_table_holds_no_number_beyond_float32(field: str, value: Any, tmp_path: Path) -> None:
     right = next(reader for reader in json_readers() if reader.file == "calibration.json").seeds[0]
@@ -274,5 +274,3 @@ def test_an_error_is_no_longer_than_can_be_read(capsys: pytest.CaptureFixture[st
     assert len(said) < 4100
     assert said.startswith("error: x.txt: expected")
     assert said.endswith("; give another\n")
-
-
