@@ -15,7 +15,7 @@ from runtimes.parity.compare import ParityReport
 from runtimes.parity.measures import Accuracy
 from runtimes.preprocess import Preprocess
 from runtimes.source_file import SourceFile
-from runtimes.specs import PICTURE, BatchRange, TensorSpec
+from runtimes.specs import BatchRange, TensorSpec
 
 SCHEMA_VERSION = 1
 MOST_CLASSES, LARGEST_SIZE = 1 << 20, (1 << 31) - 1
@@ -204,13 +204,6 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
                 f"{where}: expected numbers of a size or a free one, got '{spec.name}' as {spec.dtype} "
                 f"{'x'.join(map(str, spec.shape)) or 'without a batch'}; do not use this bundle"
             )
-    shape, form = manifest.inputs[0].shape[1:], manifest.preprocess.shape
-    channels, *sides = form
-    if shape not in (form, (*sides, channels), (*PICTURE, channels)):
-        raise BundleError(
-            f"{where}: expected an input of the {'x'.join(map(str, form))} that its preprocessing makes, got "
-            f"{'x'.join(map(str, manifest.inputs[0].shape))}; export the bundle again"
-        )
     return manifest
 
 

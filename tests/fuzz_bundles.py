@@ -134,7 +134,7 @@ def bundle_readers(sample: Path) -> list[Reader]:
             40,
             place=inside(MANIFEST),
             writes=True,
-            named="expected a classifier",
+            named="expected",
         ),
         Reader("manifest shipped", NAME, manifest, spoilt_json, ship, 40, place=inside(MANIFEST), writes=True),
         Reader("bundle's labels", NAME, labels, spoilt_text, show, 30, place=inside("labels.txt")),

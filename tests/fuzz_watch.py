@@ -181,8 +181,8 @@ def _is_foreign(code: object) -> bool:
 
 
 def _is_installed(path: object) -> bool:
-    """Does it lie where Python and its packages do?"""
-    return os.path.abspath(str(path)).startswith((sys.prefix, sys.base_prefix))
+    """Does it lie where Python and its packages do? None is this process itself."""
+    return path is None or os.path.abspath(str(path)).startswith((sys.prefix, sys.base_prefix))
 
 
 def _is_importing() -> bool:

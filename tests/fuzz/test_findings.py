@@ -139,7 +139,6 @@ def test_a_table_holds_no_number_beyond_float32(field: str, value: Any, tmp_path
         (lambda one: one["model"].update(classes=10**12), "from 0 to 1,048,576 classes"),
         (lambda one: one["model"].update(classes=-1), "from 0 to 1,048,576 classes"),
         (lambda one: one["parity"]["budget"].update(confidence=1.0), "a confidence from 0.5 to below 1"),
-        (lambda one: one["preprocess"].update(crop=[14, 28]), "expected an input of the 1x14x28"),
         (lambda one: one["inputs"][0].update(dtype="float8"), "'input' as float8"),
         (lambda one: one["inputs"][0].update(shape=[]), "without a batch"),
         (lambda one: one["outputs"][0].update(shape=["batch", -1]), "batchx-1"),
@@ -205,6 +204,13 @@ def test_a_model_with_a_tensor_of_no_known_kind_is_refused(spoil: Any, tmp_path:
     path.write_bytes(model.SerializeToString())
     error = held(model_from_file, path)
     assert isinstance(error, BadInput)
+
+
+@pytest.mark.parametrize("name", [b"fc.w", b"conv", b"GlobalAveragePool"])
+def test_a_model_with_a_name_that_is_no_utf8_is_refused(name: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(small_network().replace(name, b"\xff" + name[1:]))
+    assert "no UTF-8" in str(held(lambda given: command("inspect", given), path))
 
 
 @pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand", "Range", "Tile"])
