@@ -13,7 +13,6 @@ from fuzz_readers import Reader
 
 from exporter.deployment.remote.address import address_from_text
 from runtimes import Bundle
-from runtimes.backends import _triton_client
 from runtimes.backends.triton import TritonRuntime
 from runtimes.nvidia.trust import trusted_engines
 from runtimes.server_url import ModelAddress
@@ -24,6 +23,7 @@ URL = "grpc://127.0.0.1:8001/tiny"
 
 def server_readers(sample: Path) -> list[Reader]:
     """Of a Triton server's answers. `sample` is the bundle that the server's model is held against."""
+    import tritonclient.grpc as grpc
     from tritonclient.grpc import InferResult, model_config_pb2, service_pb2
 
     tensor = service_pb2.ModelMetadataResponse.TensorMetadata
@@ -75,14 +75,14 @@ def server_readers(sample: Path) -> list[Reader]:
                 told[part] = kind.FromString(path.read_bytes())
             except Exception:  # gRPC itself refuses what is no message
                 return
-            own, _triton_client.triton.InferenceServerClient = _triton_client.triton.InferenceServerClient, Client
+            own, grpc.InferenceServerClient = grpc.InferenceServerClient, Client
             try:
                 with TritonRuntime.open_url(URL) as runtime:
                     _ = runtime.details
                 with TritonRuntime.open_model(Bundle.open(sample), provider=URL) as runtime:
                     runtime.run({"input": np.zeros((2, 1, 28, 28), np.float32)})
             finally:
-                _triton_client.triton.InferenceServerClient = own
+                grpc.InferenceServerClient = own
                 told[part] = right
 
         return Reader(

@@ -130,7 +130,7 @@ def small_network(*, quantized: bool = False, branch: bool = False) -> bytes:
         "net",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 28, 28])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
-        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     helper.set_model_props(model, {"target": "tensorrt", "names": "{0: 'a', 1: 'b'}", "labels": "a, b"})

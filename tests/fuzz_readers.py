@@ -97,6 +97,7 @@ def text_readers() -> list[Reader]:
 
     def label(path: Path) -> None:
         found = with_labels(source, path)
+        assert found.classes is not None
         for model in (ModelClasses(10), ModelClasses(10, tuple(names)), ModelClasses(10, None, tuple(ids))):
             labels_or_reason(found, model)
         match_source(found, ModelClasses(10, None, tuple(ids) if found.classes[0] in ids else None))

@@ -62,9 +62,7 @@ def unchecked_model(path: Path) -> onnx.ModelProto:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own kinds, which share no base with onnx's
         raise BadInput(f"{path} is no ONNX model: {first_line(error)}; save or download it again") from error
-    if any(
-        isinstance(text, bytes) for text in _texts_of(model.graph)
-    ):  # protobuf gives those that are no UTF-8 as such
+    if any(isinstance(text, bytes) for text in _texts_of(model)):  # as protobuf gives those that are no UTF-8
         raise BadInput(f"{path} is no ONNX model: it holds names that are no UTF-8; save or download it again")
     if not model.graph.node and not model.graph.output:
         raise BadInput(f"{path} is no ONNX model: it holds no graph; save it again")
