@@ -18,7 +18,7 @@ from peak_memory import RESET, peak_kib
 
 from runtimes.errors import ResnetExportError
 
-MOST_MIB, PROCESSOR_S, WALL_S = 200, 5.0, 30.0
+MOST_MIB, PROCESSOR_S, WALL_S = 200, 5.0, 60.0
 TEMPORARY = f"{tempfile.gettempdir()}/tmp"
 """How Python's own temporary files and folders begin."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

@@ -250,7 +250,7 @@ def test_a_picture_of_other_channels_is_named(tmp_path: Path) -> None:
     assert found.reason.startswith("1.npy: expected pictures of grey or colour")  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("form", ["png", "webp", "jp2", "jpg"])
+@pytest.mark.parametrize("form", ["png", "jpg"])
 def test_a_picture_of_nothing_that_fills_the_memory_is_refused(form: str, tmp_path: Path) -> None:
     path = tmp_path / f"bomb.{form}"
     Image.new("RGB", (6000, 3500)).save(path, quality=5, progressive=True)
