@@ -168,7 +168,8 @@ def _source_from_folder(folder: str, files: Sequence[str], split: Split) -> Imag
     names = tuple(map(as_text, pictures))
     check_no_splits({name.split("/", 1)[0] for name in names if "/" in name}, folder, "--data")
     left_out = (f"{folder}: {others}, which are no pictures",) if others else ()
-    source = ImageSource(folder, len(names), FilePictures(folder, pictures), names=names, left_out=left_out)
+    own = names if names == pictures else pictures  # one tuple in memory, and once in a pickle
+    source = ImageSource(folder, len(names), FilePictures(folder, own), names=names, left_out=left_out)
     if any("/" not in name for name in names):
         return source
     parents = [name.split("/", 1)[0] for name in names]

@@ -72,9 +72,10 @@ class ArrayPictures:
     lock: Lock = field(default_factory=Lock, repr=False, compare=False)
 
     def __call__(self, place: int) -> Picture:
-        with self.lock:
-            if not self.held:
-                self.held.append(self._read())
+        if not self.held:
+            with self.lock:
+                if not self.held:  # another thread may have read them by now
+                    self.held.append(self._read())
         return picture_from_array(self.held[0][place])
 
     def __reduce__(self) -> tuple[Any, ...]:

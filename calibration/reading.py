@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,12 +24,17 @@ class Unreadable:
 
 
 def read_ahead(
-    source: ImageSource, places: Iterable[int], prepare: Callable[[Picture], Prepared], *, ahead: int
-) -> Iterator[Prepared | Unreadable]:
+    source: ImageSource,
+    places: Iterable[int],
+    prepare: Callable[[Picture], Prepared],
+    *,
+    ahead: int,
+    threads: int | None = None,
+) -> Generator[Prepared | Unreadable, None, None]:
     """Decode and `prepare` the pictures at `places` in threads, and yield the results in order.
 
     At most `ahead` results wait to be taken. A picture is `Unreadable` where the source or `prepare` raises BadInput,
-    or memory runs out for it; any other error is raised.
+    or memory runs out for it; any other error is raised. None takes as many threads as the process may use cores.
     """
 
     def read(place: int) -> Prepared | Unreadable:
@@ -47,7 +52,7 @@ def read_ahead(
         except MemoryError:
             return Unreadable(f"cannot prepare the picture {name}: there is not enough memory for it")
 
-    return map_ahead(read, places, ahead=ahead)
+    return map_ahead(read, places, ahead=ahead, threads=threads)
 
 
 def check_readable(unreadable: Sequence[str], count: int) -> None:

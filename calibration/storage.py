@@ -18,6 +18,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from runtimes.ahead import map_ahead
 from runtimes.errors import BadInput, StorageUnavailable, first_line
 from runtimes.printable import printable
 
@@ -41,10 +42,11 @@ CREDENTIALS = {
     "gs": "gcloud auth application-default login, or FSSPEC_GS_TOKEN=anon for a public bucket",
     "hf": "HF_TOKEN, or hf auth login",
 }
-LOGGERS = ("fsspec", "s3fs", "gcsfs", "adlfs", "aiobotocore", "asyncio", "google", "huggingface_hub")
+LOGGERS = ("fsspec", "s3fs", "gcsfs", "adlfs", "aiobotocore", "asyncio", "google")
 """Of the packages, some of which tell of each attempt, with a traceback; on stderr, unless logging is set up."""
-PATIENCE_S, LONG_PATIENCE_S = 60.0, 3600.0
-"""How long an answer, or a picture, is waited for; and a listing of all files, or a copy of a file of many pictures."""
+LISTED_AT_ONCE = 8
+PATIENCE_S, LONG_PATIENCE_S = 60.0, 1800.0
+"""How long an answer, or a picture, is waited for; and the listing of a folder, or a file of many pictures."""
 
 SILENT = logging.NullHandler()
 Answer = TypeVar("Answer")
@@ -86,14 +88,29 @@ def kind_of(where: str) -> Kind:
 
 
 def names_below_url(url: str) -> list[str]:
-    """The paths of all files below a URL, with slashes; listed at once, without asking for each one.
+    """The paths of all files below a URL, with slashes, in no order.
+
+    Its folders are listed several at a time, each as a whole, and no file is asked for on its own: what is known of a
+    million files at once would take a gigabyte.
 
     Raises:
+        BadInput: a folder in it vanished meanwhile.
         StorageUnavailable: it cannot be listed.
     """
     store = _store(url)
     prefix = f"{store.root.rstrip('/')}/"
-    names = _answer(url, lambda: _listed(store), LONG_PATIENCE_S)
+
+    def below(folder: str) -> list[str]:
+        return _answer(url, lambda: _files_below(store.files, folder), LONG_PATIENCE_S)
+
+    try:
+        names, folders = _answer(url, lambda: _entries(store.files, store.root), LONG_PATIENCE_S)
+        for found in map_ahead(below, folders, ahead=2 * LISTED_AT_ONCE, threads=LISTED_AT_ONCE):
+            names += found
+    except FileNotFoundError as error:
+        raise BadInput(
+            f"{url}: a folder in it vanished while it was listed; leave it alone meanwhile, and repeat"
+        ) from error
     outside = next((name for name in names if not name.startswith(prefix)), None)
     if outside is not None:
         raise BadInput(
@@ -110,11 +127,9 @@ def bytes_from_url(folder: str, name: str) -> bytes:
         StorageUnavailable: it cannot be read.
     """
     url, store = f"{folder}/{name}", _store(folder)
-    # Without blocks, the Hub's files are read in one request each; with them, each is asked for first.
-    options = {"block_size": 0} if _scheme(folder) == "hf" else {}
     path = f"{store.root.rstrip('/')}/{name}"
     try:
-        return bytes(_answer(url, lambda: store.files.cat_file(path, **options)))
+        return bytes(_answer(url, lambda: store.files.cat_file(path)))
     except FileNotFoundError as error:
         raise BadInput(f"cannot read the picture {printable(url)}: there is no such file") from error
 
@@ -166,7 +181,7 @@ def _store_of_process(url: str, process: int) -> Store:
         from fsspec import get_filesystem_class
         from fsspec.core import url_to_fs
 
-        get_filesystem_class(scheme)
+        kind = get_filesystem_class(scheme)
         for name in LOGGERS:
             logging.getLogger(name).addHandler(SILENT)
     except ImportError as error:
@@ -177,30 +192,36 @@ def _store_of_process(url: str, process: int) -> Store:
         ) from error
     except ValueError as error:
         raise BadInput(f"expected a path, or a URL as s3://, gs:// or hf://, got '{printable(url)}'") from error
-    return Store(*_answer(url, lambda: url_to_fs(url)))
+    # Object stores keep a kilobyte for each file, and read without it. Others look files up in what they listed.
+    options = {"use_listings_cache": False} if kind.async_impl else {}
+    return Store(*_answer(url, lambda: url_to_fs(url, **options)))
 
 
-def _listed(store: Store) -> list[str]:
+def _files_below(files: Any, folder: str) -> list[str]:
     from fsspec import AbstractFileSystem
     from fsspec.asyn import AsyncFileSystem
 
-    kind = type(store.files)
+    kind = type(files)
     # fsspec's own walk, which some inherit, leaves a folder out that cannot be listed.
-    inherited = kind.find is AbstractFileSystem.find or getattr(kind, "_find", None) is AsyncFileSystem._find
-    names: list[str] = _walked(store) if inherited else store.files.find(store.root)
-    store.files.invalidate_cache()  # of the facts of each file, a kilobyte for each
-    return names
-
-
-def _walked(store: Store) -> list[str]:
-    names: list[str] = []
-    folders = [store.root]
+    if kind._find is not AsyncFileSystem._find if files.async_impl else kind.find is not AbstractFileSystem.find:
+        names: list[str] = files.find(folder)
+        return names
+    names, folders = _entries(files, folder)
     while folders:
-        folder = folders.pop()
-        for entry in store.files.ls(folder, detail=True):
-            if entry["name"].rstrip("/") != folder.rstrip("/"):  # some list the folder itself
-                (folders if entry["type"] == "directory" else names).append(entry["name"])
+        found, more = _entries(files, folders.pop())
+        names += found
+        folders += more
     return names
+
+
+def _entries(files: Any, folder: str) -> tuple[list[str], list[str]]:
+    """The files and the folders in a folder."""
+    names: list[str] = []
+    folders: list[str] = []
+    for entry in files.ls(folder, detail=True):
+        if entry["name"].rstrip("/") != folder.rstrip("/"):  # some list the folder itself
+            (folders if entry["type"] == "directory" else names).append(entry["name"])
+    return names, folders
 
 
 def _answer(url: str, ask: Callable[[], Answer], within_s: float | None = None) -> Answer:

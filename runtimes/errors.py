@@ -26,7 +26,7 @@ Messages read: expected X, got Y; do Z. Programming mistakes stay TypeError and 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runtimes.parity.compare import ParityReport
@@ -36,6 +36,16 @@ class ResnetExportError(Exception):
     """Base of all errors a user can cause; `exit_code` is the command's exit code."""
 
     exit_code = 1
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As it is, for another process, whatever its class takes."""
+        return _copy, (type(self), self.args, vars(self))
+
+
+def _copy(kind: type[ResnetExportError], args: tuple[Any, ...], facts: dict[str, Any]) -> ResnetExportError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(facts)
+    return error
 
 
 class ExportError(ResnetExportError):

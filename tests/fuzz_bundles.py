@@ -24,10 +24,10 @@ from calibration.data import built_in
 from exporter.cli import deploy
 from exporter.pipeline.search_journal import Journal
 from exporter.verification.accuracy.resume_file import (
-    EvaluatedBatch,
+    EvaluatedShard,
     EvaluationKey,
     data_digest,
-    finished_batches,
+    finished_shards,
     open_resume_file,
 )
 from exporter.verification.bundle_diff import changes
@@ -162,12 +162,11 @@ def _copied(sample: Path, folder: Path) -> Path:
 def settings_readers(sample: Path) -> list[Reader]:
     """Of what commands leave behind, and are given."""
     source = built_in("test").subset(np.arange(6))
-    key = EvaluationKey("0" * 64, "1" * 64, "onnxruntime", "cpu", "1:4:8", 6, data_digest(source))
-    batches = [
-        EvaluatedBatch(4, tuple((one, one % 3, 1, 2, 3) for one in range(4)), (), 0.1, 0.2),
-        EvaluatedBatch(6, ((4, 0, 1, 2),), ("x: bad",), 0.1, 0.2),
-    ]
-    lines = b"".join(msgspec.json.encode(one) + b"\n" for one in (key, *batches))
+    assert source.labels is not None
+    key = EvaluationKey("0" * 64, "1" * 64, "onnxruntime", "cpu", "1:4:8", 6, 4, data_digest(source))
+    rows = tuple((place, int(source.labels[place]), 1, 2, 3) for place in range(5))
+    shards = [EvaluatedShard(0, 4, rows[:4], (), 0.1, 0.2), EvaluatedShard(4, 6, rows[4:], ("x: bad",), 0.1, 0.2)]
+    lines = b"".join(msgspec.json.encode(one) + b"\n" for one in (key, *shards))
     tried = [
         Tried(("layer1.0",), "ok", 100, 0.01, (0.0, 0.02), (), 0.9, 1000),
         Tried((), "broken", 100, 0.1, (0.05, 0.2), ("x",), 1.0, 900),
@@ -191,11 +190,11 @@ path = "{sample}"
 """.encode()
 
     def resume(path: Path) -> None:
-        for batch in finished_batches(path, source):
-            _ = batch.rows
+        for shard in finished_shards(path, source):
+            _ = shard.rows
         with open_resume_file(path, key) as opened:
-            for batch in opened.batches():
-                _ = batch.rows
+            for shard in opened.shards(source, 4):
+                _ = shard.rows
 
     def go_on(path: Path) -> None:
         for one in Journal(path, "d", lambda said: None).tried.values():

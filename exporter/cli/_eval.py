@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -14,9 +15,11 @@ from exporter.cli._common import echo_json, echo_lines, status
 from exporter.cli._help import GroupedCommand, option_group
 from exporter.cli._options import (
     backend_option,
+    needs_gpu,
     output_group,
     provider_option,
     quiet_option,
+    ray_options,
     threads_option,
     trust_option,
     url_option,
@@ -26,10 +29,10 @@ from runtimes.printable import count_text
 
 if TYPE_CHECKING:
     from calibration.data import ImageSource
+    from calibration.distributed.shards import Executor, OpenWorker
     from exporter.verification.accuracy.evaluate import Evaluation, Rate
     from exporter.verification.accuracy.paired import PairedComparison, PairedCount
-    from exporter.verification.accuracy.resume_file import EvaluatedBatch, ResumeFile
-    from runtimes.base import Runtime
+    from exporter.verification.accuracy.resume_file import EvaluatedShard, Ran
     from runtimes.bundle import Bundle
     from runtimes.progress import Progress
 
@@ -66,6 +69,7 @@ _data = option_group("Data")
 @url_option
 @threads_option
 @trust_option
+@ray_options
 @output_group(
     "--min-top1",
     type=click.FloatRange(0, 1),
@@ -105,20 +109,10 @@ def evaluate(bundle: Path, **options: Any) -> None:
     """
     from exporter.verification.accuracy.evaluate import EvaluationData
     from exporter.verification.accuracy.paired import PairedCount
-    from runtimes._open import open_runtime
     from runtimes.bundle import Bundle
     from runtimes.classify import check_classifier
-    from runtimes.server_url import place_of
 
-    backend, tuning = options["backend"], options["tuning"]
-    provider = place_of(backend, options["provider"], options["url"])
-    if options["min_top1"] is not None and math.isnan(options["min_top1"]):
-        raise BadInput("expected --min-top1 from 0 to 1, got nan")
-    resume, against = options["resume"], options["against"]
-    if against is not None and resume is not None and against.absolute() == resume.absolute():
-        raise PlanError(f"expected the file of another evaluation for --against, got {against} for both; give two")
-    if resume is not None and not resume.absolute().parent.is_dir():
-        raise BadInput(f"--resume: cannot write {resume}: there is no folder {resume.parent}; make it first")
+    _check_files(options)
     with status(quiet=options["quiet"]) as progress:
         progress("read the bundle and the data")
         opened = Bundle.open(bundle)
@@ -127,21 +121,17 @@ def evaluate(bundle: Path, **options: Any) -> None:
         source, how = labelled.source(opened)
         for problem in source.left_out:
             progress(f"left out {problem}")
-        pairs = PairedCount(against, source) if against is not None else None
-        trusted = options["trust_engines"]
-        with open_runtime(opened, backend, provider=provider, trust_engine=trusted, tuning=tuning) as runtime:
-            provider = runtime.provider
-            if runtime.choice is not None:
-                backend = runtime.choice.backend
-                progress(f"auto chose {runtime.choice}")
-            opening = _opening(resume, opened, backend, runtime, source)
-            found = _evaluate(opened, runtime, source, opening, progress, pairs)
+        pairs = PairedCount(options["against"], source) if options["against"] is not None else None
+        at_work = _on_ray if options["ray"] is not None else _here
+        with at_work(opened, source, options, progress) as crew:
+            found = _evaluate(opened, source, crew, options["resume"], progress, pairs)
     paired = pairs.comparison() if pairs is not None else None
     shown = replace(found, confused=found.confused[: options["worst"]])
+    backend, provider, _ = crew.ran
     if options["as_json"]:
         import msgspec
 
-        facts = {"bundle": str(bundle), "backend": backend, "provider": provider}
+        facts: dict[str, object] = {"bundle": str(bundle), "backend": backend, "provider": provider}
         facts |= {"data": source.name, "left_out": source.left_out, "matched": how}
         facts |= {} if paired is None else {"paired": msgspec.to_builtins(paired)}
         echo_json({**facts, **msgspec.to_builtins(shown)})
@@ -152,41 +142,97 @@ def evaluate(bundle: Path, **options: Any) -> None:
     _check_top1(found.top1, options["min_top1"])
 
 
-def _opening(
-    resume: Path | None, bundle: Bundle, backend: str, runtime: Runtime, source: ImageSource
-) -> AbstractContextManager[ResumeFile | None]:
-    from exporter.verification.accuracy.resume_file import evaluation_key, open_resume_file
+def _check_files(options: dict[str, Any]) -> None:
+    """Refuse values that cannot be meant, before anything is read."""
+    resume, against = options["resume"], options["against"]
+    if options["min_top1"] is not None and math.isnan(options["min_top1"]):
+        raise BadInput("expected --min-top1 from 0 to 1, got nan")
+    if against is not None and resume is not None and against.absolute() == resume.absolute():
+        raise PlanError(f"expected the file of another evaluation for --against, got {against} for both; give two")
+    if resume is not None and not resume.absolute().parent.is_dir():
+        raise BadInput(f"--resume: cannot write {resume}: there is no folder {resume.parent}; make it first")
 
-    if resume is None:
-        return nullcontext()
-    return open_resume_file(resume, evaluation_key(bundle, backend, runtime, source))
+
+class _Crew(NamedTuple):
+    """Who evaluates: what they run, how a worker is opened, and where."""
+
+    ran: Ran
+    open_worker: OpenWorker[EvaluatedShard]
+    executor: Executor
+
+
+@contextmanager
+def _here(bundle: Bundle, source: ImageSource, options: dict[str, Any], progress: Progress) -> Iterator[_Crew]:
+    """One worker, in this process."""
+    from calibration.distributed.local import Local
+    from exporter.verification.accuracy.worker import EvaluationWorker, ran_by
+    from runtimes._open import open_runtime
+    from runtimes.server_url import place_of
+
+    backend, tuning = options["backend"], options["tuning"]
+    provider, trusted = place_of(backend, options["provider"], options["url"]), options["trust_engines"]
+    with open_runtime(bundle, backend, provider=provider, trust_engine=trusted, tuning=tuning) as runtime:
+        if runtime.choice is not None:
+            progress(f"auto chose {runtime.choice}")
+        yield _Crew(
+            ran_by(bundle, backend, runtime),
+            lambda threads: EvaluationWorker(bundle, runtime, source, threads),
+            Local(tuning.threads),
+        )
+
+
+@contextmanager
+def _on_ray(bundle: Bundle, source: ImageSource, options: dict[str, Any], progress: Progress) -> Iterator[_Crew]:
+    """Workers of a Ray cluster; the first tells what all of them are to run."""
+    from calibration.distributed.request import executor_of
+    from calibration.distributed.seen import first_readable, manifest_digest
+    from calibration.distributed.shards import Shard
+    from exporter.verification.accuracy.worker import OpenEvaluation
+    from runtimes.server_url import place_of
+
+    backend = options["backend"]
+    provider, trusted = place_of(backend, options["provider"], options["url"]), options["trust_engines"]
+    nameless = replace(source, names=None)  # of a million pictures, a worker holds the paths alone
+    opening = OpenEvaluation(
+        bundle.folder.absolute(), manifest_digest(bundle), nameless, first_readable(source), backend, provider, trusted
+    )
+    with executor_of(options["ray"], options["tuning"].threads, gpu=needs_gpu(backend, provider)) as executor:
+        progress(f"evaluate on {executor}")
+        ((_, ran),) = executor.run(opening.telling, [Shard(0, 0, 0)])
+        same = replace(opening, backend=ran.backend, provider=ran.provider, ran=ran)
+        yield _Crew(ran, same, executor)
 
 
 def _evaluate(
     bundle: Bundle,
-    runtime: Runtime,
     source: ImageSource,
-    opening: AbstractContextManager[ResumeFile | None],
+    crew: _Crew,
+    resume: Path | None,
     progress: Progress,
     pairs: PairedCount | None,
 ) -> Evaluation:
     from exporter.verification.accuracy.evaluate import evaluate as measure
+    from exporter.verification.accuracy.resume_file import evaluation_key, open_resume_file
+    from exporter.verification.accuracy.worker import shard_size
 
-    done = 0
+    done, size = 0, shard_size(bundle)
 
-    def report(batch: EvaluatedBatch) -> None:
+    def report(shard: EvaluatedShard) -> None:
         nonlocal done
-        for reason in batch.unreadable:
+        for reason in shard.unreadable:
             progress(f"left out {reason}")
-        done = batch.after
+        done += shard.stop - shard.start
         if pairs is not None:
-            pairs.add(batch)
+            pairs.add(shard)
         progress("evaluate", done, source.count)
 
     progress("evaluate")
-    with opening as resume_file:
+    key = evaluation_key(bundle, crew.ran, source, size)
+    with open_resume_file(resume, key) if resume is not None else nullcontext() as resume_file:
         try:
-            return measure(bundle, runtime, source, resume_file=resume_file, on_batch=report)
+            return measure(
+                source, crew.open_worker, size, executor=crew.executor, resume_file=resume_file, on_shard=report
+            )
         except KeyboardInterrupt as stop:
             if resume_file is None:
                 raise

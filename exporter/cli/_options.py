@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 import click
 
-from exporter.cli._help import option_group
+from exporter.cli._help import Command, option_group
+from runtimes.errors import PlanError
 from runtimes.tuning import Tuning
+
+if TYPE_CHECKING:
+    from calibration.distributed.address import RayRequest
 
 backend_group, output_group = map(option_group, ("Backend", "Output"))
 
@@ -59,6 +64,45 @@ threads_option = backend_group(
     metavar="N",
     help="Threads of the processor that a backend uses.  [default: the cores that this process may use]",
 )
+
+
+def needs_gpu(backend: str, provider: str | None) -> bool:
+    """Whether a worker that runs this backend needs a GPU of its cluster."""
+    return backend in ("tensorrt", "tensorrt-rtx") or (backend != "triton" and provider not in (None, "cpu"))
+
+
+def _ray(context: click.Context, _option: click.Parameter, text: str | None) -> RayRequest | None:
+    """Where `--ray` wants its workers, with as many GPUs as `--gpus-per-worker` says."""
+    from calibration.distributed.request import ray_request
+
+    gpus = context.params.pop("gpus_per_worker")
+    if text is not None:
+        return ray_request(text, gpus)
+    if gpus is not None:
+        raise PlanError("--gpus-per-worker is for the workers of --ray; add it, or leave --gpus-per-worker out")
+    return None
+
+
+def ray_options(command: Command) -> Command:
+    """Give a command `--ray` and `--gpus-per-worker`, as one parameter `ray`: a RayRequest, or None."""
+    group = option_group("Several workers")
+    ray = group(
+        "--ray",
+        callback=_ray,
+        metavar="WHERE",
+        help="Share the work among workers of Ray: local[:N] starts N on this machine, auto joins the cluster that"
+        " this machine is part of, HOST:PORT or ray://HOST:PORT another.",
+    )
+    gpus = group(
+        "--gpus-per-worker",
+        type=click.FloatRange(min=0),
+        is_eager=True,
+        metavar="X",
+        help="GPUs of each worker of --ray; 0.5 lets two share one.  [default: 1 where the backend needs one, else 0]",
+    )
+    return ray(gpus(command))
+
+
 timeout_option = backend_group(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),

@@ -175,6 +175,13 @@ def test_a_picture_that_vanishes_after_the_listing_cannot_be_read_and_the_others
     assert isinstance(read[1], Image.Image)
 
 
+def test_a_folder_that_vanishes_while_it_is_listed_is_told(faulty: Faulty, tmp_path: Path) -> None:
+    url = put("faulty://store", tree(tmp_path))
+    faulty.faults["ls", "store/dogs"] = raising(FileNotFoundError("store/dogs"))
+    with pytest.raises(BadInput, match="faulty://store: a folder in it vanished while it was listed; leave it alone"):
+        open_source(url)
+
+
 def test_a_damaged_picture_is_named_by_its_url(faulty: Faulty, tmp_path: Path) -> None:
     source = open_source(put("faulty://store", tree(tmp_path)))
     for data in (b"", b"\xff\xd8\xff", faulty.store["store/cats/one.png"][:90]):

@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from PIL import Image
 from small_bundles import write_bundle
 
-from calibration.data import open_source
+from calibration.data import built_in, open_source
 from calibration.reading import read_ahead
 from calibration.synsets import synsets_from_file
 from calibration.table import table_from_file
@@ -112,7 +112,7 @@ def test_a_line_of_endless_depth_damages_a_resume_file(tmp_path: Path) -> None:
     path = tmp_path / "resume.jsonl"
     path.write_bytes(b"{}\n" + b'{"more": ' + DEEP + b"\n")
     with pytest.raises(BadInput, match="line 2 is damaged"):
-        list(_whole_lines(path))
+        list(_whole_lines(path, built_in("test"), 4, "--resume"))
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,16 @@ from spoilt import replace_file
 from calibration.data import FASHION_MNIST_CLASSES, built_in, open_source
 from exporter.graph.pixel_input import with_uint8_input
 from exporter.verification.accuracy.evaluate import Evaluation, EvaluationData, evaluate
+from exporter.verification.accuracy.worker import EvaluationWorker, shard_size
 from runtimes import Bundle, open_runtime
 from runtimes.parity.intervals import wilson_interval
 from runtimes.specs import BatchRange
 
 
 def measured(bundle: Bundle, data: EvaluationData) -> Evaluation:
+    source = data.source(bundle)[0]
     with open_runtime(bundle) as runtime:
-        found = evaluate(bundle, runtime, data.source(bundle)[0])
+        found = evaluate(source, lambda threads: EvaluationWorker(bundle, runtime, source, threads), shard_size(bundle))
     return replace(found, model_images_per_s=0, images_per_s=0)
 
 

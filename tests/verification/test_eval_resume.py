@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Barrier
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from eval_fixtures import bundle_fixture, copied, counts, edited, run_fixture, tree  # noqa: F401  # pytest finds them by their names
@@ -77,7 +78,7 @@ def test_a_journal_of_another_evaluation_is_refused_with_what_differs(
 
 def test_a_file_that_is_no_journal_is_left_as_it_is(run: Any, bundle: Path, tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
-    options = ("--data", "built-in", "--images", 20, "--resume")
+    options = ("--data", "built-in", "--images", 150, "--resume")
     for text in ("my notes\n", "my notes", "{}\n"):
         file.write_text(text)
         shown = run(bundle, *options, file)
@@ -87,11 +88,39 @@ def test_a_file_that_is_no_journal_is_left_as_it_is(run: Any, bundle: Path, tmp_
     lines = file.read_bytes().splitlines(keepends=True)
     for damaged, said in (
         (lines[1][:20] + b"\n", "line 2 is damaged"),
-        (lines[2], "line 2 does not go on where the one before ended"),
+        (lines[2], "line 3 holds no images that are still missing there (those from 64 to 128)"),
+        (lines[1].replace(b'"start":0', b'"start":1'), "line 2 holds no images that are still missing there"),
+        (lines[1].replace(b"[[0,", b"[[9,"), "line 2 is damaged (no answers to the images from 0 to 64)"),
+        (lines[1].replace(b"]],", b",99]],"), "line 2 is damaged (no answers to the images from 0 to 64)"),
     ):
+        assert damaged != lines[1]
         file.write_bytes(lines[0] + damaged + lines[2])
         shown = run(bundle, *options, file)
         assert (shown.code, said in shown.error) == (2, True)
+
+
+def test_a_journal_of_an_earlier_version_is_refused(run: Any, bundle: Path, tmp_path: Path) -> None:
+    before = {name: value for name, value in msgspec.to_builtins(KEY).items() if name != "shard"}
+    file = tmp_path / "journal"
+    file.write_bytes(msgspec.json.encode(before) + b"\n")
+    for option in ("--resume", "--against"):
+        shown = run(bundle, "--data", "built-in", "--images", 20, option, file)
+        assert (shown.code, f"{file} was written by an earlier version, in another form" in shown.error) == (2, True)
+
+
+def test_shards_in_any_order_give_the_same_figures_and_are_sorted_in_the_end(
+    run: Any, bundle: Path, tmp_path: Path
+) -> None:
+    journal, options = tmp_path / "journal", ("--data", "built-in", "--images", 300, "--json", "--resume")
+    whole = run(bundle, *options, journal).json
+    header, *shards = journal.read_bytes().splitlines(keepends=True)
+    for order in ((4, 3, 2, 1, 0), (3, 0), (1,), (2, 4, 0, 1)):
+        journal.write_bytes(header + b"".join(shards[number] for number in order))
+        assert counts(run(bundle, *options, journal).json) == counts(whole)
+        found = [json.loads(line) for line in journal.read_bytes().splitlines()[1:]]
+        assert [(one["start"], one["rows"]) for one in found] == [
+            (old["start"], old["rows"]) for old in map(json.loads, shards)
+        ]
 
 
 def test_a_journal_that_cannot_be_written_is_said_in_one_line(run: Any, bundle: Path, tmp_path: Path) -> None:
@@ -106,7 +135,7 @@ def test_a_journal_that_cannot_be_written_is_said_in_one_line(run: Any, bundle: 
     assert (shown.code, "another evaluation is writing" in shown.error) == (2, True)
 
 
-KEY = EvaluationKey("bundle", "file", "onnxruntime", "cpu", "1:8:32", 10, "data")
+KEY = EvaluationKey("bundle", "file", "onnxruntime", "cpu", "1:8:32", 10, 8, "data")
 
 
 def test_of_two_evaluations_that_start_at_once_one_keeps_the_journal_and_the_other_is_told(tmp_path: Path) -> None:
@@ -133,7 +162,7 @@ def test_a_journal_whose_first_line_was_torn_is_begun_again(tmp_path: Path) -> N
     for cut in (0, 1, len(whole) - 1):
         (tmp_path / "journal").write_bytes(whole[:cut])
         with open_resume_file(tmp_path / "journal", KEY) as journal:
-            assert list(journal.batches()) == []
+            assert list(journal.shards(built_in("test"), 8)) == []
         assert (tmp_path / "journal").read_bytes() == whole
 
 
@@ -179,7 +208,7 @@ def test_ctrl_c_leaves_a_journal_that_is_gone_on_with(run: Any, bundle: Path, tm
     last = err.splitlines()[-1]
     assert last.startswith("error: interrupted; ")
     assert last.endswith(f" of 4000 pictures are in {journal}, and the same command goes on from there")
-    done = json.loads(journal.read_bytes().splitlines()[-1])["after"]
+    done = sum(len(json.loads(line)["rows"]) for line in journal.read_bytes().splitlines()[1:])
     assert 0 < done < 4000
     answer = run(*options, "--json").json
     assert (answer["images"], answer["top1"]["correct"]) == (4000, 2 * 1889)

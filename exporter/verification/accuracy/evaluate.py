@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from calibration.annotations import with_labels
 from calibration.classes import ModelClasses, match_source
 from calibration.data import ImageSource, check_channels, choose_evenly, open_source
-from calibration.reading import Unreadable, check_readable, read_ahead
+from calibration.distributed.local import Local
+from calibration.distributed.shards import Executor, OpenWorker, shards_of
+from calibration.reading import check_readable
 from calibration.synsets import synsets_from_file
-from exporter.verification.accuracy.resume_file import EvaluatedBatch, ResumeFile
-from runtimes.base import Runtime
+from exporter.verification.accuracy.resume_file import EvaluatedShard, ResumeFile
 from runtimes.bundle import Bundle
-from runtimes.classify import check_finite
 from runtimes.errors import PlanError
 from runtimes.kinds import check_kinds
-from runtimes.parity.compare import class_scores
 from runtimes.parity.intervals import wilson_interval
-from runtimes.stream import preparer
 
-TOP = 5
-BATCHES_AHEAD = 2
 SEED = 0
 
 
@@ -71,7 +67,7 @@ class Evaluation:
         recall: of each class that has images, in the order of the model's classes.
         confused: pairs of classes, most often confused first.
         unreadable: what is wrong with images that were left out.
-        model_images_per_s: counting time in the model alone, while images are decoded beside it.
+        model_images_per_s: of one worker, counting time in the model alone, while images are decoded beside it.
         images_per_s: counting all time, from the files to the figures.
     """
 
@@ -140,70 +136,90 @@ class LabelledSource(NamedTuple):
 
 
 def evaluate(
-    bundle: Bundle,
-    runtime: Runtime,
     source: ImageSource,
+    open_worker: OpenWorker[EvaluatedShard],
+    size: int,
     *,
+    executor: Executor | None = None,
     resume_file: ResumeFile | None = None,
-    on_batch: Callable[[EvaluatedBatch], None] = lambda _: None,
+    on_shard: Callable[[EvaluatedShard], None] = lambda _: None,
 ) -> Evaluation:
-    """Classify every image of `source` at the bundle's middle batch, and compare the classes with the labels.
+    """Classify every image of `source`, and compare the classes with the labels.
+
+    The figures depend neither on the number of workers nor on the order in which they finish.
 
     Args:
         source: labelled with the model's classes (see `EvaluationData.source`).
-        resume_file: batches in it are not computed again; those that are computed are added to it.
-        on_batch: called after each batch.
+        open_worker: opens a `worker.EvaluationWorker` of these images.
+        size: how many images are in a shard: `worker.shard_size` of the bundle.
+        executor: where the workers are; None takes this process.
+        resume_file: shards in it are not computed again; those that are computed are added to it.
+        on_shard: called after each shard.
 
     Raises:
         CalibrationError: more than one image in a hundred cannot be read; names some.
-        ExportError: the model gives logits that are not finite.
+        ExportError: the model gives logits that are not finite, or a shard's worker died each time.
     """
-    assert source.classes is not None
     tally = Tally()
-    for batch in resume_file.batches() if resume_file is not None else ():
-        tally.add(batch)
-        on_batch(batch)
-    for batch in _evaluate_rest(bundle, runtime, source, tally):
-        if resume_file is not None:
-            resume_file.add(batch)
-        tally.add(batch)
-        on_batch(batch)
+    finished = set()
+    for old in resume_file.shards(source, size) if resume_file is not None else ():
+        finished.add(old.start)
+        tally.add(old)
+        on_shard(old)
+    shards = [shard for shard in shards_of(source.count, size) if shard.start not in finished]
+    with closing((executor or Local()).run(open_worker, shards, source.name_of)) as results:
+        begin = time.perf_counter()
+        for _, answers in results:
+            now = time.perf_counter()
+            found = replace(answers, elapsed_s=round(now - begin, 6))
+            begin = now
+            if resume_file is not None:
+                resume_file.add(found)
+            tally.add(found)
+            if found.unreadable:
+                check_readable(tally.unreadable, source.count)
+            on_shard(found)
+    if resume_file is not None:
+        resume_file.sort(source, size)
     return tally.evaluation(source)
 
 
 @dataclass
 class Tally:
-    """Counts over the batches so far.
+    """Counts over the shards so far, whatever their order.
 
     Attributes:
         images, top1, top5: images, and top-1 and top-5 hits, by label.
         wrong: wrong answers, by (label, predicted).
-        unreadable: what is wrong with images that were left out.
-        done: the place after the last image, read or not.
-        model_s, elapsed_s: seconds in the model, and in all.
+        left_out: what is wrong with images that were left out, by the start of their shard.
+        model_s, elapsed_s: seconds in the model, added up over the workers, and in all.
     """
 
     images: Counter[int] = field(default_factory=Counter)
     top1: Counter[int] = field(default_factory=Counter)
     top5: Counter[int] = field(default_factory=Counter)
     wrong: Counter[tuple[int, int]] = field(default_factory=Counter)
-    unreadable: list[str] = field(default_factory=list)
-    done: int = 0
+    left_out: dict[int, tuple[str, ...]] = field(default_factory=dict)
     model_s: float = 0.0
     elapsed_s: float = 0.0
 
-    def add(self, batch: EvaluatedBatch) -> None:
-        """Count one more batch."""
-        for _, label, first, *others in batch.rows:
+    def add(self, shard: EvaluatedShard) -> None:
+        """Count one more shard."""
+        for _, label, first, *others in shard.rows:
             self.images[label] += 1
             self.top1[label] += first == label
             self.top5[label] += label in (first, *others)
             if first != label:
                 self.wrong[label, first] += 1
-        self.unreadable += batch.unreadable
-        self.done = batch.after
-        self.model_s += batch.model_s
-        self.elapsed_s += batch.elapsed_s
+        if shard.unreadable:
+            self.left_out[shard.start] = shard.unreadable
+        self.model_s += shard.model_s
+        self.elapsed_s += shard.elapsed_s
+
+    @property
+    def unreadable(self) -> tuple[str, ...]:
+        """What is wrong with images that were left out, in their order."""
+        return tuple(reason for _, reasons in sorted(self.left_out.items()) for reason in reasons)
 
     def evaluation(self, source: ImageSource) -> Evaluation:
         """The figures, with the names of the model's classes; a class without any readable image is `unreadable`."""
@@ -232,49 +248,3 @@ class Tally:
 
 def _rate(correct: int, images: int) -> Rate:
     return Rate(correct, images, correct / images, wilson_interval(correct, images))
-
-
-def _evaluate_rest(bundle: Bundle, runtime: Runtime, source: ImageSource, tally: Tally) -> Iterator[EvaluatedBatch]:
-    """Evaluate the images that the tally does not hold yet, the bundle's middle batch at once; decodes ahead."""
-    assert source.labels is not None
-    labels = source.labels
-    size = bundle.manifest.batch.opt
-    places = range(tally.done, source.count)
-    begin = time.perf_counter()
-    fed: list[tuple[int, NDArray[Any]]] = []
-    unreadable: list[str] = []
-
-    def evaluate_batch(after: int) -> EvaluatedBatch:
-        nonlocal begin
-        start = time.perf_counter()
-        tops = _top_classes(runtime, [array for _, array in fed]) if fed else np.zeros((0, 0), np.int64)
-        now = time.perf_counter()
-        rows = tuple((place, int(labels[place]), *top) for (place, _), top in zip(fed, tops.tolist(), strict=True))
-        batch = EvaluatedBatch(after, rows, tuple(unreadable), round(now - start, 6), round(now - begin, 6))
-        begin = now
-        fed.clear()
-        unreadable.clear()
-        return batch
-
-    read = read_ahead(
-        source, places, preparer(bundle.manifest.preprocess, runtime.inputs[0]), ahead=BATCHES_AHEAD * size
-    )
-    for place, picture in zip(places, read, strict=True):
-        if isinstance(picture, Unreadable):
-            unreadable.append(picture.reason)
-            check_readable([*tally.unreadable, *unreadable], source.count)
-        else:
-            fed.append((place, picture))
-        if len(fed) == size or place == source.count - 1:
-            yield evaluate_batch(place + 1)
-
-
-def _top_classes(runtime: Runtime, inputs: Sequence[NDArray[Any]]) -> NDArray[np.int64]:
-    """The most likely classes of each image, most likely first, int64 (images, 5), or fewer where there are fewer.
-
-    Images of several sizes, which a model that resizes takes, are fed one by one.
-    """
-    batches = [np.stack(inputs)] if len({one.shape for one in inputs}) == 1 else [one[None] for one in inputs]
-    logits = np.concatenate([class_scores(runtime.run({runtime.inputs[0].name: batch})) for batch in batches])
-    check_finite(logits)
-    return np.argsort(-logits, axis=1, kind="stable")[:, :TOP].astype(np.int64)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from calibration.data import ImageSource
-from exporter.verification.accuracy.resume_file import EvaluatedBatch, finished_batches
+from exporter.verification.accuracy.resume_file import EvaluatedShard, finished_shards
 from runtimes.errors import BadInput
 from runtimes.parity.intervals import tango_interval
 
@@ -49,13 +49,13 @@ class PairedCount:
         self.path = path
         self._other = bytearray(source.count)  # 0 for an image that could not be read
         self._counts = {(other, ours): 0 for other in (False, True) for ours in (False, True)}
-        for batch in finished_batches(path, source):
-            for place, label, first, *_ in batch.rows:
+        for shard in finished_shards(path, source):
+            for place, label, first, *_ in shard.rows:
                 self._other[place] = RIGHT if first == label else WRONG
 
-    def add(self, batch: EvaluatedBatch) -> None:
-        """Count one more batch of this evaluation."""
-        for place, label, first, *_ in batch.rows:
+    def add(self, shard: EvaluatedShard) -> None:
+        """Count one more shard of this evaluation."""
+        for place, label, first, *_ in shard.rows:
             if self._other[place]:
                 self._counts[self._other[place] == RIGHT, first == label] += 1
 
