@@ -136,8 +136,8 @@ def check_growth(size: int, stored: int, most: int = MOST_GROWTH) -> None:
     """
     if size > max(FREE_BYTES, most * stored):
         raise ValueError(
-            f"it unpacks from {stored:,} bytes to {size:,}, more than {most} times as many; store it uncompressed if so "
-            "meant"
+            f"it unpacks from {stored:,} bytes to {size:,}, more than {most} times as many; store it "
+            "uncompressed if so meant"
         )
 
 

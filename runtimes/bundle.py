@@ -16,8 +16,8 @@ from runtimes.textfile import lines_from_text
 
 MANIFEST, ONNX, LABELS = "manifest.json", "model.onnx", "labels.txt"
 LARGEST_MANIFEST = 4 << 20
-"""In bytes. A ResNet-1202's, with the damage of each of its blocks, has 0.1 million; read, it takes up to twenty times as
-many."""
+"""In bytes. A ResNet-1202's, with the damage of each of its blocks, has 0.1 million; read, a manifest takes up to
+twenty times as many."""
 
 
 @dataclass(frozen=True)

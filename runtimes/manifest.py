@@ -15,7 +15,7 @@ from runtimes.parity.compare import ParityReport
 from runtimes.parity.measures import Accuracy
 from runtimes.preprocess import Preprocess
 from runtimes.source_file import SourceFile
-from runtimes.specs import PICTURE, BatchRange, TensorSpec
+from runtimes.specs import BatchRange, TensorSpec
 
 SCHEMA_VERSION = 1
 MOST_CLASSES, LARGEST_SIZE = 1 << 20, (1 << 31) - 1
@@ -195,7 +195,8 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
         )
     if not 0 <= manifest.model.classes <= MOST_CLASSES:
         raise BundleError(
-            f"{where}: expected from 0 to {MOST_CLASSES:,} classes, got {manifest.model.classes}; do not use this bundle"
+            f"{where}: expected from 0 to {MOST_CLASSES:,} classes, got {manifest.model.classes}; do not use this "
+            "bundle"
         )
     for spec in (*manifest.inputs, *manifest.outputs):
         if spec.dtype not in DTYPES or not spec.shape or not all(map(_is_size, spec.shape)):
@@ -203,13 +204,6 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
                 f"{where}: expected numbers of a size or a free one, got '{spec.name}' as {spec.dtype} "
                 f"{'x'.join(map(str, spec.shape)) or 'without a batch'}; do not use this bundle"
             )
-    shape, form = manifest.inputs[0].shape[1:], manifest.preprocess.shape
-    channels, *sides = form
-    if shape not in (form, (*sides, channels), (*PICTURE, channels)):
-        raise BundleError(
-            f"{where}: expected an input of the {'x'.join(map(str, form))} that its preprocessing makes, got "
-            f"{'x'.join(map(str, manifest.inputs[0].shape))}; export the bundle again"
-        )
     return manifest
 
 

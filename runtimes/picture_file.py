@@ -206,10 +206,10 @@ def _orientation(opened: Image.Image) -> int:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """The formats of FORMATS that this Pillow reads. Also stops its loggers and its libtiff from writing to stderr: Pillow
-    raises their errors."""
+    """The formats of FORMATS that this Pillow reads. Also stops its loggers and its libtiff from writing to stderr:
+    Pillow raises their errors."""
     Image.init()
-    logging.getLogger("PIL").addHandler(logging.NullHandler())  # its errors are raised; without a handler, printed too
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # else what it raises is printed, too
     with contextlib.suppress(AttributeError, OSError):  # where it is linked in such a way that it cannot be told
         ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
     return tuple(name for name in FORMATS if name in Image.OPEN)

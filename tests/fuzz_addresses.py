@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_mutate import spoilt_message, spoilt_text
+from fuzz_formats import spoilt_message
+from fuzz_mutate import spoilt_text
 from fuzz_readers import Reader
 
 from exporter.deployment.remote.address import address_from_text
 from runtimes import Bundle
-from runtimes.backends import _triton_client
 from runtimes.backends.triton import TritonRuntime
 from runtimes.nvidia.trust import trusted_engines
 from runtimes.server_url import ModelAddress
@@ -23,6 +23,7 @@ URL = "grpc://127.0.0.1:8001/tiny"
 
 def server_readers(sample: Path) -> list[Reader]:
     """Of a Triton server's answers. `sample` is the bundle that the server's model is held against."""
+    import tritonclient.grpc as grpc
     from tritonclient.grpc import InferResult, model_config_pb2, service_pb2
 
     tensor = service_pb2.ModelMetadataResponse.TensorMetadata
@@ -74,17 +75,19 @@ def server_readers(sample: Path) -> list[Reader]:
                 told[part] = kind.FromString(path.read_bytes())
             except Exception:  # gRPC itself refuses what is no message
                 return
-            own, _triton_client.triton.InferenceServerClient = _triton_client.triton.InferenceServerClient, Client
+            own, grpc.InferenceServerClient = grpc.InferenceServerClient, Client
             try:
                 with TritonRuntime.open_url(URL) as runtime:
                     _ = runtime.details
                 with TritonRuntime.open_model(Bundle.open(sample), provider=URL) as runtime:
                     runtime.run({"input": np.zeros((2, 1, 28, 28), np.float32)})
             finally:
-                _triton_client.triton.InferenceServerClient = own
+                grpc.InferenceServerClient = own
                 told[part] = right
 
-        return Reader(f"triton {part}", part, [right.SerializeToString()], spoilt_message(kind), ask, 50, named="grpc://")
+        return Reader(
+            f"triton {part}", part, [right.SerializeToString()], spoilt_message(kind), ask, 50, named="grpc://"
+        )
 
     return [
         reader("metadata", service_pb2.ModelMetadataResponse),
@@ -109,4 +112,3 @@ def text_readers() -> list[Reader]:
         return Reader(name, "text", [text.encode() for text in texts], spoilt_text, read, 40, named="expected")
 
     return [reader(name, *kind) for name, kind in kinds.items()]
-

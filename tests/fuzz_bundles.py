@@ -13,21 +13,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
 import msgspec
 import numpy as np
 from data_sets import PIXELS
-from fuzz_mutate import spoilt_archive, spoilt_array, spoilt_bytes, spoilt_json, spoilt_text
+from fuzz_formats import spoilt_archive, spoilt_array
+from fuzz_mutate import spoilt_bytes, spoilt_json, spoilt_text
 from fuzz_readers import Reader, Spoil
 
-from calibration.data import ImageSource, built_in
+from calibration.data import built_in
 from exporter.cli import deploy
 from exporter.pipeline.search_journal import Journal
 from exporter.verification.accuracy.resume_file import (
-    EvaluatedBatch,
+    EvaluatedShard,
     EvaluationKey,
     data_digest,
-    finished_batches,
+    finished_shards,
     open_resume_file,
 )
 from exporter.verification.bundle_diff import changes
@@ -36,10 +36,17 @@ from runtimes import Bundle, open_runtime
 from runtimes.backends.pytorch import PyTorchRuntime
 from runtimes.block_precision import Tried
 from runtimes.bundle import MANIFEST
-from runtimes.errors import BadInput, ResnetExportError
+from runtimes.errors import ResnetExportError
 from runtimes.manifest import json_from_manifest
 from runtimes.nvidia.engine_choice import Here, engine_for, loadable_engine
-from runtimes.nvidia.engine_file import SCHEMA_VERSION, DeviceFacts, EngineFacts, LayerFacts, json_from_facts, seal_facts
+from runtimes.nvidia.engine_file import (
+    SCHEMA_VERSION,
+    DeviceFacts,
+    EngineFacts,
+    LayerFacts,
+    json_from_facts,
+    seal_facts,
+)
 from runtimes.nvidia.plan_files import platform_text, sidecar_of
 from runtimes.nvidia.trust import ensure_machine_key
 from runtimes.parity.golden import golden_report
@@ -118,10 +125,22 @@ def bundle_readers(sample: Path) -> list[Reader]:
     return [
         Reader("manifest shown", NAME, manifest, spoilt_json, show, 100, place=inside(MANIFEST)),
         Reader("manifest measured", NAME, manifest, spoilt_json, measure, 60, place=inside(MANIFEST)),
-        Reader("manifest evaluated", NAME, manifest, spoilt_json, evaluate, 40, place=inside(MANIFEST), writes=True, named="expected a classifier"),
+        Reader(
+            "manifest evaluated",
+            NAME,
+            manifest,
+            spoilt_json,
+            evaluate,
+            40,
+            place=inside(MANIFEST),
+            writes=True,
+            named="expected",
+        ),
         Reader("manifest shipped", NAME, manifest, spoilt_json, ship, 40, place=inside(MANIFEST), writes=True),
         Reader("bundle's labels", NAME, labels, spoilt_text, show, 30, place=inside("labels.txt")),
-        Reader("golden.npz", NAME, golden, spoilt_archive(lambda _: spoilt_array), measure, 60, place=inside("golden.npz")),
+        Reader(
+            "golden.npz", NAME, golden, spoilt_archive(lambda _: spoilt_array), measure, 60, place=inside("golden.npz")
+        ),
         Reader("reference.pt2", "reference.pt2", program, spoilt_archive(part), open_program, 12),
     ]
 
@@ -143,10 +162,15 @@ def _copied(sample: Path, folder: Path) -> Path:
 def settings_readers(sample: Path) -> list[Reader]:
     """Of what commands leave behind, and are given."""
     source = built_in("test").subset(np.arange(6))
-    key = EvaluationKey("0" * 64, "1" * 64, "onnxruntime", "cpu", "1:4:8", 6, data_digest(source))
-    batches = [EvaluatedBatch(4, tuple((one, one % 3, 1, 2, 3) for one in range(4)), (), 0.1, 0.2), EvaluatedBatch(6, ((4, 0, 1, 2),), ("x: bad",), 0.1, 0.2)]
-    lines = b"".join(msgspec.json.encode(one) + b"\n" for one in (key, *batches))
-    tried = [Tried(("layer1.0",), "ok", 100, 0.01, (0.0, 0.02), (), 0.9, 1000), Tried((), "broken", 100, 0.1, (0.05, 0.2), ("x",), 1.0, 900)]
+    assert source.labels is not None
+    key = EvaluationKey("0" * 64, "1" * 64, "onnxruntime", "cpu", "1:4:8", 6, 4, data_digest(source))
+    rows = tuple((place, int(source.labels[place]), 1, 2, 3) for place in range(5))
+    shards = [EvaluatedShard(0, 4, rows[:4], (), 0.1, 0.2), EvaluatedShard(4, 6, rows[4:], ("x: bad",), 0.1, 0.2)]
+    lines = b"".join(msgspec.json.encode(one) + b"\n" for one in (key, *shards))
+    tried = [
+        Tried(("layer1.0",), "ok", 100, 0.01, (0.0, 0.02), (), 0.9, 1000),
+        Tried((), "broken", 100, 0.1, (0.05, 0.2), ("x",), 1.0, 900),
+    ]
     journal = msgspec.json.encode({"digest": "d", "tried": tried})
     toml = f"""backends = ["onnxruntime"]
 data = "images/"
@@ -166,11 +190,11 @@ path = "{sample}"
 """.encode()
 
     def resume(path: Path) -> None:
-        for batch in finished_batches(path, source):
-            _ = batch.rows
+        for shard in finished_shards(path, source):
+            _ = shard.rows
         with open_resume_file(path, key) as opened:
-            for batch in opened.batches():
-                _ = batch.rows
+            for shard in opened.shards(source, 4):
+                _ = shard.rows
 
     def go_on(path: Path) -> None:
         for one in Journal(path, "d", lambda said: None).tried.values():

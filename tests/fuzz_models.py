@@ -5,18 +5,15 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import shutil
 from collections import OrderedDict
-from collections.abc import Callable
 from pathlib import Path
-from random import Random
-from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from fuzz_bundles import command
-from fuzz_mutate import spoilt_archive, spoilt_bytes, spoilt_json, spoilt_message
+from fuzz_formats import spoilt_archive, spoilt_message, spoilt_pickle, spoilt_safetensors
+from fuzz_mutate import spoilt_json
 from fuzz_readers import PREPROCESS, Reader
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save
@@ -56,57 +53,11 @@ def checkpoint_readers() -> list[Reader]:
         return folder / "model.safetensors"
 
     return [
-        Reader("checkpoint zip", "c.pth", zipped, spoilt_archive(lambda _: _spoilt_pickle), state_from_file),
-        Reader("checkpoint pickle", "c.pt", old, _spoilt_pickle, state_from_file),
-        Reader("safetensors", "c.safetensors", [save(dict(state))], _spoilt_safetensors, state_from_file),
+        Reader("checkpoint zip", "c.pth", zipped, spoilt_archive(lambda _: spoilt_pickle), state_from_file),
+        Reader("checkpoint pickle", "c.pt", old, spoilt_pickle, state_from_file),
+        Reader("safetensors", "c.safetensors", [save(dict(state))], spoilt_safetensors, state_from_file),
         Reader("config.json", "", [json.dumps(config).encode()], spoilt_json, config_beside, 40, place=beside),
     ]
-
-
-GLOBALS = (b"posix\nsystem\n", b"builtins\neval\n", b"builtins\nexec\n", b"os\npopen\n", b"torch\nload\n", b"collections\nOrderedDict\n",
-           b"torch._utils\n_rebuild_tensor_v2\n", b"nt\nsystem\n", b"subprocess\nPopen\n", b"numpy._core.multiarray\nscalar\n", b"torch.hub\nload\n",
-           b"builtins\ngetattr\n", b"pathlib\nPath\n", b"datetime\ndatetime\n", b"enum\nEnum\n", b"types\nCodeType\n", b"functools\npartial\n", b"webbrowser\nopen\n")  # fmt: skip
-
-
-def _spoilt_pickle(data: bytes, draw: Random, others: Any = ()) -> bytes:
-    """Opcodes of a pickle put in, among them those that call, and bytes changed."""
-    kind = draw.random()
-    if kind < 0.4:
-        return spoilt_bytes(data, draw, others)
-    piece = draw.choice(
-        (
-            b"c" + draw.choice(GLOBALS) + b"(X\x04\x00\x00\x00trueO" * draw.randrange(2) + b"tR",
-            b"c" + draw.choice(GLOBALS) + b"X\x04\x00\x00\x00true\x85R",
-            b"(" * 3000,
-            b"]" * 3000,
-            b"\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R",
-            b"(i" + draw.choice(GLOBALS),
-            b"\x95\xff\xff\xff\xff\xff\xff\xff\x7f",
-            b"r\xff\xff\xff\x7f",
-            b"\x8d\xff\xff\xff\xff\xff\xff\xff\x7f",
-            b"T\xff\xff\xff\x7f",
-            b"]q\x07h\x07a" * 3,
-            b"}q\x08",
-            b"P12\n",
-            b"\x82\x01",
-            b"F1e999\n",
-            b"L" + b"9" * 5000 + b"L\n",
-            b"N}b",
-            b"0" * 50,
-        )
-    )
-    places = [place for place, byte in enumerate(data[:20_000]) if byte in b"q}(]"] or [0]
-    place = draw.choice(places)
-    return data[:place] + piece + data[place + draw.choice((0, 0, 2)) :]
-
-
-def _spoilt_safetensors(data: bytes, draw: Random, others: Any = ()) -> bytes:
-    length = int.from_bytes(data[:8], "little")
-    if draw.random() < 0.4 or length > len(data):
-        return spoilt_bytes(data, draw, others)
-    header = spoilt_json(data[8 : 8 + length], draw)
-    told = len(header) if draw.random() < 0.9 else draw.choice((0, 1 << 20, 99_999_999, (1 << 64) - 1))
-    return told.to_bytes(8, "little") + header + data[8 + length :]
 
 
 def onnx_readers(sample: Path) -> list[Reader]:
@@ -179,7 +130,7 @@ def small_network(*, quantized: bool = False, branch: bool = False) -> bytes:
         "net",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 28, 28])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 10])],
-        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     helper.set_model_props(model, {"target": "tensorrt", "names": "{0: 'a', 1: 'b'}", "labels": "a, b"})

@@ -1,31 +1,120 @@
-"""Spoil files: bytes, lines, JSON, arrays, archives and protobuf messages, each in ways that its readers must stand.
+"""Spoil files: bytes, lines and JSON, in ways that their readers must stand; `fuzz_formats` has other formats.
 
 All that is drawn comes from one `random.Random`: a case is its number.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import struct
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
 
-NUMBERS = (0, -1, 1, 2, 127, 255, 256, 65535, 1 << 31, (1 << 31) - 1, 1 << 32, (1 << 63) - 1, 1 << 63, 1 << 64, -(1 << 63), 10**30)
-RAW = ("1e999", "-1e999", "NaN", "Infinity", "-0.0", "9" * 5000, '"\\ud800"', "[" * 3000 + "]" * 3000, "{\"a\":" * 1500 + "1" + "}" * 1500, "0.1e-400", "01", "'x'", "1.0")
+NUMBERS = (
+    0,
+    -1,
+    1,
+    2,
+    127,
+    255,
+    256,
+    65535,
+    1 << 31,
+    (1 << 31) - 1,
+    1 << 32,
+    (1 << 63) - 1,
+    1 << 63,
+    1 << 64,
+    -(1 << 63),
+    10**30,
+)
+RAW = (
+    "1e999",
+    "-1e999",
+    "NaN",
+    "Infinity",
+    "-0.0",
+    "9" * 5000,
+    '"\\ud800"',
+    "[" * 3000 + "]" * 3000,
+    '{"a":' * 1500 + "1" + "}" * 1500,
+    "0.1e-400",
+    "01",
+    "'x'",
+    "1.0",
+)
 """Pieces of JSON that stand for no value that `json.dumps` would write."""
 TEXTS = (
-    "", " ", "\0", "../../etc/passwd", "/etc/passwd", "a\nb", "\u2028", "\x1b[2J", "\ufeff", "{}", "{0}", "%s", "nan", "inf",
-    "-1", "0", "1e999", "99999999999999999999", "9" * 5000, "x" * 70_000, "ä", "🦆", "\ud7ff", "__import__('os').system('true')",
-    "$(true)", "`true`", "..", ".", "CON", "a/b", "a\\b", "::warning::", "<script>", "0x10", "1_000", "\u0664", "²", "memory://x",
-    "http://127.0.0.1:9/x", "file:///etc/passwd", "'", '"', "\t", "\r", "[", "{", "]" , "(" * 300, "-" * 3000 + "1",
+    "",
+    " ",
+    "\0",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "a\nb",
+    "\u2028",
+    "\x1b[2J",
+    "\ufeff",
+    "{}",
+    "{0}",
+    "%s",
+    "nan",
+    "inf",
+    "-1",
+    "0",
+    "1e999",
+    "99999999999999999999",
+    "9" * 5000,
+    "x" * 70_000,
+    "ä",
+    "🦆",
+    "\ud7ff",
+    "__import__('os').system('true')",
+    "$(true)",
+    "`true`",
+    "..",
+    ".",
+    "CON",
+    "a/b",
+    "a\\b",
+    "::warning::",
+    "<script>",
+    "0x10",
+    "1_000",
+    "\u0664",
+    "²",
+    "memory://x",
+    "http://127.0.0.1:9/x",
+    "file:///etc/passwd",
+    "'",
+    '"',
+    "\t",
+    "\r",
+    "[",
+    "{",
+    "]",
+    "(" * 300,
+    "-" * 3000 + "1",
 )
-VALUES: tuple[object, ...] = (None, True, False, *NUMBERS, 0.5, -0.5, 1e308, 5e-324, *TEXTS, [], {}, [[]], {"": None}, [0] * 300, [None], [""], {"a": {"b": 1}})
+VALUES: tuple[object, ...] = (
+    None,
+    True,
+    False,
+    *NUMBERS,
+    0.5,
+    -0.5,
+    1e308,
+    5e-324,
+    *TEXTS,
+    [],
+    {},
+    [[]],
+    {"": None},
+    [0] * 300,
+    [None],
+    [""],
+    {"a": {"b": 1}},
+)
 MARK = "\uf8ff%d\uf8ff"
 
 Draw = Random
@@ -186,180 +275,3 @@ def _places_of(value: Any) -> Iterator[tuple[Any, Any]]:
         for key in keys:
             yield one, key
             waiting.append(one[key])
-
-
-def spoilt_array(data: bytes, draw: Draw, others: Sequence[bytes] = ()) -> bytes:
-    """Change the header of a `.npy` file, as text, or its bytes."""
-    if draw.random() < 0.5 or len(data) < 12:
-        return spoilt_bytes(data, draw, others)
-    end = 10 + struct.unpack_from("<H", data, 8)[0]
-    header = data[10:end].decode("latin-1")
-    swaps = [str(draw.choice(NUMBERS)), "None", "'O'", "'|V8'", "(1,)*9", "'<U99999999'", "'<f2'", "[('a','<i4')]", "True", "-" * 200 + "1", "(" * 90 + ")" * 90, "'<M8[ns]'", "1.0", "'<i3'", "''"]
-    words = list(re.finditer(r"'[<>|][a-zA-Z]\d+'|\d+|True|False|\([^)]*\)", header))
-    if words:
-        found = draw.choice(words)
-        header = header[: found.start()] + draw.choice(swaps) + header[found.end() :]
-    text = header.rstrip().encode("latin-1") + b"\n"
-    return data[:8] + struct.pack("<H", len(text) % 65536) + text + data[end:]
-
-
-NAMES = ("../x.npy", "/tmp/x.npy", "a\0b.npy", "", "images.npy", "x" * 5000, "data/../../x", "C:x", ".", "labels.npy/")
-
-
-def spoilt_archive(inner: Callable[[str], Callable[..., bytes]]) -> Callable[..., bytes]:
-    """Change entries of a zip archive by `inner(name)`, their names, order and number, or the archive's bytes."""
-
-    def spoilt(data: bytes, draw: Draw, others: Sequence[bytes] = ()) -> bytes:
-        kind = draw.random()
-        if kind < 0.35:
-            return spoilt_bytes(data, draw, others)
-        try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                entries = [(one.filename, archive.read(one), one.compress_type) for one in archive.infolist()]
-        except Exception:  # spoilt before
-            return spoilt_bytes(data, draw, others)
-        for _ in range(draw.choice((1, 1, 2))):
-            _spoil_entry(entries, inner, draw)
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:
-            for name, content, method in entries:
-                info = zipfile.ZipInfo("x")
-                info.filename = name
-                info.compress_type = method
-                with _no_warnings():
-                    archive.writestr(info, content)
-        out = buffer.getvalue()
-        return spoilt_bytes(out, draw, others) if kind > 0.95 else out
-
-    return spoilt
-
-
-def _spoil_entry(entries: list[tuple[str, bytes, int]], inner: Callable[[str], Callable[..., bytes]], draw: Draw) -> None:
-    if not entries:
-        return
-    place = draw.randrange(len(entries))
-    name, content, method = entries[place]
-    kind = draw.randrange(8)
-    if kind <= 3:
-        content = inner(name)(content, draw)
-    elif kind == 4:
-        name = draw.choice((*NAMES, *(one[0] for one in entries)))
-    elif kind == 5:
-        entries.insert(draw.randrange(len(entries)), (name, draw.choice(entries)[1], method))
-        return
-    elif kind == 6:
-        del entries[place]
-        return
-    else:
-        method = draw.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
-        content = content if draw.random() < 0.7 else bytes(draw.choice((*(1 << 10,) * 9, 80 << 20)))
-    entries[place] = (name, content, method)
-
-
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    """Of names that are there twice, which is meant."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def spoilt_message(kind: type[Any]) -> Callable[..., bytes]:
-    """Change fields of a protobuf message and of those in it, or its bytes."""
-
-    def spoilt(data: bytes, draw: Draw, others: Sequence[bytes] = ()) -> bytes:
-        if draw.random() < 0.15:
-            return spoilt_bytes(data, draw, others)
-        try:
-            message = kind.FromString(data)
-        except Exception:  # spoilt before
-            return spoilt_bytes(data, draw, others)
-        for _ in range(draw.choice((1, 1, 1, 2, 3))):
-            change_message(message, draw)
-        return bytes(message.SerializePartialToString())
-
-    return spoilt
-
-
-def change_message(message: Any, draw: Draw) -> None:
-    """Change one field, in place."""
-    places = list(_fields_of(message))
-    if not places:
-        return
-    # one of each kind of field first: a graph is nearly all nodes
-    kinds = sorted({field.full_name for _, field in places})
-    wanted = draw.choice(kinds)
-    holder, field = draw.choice([one for one in places if one[1].full_name == wanted])
-    name = field.name
-    if _is_repeated(field):
-        _change_list(getattr(holder, name), field, draw)
-    elif field.message_type is not None:
-        holder.ClearField(name)
-        if draw.random() < 0.3:
-            getattr(holder, name).SetInParent()
-    else:
-        _set(holder, field, draw)
-
-
-def _is_repeated(field: Any) -> bool:
-    found = getattr(field, "is_repeated", None)
-    return bool(found() if callable(found) else found if found is not None else field.label == field.LABEL_REPEATED)
-
-
-def _fields_of(message: Any) -> Iterator[tuple[Any, Any]]:
-    for field, value in message.ListFields():
-        yield message, field
-        if field.message_type is not None and not field.message_type.GetOptions().map_entry:
-            for inner in value if _is_repeated(field) else (value,):
-                yield from _fields_of(inner)
-    if draw_unset := [one for one in message.DESCRIPTOR.fields if not _is_repeated(one) and one.message_type is None]:
-        yield message, draw_unset[len(message.DESCRIPTOR.fields) % len(draw_unset)]
-
-
-def _change_list(values: Any, field: Any, draw: Draw) -> None:
-    if field.message_type is not None and field.message_type.GetOptions().map_entry:
-        if values:
-            del values[draw.choice(sorted(values))]
-        return
-    kind = draw.randrange(5)
-    if not len(values):
-        return
-    place = draw.randrange(len(values))
-    if kind == 0:
-        del values[place]
-    elif kind == 1:
-        values.extend([values[place]] * draw.choice((1, 1, 300)))
-    elif kind == 2:
-        del values[place:]
-    elif field.message_type is not None:
-        other = draw.randrange(len(values))
-        first, second = type(values[place])(), type(values[place])()
-        first.CopyFrom(values[place])
-        second.CopyFrom(values[other])
-        values[place].CopyFrom(second)
-        values[other].CopyFrom(first)
-    else:
-        values[place] = _scalar(field, draw, list(values))
-
-
-def _set(holder: Any, field: Any, draw: Draw) -> None:
-    setattr(holder, field.name, _scalar(field, draw, [getattr(holder, field.name)]))
-
-
-def _scalar(field: Any, draw: Draw, near: list[Any]) -> Any:
-    kind = field.cpp_type
-    if kind == field.CPPTYPE_STRING:
-        if field.type == field.TYPE_BYTES:
-            return spoilt_bytes(draw.choice(near), draw)
-        return draw.choice((*TEXTS, str(draw.choice(near)) + "x"))
-    if kind in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
-        return draw.choice((0.0, -1.0, 3e38, 1e-40, float("nan"), float("inf")))
-    if kind == field.CPPTYPE_BOOL:
-        return not near[0]
-    if kind == field.CPPTYPE_ENUM:
-        return draw.choice([one.number for one in field.enum_type.values] )
-    bits = 32 if kind in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32) else 64
-    signed = kind in (field.CPPTYPE_INT32, field.CPPTYPE_INT64)
-    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
-    number = draw.choice((*NUMBERS, *(int(one) + draw.choice((-1, 1, 2, 7)) for one in near)))
-    return max(low, min(high, number))

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 from data_sets import LABELS, PIXELS, idx_from_array
-from fuzz_mutate import spoilt_archive, spoilt_array, spoilt_bytes, spoilt_json, spoilt_text
+from fuzz_formats import spoilt_archive, spoilt_array
+from fuzz_mutate import spoilt_bytes, spoilt_json, spoilt_text
 from made_results import entry, result
 from PIL import Image
 
@@ -96,6 +97,7 @@ def text_readers() -> list[Reader]:
 
     def label(path: Path) -> None:
         found = with_labels(source, path)
+        assert found.classes is not None
         for model in (ModelClasses(10), ModelClasses(10, tuple(names)), ModelClasses(10, None, tuple(ids))):
             labels_or_reason(found, model)
         match_source(found, ModelClasses(10, None, tuple(ids) if found.classes[0] in ids else None))
@@ -105,7 +107,9 @@ def text_readers() -> list[Reader]:
         Reader("labels.json", "labels.json", [*documents, *python], spoilt_json, labels_from_path),
         Reader("synsets.txt", "synsets.txt", [synsets], spoilt_text, lambda path: synsets_from_file(path, 10)),
         Reader("class_index.json", "index.json", [of_ids], spoilt_json, lambda path: synsets_from_file(path, 10)),
-        Reader("data-labels", "val.txt", [pairs, kaggle, b"\n".join([b"1", b"2"] * 3)], spoilt_text, label, named="shown"),
+        Reader(
+            "data-labels", "val.txt", [pairs, kaggle, b"\n".join([b"1", b"2"] * 3)], spoilt_text, label, named="shown"
+        ),
     ]
 
 
@@ -190,17 +194,45 @@ def picture_readers() -> list[Reader]:
         image.save(buffer, form, **options)
         return buffer.getvalue()
 
-    deep = Image.fromarray((noise[..., 0].astype(np.uint16) * 257))
+    deep = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
     forms: dict[str, list[bytes]] = {
-        "jpeg": [saved(colour, "JPEG", exif=exif), saved(grey, "JPEG", progressive=True), saved(colour.convert("CMYK"), "JPEG"), saved(colour, "MPO", save_all=True, append_images=[colour])],
-        "png": [saved(colour, "PNG"), saved(colour.convert("P"), "PNG", transparency=3), saved(deep, "PNG"), saved(colour.convert("RGBA"), "PNG"), saved(colour, "PNG", save_all=True, append_images=[colour.rotate(90)])],
-        "webp": [saved(colour, "WEBP"), saved(colour, "WEBP", lossless=True, exif=exif), saved(colour, "WEBP", save_all=True, append_images=[colour])],
-        "tiff": [saved(colour, "TIFF", compression=one) for one in (None, "tiff_lzw", "jpeg", "packbits", "tiff_deflate")] + [saved(deep, "TIFF"), saved(grey.convert("1"), "TIFF", compression="group4")],
+        "jpeg": [
+            saved(colour, "JPEG", exif=exif),
+            saved(grey, "JPEG", progressive=True),
+            saved(colour.convert("CMYK"), "JPEG"),
+            saved(colour, "MPO", save_all=True, append_images=[colour]),
+        ],
+        "png": [
+            saved(colour, "PNG"),
+            saved(colour.convert("P"), "PNG", transparency=3),
+            saved(deep, "PNG"),
+            saved(colour.convert("RGBA"), "PNG"),
+            saved(colour, "PNG", save_all=True, append_images=[colour.rotate(90)]),
+        ],
+        "webp": [
+            saved(colour, "WEBP"),
+            saved(colour, "WEBP", lossless=True, exif=exif),
+            saved(colour, "WEBP", save_all=True, append_images=[colour]),
+        ],
+        "tiff": [
+            saved(colour, "TIFF", compression=one) for one in (None, "tiff_lzw", "jpeg", "packbits", "tiff_deflate")
+        ]
+        + [saved(deep, "TIFF"), saved(grey.convert("1"), "TIFF", compression="group4")],
         "bmp": [saved(colour, "BMP"), saved(grey, "BMP"), saved(colour.convert("P"), "BMP"), saved(colour, "DIB")],
-        "ppm": [saved(colour, "PPM"), b"P2 3 2 255\n1 2 3\n4 5 6\n", b"P4 9 2\n\x01\x02\x03\x04", b"P6 2 1 65535\n" + bytes(12)],
-        "gif": [saved(colour.convert("P"), "GIF"), saved(colour, "GIF", save_all=True, append_images=[colour.rotate(9)])],
+        "ppm": [
+            saved(colour, "PPM"),
+            b"P2 3 2 255\n1 2 3\n4 5 6\n",
+            b"P4 9 2\n\x01\x02\x03\x04",
+            b"P6 2 1 65535\n" + bytes(12),
+        ],
+        "gif": [
+            saved(colour.convert("P"), "GIF"),
+            saved(colour, "GIF", save_all=True, append_images=[colour.rotate(9)]),
+        ],
         "jp2": [saved(colour, "JPEG2000"), saved(grey, "JPEG2000", no_jp2=True)],
         "avif": [saved(colour, "AVIF")],
     }
-    return [Reader(f"picture {form}", f"picture.{form}", seeds, spoilt_bytes, open_and_use, 50) for form, seeds in forms.items()]
-
+    return [
+        Reader(f"picture {form}", f"picture.{form}", seeds, spoilt_bytes, open_and_use, 50)
+        for form, seeds in forms.items()
+    ]

@@ -18,11 +18,21 @@ from peak_memory import RESET, peak_kib
 
 from runtimes.errors import ResnetExportError
 
-MOST_MIB, PROCESSOR_S, WALL_S = 200, 5.0, 30.0
+MOST_MIB, PROCESSOR_S, WALL_S = 200, 5.0, 60.0
 TEMPORARY = f"{tempfile.gettempdir()}/tmp"
 """How Python's own temporary files and folders begin."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-ON_PATHS = ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.symlink", "os.link", "os.truncate", "os.chmod", "shutil.")
+ON_PATHS = (
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.mkdir",
+    "os.symlink",
+    "os.link",
+    "os.truncate",
+    "os.chmod",
+    "shutil.",
+)
 FORBIDDEN = (
     "subprocess.Popen",
     "os.system",
@@ -103,8 +113,12 @@ def _check_message(error: Exception, path: Path, named: str) -> None:
 def _place(error: BaseException) -> str:
     """The last lines of the package, and the very last, that an error went through."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [one for one in frames if any(f"/{room}/" in one.filename for room in ("runtimes", "calibration", "exporter"))]
-    return " < ".join(f"{'/'.join(Path(one.filename).parts[-2:])}:{one.lineno}" for one in [*own[-2:], *frames[-1:]][::-1])
+    own = [
+        one for one in frames if any(f"/{room}/" in one.filename for room in ("runtimes", "calibration", "exporter"))
+    ]
+    return " < ".join(
+        f"{'/'.join(Path(one.filename).parts[-2:])}:{one.lineno}" for one in [*own[-2:], *frames[-1:]][::-1]
+    )
 
 
 @contextmanager
@@ -128,7 +142,9 @@ def _watch(writes: Path | None) -> Iterator[None]:
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    raise TooLong(f"more than {PROCESSOR_S:g} s of the processor" if number == signal.SIGPROF else f"more than {WALL_S:g} s")
+    raise TooLong(
+        f"more than {PROCESSOR_S:g} s of the processor" if number == signal.SIGPROF else f"more than {WALL_S:g} s"
+    )
 
 
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
@@ -165,8 +181,8 @@ def _is_foreign(code: object) -> bool:
 
 
 def _is_installed(path: object) -> bool:
-    """Does it lie where Python and its packages do?"""
-    return os.path.abspath(str(path)).startswith((sys.prefix, sys.base_prefix))
+    """Does it lie where Python and its packages do? None is this process itself."""
+    return path is None or os.path.abspath(str(path)).startswith((sys.prefix, sys.base_prefix))
 
 
 def _is_importing() -> bool:

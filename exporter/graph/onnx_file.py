@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +62,40 @@ def unchecked_model(path: Path) -> onnx.ModelProto:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own kinds, which share no base with onnx's
         raise BadInput(f"{path} is no ONNX model: {first_line(error)}; save or download it again") from error
+    if any(isinstance(text, bytes) for text in _texts_of(model)):  # as protobuf gives those that are no UTF-8
+        raise BadInput(f"{path} is no ONNX model: it holds names that are no UTF-8; save or download it again")
     if not model.graph.node and not model.graph.output:
         raise BadInput(f"{path} is no ONNX model: it holds no graph; save it again")
     return model
+
+
+def _texts_of(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """The names in a model, and what it tells of itself."""
+    yield from (entry.domain for entry in model.opset_import)
+    yield from (text for entry in model.metadata_props for text in (entry.key, entry.value))
+    for function in model.functions:
+        yield from (function.name, function.domain, *function.input, *function.output, *function.attribute)
+        yield from _texts_of_nodes(function.node)
+    yield from _texts_of_graph(model.graph)
+    for tensor in tensors_of(model.graph):
+        yield tensor.name
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
+
+
+def _texts_of_graph(graph: onnx.GraphProto) -> Iterator[str | bytes]:
+    yield graph.name
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield value.name
+        yield from (dimension.dim_param for dimension in value.type.tensor_type.shape.dim)
+    yield from _texts_of_nodes(graph.node)
+
+
+def _texts_of_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[str | bytes]:
+    for node in nodes:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+        for _, inner in subgraphs(node):
+            yield from _texts_of_graph(inner)
 
 
 def checked_model(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
@@ -126,8 +157,8 @@ def _check_tensor(tensor: TensorProto, path: Path) -> None:
             numpy_helper.to_array(tensor)
     except Exception as error:  # numpy's, and onnx's own
         raise BadInput(
-            f"{path} is no valid ONNX model: the values of '{tensor.name}' cannot be read: {first_line(error)}; save it "
-            "again"
+            f"{path} is no valid ONNX model: the values of '{tensor.name}' cannot be read: {first_line(error)}; "
+            "save it again"
         ) from error
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from runtimes.errors import BadInput, ResnetExportError
 from runtimes.manifest import Manifest
-from runtimes.specs import BatchRange, TensorSpec
+from runtimes.specs import LARGEST_BATCH, BatchRange, TensorSpec
 
 NUMPY_FROM_TRITON = {
     "BOOL": "bool",
@@ -53,20 +53,21 @@ class ServedModel:
         batches = f", batches of at most {self.max_batch}" if self.max_batch else ""
         return f"{self.server}, {versions} on {self.backend}{batches}"
 
-    def check_numbers(self) -> None:
-        """Refuse a model that takes or gives something else than numbers.
+    def check_numbers(self, where: str) -> None:
+        """Refuse a model that takes or gives something else than numbers; `where` is its URL.
 
         Raises:
             BadInput: names the input or output.
         """
         for spec in (*self.inputs, *self.outputs):
             if spec.dtype not in NUMPY_FROM_TRITON.values():
-                raise BadInput(f"expected numbers that numpy has, got '{spec.name}' of {spec.dtype}; {BEHIND}")
+                raise BadInput(f"{where}: expected numbers that numpy has, got '{spec.name}' of {spec.dtype}; {BEHIND}")
 
     @property
     def batch(self) -> BatchRange | None:
         """The rows that a request may have; None where the shapes say it."""
-        return BatchRange(1, self.max_batch, self.max_batch) if self.max_batch else None
+        most = min(self.max_batch, LARGEST_BATCH)
+        return BatchRange(1, most, most) if most else None
 
 
 def spec_from_server(name: str, datatype: str, shape: Sequence[int]) -> TensorSpec:

@@ -53,7 +53,7 @@ class TritonRuntime(Runtime):
     @classmethod
     def open_url(cls, url: str, *, batch: BatchRange | None = None) -> TritonRuntime:
         with _connected(url) as (address, client, served):
-            served.check_numbers()
+            served.check_numbers(str(address))
             return cls(address, client, served, batch or served.batch)
 
     @classmethod

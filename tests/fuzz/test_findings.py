@@ -19,12 +19,11 @@ from fuzz_models import small_network
 from fuzz_readers import PREPROCESS, json_readers
 from fuzz_watch import held
 from manifest_edits import rewrite_manifest
-
 from onnx import numpy_helper
 from PIL import Image
 from small_bundles import write_bundle
 
-from calibration.data import open_source
+from calibration.data import built_in, open_source
 from calibration.reading import read_ahead
 from calibration.synsets import synsets_from_file
 from calibration.table import table_from_file
@@ -113,11 +112,12 @@ def test_a_line_of_endless_depth_damages_a_resume_file(tmp_path: Path) -> None:
     path = tmp_path / "resume.jsonl"
     path.write_bytes(b"{}\n" + b'{"more": ' + DEEP + b"\n")
     with pytest.raises(BadInput, match="line 2 is damaged"):
-        list(_whole_lines(path))
+        list(_whole_lines(path, built_in("test"), 4, "--resume"))
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("corrections", {"mse": {"conv": [1e39]}}), ("factors", {"x": [1e39]}), ("factors", {"x": [1e-60]})]
+    ("field", "value"),
+    [("corrections", {"mse": {"conv": [1e39]}}), ("factors", {"x": [1e39]}), ("factors", {"x": [1e-60]})],
 )
 def test_a_table_holds_no_number_beyond_float32(field: str, value: Any, tmp_path: Path) -> None:
     right = next(reader for reader in json_readers() if reader.file == "calibration.json").seeds[0]
@@ -139,7 +139,6 @@ def test_a_table_holds_no_number_beyond_float32(field: str, value: Any, tmp_path
         (lambda one: one["model"].update(classes=10**12), "from 0 to 1,048,576 classes"),
         (lambda one: one["model"].update(classes=-1), "from 0 to 1,048,576 classes"),
         (lambda one: one["parity"]["budget"].update(confidence=1.0), "a confidence from 0.5 to below 1"),
-        (lambda one: one["preprocess"].update(crop=[14, 28]), "expected an input of the 1x14x28"),
         (lambda one: one["inputs"][0].update(dtype="float8"), "'input' as float8"),
         (lambda one: one["inputs"][0].update(shape=[]), "without a batch"),
         (lambda one: one["outputs"][0].update(shape=["batch", -1]), "batchx-1"),
@@ -207,6 +206,13 @@ def test_a_model_with_a_tensor_of_no_known_kind_is_refused(spoil: Any, tmp_path:
     assert isinstance(error, BadInput)
 
 
+@pytest.mark.parametrize("name", [b"fc.w", b"conv", b"GlobalAveragePool"])
+def test_a_model_with_a_name_that_is_no_utf8_is_refused(name: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(small_network().replace(name, b"\xff" + name[1:]))
+    assert "no UTF-8" in str(held(lambda given: command("inspect", given), path))
+
+
 @pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand", "Range", "Tile"])
 def test_a_linter_computes_no_constant_that_fills_the_memory(kind: str, tmp_path: Path) -> None:
     """A scale that is the largest of 300 million numbers, which a node makes of one or two."""
@@ -244,7 +250,7 @@ def test_a_picture_of_other_channels_is_named(tmp_path: Path) -> None:
     assert found.reason.startswith("1.npy: expected pictures of grey or colour")  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("form", ["png", "webp", "jp2", "jpg"])
+@pytest.mark.parametrize("form", ["png", "jpg"])
 def test_a_picture_of_nothing_that_fills_the_memory_is_refused(form: str, tmp_path: Path) -> None:
     path = tmp_path / f"bomb.{form}"
     Image.new("RGB", (6000, 3500)).save(path, quality=5, progressive=True)
@@ -274,5 +280,3 @@ def test_an_error_is_no_longer_than_can_be_read(capsys: pytest.CaptureFixture[st
     assert len(said) < 4100
     assert said.startswith("error: x.txt: expected")
     assert said.endswith("; give another\n")
-
-

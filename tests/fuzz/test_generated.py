@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzz_addresses import text_readers as line_readers
 from fuzz_readers import Reader, json_readers
 from fuzz_readers import text_readers as file_readers
-from fuzz_addresses import text_readers as line_readers
 from fuzz_watch import held
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

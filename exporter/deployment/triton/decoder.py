@@ -93,8 +93,8 @@ def _open(data: bytes) -> Image.Image:
             pixel_bytes = 1 if opened.mode in ("1", "L", "P") else 4
             if opened.width * opened.height * pixel_bytes > max(FREE_BYTES, MOST_GROWTH * len(data)):
                 raise PictureRefused(
-                    f"it unpacks to {opened.width}x{opened.height} pixels, more than {MOST_GROWTH} times its size; make "
-                    "it smaller"
+                    f"it unpacks to {opened.width}x{opened.height} pixels, more than {MOST_GROWTH} times its size; "
+                    "make it smaller"
                 )
             opened.load()
             turn = TURNS.get(_orientation(opened))

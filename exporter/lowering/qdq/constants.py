@@ -118,4 +118,4 @@ def _elements(model: onnx.ModelProto) -> float:
     shape = output.type.tensor_type.shape
     if not output.type.tensor_type.HasField("shape") or not all(one.HasField("dim_value") for one in shape.dim):
         return math.inf
-    return math.prod(one.dim_value for one in shape.dim)
+    return float(math.prod(int(one.dim_value) for one in shape.dim))
