@@ -30,7 +30,8 @@ import numpy as np
 from PIL import Image
 
 from calibration.data import built_in, open_source
-from calibration.distributed.request import RayRequest, executor_of
+from calibration.distributed.address import RayRequest
+from calibration.distributed.request import executor_of
 from calibration.distributed.shards import Shard, shards_of
 from exporter.verification.accuracy.evaluate import Tally
 from exporter.verification.accuracy.resume_file import EvaluatedShard, EvaluationKey, open_resume_file

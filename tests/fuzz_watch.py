@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from peak_memory import RESET, peak_kib
+from memory_growth import RESET, peak_kib
 
 from runtimes.errors import ResnetExportError
 

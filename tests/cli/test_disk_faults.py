@@ -182,7 +182,7 @@ def test_the_first_line_of_a_resume_file_is_read_whole(tmp_path: Path, monkeypat
         def read(self, size: int | None = -1, /) -> bytes:
             return super().read(min(size or 1, 5))
 
-    key = EvaluationKey("bundle", "file", "onnxruntime", "cpu", "1:8:32", 10, "data")
+    key = EvaluationKey("bundle", "file", "onnxruntime", "cpu", "1:8:32", 10, 64, "data")
     with open_resume_file(tmp_path / "journal", replace(key, data="others")):
         before = (tmp_path / "journal").read_bytes()
     monkeypatch.setattr(resume_file, "FileIO", Short)
