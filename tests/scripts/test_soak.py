@@ -111,7 +111,8 @@ def test_lost_handles_and_wrong_answers_are_seen(
         "onnxruntime",
         "openvino",
         pytest.param(
-            "pytorch", marks=pytest.mark.xfail(reason="opening a program keeps some 170 KiB, found no cause yet")
+            "pytorch",
+            marks=pytest.mark.xfail(reason="opening a program keeps some 170 KiB, in the cache of its FakeTensors"),
         ),
     ],
 )
