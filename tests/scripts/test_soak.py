@@ -112,7 +112,9 @@ def test_lost_handles_and_wrong_answers_are_seen(
         "openvino",
         pytest.param(
             "pytorch",
-            marks=pytest.mark.xfail(reason="opening a program keeps some 170 KiB, in the cache of its FakeTensors"),
+            marks=pytest.mark.xfail(
+                reason="opening a program keeps some 170 KiB, entries of its FakeTensor cache among it"
+            ),
         ),
     ],
 )
