@@ -198,6 +198,11 @@ def manifest_from_json(data: bytes, *, where: str) -> Manifest:
             f"{where}: expected from 0 to {MOST_CLASSES:,} classes, got {manifest.model.classes}; do not use this "
             "bundle"
         )
+    confidence = manifest.parity.budget.confidence
+    if confidence is not None and not 0.5 <= confidence < 1:
+        raise BundleError(
+            f"{where}: expected a confidence from 0.5 to below 1, got {confidence:g}; export the bundle again"
+        )
     for spec in (*manifest.inputs, *manifest.outputs):
         if spec.dtype not in DTYPES or not spec.shape or not all(map(_is_size, spec.shape)):
             raise BundleError(
