@@ -4,8 +4,8 @@
 
 First `resnet-deploy eval` of a ResNet-18 in FP32 on ONNX Runtime, as a process of its own, on two numbers of pictures: from both come the
 time to start and the rate once it runs. The ways take turns in each round, so that a machine that slows down slows all; of the rounds the
-median counts. Then the parts, one after the other: to list names, to decode and preprocess a picture, to run the model, to send a shard to a
-worker and its result back, and to count a result.
+median counts. Then the parts, one after the other: to list names, to decode and preprocess a picture, to send a shard to a
+worker and its result back, and to count a result; with these, what bounds ImageNet on 64 GPUs.
 
 FOLDER holds JPEG photographs, whose crops of 500 x 375 pixels are evaluated on; without it, the built-in pictures are enlarged to that.
 Random weights will do: only time is measured. `others` is the share of a core that other processes took meanwhile.
@@ -27,6 +27,7 @@ from typing import NamedTuple
 
 import click
 import numpy as np
+from bench_runtime import Others
 from PIL import Image
 
 from calibration.data import built_in, open_source
@@ -36,7 +37,7 @@ from calibration.distributed.shards import Shard, shards_of
 from exporter.verification.accuracy.evaluate import Tally
 from exporter.verification.accuracy.resume_file import EvaluatedShard, EvaluationKey, open_resume_file
 from exporter.verification.accuracy.worker import SHARD
-from runtimes import Bundle, open_runtime
+from runtimes import Bundle
 from runtimes.cores import usable_cores
 from runtimes.processor import processor
 
@@ -48,6 +49,8 @@ NAMES = 50_000
 SHARDS = 300
 """How many shards the driver is timed on."""
 KEY = EvaluationKey("", "", "onnxruntime", "cpu", "1:8:32", SHARDS * SHARD, SHARD, "")
+IMAGENET, IMAGENET_BYTES, GPUS = 1_281_167, 138e9, 64
+"""ILSVRC2012's training pictures, and the size of their archive."""
 SETTLED = 3
 """How many seconds the machine rests before each round."""
 
@@ -121,11 +124,13 @@ def seconds_of(way: Way, bundle: Path, data: Path, count: int) -> float:
 def compare(bundle: Path, data: Path, few: int, many: int, rounds: int) -> None:
     """Print the time to start and the rate of each way, beside the plain loop's on the same cores."""
     taken: dict[tuple[Way, int], list[float]] = {}
+    others = Others()
     for _ in range(rounds):
         time.sleep(SETTLED)
         for way in ways():
             for count in (few, many):
                 taken.setdefault((way, count), []).append(seconds_of(way, bundle, data, count))
+    click.echo(f"others: {others.share:.2f} of a core")
     rates: dict[Way, float] = {}
     click.echo(f"{'way':<10} {'cores':>5} {'start s':>8} {'images/s':>9}   of plain there   of one core's plain")
     for way in ways():
@@ -149,40 +154,61 @@ def median_seconds(call: Callable[[], object], times: int = 7) -> float:
     return statistics.median(found)
 
 
-def measure_parts(bundle_path: Path, data: Path, folder: Path) -> None:
-    """Print what each part of an evaluation takes, on one core where it computes."""
+class Parts(NamedTuple):
+    """What the parts of an evaluation take.
+
+    Attributes:
+        list_us: to list a name.
+        decode_ms: to read, decode and preprocess a picture on one core.
+        result_kb: what a worker sends for a shard.
+        trip_ms: to hand a shard to a worker and take its result, one after another.
+        count_ms: to count a shard's answers and save them in the resume file.
+    """
+
+    list_us: float
+    decode_ms: float
+    result_kb: float
+    trip_ms: float
+    count_ms: float
+
+
+def measure_parts(bundle: Path, data: Path, folder: Path) -> Parts:
+    """What each part of an evaluation takes, on one core where it computes."""
     for place in range(NAMES):
         path = folder / f"n{place % 1000:08}" / f"ILSVRC2012_{place:08}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     listing = median_seconds(lambda: open_source(str(folder)), 3)
-    click.echo(f"list                 {listing / NAMES * 1e6:>9.2f} us a name")
-    bundle, source = Bundle.open(bundle_path), open_source(str(data))
+    preprocess, source = Bundle.open(bundle).manifest.preprocess, open_source(str(data))
     count = min(128, source.count)
-    size = sum((data / source.name_of(place)).stat().st_size for place in range(count)) / count
 
     def decode() -> None:
         for place in range(count):
-            bundle.manifest.preprocess(source.picture(place))
+            preprocess(source.picture(place))
 
-    click.echo(
-        f"read and preprocess  {median_seconds(decode, 3) / count * 1e3:>9.2f} ms a picture of {size / 1e3:.0f} kB, one core"
+    decoding = median_seconds(decode, 3)
+    size = sum((data / source.name_of(place)).stat().st_size for place in range(count)) / count
+    trip, counting = driver_seconds(folder)
+    parts = Parts(
+        list_us=listing / NAMES * 1e6,
+        decode_ms=decoding / count * 1e3,
+        result_kb=len(pickle.dumps(canned_answers(0))) / 1e3,
+        trip_ms=trip * 1e3,
+        count_ms=counting * 1e3,
     )
-    with open_runtime(bundle, "onnxruntime") as runtime:
-        inputs = np.stack([bundle.manifest.preprocess(source.picture(place)) for place in range(8)])
-        run = median_seconds(lambda: runtime.run({runtime.inputs[0].name: inputs}))
-        click.echo(f"run the model        {run / 8 * 1e3:>9.2f} ms a picture, all cores, ResNet-18 in FP32")
-    measure_driver(data, folder)
-
-
-def measure_driver(data: Path, folder: Path) -> None:
-    """Print what a shard costs between the driver and a worker that answers at once, and what the driver does with its answers."""
-    source = open_source(str(data))
-    answers = canned_answers(0)
-    click.echo(f"result of a shard     {len(pickle.dumps(answers)) / 1e3:>8.2f} kB for {SHARD} pictures")
+    click.echo(f"\nlist                 {parts.list_us:>8.2f} us a name")
+    click.echo(f"read and preprocess  {parts.decode_ms:>8.2f} ms a picture of {size / 1e3:.0f} kB, on one core")
+    click.echo(f"a shard's result     {parts.result_kb:>8.2f} kB for {SHARD} pictures")
     click.echo(
-        f"the source, pickled   {len(pickle.dumps(source)) / source.count:>8.1f} bytes a name, to each worker once"
+        f"the list of names    {len(pickle.dumps(source)) / source.count:>8.1f} bytes a picture, to each worker once"
     )
+    click.echo(f"a shard's way        {parts.trip_ms:>8.2f} ms to a worker that answers at once, and back")
+    click.echo(f"count and save       {parts.count_ms:>8.2f} ms a shard")
+    return parts
+
+
+def driver_seconds(folder: Path) -> tuple[float, float]:
+    """Seconds a shard takes between the driver and a worker that answers at once, and to count and save its answers."""
     shards = shards_of(SHARDS * SHARD, SHARD)
     with executor_of(RayRequest("local", 1), None) as executor:
         found = executor.run(OpenCanned(), shards)
@@ -190,8 +216,7 @@ def measure_driver(data: Path, folder: Path) -> None:
         begin = time.perf_counter()
         for _ in found:
             pass
-        taken = (time.perf_counter() - begin) / (len(shards) - 1)
-    click.echo(f"to a worker and back  {taken * 1e3:>8.2f} ms a shard")
+        trip = (time.perf_counter() - begin) / (len(shards) - 1)
     tally = Tally()
     with open_resume_file(folder / "resume.jsonl", KEY) as resume:
         begin = time.perf_counter()
@@ -199,8 +224,21 @@ def measure_driver(data: Path, folder: Path) -> None:
             one = canned_answers(shard.start)
             resume.add(one)
             tally.add(one)
-    taken = (time.perf_counter() - begin) / len(shards)
-    click.echo(f"count and save        {taken * 1e3:>8.2f} ms a shard, by the driver")
+    return trip, (time.perf_counter() - begin) / len(shards)
+
+
+def show_cluster(parts: Parts) -> None:
+    """Print what these parts allow a cluster: the pictures a second that each of them bounds."""
+    listing = IMAGENET * parts.list_us / 1e6
+    click.echo(f"\nImageNet's {IMAGENET:,} pictures on {GPUS} GPUs, with these parts: {listing:.0f} s to list")
+    click.echo(f"driver: {SHARD * 1e3 / (parts.trip_ms + parts.count_ms):,.0f} images/s")
+    click.echo(f"{'cores a GPU':>11} {'decoded a GPU':>14} {'in all':>9} {'network':>10} {'time':>8}")
+    for cores in (4, 8, 16, 32):
+        rate = cores * 1e3 / parts.decode_ms
+        network = GPUS * rate * IMAGENET_BYTES / IMAGENET
+        click.echo(
+            f"{cores:>11} {rate:>9,.0f} im/s {GPUS * rate:>9,.0f} {network / 1e9:>7.1f} GB/s {listing + IMAGENET / (GPUS * rate):>6.0f} s"
+        )
 
 
 def canned_answers(start: int) -> EvaluatedShard:
@@ -235,7 +273,7 @@ def main(pictures: Path | None, few: int, many: int, rounds: int) -> None:
         make_pictures(folder / "pictures", pictures, many)
         bundle = make_bundle(folder)
         compare(bundle, folder / "pictures", few, many, rounds)
-        measure_parts(bundle, folder / "pictures", folder / "names")
+        show_cluster(measure_parts(bundle, folder / "pictures", folder / "names"))
 
 
 if __name__ == "__main__":
