@@ -123,6 +123,21 @@ def test_shards_in_any_order_give_the_same_figures_and_are_sorted_in_the_end(
         ]
 
 
+def test_too_many_pictures_that_cannot_be_read_are_refused_by_the_same_command_too_until_they_are_mended(
+    run: Any, bundle: Path, tmp_path: Path
+) -> None:
+    data, resume = tree(tmp_path, tuple(map(str, range(10))), 201), tmp_path / "journal"
+    broken = {path: path.read_bytes() for path in sorted(data.rglob("*.JPEG"))[70:73]}
+    for path in broken:
+        path.write_bytes(b"junk")
+    for _ in range(2):
+        shown = run(bundle, "--data", data, "--resume", resume)
+        assert (shown.code, "3 of the 201 pictures cannot be read, more than 1 %" in shown.error) == (1, True)
+    for path, content in broken.items():
+        path.write_bytes(content)
+    assert run(bundle, "--data", data, "--resume", resume, "--json").json["images"] == 201
+
+
 def test_a_journal_that_cannot_be_written_is_said_in_one_line(run: Any, bundle: Path, tmp_path: Path) -> None:
     options = ("--data", "built-in", "--images", 20, "--resume")
     assert "there is no folder" in run(bundle, *options, tmp_path / "nowhere" / "journal").error

@@ -173,11 +173,11 @@ def evaluate(
             now = time.perf_counter()
             found = replace(answers, elapsed_s=round(now - begin, 6))
             begin = now
+            tally.add(found)
+            if found.unreadable:  # before it is kept: the same command is to say so again
+                check_readable(tally.unreadable, source.count)
             if resume_file is not None:
                 resume_file.add(found)
-            tally.add(found)
-            if found.unreadable:
-                check_readable(tally.unreadable, source.count)
             on_shard(found)
     if resume_file is not None:
         resume_file.sort(source, size)
