@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 
-from runtimes.errors import PlanError
 from runtimes.parity.limits import Confidence, Limit, limit_of_agreement, limit_of_fall, limit_of_finite, limit_of_point
 from runtimes.parity.measures import Accuracy, Comparison
 
@@ -42,7 +41,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.confidence is not None and not 0.5 <= self.confidence < 1:
-            raise PlanError(f"expected a confidence from 0.5 to below 1, as 0.95, got {self.confidence:g}")
+            raise ValueError(f"expected a confidence from 0.5 to below 1, as 0.95, got {self.confidence:g}")
 
     @property
     def limit_names(self) -> tuple[str, ...]:
