@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -97,6 +98,15 @@ def test_a_file_that_is_no_journal_is_left_as_it_is(run: Any, bundle: Path, tmp_
         file.write_bytes(lines[0] + damaged + lines[2])
         shown = run(bundle, *options, file)
         assert (shown.code, said in shown.error) == (2, True)
+
+
+def test_a_journal_that_says_no_time_was_taken_gives_its_figures(run: Any, bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "journal"
+    options = (bundle, "--data", "built-in", "--images", 20, "--json", "--resume", file)
+    whole = run(*options).json
+    file.write_bytes(re.sub(rb'(?<=_s":)[0-9.e-]+', b"0.0", file.read_bytes()))
+    found = run(*options).json
+    assert (counts(found), found["images_per_s"], found["model_images_per_s"]) == (counts(whole), 0, 0)
 
 
 def test_a_journal_of_an_earlier_version_is_refused(run: Any, bundle: Path, tmp_path: Path) -> None:
