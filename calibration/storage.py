@@ -130,7 +130,7 @@ def bytes_from_url(folder: str, name: str) -> bytes:
     path = f"{store.root.rstrip('/')}/{name}"
     try:
         return bytes(_answer(url, lambda: store.files.cat_file(path)))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         raise BadInput(f"cannot read the picture {printable(url)}: there is no such file") from error
 
 

@@ -192,9 +192,8 @@ def _on_ray(bundle: Bundle, source: ImageSource, options: dict[str, Any], progre
 
     backend = options["backend"]
     provider, trusted = place_of(backend, options["provider"], options["url"]), options["trust_engines"]
-    nameless = replace(source, names=None)  # of a million pictures, a worker holds the paths alone
     opening = OpenEvaluation(
-        bundle.folder.absolute(), manifest_digest(bundle), nameless, first_readable(source), backend, provider, trusted
+        bundle.folder.absolute(), manifest_digest(bundle), source, first_readable(source), backend, provider, trusted
     )
     with executor_of(options["ray"], options["tuning"].threads, gpu=needs_gpu(backend, provider)) as executor:
         progress(f"evaluate on {executor}")

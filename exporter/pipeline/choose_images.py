@@ -30,8 +30,22 @@ BLOCK = 64
 """How many images a proof holds in memory, made a multiple of the largest batch."""
 
 
-def calibration_set(loaded: Loaded, plan: ExportPlan) -> CalibrationSet:
+def opened_data(plan: ExportPlan) -> ImageSource | None:
+    """What --data names: listed once for all of an export, whose parts choose pictures by their places in it. None
+    without it.
+
+    Raises:
+        BadInput: there are no pictures.
+        StorageUnavailable: the storage cannot be read.
+    """
+    return None if plan.data is None else open_source(plan.data)
+
+
+def calibration_set(loaded: Loaded, plan: ExportPlan, data: ImageSource | None) -> CalibrationSet:
     """The images to calibrate on; what is wrong with them is refused here, before the long work.
+
+    Args:
+        data: `opened_data` of the plan.
 
     Raises:
         PlanError: --data is needed, or has fewer images than --calibration-images asks for.
@@ -39,8 +53,8 @@ def calibration_set(loaded: Loaded, plan: ExportPlan) -> CalibrationSet:
     """
     request = plan.lowering_request
     source = None
-    if is_measured(loaded, plan) and (request.calibration is None or plan.data is not None):
-        source = _calibration_source(loaded, plan)
+    if is_measured(loaded, plan) and (request.calibration is None or data is not None):
+        source = _calibration_source(loaded, plan) if data is None else data
         if request.calibration is None:
             chosen_places(source, request)
     return CalibrationSet(source, loaded.preprocess, as_pixels=plan.uint8_input is not None, data=plan.data)
@@ -51,7 +65,9 @@ def is_measured(loaded: Loaded, plan: ExportPlan) -> bool:
     return plan.lowering_request.is_calibrated and not (isinstance(loaded, LoadedFile) and loaded.keeps_scales)
 
 
-def proof_images(loaded: Loaded, plan: ExportPlan, budget: Budget, steps: Steps) -> ProofImages:
+def proof_images(
+    loaded: Loaded, plan: ExportPlan, data: ImageSource | None, budget: Budget, steps: Steps
+) -> ProofImages:
     """The images to prove with, other ones than those of the calibration where there are enough; the first block is
     read.
 
@@ -60,6 +76,7 @@ def proof_images(loaded: Loaded, plan: ExportPlan, budget: Budget, steps: Steps)
     is not measured. Images that cannot be read are left out, and named.
 
     Args:
+        data: `opened_data` of the plan.
         budget: what the proof will be held to.
 
     Raises:
@@ -67,7 +84,7 @@ def proof_images(loaded: Loaded, plan: ExportPlan, budget: Budget, steps: Steps)
         PlanError: --data has fewer images than --calibration-images asks for, or --budget has a limit that these images
             cannot decide.
     """
-    source = _proof_source(loaded, plan, steps)
+    source = _proof_source(loaded, plan, data, steps)
     labels, no_accuracy = _model_labels(source, loaded, plan)
     if no_accuracy:
         steps.left_out(f"accuracy, {no_accuracy}")
@@ -94,7 +111,9 @@ class PartedImages(NamedTuple):
     proof: ProofImages
 
 
-def parted_images(loaded: Loaded, plan: ExportPlan, budget: Budget, steps: Steps) -> PartedImages:
+def parted_images(
+    loaded: Loaded, plan: ExportPlan, data: ImageSource | None, budget: Budget, steps: Steps
+) -> PartedImages:
     """The images to choose blocks with, and to prove the choice with: of all that were not calibrated on, every other
     one, evenly over the classes.
 
@@ -102,6 +121,7 @@ def parted_images(loaded: Loaded, plan: ExportPlan, budget: Budget, steps: Steps
     takes more.
 
     Args:
+        data: `opened_data` of the plan.
         budget: what both are held to.
 
     Raises:
@@ -110,7 +130,7 @@ def parted_images(loaded: Loaded, plan: ExportPlan, budget: Budget, steps: Steps
     """
     target = plan.loss_target
     assert target is not None, "expected --max-drop or --min-agreement"
-    source = _proof_source(loaded, plan, steps)
+    source = _proof_source(loaded, plan, data, steps)
     labels, no_accuracy = _model_labels(source, loaded, plan)
     if target.wanted == "max_drop" and labels is None:
         raise PlanError(
@@ -153,13 +173,11 @@ def _block_size(plan: ExportPlan) -> int:
 
 
 def _calibration_source(loaded: Loaded, plan: ExportPlan) -> ImageSource:
-    """The images to calibrate on.
+    """The images to calibrate on where no --data is given.
 
     Raises:
         PlanError: --data is needed: the built-in images are not what this model was trained on.
     """
-    if plan.data is not None:
-        return open_source(plan.data)
     if loaded.facts.weights.kind in ("default", "file"):
         raise PlanError(
             f"--int8 measures ranges on real images, and the built-in ones are not what {plan.model} was trained on; "
@@ -168,13 +186,13 @@ def _calibration_source(loaded: Loaded, plan: ExportPlan) -> ImageSource:
     return _built_in_for(loaded, plan, "train")
 
 
-def _proof_source(loaded: Loaded, plan: ExportPlan, steps: Steps) -> ImageSource:
+def _proof_source(loaded: Loaded, plan: ExportPlan, data: ImageSource | None, steps: Steps) -> ImageSource:
     """All images that there are to prove with; reports what of them is left out.
 
     Raises:
         BadInput: they have other channels than the model.
     """
-    source = open_source(plan.data) if plan.data is not None else _built_in_for(loaded, plan, "test")
+    source = _built_in_for(loaded, plan, "test") if data is None else data
     check_channels(source, loaded.preprocess)
     for problem in source.left_out:
         steps.left_out(problem)

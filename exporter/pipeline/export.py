@@ -27,7 +27,7 @@ from exporter.models.backbone import output_names, with_features
 from exporter.models.determinism import check_deterministic
 from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
-from exporter.pipeline.choose_images import calibration_set, parted_images, proof_images
+from exporter.pipeline.choose_images import calibration_set, opened_data, parted_images, proof_images
 from exporter.pipeline.first_step import Lowering
 from exporter.pipeline.images import Candidate, Graphs, Images, Proof
 from exporter.pipeline.load_file import LoadedFile, load_file
@@ -201,12 +201,13 @@ def _load(model: LoadedModel | LoadedFile, plan: ExportPlan, own: Budget, steps:
     """The images for a model; what contradicts itself is refused here, before the long work."""
     if plan.uint8_input == FULL:
         check_resizable(model.preprocess)
-    calibration = replace(calibration_set(model, plan), executor=executor)
+    data = opened_data(plan)
+    calibration = replace(calibration_set(model, plan, data), executor=executor)
     budget, choosing = budget_for(plan, model, own), None
     if plan.loss_target is None:
-        images = proof_images(model, plan, budget, steps)
+        images = proof_images(model, plan, data, budget, steps)
     else:
-        choosing, images = parted_images(model, plan, budget, steps)
+        choosing, images = parted_images(model, plan, data, budget, steps)
     plain = images_of_one_colour(model.preprocess, as_pixels=plan.uint8_input is not None)
     return _Loaded(model, calibration, replace(images, plain=plain), choosing)
 

@@ -177,6 +177,18 @@ def test_an_address_where_no_ray_answers_is_refused_at_once(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_cluster_that_speaks_tls_is_not_greeted_in_plain_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        cluster_module._check_answers(f"127.0.0.1:{server.getsockname()[1]}")
+        with server.accept()[0] as connection:
+            assert connection.recv(1) == b""
+    with pytest.raises(BackendUnavailable, match="got no answer"):
+        cluster_module._check_answers("127.0.0.1:1")
+
+
 def test_requests_that_cannot_be_meant() -> None:
     assert ray_request("local") == RayRequest("local")
     assert ray_request("local:3", 0.5) == RayRequest("local", 3, 0.5)

@@ -173,6 +173,9 @@ def test_a_picture_that_vanishes_after_the_listing_cannot_be_read_and_the_others
     read = list(read_ahead(source, range(2), lambda picture: picture, ahead=2))
     assert read[0] == Unreadable("cannot read the picture faulty://store/cats/one.png: there is no such file")
     assert isinstance(read[1], Image.Image)
+    faulty.faults["open", "store/dogs/one.png"] = raising(IsADirectoryError(21, "Is a directory"))
+    with pytest.raises(BadInput, match=r"faulty://store/dogs/one\.png: there is no such file"):
+        source.image(1)
 
 
 def test_a_folder_that_vanishes_while_it_is_listed_is_told(faulty: Faulty, tmp_path: Path) -> None:

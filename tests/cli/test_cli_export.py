@@ -23,7 +23,7 @@ from exporter.lowering.registry import precision_names
 from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
 from exporter.models.sources.cifar import CifarResNet
-from exporter.pipeline.choose_images import proof_images
+from exporter.pipeline.choose_images import opened_data, proof_images
 from exporter.pipeline.export import Export
 from exporter.pipeline.proof_images import ProofImages
 from runtimes import Bundle, open_runtime
@@ -224,7 +224,7 @@ def images_of(loaded: LoadedModel, data: Path | None) -> tuple[ProofImages, list
     said: list[str] = []
     plan = ExportPlan("resnet20", Path("unused"), data=None if data is None else str(data))
     steps = Steps(lambda step, done=0, total=0: said.append(step))
-    return proof_images(loaded, plan, fp32.BUDGET, steps), said
+    return proof_images(loaded, plan, opened_data(plan), fp32.BUDGET, steps), said
 
 
 def tree(folder: Path, names: Sequence[str], count: int = 60) -> Path:
@@ -428,7 +428,8 @@ def test_help_lists_every_option_in_its_group_within_80_columns(run: Any, monkey
     monkeypatch.setenv("COLUMNS", "80")
     lines = run("--help").out.splitlines()
     headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
-    assert headings == ["Model:", "Precision:", "Proof and calibration:", "Input:", "Output:", "Other:"]
+    groups = ["Model:", "Precision:", "Proof and calibration:", "Input:", "Output:", "Several workers:", "Other:"]
+    assert headings == groups
     assert [line.split()[0] for line in lines[lines.index("Other:") :] if line.startswith("  --")] == [
         "--version",
         "--help",

@@ -29,7 +29,7 @@ from exporter.lowering.ranges import given_table, measure_ranges
 from exporter.lowering.request import CALIBRATOR
 from exporter.models.loaded import LoadedModel
 from exporter.models.loading import load_model
-from exporter.pipeline.choose_images import calibration_set
+from exporter.pipeline.choose_images import calibration_set, opened_data
 from runtimes import Bundle
 from runtimes.errors import BadInput, CalibrationError
 from runtimes.progress import Steps
@@ -51,7 +51,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> tuple[Loa
 
 
 def reuse(loaded: LoadedModel, graph: onnx.ModelProto, plan: ExportPlan) -> object:
-    images, request = calibration_set(loaded, plan), plan.lowering_request
+    images, request = calibration_set(loaded, plan, opened_data(plan)), plan.lowering_request
     if request.calibration is None:
         return measure_ranges(graph, graph, images, request, Steps())
     return given_table(graph, int8.observed_tensors(graph), images, request)

@@ -21,7 +21,7 @@ from exporter.graph.trace import onnx_from_program, program_from_module, save_pr
 from exporter.lowering.precisions import fp16, fp32, int8
 from exporter.lowering.ranges import chosen_places
 from exporter.models.loading import load_model
-from exporter.pipeline.choose_images import proof_images
+from exporter.pipeline.choose_images import opened_data, proof_images
 from exporter.pipeline.images import Candidate, Graphs, Images, Proof
 from exporter.pipeline.proof_images import PictureReader, ProofImages
 from exporter.pipeline.prove import prove
@@ -200,7 +200,7 @@ def test_pictures_that_cannot_be_read_are_replaced_by_others_up_to_the_most(tiny
 
 def chosen(plan: ExportPlan) -> list[Images]:
     loaded = load_model(plan.model_request)
-    return list(proof_images(loaded, plan, int8.BUDGET, Steps()).blocks())
+    return list(proof_images(loaded, plan, opened_data(plan), int8.BUDGET, Steps()).blocks())
 
 
 @pytest.mark.parametrize(("calibrated", "left"), [(512, 488), (732, 268), (733, 1000)])

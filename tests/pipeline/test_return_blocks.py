@@ -20,7 +20,7 @@ from exporter.lowering.ranges import chosen_places
 from exporter.lowering.registry import load_precision
 from exporter.models.loading import load_model
 from exporter.pipeline import return_blocks
-from exporter.pipeline.choose_images import calibration_set, parted_images
+from exporter.pipeline.choose_images import calibration_set, opened_data, parted_images
 from exporter.pipeline.export import export
 from exporter.pipeline.plan import ExportPlan
 from exporter.pipeline.proof_images import ProofImages
@@ -126,8 +126,9 @@ def test_calibration_choosing_and_proof_share_no_image(networks: Networks, tmp_p
     plan = plan_for(networks.two, tmp_path / "out", fashion, max_drop=1)
     loaded = load_model(plan.model_request)
     budget = budget_for(plan, loaded, load_precision("int8").BUDGET)
-    parts = parted_images(loaded, plan, budget, Steps())
-    calibration = calibration_set(loaded, plan)
+    data = opened_data(plan)
+    parts = parted_images(loaded, plan, data, budget, Steps())
+    calibration = calibration_set(loaded, plan, data)
     assert calibration.source is not None
 
     def places(images: ProofImages) -> set[int]:

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +100,15 @@ def test_a_file_that_is_no_journal_is_left_as_it_is(run: Any, bundle: Path, tmp_
         assert (shown.code, said in shown.error) == (2, True)
 
 
+def test_a_journal_that_says_no_time_was_taken_gives_its_figures(run: Any, bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "journal"
+    options = (bundle, "--data", "built-in", "--images", 20, "--json", "--resume", file)
+    whole = run(*options).json
+    file.write_bytes(re.sub(rb'(?<=_s":)[0-9.e-]+', b"0.0", file.read_bytes()))
+    found = run(*options).json
+    assert (counts(found), found["images_per_s"], found["model_images_per_s"]) == (counts(whole), 0, 0)
+
+
 def test_a_journal_of_an_earlier_version_is_refused(run: Any, bundle: Path, tmp_path: Path) -> None:
     before = {name: value for name, value in msgspec.to_builtins(KEY).items() if name != "shard"}
     file = tmp_path / "journal"
@@ -121,6 +131,21 @@ def test_shards_in_any_order_give_the_same_figures_and_are_sorted_in_the_end(
         assert [(one["start"], one["rows"]) for one in found] == [
             (old["start"], old["rows"]) for old in map(json.loads, shards)
         ]
+
+
+def test_too_many_pictures_that_cannot_be_read_are_refused_by_the_same_command_too_until_they_are_mended(
+    run: Any, bundle: Path, tmp_path: Path
+) -> None:
+    data, resume = tree(tmp_path, tuple(map(str, range(10))), 201), tmp_path / "journal"
+    broken = {path: path.read_bytes() for path in sorted(data.rglob("*.JPEG"))[70:73]}
+    for path in broken:
+        path.write_bytes(b"junk")
+    for _ in range(2):
+        shown = run(bundle, "--data", data, "--resume", resume)
+        assert (shown.code, "3 of the 201 pictures cannot be read, more than 1 %" in shown.error) == (1, True)
+    for path, content in broken.items():
+        path.write_bytes(content)
+    assert run(bundle, "--data", data, "--resume", resume, "--json").json["images"] == 201
 
 
 def test_a_journal_that_cannot_be_written_is_said_in_one_line(run: Any, bundle: Path, tmp_path: Path) -> None:

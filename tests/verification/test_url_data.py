@@ -13,10 +13,13 @@ from PIL import Image
 from stand_in_storage import FaultyFileSystem, faulty_fixture, hanging, put, raising  # noqa: F401  # likewise
 
 from calibration import storage
+from exporter import ExportPlan, export
+from exporter.pipeline import export as steps_of_export
 from exporter.verification.bench.pictures import picture_files
 from exporter.verification.parity_toml import entries_from_toml
 from exporter.verification.pictures import inputs_from_pictures, open_pictures
 from runtimes import Bundle
+from runtimes.errors import LowerError
 
 Faulty = type[FaultyFileSystem]
 
@@ -86,7 +89,7 @@ def test_check_gives_the_model_the_same_inputs_by_url_and_by_folder(
     local, remote = (open_pictures(opened, data, 6) for data in (str(folder), put("memory://few", folder)))
     assert (remote.names, remote.left_out) == (local.names, local.left_out)
     np.testing.assert_array_equal(remote.labels, local.labels)
-    np.testing.assert_array_equal(inputs_from_pictures(opened, remote), inputs_from_pictures(opened, local))
+    np.testing.assert_array_equal(inputs_from_pictures(opened, remote)[:], inputs_from_pictures(opened, local)[:])
 
 
 def test_a_missing_package_and_a_hanging_store_end_with_exit_code_3(
@@ -100,6 +103,20 @@ def test_a_missing_package_and_a_hanging_store_end_with_exit_code_3(
     stuck = run(bundle, "--data", "faulty://bucket")
     assert (stuck.code, stuck.out) == (3, "")
     assert "expected an answer from faulty://bucket within 0 s, got none; check the network" in stuck.error
+
+
+@pytest.mark.parametrize("options", [{}, {"min_agreement": 90}], ids=str)
+def test_an_export_lists_its_pictures_once(
+    options: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faulty: Faulty
+) -> None:
+    """Those to calibrate on and those to prove with are told apart by their places in one listing."""
+    url = put("faulty://bucket/val", tree(tmp_path, FOLDERS, 200))
+    stop = raising(LowerError("the pictures are chosen"))
+    monkeypatch.setattr(steps_of_export, "_trace", lambda *_: stop())
+    plan = ExportPlan("resnet20", tmp_path / "out", precision="int8", data=url, calibration_images=64, **options)
+    with pytest.raises(LowerError, match="the pictures are chosen"):
+        export(plan)
+    assert (faulty.asked["info"], faulty.asked["ls"]) == (1, 1 + len(FOLDERS))
 
 
 def test_bench_copies_the_files_of_a_url_as_they_are(bundle: Path, tmp_path: Path, faulty: Faulty) -> None:

@@ -173,11 +173,11 @@ def evaluate(
             now = time.perf_counter()
             found = replace(answers, elapsed_s=round(now - begin, 6))
             begin = now
+            tally.add(found)
+            if found.unreadable:  # before it is kept: the same command is to say so again
+                check_readable(tally.unreadable, source.count)
             if resume_file is not None:
                 resume_file.add(found)
-            tally.add(found)
-            if found.unreadable:
-                check_readable(tally.unreadable, source.count)
             on_shard(found)
     if resume_file is not None:
         resume_file.sort(source, size)
@@ -241,10 +241,15 @@ class Tally:
                 Confusion(names[label], names[given], count, self.images[label]) for (label, given), count in worst
             ),
             unreadable=(*self.unreadable, *(f"none of the pictures of class '{name}' can be read" for name in lost)),
-            model_images_per_s=round(total / self.model_s, 1),
-            images_per_s=round(total / self.elapsed_s, 1),
+            model_images_per_s=_speed(total, self.model_s),
+            images_per_s=_speed(total, self.elapsed_s),
         )
 
 
 def _rate(correct: int, images: int) -> Rate:
     return Rate(correct, images, correct / images, wilson_interval(correct, images))
+
+
+def _speed(images: int, seconds: float) -> float:
+    """Images a second; 0 where a resume file says that they took no time."""
+    return round(images / seconds, 1) if seconds else 0.0
