@@ -21,6 +21,7 @@ class Adding:
         dies_once, dies_always, fails: the numbers of shards on which a worker is killed the first time, dies of a
             segmentation fault each time, and raises an error of ours.
         notes: a folder where each worker leaves a file `PID`, and one for each death.
+        hangs_once: the numbers of shards on which a worker waits without end the first time.
         takes_s: how long a shard takes.
     """
 
@@ -28,6 +29,7 @@ class Adding:
     dies_once: frozenset[int] = frozenset()
     dies_always: frozenset[int] = frozenset()
     fails: frozenset[int] = frozenset()
+    hangs_once: frozenset[int] = frozenset()
     takes_s: float = 0.0
 
     def __call__(self, threads: int) -> Adder:
@@ -50,6 +52,10 @@ class Adder:
         if shard.number in plan.dies_once and not died.exists():
             died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        hung = plan.notes / f"hung-{shard.number}"
+        if shard.number in plan.hangs_once and not hung.exists():
+            hung.touch()
+            time.sleep(3600)
         time.sleep(plan.takes_s)
         return sum(range(shard.start, shard.stop))
 

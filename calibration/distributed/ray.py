@@ -3,7 +3,8 @@
 A worker is an actor: a process of its own, which may die of a crash in native code, of a kill, or with its machine.
 What it had under way is then given to others, and another one takes its place. Each shard is handed out to one worker
 at a time, so that none is counted twice. A shard that was under way at a death is worked on alone from then on, which
-shows whether it is the one that kills; after three deaths it is given up.
+shows whether it is the one that kills; after three deaths it is given up. One that has been under way for long is given
+to an idle worker, too, since its own may hang: the first answer counts.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ MOST_RESTARTS = 2
 """How often a shard is tried again whose worker died, and a worker is replaced that finished nothing."""
 MOST_LOST = 10
 """How many shards are given up before all work is."""
+MOST_IN_VAIN = 12
+"""How many shards may be under way at deaths before one is finished."""
+STALLED_S, STALLED_TIMES = 60.0, 5
+"""A shard is late after so many seconds, and so many times what the longest one took."""
 PLACED_WITHIN_S = 60
 """How long the cluster may take to find room for the first worker."""
 TICK_S = 1.0
@@ -108,12 +113,14 @@ class _Hand:
 
 
 class _Crew(Generic[Result]):
-    """The actors at work on some shards."""
+    """The actors at work on some shards; `lost` are those that were given up, and what became of their actors."""
 
     def __init__(self, executor: RayExecutor, open_worker: OpenWorker[Result], shards: Sequence[Shard]) -> None:
         self.lost: dict[Shard, str] = {}
         self._threads = executor.threads
-        self._waiting = deque(shards)
+        self._waiting, self._left = deque(shards), set(shards)
+        self._begun: dict[Shard, float] = {}
+        self._longest_s: float | None = None
         self._deaths: Counter[Shard] = Counter()
         self._opening = ray.put(cloudpickle.dumps(open_worker))
         self._actor: Any = ray.remote(_actor_class()).options(
@@ -131,10 +138,11 @@ class _Crew(Generic[Result]):
     def results(self) -> Iterator[tuple[Shard, Result]]:
         """Each finished shard with its result."""
         placed_by = time.monotonic() + PLACED_WITHIN_S
-        while self._waiting or any(hand.shards for hand in self._hands):
+        while self._left:
             if len(self.lost) > MOST_LOST:
                 return
             self._hand_out()
+            self._take_over()
             hands = {reference: hand for hand in self._hands for reference in hand.references}
             ready, _ = ray.wait(list(hands), num_returns=1, timeout=TICK_S)
             for reference in ready:
@@ -168,8 +176,24 @@ class _Crew(Generic[Result]):
                     continue
                 if hand.shards and any(self._deaths[shard] for shard in (*hand.shards.values(), self._waiting[0])):
                     continue
-                shard = self._waiting.popleft()
-                hand.shards[hand.actor.work.remote(shard)] = shard
+                self._give(hand, self._waiting.popleft())
+
+    def _take_over(self) -> None:
+        """Give shards that are late to idle actors as well: their own may hang, and not die."""
+        late_s = max(STALLED_S, STALLED_TIMES * (self._longest_s or 0.0))
+        for hand in self._hands:
+            if self._waiting or hand.waited_for is not None or hand.shards:
+                continue
+            under_way = Counter(shard for other in self._hands for shard in other.shards.values())
+            once = [shard for shard, count in under_way.items() if count == 1 and not self._deaths[shard]]
+            first = min(once, key=self._begun.__getitem__, default=None)
+            if first is None or time.monotonic() - self._begun[first] < late_s:
+                return
+            self._give(hand, first)
+
+    def _give(self, hand: _Hand, shard: Shard) -> None:
+        self._begun[shard] = time.monotonic()
+        hand.shards[hand.actor.work.remote(shard)] = shard
 
     def _take(self, hand: _Hand, reference: Any) -> Iterator[tuple[Shard, Result]]:
         """What an actor answered, if that is a shard's result."""
@@ -186,7 +210,11 @@ class _Crew(Generic[Result]):
             raise BackendUnavailable(f"{answer}; pip install the same there as here")
         if hand.waited_for is None:
             hand.failures = 0
-            yield hand.shards.pop(reference), answer
+            shard = hand.shards.pop(reference)
+            if shard in self._left:
+                self._left.remove(shard)
+                self._longest_s = max(self._longest_s or 0.0, time.monotonic() - self._begun[shard])
+                yield shard, answer
         elif not hand.met:
             hand.met = True
             _check_version(*answer)
@@ -202,12 +230,19 @@ class _Crew(Generic[Result]):
         cause = "it ran out of memory" if "memory" in type(error).__name__.lower() else "it crashed, or was killed"
         if "low on memory" in str(error):
             cause = "its machine ran out of memory"
-        for shard in hand.shards.values():
+        elsewhere = {shard for other in self._hands for shard in other.shards.values()}
+        for shard in self._left.intersection(hand.shards.values()) - elsewhere:
             self._deaths[shard] += 1
             if self._deaths[shard] > MOST_RESTARTS:
                 self.lost[shard] = cause
+                self._left.remove(shard)
             else:
                 self._waiting.append(shard)
+        if self._longest_s is None and sum(self._deaths.values()) >= MOST_IN_VAIN:
+            raise ExportError(
+                f"workers died again and again, and finished nothing ({cause}); run the same without --ray on such a "
+                "machine to see why"
+            )
         failures = hand.failures + 1
         if failures <= MOST_RESTARTS or not self._hands:
             if failures > MOST_RESTARTS and not hand.shards:

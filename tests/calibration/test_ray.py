@@ -60,6 +60,22 @@ def test_work_of_workers_that_die_is_done_once_and_what_always_kills_is_named(
     assert len(list(tmp_path.glob("died-*"))) == 3
 
 
+def test_what_a_worker_hangs_on_is_given_to_another_one(
+    executor: RayExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_module, "STALLED_S", 1.0)
+    found = list(replace(executor, workers=2).run(Adding(tmp_path, hangs_once=frozenset({1, 12})), SHARDS))
+    assert sorted(found) == list(SUMS.items())
+    assert len(list(tmp_path.glob("hung-*"))) == 2
+
+
+def test_a_worker_that_dies_on_every_shard_is_not_blamed_on_pictures(executor: RayExecutor, tmp_path: Path) -> None:
+    always = Adding(tmp_path, dies_always=frozenset(shard.number for shard in SHARDS))
+    with pytest.raises(ExportError, match=r"workers died again and again, and finished nothing \(it crashed"):
+        list(replace(executor, workers=2).run(always, SHARDS))
+    assert len(list(tmp_path.glob("[0-9]*"))) <= 12 + 2
+
+
 def test_an_error_of_ours_is_raised_as_itself(executor: RayExecutor, tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="unknown shard '2'; did you mean 2"):
         list(replace(executor, workers=1).run(Adding(tmp_path, fails=frozenset({2})), SHARDS))
