@@ -114,7 +114,7 @@ def _room_for_gpus(nodes: Sequence[Node], gpus: float) -> int:
         has = f"with at most {most:g} on a machine" if most else "without any"
         raise BackendUnavailable(
             f"expected {gpus:g} GPU{'s' * (gpus > 1)} for each worker, got a Ray cluster {has}; add a machine that has "
-            "them, or choose another --backend or --provider"
+            "them, choose another --backend or --provider, or ask for fewer with --gpus-per-worker"
         )
     return room
 
