@@ -157,6 +157,8 @@ def _refusal(address: str, error: BaseException) -> str:
         return "--ray auto: expected a Ray cluster that this machine is part of, got none; start one with `ray start`"
     if address == "local":
         return f"--ray local: Ray does not start here: {said}"
+    if "ray[client]" in said:
+        return f"--ray {address}: Ray's client is not installed; pip install 'ray[client]'"
     if address.startswith("ray://"):
         return (
             f"--ray {address}: no server of Ray's client lets this machine in there ({said}); give the port of one, "

@@ -165,14 +165,27 @@ def test_a_cluster_that_asks_for_its_token_is_told_how_to_get_it(
         pytest.fail("it asks for a token")
 
 
-def test_an_address_where_rays_client_is_not_let_in_is_told(
-    two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        (
+            ConnectionError("ray client connection timeout"),
+            r"lets this machine in there \(ray client connection timeout\); give the port of one, 10001 unless",
+        ),
+        (
+            ValueError("Ray Client requires pip package `ray[client]`."),
+            r": Ray's client is not installed; pip install",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_rays_client_lacks_is_told(
+    raised: Exception, says: str, two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def init(*_args: object, **_options: object) -> None:
-        raise ConnectionError("ray client connection timeout")
+        raise raised
 
     monkeypatch.setattr(ray, "init", init)
-    says = "lets this machine in there .ray client connection timeout.; give the port of one, 10001 unless"
     with pytest.raises(BackendUnavailable, match=says), executor_of(ray_request(f"ray://{two_nodes.address}"), None):
         pytest.fail("there is none")
 
