@@ -136,9 +136,8 @@ def _plain_image(decode: Callable[[], Image.Image], name: str | Path) -> Image.I
         raise BadInput(f"cannot read the picture {name}: it is damaged, or none of {', '.join(FORMATS)}") from error
     except Exception as error:
         # a decoder raises whatever it stumbles over: OSError, SyntaxError, ValueError, RuntimeError, MemoryError
-        raise BadInput(
-            f"cannot read the picture {name}: {' '.join(str(error).split()) or type(error).__name__}"
-        ) from error
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise BadInput(f"cannot read the picture {name}: {' '.join(said.split()) or type(error).__name__}") from error
     if image.mode not in MODES:
         raise BadInput(
             f"{name}: expected whole numbers in grey or colour, got pixels of mode {image.mode}; save it as a PNG"

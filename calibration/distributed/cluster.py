@@ -114,7 +114,7 @@ def _room_for_gpus(nodes: Sequence[Node], gpus: float) -> int:
         has = f"with at most {most:g} on a machine" if most else "without any"
         raise BackendUnavailable(
             f"expected {gpus:g} GPU{'s' * (gpus > 1)} for each worker, got a Ray cluster {has}; add a machine that has "
-            "them, or choose another --backend or --provider"
+            "them, choose another --backend or --provider, or ask for fewer with --gpus-per-worker"
         )
     return room
 
@@ -146,12 +146,24 @@ def _connect(request: RayRequest) -> None:
 
 def _refusal(address: str, error: BaseException) -> str:
     said = " ".join(str(error).split())
+    if "uthentication" in f"{error} {error.__cause__}":
+        return (
+            f"--ray {address}: expected the token that this cluster asks for, got none or another; set RAY_AUTH_MODE="
+            "token, with the cluster's token in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
+        )
     if "ersion mismatch" in said or "versions differ" in said:
         return f"--ray {address}: expected the cluster's versions of Ray and Python, got others: {said}"
     if address == "auto":
         return "--ray auto: expected a Ray cluster that this machine is part of, got none; start one with `ray start`"
     if address == "local":
         return f"--ray local: Ray does not start here: {said}"
+    if "ray[client]" in said:
+        return f"--ray {address}: Ray's client is not installed; pip install 'ray[client]'"
+    if address.startswith("ray://"):
+        return (
+            f"--ray {address}: no server of Ray's client lets this machine in there ({said}); give the port of one, "
+            "10001 unless the cluster has another, and set RAY_AUTH_MODE=token if the cluster asks for its token"
+        )
     return (
         f"--ray {address}: no Ray cluster answers there, or this machine is not part of it ({said}); run this on one of"
         f" its machines, or give ray://HOST:10001"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,15 @@ from runtimes.errors import BackendUnavailable, BadInput, PlanError
 
 MOST_WORKERS = 256
 """On one machine: each is a process of some hundred megabytes."""
+PATIENCE = {
+    "RAY_NUM_REDIS_GET_RETRIES": "10",
+    "RAY_CLIENT_INITIAL_CONNECTION_TIMEOUT_S": "3",
+    "RAY_CLIENT_MAX_CONNECTION_TIMEOUT_S": "5",
+}
+"""How long Ray tries where it is not let in: ten times, a second apart, and 3 + 5 + 5 s by its client; its own are 20 s
+and 30 s."""
+HERE_ALONE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""With 0, Ray listens to this machine alone; else to its network, where older versions run whatever they are sent."""
 WHERE = "local, local:N, auto, HOST:PORT or ray://HOST:PORT"
 
 
@@ -53,9 +63,17 @@ def executor_of(request: RayRequest | None, threads: int | None, *, gpu: bool = 
     if request is None:
         yield Local(threads)
         return
+    # Ray reads its settings once: most when it is imported, those of its client when that is.
+    alone = request.address == "local" and HERE_ALONE not in os.environ
+    settings = {HERE_ALONE: "0"} if alone else {} if request.address == "local" else PATIENCE
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
     try:
         from calibration.distributed.cluster import connected
     except ImportError as error:
         raise BackendUnavailable("--ray needs Ray; pip install 'resnet-export[ray]'") from error
+    finally:
+        if alone:  # a process that this one starts may be part of a cluster
+            del os.environ[HERE_ALONE]
     with connected(request, threads, gpu=gpu) as executor:
         yield executor

@@ -24,7 +24,7 @@ from exporter.cli._options import (
     trust_option,
     url_option,
 )
-from runtimes.errors import AccuracyError, BadInput, PlanError
+from runtimes.errors import AccuracyError, BadInput, PlanError, UnknownName
 from runtimes.printable import count_text
 
 if TYPE_CHECKING:
@@ -188,9 +188,12 @@ def _on_ray(bundle: Bundle, source: ImageSource, options: dict[str, Any], progre
     from calibration.distributed.seen import first_readable, manifest_digest
     from calibration.distributed.shards import Shard
     from exporter.verification.accuracy.worker import OpenEvaluation
+    from runtimes._open import AUTO, backend_names
     from runtimes.server_url import place_of
 
     backend = options["backend"]
+    if backend not in (AUTO, *backend_names()):  # before Ray is started
+        raise UnknownName("backend", backend, backend_names())
     provider, trusted = place_of(backend, options["provider"], options["url"]), options["trust_engines"]
     opening = OpenEvaluation(
         bundle.folder.absolute(), manifest_digest(bundle), source, first_readable(source), backend, provider, trusted

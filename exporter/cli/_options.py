@@ -91,7 +91,7 @@ def ray_options(command: Command) -> Command:
         callback=_ray,
         metavar="WHERE",
         help="Share the work among workers of Ray: local[:N] starts N on this machine, auto joins the cluster that"
-        " this machine is part of, HOST:PORT or ray://HOST:PORT another.",
+        " this machine is part of (HOST:PORT if there are several), ray://HOST:PORT one elsewhere.",
     )
     gpus = group(
         "--gpus-per-worker",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +23,7 @@ import calibration.distributed.ray as ray_module
 from calibration.distributed.address import RayRequest
 from calibration.distributed.cluster import Node, cluster_executor, connected, local_executor
 from calibration.distributed.ray import RayExecutor
-from calibration.distributed.request import executor_of, ray_request
+from calibration.distributed.request import PATIENCE, executor_of, ray_request
 from calibration.distributed.shards import Shard, shards_of
 from runtimes.errors import BackendUnavailable, BadInput, ExportError, PlanError, UnknownName
 
@@ -160,6 +162,77 @@ def test_another_version_of_ray_or_python_in_the_cluster_is_told(
     ):
         pytest.fail("they differ")
     assert f"Ray: {versions[0]} Python: {versions[1]}" in str(told.value)
+
+
+@pytest.mark.parametrize("auto", [False, True])
+def test_a_cluster_that_asks_for_its_token_is_told_how_to_get_it(
+    two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch, *, auto: bool
+) -> None:
+    """`ray start` makes such clusters where a token is, and Ray sends it to no address that it is given."""
+
+    def init(*_args: object, **_options: object) -> None:
+        cause = RuntimeError("ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken")
+        raise ConnectionError("Failed to connect to Ray cluster") from cause
+
+    monkeypatch.setattr(ray, "init", init)
+    place = "auto" if auto else two_nodes.address
+    says = f"--ray {place}: expected the token that this cluster asks for, got none or another; set RAY_AUTH_MODE=token"
+    with pytest.raises(BackendUnavailable, match=says), executor_of(ray_request(place), None):
+        pytest.fail("it asks for a token")
+
+
+@pytest.mark.parametrize(
+    ("raised", "says"),
+    [
+        (
+            ConnectionError("ray client connection timeout"),
+            r"lets this machine in there \(ray client connection timeout\); give the port of one, 10001 unless",
+        ),
+        (
+            ValueError("Ray Client requires pip package `ray[client]`."),
+            r": Ray's client is not installed; pip install",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_rays_client_lacks_is_told(
+    raised: Exception, says: str, two_nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(*_args: object, **_options: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(BackendUnavailable, match=says), executor_of(ray_request(f"ray://{two_nodes.address}"), None):
+        pytest.fail("there is none")
+
+
+def test_where_ray_is_not_let_in_it_does_not_try_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own settings take 20 and 30 seconds."""
+    for name in PATIENCE:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(BackendUnavailable, match="got no answer"), executor_of(ray_request("127.0.0.1:1"), None):
+        pytest.fail("there is none")
+    code = (
+        "from ray._private.ray_constants import NUM_REDIS_GET_RETRIES as tries\n"
+        "from ray.util.client.worker import INITIAL_TIMEOUT_SEC as first, MAX_TIMEOUT_SEC as most, backoff\n"
+        "print(tries, first + backoff(first) + backoff(backoff(first)))"
+    )
+    given = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [int(seconds) for seconds in given.stdout.split()] == [10, 13]
+
+
+def test_workers_on_this_machine_are_not_reached_from_others() -> None:
+    """Older Rays run whatever they are sent."""
+    code = (
+        "import os\n"
+        "from calibration.distributed.request import executor_of, ray_request\n"
+        "with executor_of(ray_request('local:1'), None):\n"
+        "    import ray\n"
+        "    hosts = [node['NodeManagerAddress'] for node in ray.nodes()]\n"
+        "print(*hosts, os.environ.get('RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER'))"
+    )
+    given = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert given.stdout.split() == ["127.0.0.1", "None"]
 
 
 def refuse(web: socket.socket) -> None:

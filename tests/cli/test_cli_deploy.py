@@ -169,5 +169,5 @@ def test_help_loads_nothing_heavy(verb: list[str]) -> None:
 def test_help_of_check_groups_its_options_and_names_the_file_that_it_reads(run: Any) -> None:
     shown = run("check", "--help").out
     headings = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert headings == ["Backend:", "Images and limits:", "Diagnosis:", "Output:", "Other:"]
+    assert headings == ["Backend:", "Several workers:", "Images and limits:", "Diagnosis:", "Output:", "Other:"]
     assert f"[default: {CONFIG}]" in shown

@@ -428,8 +428,15 @@ def test_help_lists_every_option_in_its_group_within_80_columns(run: Any, monkey
     monkeypatch.setenv("COLUMNS", "80")
     lines = run("--help").out.splitlines()
     headings = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
-    groups = ["Model:", "Precision:", "Proof and calibration:", "Input:", "Output:", "Several workers:", "Other:"]
-    assert headings == groups
+    assert headings == [
+        "Model:",
+        "Precision:",
+        "Proof and calibration:",
+        "Input:",
+        "Output:",
+        "Several workers:",
+        "Other:",
+    ]
     assert [line.split()[0] for line in lines[lines.index("Other:") :] if line.startswith("  --")] == [
         "--version",
         "--help",

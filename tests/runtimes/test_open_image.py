@@ -166,6 +166,13 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         open_image(tmp_path / "pipe.png")
 
 
+def test_a_missing_picture_is_named_once(tmp_path: Path) -> None:
+    path = tmp_path / "missing.png"
+    with pytest.raises(BadInput) as raised:
+        open_image(path)
+    assert str(raised.value) == f"cannot read the picture {path}: No such file or directory"
+
+
 def test_a_missing_picture_and_a_folder_are_named(tmp_path: Path) -> None:
     for path in (tmp_path / "missing.png", tmp_path, tmp_path / ("x" * 300)):
         with pytest.raises(BadInput, match=re.escape(f"cannot read the picture {path}")):

@@ -197,6 +197,7 @@ def test_options_that_contradict_each_other_or_lack_a_gpu(run: Any, bundle: Path
     for options, code, said in (
         (("--gpus-per-worker", 1), 2, "--gpus-per-worker is for the workers of --ray; add it"),
         (("--ray", "local:0"), 2, "expected from 1 to 256 workers, got 'local:0'"),
+        (("--ray", "127.0.0.1:1", "--backend", "nosuch"), 2, "error: unknown backend 'nosuch'; choose from"),
         (("--ray", "nowhere"), 2, "--ray: expected local, local:N, auto, HOST:PORT or ray://HOST:PORT, got 'nowhere'"),
         (("--ray", there, "--backend", "tensorrt", "--gpus-per-worker", 0), 2, "got --gpus-per-worker 0; leave"),
         (("--ray", there, "--provider", "cuda"), 3, "expected 1 GPU for each worker, got a Ray cluster without any"),
