@@ -18,4 +18,6 @@ def folder_lock(folder: Path, *, shared: bool = False) -> Iterator[None]:
             descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
             owned.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+            # A process that was forked meanwhile has the descriptor, too, and would hold the lock while it lives.
+            owned.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
         yield

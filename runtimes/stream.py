@@ -115,22 +115,32 @@ class OutputStream(Iterator[Outputs]):
 
     def __init__(self, runtime: Streams, outputs: Generator[Outputs, None, None]) -> None:
         self._runtime, self._outputs = runtime, outputs
-        self._lock, self._process = threading.RLock(), os.getpid()
+        self._lock, self._process, self._closing = threading.RLock(), os.getpid(), False
 
     def __next__(self) -> Outputs:
         self._runtime._check_usable()  # before the lock, which a fork may have got from a thread that is not there
-        with self._lock:
-            self._runtime._check_usable()
-            return next(self._outputs)
+        try:
+            with self._lock:
+                self._runtime._check_usable()
+                if self._closing:
+                    self._outputs.close()
+                return next(self._outputs)
+        finally:
+            if self._closing:
+                self.close()
 
     def close(self) -> None:
-        """End the stream and its threads, once no other thread waits for its outputs. A second call does nothing, nor
-        does one in a forked process, or in the middle of its own step."""
-        if self._process == os.getpid():
-            with self._lock:
-                # It runs where the handler of a signal calls in the middle of a step, which then ends it.
+        """End the stream and its threads. In the middle of a step, of this thread or another, they end after it: it may
+        wait for a picture that never comes. A second call does nothing, nor does one in a forked process."""
+        if self._process != os.getpid():
+            return
+        self._closing = True
+        if self._lock.acquire(blocking=False):
+            try:
                 if inspect.getgeneratorstate(self._outputs) != inspect.GEN_RUNNING:
                     self._outputs.close()
+            finally:
+                self._lock.release()
 
     def __del__(self) -> None:
         if getattr(self, "_process", os.getpid()) != os.getpid():

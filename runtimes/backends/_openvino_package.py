@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,4 +35,14 @@ with _missing(TELEMETRY):
     from openvino import opset13
     from openvino.frontend import FrontEndManager
 
-__all__ = ["FrontEndManager", "opset13", "ov"]
+__all__ = ["FrontEndManager", "core_of_process", "opset13", "ov"]
+
+
+@functools.cache
+def core_of_process() -> ov.Core:
+    """OpenVINO's devices, one set for all of the process's life.
+
+    The thread that loads the CPU's gets a larger stack for the handlers of signals. They free it when they end, in
+    whatever thread that is, and so the next signal would be a crash (`SigAltStackSetup` in its CPU plugin).
+    """
+    return ov.Core()

@@ -70,17 +70,21 @@ def checked_cache(model: Path | bytes | None) -> Iterator[None]:
             if whole.get(path.name) != sha256_of_file(path):
                 path.unlink()
         yield
-        note_whole(model)
+        with suppress(OSError):
+            _note_whole(folder)
 
 
-def note_whole(model: Path | None) -> None:
-    """Note the checksums of all that is in the model's cache. Without them it is built again."""
-    if model is None:
-        return
-    with suppress(OSError, BackendUnavailable):
-        folder = _folder(model)
-        lines = (f"{sha256_of_file(path)}  {path.name}\n" for path in _cached(folder))
-        write_in_one_step(folder / SUMS, "".join(lines).encode())
+def note_built(model: Path | None) -> None:
+    """Note, after runs, what a session has built since it was opened. Without a checksum it is built again."""
+    if model is not None:
+        with suppress(OSError, BackendUnavailable):
+            _note_whole(_folder(model))
+
+
+def _note_whole(folder: Path) -> None:
+    """Note the checksums of all that is in a model's cache."""
+    lines = (f"{sha256_of_file(path)}  {path.name}\n" for path in _cached(folder))
+    write_in_one_step(folder / SUMS, "".join(lines).encode())
 
 
 def _folder(model: Path) -> Path:

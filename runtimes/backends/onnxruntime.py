@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, final
+from weakref import finalize
 
 import numpy as np
 import onnxruntime as ort
@@ -99,6 +100,8 @@ class OnnxRuntime(Runtime):
         self._path, self._int8 = path, int8
         self._graphs = cuda_provider.GraphCalls(session, self.outputs) if provider == "cuda-graph" else None
         self._buffers: dict[tuple[str, tuple[int, ...]], ort.OrtValue] = {}
+        # Engines may be built in any run. Also where nobody closes the runtime, they are noted.
+        self._note = finalize(self, tensorrt_provider.note_built, path) if provider == "tensorrt" else None
 
     @classmethod
     def open(
@@ -250,8 +253,8 @@ class OnnxRuntime(Runtime):
         self._buffers.clear()
         self._graphs = None
         del self._session
-        if self._provider == "tensorrt":
-            tensorrt_provider.note_whole(self._path)  # engines that it built since
+        if self._note is not None:
+            self._note()
 
 
 def _path_or_content(model: Path | bytes) -> Path | bytes:

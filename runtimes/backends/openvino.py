@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtimes.backends._openvino_cache import Compiled, compile_cached, model_from_onnx
-from runtimes.backends._openvino_package import ov
+from runtimes.backends._openvino_package import core_of_process, ov
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
 from runtimes.errors import BackendUnavailable, BadInput
@@ -77,7 +77,7 @@ class OpenVinoRuntime(Runtime):
         cls, path: Path, provider: str | None, batch: BatchRange | None, tuning: Tuning, budget: Budget | None
     ) -> OpenVinoRuntime:
         check_own_import("openvino")
-        core, device = ov.Core(), (provider or "cpu").upper()
+        core, device = core_of_process(), (provider or "cpu").upper()
         if device not in core.available_devices:
             raise BackendUnavailable(
                 f"openvino has no provider '{provider}' here; choose from {', '.join(cls.providers())}"
@@ -98,7 +98,7 @@ class OpenVinoRuntime(Runtime):
 
     @classmethod
     def providers(cls) -> tuple[str, ...]:
-        return tuple(device.lower() for device in ov.Core().available_devices)
+        return tuple(device.lower() for device in core_of_process().available_devices)
 
     @property
     def provider(self) -> str:
@@ -155,8 +155,7 @@ class OpenVinoRuntime(Runtime):
 
         Requests take turns, as in OpenVINO's AsyncInferQueue, whose callbacks would come in any order.
         """
-        streams = int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
-        free = [self._model.create_infer_request() for _ in range(streams + 1)]
+        free, alive = self._turns.take(self._requests)
         running: deque[ov.InferRequest] = deque()
         try:
             for feeds in batches:
@@ -174,11 +173,19 @@ class OpenVinoRuntime(Runtime):
                 yield self._finished(running.popleft())
         finally:
             if self._process != os.getpid():  # in a fork nobody ends them: they are never let go of
-                ctypes.pythonapi.Py_IncRef(ctypes.py_object(running))
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object((running, alive)))
             else:
-                for request in running:
+                while running:
                     with suppress(RuntimeError):  # what failed first is on its way
-                        request.wait()
+                        running.popleft().wait()
+            free.clear()
+            del alive  # after the requests
+
+    def _requests(self) -> tuple[list[ov.InferRequest], object]:
+        """As many requests as there are streams, and one more; and what they need while they live, also where the
+        runtime is closed meanwhile."""
+        streams = int(self._model.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        return [self._model.create_infer_request() for _ in range(streams + 1)], (self._model, self._memory)
 
     def _start(self, request: ov.InferRequest, feeds: dict[str, NDArray[Any]]) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import random
 from collections.abc import Callable
@@ -109,6 +110,19 @@ def test_engines_that_the_tensorrt_provider_builds_when_it_runs_are_kept_too(
         session.built.clear()
         with OnnxRuntime.open(tiny_model / "model.onnx", provider="tensorrt") as runtime:
             runtime._session.load()
+        assert len(session.built) == built
+
+
+def test_they_are_kept_too_where_nobody_closes_the_runtime(
+    tiny_model: Path, cache: Path, session: type[Session]
+) -> None:
+    session.late = True
+    for built in (3, 0):
+        session.built.clear()
+        runtime = OnnxRuntime.open(tiny_model / "model.onnx", provider="tensorrt")
+        runtime._session.load()
+        del runtime
+        gc.collect()
         assert len(session.built) == built
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,50 @@ def test_closing_ends_the_streams_that_other_threads_read(backend: Backend) -> N
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
+def test_closing_does_not_wait_for_a_picture_that_another_threads_stream_waits_for(backend: Backend) -> None:
+    come, asked = threading.Event(), threading.Event()
+
+    def pictures() -> Iterator[NDArray[np.uint8]]:
+        for _ in range(100):
+            yield np.zeros((28, 28), np.uint8)
+        asked.set()
+        come.wait(60)
+        yield np.zeros((28, 28), np.uint8)
+
+    with backend.open() as runtime, ThreadPoolExecutor(2) as pool:
+        reader = pool.submit(list, runtime.stream(pictures(), STEPS, batch=1))
+        try:
+            assert asked.wait(20)
+            pool.submit(runtime.close).result(20)
+        finally:
+            come.set()
+        with pytest.raises(ValueError, match="the runtime is closed; open it again"):
+            reader.result(20)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+def test_a_stream_that_is_closed_in_the_middle_of_another_threads_step_ends_after_it(backend: Backend) -> None:
+    come, asked = threading.Event(), threading.Event()
+
+    def pictures() -> Iterator[NDArray[np.uint8]]:
+        while True:
+            asked.set()
+            come.wait(60)
+            yield np.zeros((28, 28), np.uint8)
+
+    with backend.open() as runtime, ThreadPoolExecutor(2) as pool:
+        stream = runtime.stream(pictures(), STEPS, batch=1)
+        reader = pool.submit(list, stream)
+        try:
+            assert asked.wait(20)
+            pool.submit(stream.close).result(20)
+        finally:
+            come.set()
+        assert len(reader.result(20)) <= 1
+        assert runtime.run({INPUT: images(1)})[OUTPUT].shape == (1, 10)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
 def test_threads_that_share_a_stream_get_each_batch_once(backend: Backend) -> None:
     pictures = [np.full((28, 28), place, np.uint8) for place in range(24)]
     with backend.open() as runtime:
@@ -213,3 +259,22 @@ def test_the_handler_of_a_signal_may_close_in_the_middle_of_a_run(
     ]
     with pytest.raises(ValueError, match="the runtime is closed; open it again"):
         runtime.run({INPUT: images(1)})
+
+
+CLOSED_ELSEWHERE = """
+import signal, sys, threading
+from runtimes import open_runtime
+
+runtime = open_runtime(*sys.argv[1:])
+closing = threading.Thread(target=runtime.close)
+closing.start(), closing.join()
+del runtime, closing
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+def test_a_process_handles_signals_after_another_thread_closed_what_it_opened(backend: Backend) -> None:
+    command = [sys.executable, "-c", CLOSED_ELSEWHERE, backend.given, backend.name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
