@@ -76,11 +76,12 @@ class ShardCounter:
     def __init__(self, task: OpenCounter, threads: int) -> None:
         self._task = task
         self._collector = Collector(task.model, task.tensors, threads) if task.tensors else None
+        self._closed = False
 
     def work(self, shard: Shard) -> Counted:
         task = self._task
         sample = Sample(task.source, task.preprocess)
-        batches = sample.batches(BATCH, range(shard.start, shard.stop))
+        batches = self._until_closed(sample.batches(BATCH, range(shard.start, shard.stop)))
         if self._collector is not None:
             return Counted(sample.seen, self._collector.collect(task.inputs(batches)))
         for _ in batches:
@@ -88,7 +89,14 @@ class ShardCounter:
         return Counted(sample.seen, {})
 
     def close(self) -> None:
-        """Nothing is open."""
+        """End what is under way: nobody waits for it."""
+        self._closed = True
+
+    def _until_closed(self, batches: Iterator[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+        for batch in batches:
+            if self._closed:
+                raise ValueError("the worker is closed")
+            yield batch
 
 
 def count_images(

@@ -32,12 +32,22 @@ class FilePictures:
     Attributes:
         folder: the path or the URL of what they lie in.
         files: their paths below it, with slashes.
+        given: the folder as messages name it; None names it by `folder`.
     """
 
     folder: str
     files: tuple[str, ...]
+    given: str | None = None
 
     def __call__(self, place: int) -> Picture:
+        try:
+            return self._read(place)
+        except BadInput as error:
+            if self.given in (None, self.folder):
+                raise
+            raise BadInput(str(error).replace(self.folder, str(self.given))) from error
+
+    def _read(self, place: int) -> Picture:
         if is_url(self.folder):
             return picture_from_bytes(self.content(place), f"{self.folder}/{self.files[place]}")
         return open_picture(Path(self.folder, self.files[place]))
@@ -53,10 +63,10 @@ class FilePictures:
         return bytes_from_url(self.folder, file) if is_url(self.folder) else Path(self.folder, file).read_bytes()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FilePictures, (_from_anywhere(self.folder), self.files)
+        return FilePictures, (_from_anywhere(self.folder), self.files, self.given or self.folder)
 
     def chosen(self, places: NDArray[np.int64]) -> FilePictures:
-        return FilePictures(self.folder, tuple(self.files[place] for place in places))
+        return FilePictures(self.folder, tuple(self.files[place] for place in places), self.given)
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,8 @@ class Runtime(ABC):
         """
 
     @classmethod
-    def file_of(cls, bundle: Bundle) -> Path:
-        """The path of the bundle's file that this backend opens.
+    def file_of(cls, bundle: Bundle, trusted: Collection[str] = ()) -> Path:
+        """The path of the bundle's file that this backend opens; `trusted` as in `open_model`.
 
         Raises:
             BackendUnavailable: the bundle does not have it, or none for this machine.

@@ -41,6 +41,7 @@ GPU_TESTS = (
     *("tests/runtimes/test_cuda.py", "tests/runtimes/test_dlpack_streams.py", "tests/runtimes/test_engine_on_a_gpu.py"),
     *("tests/runtimes/test_prepared.py", "tests/runtimes/test_runtime_contract.py"),
     *("tests/runtimes/test_runtime_opening.py", "tests/runtimes/test_stream.py"),
+    *("tests/runtimes/test_forked_runtimes.py", "tests/runtimes/test_shared_runtimes.py"),
 )
 """The files of tests that are marked `gpu`; the others need not be read, and packages that they need not be there."""
 MODELS = ("resnet18", "resnet50", "resnet101", "resnext50_32x4d")

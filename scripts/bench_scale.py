@@ -8,7 +8,7 @@ median counts. Then the parts, one after the other: to list names, to decode and
 worker and its result back, and to count a result; with these, what bounds ImageNet on 64 GPUs.
 
 FOLDER holds JPEG photographs, whose crops of 500 x 375 pixels are evaluated on; without it, the built-in pictures are enlarged to that.
-Random weights will do: only time is measured. `others` is the share of a core that other processes took meanwhile.
+Random weights will do: only time is measured.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from typing import NamedTuple
 
 import click
 import numpy as np
-from bench_runtime import Others
 from PIL import Image
 
 from calibration.data import built_in, open_source
@@ -124,13 +123,11 @@ def seconds_of(way: Way, bundle: Path, data: Path, count: int) -> float:
 def compare(bundle: Path, data: Path, few: int, many: int, rounds: int) -> None:
     """Print the time to start and the rate of each way, beside the plain loop's on the same cores."""
     taken: dict[tuple[Way, int], list[float]] = {}
-    others = Others()
     for _ in range(rounds):
         time.sleep(SETTLED)
         for way in ways():
             for count in (few, many):
                 taken.setdefault((way, count), []).append(seconds_of(way, bundle, data, count))
-    click.echo(f"others: {others.share:.2f} of a core")
     rates: dict[Way, float] = {}
     click.echo(f"{'way':<10} {'cores':>5} {'start s':>8} {'images/s':>9}   of plain there   of one core's plain")
     for way in ways():

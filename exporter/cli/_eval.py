@@ -111,8 +111,10 @@ def evaluate(bundle: Path, **options: Any) -> None:
     from exporter.verification.accuracy.paired import PairedCount
     from runtimes.bundle import Bundle
     from runtimes.classify import check_classifier
+    from runtimes.server_url import place_of
 
     _check_files(options)
+    options["provider"] = place_of(options["backend"], options["provider"], options["url"])
     with status(quiet=options["quiet"]) as progress:
         progress("read the bundle and the data")
         opened = Bundle.open(bundle)
@@ -167,15 +169,14 @@ def _here(bundle: Bundle, source: ImageSource, options: dict[str, Any], progress
     from calibration.distributed.local import Local
     from exporter.verification.accuracy.worker import EvaluationWorker, ran_by
     from runtimes._open import open_runtime
-    from runtimes.server_url import place_of
 
     backend, tuning = options["backend"], options["tuning"]
-    provider, trusted = place_of(backend, options["provider"], options["url"]), options["trust_engines"]
+    provider, trusted = options["provider"], options["trust_engines"]
     with open_runtime(bundle, backend, provider=provider, trust_engine=trusted, tuning=tuning) as runtime:
         if runtime.choice is not None:
             progress(f"auto chose {runtime.choice}")
         yield _Crew(
-            ran_by(bundle, backend, runtime),
+            ran_by(bundle, backend, runtime, trusted),
             lambda threads: EvaluationWorker(bundle, runtime, source, threads),
             Local(tuning.threads),
         )
@@ -189,12 +190,11 @@ def _on_ray(bundle: Bundle, source: ImageSource, options: dict[str, Any], progre
     from calibration.distributed.shards import Shard
     from exporter.verification.accuracy.worker import OpenEvaluation
     from runtimes._open import AUTO, backend_names
-    from runtimes.server_url import place_of
 
     backend = options["backend"]
     if backend not in (AUTO, *backend_names()):  # before Ray is started
         raise UnknownName("backend", backend, backend_names())
-    provider, trusted = place_of(backend, options["provider"], options["url"]), options["trust_engines"]
+    provider, trusted = options["provider"], options["trust_engines"]
     opening = OpenEvaluation(
         bundle.folder.absolute(), manifest_digest(bundle), source, first_readable(source), backend, provider, trusted
     )

@@ -104,13 +104,18 @@ def mark_newest(engine: Path) -> None:
 
 
 def _locked_name(path: Path) -> tuple[Path, int]:
-    """A hidden name, and the descriptor of its lock. Another build may remove the lock's file in the moment before it
-    is locked; then a new name is taken."""
+    """A hidden name, and the descriptor of its lock. Another build may lock the lock's file in the moment before, and
+    remove it; then a new name is taken."""
     while True:
         staged = path.with_name(f".{path.stem}.partial-{secrets.token_hex(8)}{path.suffix}")
         lock = os.open(staged.with_suffix(LOCK), os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with suppress(OSError):  # a file system without locks, where no build clears anything away
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        except OSError:
+            pass  # a file system without locks, where no build clears anything away
         with suppress(FileNotFoundError):
             if staged.with_suffix(LOCK).stat().st_ino == os.fstat(lock).st_ino:
                 return staged, lock

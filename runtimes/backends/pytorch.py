@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from pathlib import Path
@@ -62,7 +62,7 @@ class PyTorchRuntime(Runtime):
         self._threads = threads
 
     @classmethod
-    def file_of(cls, bundle: Bundle) -> Path:
+    def file_of(cls, bundle: Bundle, trusted: Collection[str] = ()) -> Path:
         if cls.FILE not in bundle.manifest.files:
             why = (
                 "it was left out on purpose, as by --no-reference or `resnet-deploy deepstream`; run another backend, "

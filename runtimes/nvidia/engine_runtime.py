@@ -126,11 +126,11 @@ class EngineRuntime(Runtime):
         if isinstance(model, Path):
             return cls(load_engine(cls.API, model, cls.here, trusted))
         cls.check_bundle(model.manifest, provider)
-        return cls(load_engine(cls.API, engine_for(model, cls.here(), trusted), cls.here, trusted))
+        return cls(load_engine(cls.API, cls.file_of(model, trusted), cls.here, trusted))
 
     @classmethod
-    def file_of(cls, bundle: Bundle) -> Path:
-        return engine_for(bundle, cls.here())
+    def file_of(cls, bundle: Bundle, trusted: Collection[str] = ()) -> Path:
+        return engine_for(bundle, cls.here(), trusted)
 
     @classmethod
     def check_here(cls) -> None:

@@ -212,7 +212,7 @@ def test_a_strip_or_a_lack_of_memory_makes_a_picture_unreadable_and_ends_nothing
     sample = exhausted(source_of(picture, 100))
     assert (sample.images, sample.unreadable) == (
         99,
-        ["cannot prepare the picture set 5: there is not enough memory for it"],
+        ["cannot read the picture set 5: there is not enough memory for it"],
     )
 
 

@@ -128,3 +128,21 @@ def test_a_picture_that_is_gone_is_named(tmp_path: Path) -> None:
     assert source.image(0).size == (12, 10)
     with pytest.raises(BadInput, match=r"cannot read the picture .*dogs/one\.png: .*No such file"):
         source.image(1)
+
+
+def test_a_picture_is_named_as_the_folder_was_given_wherever_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    source = open_source("data")
+    (tmp_path / "data" / "dogs" / "one.png").write_bytes(b"spoilt")
+    pickled = pickle.dumps(source.subset(np.arange(source.count)))
+    monkeypatch.chdir("/")
+    with pytest.raises(BadInput) as elsewhere:
+        pickle.loads(pickle.dumps(pickle.loads(pickled))).picture(1)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput) as here:
+        source.picture(1)
+    assert str(elsewhere.value) == str(here.value)
+    assert "cannot read the picture data/dogs/one.png" in str(here.value)

@@ -301,7 +301,7 @@ def test_a_file_that_changes_while_it_is_read(
 @pytest.mark.parametrize(
     ("shape", "options", "says"),
     [
-        ((1, 3, 0, 16), TOLD, "expected sizes of at least one, got 'x' of 1x3x0x16"),
+        ((1, 3, 0, 16), TOLD, "expected sizes from 1 to 65,536, got 'x' of 1x3x0x16"),
         (
             ("n", 3, "h", "w"),
             TOLD,

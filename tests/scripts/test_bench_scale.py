@@ -7,14 +7,13 @@ from types import ModuleType
 
 import pytest
 from PIL import Image
-from script_modules import SCRIPTS, script_module
+from script_modules import script_module
 
 from calibration.data import open_source
 
 
-@pytest.fixture(name="bench")
-def bench_fixture(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(SCRIPTS))
+@pytest.fixture(name="bench", scope="module")
+def bench_fixture() -> ModuleType:
     return script_module("bench_scale")
 
 

@@ -170,7 +170,7 @@ def test_tensorrts_parser_refuses_a_path_and_follows_a_link(
 def test_a_manifest_larger_than_any_is_not_read(strangers: Path) -> None:
     with (strangers / MANIFEST).open("r+b") as file:
         file.truncate(LARGEST_MANIFEST + 1)
-    with pytest.raises(BundleError, match="expected at most 16 MiB, got more; do not use this bundle"):
+    with pytest.raises(BundleError, match="expected at most 4 MiB, got more; do not use this bundle"):
         Bundle.open(strangers)
 
 

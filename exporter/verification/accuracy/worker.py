@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +101,10 @@ class EvaluationWorker:
         return np.argsort(-logits, axis=1, kind="stable")[:, :TOP].astype(np.int64), seconds
 
 
-def ran_by(bundle: Bundle, backend: str, runtime: Runtime) -> Ran:
-    """What runs an opened bundle; `backend` is the name that it was opened by."""
+def ran_by(bundle: Bundle, backend: str, runtime: Runtime, trusted: Collection[str] = ()) -> Ran:
+    """What runs an opened bundle; `backend` and `trusted` are what it was opened by."""
     chosen = backend if runtime.choice is None else runtime.choice.backend
-    return Ran(chosen, runtime.provider, sha256_of_file(runtime.file_of(bundle)))
+    return Ran(chosen, runtime.provider, sha256_of_file(runtime.file_of(bundle, trusted)))
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ class OpenEvaluation:
         tuning = Tuning(min(threads, usable_cores()))
         runtime = open_runtime(bundle, self.backend, provider=self.provider, trust_engine=self.trusted, tuning=tuning)
         worker = EvaluationWorker(bundle, runtime, self.source, threads)
-        ran = ran_by(bundle, self.backend, runtime)
+        ran = ran_by(bundle, self.backend, runtime, self.trusted)
         if self.ran not in (None, ran):
             worker.close()
             raise BackendUnavailable(
