@@ -257,7 +257,15 @@ def _exchange(staging: Path, destination: Path) -> None:
     ):
         return
     aside = staging.with_name(f"{staging.name}-old")
-    destination.rename(aside)
+    try:
+        destination.rename(aside)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # A folder of a lower layer of an overlay, as of a container's image, cannot be renamed.
+        shutil.copytree(destination, aside, symlinks=True)
+        (destination / MANIFEST).unlink(missing_ok=True)  # what is left no longer looks finished
+        shutil.rmtree(destination)
     try:
         staging.rename(destination)
     except BaseException:  # Ctrl-C too

@@ -31,6 +31,12 @@ def assert_whole(kit: Path) -> None:
     assert {name: hashlib.sha256(content[f"resnet-kit/{name}"]).hexdigest() for name in sums} == sums
 
 
+def the_engine(bundle: Path) -> Path:
+    """The bundle's engine; what a killed build left under a hidden name is none, and the next that builds removes it."""
+    (engine,) = (path for path in (bundle / "engines").glob("*.engine") if not path.name.startswith("."))
+    return engine
+
+
 @numbers
 def test_a_kit(exported: Path, tmp_path: Path, count: int) -> None:
     command = ("kit", exported, "--output", tmp_path / "kit.tar", "--force", "--quiet")
@@ -47,15 +53,14 @@ def test_an_engine(proven: Path, count: int) -> None:
     command = ("build", proven, "--force", "--quiet")
     torn = 0
     for _ in kills(command, count, 2):
-        (engine,) = (path for path in (proven / "engines").glob("*.engine") if not path.name.startswith("."))
+        engine = the_engine(proven)
         try:
             facts_of(engine)
         except BundleError as error:  # killed between two renames: it is refused, which is none
             torn += "was changed after it was built" in str(error)
     assert torn <= count // 10
     finished(("build", proven, "--quiet"))  # it builds again where there is none
-    (engine,) = (proven / "engines").glob("*.engine")
-    assert facts_of(engine).checked
+    assert facts_of(the_engine(proven)).checked
     finished(command)
     assert len(list((proven / "engines").iterdir())) == 2
 

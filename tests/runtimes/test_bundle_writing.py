@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -311,3 +312,22 @@ def test_what_a_killed_run_of_an_earlier_version_left_is_no_obstacle(tmp_path: P
         assert list(folder.iterdir()) == []
         write_manifest(folder, manifest)
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_a_bundle_that_lies_in_the_lower_layer_of_an_overlay_is_replaced(
+    bundle: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def of_an_overlay(self: Path, target: Path) -> Path:
+        if self == bundle:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", of_an_overlay)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: object())
+    with staging_folder(bundle, force=True) as folder:
+        (folder / "model.onnx").write_text("new")
+        write_manifest(folder, manifest)
+    assert Bundle.open(bundle).file("model.onnx").read_text() == "new"
+    assert leftovers(bundle.parent) == []
