@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,9 @@ def _export(output: str, seed: int) -> None:
     import sys
 
     from exporter.cli.export import main
+    from runtimes import forks
 
+    forks._inherited.clear()  # its parent has loaded torch, and computes nothing: no thread stays behind
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [
         "resnet-export",
@@ -49,7 +52,10 @@ def _export(output: str, seed: int) -> None:
     main()
 
 
-def _trials(folder: Path, count: int) -> None:
+KINDS = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)
+
+
+def _trials(folder: Path, count: int, kinds: Sequence[signal.Signals] = KINDS) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     output = folder / "bundle"
@@ -69,7 +75,7 @@ def _trials(folder: Path, count: int) -> None:
     shas = {Bundle.open(output).manifest.model.weights.sha256}
     chance = random.Random(7)
     for trial in range(count):
-        kind = (signal.SIGKILL, signal.SIGINT, signal.SIGTERM)[trial % 3]
+        kind = kinds[trial % len(kinds)]
         process = started(trial + 1)
         time.sleep(duration * (trial + chance.random()) / count)
         assert process.pid is not None
@@ -126,3 +132,8 @@ def test_an_interrupted_export_leaves_the_old_bundle_or_the_new_one(tmp_path: Pa
 @pytest.mark.slow
 def test_twenty_interruptions_leave_the_old_bundle_or_the_new_one(tmp_path: Path) -> None:
     _trials(tmp_path, 20)
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_leave_the_old_bundle_or_the_new_one(tmp_path: Path) -> None:
+    _trials(tmp_path, 200, (signal.SIGKILL,))
