@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import re
 import resource
 import subprocess
 import sys
@@ -22,6 +21,8 @@ from pathlib import Path
 
 import click
 from PIL import Image
+
+from runtimes.benchmark.measure import peak_memory_bytes
 
 CLASSES, DISTINCT = 10, 4
 """How many folders of classes, and how many different pictures: the others are links to them."""
@@ -106,14 +107,10 @@ def inside(program: str, *arguments: str) -> None:
         code = left.code
     for child in multiprocessing.active_children():
         child.join()  # until then, its peak is not counted
-    print(max(_own_peak_kib(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024)
+    own = peak_memory_bytes()
+    assert own is not None
+    print(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss << 10) / MIB)
     raise SystemExit(code)
-
-
-def _own_peak_kib() -> int:
-    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1])
 
 
 if __name__ == "__main__":

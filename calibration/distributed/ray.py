@@ -1,10 +1,10 @@
 """Work on shards on the workers of a Ray cluster.
 
 A worker is an actor: a process of its own, which may die of a crash in native code, of a kill, or with its machine.
-What it had under way is then given to others, and another one takes its place. Each shard is handed out to one worker
-at a time, so that none is counted twice. A shard that was under way at a death is worked on alone from then on, which
-shows whether it is the one that kills; after three deaths it is given up. One that has been under way for long is given
-to an idle worker, too, since its own may hang: the first answer counts.
+What it had under way is then given to others, and another one takes its place. A shard that
+was under way at a death is worked on alone from then on, which shows whether it is the one that kills; after three
+deaths it is given up. One that has been under way for long is given to an idle worker, too, since its own may hang. Of
+each shard the first answer counts, and no other.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class _Crew(Generic[Result]):
             if self._waiting or hand.waited_for is not None or hand.shards:
                 continue
             under_way = Counter(shard for other in self._hands for shard in other.shards.values())
-            once = [shard for shard, count in under_way.items() if count == 1 and not self._deaths[shard]]
+            once = [shard for shard in self._left if under_way[shard] == 1 and not self._deaths[shard]]
             first = min(once, key=self._begun.__getitem__, default=None)
             if first is None or time.monotonic() - self._begun[first] < late_s:
                 return
