@@ -108,7 +108,7 @@ def session_call(path: Path, rows: int, options: dict[str, str], device: str) ->
         raise RuntimeError(f"it runs on {session.get_providers()[0]}: the CUDA provider's libraries did not load")
     binding, run_options = session.io_binding(), ort.RunOptions()
     if options.get("enable_cuda_graph") == "1":
-        run_options.add_run_config_entry("gpu_graph_annotation_id", str(rows))
+        run_options.add_run_config_entry("gpu_graph_id", str(rows))
     generator = np.random.default_rng(0)
     kept = []
     for value in session.get_inputs():

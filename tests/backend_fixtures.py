@@ -62,7 +62,9 @@ def opened_or_skipped(name: str, provider: str | None, folder: Path) -> Backend:
 
 CASES = [pytest.param((name, None), id=name) for name in backend_names()]
 if torch.cuda.is_available():
-    CASES += [pytest.param((name, "cuda"), id=f"{name}-cuda", marks=pytest.mark.gpu) for name in local_backend_names()]
+    GPU_CASES = [*((name, "cuda") for name in local_backend_names())]
+    GPU_CASES += [("onnxruntime", provider) for provider in ("cuda-nhwc", "cuda-graph")]
+    CASES += [pytest.param(case, id="-".join(case), marks=pytest.mark.gpu) for case in GPU_CASES]
 
 
 @pytest.fixture(name="one_thread", scope="module", autouse=True)

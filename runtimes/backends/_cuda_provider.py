@@ -25,6 +25,9 @@ GRAPH = {**NHWC, "enable_cuda_graph": "1"}
 MOST_GRAPHS = 3
 """How many input shapes get a CUDA graph, each with memory of its own."""
 NO_GRAPH = "-1"
+GRAPH_ID = "gpu_graph_id"
+"""In a run's options: which of a session's graphs it is (kOrtRunOptionsConfigCudaGraphAnnotation in ONNX Runtime's
+`onnxruntime_run_options_config_keys.h`). An unknown name is ignored, and all runs replay the first graph."""
 
 
 def load_libraries() -> None:
@@ -94,7 +97,7 @@ class GraphCalls:
 
     def _call(self, feeds: dict[str, NDArray[Any]], annotation: str) -> BoundCall:
         binding, options = self._session.io_binding(), ort.RunOptions()
-        options.add_run_config_entry("gpu_graph_annotation_id", annotation)
+        options.add_run_config_entry(GRAPH_ID, annotation)
         # A copy: on the CPU the value is the very memory that it is made from.
         inputs = {
             name: ort.OrtValue.ortvalue_from_numpy(array.copy(), self._device, 0) for name, array in feeds.items()

@@ -18,6 +18,12 @@ from runtimes.specs import BatchRange
 NAME = "TensorrtExecutionProvider"
 FOLDERS = ("resnet-export", "tensorrt")
 SUMS = "SHA256SUMS"
+LACKS_LIBRARIES = "Please install TensorRT libraries"
+"""In what ONNX Runtime says where its provider finds no TensorRT."""
+INSTALL_LIBRARIES = (
+    "expected TensorRT's libraries for onnxruntime's provider 'tensorrt', got none that load; install the version that "
+    'this onnxruntime was built for (onnxruntime.ai, "TensorRT Execution Provider"), or use --provider cuda'
+)
 TYPES = {"fp16": ("trt_fp16_enable",), "bf16": ("trt_bf16_enable",), "int8": ("trt_fp16_enable", "trt_int8_enable")}
 """The settings that allow a precision's types: before TensorRT 11 the provider builds weakly typed networks."""
 

@@ -157,6 +157,9 @@ class OnnxRuntime(Runtime):
                 f"this onnxruntime was built without {name}; uninstall onnxruntime and install resnet-export[gpu]"
             )
         if wanted != "cpu":
+            # What fails is raised; the log repeats it, and has a line for each algorithm that cuDNN tries in vain.
+            options.log_severity_level = FATAL_ONLY
+            ort.set_default_logger_severity(FATAL_ONLY)
             cuda_provider.load_libraries()
         try:
             with tensorrt_provider.checked_cache(model if wanted == "tensorrt" else None):
@@ -168,6 +171,8 @@ class OnnxRuntime(Runtime):
         except Exception as error:  # onnxruntime's own errors share no base class below this one
             if wanted != "cpu":
                 _check_loaded(name, _providers_of_a_session_with_fallback(model, wanted, batch))
+                if tensorrt_provider.LACKS_LIBRARIES in str(error):
+                    raise BackendUnavailable(tensorrt_provider.INSTALL_LIBRARIES) from error
                 raise BackendUnavailable(f"onnxruntime cannot run {where} on {name}: {first_line(error)}") from error
             raise BadInput(f"onnxruntime cannot run {where}: {first_line(error)}") from error
         _check_loaded(name, session.get_providers())

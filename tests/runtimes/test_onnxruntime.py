@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+from ctypes.util import find_library
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,10 @@ import onnxruntime
 import pytest
 from tiny_answers import INPUT, OUTPUT, images
 
-from runtimes.backends._cuda_provider import MOST_GRAPHS, GraphCalls
+import calibration
+import exporter
+import runtimes
+from runtimes.backends._cuda_provider import GRAPH_ID, MOST_GRAPHS, NO_GRAPH, GraphCalls
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.cores import usable_cores
 from runtimes.errors import BackendUnavailable, BadInput
@@ -75,6 +80,30 @@ def test_calls_that_keep_their_memory_give_what_a_plain_run_gives(tiny_model: Pa
             np.testing.assert_array_equal(batch, before)
             assert got.flags.writeable
         assert len(calls._calls) == MOST_GRAPHS
+        graphs = [call.options.get_run_config_entry(GRAPH_ID) for call in calls._calls.values()]
+        assert len(set(graphs)) == MOST_GRAPHS, "each shape has a graph of its own"
+        assert calls._call({INPUT: images(9)}, NO_GRAPH).options.get_run_config_entry(GRAPH_ID) == "-1"
+
+
+def test_onnxruntime_knows_each_setting_that_is_made() -> None:
+    """It ignores what it does not know: with another name for a graph's number every batch size ran the first one's graph."""
+    library = b"".join(path.read_bytes() for path in Path(onnxruntime.__file__).parent.glob("capi/*pybind11_state*.so"))
+    rooms = [Path(room.__file__ or "").parent for room in (runtimes, exporter, calibration)]
+    text = "".join(path.read_text() for room in rooms for path in room.rglob("*.py"))
+    names = {GRAPH_ID, *re.findall(r'"(session\.[a-z0-9_.]+)"', text)}
+    assert len(names) >= 6
+    assert [name for name in names if name.encode() not in library] == []
+
+
+@pytest.mark.skipif(
+    "TensorrtExecutionProvider" not in onnxruntime.get_available_providers(), reason="needs onnxruntime-gpu"
+)
+def test_what_is_missing_of_tensorrt_is_told_in_one_line(tiny_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    if find_library("nvinfer"):
+        pytest.skip("TensorRT is here")
+    with pytest.raises(BackendUnavailable, match=r"expected TensorRT's libraries|its CUDA and cuDNN libraries did not"):
+        OnnxRuntime.open(tiny_model / "model.onnx", provider="tensorrt")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_cuda_graph_of_an_output_without_a_shape_is_refused(tiny_model: Path) -> None:
