@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 from numpy.typing import NDArray
 
+from runtimes._plugins import needed_for
 from runtimes.base import Runtime
 from runtimes.errors import BackendUnavailable, BadInput, first_line
 from runtimes.parity.compare import LOGITS, PROBABILITIES
@@ -97,13 +98,8 @@ class SourceFileRuntime(Runtime):
 
 def _open_session(model: Path | bytes, tensors: Sequence[str], tuning: Tuning) -> ort.InferenceSession:
     """A session that optimises nothing, and gives these tensors."""
-    try:
+    with needed_for("the bundle's reference, an ONNX file,", "pip install 'resnet-export[export]'"):
         import onnxruntime as ort
-    except ImportError as error:
-        raise BackendUnavailable(
-            "the bundle's reference is an ONNX file, and onnxruntime is not installed; "
-            "pip install 'resnet-export[export]'"
-        ) from error
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised, and said by whoever tried it
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from calibration.distributed.address import RayRequest, address_of
 from calibration.distributed.local import Local
 from calibration.distributed.shards import Executor
-from runtimes.errors import BackendUnavailable, BadInput, PlanError
+from runtimes._plugins import needed_for
+from runtimes.errors import BadInput, PlanError
 
 MOST_WORKERS = 256
 """On one machine: each is a process of some hundred megabytes."""
@@ -69,9 +70,8 @@ def executor_of(request: RayRequest | None, threads: int | None, *, gpu: bool = 
     for name, value in settings.items():
         os.environ.setdefault(name, value)
     try:
-        from calibration.distributed.cluster import connected
-    except ImportError as error:
-        raise BackendUnavailable("--ray needs Ray; pip install 'resnet-export[ray]'") from error
+        with needed_for("--ray", "pip install 'resnet-export[ray]'"):
+            from calibration.distributed.cluster import connected
     finally:
         if alone:  # a process that this one starts may be part of a cluster
             del os.environ[HERE_ALONE]

@@ -59,4 +59,17 @@ def test_without_ray_installed_the_command_that_installs_it_is_told(
     for name in [name for name in sys.modules if name.startswith("calibration.distributed.cluster")]:
         monkeypatch.delitem(sys.modules, name)
     ran: Any = run_main(deploy.main, ("check", bundle, "--ray", "local", "--data", "built-in"), capsys, monkeypatch)
-    assert (ran.code, ran.error) == (3, "error: --ray needs Ray; pip install 'resnet-export[ray]'")
+    expected = "error: --ray needs the package 'ray', which is not installed; pip install 'resnet-export[ray]'"
+    assert (ran.code, ran.error) == (3, expected)
+
+
+def test_what_ray_itself_lacks_is_named(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ray.py").write_text("import not_there\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if f"{name}.".startswith(("ray.", "calibration.distributed.cluster."))]:
+        monkeypatch.delitem(sys.modules, name)
+    ran: Any = run_main(deploy.main, ("check", bundle, "--ray", "local", "--data", "built-in"), capsys, monkeypatch)
+    assert ran.code == 3
+    assert "--ray needs the package 'not_there', which is not installed" in ran.error
