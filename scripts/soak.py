@@ -1,6 +1,6 @@
 """Run each backend for long, and see whether memory, file handles or threads grow, and whether answers stay the same.
 
-    python scripts/soak.py MODEL... [--backend NAME]... [--runs 10000] [--opens 500] [--threads 8] [--minutes M]
+    python scripts/soak.py MODEL... [--backend NAME [--provider NAME]] [--runs 10000] [--opens 500] [--threads 8] [--minutes M]
 
 MODEL is a bundle, or the URL of a model on a Triton server. Each backend has a process of its own, in which four kinds of work follow
 each other:
@@ -10,7 +10,7 @@ each other:
 - opens: open, run, close;
 - threads: each with a sibling of one runtime, or a runtime of its own where there are none; all that they open they close.
 
-What the process holds is sampled as the work goes on. The first fifth is warm-up. The rest is cut into blocks, and a straight line is
+What the process holds is sampled as the work goes on, the GPU's memory too where a provider other than the CPU is named. The first fifth is warm-up. The rest is cut into blocks, and a straight line is
 fitted to the blocks' medians, which are independent enough of each other for its 95 % interval to mean something (samples are not).
 Exit 1 where an answer differs from the first, or where all of a slope's interval is above its bound: so much more with each piece of
 work is a leak.
@@ -65,6 +65,7 @@ class Sample(NamedTuple):
     kib: float
     handles: float
     threads: float
+    gpu_kib: float = 0.0
 
 
 class Slope(NamedTuple):
@@ -73,6 +74,9 @@ class Slope(NamedTuple):
     each: float
     low: float
     high: float
+
+
+NOT_SAMPLED = Slope(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -87,12 +91,14 @@ class Row:
     kib: Slope
     handles: Slope
     threads: Slope
+    gpu_kib: Slope = NOT_SAMPLED
 
     @property
     def leaks(self) -> list[str]:
         """The measures whose interval is above its bound."""
         found = {
             "KiB": (self.kib, KIB_BOUNDS[self.work]),
+            "the GPU's KiB": (self.gpu_kib, KIB_BOUNDS[self.work]),
             "handles": (self.handles, COUNT_BOUND),
             "threads": (self.threads, COUNT_BOUND),
         }
@@ -109,15 +115,23 @@ class Amount:
     seconds: float | None = None
 
 
-def sample(done: int) -> Sample:
-    """What this process holds now (Linux)."""
+def sample(done: int, *, on_gpu: bool = False) -> Sample:
+    """What this process holds now (Linux); of the GPU, what all processes hold."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return Sample(
         done,
         pages * os.sysconf("SC_PAGE_SIZE") / 1024,
         len(os.listdir("/proc/self/fd")),
         len(os.listdir("/proc/self/task")),
+        gpu_kib() if on_gpu else 0.0,
     )
+
+
+def gpu_kib() -> float:
+    from runtimes.nvidia.cuda_call import call
+
+    free, total = call("cudaMemGetInfo")
+    return float(total - free) / 1024
 
 
 def slope_of(points: Sequence[tuple[float, float]]) -> Slope:
@@ -169,14 +183,15 @@ class Feeds:
         )
 
 
-def paced(count: int, seconds: float | None, samples: list[Sample]) -> Iterator[int]:
+def paced(count: int, seconds: float | None, samples: list[Sample], runtime: Runtime) -> Iterator[int]:
     """Numbers of pieces of work, `count` of them or as many as there is time for; samples what the process holds meanwhile."""
+    on_gpu = runtime.provider.startswith("cuda")
     begun, done = time.monotonic(), 0
     due = 0.0
     while True:
         share = done / count if seconds is None else (time.monotonic() - begun) / seconds
         if share >= due:
-            samples.append(sample(done))
+            samples.append(sample(done, on_gpu=on_gpu))
             due += 1 / SAMPLES
         if share >= 1 and len(samples) > 2 * BLOCKS:
             return
@@ -185,7 +200,7 @@ def paced(count: int, seconds: float | None, samples: list[Sample]) -> Iterator[
 
 
 def row(backend: str, work: str, samples: Sequence[Sample], wrong: int) -> Row:
-    slopes = [slope_of([(one.done, one[place]) for one in samples]) for place in (1, 2, 3)]
+    slopes = [slope_of([(one.done, one[place]) for one in samples]) for place in (1, 2, 3, 4)]
     return Row(backend, work, samples[-1].done, wrong, samples[-1].kib / 1024, *slopes)
 
 
@@ -193,7 +208,7 @@ def runs(backend: str, open_: Callable[[], Runtime], amount: Amount) -> Row:
     samples: list[Sample] = []
     with open_() as runtime:
         feeds = Feeds(runtime)
-        wrong = sum(feeds.wrong(runtime, turn) for turn in paced(amount.runs, amount.seconds, samples))
+        wrong = sum(feeds.wrong(runtime, turn) for turn in paced(amount.runs, amount.seconds, samples, runtime))
     return row(backend, "runs", samples, wrong)
 
 
@@ -214,7 +229,7 @@ def streams(backend: str, open_: Callable[[], Runtime], amount: Amount) -> Row |
         first = answers()
         wrong = sum(
             answers() != first and runtime.provider in TOLERANCE
-            for _ in paced(amount.runs // 10, amount.seconds, samples)
+            for _ in paced(amount.runs // 10, amount.seconds, samples, runtime)
         )
     return row(backend, "streams", samples, wrong)
 
@@ -225,10 +240,10 @@ def opens(backend: str, open_: Callable[[], Runtime], amount: Amount) -> Row:
         feeds = Feeds(runtime)
 
     def once(turn: int) -> int:
-        with open_() as runtime:
-            return feeds.wrong(runtime, turn)
+        with open_() as mine:
+            return feeds.wrong(mine, turn)
 
-    wrong = sum(once(turn) for turn in paced(amount.opens, amount.seconds, samples))
+    wrong = sum(once(turn) for turn in paced(amount.opens, amount.seconds, samples, runtime))
     return row(backend, "opens", samples, wrong)
 
 
@@ -250,7 +265,7 @@ def threads(backend: str, open_: Callable[[], Runtime], amount: Amount) -> Row:
                 return sum(feeds.wrong(mine, turn + place) for place in range(at_once))
 
         wrong, pieces = 0, amount.threads * at_once
-        for turn in paced(max(1, amount.runs // pieces), amount.seconds, samples):
+        for turn in paced(max(1, amount.runs // pieces), amount.seconds, samples, runtime):
             wrong += sum(pool.map(some, range(turn * amount.threads, (turn + 1) * amount.threads)))
     samples = [one._replace(done=one.done * pieces) for one in samples]
     return row(backend, "threads", samples, wrong)
@@ -262,21 +277,24 @@ def soak(backend: str, open_: Callable[[], Runtime], amount: Amount) -> list[Row
     return [one for one in found if one is not None]
 
 
-def _soak_model(model: str, backend: str, amount: Amount) -> list[Row]:
-    return soak(backend, partial(open_runtime, model, backend, tuning=Tuning(1)), amount)
+def _soak_model(model: str, backend: str, provider: str | None, amount: Amount) -> list[Row]:
+    name = backend if provider is None else f"{backend} ({provider})"
+    return soak(name, partial(open_runtime, model, backend, provider=provider, tuning=Tuning(1)), amount)
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as one table; what each piece of work adds stands with its 95 % limits."""
-    lines = [("backend", "work", "done", "MiB", "bytes each", "handles in 1,000", "threads in 1,000", "wrong", "")]
+    measures = {
+        "bytes each": ("kib", 1024),
+        "handles in 1,000": ("handles", 1000),
+        "threads in 1,000": ("threads", 1000),
+        **({"the GPU's bytes each": ("gpu_kib", 1024)} if any(one.gpu_kib != NOT_SAMPLED for one in rows) else {}),
+    }
+    lines: list[tuple[str, ...]] = [("backend", "work", "done", "MiB", *measures, "wrong", "")]
     for one in rows:
-        kib, handles, native = (
-            _slope(slope, factor) for slope, factor in ((one.kib, 1024), (one.handles, 1000), (one.threads, 1000))
-        )
+        slopes = [_slope(getattr(one, name), factor) for name, factor in measures.values()]
         said = f"leaks {', '.join(one.leaks)}" if one.leaks else "wrong answers" if one.wrong else "flat"
-        lines.append(
-            (one.backend, one.work, f"{one.done:,}", f"{one.mib:.0f}", kib, handles, native, str(one.wrong), said)
-        )
+        lines.append((one.backend, one.work, f"{one.done:,}", f"{one.mib:.0f}", *slopes, str(one.wrong), said))
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
@@ -290,6 +308,7 @@ def _slope(slope: Slope, factor: float) -> str:
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 @click.option("--backend", "backends", multiple=True, help="Several may be named; all that are here without it.")
+@click.option("--provider", help="The provider of one backend, such as cuda.")
 @click.option("--runs", "run_count", default=10_000, show_default=True, help="Runs of one runtime, and of all threads.")
 @click.option("--opens", "open_count", default=500, show_default=True, help="How often to open, run and close.")
 @click.option("--threads", "thread_count", default=8, show_default=True)
@@ -298,6 +317,7 @@ def _slope(slope: Slope, factor: float) -> str:
 def main(  # one parameter for each option
     models: Sequence[str],
     backends: Sequence[str],
+    provider: str | None,
     run_count: int,
     open_count: int,
     thread_count: int,
@@ -305,13 +325,15 @@ def main(  # one parameter for each option
     as_json: bool,
 ) -> None:
     """See whether MODELs can be run for long."""
+    if provider is not None and len(backends) != 1:
+        raise click.UsageError("--provider is of one backend; name it with --backend")
     amount = Amount(run_count, open_count, thread_count, None if minutes is None else minutes * 60 / 4)
     rows: list[Row] = []
     for model in models:
         for backend in (TRITON,) if is_url(model) else backends or available_backends():
             with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
                 try:
-                    rows += process.submit(_soak_model, model, backend, amount).result()
+                    rows += process.submit(_soak_model, model, backend, provider, amount).result()
                 except ResnetExportError as error:
                     print(f"{backend}: {error}", file=sys.stderr)
                     if backends:
