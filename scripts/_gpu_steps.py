@@ -10,11 +10,12 @@ import importlib.metadata
 import json
 import os
 import platform
+import queue
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
@@ -65,8 +66,12 @@ RUNS: dict[int, tuple[tuple[str, str | None], ...]] = {
 """What each part proves bundles on; a backend that is not here says so in its place."""
 SMALL_RUNS: dict[int, tuple[tuple[str, str | None], ...]] = {1: (("pytorch", "cpu"),), 2: (("onnxruntime", "cpu"),)}
 CALIBRATION_IMAGES = 64
-THREADS_EACH = 3
+CORES_EACH, CORES_LEFT = 3, 4
 SECONDS_TO_PROVE = 3.0
+SECONDS_TO_HANG = 40
+"""After which a test that is not done shows where its threads are."""
+MOST_OUTPUT = 20_000
+"""Characters of pytest's output that are kept where a test failed."""
 
 
 def facts(job: Job, record: Record) -> None:
@@ -104,13 +109,20 @@ def tests(job: Job, record: Record) -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "gpu.xml"
         # the versions here are not those of CI: a warning of a package is no failure of ours
-        options = ["-m", "gpu", "-q", "-W", "default", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        options = ["-m", "gpu and not slow", "-v", "-W", "default", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        options += ["--durations=15", "-o", f"faulthandler_timeout={SECONDS_TO_HANG}"]
         command = [sys.executable, "-m", "pytest", *options, *GPU_TESTS]
         left = max(job.seconds_left - 1, 1)
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=left)
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=left)
+        except subprocess.TimeoutExpired as error:
+            said = (error.stdout or b"").decode(errors="replace")
+            passed = sum(" PASSED " in line for line in said.splitlines())
+            record.put({"failed": f"not done in {left:.0f} s", "passed": passed, "output": _told(said)}, "tests")
+            sys.exit(f"pytest was not done in {left:.0f} s")
         if done.returncode not in (0, 1) or not report.exists():  # 1: a test failed
-            record.put({"failed": (done.stdout + done.stderr)[-2000:]}, "tests")
-            return
+            record.put({"failed": f"exit code {done.returncode}", "output": _told(done.stdout + done.stderr)}, "tests")
+            sys.exit(f"pytest could not run the tests: exit code {done.returncode}")
         cases = list(ElementTree.parse(report).iter("testcase"))
     problems = {
         f"{case.get('classname')}::{case.get('name')}": f"{outcome.tag}: {_line(outcome.get('message'))}"
@@ -118,7 +130,15 @@ def tests(job: Job, record: Record) -> None:
         for outcome in case
         if outcome.tag in ("failure", "error", "skipped")
     }
-    record.put({"ran": len(cases), "passed": len(cases) - len(problems), "others": problems}, "tests")
+    found: dict[str, Any] = {"ran": len(cases), "passed": len(cases) - len(problems), "others": problems}
+    if done.returncode:
+        found["output"] = _told(done.stdout)
+    record.put(found, "tests")
+
+
+def _told(said: str) -> str:
+    """The end of pytest's output, without the tests that were skipped."""
+    return "\n".join(line for line in said.splitlines() if " SKIPPED " not in line)[-MOST_OUTPUT:]
 
 
 def _line(message: str | None) -> str:
@@ -129,11 +149,15 @@ def bundles(job: Job, record: Record) -> None:
     """Make the bundles that are not there yet, several at a time: with random weights, which are made from their seed."""
     wanted = (SMALL_BUNDLES if job.small else BUNDLES)[job.part]
     missing = [one for one in wanted if not (Path(job.bundles) / "-".join(one) / "manifest.json").exists()]
-    at_once = max(1, (os.cpu_count() or 1) // THREADS_EACH)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS_EACH), "CUDA_VISIBLE_DEVICES": ""}
+    shares = core_shares(sorted(os.sched_getaffinity(0)))
+    free: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+    for share in shares:
+        free.put(share)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
     def make(one: tuple[str, str]) -> None:
-        command = [sys.executable, str(Path(__file__)), "export", job.bundles, *one]
+        share = free.get()
+        command = [sys.executable, str(Path(__file__)), "export", job.bundles, *one, *map(str, share)]
         left = max(job.seconds_left, 1)
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=left)
@@ -142,14 +166,26 @@ def bundles(job: Job, record: Record) -> None:
             )
         except subprocess.TimeoutExpired:
             outcome = "not made: no time was left"
+        finally:
+            free.put(share)
         record.put(outcome, "exports", "-".join(one))
 
-    with ThreadPoolExecutor(at_once) as pool:
+    with ThreadPoolExecutor(len(shares)) as pool:
         list(pool.map(make, missing))
 
 
-def export_one(folder: str, model: str, precision: str) -> None:
-    """Export one bundle into `folder`."""
+def core_shares(cores: Sequence[int]) -> list[list[int]]:
+    """The processor's cores that each export has to itself, but for a few that are left to what is measured meanwhile: where exports that
+    think that they are alone share cores, their threads wait for each other's."""
+    shares = [
+        list(cores[start : start + CORES_EACH]) for start in range(CORES_LEFT, len(cores) - CORES_EACH + 1, CORES_EACH)
+    ]
+    return shares or [list(cores)]
+
+
+def export_one(folder: str, model: str, precision: str, *cores: str) -> None:
+    """Export one bundle into `folder`, on these cores."""
+    os.sched_setaffinity(0, set(map(int, cores)))  # before a library counts them
     from exporter import ExportPlan, export
 
     weights = "default" if model == "resnet20" else "random"

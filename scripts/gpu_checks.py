@@ -2,6 +2,7 @@
 
     python scripts/gpu_checks.py part1 [--bundles FOLDER] [--wheels FOLDER] [--seconds N] [--output FILE] [--after FILE]
     python scripts/gpu_checks.py part2 ...          # the same with onnxruntime-gpu, and TensorRT where it is installed
+    python scripts/gpu_checks.py part1 --only tests --after FILE    # one step again
 
 Part 1 needs PyTorch alone beside the project: the tests marked `gpu` (CUDA streams, graphs, pinned memory, DLPack, a stand-in engine over
 the real CUDA), the parity of FP32 bundles on PyTorch, the machine's roof, and how near PyTorch comes to it. Part 2 proves bundles of every
@@ -51,7 +52,7 @@ class Step:
 
 
 PARTS = {
-    1: (Step("tests", 70), Step("roofline", 30), Step("parity", 60, needs_bundles=True), Step("pytorch", 400)),
+    1: (Step("tests", 150), Step("roofline", 30), Step("parity", 60, needs_bundles=True), Step("pytorch", 400)),
     2: (
         Step("onnxruntime", 180, needs_bundles=True),
         Step("parity", 150, needs_bundles=True),
@@ -73,6 +74,8 @@ class Checks:
         self, part: int, result: dict[str, Any], output: Path | None, settings: dict[str, Any], end: float
     ) -> None:
         self.part, self.result, self._output, self.settings, self.end = part, result, output, settings, end
+        only: tuple[str, ...] = settings.pop("only")
+        self.steps = [step for step in PARTS[part] if not only or step.name in only]
         self.scratch = Path(settings.pop("scratch"))
         self.environment: dict[str, str] = settings.pop("environment")
         self.making: tuple[Step, subprocess.Popen[bytes], float] | None = None
@@ -81,8 +84,9 @@ class Checks:
         """All steps; whatever happens, no process is left and what was found is written."""
         try:
             self._check_device()
-            self.making = self._start(Step("bundles", SECONDS_FOR_BUNDLES))
-            for step in PARTS[self.part]:
+            if any(step.needs_bundles for step in self.steps):
+                self.making = self._start(Step("bundles", SECONDS_FOR_BUNDLES))
+            for step in self.steps:
                 if step.needs_bundles and self.making is not None:
                     making, self.making = self.making, None
                     self._finish(*making)
@@ -172,10 +176,11 @@ class Checks:
 
 
 def _merge(into: dict[str, Any], found: dict[str, Any]) -> None:
-    """Add what was found, name by name; what is there in both is the later's."""
+    """Add what was found, name by name; what is there in both is the later's, and so is all where one of both failed."""
     for name, value in found.items():
-        if isinstance(value, dict) and isinstance(into.get(name), dict):
-            _merge(into[name], value)
+        before = into.get(name)
+        if isinstance(value, dict) and isinstance(before, dict) and "failed" not in before.keys() | value.keys():
+            _merge(before, value)
         else:
             into[name] = value
 
@@ -219,6 +224,7 @@ def run_part(part: int, options: dict[str, Any]) -> int:
             "device": options["device"],
             "small": options["device"] == "cpu",
             "bundles": str(bundles.resolve()),
+            "only": options["only"],
             "scratch": scratch,
             "environment": environment,
         }
@@ -252,6 +258,12 @@ def run_part(part: int, options: dict[str, Any]) -> int:
 )
 @click.option(
     "--after", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The other part's result, to add to."
+)
+@click.option(
+    "--only",
+    multiple=True,
+    type=click.Choice(sorted({step.name for steps in PARTS.values() for step in steps})),
+    help="Run this step alone; several may be named.",
 )
 @click.option(
     "--device",

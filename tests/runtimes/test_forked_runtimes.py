@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from backend_fixtures import Backend, backend_fixture, one_thread_fixture  # noqa: F401  # pytest finds the fixtures by their names
-from engine_bundles import opened
-from engine_fixtures import (  # noqa: F401  # as above
-    api_fixture,
-    cuda_fixture,
-    engine_fixture,
-    folder_fixture,
-    runtime_fixture,
-)
-from tiny_answers import INPUT, OUTPUT, images
 
 from runtimes.errors import BackendUnavailable
 from runtimes.forks import STAY_BEHIND, check_own_import
-from runtimes.nvidia.engine_runtime import EngineRuntime
 
 OWN_FORK = """
 import json, os, signal, sys, threading, time, traceback, warnings
@@ -118,34 +103,6 @@ def test_what_stays_behind_in_a_fork_is_not_opened_there(
     with pytest.raises(BackendUnavailable, match=f"expected a process that imports {package} itself") as caught:
         backend.open()
     assert "\n" not in str(caught.value)
-
-
-def test_an_engine_is_not_run_or_opened_in_a_fork(runtime: EngineRuntime, engine: Path) -> None:
-    def said(call: Callable[[], object]) -> str:
-        try:
-            call()
-        except BackendUnavailable as error:
-            return str(error)
-        return "answered"
-
-    reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # from Python 3.12 on: a process with threads forks
-        child = os.fork()
-    if child == 0:
-        signal.alarm(20)
-        calls = (lambda: runtime.run({INPUT: images(2)}), runtime.sibling, runtime.close, lambda: opened(engine))
-        os.write(writing, json.dumps([said(call) for call in calls]).encode())
-        os._exit(0)
-    os.close(writing)
-    with open(reading, "rb") as answers:
-        run, sibling, close, own = json.loads(answers.read() or b"[]")
-    assert os.waitpid(child, 0)[1] == 0
-    assert "open it after the fork" in run
-    assert "open it after the fork" in sibling
-    assert close == "answered"
-    assert own.startswith("expected a process that imports tensorrt itself")
-    assert runtime.run({INPUT: images(2)})[OUTPUT].shape == (2, 10)  # the one that opened it goes on
 
 
 def test_nothing_is_refused_in_a_process_of_its_own() -> None:

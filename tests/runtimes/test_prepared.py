@@ -7,23 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from backend_fixtures import Backend, backend_fixture, one_thread_fixture  # noqa: F401  # pytest finds the fixtures by their names
-from engine_bundles import leaks, opened
-from engine_fixtures import (  # noqa: F401  # likewise
-    api_fixture,
-    cuda_fixture,
-    engine_fixture,
-    folder_fixture,
-    reference_fixture,
-    runtime_fixture,
-)
-from standin_cuda import StandinCuda
-from standin_tensorrt import NOT_CAPTURABLE, StandinTensorRT
 from tiny_answers import INPUT, OUTPUT, images
 
 from runtimes.backends._cuda_provider import GraphCalls
 from runtimes.backends.onnxruntime import OnnxRuntime
 from runtimes.errors import BadInput
-from runtimes.nvidia.engine_runtime import EngineRuntime
 from runtimes.specs import BatchRange
 
 
@@ -73,37 +61,3 @@ def test_onnxruntime_launches_the_graph_of_a_shape(tiny_model: Path, monkeypatch
         (bound,) = graphs._calls.values()
         np.testing.assert_array_equal(bound.outputs[OUTPUT].numpy(), runtime.run({INPUT: images(3)})[OUTPUT])
         call()
-
-
-def test_an_engine_runs_on_memory_of_the_calls_own(
-    runtime: EngineRuntime, reference: OnnxRuntime, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    call = runtime.prepared({INPUT: images(3)})
-    expected = reference.run({INPUT: images(2, 1)})[OUTPUT]
-    for _ in range(3):
-        np.testing.assert_allclose(runtime.run({INPUT: images(2, 1)})[OUTPUT], expected, rtol=1e-4, atol=1e-5)
-        call()
-    with monkeypatch.context() as patch:
-        patch.delattr("runtimes.nvidia.cuda._copy")  # nothing is copied any more
-        call()
-
-
-def test_an_engine_launches_a_graph_of_the_kernels_alone(runtime: EngineRuntime, api: StandinTensorRT) -> None:
-    call = runtime.prepared({INPUT: images(3)})
-    enqueued = api.calls["execute_async_v3"]
-    call()
-    assert api.calls["execute_async_v3"] == enqueued
-
-
-def test_an_engine_that_cannot_be_captured_is_run_plainly(
-    engine: Path, api: StandinTensorRT, cuda: StandinCuda
-) -> None:
-    api.fail("execute_async_v3", NOT_CAPTURABLE, after=1)
-    with opened(engine) as runtime:
-        call = runtime.prepared({INPUT: images(3)})
-        enqueued = api.calls["execute_async_v3"]
-        call()
-        assert api.calls["execute_async_v3"] == enqueued + 1
-    with pytest.raises(ValueError, match="the runtime is closed"):
-        call()
-    assert leaks(cuda) == []

@@ -16,39 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 from backend_fixtures import Backend, backend_fixture, one_thread_fixture  # noqa: F401  # pytest finds the fixtures by their names
-from engine_bundles import opened
-from engine_fixtures import (  # noqa: F401  # as above
-    api_fixture,
-    cuda_fixture,
-    engine_fixture,
-    folder_fixture,
-    reference_fixture,
-    runtime_fixture,
-)
 from numpy.typing import NDArray
+from runtime_threads import STEPS, siblings, stress
 from tiny_answers import INPUT, OUTPUT, assert_same_rows, images
 
-from runtimes import Preprocess, Runtime, open_runtime
-from runtimes.nvidia.engine_runtime import EngineRuntime
+from runtimes import open_runtime
 from runtimes.stream import OutputStream
-
-THREADS, ROUNDS = 4, 12
-STEPS = Preprocess(28, (28, 28), "bilinear", True, (0.5,), (0.5,))
-
-
-def stress(runtime: Runtime) -> None:
-    """Threads that each feed pictures and batch sizes of their own: each must get its own answers."""
-    fed = [{INPUT: images(1 + place % 3, seed=place)} for place in range(THREADS)]
-    expected = [runtime.run(one)[OUTPUT] for one in fed]
-    begin = threading.Barrier(THREADS)
-
-    def work(place: int) -> None:
-        begin.wait(20)
-        for _ in range(ROUNDS):
-            assert_same_rows(runtime.run(fed[place])[OUTPUT], expected[place])
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(work, range(THREADS)))
 
 
 def test_threads_that_share_a_runtime_get_their_own_answers(backend: Backend) -> None:
@@ -56,39 +29,8 @@ def test_threads_that_share_a_runtime_get_their_own_answers(backend: Backend) ->
         stress(runtime)
 
 
-def test_threads_that_share_an_engine_get_their_own_answers(runtime: EngineRuntime) -> None:
-    stress(runtime)
-
-
-def siblings(runtime: Runtime) -> None:
-    """Threads with siblings, which run side by side and are each closed for itself."""
-    runtime.preprocess = STEPS
-    fed = [{INPUT: images(1 + place % 3, seed=place)} for place in range(THREADS)]
-    expected = [runtime.run(one)[OUTPUT] for one in fed]
-
-    def work(place: int) -> None:
-        with runtime.sibling() as mine:
-            assert (mine.inputs, mine.outputs, mine.batch) == (runtime.inputs, runtime.outputs, runtime.batch)
-            for _ in range(ROUNDS):
-                assert_same_rows(mine.run(fed[place])[OUTPUT], expected[place])
-            assert len(list(mine.stream([np.zeros((28, 28), np.uint8)] * 3, batch=3))) == 1
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(work, range(THREADS)))
-    last = runtime.sibling()
-    runtime.close()
-    with last:  # it outlives the one that it came from
-        assert_same_rows(last.run(fed[0])[OUTPUT], expected[0])
-    with pytest.raises(ValueError, match="the runtime is closed; open it again"):
-        runtime.sibling()
-
-
 def test_siblings_run_in_threads_of_their_own(backend: Backend) -> None:
     siblings(backend.open())
-
-
-def test_an_engines_siblings_run_in_threads_of_their_own(engine: Path) -> None:
-    siblings(opened(engine))
 
 
 class Watched:

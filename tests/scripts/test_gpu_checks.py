@@ -68,7 +68,15 @@ def played_fixture(checks: ModuleType, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(checks.PARTS, 1, (checks.Step("tests", 1.0), *one[1:]))
 
     def play(part: int, **options: Any) -> int:
-        given = {"bundles": None, "wheels": None, "seconds": 30.0, "output": None, "after": None, "device": "cuda"}
+        given = {
+            "bundles": None,
+            "wheels": None,
+            "seconds": 30.0,
+            "output": None,
+            "after": None,
+            "device": "cuda",
+            "only": (),
+        }
         code: int = checks.run_part(part, {**given, **options})
         return code
 
@@ -107,6 +115,41 @@ def test_the_second_part_adds_to_the_first_and_the_table_reads_both(played: Any,
     table = matrix.table_from_measurements(measured, found)
     assert f"GPU columns: a GPU, {found['date']}" in table
     assert table.count("7.1e-01, 100.00%") == 2
+
+
+def test_one_step_is_run_again_and_its_failure_is_forgotten(played: Any, tmp_path: Path) -> None:
+    before = {"roofline": {"failed": "no time"}, "exports": {"resnet18-fp32": "made"}}
+    (tmp_path / "1.json").write_text(json.dumps(before))
+    played(1, output=tmp_path / "2.json", after=tmp_path / "1.json", only=("roofline",))
+    found = json.loads((tmp_path / "2.json").read_text())
+    assert found["steps"].keys() == {"part 1, facts", "part 1, roofline"}
+    assert found["roofline"] == {"fp16_tflops": 1.5}
+    assert found["exports"] == before["exports"], "no bundle is needed, and none is made"
+
+
+def test_each_export_has_cores_of_its_own_and_some_are_left() -> None:
+    shares = script_module("_gpu_steps").core_shares
+    assert shares(range(16)) == [[4, 5, 6], [7, 8, 9], [10, 11, 12], [13, 14, 15]]
+    assert shares([2, 3]) == [[2, 3]]
+
+
+def test_tests_that_are_not_done_say_how_far_they_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, timing = script_module("_gpu_steps"), sys.modules["_gpu_timing"]
+    (tmp_path / "test_slow.py").write_text(
+        "import pytest, time\n"
+        "pytestmark = pytest.mark.gpu\n"
+        "def test_quick(): pass\n"
+        "def test_that_hangs(): time.sleep(600)\n"
+    )
+    monkeypatch.setattr(steps, "ROOT", tmp_path)
+    monkeypatch.setattr(steps, "GPU_TESTS", ("test_slow.py",))
+    record = timing.Record(tmp_path / "record.json")
+    job = timing.Job(**{**TINY, "record": str(record.path), "deadline": time.time() + 8})
+    with pytest.raises(SystemExit, match="pytest was not done in"):
+        steps.tests(job, record)
+    found = record.found["tests"]
+    assert (found["failed"][:11], found["passed"]) == ("not done in", 1)
+    assert found["output"].splitlines()[-1].startswith("test_slow.py::test_that_hangs")
 
 
 def test_figures_of_two_gpus_are_not_mixed(played: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,6 +228,19 @@ def test_the_files_of_tests_for_gpus_are_all_of_them() -> None:
         if ("mark.gpu" in (text := path.read_text()) or "backend_fixtures" in text) and path.name != Path(__file__).name
     }
     assert marked == set(script_module("_gpu_steps").GPU_TESTS)
+
+
+def test_the_tests_for_gpus_are_found_without_packages_that_a_gpu_machine_may_lack() -> None:
+    code = (
+        "import sys\n"
+        "for name in ('tensorrt_rtx', 'tensorrt', 'openvino', 'tritonclient', 'ray'):\n"
+        "    sys.modules[name] = None\n"
+        "import pytest\n"
+        "sys.exit(pytest.main(['--collect-only', '-q', '-m', 'gpu', '-p', 'no:cacheprovider', *sys.argv[1:]]))"
+    )
+    files = script_module("_gpu_steps").GPU_TESTS
+    done = subprocess.run([sys.executable, "-c", code, *files], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_roof_is_that_of_operations_or_of_bytes() -> None:
