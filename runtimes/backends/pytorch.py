@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
+from runtimes.backends._torch_memory import nothing_kept
 from runtimes.backends._torch_settings import SETTINGS
 from runtimes.base import Runtime
 from runtimes.bundle import Bundle
@@ -90,7 +91,7 @@ class PyTorchRuntime(Runtime):
             raise BackendUnavailable(
                 "pytorch sees no CUDA device; use --provider cpu, or install a driver for this build of torch"
             )
-        with SETTINGS.exact(tuning.cores):
+        with SETTINGS.exact(tuning.cores), nothing_kept():
             program, names = program_from_file(path)
             return cls(program, names, device, batch, tuning.cores)
 
@@ -186,7 +187,7 @@ def program_from_file(path: str | Path) -> SavedProgram:
     """
     archive, extra = plain_program(Path(path)), {OUTPUTS_FILE: ""}
     try:
-        with _silent_loader():
+        with _silent_loader(), nothing_kept():
             program = torch.export.load(archive, extra_files=extra)
     except Exception as error:  # whatever its parts raise: zip, json, pickle and runtime errors
         raise BadInput(
