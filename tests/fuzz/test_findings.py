@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 from data_sets import PIXELS
+from fuzz_addresses import URL, server_readers
 from fuzz_bundles import command
 from fuzz_models import small_network
 from fuzz_readers import PREPROCESS, json_readers
@@ -35,13 +36,14 @@ from exporter.models.labels import labels_from_metadata, labels_from_path
 from exporter.pipeline.search_journal import Journal
 from exporter.verification.accuracy.resume_file import _whole_lines
 from exporter.verification.parity_toml import CONFIG, entries_from_toml, plan_from_entry
-from runtimes import Bundle, Manifest
+from runtimes import Bundle, Manifest, open_runtime
 from runtimes.errors import BadInput, BundleError, PlanError, ResnetExportError
 from runtimes.picture_file import open_picture
 from runtimes.specs import LARGEST_BATCH, BatchRange
 
 DEEP = b"[" * 100_000
 LONG = "9" * 5000
+SOURCE = {"input": "x", "layout": "nchw", "outputs": {"logits": "y"}}
 
 
 # --- texts ---
@@ -144,6 +146,8 @@ def test_a_table_holds_no_number_beyond_float32(field: str, value: Any, tmp_path
         (lambda one: one["outputs"][0].update(shape=["batch", -1]), "batchx-1"),
         (lambda one: one["outputs"][0].update(shape=["batch", 10**30]), "manifest.json"),
         (lambda one: one["outputs"][0].update(shape=["", 10]), "'logits'"),
+        (lambda one: one.update(source_file={**SOURCE, "batch": -1}), "got -1:-1:-1"),
+        (lambda one: one.update(source_file={**SOURCE, "batch": 10**12}), "at most 65,536 images"),
     ],
 )
 def test_a_manifest_of_sizes_that_nothing_has_is_refused(
@@ -237,6 +241,47 @@ def test_a_linter_computes_no_constant_that_fills_the_memory(kind: str, tmp_path
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
     assert held(lambda given: command("inspect", given), path) is None
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("size", [0, LARGEST_BATCH + 1])
+def test_a_model_of_a_batch_that_nothing_has_is_refused(size: int, backend: str, tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(small_network())
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = size
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BadInput) as refused:
+        open_runtime(path, backend)
+    said = f"{path}: input 'x': expected a batch of 1 to 65,536 images, or a free one, got {size}"
+    assert str(refused.value).startswith(said)
+
+
+# --- servers ---
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("config", lambda one: setattr(one.config, "max_batch_size", -8), "max_batch_size from 0 on, got -8"),
+        ("metadata", lambda one: one.inputs[0].shape.__setitem__(0, 0), "got 'input' as float32 0x1x28x28"),
+        ("metadata", lambda one: one.inputs[0].shape.__setitem__(0, 70_000), "a batch of 1 to 65,536 images"),
+        ("metadata", lambda one: one.outputs[0].shape.__setitem__(1, -2), "got 'logits' as float32 batchx-2"),
+    ],
+)
+def test_a_servers_model_of_sizes_that_nothing_has_is_refused(
+    part: str, change: Any, said: str, good: Any, tmp_path: Path
+) -> None:
+    from tritonclient.grpc import service_pb2
+
+    reader = next(one for one in server_readers(good[1].bundle.folder) if one.file == part)
+    kinds = {"config": service_pb2.ModelConfigResponse, "metadata": service_pb2.ModelMetadataResponse}
+    message = kinds[part].FromString(reader.seeds[0])
+    change(message)
+    error = held(reader.read, reader.put(tmp_path, message.SerializeToString()), named=reader.named)
+    assert isinstance(error, BadInput)
+    assert str(error).startswith(f"{URL}: ")
+    assert said in str(error)
 
 
 # --- pictures ---
