@@ -37,6 +37,7 @@ from exporter.pipeline.search_journal import Journal
 from exporter.verification.accuracy.resume_file import _whole_lines
 from exporter.verification.parity_toml import CONFIG, entries_from_toml, plan_from_entry
 from runtimes import Bundle, Manifest, open_runtime
+from runtimes.benchmark.statistics import median_interval
 from runtimes.errors import BadInput, BundleError, PlanError, ResnetExportError
 from runtimes.picture_file import open_picture
 from runtimes.specs import LARGEST_BATCH, BatchRange
@@ -127,6 +128,37 @@ def test_a_table_holds_no_number_beyond_float32(field: str, value: Any, tmp_path
     path.write_text(json.dumps({**json.loads(right), field: value}))
     with pytest.raises(BadInput, match="damaged"):
         table_from_file(path)
+
+
+# --- results of benchmarks ---
+
+
+def _of_many_rounds(result: Any) -> None:
+    result["entries"][0]["timings"][0]["images_per_s"] = [100.0] * 100_000
+
+
+def _of_many_bundles(result: Any) -> None:
+    result["bundles"] += [{**result["bundles"][0], "folder": str(place)} for place in range(10_000)]
+    result["entries"] += [{"contender": {"bundle": "x", "backend": "y"}, "verdict": "z"}] * 40_000
+
+
+def _of_one_bundle_many_times(result: Any) -> None:
+    result["bundles"] *= 5000
+    result["entries"][0]["timings"] *= 1000
+
+
+@pytest.mark.parametrize("spoil", [_of_many_rounds, _of_many_bundles, _of_one_bundle_many_times])
+def test_a_result_of_very_many_numbers_is_compared_at_once(spoil: Any, tmp_path: Path) -> None:
+    reader = next(one for one in json_readers() if one.name == "bench result")
+    result, path = json.loads(reader.seeds[0]), tmp_path / "bench.json"
+    spoil(result)
+    path.write_text(json.dumps(result))
+    assert held(reader.read, path) is None
+
+
+def test_an_interval_of_very_many_values_is_that_of_the_sign_test() -> None:
+    found = median_interval(range(1, 24_951))
+    assert (found.median, found.low, found.high) == (12_475.5, 12_320, 12_631)
 
 
 # --- manifests ---
