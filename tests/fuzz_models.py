@@ -56,7 +56,16 @@ def checkpoint_readers() -> list[Reader]:
         Reader("checkpoint zip", "c.pth", zipped, spoilt_archive(lambda _: spoilt_pickle), state_from_file),
         Reader("checkpoint pickle", "c.pt", old, spoilt_pickle, state_from_file),
         Reader("safetensors", "c.safetensors", [save(dict(state))], spoilt_safetensors, state_from_file),
-        Reader("config.json", "", [json.dumps(config).encode()], spoilt_json, config_beside, 40, place=beside),
+        Reader(
+            "config.json",
+            "",
+            [json.dumps(config).encode()],
+            spoilt_json,
+            config_beside,
+            40,
+            place=beside,
+            named="config.json",
+        ),
     ]
 
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from data_sets import PIXELS
 from fuzz_addresses import URL, server_readers
-from fuzz_bundles import command
-from fuzz_models import small_network
+from fuzz_bundles import bundle_readers, command
+from fuzz_models import checkpoint_readers, small_network
 from fuzz_readers import PREPROCESS, json_readers
 from fuzz_watch import held
 from manifest_edits import rewrite_manifest
@@ -81,6 +81,12 @@ def test_a_config_beside_a_checkpoint_is_no_pipe(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b" " * (5 << 20) + b"{}")
     with pytest.raises(BadInput, match="config.json"):
         config_beside(tmp_path / "model.safetensors")
+
+
+def test_a_config_that_is_no_object_is_named(tmp_path: Path) -> None:
+    reader = next(one for one in checkpoint_readers() if one.name == "config.json")
+    error = held(reader.read, reader.put(tmp_path, b'"x"'), named=reader.named)
+    assert f"expected {tmp_path / 'config.json'} to hold an object, got str" in str(error)
 
 
 @pytest.mark.parametrize("text", [f"images = {LONG}", f"a = {'[' * 5000}", f"{'a.' * 5000}b = 1"])
@@ -202,6 +208,13 @@ def test_a_batch_that_no_device_runs_is_refused() -> None:
     assert BatchRange.parse(str(LARGEST_BATCH)).max == LARGEST_BATCH
     with pytest.raises(PlanError, match="at most 65,536 images"):
         BatchRange.parse(str(LARGEST_BATCH + 1))
+
+
+def test_a_batch_that_fills_the_memory_is_not_measured(good: Any, tmp_path: Path) -> None:
+    reader = next(one for one in bundle_readers(good[1].bundle.folder) if one.name == "manifest measured")
+    document = json.loads(reader.seeds[0])
+    document["batch"]["max"] = 8000
+    assert held(reader.read, reader.put(tmp_path, json.dumps(document).encode())) is None
 
 
 # --- ONNX ---
