@@ -184,7 +184,7 @@ def _load_small(tensor: TensorProto, path: Path) -> None:
         raise BadInput(
             f"{path}: expected the weights of '{tensor.name}' in a file beside it, got '{name}'; save it again"
         )
-    if not file.is_file():
+    if not os.path.isfile(file):  # nor is a name that no file can have
         raise BadInput(f"{path}: expected its weights in {file}, got nothing there; put that file beside it")
     try:
         end = int(storage.get("offset") or 0) + int(storage.get("length") or 0)

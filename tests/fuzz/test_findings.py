@@ -29,6 +29,7 @@ from calibration.reading import read_ahead
 from calibration.synsets import synsets_from_file
 from calibration.table import table_from_file
 from exporter.cli import _common
+from exporter.graph.intake.read import read_model_file
 from exporter.graph.onnx_file import model_from_file
 from exporter.models.checkpoints import state_from_file
 from exporter.models.hugging_face import config_beside
@@ -300,6 +301,30 @@ def test_a_model_of_a_batch_that_nothing_has_is_refused(size: int, backend: str,
         open_runtime(path, backend)
     said = f"{path}: input 'x': expected a batch of 1 to 65,536 images, or a free one, got {size}"
     assert str(refused.value).startswith(said)
+
+
+# --- names that no file can have ---
+
+
+def test_weights_in_a_file_of_a_name_that_none_can_have_are_not_there(tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(small_network())
+    for tensor in model.graph.initializer:
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="x" * 300)
+        tensor.ClearField("raw_data")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    for read in (model_from_file, read_model_file):
+        assert "got nothing there" in str(held(read, path))
+
+
+@pytest.mark.parametrize("read", [state_from_file, lambda path: open_source(str(path))])
+def test_a_file_of_a_name_that_none_can_have_cannot_be_read(read: Any, tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 300)
+    error = held(read, path)
+    assert isinstance(error, BadInput)
+    assert str(path) in str(error)
+    assert "File name too long" in str(error)
 
 
 # --- servers ---
