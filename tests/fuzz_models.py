@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from fuzz_bundles import command
+from fuzz_bundles import MOST_ROWS, command
 from fuzz_formats import spoilt_archive, spoilt_message, spoilt_pickle, spoilt_safetensors
 from fuzz_mutate import spoilt_json
 from fuzz_readers import PREPROCESS, Reader
@@ -81,7 +81,8 @@ def onnx_readers(sample: Path) -> list[Reader]:
 
     def take(path: Path) -> None:
         opened = open_file(read_model_file(path))
-        take_file(opened, path, PREPROCESS, opset=20)
+        if (opened.image.batch or 1) <= MOST_ROWS:
+            take_file(opened, path, PREPROCESS, opset=20)
 
     def elsewhere(folder: Path, data: bytes) -> Path:
         path = folder / "stored.onnx"

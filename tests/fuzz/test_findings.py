@@ -16,7 +16,7 @@ import torch
 from data_sets import PIXELS
 from fuzz_addresses import URL, server_readers
 from fuzz_bundles import bundle_readers, command
-from fuzz_models import checkpoint_readers, small_network
+from fuzz_models import checkpoint_readers, onnx_readers, small_network
 from fuzz_readers import PREPROCESS, json_readers
 from fuzz_watch import held
 from manifest_edits import rewrite_manifest
@@ -211,11 +211,13 @@ def test_a_batch_that_no_device_runs_is_refused() -> None:
         BatchRange.parse(str(LARGEST_BATCH + 1))
 
 
-def test_a_batch_that_fills_the_memory_is_not_measured(good: Any, tmp_path: Path) -> None:
-    reader = next(one for one in bundle_readers(good[1].bundle.folder) if one.name == "manifest measured")
-    document = json.loads(reader.seeds[0])
-    document["batch"]["max"] = 8000
-    assert held(reader.read, reader.put(tmp_path, json.dumps(document).encode())) is None
+def test_a_bundle_of_a_batch_that_fills_the_memory_is_not_run(good: Any, tmp_path: Path) -> None:
+    readers = {one.name: one for one in bundle_readers(good[1].bundle.folder)}
+    for name in ("manifest measured", "manifest evaluated"):
+        document = json.loads(readers[name].seeds[0])
+        document["batch"] = {"min": 8000, "opt": 8000, "max": 8000}
+        path = readers[name].put(tmp_path, json.dumps(document).encode())
+        assert held(readers[name].read, path, writes=tmp_path) is None
 
 
 # --- ONNX ---
@@ -261,6 +263,13 @@ def test_a_model_with_a_name_that_is_no_utf8_is_refused(name: bytes, tmp_path: P
     path = tmp_path / "model.onnx"
     path.write_bytes(small_network().replace(name, b"\xff" + name[1:]))
     assert "no UTF-8" in str(held(lambda given: command("inspect", given), path))
+
+
+def test_a_file_of_a_batch_that_fills_the_memory_is_not_run(good: Any, tmp_path: Path) -> None:
+    reader = next(one for one in onnx_readers(good[1].bundle.folder) if one.name == "ONNX taken in")
+    model = onnx.load_model_from_string(small_network())
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = LARGEST_BATCH
+    assert held(reader.read, reader.put(tmp_path, model.SerializeToString())) is None
 
 
 @pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand", "Range", "Tile"])
