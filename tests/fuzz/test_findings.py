@@ -272,6 +272,16 @@ def test_a_file_of_a_batch_that_fills_the_memory_is_not_run(good: Any, tmp_path:
     assert held(reader.read, reader.put(tmp_path, model.SerializeToString())) is None
 
 
+def test_a_model_of_very_many_small_tensors_is_in_memory_twice_at_most(tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(small_network())
+    values = np.zeros(60_000, np.float32)
+    model.graph.initializer.extend(numpy_helper.from_array(values, f"t{place}") for place in range(400))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    del model
+    assert held(model_from_file, path) is None
+
+
 @pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand", "Range", "Tile"])
 def test_a_linter_computes_no_constant_that_fills_the_memory(kind: str, tmp_path: Path) -> None:
     """A scale that is the largest of 300 million numbers, which a node makes of one or two."""
