@@ -404,6 +404,26 @@ def test_a_checkpoint_of_nothing_that_fills_the_memory_is_refused(tmp_path: Path
     assert "times as many" in str(held(state_from_file, path))
 
 
+@pytest.mark.parametrize("new", [False, True])
+def test_a_spoilt_type_of_numpy_in_a_checkpoint_is_not_looked_at(new: bool, tmp_path: Path) -> None:
+    """numpy's own reader of such a state reads memory that is not its own, and the process ends."""
+    packed, path = io.BytesIO(), tmp_path / "c.pth"
+    torch.save(
+        {"model": {"fc.weight": torch.ones(2, 3)}, "best": np.float64(0.5)}, packed, _use_new_zipfile_serialization=new
+    )
+    ends = b"J\xff\xff\xff\xffJ\xff\xff\xff\xff"
+    if new:
+        with zipfile.ZipFile(packed) as right, zipfile.ZipFile(path, "w") as spoilt:
+            for name in right.namelist():
+                spoilt.writestr(name, right.read(name).replace(b"NNN" + ends, b"N" + ends))
+    else:
+        path.write_bytes(packed.getvalue().replace(b"NNN" + ends, b"N" + ends))
+        assert path.stat().st_size == len(packed.getvalue()) - 2
+    found: dict[str, Any] = {}
+    assert held(lambda given: found.update(state_from_file(given)), path) is None
+    assert torch.equal(found["fc.weight"], torch.ones(2, 3))
+
+
 # --- what is said ---
 
 
