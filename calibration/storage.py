@@ -73,12 +73,15 @@ def kind_of(where: str) -> Kind:
     """What lies at a path or URL.
 
     Raises:
-        BadInput: the URL is none that can be read.
+        BadInput: the path or the URL is none that can be read.
         StorageUnavailable: the storage cannot be reached.
     """
     if not is_url(where):
         path = Path(where)
-        return "folder" if path.is_dir() else "file" if path.exists() else "nothing"
+        try:
+            return "folder" if path.is_dir() else "file" if path.exists() else "nothing"
+        except OSError as error:  # a name that no file can have, or a folder that may not be entered
+            raise BadInput(f"cannot read {where}: {error.strerror}; give another path") from error
     store = _store(where)
     try:
         found = _answer(where, lambda: store.files.info(store.root))

@@ -12,7 +12,7 @@ from runtimes._plugins import load_plugin, plugin_names
 from runtimes.base import Runtime
 from runtimes.board.jetpack import this_board
 from runtimes.bundle import Bundle, path_from_given
-from runtimes.errors import BackendUnavailable, BadInput, BundleError, UnknownName
+from runtimes.errors import BackendUnavailable, BadInput, BundleError, PlanError, UnknownName
 from runtimes.nvidia.trust import trusted_engines
 from runtimes.server_url import BACKEND as TRITON
 from runtimes.server_url import is_url
@@ -203,7 +203,12 @@ def _opened(
     kind: type[Runtime], model: Path | Bundle, provider: str | None, trusted: Collection[str], tuning: Tuning
 ) -> Runtime:
     """The model on a backend, which is told how it is used and, where it is known, how pictures are prepared for it."""
-    runtime = kind.open_model(model, provider=provider, trusted=trusted, tuning=tuning)
+    try:
+        runtime = kind.open_model(model, provider=provider, trusted=trusted, tuning=tuning)
+    except PlanError as error:
+        if isinstance(model, Bundle):
+            raise
+        raise BadInput(f"{model}: {error}") from error  # its own batch is none
     runtime.tuning = tuning
     if isinstance(model, Bundle):
         runtime.preprocess = model.manifest.preprocess

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from runtimes.specs import BatchRange
+
 QuantizedFile = Literal["", "kept", "dequantized"]
 KEPT: Literal["kept"] = "kept"
 DEQUANTIZED: Literal["dequantized"] = "dequantized"
@@ -23,6 +25,9 @@ class SourceFile:
         normalises: it normalises its pixels itself, so that no mean and no standard deviation were told.
         quantized: what became of a file that was quantized already: its scales are `kept`, or it was `dequantized`:
             then the reference is the float network behind it. Empty for a float file.
+
+    Raises:
+        PlanError: `batch` is no size of a batch.
     """
 
     input: str
@@ -32,6 +37,10 @@ class SourceFile:
     steps: tuple[str, ...] = ()
     normalises: bool = False
     quantized: QuantizedFile = ""
+
+    def __post_init__(self) -> None:
+        if self.batch is not None:
+            BatchRange(self.batch, self.batch, self.batch)
 
     @property
     def keeps_scales(self) -> bool:

@@ -136,6 +136,17 @@ def with_free_batch(spec: TensorSpec) -> TensorSpec:
 
 
 def declared_batch(inputs: Sequence[TensorSpec]) -> BatchRange | None:
-    """The batch range of a model whose first dimension is a fixed number: that size alone. Otherwise None."""
+    """The batch range of a model whose first dimension is a fixed number: that size alone. Otherwise None.
+
+    Raises:
+        PlanError: it is no size of a batch; names the input, and not the model, which nobody knows here.
+    """
     first = inputs[0].shape[0] if inputs and inputs[0].shape else None
-    return BatchRange(first, first, first) if isinstance(first, int) else None
+    if not isinstance(first, int):
+        return None
+    if not 1 <= first <= LARGEST_BATCH:
+        raise PlanError(
+            f"input '{inputs[0].name}': expected a batch of 1 to {LARGEST_BATCH:,} images, or a free one, got {first}; "
+            "make the model again, for such a batch"
+        )
+    return BatchRange(first, first, first)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from fuzz_bundles import command
+from fuzz_bundles import MOST_ROWS, command
 from fuzz_formats import spoilt_archive, spoilt_message, spoilt_pickle, spoilt_safetensors
 from fuzz_mutate import spoilt_json
 from fuzz_readers import PREPROCESS, Reader
@@ -56,7 +56,16 @@ def checkpoint_readers() -> list[Reader]:
         Reader("checkpoint zip", "c.pth", zipped, spoilt_archive(lambda _: spoilt_pickle), state_from_file),
         Reader("checkpoint pickle", "c.pt", old, spoilt_pickle, state_from_file),
         Reader("safetensors", "c.safetensors", [save(dict(state))], spoilt_safetensors, state_from_file),
-        Reader("config.json", "", [json.dumps(config).encode()], spoilt_json, config_beside, 40, place=beside),
+        Reader(
+            "config.json",
+            "",
+            [json.dumps(config).encode()],
+            spoilt_json,
+            config_beside,
+            40,
+            place=beside,
+            named="config.json",
+        ),
     ]
 
 
@@ -72,7 +81,8 @@ def onnx_readers(sample: Path) -> list[Reader]:
 
     def take(path: Path) -> None:
         opened = open_file(read_model_file(path))
-        take_file(opened, path, PREPROCESS, opset=20)
+        if (opened.image.batch or 1) <= MOST_ROWS:
+            take_file(opened, path, PREPROCESS, opset=20)
 
     def elsewhere(folder: Path, data: bytes) -> Path:
         path = folder / "stored.onnx"

@@ -184,7 +184,7 @@ def _load_small(tensor: TensorProto, path: Path) -> None:
         raise BadInput(
             f"{path}: expected the weights of '{tensor.name}' in a file beside it, got '{name}'; save it again"
         )
-    if not file.is_file():
+    if not os.path.isfile(file):  # nor is a name that no file can have
         raise BadInput(f"{path}: expected its weights in {file}, got nothing there; put that file beside it")
     try:
         end = int(storage.get("offset") or 0) + int(storage.get("length") or 0)
@@ -206,21 +206,20 @@ def _load_small(tensor: TensorProto, path: Path) -> None:
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy for onnx's checker, with its large initializers, and tensors that were left in other files, made empty.
+    """A copy for onnx's checker, with its initializers, and tensors that were left in other files, made empty.
 
     The checker would copy the former twice, and look for the files in the working folder. It asks for a graph's name,
     and for its outputs' types and shapes, which follow from the graph and which some tools leave out: here they stand.
     """
-    copy, graph = onnx.ModelProto(), onnx.GraphProto()
+    copy = onnx.ModelProto()
     for field, value in model.ListFields():
         if field.name != "graph":
             _set_field(copy, field.name, value)
     for field, value in model.graph.ListFields():
         if field.name != "initializer":
-            _set_field(graph, field.name, value)
-    graph.initializer.extend(map(_emptied, model.graph.initializer))
-    copy.graph.CopyFrom(graph)
-    copy.graph.name = graph.name or "graph"
+            _set_field(copy.graph, field.name, value)
+    copy.graph.initializer.extend(map(_emptied, model.graph.initializer))
+    copy.graph.name = model.graph.name or "graph"
     for value in copy.graph.output:
         if value.type.WhichOneof("value") in (None, "tensor_type"):
             value.type.tensor_type.elem_type = value.type.tensor_type.elem_type or TensorProto.FLOAT
@@ -242,9 +241,8 @@ def _set_field(message: Any, name: str, value: Any) -> None:
 
 
 def _emptied(tensor: TensorProto) -> TensorProto:
-    """The tensor; one without values in its place where it is large, or stored in another file."""
-    is_elsewhere = tensor.data_location == TensorProto.EXTERNAL
-    if not is_elsewhere and not (tensor.HasField("raw_data") and math.prod(tensor.dims) > LOADED_ELEMENTS):
+    """The tensor; one without values in its place where they are raw bytes, or stored in another file."""
+    if tensor.data_location != TensorProto.EXTERNAL and not tensor.HasField("raw_data"):
         return tensor
     return TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0], raw_data=b"")
 

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -50,6 +49,8 @@ HARMLESS_MODULES = (
     "uuid",
 )
 """Modules of Python's library that hold the classes of plain values. A file that asks for others wants to run code."""
+NUMPY_NUMBERS = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+"""What numpy's numbers are made by. None of it is called: a type's spoilt state ends the process."""
 HARMLESS_BUILTINS = ("list", "dict", "tuple", "frozenset", "slice", "range", "int", "float", "str", "bool", "object")
 
 
@@ -188,11 +189,10 @@ def _plain_tensor(value: Tensor, key: str, path: Path) -> Tensor:
 
 
 def _values_from_pickle(path: Path) -> Any:
-    """Load tensors and the plain values that scripts keep beside them: command-line options and numpy's numbers."""
-    scalar: Any = np.float64(0).__reduce__()[0]
+    """Load tensors, and skip the values that scripts keep beside them, such as command-line options and numpy's
+    numbers."""
     check_growth(unpacked_bytes(path), path.stat().st_size)
-    kinds = (type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8"))
-    harmless: list[Any] = [argparse.Namespace, scalar, np.dtype, *kinds]
+    harmless: list[Any] = [argparse.Namespace, *((type(name, (_Ignored,), {}), name) for name in NUMPY_NUMBERS)]
     with warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
         warnings.simplefilter("ignore")  # about pickle protocols, of checkpoints that are read or refused all the same
         # A file, since of a path torch looks at the ending.

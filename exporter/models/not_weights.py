@@ -34,13 +34,14 @@ def refuse_other_formats(path: Path) -> None:
     """Refuse a file that cannot be a checkpoint, with what it is and what to do.
 
     Raises:
-        BadInput: the path is no file, or the file has another format than those of PyTorch and safetensors.
+        BadInput: the path is no file, the file cannot be read, or has another format than those of PyTorch and
+            safetensors.
     """
-    if path.is_dir():
-        raise BadInput(f"--weights: {path} is a folder, expected a file; {_which_file(path)}")
-    if not path.is_file():
-        raise BadInput(f"--weights: there is no file {path}; give default, random or the path of a checkpoint")
     try:
+        if path.is_dir():
+            raise BadInput(f"--weights: {path} is a folder, expected a file; {_which_file(path)}")
+        if not path.is_file():
+            raise BadInput(f"--weights: there is no file {path}; give default, random or the path of a checkpoint")
         with path.open("rb") as file:
             head = file.read(HEAD_BYTES)
         what = _format_of(path, head)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from runtimes.errors import BadInput, ResnetExportError
+from runtimes.errors import BadInput, PlanError, ResnetExportError
 from runtimes.manifest import Manifest
-from runtimes.specs import LARGEST_BATCH, BatchRange, TensorSpec
+from runtimes.specs import LARGEST_BATCH, BatchRange, TensorSpec, declared_batch
 
 NUMPY_FROM_TRITON = {
     "BOOL": "bool",
@@ -54,7 +54,8 @@ class ServedModel:
         return f"{self.server}, {versions} on {self.backend}{batches}"
 
     def check_numbers(self, where: str) -> None:
-        """Refuse a model that takes or gives something else than numbers; `where` is its URL.
+        """Refuse a model that takes or gives something else than numbers, or of sizes that nothing has; `where` is its
+        URL.
 
         Raises:
             BadInput: names the input or output.
@@ -62,6 +63,19 @@ class ServedModel:
         for spec in (*self.inputs, *self.outputs):
             if spec.dtype not in NUMPY_FROM_TRITON.values():
                 raise BadInput(f"{where}: expected numbers that numpy has, got '{spec.name}' of {spec.dtype}; {BEHIND}")
+            if any(isinstance(size, int) and size < 1 for size in spec.shape):
+                raise BadInput(
+                    f"{where}: expected sizes above 0, or {FREE} for a free one, got '{spec.name}' as {_text(spec)}; "
+                    "put the model's configuration right"
+                )
+        if self.max_batch < 0:
+            raise BadInput(
+                f"{where}: expected a max_batch_size from 0 on, got {self.max_batch}; put its configuration right"
+            )
+        try:
+            declared_batch(self.inputs)
+        except PlanError as error:
+            raise BadInput(f"{where}: {error}") from error
 
     @property
     def batch(self) -> BatchRange | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 from runtimes.benchmark.results import BundleFacts, Entry, Line, Result
@@ -53,9 +54,10 @@ def compare_results(first: Result, second: Result) -> Compared:
     """
     rows: list[Row] = []
     alone: list[str] = []
+    measured, compared = _measured(first), _measured(second)
     for one, other in _pairs(first, second, alone):
         _check_same_model(one, other)
-        mine, theirs = _by_name(first, one), _by_name(second, other)
+        mine, theirs = measured[one.folder], compared[other.folder]
         for name in sorted(mine.keys() | theirs.keys()):
             if name in mine and name in theirs:
                 rows += _rows(name if len(first.bundles) == 1 else f"{one.name} {name}", mine[name], theirs[name])
@@ -68,7 +70,8 @@ def _pairs(first: Result, second: Result, alone: list[str]) -> list[tuple[Bundle
     if len(first.bundles) == len(second.bundles) == 1:
         return [(first.bundles[0], second.bundles[0])]
     others = {one.name: one for one in second.bundles}
-    pairs = [(one, others[one.name]) for one in first.bundles if one.name in others]
+    each = {one.folder: one for one in first.bundles}.values()
+    pairs = [(one, others[one.name]) for one in each if one.name in others]
     for which, mine, theirs in (("first", first, second), ("second", second, first)):
         known = {one.name for one in theirs.bundles}
         alone += [f"{one.name}: only the {which} result has it" for one in mine.bundles if one.name not in known]
@@ -98,8 +101,13 @@ def _shapes(bundle: BundleFacts) -> str:
     return ", ".join("x".join(map(str, spec.shape)) for spec in bundle.inputs)
 
 
-def _by_name(result: Result, bundle: BundleFacts) -> dict[str, Entry]:
-    return {one.contender.name: one for one in result.entries_of(bundle) if one.timings}
+def _measured(result: Result) -> dict[str, dict[str, Entry]]:
+    """What was measured, by its bundle's folder and its contender's name."""
+    found: dict[str, dict[str, Entry]] = defaultdict(dict)
+    for one in result.entries:
+        if one.timings:
+            found[one.contender.bundle][one.contender.name] = one
+    return found
 
 
 def _rows(name: str, first: Entry, second: Entry) -> list[Row]:

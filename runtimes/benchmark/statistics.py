@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 CONFIDENCE = 0.95
 MOST_ROUNDS = 1000
@@ -117,12 +118,17 @@ def drift(series: Sequence[Sequence[float]]) -> float:
     return math.exp(statistics.fmean(logs)) if logs else 1.0
 
 
+@cache
 def _rank(count: int, confidence: float) -> int:
     """Which of `count` ordered values is the lower limit of their median, counted from 1; 0 if even the first is not:
-    the largest rank r with P(fewer than r of `count` coins show heads) at most half of the risk."""
-    below, rank = 0.0, 0
+    the largest rank r with P(fewer than r of `count` coins show heads) at most half of the risk.
+
+    The sum begins ten standard deviations below the middle: what lies before that is less than a float's last digit.
+    """
+    below, rank = 0.0, max(0, count // 2 - 5 * math.isqrt(count))
     while rank < count // 2:
-        below += math.comb(count, rank) / 2**count
+        ways = math.lgamma(count + 1) - math.lgamma(rank + 1) - math.lgamma(count - rank + 1)
+        below += math.exp(ways - count * math.log(2))
         if 2 * below > 1 - confidence:
             break
         rank += 1

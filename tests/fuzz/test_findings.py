@@ -14,8 +14,9 @@ import onnx
 import pytest
 import torch
 from data_sets import PIXELS
-from fuzz_bundles import command
-from fuzz_models import small_network
+from fuzz_addresses import URL, server_readers
+from fuzz_bundles import bundle_readers, command
+from fuzz_models import checkpoint_readers, onnx_readers, small_network
 from fuzz_readers import PREPROCESS, json_readers
 from fuzz_watch import held
 from manifest_edits import rewrite_manifest
@@ -28,6 +29,7 @@ from calibration.reading import read_ahead
 from calibration.synsets import synsets_from_file
 from calibration.table import table_from_file
 from exporter.cli import _common
+from exporter.graph.intake.read import read_model_file
 from exporter.graph.onnx_file import model_from_file
 from exporter.models.checkpoints import state_from_file
 from exporter.models.hugging_face import config_beside
@@ -35,13 +37,15 @@ from exporter.models.labels import labels_from_metadata, labels_from_path
 from exporter.pipeline.search_journal import Journal
 from exporter.verification.accuracy.resume_file import _whole_lines
 from exporter.verification.parity_toml import CONFIG, entries_from_toml, plan_from_entry
-from runtimes import Bundle, Manifest
+from runtimes import Bundle, Manifest, open_runtime
+from runtimes.benchmark.statistics import median_interval
 from runtimes.errors import BadInput, BundleError, PlanError, ResnetExportError
 from runtimes.picture_file import open_picture
 from runtimes.specs import LARGEST_BATCH, BatchRange
 
 DEEP = b"[" * 100_000
 LONG = "9" * 5000
+SOURCE = {"input": "x", "layout": "nchw", "outputs": {"logits": "y"}}
 
 
 # --- texts ---
@@ -78,6 +82,12 @@ def test_a_config_beside_a_checkpoint_is_no_pipe(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b" " * (5 << 20) + b"{}")
     with pytest.raises(BadInput, match="config.json"):
         config_beside(tmp_path / "model.safetensors")
+
+
+def test_a_config_that_is_no_object_is_named(tmp_path: Path) -> None:
+    reader = next(one for one in checkpoint_readers() if one.name == "config.json")
+    error = held(reader.read, reader.put(tmp_path, b'"x"'), named=reader.named)
+    assert f"expected {tmp_path / 'config.json'} to hold an object, got str" in str(error)
 
 
 @pytest.mark.parametrize("text", [f"images = {LONG}", f"a = {'[' * 5000}", f"{'a.' * 5000}b = 1"])
@@ -127,6 +137,37 @@ def test_a_table_holds_no_number_beyond_float32(field: str, value: Any, tmp_path
         table_from_file(path)
 
 
+# --- results of benchmarks ---
+
+
+def _of_many_rounds(result: Any) -> None:
+    result["entries"][0]["timings"][0]["images_per_s"] = [100.0] * 100_000
+
+
+def _of_many_bundles(result: Any) -> None:
+    result["bundles"] += [{**result["bundles"][0], "folder": str(place)} for place in range(10_000)]
+    result["entries"] += [{"contender": {"bundle": "x", "backend": "y"}, "verdict": "z"}] * 40_000
+
+
+def _of_one_bundle_many_times(result: Any) -> None:
+    result["bundles"] *= 5000
+    result["entries"][0]["timings"] *= 1000
+
+
+@pytest.mark.parametrize("spoil", [_of_many_rounds, _of_many_bundles, _of_one_bundle_many_times])
+def test_a_result_of_very_many_numbers_is_compared_at_once(spoil: Any, tmp_path: Path) -> None:
+    reader = next(one for one in json_readers() if one.name == "bench result")
+    result, path = json.loads(reader.seeds[0]), tmp_path / "bench.json"
+    spoil(result)
+    path.write_text(json.dumps(result))
+    assert held(reader.read, path) is None
+
+
+def test_an_interval_of_very_many_values_is_that_of_the_sign_test() -> None:
+    found = median_interval(range(1, 24_951))
+    assert (found.median, found.low, found.high) == (12_475.5, 12_320, 12_631)
+
+
 # --- manifests ---
 
 
@@ -144,6 +185,8 @@ def test_a_table_holds_no_number_beyond_float32(field: str, value: Any, tmp_path
         (lambda one: one["outputs"][0].update(shape=["batch", -1]), "batchx-1"),
         (lambda one: one["outputs"][0].update(shape=["batch", 10**30]), "manifest.json"),
         (lambda one: one["outputs"][0].update(shape=["", 10]), "'logits'"),
+        (lambda one: one.update(source_file={**SOURCE, "batch": -1}), "got -1:-1:-1"),
+        (lambda one: one.update(source_file={**SOURCE, "batch": 10**12}), "at most 65,536 images"),
     ],
 )
 def test_a_manifest_of_sizes_that_nothing_has_is_refused(
@@ -166,6 +209,15 @@ def test_a_batch_that_no_device_runs_is_refused() -> None:
     assert BatchRange.parse(str(LARGEST_BATCH)).max == LARGEST_BATCH
     with pytest.raises(PlanError, match="at most 65,536 images"):
         BatchRange.parse(str(LARGEST_BATCH + 1))
+
+
+def test_a_bundle_of_a_batch_that_fills_the_memory_is_not_run(good: Any, tmp_path: Path) -> None:
+    readers = {one.name: one for one in bundle_readers(good[1].bundle.folder)}
+    for name in ("manifest measured", "manifest evaluated"):
+        document = json.loads(readers[name].seeds[0])
+        document["batch"] = {"min": 8000, "opt": 8000, "max": 8000}
+        path = readers[name].put(tmp_path, json.dumps(document).encode())
+        assert held(readers[name].read, path, writes=tmp_path) is None
 
 
 # --- ONNX ---
@@ -213,6 +265,23 @@ def test_a_model_with_a_name_that_is_no_utf8_is_refused(name: bytes, tmp_path: P
     assert "no UTF-8" in str(held(lambda given: command("inspect", given), path))
 
 
+def test_a_file_of_a_batch_that_fills_the_memory_is_not_run(good: Any, tmp_path: Path) -> None:
+    reader = next(one for one in onnx_readers(good[1].bundle.folder) if one.name == "ONNX taken in")
+    model = onnx.load_model_from_string(small_network())
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = LARGEST_BATCH
+    assert held(reader.read, reader.put(tmp_path, model.SerializeToString())) is None
+
+
+def test_a_model_of_very_many_small_tensors_is_in_memory_twice_at_most(tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(small_network())
+    values = np.zeros(60_000, np.float32)
+    model.graph.initializer.extend(numpy_helper.from_array(values, f"t{place}") for place in range(400))
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    del model
+    assert held(model_from_file, path) is None
+
+
 @pytest.mark.parametrize("kind", ["ConstantOfShape", "Expand", "Range", "Tile"])
 def test_a_linter_computes_no_constant_that_fills_the_memory(kind: str, tmp_path: Path) -> None:
     """A scale that is the largest of 300 million numbers, which a node makes of one or two."""
@@ -237,6 +306,71 @@ def test_a_linter_computes_no_constant_that_fills_the_memory(kind: str, tmp_path
     path = tmp_path / "model.onnx"
     path.write_bytes(model.SerializeToString())
     assert held(lambda given: command("inspect", given), path) is None
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("size", [0, LARGEST_BATCH + 1])
+def test_a_model_of_a_batch_that_nothing_has_is_refused(size: int, backend: str, tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(small_network())
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[0].dim_value = size
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BadInput) as refused:
+        open_runtime(path, backend)
+    said = f"{path}: input 'x': expected a batch of 1 to 65,536 images, or a free one, got {size}"
+    assert str(refused.value).startswith(said)
+
+
+# --- names that no file can have ---
+
+
+def test_weights_in_a_file_of_a_name_that_none_can_have_are_not_there(tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(small_network())
+    for tensor in model.graph.initializer:
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="x" * 300)
+        tensor.ClearField("raw_data")
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    for read in (model_from_file, read_model_file):
+        assert "got nothing there" in str(held(read, path))
+
+
+@pytest.mark.parametrize("read", [state_from_file, lambda path: open_source(str(path))])
+def test_a_file_of_a_name_that_none_can_have_cannot_be_read(read: Any, tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 300)
+    error = held(read, path)
+    assert isinstance(error, BadInput)
+    assert str(path) in str(error)
+    assert "File name too long" in str(error)
+
+
+# --- servers ---
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("config", lambda one: setattr(one.config, "max_batch_size", -8), "max_batch_size from 0 on, got -8"),
+        ("metadata", lambda one: one.inputs[0].shape.__setitem__(0, 0), "got 'input' as float32 0x1x28x28"),
+        ("metadata", lambda one: one.inputs[0].shape.__setitem__(0, 70_000), "a batch of 1 to 65,536 images"),
+        ("metadata", lambda one: one.outputs[0].shape.__setitem__(1, -2), "got 'logits' as float32 batchx-2"),
+    ],
+)
+def test_a_servers_model_of_sizes_that_nothing_has_is_refused(
+    part: str, change: Any, said: str, good: Any, tmp_path: Path
+) -> None:
+    from tritonclient.grpc import service_pb2
+
+    reader = next(one for one in server_readers(good[1].bundle.folder) if one.file == part)
+    kinds = {"config": service_pb2.ModelConfigResponse, "metadata": service_pb2.ModelMetadataResponse}
+    message = kinds[part].FromString(reader.seeds[0])
+    change(message)
+    error = held(reader.read, reader.put(tmp_path, message.SerializeToString()), named=reader.named)
+    assert isinstance(error, BadInput)
+    assert str(error).startswith(f"{URL}: ")
+    assert said in str(error)
 
 
 # --- pictures ---
@@ -268,6 +402,26 @@ def test_a_checkpoint_of_nothing_that_fills_the_memory_is_refused(tmp_path: Path
             packed.writestr(name, right.read(name))
     del buffer
     assert "times as many" in str(held(state_from_file, path))
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_a_spoilt_type_of_numpy_in_a_checkpoint_is_not_looked_at(new: bool, tmp_path: Path) -> None:
+    """numpy's own reader of such a state reads memory that is not its own, and the process ends."""
+    packed, path = io.BytesIO(), tmp_path / "c.pth"
+    torch.save(
+        {"model": {"fc.weight": torch.ones(2, 3)}, "best": np.float64(0.5)}, packed, _use_new_zipfile_serialization=new
+    )
+    ends = b"J\xff\xff\xff\xffJ\xff\xff\xff\xff"
+    if new:
+        with zipfile.ZipFile(packed) as right, zipfile.ZipFile(path, "w") as spoilt:
+            for name in right.namelist():
+                spoilt.writestr(name, right.read(name).replace(b"NNN" + ends, b"N" + ends))
+    else:
+        path.write_bytes(packed.getvalue().replace(b"NNN" + ends, b"N" + ends))
+        assert path.stat().st_size == len(packed.getvalue()) - 2
+    found: dict[str, Any] = {}
+    assert held(lambda given: found.update(state_from_file(given)), path) is None
+    assert torch.equal(found["fc.weight"], torch.ones(2, 3))
 
 
 # --- what is said ---
