@@ -1,6 +1,6 @@
 """What Ray's workers cost and gain beside the plain loop, on this machine, and the parts that bound a cluster.
 
-    python scripts/bench_scale.py [--pictures FOLDER] [--few 256] [--many 1024] [--rounds 3]
+    python scripts/bench_scale.py [--pictures FOLDER] [--few 256] [--many 2048] [--rounds 3]
 
 First `resnet-deploy eval` of a ResNet-18 in FP32 on ONNX Runtime, as a process of its own, on two numbers of pictures: from both come the
 time to start and the rate once it runs. The ways take turns in each round, so that a machine that slows down slows all; of the rounds the
@@ -260,7 +260,7 @@ class OpenCanned:
 @click.command(help=__doc__.split("\n", 1)[0])
 @click.option("--pictures", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="FOLDER")
 @click.option("--few", default=256, show_default=True)
-@click.option("--many", default=1024, show_default=True)
+@click.option("--many", default=2048, show_default=True)
 @click.option("--rounds", default=3, show_default=True)
 def main(pictures: Path | None, few: int, many: int, rounds: int) -> None:
     chip = processor()
