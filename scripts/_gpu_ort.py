@@ -13,20 +13,16 @@ import onnxruntime as ort
 import torch
 from _gpu_timing import Job, Record, attempt, figure, interleaved_ms
 
-EXACT = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+from runtimes.backends._cuda_provider import EXACT, GRAPH, GRAPH_ID, NHWC
+
 OPTIONS: dict[str, dict[str, str]] = {
     "NCHW": EXACT,
-    "NHWC": {**EXACT, "prefer_nhwc": "1"},
+    "NHWC": NHWC,
     "NCHW, CUDA graph": {**EXACT, "enable_cuda_graph": "1"},
-    "NHWC, CUDA graph": {**EXACT, "prefer_nhwc": "1", "enable_cuda_graph": "1"},
-    "NHWC, CUDA graph, exhaustive": {
-        **EXACT,
-        "prefer_nhwc": "1",
-        "enable_cuda_graph": "1",
-        "cudnn_conv_algo_search": "EXHAUSTIVE",
-    },
+    "NHWC, CUDA graph": GRAPH,
+    "NHWC, CUDA graph, exhaustive": {**GRAPH, "cudnn_conv_algo_search": "EXHAUSTIVE"},
 }
-"""Settings of the CUDA provider (onnxruntime.ai, "CUDA Execution Provider")."""
+"""Settings of the CUDA provider: `cuda`, `cuda-nhwc` and `cuda-graph` of the runtime among them."""
 ENOUGH = 0.9
 """Of PyTorch's best speed: what FP16 is wanted to reach."""
 PEERS = (pytorch.GRAPHED, pytorch.COMPILED)
@@ -108,7 +104,7 @@ def session_call(path: Path, rows: int, options: dict[str, str], device: str) ->
         raise RuntimeError(f"it runs on {session.get_providers()[0]}: the CUDA provider's libraries did not load")
     binding, run_options = session.io_binding(), ort.RunOptions()
     if options.get("enable_cuda_graph") == "1":
-        run_options.add_run_config_entry("gpu_graph_id", str(rows))
+        run_options.add_run_config_entry(GRAPH_ID, str(rows))
     generator = np.random.default_rng(0)
     kept = []
     for value in session.get_inputs():

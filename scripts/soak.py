@@ -10,10 +10,10 @@ each other:
 - opens: open, run, close;
 - threads: each with a sibling of one runtime, or a runtime of its own where there are none; all that they open they close.
 
-What the process holds is sampled as the work goes on, the GPU's memory too where a provider other than the CPU is named. The first fifth is warm-up. The rest is cut into blocks, and a straight line is
-fitted to the blocks' medians, which are independent enough of each other for its 95 % interval to mean something (samples are not).
-Exit 1 where an answer differs from the first, or where all of a slope's interval is above its bound: so much more with each piece of
-work is a leak.
+What the process holds is sampled as the work goes on, and what is taken of the GPU's memory where the provider is one of CUDA. The first
+fifth is warm-up. The rest is cut into blocks, and a straight line is fitted to the blocks' medians, which are independent enough of each
+other for its 95 % interval to mean something (samples are not). Exit 1 where an answer differs from the first, or where all of a slope's
+interval is above its bound: so much more with each piece of work is a leak.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ from runtimes.reference_scan import plain_program
 from runtimes.specs import BatchRange, TensorSpec
 from runtimes.tuning import DEFAULT_TUNING, Tuning
 
-for said in ("The given buffer is not writable", r"`isinstance\(treespec, LeafSpec\)` is deprecated"):
-    warnings.filterwarnings("ignore", message=said)  # PyTorch up to 2.11 of itself, for each program that it loads
+# What PyTorch up to 2.11 says of itself, for each program that it loads.
+warnings.filterwarnings("ignore", r"The given buffer is not writable|`isinstance\(treespec, LeafSpec\)` is deprecated")
 INPUT, OUTPUT = "input", "logits"
 OUTPUTS_FILE = "outputs"
 """The entry of the file with the names of a feature model's outputs, one a line (see
